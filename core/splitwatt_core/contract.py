@@ -1,0 +1,316 @@
+"""`NodePower`: the contract between the operator and one node's agent, as frozen data and as JSON.
+
+The operator alone writes `spec`, the agent alone writes `status`. Watts are whole numbers here, as in the API; milliwatts
+exist only at the NVML border. Parsing is strict about types and lenient about unknown fields, so that an older agent
+reads a newer object. Standard library only: the agent imports this module.
+
+Grant numbers order all grants of one GPU for all time (PROTOCOL R6): `grant = term * GRANTS_PER_TERM + round`, so a
+number is never used twice, not even for a new object of the same name, and a later term's grants outrank all earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from splitwatt_core.names import API_GROUP, API_VERSION
+
+GRANTS_PER_TERM: Final = 10**9
+"""Rounds one operator start may decide; at one a second that is 31 years."""
+MAX_TERM: Final = 2**53 // GRANTS_PER_TERM - 1
+"""Terms stay below this so that every grant number is exact in a JSON double."""
+MAX_GPUS_PER_NODE: Final = 16
+NO_GRANT: Final = 0
+
+
+class ContractError(ValueError):
+    """A NodePower that does not say what the contract asks; the message names the field."""
+
+
+class Mode(StrEnum):
+    OBSERVE = "Observe"
+    STRICT = "Strict"
+    OVERSUBSCRIBED = "Oversubscribed"
+
+
+class Phase(StrEnum):
+    """What a GPU's workload does, which decides what a cap costs it."""
+
+    UNASSIGNED = "Unassigned"
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+
+
+class Health(StrEnum):
+    OK = "OK"
+    NO_PERMISSION = "NoPermission"
+    LOST = "Lost"
+    NOT_SUPPORTED = "NotSupported"
+    CAP_NOT_ENFORCED = "CapNotEnforced"
+    HUNG = "Hung"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One GPU's line in `spec.gpus`.
+
+    `charge_w` is max(charge so far, cap): what a successor must count while the grant is unacknowledged (R4).
+    """
+
+    uuid: str
+    grant: int
+    cap_w: int
+    safe_cap_w: int
+    charge_w: int
+    max_clock_mhz: int | None = None
+    phase: Phase = Phase.UNASSIGNED
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The operator's word. `budgets` lists the leaf budgets that the node is charged to, the present one first (R9)."""
+
+    term: int
+    for_uid: str
+    mode: Mode = Mode.STRICT
+    lease_name: str = ""
+    node_limit_w: int | None = None
+    budgets: tuple[str, ...] = ()
+    gpus: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    namespace: str
+    pod: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """One GPU's line in `status.gpus`: what the agent read back.
+
+    `management_w` is None when it could not be read (a lost GPU); the ledger then keeps what it last knew.
+    """
+
+    uuid: str
+    acked_grant: int = NO_GRANT
+    management_w: int | None = None
+    enforced_w: int | None = None
+    min_w: int = 0
+    max_w: int = 0
+    default_w: int = 0
+    model: str = ""
+    health: Health = Health.OK
+    workload: Workload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    type: str
+    status: bool
+    reason: str
+    message: str
+    last_transition: str = ""  # RFC 3339; set by the shell
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The agent's word. Void unless `observed_uid` is the uid of the object it stands in."""
+
+    observed_uid: str = ""
+    observed_term: int = 0
+    boot_id: str = ""
+    gpus: tuple[GpuStatus, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodePower:
+    """One observed version of the object."""
+
+    name: str
+    uid: str
+    resource_version: int
+    spec: Spec | None = None
+    status: Status = field(default_factory=Status)
+
+
+# ---------------------------------------------------------------------------------------------------------- wire form
+
+
+def _get(raw: Mapping[str, Any], key: str, kind: type, where: str, default: Any) -> Any:
+    value = raw.get(key, default)
+    if value is default:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ContractError(f"{where}.{key} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _rows(raw: Mapping[str, Any], key: str, where: str) -> Sequence[Mapping[str, Any]]:
+    rows: Sequence[Mapping[str, Any]] = _get(raw, key, list, where, [])
+    if len(rows) > MAX_GPUS_PER_NODE:
+        raise ContractError(f"{where}.{key} has {len(rows)} entries; a node has at most {MAX_GPUS_PER_NODE} GPUs")
+    return rows
+
+
+def _grant_from(raw: Mapping[str, Any], where: str) -> Grant:
+    cap_w = _get(raw, "capWatts", int, where, 0)
+    if cap_w <= 0:
+        raise ContractError(f"{where}.capWatts must be above 0, not {cap_w}")
+    return Grant(
+        uuid=_get(raw, "uuid", str, where, ""),
+        grant=_get(raw, "grant", int, where, NO_GRANT),
+        cap_w=cap_w,
+        safe_cap_w=_get(raw, "safeCapWatts", int, where, cap_w),
+        charge_w=_get(raw, "chargeWatts", int, where, cap_w),
+        max_clock_mhz=_get(raw, "maxClockMegahertz", int, where, None),
+        phase=Phase(_get(raw, "phase", str, where, Phase.UNASSIGNED)),
+    )
+
+
+def spec_from_wire(raw: Mapping[str, Any]) -> Spec:
+    """Parse `spec`. Raises ContractError naming the field that is wrong."""
+    return Spec(
+        term=_get(raw, "term", int, "spec", 0),
+        for_uid=_get(raw, "forUID", str, "spec", ""),
+        mode=Mode(_get(raw, "mode", str, "spec", Mode.STRICT)),
+        lease_name=_get(raw, "leaseName", str, "spec", ""),
+        node_limit_w=_get(raw, "nodeLimitWatts", int, "spec", None),
+        budgets=tuple(_get(raw, "budgets", list, "spec", [])),
+        gpus=tuple(_grant_from(row, f"spec.gpus[{i}]") for i, row in enumerate(_rows(raw, "gpus", "spec"))),
+    )
+
+
+def spec_to_wire(spec: Spec) -> dict[str, Any]:
+    """The `spec` to apply. Lists are whole: an absent GPU is withdrawn, which by R15 holds its cap."""
+    wire: dict[str, Any] = {
+        "term": spec.term,
+        "forUID": spec.for_uid,
+        "mode": spec.mode.value,
+        "budgets": list(spec.budgets),
+        "gpus": [
+            {
+                "uuid": g.uuid,
+                "grant": g.grant,
+                "capWatts": g.cap_w,
+                "safeCapWatts": g.safe_cap_w,
+                "chargeWatts": g.charge_w,
+                "phase": g.phase.value,
+                **({} if g.max_clock_mhz is None else {"maxClockMegahertz": g.max_clock_mhz}),
+            }
+            for g in spec.gpus
+        ],
+    }
+    if spec.lease_name:
+        wire["leaseName"] = spec.lease_name
+    if spec.node_limit_w is not None:
+        wire["nodeLimitWatts"] = spec.node_limit_w
+    return wire
+
+
+def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
+    workload = _get(raw, "workload", dict, where, None)
+    return GpuStatus(
+        uuid=_get(raw, "uuid", str, where, ""),
+        acked_grant=_get(raw, "ackedGrant", int, where, NO_GRANT),
+        management_w=_get(raw, "managementCapWatts", int, where, None),
+        enforced_w=_get(raw, "enforcedCapWatts", int, where, None),
+        min_w=_get(raw, "minCapWatts", int, where, 0),
+        max_w=_get(raw, "maxCapWatts", int, where, 0),
+        default_w=_get(raw, "defaultCapWatts", int, where, 0),
+        model=_get(raw, "model", str, where, ""),
+        health=Health(_get(raw, "health", str, where, Health.UNKNOWN)),
+        workload=None if workload is None else Workload(workload.get("namespace", ""), workload.get("pod", "")),
+    )
+
+
+def status_from_wire(raw: Mapping[str, Any]) -> Status:
+    """Parse `status`. Raises ContractError naming the field that is wrong."""
+    return Status(
+        observed_uid=_get(raw, "observedUID", str, "status", ""),
+        observed_term=_get(raw, "observedTerm", int, "status", 0),
+        boot_id=_get(raw, "bootID", str, "status", ""),
+        gpus=tuple(_gpu_status_from(row, f"status.gpus[{i}]") for i, row in enumerate(_rows(raw, "gpus", "status"))),
+        conditions=tuple(
+            Condition(
+                type=row.get("type", ""),
+                status=row.get("status") == "True",
+                reason=row.get("reason", ""),
+                message=row.get("message", ""),
+                last_transition=row.get("lastTransitionTime", ""),
+            )
+            for row in _get(raw, "conditions", list, "status", [])
+        ),
+    )
+
+
+def status_to_wire(status: Status) -> dict[str, Any]:
+    def gpu(g: GpuStatus) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "uuid": g.uuid,
+            "ackedGrant": g.acked_grant,
+            "minCapWatts": g.min_w,
+            "maxCapWatts": g.max_w,
+            "defaultCapWatts": g.default_w,
+            "model": g.model,
+            "health": g.health.value,
+        }
+        if g.management_w is not None:
+            row["managementCapWatts"] = g.management_w
+        if g.enforced_w is not None:
+            row["enforcedCapWatts"] = g.enforced_w
+        if g.workload is not None:
+            row["workload"] = {"namespace": g.workload.namespace, "pod": g.workload.pod}
+        return row
+
+    return {
+        "observedUID": status.observed_uid,
+        "observedTerm": status.observed_term,
+        "bootID": status.boot_id,
+        "gpus": [gpu(g) for g in status.gpus],
+        "conditions": [
+            {
+                "type": c.type,
+                "status": "True" if c.status else "False",
+                "reason": c.reason,
+                "message": c.message,
+                "lastTransitionTime": c.last_transition,
+            }
+            for c in status.conditions
+        ],
+    }
+
+
+def node_power_from_wire(raw: Mapping[str, Any]) -> NodePower:
+    """Parse a whole object as the API server returns it. Raises ContractError.
+
+    `resourceVersion` is compared as a number; Kubernetes guarantees that order for one resource since 1.35.
+    """
+    meta = raw.get("metadata", {})
+    spec = raw.get("spec")
+    try:
+        return NodePower(
+            name=meta["name"],
+            uid=meta["uid"],
+            resource_version=int(meta["resourceVersion"]),
+            spec=spec_from_wire(spec) if spec else None,
+            status=status_from_wire(raw.get("status") or {}),
+        )
+    except KeyError as error:
+        raise ContractError(f"metadata.{error.args[0]} is missing") from error
+    except ValueError as error:
+        raise ContractError(str(error)) from error
+
+
+def node_power_to_apply(name: str, uid: str, resource_version: int, spec: Spec) -> dict[str, Any]:
+    """The server-side apply body of one spec write, tied to the version it was decided on (R1)."""
+    return {
+        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "kind": "NodePower",
+        "metadata": {"name": name, "uid": uid, "resourceVersion": str(resource_version)},
+        "spec": spec_to_wire(spec),
+    }

@@ -1,0 +1,59 @@
+"""Every name that crosses a process border, once: API group, labels, field managers, metric names and their labels.
+
+Metrics carry base units in their names; `_total` marks counters only. vLLM's own metric names are kept as they are, so
+that dashboards made for vLLM work on emulated engines.
+"""
+
+from typing import Final
+
+API_GROUP: Final = "splitwatt.io"
+API_VERSION: Final = "v1alpha1"
+
+FIELD_MANAGER_OPERATOR: Final = "splitwatt-operator"
+FIELD_MANAGER_AGENT: Final = "splitwatt-agent"
+
+# Labels on nodes.
+LABEL_RACK: Final = "splitwatt.io/rack"
+LABEL_POOL: Final = "splitwatt.io/pool"
+
+# Labels on objects that the operator renders.
+LABEL_CLUSTER: Final = "splitwatt.io/cluster"
+LABEL_ROLE: Final = "splitwatt.io/role"
+LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "splitwatt"
+
+# A pod waits behind this gate until its power floor is reserved; the annotation then names the leaf budget it was reserved in.
+GATE_POWER: Final = "splitwatt.io/power"
+ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
+
+GPU_RESOURCE: Final = "nvidia.com/gpu"
+
+# Labels of metrics.
+L_BUDGET: Final = "budget"
+L_NODE: Final = "node"
+L_GPU: Final = "gpu"
+L_ROLE: Final = "role"
+L_CLUSTER: Final = "cluster"
+
+# The agent's metrics, per GPU.
+M_GPU_POWER_WATTS: Final = "splitwatt_gpu_power_watts"
+M_GPU_ENFORCED_CAP_WATTS: Final = "splitwatt_gpu_enforced_cap_watts"
+M_GPU_MANAGEMENT_CAP_WATTS: Final = "splitwatt_gpu_management_cap_watts"
+M_GPU_GRANTED_CAP_WATTS: Final = "splitwatt_gpu_granted_cap_watts"
+M_GPU_ENERGY_JOULES: Final = "splitwatt_gpu_energy_joules_total"
+M_GPU_SM_CLOCK_HERTZ: Final = "splitwatt_gpu_sm_clock_hertz"
+M_GPU_HEALTHY: Final = "splitwatt_gpu_healthy"
+M_GPU_CAP_MISMATCH: Final = "splitwatt_gpu_cap_mismatch_total"
+M_AGENT_NVML_ERRORS: Final = "splitwatt_agent_nvml_errors_total"
+
+# The operator's metrics, per budget.
+M_BUDGET_LIMIT_WATTS: Final = "splitwatt_budget_limit_watts"
+M_BUDGET_LIMIT_IN_FORCE_WATTS: Final = "splitwatt_budget_limit_in_force_watts"
+M_BUDGET_CHARGE_WATTS: Final = "splitwatt_budget_charge_watts"
+M_BUDGET_MEASURED_WATTS: Final = "splitwatt_budget_measured_watts"
+M_BUDGET_POSTURE: Final = "splitwatt_budget_posture"
+M_BUDGET_TELEMETRY_FRESH: Final = "splitwatt_budget_telemetry_fresh"
+
+# The meter that the lab's simulated racks expose, named as a site's own PDU exporter might.
+M_RACK_POWER_WATTS: Final = "rack_power_watts"
