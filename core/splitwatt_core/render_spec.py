@@ -1,7 +1,7 @@
 """The core's view of an `InferenceCluster`: what rendering and power admission need to know, as frozen data.
 
 Built from the API models in one place (`splitwatt_api.convert`), with every default already filled in. Invariant: a
-`ClusterSpec` is complete and checked, so rendering cannot fail on it and needs no look at anything else.
+`ClusterSpec` is complete, so rendering needs no look at anything else; what it cannot render raises `SpecError`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,6 @@ class ClusterSpec:
     priority: int = PRIORITY_HIGH
     slo: SloSpec = field(default_factory=SloSpec)
     kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
-    labels: Mapping[str, str] = field(default_factory=dict)
 
     def role(self, role: Role) -> RoleSpec:
         return self.prefill if role is Role.PREFILL else self.decode
