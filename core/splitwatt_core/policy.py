@@ -132,7 +132,7 @@ def sum_below(parent: NDArray[np.int32], leaf_sums: NDArray[np.float64]) -> NDAr
 def drawn_w(snapshot: PowerSnapshot, cap_w: NDArray[np.int32]) -> NDArray[np.float64]:
     """Meter watts that caps allow below each budget, float64[B]."""
     gpus, budgets = snapshot.gpus, snapshot.budgets
-    own = np.bincount(gpus.leaf, weights=gpus.loss_factor * cap_w, minlength=len(budgets.names))
+    own = np.bincount(gpus.leaf, weights=gpus.loss_factor * cap_w, minlength=len(budgets.names)).astype(np.float64)
     return sum_below(budgets.parent, own)
 
 
