@@ -26,6 +26,8 @@ MANAGED_BY: Final = "splitwatt"
 # A pod waits behind this gate until its power floor is reserved; the annotation then names the leaf budget it was reserved in.
 GATE_POWER: Final = "splitwatt.io/power"
 ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
+# On rendered objects: the hash of what was rendered, so that a person sees which objects one release renders alike.
+ANNOTATION_RENDERED: Final = "splitwatt.io/rendered-hash"
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 
