@@ -1,0 +1,331 @@
+"""One connection to an API server: single requests, each sent at most once.
+
+Theory: the caller keeps a ledger, so a request must end as done, `Rejected` or `OutcomeUnknown` (see `errors`). No
+write is ever repeated in here: a silent second attempt turns "refused" into "perhaps done by the first". Reads leave
+`resourceVersion` unset, which asks for the most recent state (a quorum read), never a cached one. Objects are raw
+dicts.
+
+Inside is the official client's dynamic request path without its discovery, and with TCP keepalive, so that a peer that
+vanished is noticed in about half a minute even on an idle watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.client.rest import RESTClientObject
+from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.dynamic import DynamicClient
+
+from splitwatt_client.errors import ApiError, ConfigurationError, OutcomeUnknown, Rejected, failure_of
+from splitwatt_client.resources import ResourceType, resource_of
+
+Object = dict[str, Any]
+"""One API object as decoded JSON."""
+
+DEFAULT_REQUEST_TIMEOUT_S: Final = 10.0
+KEEPALIVE_IDLE_S: Final = 15
+KEEPALIVE_INTERVAL_S: Final = 5
+KEEPALIVE_PROBES: Final = 3
+APPLY: Final = "application/apply-patch+yaml"
+MERGE_PATCH: Final = "application/merge-patch+json"
+JSON_PATCH: Final = "application/json-patch+json"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectList:
+    """A consistent list and the version it was taken at, from which a watch may go on."""
+
+    items: tuple[Object, ...]
+    resource_version: str
+
+
+def _open_socket(address: tuple[Any, ...]) -> socket.socket:
+    family, kind, proto, _, _ = address
+    sock = socket.socket(family=family, type=kind, proto=proto)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # Linux; elsewhere the read timeout of a watch is the only net
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        dead_after_ms = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_after_ms)
+    return sock
+
+
+class _KeepaliveRest(RESTClientObject):  # type: ignore[misc]  # the official client is untyped
+    """The official transport with keepalive sockets and without aiohttp's silent repetition of PUT and DELETE."""
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, socket_factory=_open_socket)
+
+    def _create_pool_manager(self) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = super()._create_pool_manager()
+        session._retry_connection = False
+        return session
+
+
+class Connection:
+    """Async context manager. `kubeconfig` None means in-cluster. One instance serves any number of concurrent tasks."""
+
+    def __init__(
+        self,
+        kubeconfig: Path | None = None,
+        *,
+        request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
+        user_agent: str = "splitwatt",
+    ) -> None:
+        self._kubeconfig = kubeconfig
+        self._request_timeout_s = request_timeout_s
+        self._user_agent = user_agent
+        self._client: Any = None
+        self._dynamic: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Raises ConfigurationError when there is no kubeconfig to read, or no cluster around this process."""
+        configuration = Configuration()
+        configuration.retries = None
+        try:
+            if self._kubeconfig is None:
+                # Either loader is imported only where it is used: each brings its own dependencies into memory.
+                from kubernetes.aio.config.incluster_config import load_incluster_config  # noqa: PLC0415
+
+                load_incluster_config(client_configuration=configuration)
+            else:
+                from kubernetes.aio.config.kube_config import load_kube_config  # noqa: PLC0415
+
+                await load_kube_config(
+                    config_file=str(self._kubeconfig), client_configuration=configuration, persist_config=False
+                )
+        except (ConfigException, OSError, ValueError) as error:
+            where = "the in-cluster service account" if self._kubeconfig is None else f"kubeconfig {self._kubeconfig}"
+            raise ConfigurationError(
+                f"cannot use {where} ({error}); pass --kubeconfig FILE or run in a pod with a service account"
+            ) from error
+        self._client = ApiClient(configuration)
+        self._client.user_agent = self._user_agent
+        self._client.rest_client = _KeepaliveRest(configuration)
+        self._dynamic = DynamicClient(self._client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    async def get(self, resource: ResourceType, name: str, *, namespace: str | None = None) -> Object | None:
+        """The most recent state; None only when the server says that this very object does not exist.
+
+        A 404 that speaks of anything else (the kind is not served here) is `Rejected`: no data is not an empty answer.
+        """
+        try:
+            return await self.request_json("GET", resource.path(namespace=namespace, name=name))
+        except Rejected as refusal:
+            if refusal.not_found and refusal.reason == "NotFound" and refusal.subject == name:
+                return None
+            raise
+
+    async def list(
+        self,
+        resource: ResourceType,
+        *,
+        namespace: str | None = None,
+        name: str | None = None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+    ) -> ObjectList:
+        """The most recent state of all matching objects. `name` selects at most one, as a watch of it would."""
+        answer = await self.request_json(
+            "GET",
+            resource.path(namespace=namespace),
+            query=selectors(name=name, label_selector=label_selector, field_selector=field_selector),
+        )
+        items: Sequence[Object] = answer.get("items") or []
+        for item in items:  # the server leaves these two out of list items
+            item.setdefault("apiVersion", resource.api_version)
+            item.setdefault("kind", resource.kind)
+        return ObjectList(items=tuple(items), resource_version=str(answer["metadata"]["resourceVersion"]))
+
+    # ------------------------------------------------------------------------------------------------------- writing
+    # Each may raise Rejected or OutcomeUnknown. A cancelled write is as unknown as one that timed out.
+
+    async def create(
+        self,
+        manifest: Mapping[str, Any],
+        *,
+        field_manager: str | None = None,
+        resource: ResourceType | None = None,
+    ) -> Object:
+        """POST. An object of that name is a Rejected with `conflict`."""
+        kind = resource or resource_of(manifest)
+        return await self.request_json(
+            "POST",
+            kind.path(namespace=_namespace_of(kind, manifest)),
+            query=[] if field_manager is None else [("fieldManager", field_manager)],
+            body=manifest,
+        )
+
+    async def apply(
+        self,
+        manifest: Mapping[str, Any],
+        *,
+        field_manager: str,
+        force: bool = True,
+        subresource: str | None = None,
+        resource: ResourceType | None = None,
+    ) -> Object:
+        """Server-side apply. `metadata.uid` and `metadata.resourceVersion` in the manifest bind the write to that
+        object and version: a mismatch is a Rejected with `conflict`; with a uid the object is never created anew."""
+        kind = resource or resource_of(manifest)
+        return await self.request_json(
+            "PATCH",
+            kind.path(
+                namespace=_namespace_of(kind, manifest), name=manifest["metadata"]["name"], subresource=subresource
+            ),
+            query=[("fieldManager", field_manager), ("force", "true" if force else "false")],
+            body=manifest,
+            content_type=APPLY,
+        )
+
+    async def patch(
+        self,
+        resource: ResourceType,
+        name: str,
+        patch: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        namespace: str | None = None,
+        field_manager: str,
+        subresource: str | None = None,
+    ) -> Object:
+        """A JSON merge patch (a mapping) or a JSON patch (a sequence): for what server-side apply cannot say, such as
+        taking an entry out of a list that somebody else owns. `metadata.resourceVersion` in a merge patch binds it."""
+        return await self.request_json(
+            "PATCH",
+            resource.path(namespace=namespace, name=name, subresource=subresource),
+            query=[("fieldManager", field_manager)],
+            body=patch,
+            content_type=MERGE_PATCH if isinstance(patch, Mapping) else JSON_PATCH,
+        )
+
+    async def delete(
+        self,
+        resource: ResourceType,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str = "Background",
+    ) -> bool:
+        """True when deletion began, False when there was no such object. With `uid` or `resource_version` a mismatch is
+        a Rejected with `conflict`."""
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        try:
+            await self.request_json(
+                "DELETE",
+                resource.path(namespace=namespace, name=name),
+                body={
+                    "apiVersion": "v1",
+                    "kind": "DeleteOptions",
+                    "propagationPolicy": propagation,
+                    "preconditions": {key: value for key, value in preconditions.items() if value is not None},
+                },
+            )
+        except Rejected as refusal:
+            if refusal.not_found and refusal.reason == "NotFound" and refusal.subject == name:
+                return False
+            raise
+        return True
+
+    # --------------------------------------------------------------------------------------------------------- below
+
+    async def request_json(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """One request, also for paths that have no method here (token requests, evictions).
+
+        Raises Rejected, OutcomeUnknown."""
+        limits = aiohttp.ClientTimeout(total=self._request_timeout_s)
+        response = await self.open(method, path, query=query, body=body, content_type=content_type, limits=limits)
+        try:
+            data = await response.read()
+            answer: Object = json.loads(data)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            response.close()
+            raise OutcomeUnknown(f"{method} {path}: the answer broke off ({_why(error)})") from error
+        return answer
+
+    async def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        body: Any = None,
+        content_type: str = "application/json",
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """The 2xx response, unread: the caller reads and closes it. Raises Rejected, OutcomeUnknown."""
+        try:
+            response: aiohttp.ClientResponse = await self._dynamic.request(
+                method,
+                path,
+                body=body,
+                query_params=list(query),
+                content_type=content_type,
+                serialize=False,
+                _request_timeout=limits,
+            )
+        except ApiException as error:
+            raise _failure_from(error) from None  # the official exception repeats headers and its own traceback
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise OutcomeUnknown(f"{method} {path}: no answer ({_why(error)})") from error
+        return response
+
+
+def _failure_from(error: Any) -> ApiError:
+    body = error.body if error.body is not None else getattr(error, "data", None)
+    return failure_of(status=int(error.status or 0), http_reason=error.reason, body=body)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, asyncio.TimeoutError):
+        return "timed out"
+    return str(error) or type(error).__name__
+
+
+def _namespace_of(resource: ResourceType, manifest: Mapping[str, Any]) -> str | None:
+    if not resource.namespaced:
+        return None
+    namespace = manifest.get("metadata", {}).get("namespace")
+    if not namespace:
+        raise ValueError(f"{resource.kind} {manifest.get('metadata', {}).get('name')} needs metadata.namespace")
+    return str(namespace)
+
+
+def selectors(
+    *, name: str | None, label_selector: str | None, field_selector: str | None
+) -> Sequence[tuple[str, str]]:
+    if name is not None:
+        by_name = f"metadata.name={name}"
+        field_selector = by_name if field_selector is None else f"{by_name},{field_selector}"
+    query = (("labelSelector", label_selector), ("fieldSelector", field_selector))
+    return [(key, value) for key, value in query if value is not None]
