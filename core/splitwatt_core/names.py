@@ -59,3 +59,12 @@ M_BUDGET_TELEMETRY_FRESH: Final = "splitwatt_budget_telemetry_fresh"
 
 # The meter that the lab's simulated racks expose, named as a site's own PDU exporter might.
 M_RACK_POWER_WATTS: Final = "rack_power_watts"
+
+# The operator's own doings.
+M_API_WRITES: Final = "splitwatt_api_writes_total"
+M_DECISION_SECONDS: Final = "splitwatt_decision_seconds"
+M_QUERY_FAILURES: Final = "splitwatt_query_failures_total"
+M_EVENTS_DROPPED: Final = "splitwatt_events_dropped_total"
+M_OPERATOR_ACTIVE: Final = "splitwatt_operator_active"
+M_OPERATOR_TERM: Final = "splitwatt_operator_term"
+L_KIND: Final = "kind"

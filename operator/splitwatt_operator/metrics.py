@@ -1,0 +1,66 @@
+"""The operator's /metrics. Gauges of a budget that is gone are removed, so that no dashboard shows a ghost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from splitwatt_core import names
+from splitwatt_core.keeper import BudgetReport
+
+_BUDGET = (names.L_BUDGET,)
+
+
+class Metrics:
+    """One registry of its own, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self._limit = gauge(names.M_BUDGET_LIMIT_WATTS, "Limit in the spec, at the meter", _BUDGET)
+        self._in_force = gauge(names.M_BUDGET_LIMIT_IN_FORCE_WATTS, "Limit that is judged by now", _BUDGET)
+        self._charge = gauge(names.M_BUDGET_CHARGE_WATTS, "What the ledger counts, at the meter", _BUDGET)
+        self._measured = gauge(names.M_BUDGET_MEASURED_WATTS, "What the budget's meter shows", _BUDGET)
+        self._posture = gauge(names.M_BUDGET_POSTURE, "0 Adopting, 1 Normal, 2 Trim, 3 Shed, 4 Brake", _BUDGET)
+        self._fresh = gauge(names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _BUDGET)
+        self.api_writes = Counter(
+            names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry
+        )
+        self.query_failures = Counter(names.M_QUERY_FAILURES, "Prometheus queries without an answer", registry=registry)
+        self.events_dropped = Counter(names.M_EVENTS_DROPPED, "Events not sent, for their number", registry=registry)
+        self.decision_s = Histogram(
+            names.M_DECISION_SECONDS,
+            "Time of one decision over all budgets",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+            registry=registry,
+        )
+        self.active = gauge(names.M_OPERATOR_ACTIVE, "1 in the replica that holds the Lease")
+        self.term = gauge(names.M_OPERATOR_TERM, "Fencing term of this replica's reign, 0 before the first")
+        self._shown: set[str] = set()
+
+    def count_write(self, kind: str) -> None:
+        """`kind` is the Kubernetes kind, with its subresource after a slash."""
+        self.api_writes.labels(kind).inc()
+
+    def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
+        for gone in self._shown - reports.keys():
+            for gauge in (self._limit, self._in_force, self._charge, self._posture, self._fresh, self._measured):
+                gauge.remove(gone)
+        self._shown = set(reports)
+        for name, report in reports.items():
+            self._limit.labels(name).set(report.limit.spec_w)
+            self._in_force.labels(name).set(report.limit.in_force_w)
+            self._charge.labels(name).set(report.charge_w)
+            self._posture.labels(name).set(int(report.posture))
+            fresh = next((c.status for c in report.conditions if c.type == "TelemetryFresh"), False)
+            self._fresh.labels(name).set(fresh)
+            # Without a reading the gauge says NaN, never zero watts (I5).
+            self._measured.labels(name).set(float("nan") if report.measured_w is None else report.measured_w)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,159 @@
+"""Performs a keeper's plan against the API server, and tells the keeper what became of every part of it.
+
+Every send asks the Lease first, by the monotonic clock (R2), and carries the uid and resourceVersion of the object it
+was decided on (R1). Outcomes are three, never two: written, refused, unknown (R6). Sends run concurrently under one
+bound, and the keeper allows one write in flight per object; creations and fresh reads are kept single here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from splitwatt_client.connection import Connection
+from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.resources import NODE_POWERS, NODES
+from splitwatt_core.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
+from splitwatt_core.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
+from splitwatt_core.keeper import Rejected as NotWritten
+from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
+
+from splitwatt_operator.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+MAX_CONCURRENT_SENDS: Final = 32
+CREATE_RETRY_S: Final = 5.0
+"""Pause after a NodePower could not be created or read."""
+
+
+class Performer:
+    """`held` says whether the Lease is surely still ours; `done` is called after each outcome, to decide again at once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        keeper: Keeper,
+        *,
+        metrics: Metrics,
+        held: Callable[[float], bool],
+        done: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._keeper = keeper
+        self._metrics = metrics
+        self._held = held
+        self._done = done
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SENDS)
+        self._creating: set[str] = set()
+        self._create_after_s: dict[str, float] = {}
+        self._verifying: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: BaseException | None = None
+
+    def start(self, plan: Plan) -> None:
+        """Begin everything in `plan`; returns at once. Raises what an earlier part died of, if one did."""
+        if self._failed is not None:
+            raise self._failed
+        for write in plan.writes:
+            self._spawn(self._write(write))
+        for name in plan.create:
+            if name not in self._creating and self._create_after_s.get(name, 0.0) <= time.monotonic():
+                self._creating.add(name)
+                self._spawn(self._create(name))
+        for name in plan.verify:
+            if name not in self._verifying:
+                self._verifying.add(name)
+                self._spawn(self._verify(name))
+
+    async def stop(self) -> None:
+        """Give up what is under way: as unknown as a time-out, and charged all the same by whoever comes next (R4)."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed = error
+        self._done()
+
+    async def _write(self, write: SpecWrite) -> None:
+        outcome: Outcome
+        async with self._slots:
+            if not self._held(time.monotonic()):
+                outcome = NotWritten("not sent: the Lease is not surely held")
+            else:
+                outcome = await self._send(write)
+        self._keeper.on_outcome(write, outcome, time.time())
+
+    async def _send(self, write: SpecWrite) -> Outcome:
+        manifest = node_power_to_apply(write.name, write.uid, write.resource_version, write.spec)
+        self._metrics.count_write("NodePower")
+        try:
+            answer = await self._connection.apply(manifest, field_manager=FIELD_MANAGER_OPERATOR)
+        except Rejected as refusal:
+            log.info("grant refused: %s", refusal, extra={"node": write.name, "term": write.spec.term})
+            return NotWritten(str(refusal))
+        except ApiError as error:
+            log.warning("grant of unknown outcome: %s", error, extra={"node": write.name, "term": write.spec.term})
+            return Unknown(str(error))
+        try:
+            return Written(node_power_from_wire(answer))
+        except ContractError as error:
+            log.error("the API server answered with an unreadable NodePower: %s", error, extra={"node": write.name})
+            return Unknown(str(error))
+
+    async def _create(self, name: str) -> None:
+        """Without spec (R3): the grants come later, tied to this object's uid."""
+        node_power: NodePower | None = None
+        try:
+            async with self._slots:
+                if self._held(time.monotonic()):
+                    node_power = await self._create_or_read(name)
+        except (ApiError, ContractError) as error:
+            log.warning("NodePower not created: %s", error, extra={"node": name})
+        finally:
+            self._creating.discard(name)
+        self._create_after_s.pop(name, None)
+        if node_power is None:
+            self._create_after_s[name] = time.monotonic() + CREATE_RETRY_S
+        self._keeper.on_created(name, node_power, time.time())
+
+    async def _create_or_read(self, name: str) -> NodePower | None:
+        manifest = {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": "NodePower", "metadata": {"name": name}}
+        self._metrics.count_write("NodePower")
+        try:
+            return node_power_from_wire(await self._connection.create(manifest, field_manager=FIELD_MANAGER_OPERATOR))
+        except Rejected as refusal:
+            if not refusal.conflict:
+                raise
+        found = await self._connection.get(NODE_POWERS, name)
+        return None if found is None else node_power_from_wire(found)
+
+    async def _verify(self, name: str) -> None:
+        """Fresh reads of both objects (R8): only two definite absences release the charge."""
+        try:
+            async with self._slots:
+                node_power = await self._connection.get(NODE_POWERS, name)
+                node = await self._connection.get(NODES, name)
+        except ApiError as error:
+            log.warning("cannot verify that a node is gone: %s", error, extra={"node": name})
+            return
+        finally:
+            self._verifying.discard(name)
+        if node is None and node_power is None:
+            self._keeper.on_absence_verified(name, time.time())
+        elif node_power is not None:
+            try:
+                self._keeper.on_node_power(node_power_from_wire(node_power), time.time())
+            except ContractError as error:
+                log.warning("unreadable NodePower: %s", error, extra={"node": name})

@@ -1,0 +1,111 @@
+"""Does the store hold what the API server holds? Plain lists answer, where a watch can only promise.
+
+Run to the end once before anything is decided (R3 counts *every* node present), after every relist of a watch (which
+does not tell what vanished meanwhile), and from time to time against streams that died silently.
+
+Invariant: an object leaves the store only when a consistent list taken at a later version lacks it; a failed list, or
+one that crosses newer events, changes nothing (I5: an empty answer is not a failed one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from splitwatt_client.connection import Connection
+from splitwatt_client.errors import ApiError, Rejected
+
+from splitwatt_operator.store import Key, Kind, Store, key_of, version_of
+from splitwatt_operator.watch import WATCHED, Watched, kept_lease
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 300.0
+PAUSE_S: Final = 5.0
+"""At most one resync in this time, however often streams relist."""
+RETRY_S: Final = 1.0
+LAG_ALLOWED_S: Final = 10.0
+"""How long a watch may take to deliver what a list already shows, before the list's word is taken."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What one pass put right: nothing, on a healthy day."""
+
+    added: int = 0
+    removed: int = 0
+
+
+class Resync:
+    """`first` returns when the store is complete; `run` then keeps it so until cancelled."""
+
+    def __init__(self, store: Store, connection: Connection, *, own_lease: Key, relisted: asyncio.Event) -> None:
+        self._store = store
+        self._connection = connection
+        self._own_lease = own_lease
+        self._relisted = relisted
+
+    async def first(self) -> None:
+        """Fill the store from consistent lists. Waits as long as it takes, and says for what."""
+        for watched in WATCHED:
+            while True:
+                try:
+                    await self._compare(watched, lag_allowed_s=0.0)
+                    break
+                except ApiError as failure:
+                    log.warning("waiting for a list of %s: %s", watched.resource.plural, _advice(watched, failure))
+                    await asyncio.sleep(RETRY_S)
+
+    async def run(self) -> None:
+        while True:
+            self._relisted.clear()
+            try:
+                await asyncio.wait_for(self._relisted.wait(), PERIOD_S)
+            except TimeoutError:
+                pass
+            await asyncio.sleep(PAUSE_S)
+            self._relisted.clear()
+            for watched in WATCHED:
+                try:
+                    findings = await self._compare(watched, lag_allowed_s=LAG_ALLOWED_S)
+                except ApiError as failure:
+                    log.warning("no resync of %s: %s", watched.resource.plural, failure)
+                    self._relisted.set()  # again, after the pause
+                    break
+                if findings.added or findings.removed:
+                    log.warning(
+                        "the watch of %s had missed objects: %d new or newer, %d gone",
+                        watched.resource.plural, findings.added, findings.removed,
+                    )  # fmt: skip
+
+    async def _compare(self, watched: Watched, *, lag_allowed_s: float) -> Findings:
+        kind, store, findings = watched.kind, self._store, Findings()
+        listing = await self._connection.list(watched.resource, label_selector=watched.label_selector)
+        listed_at = int(listing.resource_version)
+        present = {key_of(obj): obj for obj in listing.items}
+        if kind is Kind.LEASE:
+            present = {key: obj for key, obj in present.items() if kept_lease(key, self._own_lease)}
+        for key in store.keys(kind):
+            known = store.get(kind, key.name, key.namespace)
+            if key not in present and known is not None and version_of(known) <= listed_at:
+                findings.removed += store.remove(kind, key, version=listed_at)
+        if lag_allowed_s and any(self._is_news(kind, key, version_of(obj)) for key, obj in present.items()):
+            await asyncio.sleep(lag_allowed_s)
+        for obj in present.values():
+            findings.added += store.apply(kind, obj)
+        return findings
+
+    def _is_news(self, kind: Kind, key: Key, version: int) -> bool:
+        known = self._store.get(kind, key.name, key.namespace)
+        return (known is None or version_of(known) < version) and self._store.deleted_at(kind, key) < version
+
+
+def _advice(watched: Watched, failure: ApiError) -> str:
+    name = f"{watched.resource.plural} ({watched.resource.api_version})"
+    if isinstance(failure, Rejected) and failure.not_found:
+        return f"the API server does not serve {name}; install Splitwatt's CustomResourceDefinitions"
+    if isinstance(failure, Rejected) and failure.status == 403:
+        return f"no right to list {name}; grant list and watch to the operator's service account ({failure.message})"
+    return str(failure)
