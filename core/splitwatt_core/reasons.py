@@ -1,0 +1,37 @@
+"""Why GPUs got their caps, said once per (leaf, phase, priority) and never per GPU, so that a fleet stays cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_core.policy import PhaseCode, PowerSnapshot, Reason
+from splitwatt_core.waterfill import IntArray
+
+_PHASES = tuple(PhaseCode)
+
+
+def reasons_by_kind(
+    snapshot: PowerSnapshot, *, unit_of_gpu: IntArray, cap_w: NDArray[np.int32], text_of_unit: Callable[[int], str]
+) -> tuple[Reason, ...]:
+    """One Reason per kind, in the order (leaf, phase, priority). The text is that of the kind's first unit: all units of a
+    kind rise together, save those that span several leaves."""
+    gpus = snapshot.gpus
+    if len(gpus.leaf) == 0:
+        return ()
+    priorities, rank = np.unique(gpus.priority, return_inverse=True)
+    key = (gpus.leaf.astype(np.int64) * len(_PHASES) + gpus.phase) * len(priorities) + rank
+    kinds, first, kind_of_gpu, counts = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    mean_w = np.bincount(kind_of_gpu, weights=cap_w, minlength=len(kinds)) / counts
+    leaf_phase, priority = np.divmod(kinds, len(priorities))
+    leaf, phase = np.divmod(leaf_phase, len(_PHASES))
+    units = unit_of_gpu[first].tolist()
+    rows = zip(
+        leaf.tolist(), phase.tolist(), priorities[priority].tolist(), counts.tolist(), mean_w.tolist(), units, strict=True
+    )
+    return tuple(
+        Reason(leaf=b, phase=_PHASES[p], priority=q, gpus=n, mean_cap_w=w, text=text_of_unit(u))
+        for b, p, q, n, w, u in rows
+    )
