@@ -177,7 +177,8 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
             )
         elif above.selector is not None:
             fault[name] = (
-                f"spec.parent names {budget.parent!r}, which selects nodes itself: remove spec.nodeSelector from it or name another"
+                f"spec.parent names {budget.parent!r}, which selects nodes itself: "
+                "remove spec.nodeSelector from it or name another"
             )
         elif (cycle := _cycle(budgets, name)) is not None:
             fault[name] = f"spec.parent closes a cycle ({' -> '.join(cycle)}): remove spec.parent from one of them"

@@ -5,198 +5,472 @@ say, calls `step` about once a second (and at once after a budget changed), perf
 outcome. The keeper never trusts silence: a write whose outcome is unknown stays charged (R6), an absent object is charged
 until fresh reads prove it gone (R8), stale telemetry stops raises (I5).
 
-    facts --> [ledger: who may draw what]  --> [policy: who should draw what] --> [transition: lower, read back, raise] --> writes
+    facts --> ledger: who may draw what --> policy: who should draw what --> transition: lower, read back, raise --> writes
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Final
 
-from splitwatt_core.budgets import BudgetSpec, LimitState
-from splitwatt_core.contract import NodePower, Phase, Spec
-from splitwatt_core.policy import Policy, Posture, Reason
+import numpy as np
+from numpy.typing import NDArray
 
+from splitwatt_core import profiles as profile_law
+from splitwatt_core.books import Book, Survey
+from splitwatt_core.budgets import BudgetSpec, Tree, build_tree
+from splitwatt_core.contract import GRANTS_PER_TERM, MAX_TERM, Health, Mode, NodePower
+from splitwatt_core.facts import (
+    BudgetCondition,
+    BudgetReport,
+    MeterFailure,
+    MeterReading,
+    NodeFact,
+    Note,
+    Outcome,
+    Plan,
+    PodFact,
+    Rejected,
+    SpecWrite,
+    Unknown,
+    Written,
+)
+from splitwatt_core.fleet import Fleet, build_fleet
+from splitwatt_core.ledger import AGENT_METRICS_SILENT_S, NodeAccount
+from splitwatt_core.policy import BudgetColumns, Decision, Policy, PowerSnapshot, check_decision, sum_below
+from splitwatt_core.profiles import Profile
+from splitwatt_core.reporting import Judgement, report
+from splitwatt_core.roster import Placement, Roster, managed
+from splitwatt_core.transition import UNKNOWN_CAP, TransitionInput, chain_min, next_caps
+from splitwatt_core.writer import Wish, compose, stamp
 
-@dataclass(frozen=True, slots=True)
-class NodeFact:
-    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID."""
+__all__ = [
+    "BudgetCondition",
+    "BudgetReport",
+    "Keeper",
+    "MeterFailure",
+    "MeterReading",
+    "NodeFact",
+    "Note",
+    "Outcome",
+    "Plan",
+    "PodFact",
+    "Rejected",
+    "SpecWrite",
+    "Unknown",
+    "Written",
+]
 
-    name: str
-    labels: Mapping[str, str]
-    boot_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class PodFact:
-    """A pod of ours that holds GPUs: which phase it runs and how it ranks. `natural_w`/`cliff_w` override the profile's."""
-
-    namespace: str
-    name: str
-    phase: Phase
-    priority: int
-    model: str = ""
-    power_ceiling_w: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MeterReading:
-    """One budget's meter: watts, and when the oldest contributing sample was taken (same clock as `now_s`)."""
-
-    power_w: float
-    sampled_s: float
-    series: int
-
-
-@dataclass(frozen=True, slots=True)
-class MeterFailure:
-    """The query failed, or gave no data: not the same as zero watts (I5)."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SpecWrite:
-    """One NodePower spec to write, tied to the version it was decided on (R1)."""
-
-    name: str
-    uid: str
-    resource_version: int
-    spec: Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The API server's answer: the write is in this version."""
-
-    node_power: NodePower
+UNMANAGED_AFTER_S: Final = 30.0
+"""A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
+STEP_S: Final = 1.0
+DEFAULT_SETTLE_S: Final = 0.5
+MIN_WAKE_S: Final = 0.02
+CLOCK_FREE: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """The API server said no (409 conflict, 404, 422): this write did not and will not happen."""
+class _Decided:
+    """All roots' decisions in the fleet's order: cap_w, clock_mhz int32[N], short_w float64[B]."""
 
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """Time-out, lost connection, 5xx: it may have happened, or may yet."""
-
-    reason: str
-
-
-Outcome = Written | Rejected | Unknown
+    cap_w: NDArray[np.int32]
+    clock_mhz: NDArray[np.int32]
+    short_w: NDArray[np.float64]
+    by_root: Mapping[str, Decision]
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetCondition:
-    type: str
-    status: bool
-    reason: str
-    message: str
+class _Gate:
+    """What raises must pass: budgets that hold them back, nodes that stand in one leaf only, head room float64[B]."""
 
-
-@dataclass(frozen=True, slots=True)
-class BudgetReport:
-    """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
-
-    name: str
-    limit: LimitState
-    charge_w: float
-    measured_w: float | None
-    posture: Posture
-    nodes: int
-    gpus: int
-    short_w: float
-    adoption_s: float | None
-    conditions: tuple[BudgetCondition, ...]
-    reasons: tuple[Reason, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something a person would want to know: becomes a Kubernetes Event on `kind`/`name`."""
-
-    kind: str
-    name: str
-    reason: str
-    message: str
-    warning: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do now. `create`: nodes whose NodePower is to be created, without spec (R3). `writes`: at most one per
-    object, and none while another is in flight. `verify`: nodes to read afresh, Node and NodePower both (R8).
-    `resign`: a higher term was seen, the process must stop at once (R2). `wake_s`: call again by then at the latest."""
-
-    create: tuple[str, ...] = ()
-    writes: tuple[SpecWrite, ...] = ()
-    verify: tuple[str, ...] = ()
-    budgets: Mapping[str, BudgetReport] = field(default_factory=dict)
-    notes: tuple[Note, ...] = ()
-    resign: str | None = None
-    wake_s: float = 0.0
+    frozen: Set[str]
+    nodes: Set[str]
+    headroom_w: NDArray[np.float64]
 
 
 class Keeper:
     """See the module's docstring. Not thread-safe; all times are seconds of one wall clock (Unix time)."""
 
-    def __init__(self, *, term: int, policies: Mapping[str, Policy]) -> None:
+    def __init__(self, *, term: int, policies: Mapping[str, Policy], profiles: Sequence[Profile] | None = None) -> None:
         """`term` comes from the Lease (R2). `policies` by the name used in PowerBudget.spec.policy.type."""
-        raise NotImplementedError
+        if not 0 < term <= MAX_TERM:
+            raise ValueError(f"term must be between 1 and {MAX_TERM}, not {term}")
+        self._term = term
+        self._round = 0
+        self._policies = policies
+        self._profiles: Sequence[Profile] = profile_law.builtin() if profiles is None else profiles
+        self._budgets: dict[str, BudgetSpec] = {}
+        self._books: dict[str, Book] = {}
+        self._tree: Tree = build_tree({})
+        self._roster = Roster()
+        self._pods: dict[tuple[str, str], PodFact] = {}
+        self._in_flight: dict[str, SpecWrite] = {}
+        self._agent_w: dict[str, tuple[float, float]] = {}
+        self._notes: list[Note] = []
+        self._resign: str | None = None
+        self._headroom_w: dict[str, float] = {}
 
-    # Facts. Each is safe to repeat; versions older than one already seen are ignored (R6).
+    # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
+
     def on_budget(self, spec: BudgetSpec, now_s: float) -> None:
-        raise NotImplementedError
+        book = self._books.get(spec.name)
+        if book is None or book.uid != spec.uid:
+            book = self._books[spec.name] = Book.open(spec, now_s)
+        self._notes.extend(book.see_limit(spec, now_s))
+        self._budgets[spec.name] = spec
+        self._tree = build_tree(self._budgets)
 
     def on_budget_gone(self, name: str, now_s: float) -> None:
-        raise NotImplementedError
+        """Its nodes hold their caps (I5); nothing is charged to it any more."""
+        self._budgets.pop(name, None)
+        self._books.pop(name, None)
+        self._headroom_w.pop(name, None)
+        self._tree = build_tree(self._budgets)
+
+    def on_profiles(self, profiles: Sequence[Profile]) -> None:
+        """The PowerProfiles in force, most specific first."""
+        self._profiles = profiles
 
     def on_node(self, node: NodeFact, now_s: float) -> None:
-        raise NotImplementedError
+        if self._roster.see_node(node):
+            self._notes.append(
+                Note("Node", node.name, "NodeRebooted", "new boot: its GPUs count at their default limit")
+            )
+        self._refresh(self._roster.account(node.name), now_s)
 
     def on_node_gone(self, name: str, now_s: float) -> None:
-        raise NotImplementedError
+        """The Node vanished; its charge stays with its NodePower, or until fresh reads find neither (R8)."""
+        account = self._roster.nodes.get(name)
+        if account is not None:
+            account.present = False
+            self._refresh(account, now_s)
 
     def on_node_lease(self, node: str, renewed_s: float) -> None:
-        raise NotImplementedError
+        account = self._roster.nodes.get(node)
+        if account is not None:
+            account.lease_s = max(account.lease_s, renewed_s)
 
     def on_node_power(self, node_power: NodePower, now_s: float) -> None:
-        raise NotImplementedError
+        if node_power.spec is not None and node_power.spec.term > self._term:
+            self._resign = (
+                f"NodePower {node_power.name} carries term {node_power.spec.term}, above ours ({self._term}): "
+                "another operator took over"
+            )
+        account = self._roster.account(node_power.name)
+        if account.observe(node_power, now_s, term=self._term):
+            self._refresh(account, now_s)
 
-    def on_node_power_gone(self, name: str, now_s: float) -> None:
-        raise NotImplementedError
+    def on_node_power_gone(self, name: str, now_s: float, uid: str = "") -> None:
+        """`uid` of the deleted object, where known: a late word of an earlier object is ignored."""
+        account = self._roster.nodes.get(name)
+        if account is not None and account.forget_object(uid):
+            self._refresh(account, now_s)
 
     def on_absence_verified(self, name: str, now_s: float) -> None:
         """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8)."""
-        raise NotImplementedError
+        self._roster.forget(name)
+        if name not in self._roster.nodes:
+            self._agent_w.pop(name, None)
 
     def on_pod(self, pod: PodFact) -> None:
-        raise NotImplementedError
+        self._pods[(pod.namespace, pod.name)] = pod
 
     def on_pod_gone(self, namespace: str, name: str) -> None:
-        raise NotImplementedError
+        self._pods.pop((namespace, name), None)
 
     def on_meter(self, budget: str, reading: MeterReading | MeterFailure, now_s: float) -> None:
-        raise NotImplementedError
+        book, spec = self._books.get(budget), self._budgets.get(budget)
+        if book is not None and spec is not None:
+            book.see_meter(spec, reading, now_s)
 
     def on_agent_power(self, node: str, power_w: float, sampled_s: float) -> None:
         """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
-        raise NotImplementedError
+        account = self._roster.nodes.get(node)
+        if account is not None and sampled_s >= account.sample_s:
+            account.sample_s = sampled_s
+            self._agent_w[node] = (power_w, sampled_s)
 
     def on_outcome(self, write: SpecWrite, outcome: Outcome, now_s: float) -> None:
-        raise NotImplementedError
+        """Charged since `step`; only an acknowledgement retires it, whatever the outcome (R6)."""
+        if self._in_flight.get(write.name) is write:
+            del self._in_flight[write.name]
+        if isinstance(outcome, Written):
+            self.on_node_power(outcome.node_power, now_s)
 
     def on_created(self, name: str, node_power: NodePower | None, now_s: float) -> None:
         """A NodePower of `Plan.create` was created, or (None) could not be."""
-        raise NotImplementedError
+        self._roster.created(name)
+        if node_power is not None:
+            self.on_node_power(node_power, now_s)
+
+    # -------------------------------------------------------------------------------------------------------- the step
 
     def step(self, now_s: float) -> Plan:
-        raise NotImplementedError
+        """Decide. Grants in the returned writes are already charged."""
+        notes, self._notes = self._notes, []
+        for account in self._roster.nodes.values():
+            self._refresh(account, now_s)
+        for book in self._books.values():
+            book.advance(now_s)
+        placements, conflicts = self._roster.placements(self._budgets)
+        fleet = build_fleet(
+            tree=self._tree,
+            budgets=self._budgets,
+            placements=placements,
+            pods=self._pods,
+            profiles=self._profiles,
+            now_s=now_s,
+        )
+        surveys = self._survey(fleet, placements, now_s)
+        charged_w = np.array([survey.charged_w for survey in surveys])
+        target_w = np.array([self._books[n].limit.target_w for n in fleet.names], dtype=np.float64)
+        for name, survey in zip(fleet.names, surveys, strict=True):
+            adopted = survey.unadopted == 0
+            notes.extend(self._books[name].judge(self._budgets[name], survey, now_s, adopted=adopted))
+        allowance_w = target_w - self._reserves(fleet) - self._corrections(fleet) - fleet.rest_w
+        decided = self._decide(fleet, allowance_w, now_s)
+        frozen = self._frozen(fleet, placements, surveys, now_s)
+        safe_over = self._safe_sums_over(fleet, target_w)
+        single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
+        gate = _Gate(frozen=frozen.keys() | safe_over.keys(), nodes=single, headroom_w=target_w - charged_w)
+        writes = self._writes(fleet, placements, decided, self._next_caps(fleet, decided.cap_w, gate), now_s)
+        self._remember_headroom(fleet, allowance_w)
+        reports, fresh_notes = report(
+            Judgement(
+                fleet=fleet,
+                tree=self._tree,
+                budgets=self._budgets,
+                books=self._books,
+                surveys=surveys,
+                short_w=decided.short_w,
+                safe_over_w=safe_over,
+                conflicts=conflicts,
+                frozen=frozen,
+                decisions=decided.by_root,
+            ),
+            now_s,
+        )
+        return Plan(
+            create=self._roster.to_create(placements),
+            writes=writes,
+            verify=self._roster.to_verify(now_s),
+            budgets=reports,
+            notes=(*notes, *self._drain_notes(), *fresh_notes),
+            resign=self._resign,
+            wake_s=self._wake(now_s),
+        )
 
-    # For admission and for people.
-    def floor_headroom_w(self, leaf: str) -> float:
-        """Meter watts that could still be promised to floors in this leaf, all present GPUs at their floors."""
-        raise NotImplementedError
+    def _drain_notes(self) -> list[Note]:
+        notes, self._notes = self._notes, []
+        return notes
+
+    # ------------------------------------------------------------------------------------------------- where nodes stand
+
+    def _settle_s(self, account: NodeAccount) -> float:
+        spec = account.object.spec if account.object is not None else None
+        leaf = self._budgets.get(spec.budgets[0]) if spec is not None and spec.budgets else None
+        return DEFAULT_SETTLE_S if leaf is None else leaf.settle_ms / 1000.0
+
+    def _refresh(self, account: NodeAccount, now_s: float) -> None:
+        account.refresh(now_s, settle_s=self._settle_s(account))
+
+    def _root(self, leaf: str) -> BudgetSpec:
+        return self._budgets[self._tree.root[leaf]]
+
+    def _survey(self, fleet: Fleet, placements: Sequence[Placement], now_s: float) -> tuple[Survey, ...]:
+        """What the fleet shows below each budget, in the fleet's order."""
+        index = {name: b for b, name in enumerate(fleet.names)}
+        agent_w, silent, unadopted = (np.zeros(len(index)) for _ in range(3))
+        for p in placements:
+            b = index[p.leaves[0]]
+            spec = self._budgets[p.leaves[0]]
+            power_w, _ = self._agent_w.get(p.node.name, (0.0, 0.0))
+            agent_w[b] += spec.loss_factor * power_w
+            silent[b] += managed(p.node) and now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+            unadopted[b] += not self._adopted(p, now_s)
+        charged_w = fleet.charged_w()
+        modelled_w = sum_below(fleet.parent, agent_w) + fleet.rest_w
+        silent, unadopted = sum_below(fleet.parent, silent), sum_below(fleet.parent, unadopted)
+        return tuple(
+            Survey(float(charged_w[b]), float(modelled_w[b]), int(silent[b]), int(unadopted[b]))
+            for b in range(len(index))
+        )
+
+    def _adopted(self, p: Placement, now_s: float) -> bool:
+        """Every GPU acknowledged, or found incapable and charged its default limit (I1)."""
+        node = p.node
+        if self._root(p.leaves[0]).mode is Mode.OBSERVE:
+            return node.stamped or not node.present
+        if not managed(node):
+            return now_s - self._books[p.leaves[0]].opened_s > UNMANAGED_AFTER_S
+        return all(
+            gpu.charge_w >= gpu.default_w
+            if gpu.health is not Health.OK
+            else gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling
+            for gpu in node.gpus.values()
+        )
+
+    # --------------------------------------------------------------------------------------------- what may be given out
+
+    def _reserves(self, fleet: Fleet) -> NDArray[np.float64]:
+        return np.array([self._budgets[n].reserve_w for n in fleet.names], dtype=np.float64)
+
+    def _corrections(self, fleet: Fleet) -> NDArray[np.float64]:
+        """Watts that meters show beyond the model, at each budget the larger of its own and the sum of its children's."""
+        own = np.array([self._books[n].correction.power_w for n in fleet.names], dtype=np.float64)
+        children = np.zeros_like(own)
+        for b in range(len(own) - 1, -1, -1):
+            own[b] = max(own[b], children[b])
+            if fleet.parent[b] >= 0:
+                children[fleet.parent[b]] += own[b]
+        return own
+
+    def _decide(self, fleet: Fleet, allowance_w: NDArray[np.float64], now_s: float) -> _Decided:
+        """Ask each root's policy about its own tree."""
+        n = len(fleet.accounts)
+        caps, clocks = fleet.granted_w.copy(), np.full(n, CLOCK_FREE, dtype=np.int32)
+        short_w = np.zeros(len(fleet.names))
+        decisions: dict[str, Decision] = {}
+        roots = [name for b, name in enumerate(fleet.names) if fleet.parent[b] < 0]
+        for root in roots:
+            members = np.array(
+                [b for b, name in enumerate(fleet.names) if self._tree.root[name] == root], dtype=np.int64
+            )
+            rows = np.flatnonzero(np.isin(fleet.gpus.leaf, members))
+            renumber = np.full(len(fleet.names), -1, dtype=np.int32)
+            renumber[members] = np.arange(len(members), dtype=np.int32)
+            columns = {f: getattr(fleet.gpus, f)[rows] for f in fleet.gpus.__dataclass_fields__}
+            columns["leaf"] = renumber[columns["leaf"]]
+            parent = fleet.parent[members]
+            snapshot = PowerSnapshot(
+                budgets=BudgetColumns(
+                    names=tuple(fleet.names[b] for b in members),
+                    parent=np.where(parent >= 0, renumber[parent], -1).astype(np.int32),
+                    allowance_w=allowance_w[members],
+                    posture=np.array([int(self._books[fleet.names[b]].posture) for b in members], dtype=np.int8),
+                ),
+                gpus=replace(fleet.gpus, **columns),
+                unassigned=self._budgets[root].unassigned,
+            )
+            decision = self._policies[self._budgets[root].policy].decide(snapshot, now_s)
+            check_decision(snapshot, decision)
+            caps[rows], clocks[rows] = decision.cap_w, decision.max_clock_mhz
+            short_w[members] = decision.short_w
+            decisions[root] = decision
+        return _Decided(caps, clocks, short_w, decisions)
+
+    def _frozen(
+        self, fleet: Fleet, placements: Sequence[Placement], surveys: Sequence[Survey], now_s: float
+    ) -> dict[str, str]:
+        """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
+        frozen: dict[str, str] = {}
+        for p in placements:
+            if p.node.present and not p.node.stamped:
+                root = self._tree.root[p.leaves[0]]
+                frozen.setdefault(root, f"NodePower {p.node.name} does not carry this operator's term yet")
+        for name, survey in zip(fleet.names, surveys, strict=True):
+            reason = self._books[name].raise_forbidden(self._budgets[name], survey, now_s)
+            if reason is not None:
+                frozen.setdefault(name, reason)
+            if name in self._tree.fault:
+                frozen.setdefault(name, self._tree.fault[name])
+        return frozen
+
+    def _safe_sums_over(self, fleet: Fleet, target_w: NDArray[np.float64]) -> dict[str, float]:
+        """Roots whose safe caps alone do not fit (I4), with the watts that miss."""
+        over: dict[str, float] = {}
+        for b, name in enumerate(fleet.names):
+            root = self._budgets[self._tree.root[name]]
+            if root.safe_cap_w is None:
+                continue
+            safe = np.clip(float(root.safe_cap_w), fleet.gpus.min_w, fleet.gpus.max_w) * fleet.gpus.loss_factor
+            missing = float(fleet.below(safe)[b] + fleet.rest_w[b] - target_w[b])
+            if missing > 0:
+                over[name] = missing
+        return over
+
+    def _next_caps(self, fleet: Fleet, cap_w: NDArray[np.int32], gate: _Gate) -> NDArray[np.int32]:
+        shut = np.array([-1.0 if name in gate.frozen else 0.0 for name in fleet.names])
+        open_leaf = chain_min(fleet.parent, shut) >= 0.0
+        single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
+        # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
+        target_w = np.where(fleet.steerable | (fleet.granted_w == UNKNOWN_CAP), cap_w, fleet.granted_w)
+        return next_caps(
+            TransitionInput(
+                leaf=fleet.gpus.leaf,
+                group=fleet.gpus.group,
+                priority=fleet.gpus.priority,
+                target_w=target_w.astype(np.int32),
+                granted_w=fleet.granted_w,
+                min_w=np.array([a.min_w for a in fleet.accounts], dtype=np.int32),
+                charge_w=fleet.charge_w,
+                trusted=fleet.trusted,
+                may_raise=open_leaf[fleet.gpus.leaf] & single & fleet.steerable,
+                loss_factor=fleet.gpus.loss_factor,
+                parent=fleet.parent,
+                headroom_w=gate.headroom_w,
+                reserve_w=self._reserves(fleet),
+            )
+        )
+
+    def _remember_headroom(self, fleet: Fleet, allowance_w: NDArray[np.float64]) -> None:
+        left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.gpus.cliff_w)
+        self._headroom_w = {name: float(left_w[b]) for b, name in enumerate(fleet.names)}
+
+    def floor_headroom_w(self, budget: str) -> float:
+        """Meter watts that could still be promised to floors below this budget: its allowance less the cliffs of all GPUs
+        that run something and the minimum of those that do not, as of the last step. Zero for an unknown budget."""
+        return self._headroom_w.get(budget, 0.0)
+
+    # --------------------------------------------------------------------------------------------------------- writes
+
+    def _writes(
+        self,
+        fleet: Fleet,
+        placements: Sequence[Placement],
+        decided: _Decided,
+        caps: NDArray[np.int32],
+        now_s: float,
+    ) -> tuple[SpecWrite, ...]:
+        rows: dict[str, list[int]] = {}
+        for i, node in enumerate(fleet.owner):
+            rows.setdefault(node.name, []).append(i)
+        number = self._term * GRANTS_PER_TERM + self._round + 1
+        writes: list[SpecWrite] = []
+        for p in placements:
+            node, root = p.node, self._root(p.leaves[0])
+            if not node.present or node.object is None or node.name in self._in_flight:
+                continue
+            if node.stamped:
+                wishes = [
+                    Wish(fleet.accounts[i], int(caps[i]), int(decided.clock_mhz[i]), fleet.phases[i])
+                    for i in rows.get(node.name, ())
+                ]
+                moves = self._roster.moves[node.name]
+                spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
+            else:
+                spec = stamp(p, term=self._term, root=root)
+            if spec == node.object.spec:
+                continue
+            for grant in spec.gpus:
+                if grant.uuid in node.gpus:
+                    node.gpus[grant.uuid].learn(grant)
+            self._refresh(node, now_s)
+            write = SpecWrite(node.name, node.object.uid, node.object.resource_version, spec)
+            self._in_flight[node.name] = write
+            writes.append(write)
+        if writes:
+            self._round += 1
+            if self._round + 1 >= GRANTS_PER_TERM:
+                self._resign = "this term's grant numbers are used up: restart for a new term"
+        return tuple(writes)
+
+    def _wake(self, now_s: float) -> float:
+        """When the next thing falls due: a charge that settles, a limit that comes into force, the next second."""
+        due = [now_s + STEP_S]
+        for account in self._roster.nodes.values():
+            due.extend(at for gpu in account.gpus.values() if (at := gpu.settles_at_s) is not None)
+        for book in self._books.values():
+            due.extend(at for _, at in book.limit.pending)
+        return max(now_s + MIN_WAKE_S, min(due))

@@ -1,0 +1,130 @@
+"""What the keeper remembers of one PowerBudget between steps: its limit in force, its meter, its posture, its adoption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from splitwatt_core.budgets import BudgetSpec, LimitState, new_limit
+from splitwatt_core.facts import MeterFailure, MeterReading, Note
+from splitwatt_core.policy import Posture
+from splitwatt_core.posture import Correction, PostureState, step_posture
+
+NO_METER = "spec.meter is not set: the agents' sum is used"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the fleet below one budget shows at one moment. Watts at the meter.
+
+    modelled_w: agents' GPU watts with losses, declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
+    fresh agent sample. unadopted: nodes with a GPU that is neither acknowledged nor known to be incapable.
+    """
+
+    charged_w: float
+    modelled_w: float
+    silent: int
+    unadopted: int
+
+
+@dataclass(slots=True)
+class Book:
+    """`measured_w` is None while nothing fresh is known; `meter_reason` then says why."""
+
+    name: str
+    uid: str
+    limit: LimitState
+    opened_s: float
+    adopted: bool = False
+    adoption_s: float | None = None
+    reading: MeterReading | None = None
+    meter_reason: str = "no answer from Prometheus yet"
+    measured_w: float | None = None
+    fallback: bool = False
+    correction: Correction = field(default_factory=Correction)
+    state: PostureState = field(default_factory=PostureState)
+    conditions: dict[str, tuple[bool, str]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, spec: BudgetSpec, now_s: float) -> Book:
+        limit = spec.limit_state or new_limit(spec.limit_w, now_s)
+        return cls(name=spec.name, uid=spec.uid, limit=limit, opened_s=now_s, adopted=spec.adopted)
+
+    @property
+    def posture(self) -> Posture:
+        return self.state.posture
+
+    def see_limit(self, spec: BudgetSpec, now_s: float) -> list[Note]:
+        """Take in the limit that the spec says now; a lowered one starts its grace (R9)."""
+        before = self.limit
+        self.limit = before.observe(spec.limit_w, now_s, spec.limit_grace_s)
+        if spec.limit_w == before.spec_w:
+            return []
+        verb = "lowered" if spec.limit_w < before.spec_w else "raised"
+        text = f"limit {verb} from {before.spec_w} W to {spec.limit_w} W"
+        if self.limit.pending:
+            text += f", in force in {max(at for _, at in self.limit.pending) - now_s:.1f} s"
+        return [Note("PowerBudget", self.name, f"Limit{verb.capitalize()}", text)]
+
+    def see_meter(self, spec: BudgetSpec, reading: MeterReading | MeterFailure, now_s: float) -> None:
+        """Keep a usable reading; say why otherwise. An old value is no value, and no value is not zero (I5)."""
+        if isinstance(reading, MeterFailure):
+            self.meter_reason = reading.reason
+            return
+        if spec.meter is not None and reading.series != spec.meter.expected_series:
+            self.meter_reason = (
+                f"meter returned {reading.series} series, spec.meter.expectedSeries is {spec.meter.expected_series}"
+            )
+            return
+        self.reading = reading
+        self.meter_reason = f"newest complete sample is {now_s - reading.sampled_s:.1f} s old"
+
+    def fresh_reading(self, spec: BudgetSpec, now_s: float) -> MeterReading | None:
+        if self.reading is None or spec.meter is None or now_s - self.reading.sampled_s > spec.meter.max_age_s:
+            return None
+        return self.reading
+
+    def advance(self, now_s: float) -> None:
+        self.limit = self.limit.at(now_s)
+
+    def judge(self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool) -> list[Note]:
+        """Settle this step's measurement, correction, adoption and posture."""
+        notes: list[Note] = []
+        reading = self.fresh_reading(spec, now_s)
+        self.fallback = reading is None
+        if reading is not None:
+            self.measured_w = reading.power_w
+            self.correction = self.correction.observe(
+                measured_w=reading.power_w, modelled_w=survey.modelled_w, limit_w=self.limit.in_force_w, now_s=now_s
+            )
+        else:
+            self.measured_w = survey.modelled_w if survey.silent == 0 else None
+        if adopted and not self.adopted:
+            self.adopted, self.adoption_s = True, now_s - self.opened_s
+            notes.append(
+                Note(
+                    "PowerBudget",
+                    self.name,
+                    "Adopted",
+                    f"every GPU acknowledged after {self.adoption_s:.1f} s: in force",
+                )
+            )
+        before = self.posture
+        ratio = None if self.measured_w is None else self.measured_w / self.limit.in_force_w
+        self.state = step_posture(self.state, ratio=ratio, adopted=self.adopted, now_s=now_s)
+        if self.posture is not before and Posture.ADOPTING not in (before, self.posture):
+            worse = self.posture > before
+            text = f"{before.name.capitalize()} -> {self.posture.name.capitalize()}"
+            if self.measured_w is not None:
+                text += f": measured {self.measured_w:.0f} W of {self.limit.in_force_w} W"
+            notes.append(Note("PowerBudget", self.name, "Posture", text, warning=worse))
+        return notes
+
+    def raise_forbidden(self, spec: BudgetSpec, survey: Survey, now_s: float) -> str | None:
+        """Why nothing below this budget may be raised now, None when something may (I5)."""
+        if self.posture > Posture.NORMAL:
+            return f"posture is {self.posture.name.capitalize()}"
+        if spec.meter is not None and self.fresh_reading(spec, now_s) is None:
+            return f"meter is stale: {self.meter_reason}"
+        if spec.meter is None and spec.selector is not None and survey.silent:
+            return f"{survey.silent} agents gave no sample lately and there is no meter"
+        return None

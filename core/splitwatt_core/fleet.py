@@ -1,0 +1,191 @@
+"""The fleet at one moment as columns: which GPU stands where, what it may draw, what it wants.
+
+Protected: every watt is counted once in every budget that must count it. A node that moved between racks is charged in
+both leaves until the move is acknowledged (R9), and once in each budget above them. A GPU that cannot be steered now
+(silent, sick, or late with its acknowledgement) stands in the policy's snapshot at exactly its charge, so that its
+neighbours make room for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_core import profiles as profile_law
+from splitwatt_core.budgets import BudgetSpec, Tree
+from splitwatt_core.contract import Health, Phase
+from splitwatt_core.facts import PodFact
+from splitwatt_core.ledger import GpuAccount, NodeAccount
+from splitwatt_core.policy import GpuColumns, PhaseCode, sum_below
+from splitwatt_core.profiles import Profile
+from splitwatt_core.roster import Placement, managed
+
+LATE_ACK_S: Final = 3.0
+"""A grant unacknowledged for this long makes its GPU one that cannot be steered; agents answer in well under a second."""
+
+PHASE_CODE: Final = {
+    Phase.UNASSIGNED: PhaseCode.UNASSIGNED,
+    Phase.PREFILL: PhaseCode.PREFILL,
+    Phase.DECODE: PhaseCode.DECODE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in `names`.
+
+    charge_w float64[N], granted_w int32[N] (0 = none), trusted and steerable bool[N]. rest_w float64[B]: non-GPU,
+    unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there. nodes, gpu_count int64[B].
+    """
+
+    names: tuple[str, ...]
+    parent: NDArray[np.int32]
+    gpus: GpuColumns
+    accounts: tuple[GpuAccount, ...]
+    owner: tuple[NodeAccount, ...]
+    phases: tuple[Phase, ...]
+    charge_w: NDArray[np.float64]
+    granted_w: NDArray[np.int32]
+    trusted: NDArray[np.bool_]
+    steerable: NDArray[np.bool_]
+    rest_w: NDArray[np.float64]
+    nodes: NDArray[np.int64]
+    gpu_count: NDArray[np.int64]
+
+    def charged_w(self) -> NDArray[np.float64]:
+        """The sum of I1 below each budget, float64[B]."""
+        return self.below(self.gpus.loss_factor * self.charge_w) + self.rest_w
+
+    def below(self, per_gpu: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums of a per-GPU column below each budget, float64[B]."""
+        own = np.bincount(self.gpus.leaf, weights=per_gpu, minlength=len(self.names)).astype(np.float64)
+        return sum_below(self.parent, own)
+
+
+def steerable(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
+    """Whether a grant of this step can be expected to be acknowledged soon."""
+    late = account.unacked_since_s is not None and now_s - account.unacked_since_s > LATE_ACK_S
+    return node.present and node.alive(now_s) and account.health is Health.OK and account.min_w > 0 and not late
+
+
+def build_fleet(
+    *,
+    tree: Tree,
+    budgets: Mapping[str, BudgetSpec],
+    placements: Sequence[Placement],
+    pods: Mapping[tuple[str, str], PodFact],
+    profiles: Sequence[Profile],
+    now_s: float,
+) -> Fleet:
+    """Lay out all GPUs of all placed nodes. Budgets come in `tree.order`, GPUs node by node."""
+    index = {name: b for b, name in enumerate(tree.order)}
+    parent = np.array([-1 if (up := tree.parent[n]) is None else index[up] for n in tree.order], dtype=np.int32)
+    size = len(tree.order)
+    own_rest_w, nodes, gpu_count = np.zeros(size), np.zeros(size), np.zeros(size)
+    extra_w = np.zeros(size)
+    rows: list[tuple[object, ...]] = []
+    accounts: list[GpuAccount] = []
+    owner: list[NodeAccount] = []
+    phases: list[Phase] = []
+    groups: dict[tuple[str, str], int] = {}
+    for name, b in index.items():
+        own_rest_w[b] += budgets[name].fixed_w
+    for placement in placements:
+        node = placement.node
+        leaf = budgets[placement.leaves[0]]
+        b = index[leaf.name]
+        own_rest_w[b] += _node_rest_w(leaf, node)
+        nodes[b] += 1
+        counted = set(tree.chain(leaf.name))
+        for other_name in placement.leaves[1:]:
+            other = budgets[other_name]
+            watts = _node_rest_w(other, node) + other.loss_factor * sum(g.charge_w for g in node.gpus.values())
+            for above in tree.chain(other_name):
+                if above not in counted:
+                    counted.add(above)
+                    extra_w[index[above]] += watts
+        trusted = node.trusted(now_s)
+        for account in node.gpus.values():
+            phase, wants = _demand(account, pods, profiles)
+            key = ("", account.uuid)
+            can = steerable(account, node, now_s)
+            if account.workload is not None and can:
+                key = (account.workload.namespace, account.workload.pod)
+            rows.append((b, groups.setdefault(key, len(groups)), *_row(account, phase, wants, leaf, can), can, trusted))
+            accounts.append(account)
+            owner.append(node)
+            phases.append(phase)
+            gpu_count[b] += 1
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 12
+    return Fleet(
+        names=tree.order,
+        parent=parent,
+        gpus=GpuColumns(
+            leaf=np.array(columns[0], dtype=np.int32),
+            group=np.array(columns[1], dtype=np.int32),
+            phase=np.array(columns[2], dtype=np.int8),
+            priority=np.array(columns[3], dtype=np.int16),
+            loss_factor=np.array(columns[4], dtype=np.float64),
+            min_w=np.array(columns[5], dtype=np.float64),
+            max_w=np.array(columns[6], dtype=np.float64),
+            natural_w=np.array(columns[7], dtype=np.float64),
+            cliff_w=np.array(columns[8], dtype=np.float64),
+            cap_w=np.array(columns[9], dtype=np.float64),
+        ),
+        accounts=tuple(accounts),
+        owner=tuple(owner),
+        phases=tuple(phases),
+        charge_w=np.array([a.charge_w for a in accounts], dtype=np.float64),
+        granted_w=np.array([a.latest_cap_w or 0 for a in accounts], dtype=np.int32),
+        trusted=np.array(columns[11], dtype=np.bool_),
+        steerable=np.array(columns[10], dtype=np.bool_),
+        rest_w=sum_below(parent, own_rest_w) + extra_w,
+        nodes=sum_below(parent, nodes).astype(np.int64),
+        gpu_count=sum_below(parent, gpu_count).astype(np.int64),
+    )
+
+
+def _node_rest_w(leaf: BudgetSpec, node: NodeAccount) -> int:
+    return leaf.non_gpu_w_per_node if managed(node) else leaf.unmanaged_w_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    priority: int
+    natural_w: int
+    cliff_w: int
+    ceiling_w: int | None
+
+
+def _demand(
+    account: GpuAccount, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile]
+) -> tuple[Phase, _Demand]:
+    if account.workload is None:
+        return Phase.UNASSIGNED, _Demand(0, account.min_w, account.min_w, None)
+    pod = pods.get((account.workload.namespace, account.workload.pod))
+    if pod is None:
+        # Somebody else's workload: nothing is known of its phase, so it is asked for no less than prefill would be.
+        return Phase.PREFILL, _Demand(0, account.default_w, account.min_w, None)
+    found = profile_law.lookup(profiles, account.model, pod.phase, model=pod.model)
+    if found is None:
+        found = profile_law.conservative(pod.phase, min_cap_w=account.min_w, max_cap_w=account.max_w)
+    return pod.phase, _Demand(pod.priority, found.natural_w, found.cliff_w, pod.power_ceiling_w)
+
+
+def _row(
+    account: GpuAccount, phase: Phase, wants: _Demand, leaf: BudgetSpec, can: bool
+) -> tuple[int, int, float, float, float, float, float, float]:
+    """phase, priority, loss_factor, min_w, max_w, natural_w, cliff_w, cap_w."""
+    code, loss = int(PHASE_CODE[phase]), leaf.loss_factor
+    charge = float(account.charge_w)
+    if not can:
+        return code, wants.priority, loss, charge, charge, charge, charge, charge
+    low = float(account.min_w)
+    high = float(max(low, account.max_w if wants.ceiling_w is None else min(account.max_w, wants.ceiling_w)))
+    natural = min(max(float(wants.natural_w), low), high)
+    cliff = min(max(float(wants.cliff_w), low), natural)
+    return code, wants.priority, loss, low, high, natural, cliff, float(account.latest_cap_w or account.default_w)
