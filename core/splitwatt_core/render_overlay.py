@@ -112,23 +112,28 @@ def _check_kept(template: Mapping[str, Any], merged: Mapping[str, Any], where: s
         raise SpecError(f"{where}.spec.nodeName bypasses power admission; use the role's nodeSelector instead")
     if {"name": GATE_POWER} not in (spec.get("schedulingGates") or []):
         raise SpecError(f"{where}.spec.schedulingGates must keep the gate {GATE_POWER}; take the line out")
-    asked = _gpus_asked(template["spec"])
-    for place, count in _gpus_asked(spec).items():
+    asked = _gpus_asked(template["spec"], where)
+    for place, count in _gpus_asked(spec, where).items():
         if asked.pop(place, None) != count:
             raise SpecError(f"{where}.spec.{place} cannot be set; GPUs are asked for by gpusPerReplica alone")
     for place in asked:
         raise SpecError(f"{where}.spec.{place} must not be removed; GPUs are asked for by gpusPerReplica alone")
 
 
-def _gpus_asked(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _gpus_asked(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Every GPU request and limit of a pod spec, by its place in it."""
     found = {}
     for field in ("containers", "initContainers"):
-        for container in spec.get(field) or []:
-            for kind, wanted in (container.get("resources") or {}).items():
-                for name, count in wanted.items() if isinstance(wanted, Mapping) else ():
-                    if str(name).startswith(_GPU_RESOURCE_PREFIX):
-                        found[f"{field}[{container['name']}].resources.{kind}.{name}"] = count
+        containers = spec.get(field) or []
+        if not isinstance(containers, list) or not all(isinstance(c, Mapping) for c in containers):
+            raise SpecError(f"{where}.spec.{field} must be a list of objects")
+        for container in containers:
+            place = f"{field}[{container.get('name')}]"
+            resources = _mapping(container, "resources", f"{where}.spec.{place}")
+            for kind in resources:
+                for name, count in _mapping(resources, kind, f"{where}.spec.{place}.resources").items():
+                    if name.startswith(_GPU_RESOURCE_PREFIX):
+                        found[f"{place}.resources.{kind}.{name}"] = count
     return found
 
 
