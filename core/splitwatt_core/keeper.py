@@ -110,6 +110,7 @@ class Keeper:
         self._notes: list[Note] = []
         self._resign: str | None = None
         self._headroom_w: dict[str, float] = {}
+        self._floors_counted: Mapping[tuple[str, str], int] = {}
 
     # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
 
@@ -417,11 +418,23 @@ class Keeper:
     def _remember_headroom(self, fleet: Fleet, allowance_w: NDArray[np.float64]) -> None:
         left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.gpus.cliff_w)
         self._headroom_w = {name: float(left_w[b]) for b, name in enumerate(fleet.names)}
+        counted: dict[tuple[str, str], int] = {}
+        for i, account in enumerate(fleet.accounts):
+            if account.workload is not None and fleet.steerable[i]:
+                key = (account.workload.namespace, account.workload.pod)
+                if key in self._pods:
+                    counted[key] = counted.get(key, 0) + 1
+        self._floors_counted = counted
 
     def floor_headroom_w(self, budget: str) -> float:
         """Meter watts that could still be promised to floors below this budget: its allowance less the cliffs of all GPUs
         that run something and the minimum of those that do not, as of the last step. Zero for an unknown budget."""
         return self._headroom_w.get(budget, 0.0)
+
+    def floors_counted(self) -> Mapping[tuple[str, str], int]:
+        """By (namespace, pod): how many of its GPUs that headroom counts at their cliff. Of the same step, so that power
+        admission neither drops a reservation too early nor counts it twice."""
+        return self._floors_counted
 
     # --------------------------------------------------------------------------------------------------------- writes
 
