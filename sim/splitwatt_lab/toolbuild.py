@@ -1,0 +1,223 @@
+"""Building the control plane's programs from their pinned Go modules into the user's cache, once.
+
+A lock file lets one build run at a time; a program appears in the cache by a rename, so it is there whole or not at all
+and an interrupted build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from splitwatt_lab.errors import LabError
+from splitwatt_lab.toolchain import (
+    BUILD_ENVIRONMENT,
+    BUILD_FLAGS,
+    PINS,
+    STAGE_FILES,
+    STAGES_FOLDER,
+    TOOLS,
+    Tool,
+    Tools,
+    assets_from_environment,
+    found,
+    stages_in,
+    tools_directory,
+)
+
+_TICK_S: Final = 1.0
+_ERROR_LINES: Final = 3
+KWOK_MODULE: Final = "sigs.k8s.io/kwok"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a build stands: the `number`th of `total` programs, for `elapsed_s` so far."""
+
+    tool: str
+    number: int
+    total: int
+    elapsed_s: float
+    done: bool = False
+
+
+Progress = Callable[[Step], None]
+
+
+def silent(_: Step) -> None:
+    """Progress that nobody watches."""
+
+
+def ensure_tools(progress: Progress = silent) -> Tools:
+    """All programs and Stage files, built where none was found. Raises LabError with one sentence."""
+    assets = assets_from_environment()
+    if assets is not None:
+        return Tools(assets, stages_in(assets["kwok"].parent) or _cached_stages())
+    paths = {tool.name: path for tool in TOOLS if (path := found(tool)) is not None}
+    missing = [tool for tool in TOOLS if tool.name not in paths]
+    if missing:
+        paths |= _build_all(missing, progress)
+    return Tools(paths, _cached_stages())
+
+
+def _build_all(missing: Sequence[Tool], progress: Progress) -> dict[str, Path]:
+    go = _require_go([tool.name for tool in missing])
+    built: dict[str, Path] = {}
+    with _locked(progress):
+        for number, tool in enumerate(missing, start=1):
+            target = tools_directory() / tool.name
+            if not target.exists():  # another process may have built it while this one waited for the lock
+                _build(go, tool, target, progress, number=number, total=len(missing))
+            built[tool.name] = target
+    return built
+
+
+def _build(go: str, tool: Tool, target: Path, progress: Progress, *, number: int, total: int) -> None:
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tool.name}-") as scratch:
+        output = Path(scratch) / tool.name
+        with (Path(scratch) / "log").open("w+") as log:
+            process = subprocess.Popen(
+                [go, "build", *BUILD_FLAGS, "-ldflags", tool.ldflags, "-o", str(output), tool.package],
+                cwd=PINS / tool.pins,
+                env={**os.environ, **BUILD_ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                while True:
+                    progress(Step(tool.name, number, total, time.monotonic() - started_s))
+                    try:
+                        code = process.wait(_TICK_S)
+                        break
+                    except subprocess.TimeoutExpired:
+                        continue
+            finally:
+                process.kill()  # does nothing to one that has ended
+                process.wait()
+            log.seek(0)
+            if code != 0:
+                lines = [line.strip() for line in log.read().splitlines() if line.strip()]
+                raise LabError(f"building {tool.name} {tool.version} failed: {'; '.join(lines[-_ERROR_LINES:])}")
+        output.rename(target)
+    progress(Step(tool.name, number, total, time.monotonic() - started_s, done=True))
+
+
+def _cached_stages() -> Sequence[Path]:
+    """kwok's Stage files from the cache; put there from kwok's module folder where they are missing."""
+    folder = tools_directory()
+    stages = stages_in(folder)
+    if stages is not None:
+        return stages
+    go = _require_go(["kwok's Stage files"])
+    source = _kwok_module_folder(go) / "kustomize" / "stage"
+    target = folder / STAGES_FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    for file in STAGE_FILES:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".stage-") as scratch:
+            copy = Path(scratch) / Path(file).name
+            shutil.copyfile(source / file, copy)
+            copy.rename(target / copy.name)
+    stages = stages_in(folder)
+    assert stages is not None
+    return stages
+
+
+def _kwok_module_folder(go: str) -> Path:
+    result = subprocess.run(
+        [go, "mod", "download", "-json", KWOK_MODULE],
+        cwd=PINS / "kwok",
+        env={**os.environ, **BUILD_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        reason = (json.loads(result.stdout).get("Error") if result.stdout else None) or result.stderr.strip()
+        raise LabError(f"kwok's Stage files could not be fetched: {reason}")
+    return Path(json.loads(result.stdout)["Dir"])
+
+
+def _require_go(wanted: Sequence[str]) -> str:
+    go = shutil.which("go")
+    if go is None:
+        raise LabError(
+            f"{', '.join(wanted)} must be built but there is no `go` on PATH; "
+            f"install Go {_go_version()} or newer or set KUBEBUILDER_ASSETS to a folder with the programs"
+        )
+    return go
+
+
+def _go_version() -> str:
+    for line in (PINS / "kubernetes" / "go.mod").read_text().splitlines():
+        if line.startswith("go "):
+            return line.split()[1].rsplit(".", 1)[0]
+    return "1.26"
+
+
+@contextmanager
+def _locked(progress: Progress) -> Iterator[None]:
+    folder = tools_directory()
+    folder.mkdir(parents=True, exist_ok=True)
+    started_s = time.monotonic()
+    with (folder / ".lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress(Step("another build to finish", 0, 0, time.monotonic() - started_s))
+                time.sleep(_TICK_S)
+        yield
+
+
+class Console:
+    """Progress for a person: one line that counts on a terminal, a line now and then in a log."""
+
+    EVERY_S: Final = 30.0
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._next_s = 0.0
+        self._tool = ""
+
+    def __call__(self, step: Step) -> None:
+        if step.tool != self._tool:
+            self._tool, self._next_s = step.tool, 0.0
+        verb = "waiting for" if step.total == 0 else ("built" if step.done else "building")
+        place = f"[{step.number}/{step.total}] " if step.total else ""
+        line = f"{place}{verb} {step.tool} ({step.elapsed_s:.0f} s)"
+        if self._live:
+            sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if step.done else ""))
+        elif step.done or step.elapsed_s >= self._next_s:
+            sys.stderr.write(f"{line}\n")
+            self._next_s = step.elapsed_s + self.EVERY_S
+        sys.stderr.flush()
+
+
+def main() -> int:
+    """`python -m splitwatt_lab.toolbuild`: have every program ready, and say where."""
+    try:
+        tools = ensure_tools(Console())
+    except LabError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    folders = sorted({str(path.parent) for path in tools.paths.values()})
+    sys.stderr.write(f"control plane programs ready in {', '.join(folders)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
