@@ -1,0 +1,237 @@
+"""API object <-> core dataclass: the one place where wire names meet the core's.
+
+Objects come from the API server, which has judged them and filled in the defaults; a newer schema may know fields that
+this reader does not, so unknown fields are dropped here (`lenient`), while a file a person wrote is parsed strictly.
+Invariant: what is unknown stays unknown (None), it never becomes zero (I5); times are Unix seconds in the core and
+RFC 3339 with microseconds on the wire, so that a limit's grace survives a restart exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from splitwatt_core.budgets import BudgetSpec, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.contract import Mode
+from splitwatt_core.facts import BudgetCondition, BudgetReport
+from splitwatt_core.policy import Unassigned
+from splitwatt_core.render_spec import (
+    PRIORITY_HIGH,
+    PRIORITY_LOW,
+    ClusterSpec,
+    EngineSpec,
+    KvTransferSpec,
+    RoleSpec,
+    SloSpec,
+)
+
+from splitwatt_api.base import LabelSelector
+from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
+from splitwatt_api.inference_cluster import InferenceCluster, PriorityWord, RolePool
+from splitwatt_api.power_budget import (
+    Meter,
+    PolicyType,
+    PostureName,
+    PowerBudget,
+    PowerBudgetSpec,
+    PowerBudgetStatus,
+    posture_name,
+)
+
+__all__ = [
+    "budget_from_wire", "budget_status", "budget_to_core", "cluster_from_wire", "cluster_to_core", "conditions",
+    "profile_from_wire", "profile_to_api", "rfc3339", "selector_to_core", "unix_s",
+]  # fmt: skip
+
+PRIORITY: Final = {PriorityWord.HIGH: PRIORITY_HIGH, PriorityWord.LOW: PRIORITY_LOW}
+MAX_MESSAGE_CHARS: Final = 4096
+
+
+def unix_s(timestamp: str) -> float:
+    """RFC 3339 to Unix seconds. Raises ValueError for a time without a zone."""
+    moment = datetime.fromisoformat(timestamp)
+    if moment.tzinfo is None:
+        raise ValueError(f"{timestamp!r} has no time zone: end it with Z")
+    return moment.timestamp()
+
+
+def rfc3339(time_s: float) -> str:
+    """Unix seconds to RFC 3339 in UTC with microseconds."""
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+# -------------------------------------------------------------------------------------------------------- PowerBudget
+
+
+def budget_from_wire(raw: Mapping[str, Any]) -> BudgetSpec:
+    """A PowerBudget as the API server gives it. Raises pydantic.ValidationError, or ValueError for a malformed time."""
+    budget = PowerBudget.from_wire(raw, lenient=True)
+    return budget_to_core(budget)
+
+
+def budget_to_core(budget: PowerBudget) -> BudgetSpec:
+    spec, policy = budget.spec, budget.spec.policy
+    return BudgetSpec(
+        name=budget.metadata.name,
+        uid=budget.metadata.uid,
+        generation=budget.metadata.generation,
+        limit_w=spec.limit_watts,
+        parent=spec.parent,
+        mode=spec.mode or Mode.STRICT,
+        policy=(policy.type if policy else PolicyType.PHASE_AWARE).value,
+        unassigned=policy.unassigned_gpus if policy else Unassigned.MINIMUM,
+        safe_cap_w=policy.safe_cap_watts if policy else None,
+        reserve_w=spec.reserve_watts,
+        selector=None if spec.node_selector is None else selector_to_core(spec.node_selector),
+        non_gpu_w_per_node=spec.non_gpu_watts_per_node,
+        unmanaged_w_per_node=spec.unmanaged_watts_per_node or 0,
+        fixed_w=spec.fixed_watts,
+        overhead_percent=spec.overhead_percent,
+        meter=None if spec.meter is None else _meter(spec.meter),
+        limit_grace_s=float(spec.limit_grace_seconds),
+        settle_ms=spec.settle_milliseconds,
+        limit_state=limit_state(spec, budget.status),
+        adopted=_adopted(budget.status),
+    )
+
+
+def selector_to_core(selector: LabelSelector) -> Selector:
+    return Selector(
+        match_labels=dict(selector.match_labels),
+        match_expressions=tuple(
+            Requirement(r.key, r.operator, tuple(r.values)) for r in selector.match_expressions
+        ),
+    )
+
+
+def _meter(meter: Meter) -> MeterSpec:
+    return MeterSpec(
+        selector=meter.selector,
+        aggregate=meter.aggregate.value,
+        expected_series=meter.expected_series,
+        max_age_s=float(meter.max_age_seconds),
+    )
+
+
+def limit_state(spec: PowerBudgetSpec, status: PowerBudgetStatus | None) -> LimitState | None:
+    """What a predecessor persisted; None when there is none. The limit it saw last is the last one that waits, or else
+    the one in force: `LimitState.observe` compares the present spec with it."""
+    if status is None or status.limit_in_force_watts is None or status.limit_in_force_since is None:
+        return None
+    pending = tuple((p.watts, unix_s(p.in_force_at)) for p in status.pending_limits)
+    seen_w = pending[-1][0] if pending else status.limit_in_force_watts
+    return LimitState(
+        spec_w=seen_w,
+        in_force_w=status.limit_in_force_watts,
+        since_s=unix_s(status.limit_in_force_since),
+        pending=pending,
+    )
+
+
+def _adopted(status: PowerBudgetStatus | None) -> bool:
+    return status is not None and status.posture not in (None, PostureName.ADOPTING)
+
+
+def budget_status(
+    report: BudgetReport, *, generation: int, previous: Mapping[str, Any] | None, now_s: float
+) -> dict[str, Any]:
+    """The whole `status` to apply. `previous` is the status as last read or written: a condition whose status did not
+    change keeps its time, and an adoption that a predecessor measured is not forgotten. Watts are rounded to whole
+    ones, the charge up and the limits as they are."""
+    before = PowerBudgetStatus.from_wire(previous or {}, lenient=True)
+    adoption_ms = before.adoption_milliseconds
+    if report.adoption_s is not None:
+        adoption_ms = round(report.adoption_s * 1000)
+    status = PowerBudgetStatus.model_validate(
+        {
+            "observed_generation": generation,
+            "limit_in_force_watts": report.limit.in_force_w,
+            "limit_in_force_since": rfc3339(report.limit.since_s),
+            "pending_limits": [
+                {"watts": limit_w, "in_force_at": rfc3339(at_s)} for limit_w, at_s in report.limit.pending
+            ],
+            "charge_watts": _up(report.charge_w),
+            "measured_watts": None if report.measured_w is None else max(0, round(report.measured_w)),
+            "short_watts": _up(report.short_w) or None,
+            "posture": posture_name(report.posture),
+            "nodes": report.nodes,
+            "gpus": report.gpus,
+            "adoption_milliseconds": adoption_ms,
+            "conditions": conditions(
+                report.conditions, generation=generation, previous=(previous or {}).get("conditions", []), now_s=now_s
+            ),
+        }
+    )
+    return status.to_wire()
+
+
+def _up(power_w: float) -> int:
+    """To whole watts, never below the true value but for rounding noise."""
+    return max(0, -int(-(power_w - 1e-6) // 1))
+
+
+def conditions(
+    wanted: tuple[BudgetCondition, ...],
+    *,
+    generation: int,
+    previous: list[Mapping[str, Any]],
+    now_s: float,
+) -> list[dict[str, Any]]:
+    """metav1.Conditions; `lastTransitionTime` is kept from `previous` where the status is the same."""
+    known = {row.get("type"): row for row in previous}
+    rows: list[dict[str, Any]] = []
+    for condition in wanted:
+        word = "True" if condition.status else "False"
+        old = known.get(condition.type, {})
+        since = old.get("lastTransitionTime") if old.get("status") == word else None
+        rows.append(
+            {
+                "type": condition.type,
+                "status": word,
+                "reason": condition.reason,
+                "message": condition.message[:MAX_MESSAGE_CHARS],
+                "lastTransitionTime": since or rfc3339(now_s),
+                "observedGeneration": generation,
+            }
+        )
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- InferenceCluster
+
+
+def cluster_from_wire(raw: Mapping[str, Any]) -> ClusterSpec:
+    """An InferenceCluster as the API server gives it. Raises pydantic.ValidationError, or core's SpecError."""
+    return cluster_to_core(InferenceCluster.from_wire(raw, lenient=True))
+
+
+def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
+    spec, engine, kv = cluster.spec, cluster.spec.engine, cluster.spec.kv_transfer
+    return ClusterSpec(
+        namespace=cluster.metadata.namespace or "",
+        name=cluster.metadata.name,
+        uid=cluster.metadata.uid,
+        generation=cluster.metadata.generation,
+        model=spec.model.name,
+        engine=EngineSpec(type=engine.type, image=engine.image, port=engine.port, args=tuple(engine.args)),
+        prefill=_role(spec.prefill),
+        decode=_role(spec.decode),
+        priority=PRIORITY[spec.priority] if isinstance(spec.priority, PriorityWord) else spec.priority,
+        slo=SloSpec(ttft_p99_ms=spec.slo.ttft_p99_milliseconds, tbt_p99_ms=spec.slo.tbt_p99_milliseconds),
+        kv_transfer=KvTransferSpec(
+            connector=kv.connector,
+            side_channel_port=kv.side_channel_port,
+            extra_config=dict(kv.extra_config or {}),
+        ),
+    )
+
+
+def _role(pool: RolePool) -> RoleSpec:
+    return RoleSpec(
+        replicas=pool.replicas,
+        gpus_per_replica=pool.gpus_per_replica,
+        node_selector=dict(pool.node_selector),
+        power_ceiling_w=pool.power_ceiling_watts,
+        template={} if pool.template is None else pool.template.to_wire(),
+    )

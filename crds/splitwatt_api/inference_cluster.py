@@ -1,0 +1,233 @@
+"""`InferenceCluster` (ic): one served model, split into a prefill and a decode pool.
+
+The pools are the product's first half: prefill wants watts, decode wants memory, so each has its own replicas, nodes and
+power ceiling. Defaults fill all but the model, the engine and the two pools. `kubectl scale ic` moves decode replicas.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, WithJsonSchema
+from splitwatt_core.contract import MAX_GPUS_PER_NODE
+from splitwatt_core.render_spec import (
+    DEFAULT_CONNECTOR,
+    DEFAULT_ENGINE_PORT,
+    DEFAULT_SIDE_CHANNEL_PORT,
+    MAX_ENGINE_ARGS,
+    MAX_REPLICAS,
+    EngineType,
+)
+
+from splitwatt_api.base import (
+    Conditions,
+    Count,
+    Generation,
+    GpuWatts,
+    LabelKey,
+    Labels,
+    LabelValue,
+    ObjectMeta,
+    Port,
+    Rule,
+    Wire,
+    kubernetes,
+    one_of,
+)
+
+MIN_PRIORITY: Final = -1000
+MAX_PRIORITY: Final = 1000
+
+
+class PriorityWord(StrEnum):
+    HIGH = "High"
+    LOW = "Low"
+
+
+Priority = Annotated[
+    PriorityWord | Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)],
+    WithJsonSchema(
+        kubernetes(
+            Rule(
+                "type(self) == int ? "
+                f"(int(self) >= {MIN_PRIORITY} && int(self) <= {MAX_PRIORITY}) : (string(self) in ['High', 'Low'])",
+                f"priority must be High, Low, or a whole number from {MIN_PRIORITY} to {MAX_PRIORITY} "
+                "(High is 100, Low is 0)",
+            ),
+            int_or_string=True,
+        )
+    ),
+]
+FreeForm = Annotated[
+    dict[str, Any], WithJsonSchema({"type": "object", **kubernetes(preserve_unknown_fields=True)})
+]
+"""An object whose fields belong to someone else (a pod spec, a connector's settings)."""
+
+
+class ModelRef(Wire):
+    """The model that is served."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        description="The model's name as the engine knows it, for example meta-llama/Llama-3.1-70B-Instruct.",
+    )
+
+
+class Engine(Wire):
+    """The inference engine of both pools."""
+
+    type: Annotated[
+        EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))
+    ] = Field(description="VLLM, or Emulated: our own small engine for simulated GPUs.")
+    image: str | None = Field(
+        default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
+    )
+    port: Port = Field(default=DEFAULT_ENGINE_PORT, description="Port of its HTTP API, /health and /metrics.")
+    args: list[Annotated[str, Field(max_length=1024)]] = Field(
+        default_factory=list,
+        max_length=MAX_ENGINE_ARGS,
+        description="Arguments added after the rendered ones.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+
+
+class Slo(Wire):
+    """What the service promises; absent: not asked for."""
+
+    ttft_p99_milliseconds: int | None = Field(
+        default=None,
+        alias="ttftP99Milliseconds",
+        ge=1,
+        le=3_600_000,
+        strict=True,
+        description="99th percentile of the time to the first token, in milliseconds.",
+    )
+    tbt_p99_milliseconds: int | None = Field(
+        default=None,
+        alias="tbtP99Milliseconds",
+        ge=1,
+        le=3_600_000,
+        strict=True,
+        description="99th percentile of the time between tokens, in milliseconds.",
+    )
+
+
+class TemplateMetadata(Wire):
+    """Labels and annotations added to a role's pods."""
+
+    labels: Labels = Field(default_factory=dict, description="Labels to add; those under splitwatt.io/ are ours.")
+    annotations: Annotated[
+        dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)
+    ] = Field(default_factory=dict, description="Annotations to add.")
+
+
+class PodTemplate(Wire):
+    """An overlay on the pods of a role."""
+
+    metadata: TemplateMetadata | None = Field(default=None, description="Labels and annotations to add.")
+    spec: FreeForm | None = Field(
+        default=None, description="A partial pod spec, merged into the rendered one; containers merge by name."
+    )
+
+
+class RolePool(Wire):
+    """One pool of replicas that does one phase."""
+
+    replicas: int = Field(
+        ge=0,
+        le=MAX_REPLICAS,
+        strict=True,
+        description="How many replicas.",
+        json_schema_extra={"format": "int32"},
+    )
+    gpus_per_replica: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_GPUS_PER_NODE,
+        strict=True,
+        description="GPUs of one replica, on one node, sharing one power cap.",
+    )
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = Field(
+        default_factory=dict, description="Labels of the nodes this pool may use."
+    )
+    power_ceiling_watts: GpuWatts | None = Field(
+        default=None, description="The most watts one GPU of this pool is ever granted; absent: left to the policy."
+    )
+    template: PodTemplate | None = Field(default=None, description="An overlay on the pool's pods.")
+
+
+class KvTransfer(Wire):
+    """How the KV cache gets from prefill to decode."""
+
+    connector: str = Field(
+        default=DEFAULT_CONNECTOR, min_length=1, max_length=128, description="vLLM's KV connector."
+    )
+    side_channel_port: Port = Field(
+        default=DEFAULT_SIDE_CHANNEL_PORT,
+        description="Port of each pod where decode asks prefill for the KV cache's addresses.",
+    )
+    extra_config: FreeForm | None = Field(
+        default=None, description="Passed to the connector as kv_connector_extra_config."
+    )
+
+
+class InferenceClusterSpec(Wire):
+    """What the team that serves the model asks for."""
+
+    model: ModelRef = Field(description="The model that is served.")
+    engine: Engine = Field(description="The inference engine of both pools.")
+    priority: Priority = Field(
+        default=PriorityWord.HIGH,
+        description="Who keeps watts when they are short: High (100), Low (0) or a class of your own; higher keeps more.",
+    )
+    slo: Slo = Field(
+        default_factory=Slo, description="What the service promises.", json_schema_extra={"default": {}}
+    )
+    prefill: RolePool = Field(description="The pool that reads prompts; it follows TTFT.")
+    decode: RolePool = Field(description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas.")
+    kv_transfer: KvTransfer = Field(
+        default_factory=KvTransfer,
+        description="How the KV cache gets from prefill to decode.",
+        json_schema_extra={"default": {}},
+    )
+
+
+class RoleStatus(Wire):
+    """How one pool stands."""
+
+    replicas: Count = Field(default=0, description="Pods that exist.")
+    ready_replicas: Count = Field(default=0, description="Pods that are ready.")
+    admitted_replicas: Count = Field(default=0, description="Pods whose power floor is reserved.")
+    label_selector: str = Field(default="", max_length=512, description="Selects the pool's pods, for autoscalers.")
+
+
+class InferenceClusterStatus(Wire):
+    """What the operator knows of the cluster."""
+
+    observed_generation: Generation | None = Field(default=None, description="The metadata.generation acted on.")
+    prefill: RoleStatus | None = Field(default=None, description="How the prefill pool stands.")
+    decode: RoleStatus | None = Field(default=None, description="How the decode pool stands.")
+    power_floor_watts: Count | None = Field(
+        default=None, description="Watts at the meter reserved for the admitted replicas' floors."
+    )
+    ttft_p99_milliseconds: Count | None = Field(
+        default=None, alias="ttftP99Milliseconds", description="Measured time to the first token, 99th percentile, ms."
+    )
+    tbt_p99_milliseconds: Count | None = Field(
+        default=None, alias="tbtP99Milliseconds", description="Measured time between tokens, 99th percentile, ms."
+    )
+    conditions: Conditions = Field(
+        default_factory=list, description="Ready, PrefillReady, DecodeReady, PowerAdmitted, SLOAttained."
+    )
+
+
+class InferenceCluster(Wire):
+    """A large language model served by split prefill and decode pools inside power budgets."""
+
+    api_version: Literal["splitwatt.io/v1alpha1"] = "splitwatt.io/v1alpha1"
+    kind: Literal["InferenceCluster"] = "InferenceCluster"
+    metadata: ObjectMeta
+    spec: InferenceClusterSpec = Field(description="What the team that serves the model asks for.")
+    status: InferenceClusterStatus | None = Field(default=None, description="What the operator knows of the cluster.")

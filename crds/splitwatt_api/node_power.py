@@ -1,0 +1,173 @@
+"""`NodePower` (np): the contract between the operator and one node's agent, as a schema.
+
+The core's `contract` module is the contract's own source; this is the shape the API server enforces. What it protects:
+a term never falls (PROTOCOL R2), a spec once written is never removed, and every grant's charge covers its cap (R4).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import ConfigDict, Field
+from splitwatt_core.contract import GRANTS_PER_TERM, MAX_GPUS_PER_NODE, MAX_TERM, Health, Mode, Phase
+
+from splitwatt_api.base import (
+    Conditions,
+    Count,
+    GpuWatts,
+    GpuWattsOrZero,
+    Megahertz,
+    NodeWatts,
+    ObjectMeta,
+    ObjectName,
+    Rule,
+    Wire,
+    kubernetes,
+)
+
+MAX_GRANT: Final = (MAX_TERM + 1) * GRANTS_PER_TERM
+MAX_BUDGETS_PER_NODE: Final = 8
+"""A node is charged to its leaf and, while it moves, to former ones."""
+
+Term = Annotated[int, Field(ge=0, le=MAX_TERM, strict=True)]
+GrantNumber = Annotated[int, Field(ge=0, le=MAX_GRANT, strict=True)]
+
+
+class GpuGrant(Wire):
+    """What one GPU may draw."""
+
+    uuid: str = Field(min_length=1, max_length=96, description="NVML's UUID of the GPU.")
+    grant: GrantNumber = Field(description="The grant's number; never used twice for a GPU, later ones are higher.")
+    cap_watts: GpuWatts = Field(description="The power limit to set, in watts.")
+    safe_cap_watts: GpuWatts = Field(description="The power limit that is safe without the operator, in watts.")
+    charge_watts: GpuWatts = Field(
+        description="What the operator counts for the GPU until this grant is acknowledged, in watts."
+    )
+    max_clock_megahertz: Megahertz | None = Field(
+        default=None, description="Lock the SM clock to at most this, in MHz; absent: no lock."
+    )
+    phase: Phase = Field(
+        default=Phase.UNASSIGNED, description="What its workload does: Unassigned, Prefill or Decode."
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            Rule("self.chargeWatts >= self.capWatts", "chargeWatts must be at least capWatts"),
+            Rule("self.safeCapWatts <= self.chargeWatts", "safeCapWatts must be at most chargeWatts"),
+        )
+    )
+
+
+class NodePowerSpec(Wire):
+    """The operator's word; nobody else writes it."""
+
+    term: Term = Field(description="Which start of an active operator wrote this; it never falls.")
+    for_uid: str = Field(
+        alias="forUID",
+        max_length=64,
+        description="The uid of the object this was written for; the agent ignores a spec written for another.",
+    )
+    mode: Mode = Field(default=Mode.STRICT, description="The budget tree's mode: Observe, Strict or Oversubscribed.")
+    lease_name: str | None = Field(
+        default=None, max_length=253, description="The Lease that bounds caps above their safe caps (Oversubscribed)."
+    )
+    node_limit_watts: NodeWatts | None = Field(
+        default=None, description="The node's own allotment for its GPUs, in watts, for the agent's guard."
+    )
+    budgets: list[ObjectName] = Field(
+        default_factory=list,
+        max_length=MAX_BUDGETS_PER_NODE,
+        description="The leaf budgets the node is charged to, the present one first.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    gpus: list[GpuGrant] = Field(
+        default_factory=list,
+        max_length=MAX_GPUS_PER_NODE,
+        description="One grant per GPU; a GPU that is not listed keeps its cap.",
+        json_schema_extra=kubernetes(list_type="map", list_map_keys=["uuid"]),
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            Rule(
+                "self.term >= oldSelf.term",
+                "term never falls: a newer operator has written this object, so the writer must stop",
+                expression="'term never falls: term ' + string(oldSelf.term) + ' has written this object, "
+                "so the operator of term ' + string(self.term) + ' must stop'",
+            )
+        )
+    )
+
+
+class Workload(Wire):
+    """The pod that holds a GPU."""
+
+    namespace: str = Field(max_length=63, description="The pod's namespace.")
+    pod: str = Field(max_length=253, description="The pod's name.")
+
+
+class GpuReport(Wire):
+    """What the agent read back of one GPU."""
+
+    uuid: str = Field(min_length=1, max_length=96, description="NVML's UUID of the GPU.")
+    acked_grant: GrantNumber = Field(
+        default=0,
+        description="The grant that was applied and read back with no setter call outstanding; 0: none yet.",
+    )
+    management_cap_watts: GpuWattsOrZero | None = Field(
+        default=None, description="The power management limit, in watts; absent: it could not be read."
+    )
+    enforced_cap_watts: GpuWattsOrZero | None = Field(
+        default=None, description="The enforced limit, in watts; absent: it could not be read."
+    )
+    min_cap_watts: GpuWattsOrZero = Field(default=0, description="The lowest legal power limit, in watts.")
+    max_cap_watts: GpuWattsOrZero = Field(default=0, description="The highest legal power limit, in watts.")
+    default_cap_watts: GpuWattsOrZero = Field(
+        default=0, description="The limit after a reboot or reset, in watts: what the GPU is charged until a cap holds."
+    )
+    model: str = Field(default="", max_length=128, description="NVML's product name.")
+    health: Health = Field(default=Health.UNKNOWN, description="Whether the GPU obeys; anything but OK says why not.")
+    workload: Workload | None = Field(default=None, description="The pod that holds the GPU, as kubelet says.")
+
+
+class NodePowerStatus(Wire):
+    """The agent's word; nobody else writes it."""
+
+    observed_uid: str = Field(
+        default="", alias="observedUID", max_length=64, description="The object this speaks of."
+    )
+    observed_term: Term = Field(default=0, description="The highest term the agent has accepted.")
+    boot_id: str = Field(
+        default="", alias="bootID", max_length=256, description="The boot and driver load of the readbacks."
+    )
+    gpu_count: Count | None = Field(default=None, description="How many GPUs are reported.")
+    healthy_gpu_count: Count | None = Field(default=None, description="How many of them have health OK.")
+    enforced_cap_watts_total: NodeWatts | None = Field(
+        default=None, description="Sum of the enforced limits, in watts; absent while one of them is unreadable."
+    )
+    gpus: list[GpuReport] = Field(
+        default_factory=list,
+        max_length=MAX_GPUS_PER_NODE,
+        description="One report per GPU.",
+        json_schema_extra=kubernetes(list_type="map", list_map_keys=["uuid"]),
+    )
+    conditions: Conditions = Field(default_factory=list, description="Ready, CapsEnforced, LeaseHeld.")
+
+
+class NodePower(Wire):
+    """The power contract of one node, of the same name: grants from the operator, acknowledgements from its agent."""
+
+    api_version: Literal["splitwatt.io/v1alpha1"] = "splitwatt.io/v1alpha1"
+    kind: Literal["NodePower"] = "NodePower"
+    metadata: ObjectMeta
+    spec: NodePowerSpec | None = Field(default=None, description="The operator's word: grants for the node's GPUs.")
+    status: NodePowerStatus | None = Field(default=None, description="The agent's word: what was read back.")
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            Rule(
+                "!has(oldSelf.spec) || has(self.spec)",
+                "spec cannot be removed: delete the NodePower to release the node's charge",
+            )
+        )
+    )

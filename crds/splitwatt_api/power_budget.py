@@ -1,0 +1,287 @@
+"""`PowerBudget` (pb): how many watts may flow through one meter, and how they are shared below it.
+
+Budgets form trees. Mode and policy stand at the root, once per tree; nodes are selected by leaves; a parent's nodes are
+its children's. What needs other budgets to judge (sums, cycles, overlaps) is a condition, never a refusal. The invariant
+that shapes the rules: **a cut of a limit is never refused** because of what else the object says, so the rule that
+compares the limit with the reserve lets a lower limit pass.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+from splitwatt_core.budgets import MAX_PENDING_LIMITS
+from splitwatt_core.contract import Mode
+from splitwatt_core.policy import Posture, Unassigned
+
+from splitwatt_api.base import (
+    BudgetWatts,
+    BudgetWattsOrZero,
+    Conditions,
+    Count,
+    Generation,
+    GpuWatts,
+    LabelSelector,
+    NodeWatts,
+    ObjectMeta,
+    ObjectName,
+    Rule,
+    Timestamp,
+    Wire,
+    kubernetes,
+    one_of,
+)
+from splitwatt_api.promql import SELECTOR_PATTERN, is_plain_selector
+
+
+class PolicyType(StrEnum):
+    UNIFORM = "Uniform"
+    PHASE_AWARE = "PhaseAware"
+
+
+class PostureName(StrEnum):
+    """The core's `Posture` as a word on the wire."""
+
+    ADOPTING = Posture.ADOPTING.name.capitalize()
+    NORMAL = Posture.NORMAL.name.capitalize()
+    TRIM = Posture.TRIM.name.capitalize()
+    SHED = Posture.SHED.name.capitalize()
+    BRAKE = Posture.BRAKE.name.capitalize()
+
+
+class Aggregate(StrEnum):
+    SUM = "Sum"
+
+
+BudgetMode = Annotated[
+    Mode, Field(json_schema_extra=one_of("mode", ("Observe", "Strict"), later="Oversubscribed"))
+]
+
+
+class PolicyChoice(Wire):
+    """Who gets how much of what may be drawn."""
+
+    type: Annotated[
+        PolicyType, Field(json_schema_extra=one_of("policy.type", ("Uniform", "PhaseAware"), later="Polca"))
+    ] = Field(
+        default=PolicyType.PHASE_AWARE,
+        description="Uniform: every GPU the same. PhaseAware: by priority and phase, decode gives first.",
+    )
+    unassigned_gpus: Unassigned = Field(
+        default=Unassigned.MINIMUM,
+        description="What a GPU without a workload gets: Minimum (its lowest cap) or Hold (the cap it has).",
+    )
+    safe_cap_watts: GpuWatts | None = Field(
+        default=None,
+        description="Safe cap of every GPU in the tree, in watts; absent: the cap it is granted is its safe cap.",
+    )
+
+
+class Meter(Wire):
+    """The meter of record in Prometheus. The operator itself asks for sum, count and age of the selected series."""
+
+    selector: str = Field(
+        min_length=1,
+        max_length=1024,
+        description='A plain vector selector, for example rack_power_watts{rack="a1"}; no functions, sums or ranges.',
+        json_schema_extra=kubernetes(
+            Rule(
+                f"self.matches(r'''{SELECTOR_PATTERN}''')",
+                'meter.selector must be a plain vector selector like rack_power_watts{rack="a1"}: remove functions, '
+                "aggregations, operators, ranges and offsets",
+            )
+        ),
+    )
+    aggregate: Aggregate = Field(default=Aggregate.SUM, description="How several series become one number: Sum.")
+    expected_series: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        strict=True,
+        description="How many series the selector must find; fewer or more is a failed reading.",
+    )
+    max_age_seconds: int = Field(
+        default=5,
+        ge=1,
+        le=300,
+        strict=True,
+        description="A reading whose oldest sample is older than this, in seconds, is stale.",
+    )
+
+    @field_validator("selector")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not is_plain_selector(value):
+            raise ValueError(f"{value!r} is not a plain vector selector like rack_power_watts{{rack=\"a1\"}}")
+        return value
+
+
+_LEAF_ONLY: Final = "counts per selected node: set nodeSelector, or remove it and set it on the leaf budgets below"
+
+
+class PowerBudgetSpec(Wire):
+    """What the owner of the power feed asks for."""
+
+    limit_watts: BudgetWatts = Field(description="What may be drawn at the meter, in watts.")
+    parent: ObjectName | None = Field(default=None, description="The budget above this one; absent: a root.")
+    mode: BudgetMode | None = Field(
+        default=None,
+        description="Root only. Observe: decide and report, grant nothing. Strict: hold the limit. Absent: Strict.",
+    )
+    policy: PolicyChoice | None = Field(default=None, description="Root only. Absent: PhaseAware.")
+    reserve_watts: BudgetWattsOrZero = Field(
+        default=0, description="Watts kept back for surprises such as a GPU reset behind a dead agent."
+    )
+    node_selector: LabelSelector | None = Field(
+        default=None, description="Makes this a leaf: the nodes behind the meter. Selectors of leaves are disjoint."
+    )
+    non_gpu_watts_per_node: NodeWatts = Field(
+        default=0, description="Leaf only. The most one node draws besides its GPUs, at the meter, in watts."
+    )
+    unmanaged_watts_per_node: NodeWatts | None = Field(
+        default=None, description="Leaf only, required there. What a selected node without an agent is charged, in watts."
+    )
+    fixed_watts: BudgetWattsOrZero = Field(
+        default=0, description="Watts behind this meter that belong to no node: switches, fans."
+    )
+    overhead_percent: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        strict=True,
+        description="Leaf only. Conversion losses between the meter and the GPUs, in percent of GPU watts.",
+    )
+    meter: Meter | None = Field(
+        default=None, description="The meter of record; absent: the agents' own readings stand in for it."
+    )
+    limit_grace_seconds: int = Field(
+        default=5,
+        ge=0,
+        le=600,
+        strict=True,
+        description="How long after it is first seen a lowered limit comes into force, in seconds.",
+    )
+    settle_milliseconds: int = Field(
+        default=500,
+        ge=0,
+        le=60_000,
+        strict=True,
+        description="How long after an acknowledged lower cap its watts count as freed, in milliseconds.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            Rule(
+                "!has(self.parent) || !has(self.mode)",
+                "mode is set once per tree, at the root: remove mode here, or remove parent",
+                field_path=".mode",
+            ),
+            Rule(
+                "!has(self.parent) || !has(self.policy)",
+                "policy is set once per tree, at the root: remove policy here, or remove parent",
+                field_path=".policy",
+            ),
+            Rule(
+                "has(self.nodeSelector) || self.nonGpuWattsPerNode == 0",
+                f"nonGpuWattsPerNode {_LEAF_ONLY}",
+                field_path=".nonGpuWattsPerNode",
+            ),
+            Rule(
+                "has(self.nodeSelector) || !has(self.unmanagedWattsPerNode)",
+                f"unmanagedWattsPerNode {_LEAF_ONLY}",
+                field_path=".unmanagedWattsPerNode",
+            ),
+            Rule(
+                "has(self.nodeSelector) || self.overheadPercent == 0",
+                f"overheadPercent {_LEAF_ONLY}",
+                field_path=".overheadPercent",
+            ),
+            Rule(
+                "!has(self.nodeSelector) || has(self.unmanagedWattsPerNode)",
+                "a budget with a nodeSelector must say unmanagedWattsPerNode, the most a selected node without an agent "
+                "may draw in watts (the server's rating; 0 if there can be none)",
+            ),
+            Rule(
+                "self.reserveWatts < self.limitWatts || (oldSelf.hasValue() && "
+                "self.limitWatts <= oldSelf.value().limitWatts && self.reserveWatts <= oldSelf.value().reserveWatts)",
+                "reserveWatts must be below limitWatts, or nothing is left to grant: lower reserveWatts",
+                field_path=".reserveWatts",
+                optional_old=True,
+            ),
+        )
+    )
+
+
+class PendingLimit(Wire):
+    """A lowered limit that waits for its grace."""
+
+    watts: BudgetWatts = Field(description="The limit, in watts.")
+    in_force_at: Timestamp = Field(description="When it comes into force.")
+
+
+class PowerBudgetStatus(Wire):
+    """What the operator knows of the budget. Watts are watts at the meter."""
+
+    observed_generation: Generation | None = Field(default=None, description="The metadata.generation acted on.")
+    limit_in_force_watts: BudgetWatts | None = Field(
+        default=None, description="The limit that holds now, in watts; a lowered one follows after its grace."
+    )
+    limit_in_force_since: Timestamp | None = Field(default=None, description="Since when it holds.")
+    pending_limits: list[PendingLimit] = Field(
+        default_factory=list,
+        max_length=MAX_PENDING_LIMITS,
+        description="Lowered limits that wait for their grace.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    charge_watts: BudgetWattsOrZero | None = Field(
+        default=None, description="The most everything below may draw, as the ledger counts it, in watts."
+    )
+    measured_watts: BudgetWattsOrZero | None = Field(
+        default=None, description="What the meter reads, in watts; absent: no fresh reading."
+    )
+    short_watts: BudgetWattsOrZero | None = Field(
+        default=None, description="How many watts are missing even with every GPU at its minimum cap."
+    )
+    posture: PostureName | None = Field(
+        default=None, description="The budget's state: Adopting, Normal, Trim, Shed or Brake."
+    )
+    nodes: Count | None = Field(default=None, description="How many nodes are charged to it.")
+    gpus: Count | None = Field(default=None, description="How many GPUs are charged to it.")
+    adoption_milliseconds: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**53,
+        strict=True,
+        description="How long it took until every GPU was acknowledged or charged its default limit.",
+    )
+    conditions: Conditions = Field(
+        default_factory=list, description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible."
+    )
+
+
+class PowerBudget(Wire):
+    """A limit on the power drawn behind one meter, shared by all clusters and namespaces on the nodes below it."""
+
+    api_version: Literal["splitwatt.io/v1alpha1"] = "splitwatt.io/v1alpha1"
+    kind: Literal["PowerBudget"] = "PowerBudget"
+    metadata: ObjectMeta
+    spec: PowerBudgetSpec = Field(description="What the owner of the power feed asks for.")
+    status: PowerBudgetStatus | None = Field(default=None, description="What the operator knows of the budget.")
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            Rule(
+                "!has(self.spec.parent) || self.spec.parent != self.metadata.name",
+                "a budget cannot be its own parent: name the budget above it, or remove parent",
+                field_path=".spec.parent",
+            ),
+        )
+    )
+
+
+def posture_name(posture: Posture) -> PostureName:
+    return PostureName(posture.name.capitalize())
+
+

@@ -1,0 +1,24 @@
+"""The one piece of PromQL that a user may write: a plain vector selector.
+
+A meter must not be an aggregation or a function, for their results carry no age: a stale meter would look fresh. The
+grammar below is PromQL's vector selector without ranges, offsets and `@`; it is one pattern in the common subset of
+RE2 (the API server's CEL) and Python, so both judge alike. Regular expressions inside `=~` are Prometheus' to judge.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_STRING: Final = r"(\"([^\"\\\n]|\\.)*\"|'([^'\\\n]|\\.)*')"
+_MATCHER: Final = rf"\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(=~|!~|!=|=)\s*{_STRING}\s*"
+_BRACES: Final = rf"\{{({_MATCHER}(,{_MATCHER})*,?\s*)?\}}"
+SELECTOR_PATTERN: Final = rf"^\s*{_NAME}\s*({_BRACES})?\s*$"
+"""A metric name is asked for: a selector by labels alone could pick up anything."""
+
+_SELECTOR: Final = re.compile(SELECTOR_PATTERN)
+
+
+def is_plain_selector(text: str) -> bool:
+    return _SELECTOR.fullmatch(text) is not None
