@@ -2,7 +2,7 @@
 
 Every send asks the Lease first, by the monotonic clock (R2), and carries the uid and resourceVersion of the object it
 was decided on (R1). Outcomes are three, never two: written, refused, unknown (R6). Sends run concurrently under one
-bound, and the keeper allows one write in flight per object; creations and fresh reads are kept single here.
+bound; the keeper asks for no second one about the same object before it was told of the first.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ class Performer:
         self._held = held
         self._done = done
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_SENDS)
-        self._creating: set[str] = set()
-        self._create_after_s: dict[str, float] = {}
         self._verifying: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
@@ -61,9 +59,7 @@ class Performer:
         for write in plan.writes:
             self._spawn(self._write(write))
         for name in plan.create:
-            if name not in self._creating and self._create_after_s.get(name, 0.0) <= time.monotonic():
-                self._creating.add(name)
-                self._spawn(self._create(name))
+            self._spawn(self._create(name))
         for name in plan.verify:
             if name not in self._verifying:
                 self._verifying.add(name)
@@ -121,11 +117,8 @@ class Performer:
                     node_power = await self._create_or_read(name)
         except (ApiError, ContractError) as error:
             log.warning("NodePower not created: %s", error, extra={"node": name})
-        finally:
-            self._creating.discard(name)
-        self._create_after_s.pop(name, None)
         if node_power is None:
-            self._create_after_s[name] = time.monotonic() + CREATE_RETRY_S
+            await asyncio.sleep(CREATE_RETRY_S)  # the keeper asks again as soon as it is told
         self._keeper.on_created(name, node_power, time.time())
 
     async def _create_or_read(self, name: str) -> NodePower | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,10 +62,8 @@ class Resync:
     async def run(self) -> None:
         while True:
             self._relisted.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._relisted.wait(), PERIOD_S)
-            except TimeoutError:
-                pass
             await asyncio.sleep(PAUSE_S)
             self._relisted.clear()
             for watched in WATCHED:

@@ -60,10 +60,9 @@ class Subscription:
     pending: dict[Change, None] = field(default_factory=dict)
 
     def take(self) -> list[Change]:
-        """The changes since the last call, oldest first, each once. Clears `wake`."""
+        """The changes since the last call, oldest first, each once. Clear `wake` before, not after."""
         changes = list(self.pending)
         self.pending.clear()
-        self.wake.clear()
         return changes
 
 
@@ -127,9 +126,10 @@ class Store:
     def size(self, kind: Kind) -> int:
         return len(self._objects[kind])
 
-    def subscribe(self, kinds: Collection[Kind]) -> Subscription:
-        """Everything known already counts as changed, so that a late subscriber misses nothing."""
-        subscription = Subscription(frozenset(kinds), asyncio.Event())
+    def subscribe(self, kinds: Collection[Kind], *, wake: asyncio.Event | None = None) -> Subscription:
+        """Everything known already counts as changed, in the order of `kinds`, so that a late subscriber misses nothing.
+        `wake` may be an event that others set as well."""
+        subscription = Subscription(frozenset(kinds), wake or asyncio.Event())
         for kind in kinds:
             for key in self._objects[kind]:
                 subscription.pending[Change(kind, key)] = None

@@ -1,0 +1,147 @@
+"""The process: one store and its watches for life, one reign after another while the Lease is ours.
+
+A standby watches too, so that it takes over with a full store. Losing the Lease to silence (an API server that was away)
+ends the reign and begins a new candidacy with a new term, exactly as a new process would; a higher term ends the process
+(R2). SIGTERM and SIGINT stop everything at once: sending stops, the Lease is given up, no cap changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from typing import Final
+
+from splitwatt_client.connection import Connection
+from splitwatt_client.errors import ApiError, ConfigurationError
+from splitwatt_client.leases import HeldLease, LeaseLostError
+from splitwatt_client.resources import LEASES, NODE_POWERS
+from splitwatt_core.names import FIELD_MANAGER_OPERATOR
+
+from splitwatt_operator.budget_loop import SupersededError
+from splitwatt_operator.canary import BlindError
+from splitwatt_operator.credentials import KopfLogin
+from splitwatt_operator.decision_log import DecisionLog
+from splitwatt_operator.http import ListenError, serve
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.options import LEASE_NAME, Options
+from splitwatt_operator.prometheus import Prometheus
+from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.reign import Realm, Reign
+from splitwatt_operator.resync import Resync
+from splitwatt_operator.store import Key, Store
+from splitwatt_operator.supervise import first_to_end
+from splitwatt_operator.watch import WatchError, Watches
+
+log = logging.getLogger(__name__)
+
+LEASE_DURATION_S: Final = 15
+REQUEST_TIMEOUT_S: Final = 5.0
+READ_RETRY_S: Final = 1.0
+
+EXIT_STOPPED: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_SUPERSEDED: Final = 3
+
+
+class Application:
+    """One process. `run` returns its exit code; the last log line says why it ended."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._lease_key = Key(options.namespace, LEASE_NAME)
+        self._stop = asyncio.Event()
+        self._reign: Reign | None = None
+
+    async def run(self) -> int:
+        try:
+            await self._run()
+        except (ListenError, ConfigurationError, OSError) as error:
+            log.error("%s", error)
+            return EXIT_USAGE
+        except SupersededError as error:
+            log.error("stopping, superseded: %s", error)
+            return EXIT_SUPERSEDED
+        except (WatchError, BlindError, ApiError) as error:
+            log.error("stopping: %s", error)
+            return EXIT_FAILED
+        log.info("stopped; every cap stays as it is")
+        return EXIT_STOPPED
+
+    async def _run(self) -> None:
+        options = self._options
+        self._take_signals()
+        metrics, store = Metrics(), Store()
+        async with AsyncExitStack() as stack:
+            decisions = DecisionLog(options.decision_log)
+            stack.callback(decisions.close)
+            await stack.enter_async_context(serve(options.listen, metrics, self._health))
+            connection = await stack.enter_async_context(
+                Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
+            )
+            prometheus = await stack.enter_async_context(Prometheus(options.prometheus_url))
+            recorder = Recorder(connection, metrics, instance=options.identity)
+            realm = Realm(store, connection, prometheus, metrics, recorder, decisions)
+            watches = Watches(
+                store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals
+            )
+            resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
+            await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync))
+
+    async def _work(self, realm: Realm, watches: Watches, resync: Resync) -> None:
+        """kopf resolves its resources once, so the lists must have succeeded before it starts."""
+        await resync.first()
+        await first_to_end(kopf=watches.run(), resync=resync.run(), rule=self._rule(realm, resync))
+
+    async def _rule(self, realm: Realm, resync: Resync) -> None:
+        """Candidacy, reign, and again."""
+        while True:
+            log.info("waiting for the Lease", extra={"lease": LEASE_NAME, "namespace": self._options.namespace})
+            lease = HeldLease(
+                realm.connection,
+                namespace=self._options.namespace,
+                name=LEASE_NAME,
+                identity=self._options.identity,
+                field_manager=FIELD_MANAGER_OPERATOR,
+                duration_s=LEASE_DURATION_S,
+            )
+            await lease.acquire(lambda: highest_term(realm.connection))
+            await resync.first()  # what happened while we waited counts as well
+            self._reign = Reign(realm, lease, lease_key=self._lease_key)
+            try:
+                await self._reign.run()
+            except LeaseLostError as loss:
+                log.warning("reign over: %s", loss, extra={"term": lease.term})
+                await self._refuse_if_superseded(realm.connection, lease.term)
+            finally:
+                self._reign = None
+                await lease.release()
+
+    async def _refuse_if_superseded(self, connection: Connection, term: int) -> None:
+        """A Lease lost to silence may be sought again; one that another took ends the process (R2)."""
+        while True:
+            try:
+                lease = await connection.get(LEASES, LEASE_NAME, namespace=self._options.namespace)
+                break
+            except ApiError as error:
+                log.warning("waiting for the API server: %s", error)
+                await asyncio.sleep(READ_RETRY_S)
+        found = ((lease or {}).get("spec") or {}).get("leaseTransitions") or 0
+        if found > term:
+            raise SupersededError(f"the Lease carries term {found}, above ours ({term})")
+
+    def _health(self) -> str | None:
+        return None if self._reign is None else self._reign.problem()
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+
+async def highest_term(connection: Connection) -> int:
+    """The highest term that any NodePower carries, from a consistent read (R2). Raises ApiError."""
+    listing = await connection.list(NODE_POWERS)
+    return max(((obj.get("spec") or {}).get("term") or 0 for obj in listing.items), default=0)

@@ -1,0 +1,141 @@
+"""The budget loop: facts in, one decision a second (and at once after a change), the plan out.
+
+Telemetry runs beside it, so that a slow Prometheus never delays a decision; the loop itself awaits nothing but its own
+next turn. A change wakes it, but never more often than every `MIN_GAP_S`, so that a storm of acknowledgements becomes
+one decision.
+
+Protected: the store was complete before the first step (R3), and a plan that says "resign" sends nothing more (R2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import Final
+
+from splitwatt_core.keeper import Keeper, Note, Plan
+from splitwatt_core.names import API_GROUP, API_VERSION
+
+from splitwatt_operator.decision_log import DecisionLog
+from splitwatt_operator.facts import FACT_KINDS, QUIET_KINDS, FactFeeder, subject_of
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.performer import Performer
+from splitwatt_operator.recorder import Recorder, Subject
+from splitwatt_operator.statuses import BudgetStatuses
+from splitwatt_operator.store import Kind, Store
+from splitwatt_operator.telemetry import Readings, Telemetry
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 1.0
+MIN_GAP_S: Final = 0.05
+
+
+class SupersededError(RuntimeError):
+    """A higher term was seen: this process must stop at once."""
+
+
+class BudgetLoop:
+    """`run` and `measure` side by side until cancelled; `run` raises SupersededError.
+
+    `stepped_s` is the monotonic time of the last decision."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        keeper: Keeper,
+        feeder: FactFeeder,
+        performer: Performer,
+        telemetry: Telemetry,
+        statuses: BudgetStatuses,
+        recorder: Recorder,
+        metrics: Metrics,
+        decisions: DecisionLog,
+    ) -> None:
+        self._store = store
+        self._keeper = keeper
+        self._feeder = feeder
+        self._performer = performer
+        self._telemetry = telemetry
+        self._statuses = statuses
+        self._recorder = recorder
+        self._metrics = metrics
+        self._decisions = decisions
+        self._readings = Readings()
+        self.wake = asyncio.Event()
+        self.stepped_s = time.monotonic()
+
+    async def run(self) -> None:
+        changes = self._store.subscribe(FACT_KINDS, wake=self.wake)
+        heartbeats = self._store.subscribe(QUIET_KINDS)
+        try:
+            while True:
+                self.wake.clear()
+                now_s = time.time()
+                self._feeder.feed(changes.take(), now_s)
+                self._feeder.feed(heartbeats.take(), now_s)
+                plan = self._step(now_s)
+                self._perform(plan, now_s)
+                await self._wait(plan)
+        finally:
+            self._store.unsubscribe(changes)
+            self._store.unsubscribe(heartbeats)
+
+    def _step(self, now_s: float) -> Plan:
+        started_s = time.perf_counter()
+        plan = self._keeper.step(now_s)
+        self._metrics.decision_s.observe(time.perf_counter() - started_s)
+        self.stepped_s = time.monotonic()
+        return plan
+
+    def _perform(self, plan: Plan, now_s: float) -> None:
+        if plan.resign is not None:
+            raise SupersededError(plan.resign)
+        self._performer.start(plan)
+        self._statuses.show(
+            plan.budgets,
+            generations={name: spec.generation for name, spec in self._feeder.budgets.items()},
+            invalid_meters=self._readings.invalid,
+            unreadable=self._feeder.unreadable,
+            now_s=now_s,
+        )
+        self._metrics.show_budgets(plan.budgets)
+        self._decisions.write(plan.budgets, now_s)
+        for note in plan.notes:
+            self._recorder.note(self._subject(note), reason=note.reason, message=note.message, warning=note.warning)
+
+    async def _wait(self, plan: Plan) -> None:
+        await asyncio.sleep(MIN_GAP_S)
+        rest_s = min(PERIOD_S, max(plan.wake_s - time.time(), 0.0)) - MIN_GAP_S
+        if rest_s > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), rest_s)
+
+    async def measure(self) -> None:
+        """One round of telemetry a second until cancelled. Its results are facts for the next step, and wake it."""
+        while True:
+            started_s = time.monotonic()
+            readings = await self._telemetry.read(list(self._feeder.budgets.values()))
+            now_s = time.time()
+            for name, reading in readings.meters.items():
+                self._keeper.on_meter(name, reading, now_s)
+            for node, agent in readings.agents.items():
+                self._keeper.on_agent_power(node, agent.power_w, agent.sampled_s)
+            self._readings = readings
+            self._metrics.query_failures.inc(readings.failures)
+            self.wake.set()
+            await asyncio.sleep(max(MIN_GAP_S, PERIOD_S - (time.monotonic() - started_s)))
+
+    def _subject(self, note: Note) -> Subject:
+        try:
+            obj = self._store.get(Kind(note.kind), note.name)
+        except ValueError:
+            obj = None
+        if obj is not None:
+            found = subject_of(obj)
+            return Subject(found.api_version, note.kind, found.name, found.namespace, found.uid)
+        core = note.kind in (Kind.NODE, Kind.POD)
+        return Subject("v1" if core else f"{API_GROUP}/{API_VERSION}", note.kind, note.name)

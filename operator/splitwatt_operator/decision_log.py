@@ -1,0 +1,48 @@
+"""The decision log: one JSON line per budget and decision, for those who judge from outside."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from splitwatt_core.keeper import BudgetReport
+
+log = logging.getLogger(__name__)
+
+
+class DecisionLog:
+    """`path` None: nothing is written. A full disk ends the log, never the decisions."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file: IO[str] | None = None if path is None else path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, reports: Mapping[str, BudgetReport], now_s: float) -> None:
+        if self._file is None:
+            return
+        lines = [
+            json.dumps(
+                {
+                    "time_s": round(now_s, 3),
+                    "budget": name,
+                    "limit_w": report.limit.spec_w,
+                    "in_force_w": report.limit.in_force_w,
+                    "charge_w": round(report.charge_w, 3),
+                    "measured_w": None if report.measured_w is None else round(report.measured_w, 1),
+                    "posture": report.posture.name.capitalize(),
+                }
+            )
+            for name, report in reports.items()
+        ]
+        try:
+            self._file.writelines(line + "\n" for line in lines)
+        except OSError as error:
+            log.error("the decision log ends here: %s", error)
+            self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,125 @@
+"""One reign: what the active replica does from taking the Lease to losing it, with one term and one keeper.
+
+Whoever reigns next, here or elsewhere, starts from nothing but the stamps on the NodePowers (R3): a reign leaves no state
+behind in memory, and the API server's fence (R2) holds off what it may still have under way. Nothing is sent at the end
+of a reign, in particular nothing that would raise a cap (I5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from splitwatt_client.connection import Connection
+from splitwatt_client.leases import HeldLease
+from splitwatt_core.keeper import Keeper
+from splitwatt_core.phase_aware import PhaseAware
+from splitwatt_core.policy import Policy
+from splitwatt_core.uniform import Uniform
+
+from splitwatt_operator.budget_loop import BudgetLoop
+from splitwatt_operator.canary import Canary
+from splitwatt_operator.decision_log import DecisionLog
+from splitwatt_operator.facts import FactFeeder
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.performer import Performer
+from splitwatt_operator.prometheus import Prometheus
+from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.statuses import BudgetStatuses
+from splitwatt_operator.store import Key, Store
+from splitwatt_operator.supervise import first_to_end
+from splitwatt_operator.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+MAX_STEP_AGE_S: Final = 10.0
+"""A budget loop that has not decided for this long is stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Realm:
+    """What outlives a reign."""
+
+    store: Store
+    connection: Connection
+    prometheus: Prometheus
+    metrics: Metrics
+    recorder: Recorder
+    decisions: DecisionLog
+
+
+def policies() -> Mapping[str, Policy]:
+    """By the name used in PowerBudget.spec.policy.type."""
+    return {policy.name: policy for policy in (Uniform(), PhaseAware())}
+
+
+class Reign:
+    """Built once the Lease is held; `run` until something ends it, and raise that."""
+
+    def __init__(self, realm: Realm, lease: HeldLease, *, lease_key: Key) -> None:
+        store, connection, metrics = realm.store, realm.connection, realm.metrics
+        laws = policies()
+        self._realm = realm
+        self._lease = lease
+        self._keeper = keeper = Keeper(term=lease.term, policies=laws)
+        self._statuses = BudgetStatuses(connection, store, metrics=metrics, held=lease.held)
+        self._performer = Performer(connection, keeper, metrics=metrics, held=lease.held, done=self._wake)
+        self._loop = BudgetLoop(
+            store=store,
+            keeper=keeper,
+            feeder=FactFeeder(store, keeper, realm.recorder, policies=laws),
+            performer=self._performer,
+            telemetry=Telemetry(realm.prometheus),
+            statuses=self._statuses,
+            recorder=realm.recorder,
+            metrics=metrics,
+            decisions=realm.decisions,
+        )
+        self._canary = Canary(store, lease=lease_key, identity=lease.identity, held=lease.held)
+
+    async def run(self) -> None:
+        """Never returns by itself. Raises LeaseLostError, SupersededError, BlindError, or a bug's exception."""
+        realm = self._realm
+        realm.metrics.active.set(1)
+        realm.metrics.term.set(self._lease.term)
+        log.info("reigning", extra={"term": self._lease.term, "identity": self._lease.identity})
+        try:
+            await first_to_end(
+                lease=self._lease.keep(),
+                budgets=self._loop.run(),
+                telemetry=self._loop.measure(),
+                canary=self._canary.run(),
+                events=realm.recorder.run(lambda: self._lease.held(time.monotonic())),
+                serving=self._serve(),
+            )
+        finally:
+            realm.metrics.active.set(0)
+            await self._performer.stop()
+            await self._statuses.stop()
+
+    async def _serve(self) -> None:
+        if importlib.util.find_spec("splitwatt_operator.serving") is None:
+            await asyncio.Event().wait()
+        serving = importlib.import_module("splitwatt_operator.serving")
+        await serving.run(
+            self._realm.store,
+            self._realm.connection,
+            self._keeper,
+            recorder=self._realm.recorder,
+            metrics=self._realm.metrics,
+            held=self._lease.held,
+        )
+
+    def problem(self) -> str | None:
+        """One sentence when this reign is not well."""
+        if (age_s := time.monotonic() - self._loop.stepped_s) > MAX_STEP_AGE_S:
+            return f"no budget decision for {age_s:.0f} s"
+        return self._canary.problem()
+
+    def _wake(self) -> None:
+        self._loop.wake.set()

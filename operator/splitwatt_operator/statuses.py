@@ -1,0 +1,188 @@
+"""PowerBudget statuses: conditions and limits at once, moving numbers seldom.
+
+Charge and measured watts move every second, and a write a second per budget would burden the API server for nobody:
+numbers that people look at may be `NUMBERS_EVERY_S` old, Prometheus has the rest. What changes a judgement (a condition,
+the posture, the limit in force, which a successor reads back, R9) is written at once.
+
+Each write carries the uid: the status of a budget that was deleted and made anew is never written onto its namesake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from splitwatt_api import convert
+from splitwatt_client.connection import Connection
+from splitwatt_client.errors import ApiError
+from splitwatt_core.keeper import BudgetCondition, BudgetReport
+from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
+
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.store import JsonObject, Kind, Store
+
+log = logging.getLogger(__name__)
+
+MIN_GAP_S: Final = 1.0
+"""Between two writes of one budget's status, whatever happens."""
+NUMBERS_EVERY_S: Final = 10.0
+IDLE_EVERY_S: Final = 60.0
+RETRY_S: Final = 5.0
+NOTABLE_SHARE: Final = 0.02
+"""Of the limit: a number that moved by less is refreshed at `IDLE_EVERY_S` only."""
+MAX_CONCURRENT: Final = 8
+NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What was last written for one budget (by uid), and when (monotonic)."""
+
+    uid: str
+    status: Mapping[str, Any]
+    written_s: float
+    not_before_s: float = 0.0
+    writing: bool = False
+
+
+class BudgetStatuses:
+    """`show` every step; it starts the writes that are due. `held` guards each send (R2)."""
+
+    def __init__(
+        self, connection: Connection, store: Store, *, metrics: Metrics, held: Callable[[float], bool]
+    ) -> None:
+        self._connection = connection
+        self._store = store
+        self._metrics = metrics
+        self._held = held
+        self._shown: dict[str, _Shown] = {}
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def show(
+        self,
+        reports: Mapping[str, BudgetReport],
+        *,
+        generations: Mapping[str, int],
+        invalid_meters: Mapping[str, str],
+        unreadable: Mapping[str, str],
+        now_s: float,
+    ) -> None:
+        """`generations`: those acted on. `invalid_meters` and `unreadable`: sentences for budgets whose meter, or whole
+        spec, cannot be used."""
+        for name in [name for name in self._shown if self._store.get(Kind.BUDGET, name) is None]:
+            del self._shown[name]
+        for name, report in reports.items():
+            budget = self._store.get(Kind.BUDGET, name)
+            if budget is None:
+                continue
+            shown = self._shown_of(budget)
+            conditions = judged(report.conditions, invalid_meters.get(name), unreadable.get(name))
+            status = convert.budget_status(
+                replace(report, conditions=conditions),
+                generation=generations.get(name, 0),
+                previous=shown.status,
+                now_s=now_s,
+            )
+            self._offer(name, shown, status)
+        for name, sentence in unreadable.items():
+            budget = self._store.get(Kind.BUDGET, name)
+            if budget is not None and name not in reports:
+                shown = self._shown_of(budget)
+                generation = budget["metadata"].get("generation", 0)
+                self._offer(name, shown, unreadable_status(sentence, shown.status, generation=generation, now_s=now_s))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _shown_of(self, budget: JsonObject) -> _Shown:
+        """What stands in the status now: our last write, or what a predecessor left."""
+        name, uid = budget["metadata"]["name"], budget["metadata"]["uid"]
+        shown = self._shown.get(name)
+        if shown is None or shown.uid != uid:
+            shown = self._shown[name] = _Shown(uid, budget.get("status", {}), float("-inf"))
+        return shown
+
+    def _offer(self, name: str, shown: _Shown, status: Mapping[str, Any]) -> None:
+        now_s = time.monotonic()
+        if shown.writing or now_s < shown.not_before_s or now_s - shown.written_s < waits_s(shown.status, status):
+            return
+        shown.writing = True
+        self._spawn(self._write(name, shown, status))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, name: str, shown: _Shown, status: Mapping[str, Any]) -> None:
+        manifest = {
+            "apiVersion": f"{API_GROUP}/{API_VERSION}",
+            "kind": "PowerBudget",
+            "metadata": {"name": name, "uid": shown.uid},
+            "status": status,
+        }
+        try:
+            async with self._slots:
+                if not self._held(time.monotonic()):
+                    return
+                self._metrics.count_write("PowerBudget/status")
+                await self._connection.apply(manifest, field_manager=FIELD_MANAGER_OPERATOR, subresource="status")
+            shown.status, shown.written_s = status, time.monotonic()
+        except ApiError as error:
+            shown.not_before_s = time.monotonic() + RETRY_S
+            log.warning("status not written: %s", error, extra={"budget": name})
+        finally:
+            shown.writing = False
+
+
+def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """How old the written status must be before the new one is worth a write."""
+    if old == new:
+        return float("inf")
+    if judgement_of(old) != judgement_of(new):
+        return MIN_GAP_S
+    notable_w = NOTABLE_SHARE * float(new.get("limitInForceWatts") or 0)
+    for field in NUMBERS:
+        before, after = old.get(field), new.get(field)
+        if (before is None) != (after is None):
+            return NUMBERS_EVERY_S
+        if before is not None and after is not None and abs(after - before) > notable_w:
+            return NUMBERS_EVERY_S
+    return IDLE_EVERY_S
+
+
+def judgement_of(status: Mapping[str, Any]) -> object:
+    """All of a status but its moving numbers and the words that quote them."""
+    still = {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
+    conditions = [(c["type"], c["status"], c["reason"]) for c in status.get("conditions", [])]
+    return still, sorted(conditions)
+
+
+def judged(
+    conditions: Sequence[BudgetCondition], invalid_meter: str | None, unreadable: str | None
+) -> tuple[BudgetCondition, ...]:
+    """The keeper's conditions, with what only the shell knows: why a selector or a newer spec cannot be used."""
+    found = {condition.type: condition for condition in conditions}
+    if invalid_meter is not None:
+        found["TelemetryFresh"] = BudgetCondition("TelemetryFresh", False, "InvalidSelector", invalid_meter)
+    if unreadable is not None:
+        found["Ready"] = BudgetCondition("Ready", False, "InvalidSpec", f"the former spec stays in force: {unreadable}")
+    return tuple(found.values())
+
+
+def unreadable_status(
+    sentence: str, previous: Mapping[str, Any], *, generation: int, now_s: float
+) -> dict[str, Any]:
+    """For a budget that was never readable: what is there already, and Ready=False."""
+    ready = BudgetCondition("Ready", False, "InvalidSpec", sentence)
+    rows = convert.conditions(
+        (ready,), generation=generation, previous=list(previous.get("conditions", [])), now_s=now_s
+    )
+    return {**previous, "conditions": rows}
