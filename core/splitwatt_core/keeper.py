@@ -101,9 +101,9 @@ class Keeper:
         self._policies = policies
         self._profiles: Sequence[Profile] = profile_law.builtin() if profiles is None else profiles
         self._budgets: dict[str, BudgetSpec] = {}
-        self._books: dict[str, Book] = {}
+        self.books: dict[str, Book] = {}
         self._tree: Tree = build_tree({})
-        self._roster = Roster()
+        self.roster = Roster()
         self._pods: dict[tuple[str, str], PodFact] = {}
         self._in_flight: dict[str, SpecWrite] = {}
         self._agent_w: dict[str, tuple[float, float]] = {}
@@ -115,9 +115,9 @@ class Keeper:
     # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
 
     def on_budget(self, spec: BudgetSpec, now_s: float) -> None:
-        book = self._books.get(spec.name)
+        book = self.books.get(spec.name)
         if book is None or book.uid != spec.uid:
-            book = self._books[spec.name] = Book.open(spec, now_s)
+            book = self.books[spec.name] = Book.open(spec, now_s)
         self._notes.extend(book.see_limit(spec, now_s))
         self._budgets[spec.name] = spec
         self._tree = build_tree(self._budgets)
@@ -125,7 +125,7 @@ class Keeper:
     def on_budget_gone(self, name: str, now_s: float) -> None:
         """Its nodes hold their caps (I5); nothing is charged to it any more."""
         self._budgets.pop(name, None)
-        self._books.pop(name, None)
+        self.books.pop(name, None)
         self._headroom_w.pop(name, None)
         self._tree = build_tree(self._budgets)
 
@@ -134,21 +134,21 @@ class Keeper:
         self._profiles = profiles
 
     def on_node(self, node: NodeFact, now_s: float) -> None:
-        if self._roster.see_node(node):
+        if self.roster.see_node(node):
             self._notes.append(
                 Note("Node", node.name, "NodeRebooted", "new boot: its GPUs count at their default limit")
             )
-        self._refresh(self._roster.account(node.name), now_s)
+        self._refresh(self.roster.account(node.name), now_s)
 
     def on_node_gone(self, name: str, now_s: float) -> None:
         """The Node vanished; its charge stays with its NodePower, or until fresh reads find neither (R8)."""
-        account = self._roster.nodes.get(name)
+        account = self.roster.nodes.get(name)
         if account is not None:
             account.present = False
             self._refresh(account, now_s)
 
     def on_node_lease(self, node: str, renewed_s: float) -> None:
-        account = self._roster.nodes.get(node)
+        account = self.roster.nodes.get(node)
         if account is not None:
             account.lease_s = max(account.lease_s, renewed_s)
 
@@ -158,20 +158,20 @@ class Keeper:
                 f"NodePower {node_power.name} carries term {node_power.spec.term}, above ours ({self._term}): "
                 "another operator took over"
             )
-        account = self._roster.account(node_power.name)
+        account = self.roster.account(node_power.name)
         if account.observe(node_power, now_s, term=self._term):
             self._refresh(account, now_s)
 
     def on_node_power_gone(self, name: str, now_s: float, uid: str = "") -> None:
         """`uid` of the deleted object, where known: a late word of an earlier object is ignored."""
-        account = self._roster.nodes.get(name)
+        account = self.roster.nodes.get(name)
         if account is not None and account.forget_object(uid):
             self._refresh(account, now_s)
 
     def on_absence_verified(self, name: str, now_s: float) -> None:
         """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8)."""
-        self._roster.forget(name)
-        if name not in self._roster.nodes:
+        self.roster.forget(name)
+        if name not in self.roster.nodes:
             self._agent_w.pop(name, None)
 
     def on_pod(self, pod: PodFact) -> None:
@@ -181,13 +181,13 @@ class Keeper:
         self._pods.pop((namespace, name), None)
 
     def on_meter(self, budget: str, reading: MeterReading | MeterFailure, now_s: float) -> None:
-        book, spec = self._books.get(budget), self._budgets.get(budget)
+        book, spec = self.books.get(budget), self._budgets.get(budget)
         if book is not None and spec is not None:
             book.see_meter(spec, reading, now_s)
 
     def on_agent_power(self, node: str, power_w: float, sampled_s: float) -> None:
         """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
-        account = self._roster.nodes.get(node)
+        account = self.roster.nodes.get(node)
         if account is not None and sampled_s >= account.sample_s:
             account.sample_s = sampled_s
             self._agent_w[node] = (power_w, sampled_s)
@@ -201,7 +201,7 @@ class Keeper:
 
     def on_created(self, name: str, node_power: NodePower | None, now_s: float) -> None:
         """A NodePower of `Plan.create` was created, or (None) could not be."""
-        self._roster.created(name)
+        self.roster.created(name)
         if node_power is not None:
             self.on_node_power(node_power, now_s)
 
@@ -210,11 +210,11 @@ class Keeper:
     def step(self, now_s: float) -> Plan:
         """Decide. Grants in the returned writes are already charged."""
         notes, self._notes = self._notes, []
-        for account in self._roster.nodes.values():
+        for account in self.roster.nodes.values():
             self._refresh(account, now_s)
-        for book in self._books.values():
+        for book in self.books.values():
             book.advance(now_s)
-        placements, conflicts = self._roster.placements(self._budgets)
+        placements, conflicts = self.roster.placements(self._budgets)
         fleet = build_fleet(
             tree=self._tree,
             budgets=self._budgets,
@@ -225,10 +225,10 @@ class Keeper:
         )
         surveys = self._survey(fleet, placements, now_s)
         charged_w = np.array([survey.charged_w for survey in surveys])
-        target_w = np.array([self._books[n].limit.target_w for n in fleet.names], dtype=np.float64)
+        target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
         for name, survey in zip(fleet.names, surveys, strict=True):
             adopted = survey.unadopted == 0
-            notes.extend(self._books[name].judge(self._budgets[name], survey, now_s, adopted=adopted))
+            notes.extend(self.books[name].judge(self._budgets[name], survey, now_s, adopted=adopted))
         allowance_w = target_w - self._reserves(fleet) - self._corrections(fleet) - fleet.rest_w
         decided = self._decide(fleet, allowance_w, now_s)
         frozen = self._frozen(fleet, placements, surveys, now_s)
@@ -242,7 +242,7 @@ class Keeper:
                 fleet=fleet,
                 tree=self._tree,
                 budgets=self._budgets,
-                books=self._books,
+                books=self.books,
                 surveys=surveys,
                 short_w=decided.short_w,
                 safe_over_w=safe_over,
@@ -253,9 +253,9 @@ class Keeper:
             now_s,
         )
         return Plan(
-            create=self._roster.to_create(placements),
+            create=self.roster.to_create(placements),
             writes=writes,
-            verify=self._roster.to_verify(now_s),
+            verify=self.roster.to_verify(now_s),
             budgets=reports,
             notes=(*notes, *self._drain_notes(), *fresh_notes),
             resign=self._resign,
@@ -304,7 +304,7 @@ class Keeper:
         if self._root(p.leaves[0]).mode is Mode.OBSERVE:
             return node.stamped or not node.present
         if not managed(node):
-            return now_s - self._books[p.leaves[0]].opened_s > UNMANAGED_AFTER_S
+            return now_s - self.books[p.leaves[0]].opened_s > UNMANAGED_AFTER_S
         return all(
             gpu.charge_w >= gpu.default_w
             if gpu.health is not Health.OK
@@ -319,7 +319,7 @@ class Keeper:
 
     def _corrections(self, fleet: Fleet) -> NDArray[np.float64]:
         """Watts that meters show beyond the model, at each budget the larger of its own and the sum of its children's."""
-        own = np.array([self._books[n].correction.power_w for n in fleet.names], dtype=np.float64)
+        own = np.array([self.books[n].correction.power_w for n in fleet.names], dtype=np.float64)
         children = np.zeros_like(own)
         for b in range(len(own) - 1, -1, -1):
             own[b] = max(own[b], children[b])
@@ -349,7 +349,7 @@ class Keeper:
                     names=tuple(fleet.names[b] for b in members),
                     parent=np.where(parent >= 0, renumber[parent], -1).astype(np.int32),
                     allowance_w=allowance_w[members],
-                    posture=np.array([int(self._books[fleet.names[b]].posture) for b in members], dtype=np.int8),
+                    posture=np.array([int(self.books[fleet.names[b]].posture) for b in members], dtype=np.int8),
                 ),
                 gpus=replace(fleet.gpus, **columns),
                 unassigned=self._budgets[root].unassigned,
@@ -371,7 +371,7 @@ class Keeper:
                 root = self._tree.root[p.leaves[0]]
                 frozen.setdefault(root, f"NodePower {p.node.name} does not carry this operator's term yet")
         for name, survey in zip(fleet.names, surveys, strict=True):
-            reason = self._books[name].raise_forbidden(self._budgets[name], survey, now_s)
+            reason = self.books[name].raise_forbidden(self._budgets[name], survey, now_s)
             if reason is not None:
                 frozen.setdefault(name, reason)
             if name in self._tree.fault:
@@ -460,7 +460,7 @@ class Keeper:
                     Wish(fleet.accounts[i], int(caps[i]), int(decided.clock_mhz[i]), fleet.phases[i])
                     for i in rows.get(node.name, ())
                 ]
-                moves = self._roster.moves[node.name]
+                moves = self.roster.moves[node.name]
                 spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
             else:
                 spec = stamp(p, term=self._term, root=root)
@@ -482,8 +482,8 @@ class Keeper:
     def _wake(self, now_s: float) -> float:
         """When the next thing falls due: a charge that settles, a limit that comes into force, the next second."""
         due = [now_s + STEP_S]
-        for account in self._roster.nodes.values():
+        for account in self.roster.nodes.values():
             due.extend(at for gpu in account.gpus.values() if (at := gpu.settles_at_s) is not None)
-        for book in self._books.values():
+        for book in self.books.values():
             due.extend(at for _, at in book.limit.pending)
         return max(now_s + MIN_WAKE_S, min(due))

@@ -1,0 +1,25 @@
+"""Each scene that once broke the protocol, by name, on the core's real keeper and enforcer."""
+
+import pytest
+from support import scenes
+
+
+@pytest.mark.parametrize("name", scenes.SCENES)
+def test_scene(name: str) -> None:
+    scenes.SCENES[name]()
+
+
+def test_lower_first() -> None:
+    scenes.lower_first()
+
+
+def test_settle_time() -> None:
+    scenes.settle_time()
+
+
+def test_a_dead_agent_is_charged_its_default_once_its_boot_is_unproven() -> None:
+    scenes.a_dead_agent_is_charged_its_default_once_its_boot_is_unproven()
+
+
+def test_a_lying_setter_is_never_acknowledged() -> None:
+    scenes.a_lying_setter_is_never_acknowledged()
