@@ -24,12 +24,12 @@ LOGIN_PAUSE_S: Final = 1.0
 
 @dataclass(slots=True)
 class KopfLogin:
-    """kopf's login handler. `kubeconfig` None means in-cluster."""
+    """`login` is the handler. `kubeconfig` None means in-cluster."""
 
     kubeconfig: Path | None
     _last_s: float = field(default=float("-inf"))
 
-    async def __call__(self, **_: Any) -> kopf.ConnectionInfo:
+    async def login(self, **_: Any) -> kopf.ConnectionInfo:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._last_s + LOGIN_PAUSE_S - loop.time()))
         self._last_s = loop.time()
@@ -45,7 +45,7 @@ class KopfLogin:
             from kubernetes.aio.config.kube_config import load_kube_config  # noqa: PLC0415
 
             await load_kube_config(config_file=str(self.kubeconfig), client_configuration=config, persist_config=False)
-        scheme, token = _bearer(config)
+        scheme, token = await _bearer(config)
         return kopf.ConnectionInfo(
             server=config.host,
             ca_path=config.ssl_ca_cert,
@@ -60,9 +60,9 @@ class KopfLogin:
         )
 
 
-def _bearer(config: Any) -> tuple[str | None, str | None]:
+async def _bearer(config: Any) -> tuple[str | None, str | None]:
     """The Authorization header of the official client's configuration, split into scheme and token."""
-    header = config.get_api_key_with_prefix("BearerToken") or config.get_api_key_with_prefix("authorization")
+    header = await config.get_api_key_with_prefix("BearerToken") or await config.get_api_key_with_prefix("authorization")
     if not header:
         return None, None
     scheme, _, token = header.partition(" ")

@@ -32,6 +32,9 @@ QUIET_KINDS: Final = (Kind.LEASE,)
 ENDED_PHASES: Final = ("Succeeded", "Failed")
 MAX_SENTENCE_CHARS: Final = 400
 
+unix_s = convert.unix_s
+"""RFC 3339 to Unix seconds, for whoever reads times of watched objects."""
+
 UnreadableError = (ContractError, SpecError, ValidationError, ValueError, KeyError)
 """What reading an object of unexpected shape can raise."""
 
@@ -80,7 +83,7 @@ class FactFeeder:
     def _lease(self, key: Key, obj: JsonObject | None) -> None:
         renewed = (obj or {}).get("spec", {}).get("renewTime")
         if renewed:
-            self._keeper.on_node_lease(key.name, convert.unix_s(renewed))
+            self._keeper.on_node_lease(key.name, unix_s(renewed))
 
     def _budget(self, name: str, obj: JsonObject | None, now_s: float) -> None:
         self.unreadable.pop(name, None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,7 @@ PERIOD_S: Final = 300.0
 PAUSE_S: Final = 5.0
 """At most one resync in this time, however often streams relist."""
 RETRY_S: Final = 1.0
+SAY_AGAIN_S: Final = 30.0
 LAG_ALLOWED_S: Final = 10.0
 """How long a watch may take to deliver what a list already shows, before the list's word is taken."""
 
@@ -51,12 +53,16 @@ class Resync:
     async def first(self) -> None:
         """Fill the store from consistent lists. Waits as long as it takes, and says for what."""
         for watched in WATCHED:
+            said, said_s = "", 0.0
             while True:
                 try:
                     await self._compare(watched, lag_allowed_s=0.0)
                     break
                 except ApiError as failure:
-                    log.warning("waiting for a list of %s: %s", watched.resource.plural, _advice(watched, failure))
+                    advice, now_s = _advice(watched, failure), time.monotonic()
+                    if advice != said or now_s - said_s > SAY_AGAIN_S:
+                        log.warning("waiting for a list of %s: %s", watched.resource.plural, advice)
+                        said, said_s = advice, now_s
                     await asyncio.sleep(RETRY_S)
 
     async def run(self) -> None:

@@ -126,7 +126,7 @@ class Watches:
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
-        kopf.on.login(registry=registry, id="login")(self._login)
+        kopf.on.login(registry=registry, id="login", backoff=RECONNECT_DELAYS_S[-1])(self._login.login)
         for watched in WATCHED:
             kopf.on.event(
                 watched.group, watched.version, watched.resource.plural, registry=registry, id=watched.kind.value
