@@ -91,9 +91,7 @@ class NodePowerSpec(Wire):
         json_schema_extra=kubernetes(
             Rule(
                 "self.term >= oldSelf.term",
-                "term never falls: a newer operator has written this object, so the writer must stop",
-                expression="'term never falls: term ' + string(oldSelf.term) + ' has written this object, "
-                "so the operator of term ' + string(self.term) + ' must stop'",
+                "spec.term never falls: an operator of a higher term has written this object, so the writer must stop",
             )
         )
     )
