@@ -1,0 +1,149 @@
+"""/metrics of the lab: vLLM's names for every emulated replica, one meter per rack, and how the load fares.
+
+Values are collected when Prometheus asks, from plain counters; nothing is kept twice. A replica's series end with its
+pod, as they would if Prometheus had scraped the pod itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from splitwatt_core import names
+from splitwatt_twin.cluster import Cluster
+from splitwatt_twin.engine import DecodeEngine, PrefillEngine
+from splitwatt_twin.requests import ClusterKey, PodKey
+from splitwatt_twin.stats import EngineStats, Histogram
+
+_POD_LABELS = [names.L_NAMESPACE, names.L_POD, names.L_CLUSTER, names.L_ROLE, names.L_MODEL_NAME]
+_CLUSTER_LABELS = [names.L_NAMESPACE, names.L_CLUSTER]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One running emulated engine and the pod it belongs to."""
+
+    pod: PodKey
+    cluster: ClusterKey
+    role: str
+    model: str
+    engine: PrefillEngine | DecodeEngine
+
+    @property
+    def labels(self) -> list[str]:
+        return [*self.pod, self.cluster.name, self.role, self.model]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`meters`: (rack, watts) of those that show something. `load_s` None: no load yet."""
+
+    replicas: Sequence[ReplicaView]
+    clusters: Iterable[Cluster]
+    meters: Sequence[tuple[str, float]]
+    load_s: float | None
+    late_s: float
+
+
+class TwinCollector(Collector):
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._snapshot()
+        yield from _replicas(now.replicas)
+        yield from _clusters(now.clusters)
+        meter = GaugeMetricFamily(names.M_RACK_POWER_WATTS, "Power at the rack's meter.", labels=[names.L_RACK])
+        for rack, power_w in now.meters:
+            meter.add_metric([rack], power_w)
+        yield meter
+        if now.load_s is not None:
+            yield GaugeMetricFamily(names.M_TWIN_LOAD_SECONDS, "Seconds since the load began.", value=now.load_s)
+        yield GaugeMetricFamily(
+            names.M_TWIN_LATE_SECONDS, "Longest delay of an event behind its virtual time, last 10 s.", value=now.late_s
+        )
+
+
+def _replicas(replicas: Sequence[ReplicaView]) -> Iterable[Metric]:
+    running = GaugeMetricFamily(names.M_VLLM_RUNNING, "Requests in model execution batches.", labels=_POD_LABELS)
+    waiting = GaugeMetricFamily(names.M_VLLM_WAITING, "Requests waiting to be processed.", labels=_POD_LABELS)
+    kv_usage = GaugeMetricFamily(names.M_VLLM_KV_USAGE, "KV cache usage, 1 is all.", labels=_POD_LABELS)
+    for r in replicas:
+        running.add_metric(r.labels, r.engine.running)
+        waiting.add_metric(r.labels, r.engine.waiting)
+        kv_usage.add_metric(r.labels, r.engine.kv_usage if isinstance(r.engine, DecodeEngine) else 0.0)
+    yield from (running, waiting, kv_usage)
+
+    counters: tuple[tuple[str, str, Callable[[EngineStats], int]], ...] = (
+        (names.M_VLLM_PROMPT_TOKENS, "Prefill tokens processed.", lambda s: s.prompt_tokens),
+        (names.M_VLLM_GENERATION_TOKENS, "Generation tokens processed.", lambda s: s.generation_tokens),
+    )
+    for name, help_text, value in counters:
+        counter = CounterMetricFamily(name, help_text, labels=_POD_LABELS)
+        for r in replicas:
+            counter.add_metric(r.labels, value(r.engine.stats))
+        yield counter
+    success = CounterMetricFamily(
+        names.M_VLLM_SUCCESS, "Requests finished.", labels=[*_POD_LABELS, "finished_reason"]
+    )
+    for r in replicas:
+        success.add_metric([*r.labels, "stop"], r.engine.stats.successes)
+    yield success
+
+    histograms: tuple[tuple[str, str, Callable[[EngineStats], Histogram]], ...] = (
+        (names.M_VLLM_TTFT, "Time to first token.", lambda s: s.ttft),
+        (names.M_VLLM_TBT, "Time between tokens.", lambda s: s.tbt),
+        (names.M_VLLM_E2E, "End-to-end request latency.", lambda s: s.e2e),
+    )
+    for name, help_text, histogram in histograms:
+        family = HistogramMetricFamily(name, help_text, labels=_POD_LABELS)
+        for r in replicas:
+            h = histogram(r.engine.stats)
+            if h.total or r.engine.running:
+                family.add_metric(r.labels, buckets=h.cumulative(), sum_value=h.total)
+        yield family
+
+
+def _clusters(clusters: Iterable[Cluster]) -> Iterable[Metric]:
+    arrived = CounterMetricFamily(names.M_TWIN_ARRIVED, "Requests that arrived.", labels=_CLUSTER_LABELS)
+    requeued = CounterMetricFamily(names.M_TWIN_REQUEUED, "Requests that lost their replica.", labels=_CLUSTER_LABELS)
+    waiting = GaugeMetricFamily(names.M_TWIN_WAITING, "Requests with no replica to go to.", labels=_CLUSTER_LABELS)
+    dropped = CounterMetricFamily(
+        names.M_TWIN_DROPPED, "Requests that were refused.", labels=[*_CLUSTER_LABELS, names.L_REASON]
+    )
+    for c in clusters:
+        labels = [c.key.namespace, c.key.name]
+        arrived.add_metric(labels, c.counts.arrived)
+        requeued.add_metric(labels, c.counts.requeued)
+        waiting.add_metric(labels, len(c.waiting) + len(c.waiting_decode))
+        for reason, count in c.counts.dropped.items():
+            dropped.add_metric([*labels, reason.value], count)
+    yield from (arrived, requeued, waiting, dropped)
+
+
+async def serve(collector: TwinCollector, *, host: str, port: int) -> web.AppRunner:
+    """Serves /metrics and /healthz until `cleanup()` of what it returns. Raises OSError when the port is taken."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return runner

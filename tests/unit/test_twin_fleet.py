@@ -1,0 +1,197 @@
+"""Router and agenda: shortest queue, hand-off, waiting, losing replicas, and lateness that changes no result."""
+
+import math
+from collections.abc import Iterable
+
+import pytest
+from splitwatt_twin.arrivals import Arrival
+from splitwatt_twin.cluster import MAX_IN_SYSTEM, Drop, KvLink
+from splitwatt_twin.engine import DecodeEngine, PrefillEngine
+from splitwatt_twin.fleet import Engine, Fleet
+from splitwatt_twin.requests import ClusterKey, Request
+from splitwatt_twin.stats import EngineStats
+
+KEY = ClusterKey("serving", "chat")
+LINK = KvLink(bytes_per_token=327_680, gbit_per_s=400, remainder_s=0.005)
+
+
+class SteadyPace:
+    def prefill_s(self, tokens: int) -> float:
+        return tokens * 1e-4
+
+    def decode_s(self, batch: int, context_tokens: int) -> float:
+        return 0.01
+
+
+class Lab:
+    """A fleet with its finished requests and touched engines in lists."""
+
+    def __init__(self, *, prefills: int = 1, decodes: int = 1, capacity: int = 100_000) -> None:
+        self.done: list[Request] = []
+        self.touched: list[Engine] = []
+        self.fleet = Fleet(now_s=0.0, finished=self.done.append, touched=self.touched.append)
+        self.p = [self.prefill(f"p{i}") for i in range(prefills)]
+        self.d = [self.decode(f"d{i}", capacity) for i in range(decodes)]
+
+    def prefill(self, name: str) -> PrefillEngine:
+        engine = PrefillEngine(name=name, pace=SteadyPace(), stats=EngineStats())
+        self.fleet.add(KEY, engine, link=LINK)
+        return engine
+
+    def decode(self, name: str, capacity: int = 100_000) -> DecodeEngine:
+        engine = DecodeEngine(name=name, pace=SteadyPace(), kv_capacity_tokens=capacity, stats=EngineStats())
+        self.fleet.add(KEY, engine, link=LINK)
+        return engine
+
+    def load(self, rows: Iterable[tuple[float, int, int]]) -> None:
+        self.fleet.start_load(KEY, (Arrival(*row) for row in rows), origin_s=0.0)
+
+    def finish(self) -> None:
+        while self.fleet.next_s != math.inf:
+            self.fleet.run_until(self.fleet.next_s)
+
+    @property
+    def cluster(self):  # noqa: ANN201
+        return self.fleet.cluster(KEY)
+
+
+def test_one_request_takes_prefill_hand_off_and_decode() -> None:
+    lab = Lab()
+    lab.load([(1.0, 1000, 11)])
+    lab.finish()
+    (request,) = lab.done
+    assert request.ttft_s == pytest.approx(0.1)
+    assert request.e2e_s == pytest.approx(0.1 + 0.005 + 10 * 0.01)
+    assert request.tbt_s == pytest.approx((0.005 + 0.1) / 10)
+    assert (request.prefill_pod, request.decode_pod) == ("p0", "d0")
+    assert lab.cluster.counts.finished == 1 and lab.cluster.in_system == 0
+
+
+def test_a_short_prompt_sends_its_cache_afterwards_a_long_one_overlaps() -> None:
+    assert LINK.handoff_s(100) == pytest.approx(100 * 327_680 * 8 / 400e9)
+    assert LINK.handoff_s(512) == pytest.approx(0.00336, rel=0.01)
+    assert LINK.handoff_s(513) == LINK.handoff_s(8000) == 0.005
+
+
+def test_one_token_ends_at_the_prefill() -> None:
+    lab = Lab()
+    lab.load([(0.0, 1000, 1)])
+    lab.finish()
+    assert lab.done[0].tbt_s is None and lab.done[0].e2e_s == pytest.approx(0.1)
+    assert lab.d[0].stats.generation_tokens == 0
+
+
+def test_requests_join_the_shortest_prefill_queue_by_tokens() -> None:
+    lab = Lab(prefills=2)
+    lab.load([(0.0, 2000, 2), (0.01, 300, 2), (0.02, 300, 2), (0.03, 300, 2)])
+    lab.finish()
+    by_pod = {(r.prompt_tokens, round(r.arrived_s, 2)): r.prefill_pod for r in lab.done}
+    assert by_pod == {(2000, 0.0): "p0", (300, 0.01): "p1", (300, 0.02): "p1", (300, 0.03): "p1"}
+
+
+def test_decode_goes_where_the_least_of_the_cache_is_promised() -> None:
+    lab = Lab(decodes=2)
+    lab.load([(0.0, 3000, 500), (0.5, 100, 500), (0.6, 100, 500)])
+    lab.finish()
+    assert [r.decode_pod for r in sorted(lab.done, key=lambda r: r.arrived_s)] == ["d0", "d1", "d1"]
+
+
+def test_requests_wait_until_both_roles_are_ready() -> None:
+    lab = Lab(decodes=0)
+    lab.load([(0.0, 1000, 5), (0.1, 1000, 5)])
+    lab.fleet.run_until(10.0)
+    assert len(lab.cluster.waiting) == 2 and not lab.done
+    lab.decode("d0")
+    lab.finish()
+    assert [r.ttft_s for r in lab.done] == pytest.approx([10.1, 10.1])  # the second one shares no batch: it came later
+    assert lab.cluster.counts.finished == 2
+
+
+def test_the_waiting_room_is_bounded_and_says_what_it_dropped() -> None:
+    lab = Lab(decodes=0)
+    lab.load((i * 1e-4, 10, 5) for i in range(MAX_IN_SYSTEM + 7))
+    lab.finish()
+    assert lab.cluster.counts.dropped[Drop.QUEUE_FULL] == 7
+    assert len(lab.cluster.waiting) == MAX_IN_SYSTEM
+
+
+def test_a_request_longer_than_any_cache_is_dropped_by_name() -> None:
+    lab = Lab(capacity=1000)
+    lab.load([(0.0, 900, 200), (0.1, 500, 100)])
+    lab.finish()
+    assert lab.cluster.counts.dropped[Drop.TOO_LONG] == 1 and len(lab.done) == 1 and lab.cluster.in_system == 0
+
+
+def test_a_lost_decode_replica_costs_a_second_prefill_over_what_was_generated() -> None:
+    lab = Lab(decodes=2)
+    lab.load([(0.0, 1000, 100)])
+    lab.fleet.run_until(0.5)
+    victim = next(d for d in lab.d if d.running)
+    lab.fleet.remove(victim)
+    (moved,) = [r for r in [lab.p[0]._batch[0]]]
+    assert 30 < moved.generated < 45 and moved.requeues == 1
+    lab.finish()
+    (request,) = lab.done
+    assert request.ttft_s == pytest.approx(0.1) and request.generated == 100
+    assert lab.p[0].stats.prompt_tokens > 2000 and lab.p[0].stats.ttft.count == 1
+    assert request.e2e_s > 0.1 + 0.005 + 0.99 + 0.1
+
+
+def test_a_lost_prefill_replica_loses_nothing() -> None:
+    lab = Lab(prefills=2)
+    lab.load([(0.001 * i, 2000, 3) for i in range(6)])
+    lab.fleet.run_until(0.3)
+    lab.fleet.remove(lab.p[0])
+    lab.finish()
+    assert len(lab.done) == 6 and lab.cluster.counts.requeued > 0
+
+
+def test_a_replica_lost_during_the_hand_off_is_replaced() -> None:
+    lab = Lab(decodes=2)
+    lab.load([(0.0, 1000, 5)])
+    lab.fleet.run_until(0.101)
+    lab.fleet.remove(lab.d[0])
+    lab.finish()
+    assert lab.done[0].decode_pod == "d1" and lab.done[0].requeues == 0
+
+
+def test_losing_the_last_replica_keeps_requests_waiting_in_order() -> None:
+    lab = Lab()
+    lab.load([(0.01 * i, 500, 50) for i in range(5)])
+    lab.fleet.run_until(0.15)
+    lab.fleet.remove(lab.p[0])
+    lab.fleet.remove(lab.d[0])
+    waiting = [r.arrived_s for r in lab.cluster.waiting]
+    assert waiting == sorted(waiting)
+    lab.fleet.run_until(1.0)  # hand-offs that were on their way end, and find nobody
+    assert len(lab.cluster.waiting) + len(lab.cluster.waiting_decode) == 5
+    lab.prefill("p9"), lab.decode("d9")
+    lab.finish()
+    assert len(lab.done) == 5 and lab.cluster.in_system == 0
+
+
+def test_an_abandoned_cluster_drops_what_waits() -> None:
+    lab = Lab(prefills=0)
+    lab.load([(0.0, 10, 5), (1e9, 10, 5)])
+    lab.fleet.run_until(1.0)
+    lab.fleet.stop_load(KEY)
+    lab.fleet.remove(lab.d[0])
+    lab.cluster.abandon()
+    lab.finish()
+    assert lab.cluster.counts.dropped[Drop.CLUSTER_GONE] == 1 and lab.cluster.in_system == 0
+    assert lab.cluster.counts.arrived == 1, "nothing arrives after the load was stopped"
+
+
+def test_lateness_changes_no_result() -> None:
+    rows = [(0.03 * i, 200 + 37 * i % 900, 5 + i % 40) for i in range(200)]
+    results = []
+    for step_s in (0.003, 1.7, 1000.0):
+        lab = Lab(prefills=2, decodes=2)
+        lab.load(rows)
+        now_s = 0.0
+        while len(lab.done) < len(rows):
+            now_s += step_s
+            while not lab.fleet.run_until(now_s):
+                pass
+        results.append([(r.arrived_s, r.first_token_s, r.finished_s, r.prefill_pod, r.decode_pod) for r in lab.done])
+    assert results[0] == results[1] == results[2]
