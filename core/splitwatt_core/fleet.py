@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core import profiles as profile_law
 from splitwatt_core.budgets import BudgetSpec, Tree
-from splitwatt_core.contract import Health, Phase
+from splitwatt_core.contract import NO_GRANT, Health, Phase
 from splitwatt_core.facts import PodFact
 from splitwatt_core.ledger import GpuAccount, NodeAccount
 from splitwatt_core.policy import GpuColumns, PhaseCode, sum_below
@@ -115,7 +115,7 @@ def build_fleet(
             can = steerable(account, node, now_s)
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
-            rows.append((b, groups.setdefault(key, len(groups)), *_row(account, phase, wants, leaf, can), can, trusted))
+            rows.append((b, groups.setdefault(key, len(groups)), *_row(account, phase, wants, leaf, can), can, trusted and account.acked > NO_GRANT))
             accounts.append(account)
             owner.append(node)
             phases.append(phase)

@@ -48,7 +48,9 @@ def scene_01_acknowledged_before_the_raise_is_applied() -> None:
     assert a.true_w == 300
     assert world.store.objects["a0"].status.gpus[0].acked_grant < granted, "acknowledged before it was applied"
     first = agent.enforcer.tick(world.now_s, agent.readbacks())
-    assert agent.enforcer.status({})[0].acked_grant < granted, "a readback below the cap is no acknowledgement of a raise"
+    assert agent.enforcer.status({})[0].acked_grant < granted, (
+        "a readback below the cap is no acknowledgement of a raise"
+    )
     assert first.persist is not None, "a grant is persisted before it is applied"
     agent.enforcer.persisted()
     agent.run()
@@ -175,6 +177,8 @@ def scene_06b_an_older_version_is_ignored() -> None:
     operator.settle(4)
     operator.keeper.on_node_power(old, world.now_s)
     world.now_s += 1.0
+    operator.see_node(world.nodes["a0"])
+    within(world)
     operator.step()
     within(world)
 
@@ -222,13 +226,12 @@ def scene_08_a_delayed_status_lands_after_a_reset_was_reported() -> None:
     agent.send_status()
     agent.deliver_status(1)  # "700 W"
     operator.watch()
-    operator.step()
     world.check()
+    assert not a.surprised, "the reset was reported"
     agent.deliver_status(0)
     operator.watch()
     world.now_s += 1.0
-    operator.step()
-    assert not a.surprised, "the reset was reported"
+    operator.see_node(world.nodes["a0"])
     world.check()
 
 

@@ -351,7 +351,13 @@ class World:
         """The row's limit; each rack may use all of it unless told otherwise: `set_limit(900, a=600, b=300)`."""
         self.limit_w = limit_w
         root = BudgetSpec(
-            name="row", uid="row", generation=1, limit_w=limit_w, mode=Mode.STRICT, policy=self.policy, meter=MeterSpec("m")
+            name="row",
+            uid="row",
+            generation=1,
+            limit_w=limit_w,
+            mode=Mode.STRICT,
+            policy=self.policy,
+            meter=MeterSpec("m"),
         )
         self.budgets = {"row": root}
         for rack in RACKS:
