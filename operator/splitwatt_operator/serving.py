@@ -1,0 +1,228 @@
+"""The serving loop: every InferenceCluster becomes its objects and stays so, and its status says how it stands.
+
+A change of a cluster, of an object it owns or of its admission puts the cluster into a work queue; a few workers render
+it, bring the objects to what was rendered, and write the status. One bad cluster waits for its next try while the others
+go on. Power admission runs beside it, and so does the look at latencies.
+
+Protected: nothing is sent without the Lease, and deletion needs nobody: what a cluster owns goes by garbage collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from splitwatt_api import convert
+from splitwatt_client.connection import Connection
+from splitwatt_client.errors import ApiError
+from splitwatt_core.admission_snapshot import Name
+from splitwatt_core.keeper import Keeper
+from splitwatt_core.names import FIELD_MANAGER_OPERATOR, LABEL_CLUSTER
+from splitwatt_core.render import Manifest, RenderContext, object_name, render
+from splitwatt_core.render_spec import ClusterSpec, Role
+
+from splitwatt_operator.facts import UnreadableError, sentence_of, subject_of
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.prometheus import Prometheus
+from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.serving_admission import Admitter
+from splitwatt_operator.serving_apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving_pods import Surveyor
+from splitwatt_operator.serving_queue import WorkQueue
+from splitwatt_operator.serving_slo import Latency, SloMeter
+from splitwatt_operator.serving_status import invalid_status, manifest_of, status_of, waits_s
+from splitwatt_operator.store import Change, JsonObject, Kind, Store
+from splitwatt_operator.supervise import first_to_end
+
+log = logging.getLogger(__name__)
+
+WORKERS: Final = 4
+RECHECK_S: Final = 300.0
+"""Every cluster is looked at this often even when nothing is heard of it."""
+LEASE_PAUSE_S: Final = 1.0
+
+REASONS_WORTH_AN_EVENT: Final = ("InsufficientPower", "InsufficientGPUs", "NoMatchingNodes", "WaitingForTurn")
+
+
+async def run(
+    store: Store,
+    connection: Connection,
+    keeper: Keeper,
+    *,
+    recorder: Recorder,
+    metrics: Metrics,
+    held: Callable[[float], bool],
+    prometheus: Prometheus | None = None,
+    context: RenderContext | None = None,
+) -> None:
+    """Serve until cancelled. `held` says whether the Lease is surely ours at a monotonic time; without `prometheus`
+    latencies stay unknown."""
+    serving = Serving(
+        store, connection, keeper, recorder=recorder, metrics=metrics, held=held,
+        prometheus=prometheus, context=context or RenderContext(),
+    )  # fmt: skip
+    await serving.run()
+
+
+class Serving:
+    """See the module's docstring. One per reign."""
+
+    def __init__(
+        self,
+        store: Store,
+        connection: Connection,
+        keeper: Keeper,
+        *,
+        recorder: Recorder,
+        metrics: Metrics,
+        held: Callable[[float], bool],
+        prometheus: Prometheus | None,
+        context: RenderContext,
+    ) -> None:
+        self._store = store
+        self._connection = connection
+        self._recorder = recorder
+        self._metrics = metrics
+        self._held = held
+        self._context = context
+        self._queue: WorkQueue[Name] = WorkQueue()
+        self._applier = Applier(connection, store, metrics)
+        self._slo = SloMeter(prometheus, self._queue.add)
+        self._admitter = Admitter(
+            store=store, connection=connection, surveyor=Surveyor(store, keeper), recorder=recorder, metrics=metrics,
+            held=held, changed=self._queue.add,
+        )  # fmt: skip
+        self._owner: dict[Change, Name] = {}
+        """Whose each owned object is, for when it is deleted and its labels with it."""
+        self._written: dict[Name, tuple[str, Mapping[str, Any], float]] = {}
+        """The cluster's uid, the status written last, and when (monotonic)."""
+
+    async def run(self) -> None:
+        workers = {f"worker{i}": self._work() for i in range(WORKERS)}
+        try:
+            await first_to_end(pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), **workers)
+        finally:
+            self._queue.close()
+
+    # ------------------------------------------------------------------------------------------------------- who is due
+
+    async def _pump(self) -> None:
+        changes = self._store.subscribe((Kind.CLUSTER, *OWNED_KINDS))
+        try:
+            while True:
+                await changes.wake.wait()
+                changes.wake.clear()
+                for change in changes.take():
+                    name = self._cluster_of(change)
+                    if name is not None:
+                        self._queue.add(name)
+        finally:
+            self._store.unsubscribe(changes)
+
+    def _cluster_of(self, change: Change) -> Name | None:
+        kind, key = change
+        if kind is Kind.CLUSTER:
+            return Name(key.namespace, key.name)
+        obj = self._store.get(kind, key.name, key.namespace)
+        if obj is None:
+            return self._owner.pop(change, None)
+        label = obj["metadata"].get("labels", {}).get(LABEL_CLUSTER)
+        if label is None:
+            return self._owner.get(change)
+        self._owner[change] = Name(key.namespace, label)
+        return self._owner[change]
+
+    async def _work(self) -> None:
+        while True:
+            name = await self._queue.get()
+            try:
+                again_s = await self._reconcile(name)
+            except asyncio.CancelledError:
+                raise
+            except ApiError as error:
+                pause_s = self._queue.failed(name)
+                log.warning("again in %.1f s: %s", pause_s, error, extra={"cluster": str(name)})
+            except Exception:  # one cluster that meets a bug must not stop the others, nor the budgets
+                pause_s = self._queue.failed(name)
+                log.exception("reconciling failed, again in %.1f s", pause_s, extra={"cluster": str(name)})
+            else:
+                self._queue.done(name)
+                if again_s is not None:
+                    self._queue.add_after(name, again_s)
+
+    # ------------------------------------------------------------------------------------------------------- reconciling
+
+    async def _reconcile(self, name: Name) -> float | None:
+        """Bring one cluster to what it asks for; returns when to look again, None when there is no such cluster."""
+        obj = self._store.get(Kind.CLUSTER, name.name, name.namespace)
+        if obj is None or obj["metadata"].get("deletionTimestamp"):
+            self._forget(name)
+            return None
+        if not self._held(time.monotonic()):
+            return LEASE_PAUSE_S
+        try:
+            spec, manifests = self._rendered(obj)
+        except UnreadableError as error:
+            sentence = sentence_of(error)
+            self._recorder.note(subject_of(obj), reason="InvalidSpec", message=sentence, warning=True)
+            await self._show(obj, invalid_status(obj, sentence, time.time()))
+            return RECHECK_S
+        outcome = await self._applier.bring(spec.uid, manifests)
+        for what in outcome.repaired:
+            self._recorder.note(
+                subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
+            )
+        for problem in outcome.problems:
+            self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
+        due_s = await self._show(obj, self._status(obj, spec, outcome.problems))
+        if outcome.failed:
+            raise ApiError(" ".join(outcome.problems))
+        return min(RECHECK_S if outcome.retry_s is None else outcome.retry_s, RECHECK_S if due_s is None else due_s)
+
+    def _rendered(self, obj: JsonObject) -> tuple[ClusterSpec, tuple[Manifest, ...]]:
+        spec = convert.cluster_from_wire(obj)
+        return spec, render(spec, self._context)
+
+    def _status(self, obj: JsonObject, spec: ClusterSpec, problems: list[str]) -> dict[str, Any]:
+        name = Name(spec.namespace, spec.name)
+        standing = self._admitter.standings.get(name)
+        if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
+            self._recorder.note(
+                subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True
+            )
+        return status_of(
+            spec,
+            {
+                role: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, role), spec.namespace) for role in Role
+            },
+            standing=standing,
+            latency=self._slo.latencies.get(name, Latency()),
+            problems=problems,
+            previous=obj.get("status") or {},
+            now_s=time.time(),
+        )
+
+    async def _show(self, obj: JsonObject, status: dict[str, Any]) -> float | None:
+        """Write the status if it is worth it. Returns when it will be, None when it is as it should be."""
+        name, uid = Name(obj["metadata"]["namespace"], obj["metadata"]["name"]), obj["metadata"]["uid"]
+        of, old, written_s = self._written.get(name, ("", {}, 0.0))
+        if of != uid:
+            old, written_s = obj.get("status") or {}, float("-inf")
+        due_s = waits_s(old, status) - (time.monotonic() - written_s)
+        if due_s > 0:
+            return None if due_s == float("inf") else due_s
+        self._metrics.count_write("InferenceCluster/status")
+        answer = await self._connection.apply(
+            manifest_of(obj, status), field_manager=FIELD_MANAGER_OPERATOR, subresource="status"
+        )
+        self._written[name] = (uid, status, time.monotonic())
+        self._store.apply(Kind.CLUSTER, answer)
+        return None
+
+    def _forget(self, name: Name) -> None:
+        self._applier.forget(name.namespace, [object_name(name.name, role) for role in (None, *Role)])
+        self._queue.forget(name)
+        self._written.pop(name, None)

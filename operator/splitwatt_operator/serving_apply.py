@@ -1,0 +1,169 @@
+"""Brings one cluster's objects to what was rendered, and keeps them there against other people's edits.
+
+An object is applied when what we render for it changed, when it is gone, or when its live version no longer says what
+the API server answered to our last apply (`render_drift`). The first look after a start applies everything once: an
+apply that changes nothing writes nothing.
+
+Invariant: only objects of this very InferenceCluster are touched. An object of the same name that belongs to anyone else
+is left alone and reported; for two controllers on one object the API server would refuse the write as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from splitwatt_client.connection import Connection
+from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.resources import resource_of
+from splitwatt_core.names import ANNOTATION_RENDERED, FIELD_MANAGER_OPERATOR
+from splitwatt_core.render_drift import fingerprint
+
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.store import JsonObject, Key, Kind, Store, version_of
+
+log = logging.getLogger(__name__)
+
+OWNED_KINDS: Final = (Kind.DEPLOYMENT, Kind.SERVICE, Kind.PDB)
+REPAIR_PAUSE_S: Final = 1.0
+"""Before the second repair of one object in a row; doubled each time, so that two writers who disagree do not spin."""
+LONGEST_REPAIR_PAUSE_S: Final = 60.0
+CALM_AFTER_S: Final = 120.0
+"""An object that nobody edited for this long is repaired at once again."""
+
+
+@dataclass(slots=True)
+class _Applied:
+    """What is known of our last apply of one object. `owner`: the cluster's uid; `uid`: the object's own."""
+
+    rendered: str
+    fingerprint: str
+    version: int
+    owner: str
+    uid: str
+    repairs: int = 0
+    repaired_s: float = float("-inf")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """`problems`: one sentence per object that is not as rendered. `repaired`: objects put right after an edit.
+    `retry_s`: look again by then, None when nothing is owed."""
+
+    problems: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    retry_s: float | None = None
+    failed: bool = False
+
+
+class Applier:
+    """One for all clusters. Calls for one cluster must not overlap."""
+
+    def __init__(self, connection: Connection, store: Store, metrics: Metrics) -> None:
+        self._connection = connection
+        self._store = store
+        self._metrics = metrics
+        self._applied: dict[tuple[Kind, Key], _Applied] = {}
+
+    async def bring(self, uid: str, manifests: Sequence[Mapping[str, Any]]) -> Outcome:
+        """Apply what differs, then remove what is owned by the cluster `uid` and no longer rendered."""
+        outcome = Outcome()
+        wanted: set[tuple[Kind, Key]] = set()
+        for manifest in manifests:
+            key = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+            wanted.add((Kind(manifest["kind"]), key))
+            try:
+                await self._one(uid, manifest, key, outcome)
+            except ApiError as error:
+                reason = error.message if isinstance(error, Rejected) else str(error)
+                outcome.problems.append(f"{manifest['kind']} {key.name}: {reason}")
+                outcome.failed = True
+        await self._prune(uid, wanted, outcome)
+        return outcome
+
+    def forget(self, namespace: str, names: Sequence[str]) -> None:
+        """The cluster is gone; its objects go by garbage collection."""
+        for kind in OWNED_KINDS:
+            for name in names:
+                self._applied.pop((kind, Key(namespace, name)), None)
+
+    async def _one(self, uid: str, manifest: Mapping[str, Any], key: Key, outcome: Outcome) -> None:
+        kind, rendered = Kind(manifest["kind"]), manifest["metadata"]["annotations"][ANNOTATION_RENDERED]
+        known = self._applied.get((kind, key))
+        live = self._store.get(kind, key.name, key.namespace)
+        if known is None and live is None:
+            # The watch sees labelled objects only: somebody else's may stand there unseen.
+            live = await self._connection.get(resource_of(manifest), key.name, namespace=key.namespace)
+        if live is not None and not _ours(live, uid, known):
+            outcome.problems.append(
+                f"{kind.value} {key.name} exists already and is not ours: rename it or this InferenceCluster"
+            )
+            outcome.retry_s = LONGEST_REPAIR_PAUSE_S
+            return
+        edited = False
+        if known is not None and known.rendered == rendered and known.owner == uid:
+            if live is None:
+                if self._store.deleted_at(kind, key) < known.version:
+                    return  # the watch has not shown it yet
+                edited = True
+            elif version_of(live) <= known.version or fingerprint(live, manifest) == known.fingerprint:
+                return
+            else:
+                edited = True
+        if edited and known is not None and (pause_s := _pause_s(known)) > 0:
+            outcome.retry_s = pause_s if outcome.retry_s is None else min(outcome.retry_s, pause_s)
+            return
+        self._metrics.count_write(kind.value)
+        answer = await self._connection.apply(manifest, field_manager=FIELD_MANAGER_OPERATOR, force=True)
+        self._store.apply(kind, answer)
+        now = _Applied(rendered, fingerprint(answer, manifest), version_of(answer), uid, answer["metadata"]["uid"])
+        if edited and known is not None:
+            now.repairs, now.repaired_s = known.repairs + 1, asyncio.get_running_loop().time()
+            outcome.repaired.append(f"{kind.value} {key.name}")
+        self._applied[kind, key] = now
+
+    async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: Outcome) -> None:
+        for kind in OWNED_KINDS:
+            for live in self._store.all(kind):
+                meta = live["metadata"]
+                key = Key(meta["namespace"], meta["name"])
+                if controller_uid(live) != uid or (kind, key) in wanted or meta.get("deletionTimestamp"):
+                    continue
+                try:
+                    self._metrics.count_write(kind.value)
+                    await self._connection.delete(
+                        resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"]
+                    )
+                    self._applied.pop((kind, key), None)
+                    log.info("removed %s, no longer rendered", kind.value, extra={"object": key.name})
+                except ApiError as error:
+                    outcome.problems.append(f"{kind.value} {key.name} could not be removed: {error}")
+                    outcome.failed = True
+
+
+def controller_uid(obj: JsonObject) -> str | None:
+    """The uid of the object that controls this one, if any."""
+    for owner in obj["metadata"].get("ownerReferences") or ():
+        if owner.get("controller"):
+            uid: str = owner["uid"]
+            return uid
+    return None
+
+
+def _ours(live: JsonObject, uid: str, known: _Applied | None) -> bool:
+    """Controlled by the cluster, or the very object we applied with its owner taken out by someone: that is put right."""
+    owner = controller_uid(live)
+    return owner == uid or (owner is None and known is not None and known.uid == live["metadata"]["uid"])
+
+
+def _pause_s(known: _Applied) -> float:
+    """How long to wait before repairing again; 0 when it may be done now."""
+    since_s = asyncio.get_running_loop().time() - known.repaired_s
+    if since_s > CALM_AFTER_S:
+        known.repairs = 0
+        return 0.0
+    due_s = min(LONGEST_REPAIR_PAUSE_S, REPAIR_PAUSE_S * 2.0 ** (known.repairs - 1)) if known.repairs else 0.0
+    return max(0.0, due_s - since_s)

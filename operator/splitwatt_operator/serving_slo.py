@@ -1,0 +1,76 @@
+"""How fast the clusters answer, from their engines' own histograms in Prometheus.
+
+TTFT is judged on the prefill engines, which see a request arrive, TBT on the decode engines. One query each serves all
+clusters. No data, no answer and zero are different: without samples there is no number, and SLOAttained is Unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from splitwatt_core.admission_snapshot import Name
+from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
+from splitwatt_core.render_spec import Role
+
+from splitwatt_operator.prometheus import Prometheus, QueryError
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 10.0
+WINDOW: Final = "1m"
+"""Long enough for a 99th percentile of some requests a second, short enough to show what a cut of power did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """99th percentiles of the last minute in milliseconds; None: no requests, or nobody measures."""
+
+    ttft_p99_ms: int | None = None
+    tbt_p99_ms: int | None = None
+
+
+def p99_query(metric: str, role: Role) -> str:
+    """The 99th percentile in seconds, by namespace and cluster."""
+    rate = f'rate({metric}_bucket{{{L_ROLE}="{role.value}"}}[{WINDOW}])'
+    return f"histogram_quantile(0.99, sum by ({L_NAMESPACE}, {L_CLUSTER}, le) ({rate}))"
+
+
+class SloMeter:
+    """`run` until cancelled. `latencies` of the last round; empty after a failed one."""
+
+    def __init__(self, prometheus: Prometheus | None, changed: Callable[[Name], None]) -> None:
+        self._prometheus = prometheus
+        self._changed = changed
+        self.latencies: Mapping[Name, Latency] = {}
+
+    async def run(self) -> None:
+        while True:
+            await self.read()
+            await asyncio.sleep(PERIOD_S)
+
+    async def read(self) -> None:
+        if self._prometheus is None:
+            return
+        before = self.latencies
+        try:
+            ttft, tbt = await asyncio.gather(
+                self._p99_ms(self._prometheus, M_VLLM_TTFT, Role.PREFILL),
+                self._p99_ms(self._prometheus, M_VLLM_TBT, Role.DECODE),
+            )
+            self.latencies = {name: Latency(ttft.get(name), tbt.get(name)) for name in ttft.keys() | tbt.keys()}
+        except QueryError as error:
+            log.warning("latencies unknown: %s", error)
+            self.latencies = {}
+        for name in before.keys() | self.latencies.keys():
+            if before.get(name) != self.latencies.get(name):
+                self._changed(name)
+
+    async def _p99_ms(self, prometheus: Prometheus, metric: str, role: Role) -> dict[Name, int]:
+        samples = await prometheus.vector(p99_query(metric, role))
+        return {
+            Name(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")): round(1000 * s.value) for s in samples
+        }
