@@ -13,6 +13,7 @@ without it, so they start after /readyz.
 
 from __future__ import annotations
 
+import json
 import signal
 import ssl
 import subprocess
@@ -29,20 +30,34 @@ import httpx
 from splitwatt_lab import components, kubeconfig
 from splitwatt_lab.certs import Authority, KeyPair, service_account_keys
 from splitwatt_lab.components import Component, Places
-from splitwatt_lab.errors import LabError, PortInUseError, log_tail
-from splitwatt_lab.ports import ADDRESS_IN_USE, LOOPBACK, free_port, is_free, require_free
+from splitwatt_lab.errors import LabError
+from splitwatt_lab.ports import LOOPBACK, is_free, require_free
 from splitwatt_lab.processes import ProcessGroup
+from splitwatt_lab.servers import READY_S, answers, restart_server, start_server
 from splitwatt_lab.toolbuild import Progress, ensure_tools, silent
 from splitwatt_lab.toolchain import Tools
 
-READY_S: Final = 90.0
-"""A component is ready within a second or two; on a machine that builds something else it takes longer."""
-PORT_ATTEMPTS: Final = 5
-STOP_GRACE_S: Final = 5.0
+STOP_GRACE_S: Final[Mapping[Component, float]] = {
+    # etcd would wait for the API server to hang up; its data survives a kill as long as the machine does.
+    Component.ETCD: 1.0,
+    Component.API_SERVER: 5.0,
+    Component.CONTROLLER_MANAGER: 5.0,
+    Component.SCHEDULER: 5.0,
+    Component.KWOK: 5.0,
+}
 CLOSE_GRACE_S: Final = 1.0
 TOKEN_LIFETIME_S: Final = 24 * 3600
 _PROBE_S: Final = 2.0
 _POLL_S: Final = 0.03
+
+_HEALTH: Final[Mapping[Component, str]] = {
+    Component.ETCD: "/health",
+    Component.API_SERVER: "/readyz",
+    Component.CONTROLLER_MANAGER: "/healthz",
+    Component.SCHEDULER: "/healthz",
+    Component.KWOK: "/healthz",
+}
+_NODE_LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _USERS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
     "admin": ("splitwatt-lab-admin", ("system:masters",)),
@@ -71,6 +86,7 @@ class ControlPlane:
         self._progress = progress
         self._fixed: dict[Component, int] = {} if port is None else {Component.API_SERVER: port}
         self._ports: dict[Component, int] = {}
+        self._probes: dict[Component, httpx.Client] = {}
         self.directory = Path()
 
     # ------------------------------------------------------------------------------------------------ life
@@ -107,7 +123,8 @@ class ControlPlane:
 
     def close(self) -> None:
         """End everything; also called by leaving the block, and harmless twice."""
-        self._http.close()
+        for client in (self._http, *self._probes.values()):
+            client.close()
         self.group.close(CLOSE_GRACE_S)
 
     # ------------------------------------------------------------------------------------------------ use
@@ -188,12 +205,12 @@ class ControlPlane:
         if component is Component.API_SERVER:
             process = self.group[component]
             process.send(signal.SIGTERM)
-            deadline_s = time.monotonic() + STOP_GRACE_S
+            deadline_s = time.monotonic() + STOP_GRACE_S[component]
             while process.running and not is_free(self._ports[component]) and time.monotonic() < deadline_s:
                 time.sleep(_POLL_S)
             process.kill()
         else:
-            self.group[component].stop(STOP_GRACE_S)
+            self.group[component].stop(STOP_GRACE_S[component])
 
     def kill(self, component: Component | str) -> None:
         """SIGKILL, as a crash would be."""
@@ -202,9 +219,9 @@ class ControlPlane:
     def start(self, component: Component | str) -> None:
         """Start a stopped component on its old port and wait until it is ready. Raises LabError, PortInUseError."""
         component = Component(component)
-        require_free(self._ports[component], purpose=component.value)
-        self.group[component].start()
-        self._await_ready(component)
+        if component is Component.KWOK:
+            self._release_node_leases()
+        restart_server(self.group[component], self._ports[component], healthy=partial(self._healthy, component))
 
     def restart(self, component: Component | str) -> None:
         self.stop(component)
@@ -260,41 +277,23 @@ class ControlPlane:
         return command(self._places, port=port, kubeconfig=self._kubeconfig_of(component))
 
     def _first_start(self, component: Component) -> None:
-        """Start on a free port; on another one when somebody took it between the probe and the bind."""
-        for attempt in range(1, PORT_ATTEMPTS + 1):
-            fixed = self._fixed.get(component)
-            self._ports[component] = port = fixed or free_port()
-            argv: list[str | Path] = [self.tools[component.value], *self._arguments(component, port)]
-            self.group.start(component, argv, log=self.log(component))
-            try:
-                self._await_ready(component)
-                return
-            except PortInUseError:
-                if fixed or attempt == PORT_ATTEMPTS:
-                    raise
+        _, self._ports[component] = start_server(
+            self.group,
+            component.value,
+            lambda port: [self.tools[component.value], *self._arguments(component, port)],
+            healthy=partial(self._healthy, component),
+            port=self._fixed.get(component),
+            log=self.log(component),
+        )
 
-    def _await_ready(self, component: Component) -> None:
-        process, port = self.group[component], self._ports[component]
-        with httpx.Client(verify=self._ssl(component), timeout=_PROBE_S) as client:
-            scheme = "http" if component is Component.KWOK else "https"
-            path = "readyz" if component is Component.API_SERVER else "healthz"
-            path = "health" if component is Component.ETCD else path
+    def _healthy(self, component: Component, port: int) -> bool:
+        scheme = "http" if component is Component.KWOK else "https"
+        return answers(self._probe(component), f"{scheme}://{LOOPBACK}:{port}{_HEALTH[component]}")
 
-            def ready() -> bool:
-                try:
-                    return client.get(f"{scheme}://{LOOPBACK}:{port}/{path}").status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            try:
-                process.await_ready(ready, timeout_s=READY_S)
-            except LabError as error:
-                if not process.running and any(ADDRESS_IN_USE in line for line in log_tail(process.log)):
-                    raise PortInUseError(
-                        f"port {port} on {LOOPBACK}, wanted for {component}, is in use; "
-                        f"stop its user or choose another (log: {process.log})"
-                    ) from error
-                raise
+    def _probe(self, component: Component) -> httpx.Client:
+        if component not in self._probes:
+            self._probes[component] = httpx.Client(verify=self._ssl(component), timeout=_PROBE_S)
+        return self._probes[component]
 
     def _ssl(self, component: Component | None = None) -> ssl.SSLContext:
         """Trust and identity for one component's port."""
@@ -306,8 +305,20 @@ class ControlPlane:
         context.load_cert_chain(pair.certificate, pair.key)
         return context
 
+    def _release_node_leases(self) -> None:
+        """kwok takes a new identity at every start and would wait for its own leases of before to run out (40 s)."""
+        for lease in self._request("GET", _NODE_LEASES)["items"]:
+            if lease["spec"].get("holderIdentity") not in (None, lease["metadata"]["name"]):  # a kubelet's bears its name
+                self._request("PATCH", f"{_NODE_LEASES}/{lease['metadata']['name']}", {"spec": {"holderIdentity": None}})
+
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        response = self._http.request(method, path, json=body)
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            response = self._http.request(
+                method, path, content=None if body is None else json.dumps(body), headers={"Content-Type": kind}
+            )
+        except httpx.TransportError as error:
+            raise LabError(f"{method} {path} failed: {error} (log: {self.log(Component.API_SERVER)})") from error
         answer: dict[str, Any] = response.json()
         if response.is_error:
             raise LabError(f"{method} {path} was refused: {answer.get('message', response.reason_phrase)}")
