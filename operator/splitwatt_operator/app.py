@@ -67,6 +67,10 @@ class Application:
         except (WatchError, BlindError, ApiError) as error:
             log.error("stopping: %s", error)
             return EXIT_FAILED
+        except Exception:
+            # A bug. The process ends, caps stay, and the next one starts from the stamps.
+            log.exception("stopping: an error that should not happen")
+            return EXIT_FAILED
         log.info("stopped; every cap stays as it is")
         return EXIT_STOPPED
 

@@ -7,8 +7,6 @@ of a reign, in particular nothing that would raise a cap (I5).
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
 import logging
 import time
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from splitwatt_core.phase_aware import PhaseAware
 from splitwatt_core.policy import Policy
 from splitwatt_core.uniform import Uniform
 
+from splitwatt_operator import serving
 from splitwatt_operator.budget_loop import BudgetLoop
 from splitwatt_operator.canary import Canary
 from splitwatt_operator.decision_log import DecisionLog
@@ -95,25 +94,20 @@ class Reign:
                 telemetry=self._loop.measure(),
                 canary=self._canary.run(),
                 events=realm.recorder.run(lambda: self._lease.held(time.monotonic())),
-                serving=self._serve(),
+                serving=serving.run(
+                    realm.store,
+                    realm.connection,
+                    self._keeper,
+                    recorder=realm.recorder,
+                    metrics=realm.metrics,
+                    held=self._lease.held,
+                    prometheus=realm.prometheus,
+                ),
             )
         finally:
             realm.metrics.active.set(0)
             await self._performer.stop()
             await self._statuses.stop()
-
-    async def _serve(self) -> None:
-        if importlib.util.find_spec("splitwatt_operator.serving") is None:
-            await asyncio.Event().wait()
-        serving = importlib.import_module("splitwatt_operator.serving")
-        await serving.run(
-            self._realm.store,
-            self._realm.connection,
-            self._keeper,
-            recorder=self._realm.recorder,
-            metrics=self._realm.metrics,
-            held=self._lease.held,
-        )
 
     def problem(self) -> str | None:
         """One sentence when this reign is not well."""

@@ -95,7 +95,9 @@ class Telemetry:
         try:
             if (problem := await self._problem(meter.selector)) is not None:
                 return MeterFailure(problem)
-            return reading_of(await self._prometheus.vector(meter_query(meter.selector, meter.aggregate)))
+            samples = await self._prometheus.vector(meter_query(meter.selector, meter.aggregate))
+            self._judge(meter.selector, None)  # it was read, so it can be
+            return reading_of(samples)
         except KeyError:
             return MeterFailure(f"meter.aggregate {meter.aggregate} is unknown; use one of {', '.join(AGGREGATES)}")
         except QueryInvalidError as refusal:
@@ -114,7 +116,8 @@ class Telemetry:
             except QueryInvalidError as refusal:
                 problem = f"Prometheus cannot read the meter's selector {selector}: {refusal}"
             except QueryError:
-                # Not every compatible server can parse for us; the form is right, and the query itself will tell.
+                # Prometheus before 3 and some compatible servers cannot parse for us; the form is right, and the query
+                # itself will tell.
                 return None
         self._judge(selector, problem)
         return problem

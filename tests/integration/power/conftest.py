@@ -1,0 +1,232 @@
+"""A small datacenter for the operator's power tests: the session's control plane, a real Prometheus, a meter, operators.
+
+Every test gets a rack label, a namespace (and so a Lease) of its own; all its objects are deleted at the end, so that the
+next operator, which sees the whole cluster, starts from an empty one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from splitwatt_core.names import LABEL_RACK
+from splitwatt_lab import nodes
+from splitwatt_lab.controlplane import ControlPlane
+from splitwatt_lab.ports import free_port
+from splitwatt_lab.processes import Process, ProcessGroup
+from splitwatt_lab.prometheus import Prometheus
+
+PATIENCE_S = 90.0
+"""The machine is shared: this bounds a hang, it does not measure anything."""
+POLL_S = 0.1
+API = "/apis/splitwatt.io/v1alpha1"
+
+
+class Meter:
+    """A rack meter as a site might have one: an HTTP exporter whose watts the test sets. None: the series is gone."""
+
+    def __init__(self) -> None:
+        self.watts: dict[str, float] = {}
+        meter = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                rows = [f'rack_power_watts{{rack="{rack}"}} {watts}' for rack, watts in dict(meter.watts).items()]
+                body = "\n".join([*rows, ""]).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@dataclass
+class Operator:
+    process: Process
+    url: str
+    decision_log: Path
+
+    @property
+    def text(self) -> str:
+        return self.process.log.read_text()
+
+    def healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        wanted = f"{name}{{{','.join(f'{k}={json.dumps(v)}' for k, v in labels.items())}}}" if labels else name
+        for line in httpx.get(f"{self.url}/metrics", timeout=5.0).text.splitlines():
+            if line.startswith(wanted + " "):
+                return float(line.rpartition(" ")[2])
+        return None
+
+    def decisions(self, budget: str) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in self.decision_log.read_text().splitlines()]
+        return [row for row in rows if row["budget"] == budget]
+
+    def reigns(self) -> list[int]:
+        """Terms of its reigns so far, from its log."""
+        lines = [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
+        return [line["term"] for line in lines if line["message"] == "reigning"]
+
+
+@dataclass
+class Datacenter:
+    plane: ControlPlane
+    group: ProcessGroup
+    prometheus: Prometheus
+    meter: Meter
+    namespace: str
+    rack: str
+    directory: Path
+    _nodes: list[str] = field(default_factory=list)
+    _operators: int = 0
+
+    def eventually(self, what: str, probe: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
+        """The first truthy answer of `probe`; fails with `what` when there is none."""
+        deadline_s = time.monotonic() + within_s
+        while not (answer := probe()):
+            assert time.monotonic() < deadline_s, f"{what}: not within {within_s:g} s"
+            time.sleep(POLL_S)
+        return answer
+
+    def operator(self, *, prometheus_url: str | None = None, kubeconfig: Path | None = None) -> Operator:
+        """Start one and wait until it answers."""
+        self._operators += 1
+        name, port = f"operator-{self._operators}", free_port()
+        decision_log = self.directory / f"{name}.jsonl"
+        decision_log.touch()
+        process = self.group.start(
+            name,
+            [
+                *(sys.executable, "-m", "splitwatt_operator"),
+                *("--prometheus-url", prometheus_url or self.prometheus.url),
+                *("--listen", f"127.0.0.1:{port}"),
+                *("--namespace", self.namespace),
+                *("--kubeconfig", str(kubeconfig or self.plane.kubeconfig)),
+                *("--decision-log", str(decision_log)),
+            ],
+        )
+        operator = Operator(process, f"http://127.0.0.1:{port}", decision_log)
+        process.await_ready(operator.healthy, timeout_s=PATIENCE_S)
+        return operator
+
+    def active_operator(self, **options: Any) -> Operator:
+        operator = self.operator(**options)
+        self.eventually("the operator reigns", operator.reigns)
+        return operator
+
+    def add_nodes(self, *names: str, **spec: Any) -> list[nodes.NodeSpec]:
+        made = [nodes.NodeSpec(name=f"{self.rack}-{name}", rack=self.rack, **spec) for name in names]
+        self._nodes += [node.name for node in made]
+        nodes.create(self.plane, made)
+        return made
+
+    def name(self, short: str) -> str:
+        """Cluster-scoped names must not meet those of another test."""
+        return f"{self.rack}-{short}"
+
+    def budget(self, short: str, *, rack: str | None = None, **spec: Any) -> str:
+        """Apply a PowerBudget; a leaf over this test's rack unless the spec says otherwise."""
+        leaf = {
+            "nodeSelector": {"matchLabels": {LABEL_RACK: rack or self.rack}},
+            "nonGpuWattsPerNode": 2000,
+            "unmanagedWattsPerNode": 10000,
+            "overheadPercent": 4,
+        }
+        whole = {**leaf, **spec} if spec.pop("leaf", True) else spec
+        manifest = {
+            "apiVersion": "splitwatt.io/v1alpha1",
+            "kind": "PowerBudget",
+            "metadata": {"name": self.name(short)},
+            "spec": {key: value for key, value in whole.items() if value is not None},
+        }
+        self.plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+        return self.name(short)
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        response = self.plane.http.get(path)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        response.raise_for_status()
+        found: dict[str, Any] = response.json()
+        return found
+
+    def status(self, budget: str) -> Mapping[str, Any]:
+        return (self.get(f"{API}/powerbudgets/{budget}") or {}).get("status", {})
+
+    def condition(self, budget: str, kind: str) -> Mapping[str, Any]:
+        rows = self.status(budget).get("conditions", [])
+        return next((row for row in rows if row["type"] == kind), {})
+
+    def await_condition(self, budget: str, kind: str, status: str, reason: str | None = None) -> Mapping[str, Any]:
+        def found() -> Mapping[str, Any] | None:
+            row = self.condition(budget, kind)
+            right = row.get("status") == status and reason in (None, row.get("reason"))
+            return row if right else None
+
+        try:
+            return self.eventually(f"{kind}={status}", found)
+        except AssertionError as error:
+            raise AssertionError(f"{budget}: wanted {kind}={status} {reason}, has {self.status(budget)}") from error
+
+    def node_power(self, node: str) -> dict[str, Any] | None:
+        return self.get(f"{API}/nodepowers/{node}")
+
+    def lease(self) -> dict[str, Any]:
+        found = self.get(f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases/splitwatt-operator")
+        assert found is not None
+        return found
+
+    def events(self, reason: str) -> list[dict[str, Any]]:
+        found = self.get("/apis/events.k8s.io/v1/namespaces/default/events") or {}
+        return [event for event in found.get("items", []) if event.get("reason") == reason]
+
+    def clear(self) -> None:
+        """Delete what this test made, and every NodePower: the next operator must not find charges of ours."""
+        budgets = [b["metadata"]["name"] for b in (self.get(f"{API}/powerbudgets") or {}).get("items", [])]
+        for name in (b for b in budgets if b.startswith(self.rack)):
+            self.plane.http.delete(f"{API}/powerbudgets/{name}")
+        nodes.delete(self.plane, self._nodes)
+        for name in self._nodes:
+            self.plane.http.delete(f"{API}/nodepowers/{name}")
+
+
+@pytest.fixture
+def datacenter(crds: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Datacenter]:
+    meter = Meter()
+    with ProcessGroup(tmp_path / "processes") as group:
+        prometheus = Prometheus(group, tmp_path / "prometheus")
+        prometheus.set_targets("twin", {meter.address: {}})
+        prometheus.start()
+        rack = f"r{uuid.uuid4().hex[:8]}"
+        lab = Datacenter(crds, group, prometheus, meter, namespace, rack, tmp_path)
+        try:
+            yield lab
+        finally:
+            group.close()
+            lab.clear()
+            meter.close()
