@@ -27,6 +27,8 @@ MAX_NODES: Final = 256
 MAX_CLUSTERS: Final = 100
 MAX_REQUESTS_PER_S: Final = 1_000.0
 LOW_PRIORITY_SHARE: Final = 0.5
+MAX_SOCKET_PATH: Final = 107
+"""Linux: sun_path holds 108 bytes with its end."""
 
 _KEYS: Final = frozenset({
     "kubeconfig", "listen", "seed", "duration_s", "trace", "requests_per_s", "rate", "clusters", "nodes", "plant",
@@ -160,11 +162,14 @@ def _numbers(raw: Mapping[str, Any], key: str, highs: Mapping[str, float]) -> di
 
 def _node(raw: Any, where: str) -> NodeConfig:
     _known(raw, _NODE_KEYS, where)
+    socket = _text(raw, "pod_resources_socket", f"{where}.").removeprefix("unix:")
+    if len(socket.encode()) > MAX_SOCKET_PATH:
+        raise ConfigError(f"{where}.pod_resources_socket is longer than {MAX_SOCKET_PATH} bytes; use a shorter folder")
     return NodeConfig(
         name=_text(raw, "name", f"{where}."),
         rack=_text(raw, "rack", f"{where}."),
         state_file=Path(_text(raw, "state_file", f"{where}.")),
-        pod_resources_socket=Path(_text(raw, "pod_resources_socket", f"{where}.").removeprefix("unix:")),
+        pod_resources_socket=Path(socket),
     )
 
 

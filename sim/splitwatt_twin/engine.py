@@ -39,7 +39,7 @@ class Pace(Protocol):
 
     def prefill_s(self, tokens: int) -> float: ...
 
-    def decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: int, context_tokens: float) -> float:
         """One step of `batch` sequences with `context_tokens` of context each, on average."""
         ...
 
@@ -194,7 +194,7 @@ class DecodeEngine:
             self._stretch, self.due_s = None, IDLE
             return
         batch = len(self._running)
-        context = round(self._context_tokens / batch)
+        context = self._context_tokens / batch
         first_s = self._pace.decode_s(batch, context)
         steps = min(self._running[0][0] - self._step, max(1, int(COALESCE_S / first_s)))
         last_s = self._pace.decode_s(batch, context + steps - 1) if steps > 1 else first_s

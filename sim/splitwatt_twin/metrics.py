@@ -95,17 +95,19 @@ def _replicas(replicas: Sequence[ReplicaView]) -> Iterable[Metric]:
         success.add_metric([*r.labels, "stop"], r.engine.stats.successes)
     yield success
 
-    histograms: tuple[tuple[str, str, Callable[[EngineStats], Histogram]], ...] = (
-        (names.M_VLLM_TTFT, "Time to first token.", lambda s: s.ttft),
-        (names.M_VLLM_TBT, "Time between tokens.", lambda s: s.tbt),
-        (names.M_VLLM_E2E, "End-to-end request latency.", lambda s: s.e2e),
+    # A role shows what it decides: prefill the first token, decode the gaps between the others.
+    prefills = [r for r in replicas if isinstance(r.engine, PrefillEngine)]
+    decodes = [r for r in replicas if isinstance(r.engine, DecodeEngine)]
+    histograms: tuple[tuple[str, str, Sequence[ReplicaView], Callable[[EngineStats], Histogram]], ...] = (
+        (names.M_VLLM_TTFT, "Time to first token.", prefills, lambda s: s.ttft),
+        (names.M_VLLM_TBT, "Time between tokens.", decodes, lambda s: s.tbt),
+        (names.M_VLLM_E2E, "End-to-end request latency.", decodes, lambda s: s.e2e),
     )
-    for name, help_text, histogram in histograms:
+    for name, help_text, shown, histogram in histograms:
         family = HistogramMetricFamily(name, help_text, labels=_POD_LABELS)
-        for r in replicas:
+        for r in shown:
             h = histogram(r.engine.stats)
-            if h.total or r.engine.running:
-                family.add_metric(r.labels, buckets=h.cumulative(), sum_value=h.total)
+            family.add_metric(r.labels, buckets=h.cumulative(), sum_value=h.total)
         yield family
 
 

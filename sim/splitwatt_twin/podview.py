@@ -61,8 +61,9 @@ def view(pod: Mapping[str, Any]) -> PodView | None:
 
 def _gpus(container: Mapping[str, Any]) -> int:
     resources = container.get("resources") or {}
-    quantity = (resources.get("limits") or {}).get(GPU_RESOURCE) or (resources.get("requests") or {}).get(GPU_RESOURCE)
-    return int(quantity) if str(quantity or "").isdigit() else 0
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    quantity = str(limits.get(GPU_RESOURCE) or requests.get(GPU_RESOURCE) or "")
+    return int(quantity) if quantity.isdigit() else 0
 
 
 def _ready(status: Mapping[str, Any]) -> bool:
