@@ -100,7 +100,7 @@ class Keeper:
         self._round = 0
         self._policies = policies
         self._profiles: Sequence[Profile] = profile_law.builtin() if profiles is None else profiles
-        self._budgets: dict[str, BudgetSpec] = {}
+        self.budgets: dict[str, BudgetSpec] = {}
         self.books: dict[str, Book] = {}
         self._tree: Tree = build_tree({})
         self.roster = Roster()
@@ -119,15 +119,15 @@ class Keeper:
         if book is None or book.uid != spec.uid:
             book = self.books[spec.name] = Book.open(spec, now_s)
         self._notes.extend(book.see_limit(spec, now_s))
-        self._budgets[spec.name] = spec
-        self._tree = build_tree(self._budgets)
+        self.budgets[spec.name] = spec
+        self._tree = build_tree(self.budgets)
 
     def on_budget_gone(self, name: str, now_s: float) -> None:
         """Its nodes hold their caps (I5); nothing is charged to it any more."""
-        self._budgets.pop(name, None)
+        self.budgets.pop(name, None)
         self.books.pop(name, None)
         self._headroom_w.pop(name, None)
-        self._tree = build_tree(self._budgets)
+        self._tree = build_tree(self.budgets)
 
     def on_profiles(self, profiles: Sequence[Profile]) -> None:
         """The PowerProfiles in force, most specific first."""
@@ -181,7 +181,7 @@ class Keeper:
         self._pods.pop((namespace, name), None)
 
     def on_meter(self, budget: str, reading: MeterReading | MeterFailure, now_s: float) -> None:
-        book, spec = self.books.get(budget), self._budgets.get(budget)
+        book, spec = self.books.get(budget), self.budgets.get(budget)
         if book is not None and spec is not None:
             book.see_meter(spec, reading, now_s)
 
@@ -214,10 +214,10 @@ class Keeper:
             self._refresh(account, now_s)
         for book in self.books.values():
             book.advance(now_s)
-        placements, conflicts = self.roster.placements(self._budgets)
+        placements, conflicts = self.roster.placements(self.budgets)
         fleet = build_fleet(
             tree=self._tree,
-            budgets=self._budgets,
+            budgets=self.budgets,
             placements=placements,
             pods=self._pods,
             profiles=self._profiles,
@@ -228,7 +228,7 @@ class Keeper:
         target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
         for name, survey in zip(fleet.names, surveys, strict=True):
             adopted = survey.unadopted == 0
-            notes.extend(self.books[name].judge(self._budgets[name], survey, now_s, adopted=adopted))
+            notes.extend(self.books[name].judge(self.budgets[name], survey, now_s, adopted=adopted))
         allowance_w = target_w - self._reserves(fleet) - self._corrections(fleet) - fleet.rest_w
         decided = self._decide(fleet, allowance_w, now_s)
         frozen = self._frozen(fleet, placements, surveys, now_s)
@@ -241,7 +241,7 @@ class Keeper:
             Judgement(
                 fleet=fleet,
                 tree=self._tree,
-                budgets=self._budgets,
+                budgets=self.budgets,
                 books=self.books,
                 surveys=surveys,
                 short_w=decided.short_w,
@@ -270,14 +270,14 @@ class Keeper:
 
     def _settle_s(self, account: NodeAccount) -> float:
         spec = account.object.spec if account.object is not None else None
-        leaf = self._budgets.get(spec.budgets[0]) if spec is not None and spec.budgets else None
+        leaf = self.budgets.get(spec.budgets[0]) if spec is not None and spec.budgets else None
         return DEFAULT_SETTLE_S if leaf is None else leaf.settle_ms / 1000.0
 
     def _refresh(self, account: NodeAccount, now_s: float) -> None:
         account.refresh(now_s, settle_s=self._settle_s(account))
 
     def _root(self, leaf: str) -> BudgetSpec:
-        return self._budgets[self._tree.root[leaf]]
+        return self.budgets[self._tree.root[leaf]]
 
     def _survey(self, fleet: Fleet, placements: Sequence[Placement], now_s: float) -> tuple[Survey, ...]:
         """What the fleet shows below each budget, in the fleet's order."""
@@ -285,7 +285,7 @@ class Keeper:
         agent_w, silent, unadopted = (np.zeros(len(index)) for _ in range(3))
         for p in placements:
             b = index[p.leaves[0]]
-            spec = self._budgets[p.leaves[0]]
+            spec = self.budgets[p.leaves[0]]
             power_w, _ = self._agent_w.get(p.node.name, (0.0, 0.0))
             agent_w[b] += spec.loss_factor * power_w
             silent[b] += managed(p.node) and now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
@@ -315,7 +315,7 @@ class Keeper:
     # --------------------------------------------------------------------------------------------- what may be given out
 
     def _reserves(self, fleet: Fleet) -> NDArray[np.float64]:
-        return np.array([self._budgets[n].reserve_w for n in fleet.names], dtype=np.float64)
+        return np.array([self.budgets[n].reserve_w for n in fleet.names], dtype=np.float64)
 
     def _corrections(self, fleet: Fleet) -> NDArray[np.float64]:
         """Watts that meters show beyond the model, at each budget the larger of its own and the sum of its children's."""
@@ -352,9 +352,9 @@ class Keeper:
                     posture=np.array([int(self.books[fleet.names[b]].posture) for b in members], dtype=np.int8),
                 ),
                 gpus=replace(fleet.gpus, **columns),
-                unassigned=self._budgets[root].unassigned,
+                unassigned=self.budgets[root].unassigned,
             )
-            decision = self._policies[self._budgets[root].policy].decide(snapshot, now_s)
+            decision = self._policies[self.budgets[root].policy].decide(snapshot, now_s)
             check_decision(snapshot, decision)
             caps[rows], clocks[rows] = decision.cap_w, decision.max_clock_mhz
             short_w[members] = decision.short_w
@@ -371,7 +371,7 @@ class Keeper:
                 root = self._tree.root[p.leaves[0]]
                 frozen.setdefault(root, f"NodePower {p.node.name} does not carry this operator's term yet")
         for name, survey in zip(fleet.names, surveys, strict=True):
-            reason = self.books[name].raise_forbidden(self._budgets[name], survey, now_s)
+            reason = self.books[name].raise_forbidden(self.budgets[name], survey, now_s)
             if reason is not None:
                 frozen.setdefault(name, reason)
             if name in self._tree.fault:
@@ -382,7 +382,7 @@ class Keeper:
         """Roots whose safe caps alone do not fit (I4), with the watts that miss."""
         over: dict[str, float] = {}
         for b, name in enumerate(fleet.names):
-            root = self._budgets[self._tree.root[name]]
+            root = self.budgets[self._tree.root[name]]
             if root.safe_cap_w is None:
                 continue
             safe = np.clip(float(root.safe_cap_w), fleet.gpus.min_w, fleet.gpus.max_w) * fleet.gpus.loss_factor

@@ -155,6 +155,16 @@ class NodeAccount:
         self._take_spec(seen)
         return True
 
+    def see_boot(self, boot_id: str) -> bool:
+        """The Node is present with this boot; True when it is another one than before. A status may have told of the new
+        boot before the Node did, so it is judged again."""
+        changed = boot_id != self.boot_id
+        rebooted = changed and self.present
+        self.present, self.boot_id = True, boot_id
+        if changed and self.object is not None:
+            self._take_status(self.object)
+        return rebooted
+
     def forget_object(self, uid: str) -> bool:
         """The object was deleted. Its grants stay open: an agent may still apply what it once read (R8, scene 10)."""
         if self.object is None or (uid and self.object.uid != uid):

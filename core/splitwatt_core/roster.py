@@ -55,11 +55,8 @@ class Roster:
 
     def see_node(self, node: NodeFact) -> bool:
         """Take in a present Node; True when it came up with a new boot."""
-        account = self.account(node.name)
-        rebooted = account.present and account.boot_id != node.boot_id
-        account.present, account.boot_id = True, node.boot_id
         self._labels[node.name] = node.labels
-        return rebooted
+        return self.account(node.name).see_boot(node.boot_id)
 
     def forget(self, name: str) -> None:
         """Fresh reads found neither Node nor NodePower: unless either was seen again since, the charge is zero."""

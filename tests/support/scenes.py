@@ -222,6 +222,7 @@ def scene_08_a_delayed_status_lands_after_a_reset_was_reported() -> None:
         agent.tick()
     agent.send_status()  # "300 W", delayed
     world.reset("a0", "a0-g0")
+    agent.read_at = world.count
     agent.enforcer.tick(world.now_s, agent.readbacks())
     agent.send_status()
     agent.deliver_status(1)  # "700 W"

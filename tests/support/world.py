@@ -30,6 +30,7 @@ class Gpu:
     uuid: str
     true_w: int = DEFAULT_W
     surprised: bool = False
+    surprised_at: int = 0
     lies: bool = False
     refuses: bool = False
     outside_w: int | None = None
@@ -46,6 +47,8 @@ class Node:
     gpus: dict[str, Gpu]
     boot: int = 0
     present: bool = True
+    reports: list[tuple[int, int]] = field(default_factory=list)
+    """(version of the object, world's count when its status was read from the hardware)."""
 
     @property
     def boot_id(self) -> str:
@@ -147,7 +150,9 @@ class Operator:
                 self.keeper.on_agent_power(node.name, 100.0, now_s)
         for name in self.world.budgets:
             self.keeper.on_meter(name, MeterReading(1.0, now_s, 1), now_s)
+        before_w = self.charged_sums()
         plan = self.last = self.keeper.step(now_s)
+        self.check_decision(before_w, plan)
         if plan.resign is not None:
             self.resigned, self.holds_lease = True, False
         if not self.holds_lease:  # R2: nothing is sent without the Lease
@@ -164,6 +169,27 @@ class Operator:
             if name not in self.world.store.objects and not self.world.nodes[name].present:
                 self.keeper.on_absence_verified(name, now_s)
         return plan
+
+    def charged_sums(self) -> dict[str, float]:
+        """GPU watts charged below each budget, every node in its first leaf."""
+        placed, _ = self.keeper.roster.placements(self.keeper.budgets)
+        sums: dict[str, float] = dict.fromkeys(self.world.budgets, 0.0)
+        for p in placed:
+            for gpu in p.node.gpus.values():
+                gpu_w = max(gpu.charge_w, gpu.bound_w(trusted=p.node.trusted(self.world.now_s)))
+                for name in {p.leaves[0], "row"}:
+                    sums[name] += gpu_w
+        return sums
+
+    def check_decision(self, before_w: dict[str, float], plan: Plan) -> None:
+        """I1: no decision lifts a sum of charges above its limit."""
+        if not plan.writes:
+            return
+        for name, after_w in self.charged_sums().items():
+            limit_w = plan.budgets[name].limit.target_w
+            assert after_w <= max(before_w[name], limit_w), (
+                f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
+            )
 
     def arrive(self, index: int = 0, *, answer: bool = True) -> Outcome | None:
         """A write reaches the store; its answer reaches the operator, or not."""
@@ -210,6 +236,7 @@ class Pending:
     uid: str
     version: int
     status: Status
+    read_at: int
 
 
 class Agent:
@@ -223,6 +250,7 @@ class Agent:
         self.hung: list[tuple[str, int]] = []
         self.hang_next = False
         self.statuses: list[Pending] = []
+        self.read_at = 0
         self.start()
 
     def start(self) -> None:
@@ -257,6 +285,7 @@ class Agent:
         return {u: Readback(g.true_w * 1000, g.enforced_w * 1000) for u, g in self.node.gpus.items()}
 
     def tick(self, guard_w: dict[str, int] | None = None) -> Actions:
+        self.read_at = self.world.count
         actions = self.enforcer.tick(self.world.now_s, self.readbacks(), guard_w=guard_w)
         if actions.persist is not None:
             self.record = actions.persist
@@ -274,8 +303,7 @@ class Agent:
     def set(self, uuid: str, cap_mw: int) -> None:
         gpu = self.node.gpus[uuid]
         if not gpu.lies:
-            gpu.true_w = cap_mw // 1000
-            gpu.surprised = gpu.surprised and gpu.true_w > MIN_W
+            gpu.true_w, gpu.surprised = cap_mw // 1000, False
 
     def complete(self, index: int = 0) -> None:
         """A hung setter call completes after all."""
@@ -295,13 +323,16 @@ class Agent:
             gpus=self.enforcer.status({}),
         )
         if status != self.version.status:
-            self.statuses.append(Pending(self.version.uid, self.version.resource_version, status))
+            self.statuses.append(Pending(self.version.uid, self.version.resource_version, status, self.read_at))
 
     def deliver_status(self, index: int = 0) -> bool:
         if not self.statuses:
             return False
         p = self.statuses.pop(index % len(self.statuses))
-        return self.world.store.write_status(self.node.name, p.uid, p.version, p.status) is not None
+        written = self.world.store.write_status(self.node.name, p.uid, p.version, p.status)
+        if written is not None:
+            self.node.reports.append((written.resource_version, p.read_at))
+        return written is not None
 
     def run(self) -> None:
         """One healthy round: read, set, read back, report."""
@@ -333,6 +364,7 @@ class World:
     limits: dict[str, LimitState] = field(default_factory=dict)
     """What PowerBudget statuses say: written by the holder of the Lease alone."""
     terms: int = 0
+    count: int = 0
     term_step: int = 1
     policies: dict[str, Policy] = field(default_factory=lambda: {"Uniform": Uniform(), "PhaseAware": PhaseAware()})
 
@@ -396,12 +428,15 @@ class World:
         agent.crash()
         node.boot += 1
         for gpu in node.gpus.values():
-            gpu.true_w, gpu.surprised = DEFAULT_W, True
+            self._surprise(gpu)
         agent.start()
 
     def reset(self, name: str, uuid: str) -> None:
-        gpu = self.nodes[name].gpus[uuid]
-        gpu.true_w, gpu.surprised = DEFAULT_W, True
+        self._surprise(self.nodes[name].gpus[uuid])
+
+    def _surprise(self, gpu: Gpu) -> None:
+        self.count += 1
+        gpu.true_w, gpu.surprised, gpu.surprised_at = DEFAULT_W, True, self.count
 
     def move(self, name: str, rack: str) -> None:
         self.nodes[name].rack = rack
@@ -426,14 +461,21 @@ class World:
             for gpu in node.gpus.values():
                 charge_w = self.active.charge_w(node.name, gpu.uuid)
                 if gpu.surprised:
-                    if charge_w is not None and charge_w >= gpu.true_w:
-                        gpu.surprised = False
-                    else:
+                    if not self.reported(node, gpu):
                         continue
+                    gpu.surprised = False
                 if charge_w is None:
                     assert not self.present_and_known(node), f"{gpu.uuid} is charged nothing, truth {gpu.true_w} W"
                     continue
                 assert charge_w >= gpu.true_w, f"{gpu.uuid}: charged {charge_w} W, true limit {gpu.true_w} W"
+
+    def reported(self, node: Node, gpu: Gpu) -> bool:
+        """The active operator read of the surprise: from now on it must count."""
+        account = self.active.keeper.roster.nodes.get(node.name)
+        if account is None or account.object is None:
+            return False
+        seen = account.object.resource_version
+        return any(read_at >= gpu.surprised_at for version, read_at in node.reports if version <= seen)
 
     def present_and_known(self, node: Node) -> bool:
         account = self.active.keeper.roster.nodes.get(node.name)

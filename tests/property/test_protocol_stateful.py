@@ -1,0 +1,56 @@
+"""Hypothesis searches for a sequence of mishaps that breaks "charge >= true limit", and shrinks it when it finds one.
+
+The machine's rules are `support.explorer`'s actions on the core's real keeper and enforcer; the invariant is checked after
+every one of them, and at the end everything is put right and the fleet must hold its limit again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.explorer import ACTIONS, Explorer
+from support.world import World
+
+
+class Protocol(RuleBasedStateMachine):
+    explorer: Explorer
+
+    @initialize(policy=st.sampled_from(["Uniform", "PhaseAware"]), gpus=st.integers(1, 2))
+    def begin(self, policy: str, gpus: int) -> None:
+        self.explorer = Explorer(World(policy=policy, gpus_per_node=gpus))
+
+    @rule(data=st.data(), times=st.integers(1, 4))
+    def calm(self, data: Any, times: int) -> None:
+        for _ in range(times):
+            self.explorer.play("calm", lambda n: data.draw(st.integers(0, n - 1)))
+
+    @invariant()
+    def charge_covers_truth(self) -> None:
+        if hasattr(self, "explorer"):
+            self.explorer.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "explorer"):
+            self.explorer.recover()
+
+
+def _rule(name: str) -> Callable[..., None]:
+    def act(self: Protocol, data: Any) -> None:
+        self.explorer.play(name, lambda n: data.draw(st.integers(0, n - 1)))
+
+    act.__name__ = name
+    return rule(data=st.data())(act)
+
+
+for _name in ACTIONS:
+    if _name != "calm":
+        setattr(Protocol, _name, _rule(_name))
+
+Protocol.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestProtocol = Protocol.TestCase

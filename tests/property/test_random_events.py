@@ -1,0 +1,33 @@
+"""A long seeded walk through everything that may happen: 100 000 events and more, no violation of I1-I6."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from support.explorer import ACTIONS, WEIGHTS, Explorer
+from support.world import World
+
+EVENTS_PER_WALK = 500
+WALKS = 52
+"""Two policies and two fleet shapes: 4 x 52 x 500 = 104 000 events."""
+
+
+@pytest.mark.parametrize("policy", ["Uniform", "PhaseAware"])
+@pytest.mark.parametrize(("nodes_per_rack", "gpus_per_node"), [(1, 1), (2, 2)])
+def test_no_event_breaks_the_ledger(policy: str, nodes_per_rack: int, gpus_per_node: int) -> None:
+    for seed in range(WALKS):
+        rng = random.Random(f"{policy} {nodes_per_rack} {gpus_per_node} {seed}")
+        explorer = Explorer(World(nodes_per_rack=nodes_per_rack, gpus_per_node=gpus_per_node, policy=policy))
+        names = rng.choices(ACTIONS, weights=list(WEIGHTS.values()), k=EVENTS_PER_WALK)
+        for at, name in enumerate(names):
+            try:
+                explorer.play(name, rng.randrange)
+            except AssertionError as error:
+                raise AssertionError(
+                    f"seed {seed}, event {at} ({name}): {error}; before it {names[max(0, at - 12) : at]}"
+                ) from error
+        try:
+            explorer.recover()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, recovery: {error}") from error
