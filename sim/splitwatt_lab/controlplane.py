@@ -192,6 +192,13 @@ class ControlPlane:
     def log(self, component: Component | str) -> Path:
         return self.logs / f"{Component(component)}.log"
 
+    def port(self, component: Component | str) -> int:
+        return self._ports[Component(component)]
+
+    def ports(self) -> Mapping[str, int]:
+        """Every port of the control plane by component."""
+        return {component.value: port for component, port in self._ports.items()}
+
     def pid(self, component: Component | str) -> int:
         return self.group[Component(component)].pid
 

@@ -155,7 +155,7 @@ def _require_go(wanted: Sequence[str]) -> str:
     if go is None:
         raise LabError(
             f"{', '.join(wanted)} must be built but there is no `go` on PATH; "
-            f"install Go {_go_version()} or newer or set KUBEBUILDER_ASSETS to a folder with the programs"
+            f"install Go {_go_version()} or newer, or set KUBEBUILDER_ASSETS to a folder with the programs"
         )
     return go
 

@@ -46,7 +46,7 @@ def make_namespace(control_plane: ControlPlane) -> Iterator[Callable[[], str]]:
 
     yield make
     if made:
-        control_plane.kubectl("delete", "namespace", *made, "--wait=false")
+        control_plane.kubectl("delete", "namespace", *made, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture

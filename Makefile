@@ -1,0 +1,34 @@
+# Everything runs in .venv; `make demo` and `make test` bring what they need. ARGS is passed on, as in make test ARGS="-k ledger".
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: setup controlplane demo test lint bench generate images
+
+setup: .venv/.stamp
+
+.venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m splitwatt_lab.prometheus
+	touch $@
+
+controlplane: setup
+	@$(BIN)/python -m splitwatt_lab.toolbuild
+
+demo: controlplane
+	$(BIN)/splitwatt demo $(ARGS)
+
+test: controlplane
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: controlplane
+	$(BIN)/splitwatt bench $(ARGS)
+
+generate: setup
+	$(BIN)/python -m splitwatt_api.generate
+
+images:
+	for image in operator agent; do docker build -t splitwatt/$$image -f helm/images/$$image.Containerfile . || exit 1; done
