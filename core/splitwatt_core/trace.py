@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Final
 
 COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -146,7 +147,7 @@ def unit_gaps(rows: Sequence[TraceRow]) -> tuple[float, ...]:
     """Gaps *before* each row in operational time, mean 1 over one round; row 0's gap leads on from the last row, so
     that the trace can be repeated without a burst at the seam. Needs rows as `parse_trace` returns them."""
     mean_s = rows[-1].at_s / (len(rows) - 1)
-    return (1.0, *((b.at_s - a.at_s) / mean_s for a, b in zip(rows, rows[1:], strict=False)))
+    return (1.0, *((b.at_s - a.at_s) / mean_s for a, b in pairwise(rows)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class RateCurve:
     def _pieces(self) -> list[tuple[float, float, float, float]]:
         """(start, end, multiplier at start, slope), covering 0..infinity."""
         pieces = [(0.0, self.points[0][0], self.points[0][1], 0.0)] if self.points[0][0] > 0 else []
-        for (t0, m0), (t1, m1) in zip(self.points, self.points[1:], strict=False):
+        for (t0, m0), (t1, m1) in pairwise(self.points):
             pieces.append((t0, t1, m0, (m1 - m0) / (t1 - t0)))
         pieces.append((self.points[-1][0], math.inf, self.points[-1][1], 0.0))
         return pieces

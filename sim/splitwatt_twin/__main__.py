@@ -10,6 +10,7 @@ from pathlib import Path
 
 from splitwatt_client import ApiError
 from splitwatt_core.trace import TraceError
+
 from splitwatt_twin.app import run
 from splitwatt_twin.arrivals import read_trace
 from splitwatt_twin.config import ConfigError, load

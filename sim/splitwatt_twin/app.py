@@ -27,7 +27,7 @@ from splitwatt_client.resources import INFERENCE_CLUSTERS, PODS
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.render_spec import PRIORITY_HIGH
 from splitwatt_core.trace import TraceRow
-from splitwatt_nvml_twin.plant import RackPlant
+
 from splitwatt_twin.config import LOW_PRIORITY_SHARE, TwinConfig
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.fleet import Engine, Fleet
@@ -66,12 +66,7 @@ class Twin:
         self._fleet = Fleet(now_s=now_s, finished=self._results.add, touched=self._touched.add)
         self._replicas = Replicas(nodes=self._nodes, fleet=self._fleet, catch_up=self._catch_up)
         self._load = Load(config, fleet=self._fleet, rows=rows)
-        self._plant = RackPlant(
-            loss_percent=config.plant.loss_percent,
-            base_node_w=config.plant.base_node_w,
-            slope=config.plant.slope,
-            fixed_w=config.plant.fixed_w,
-        )
+        self._plant = config.plant
         self._racks: dict[str, list[NodeGpus]] = defaultdict(list)
         for node in config.nodes:
             self._racks[node.rack].append(self._nodes[node.name].gpus)

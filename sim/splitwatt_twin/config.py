@@ -4,7 +4,7 @@
      "trace": FILE | null, "requests_per_s": 5.5, "rate": [[0, 1.0], [120, 3.0]],
      "clusters": {"serving/chat": {"share": 1.0}, "batch/summaries": {"share": 0.5}},
      "nodes": [{"name", "rack", "state_file", "pod_resources_socket", "boot_id_file"?}],
-     "plant": {"loss_percent": 3.4, "base_node_w": 1500, "slope": 0.12, "fixed_w": 550},
+     "plant": {RackPlant's arguments},
      "meter": {"noise_percent": 0.5, "delay_s": 0.5}, "results": FILE | null}
 
 The load begins when a cluster first has a ready replica of both roles: time 0 of `rate` and `duration_s` is the moment
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from splitwatt_core.trace import RateCurve, TraceError
+from splitwatt_nvml_twin.plant import RackPlant
+
 from splitwatt_twin.requests import ClusterKey
 
 MAX_NODES: Final = 256
@@ -50,16 +52,6 @@ class NodeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class PlantConfig:
-    """RackPlant's arguments: a rack's real losses and non-GPU watts, a little below what a PowerBudget declares."""
-
-    loss_percent: float = 3.4
-    base_node_w: float = 1500.0
-    slope: float = 0.12
-    fixed_w: float = 550.0
-
-
-@dataclass(frozen=True, slots=True)
 class MeterConfig:
     """What a rack's meter adds to the truth: relative noise (one standard deviation) and age."""
 
@@ -79,7 +71,7 @@ class TwinConfig:
     requests_per_s: float = 5.53
     rate: RateCurve = field(default_factory=RateCurve)
     shares: Mapping[ClusterKey, float] = field(default_factory=dict)
-    plant: PlantConfig = field(default_factory=PlantConfig)
+    plant: RackPlant = field(default_factory=RackPlant)
     meter: MeterConfig = field(default_factory=MeterConfig)
     results: Path | None = None
 
@@ -121,9 +113,7 @@ def parse(raw: Any) -> TwinConfig:
         requests_per_s=_number(raw, "requests_per_s", 5.53, low=0, high=MAX_REQUESTS_PER_S),
         rate=_curve(raw.get("rate", [[0, 1.0]])),
         shares=_shares(raw.get("clusters") or {}),
-        plant=PlantConfig(
-            **_numbers(raw, "plant", {"loss_percent": 50, "base_node_w": 1e5, "slope": 1, "fixed_w": 1e6})
-        ),
+        plant=_plant(raw),
         meter=MeterConfig(**_numbers(raw, "meter", {"noise_percent": 50, "delay_s": 10})),
         results=_path(raw, "results"),
     )
@@ -158,6 +148,14 @@ def _numbers(raw: Mapping[str, Any], key: str, highs: Mapping[str, float]) -> di
     inner = raw.get(key) or {}
     _known(inner, frozenset(highs), key)
     return {name: float(_number(inner, name, 0, low=0, high=highs[name], where=f"{key}.")) for name in inner}
+
+
+def _plant(raw: Mapping[str, Any]) -> RackPlant:
+    highs = {"loss_percent": 50.0, "base_node_w": 1e5, "slope": 1.0, "fixed_w": 1e6, "node_ceiling_w": 1e6}
+    try:
+        return RackPlant(**_numbers(raw, "plant", highs))
+    except ValueError as error:
+        raise ConfigError(f"plant: {error}") from error
 
 
 def _node(raw: Any, where: str) -> NodeConfig:

@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Final
 
 from splitwatt_core.contract import Phase
-from splitwatt_core.phase_model import decode_load, decode_ms, demand_w, prefill_load, prefill_ms
+from splitwatt_core.phase_model import UNLOCKED_MHZ, decode_load, decode_ms, demand_w, prefill_load, prefill_ms
 from splitwatt_core.profiles import Profile, builtin, find
 from splitwatt_nvml_twin.handle import Demand, GpuTruth, NodeTwin
+
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.fleet import Engine
 
 DEMAND_SLACK_W: Final = 0.5
 """The library's demand may differ this much from ours before it is set again (a reboot makes GPUs idle by itself)."""
+
+IDLE: Final = Demand(power_w=0.0, utilization_percent=0.0)
+"""Less than the idle draw: the library makes it the model's own idle."""
 
 Limits = tuple[float, float]
 """(enforced cap in watts, locked SM clock in MHz, 0 = unlocked)."""
@@ -39,27 +43,25 @@ class NodeGpus:
     def __init__(self, state_file: Path) -> None:
         """Raises OSError when there is no such state, and UnknownGpuError for a GPU that no built-in profile times."""
         self._twin = NodeTwin.open(state_file)
-        self.models = [self._twin.model(gpu) for gpu in range(self._twin.gpu_count)]
-        self.profiles = [_profile(model.name, state_file) for model in self.models]
+        self.uuids = self._twin.uuids
+        self.memory_bytes = self._twin.memory_bytes
+        self.profiles = [_profile(name, state_file) for name in self._twin.product_names]
         self.truths: Sequence[GpuTruth] = ()
-        self._wanted: list[Demand] = [self._idle(gpu) for gpu in range(self._twin.gpu_count)]
-        self._changed: set[int] = set()
+        count = self._twin.gpu_count
+        self._wanted: list[Demand] = [IDLE] * count
+        self._changed = set(range(count))  # whatever an earlier process left there ends with the first flush
         self.refresh()
-
-    @property
-    def uuids(self) -> list[str]:
-        return [model.uuid for model in self.models]
 
     def refresh(self) -> None:
         """Reads every GPU's present caps, locks, power and health."""
         self.truths = self._twin.read_all()
-        for gpu, truth in enumerate(self.truths):
-            if abs(truth.demand_w - self._wanted[gpu].power_w) > DEMAND_SLACK_W:
+        for gpu, (truth, wanted) in enumerate(zip(self.truths, self._wanted, strict=True)):
+            if wanted is not IDLE and abs(truth.demand_w - wanted.power_w) > DEMAND_SLACK_W:
                 self._changed.add(gpu)
 
     def limits(self, gpu: int) -> Limits:
         truth = self.truths[gpu]
-        return truth.enforced_mw / 1000, truth.locked_max_mhz
+        return truth.enforced_mw / 1000, truth.locked_max_mhz or UNLOCKED_MHZ
 
     @property
     def power_w(self) -> float:
@@ -70,16 +72,10 @@ class NodeGpus:
             self._wanted[gpu] = demand
             self._changed.add(gpu)
 
-    def rest(self, gpu: int) -> None:
-        self.want(gpu, self._idle(gpu))
-
-    def _idle(self, gpu: int) -> Demand:
-        return Demand(gpu=gpu, power_w=float(self.profiles[gpu].idle_w))
-
     def flush(self) -> None:
         """Writes the demands that changed."""
         if self._changed:
-            self._twin.set_demands([self._wanted[gpu] for gpu in sorted(self._changed)])
+            self._twin.set_demands({gpu: self._wanted[gpu] for gpu in sorted(self._changed)})
             self._changed.clear()
 
     def close(self) -> None:
@@ -100,7 +96,7 @@ class GpuGroup:
     def __init__(self, node: NodeGpus, gpus: Sequence[int]) -> None:
         self.gpus = tuple(gpus)
         self.profile = node.profiles[self.gpus[0]]
-        self.memory_bytes = min(node.models[gpu].memory_bytes for gpu in self.gpus)
+        self.memory_bytes = min(node.memory_bytes[gpu] for gpu in self.gpus)
         self._node = node
         assert self.profile.timing is not None
         # Timing is known for one group size; work and memory bandwidth divide by the size, to first order.
@@ -133,9 +129,10 @@ class GpuGroup:
 
     def _want(self, phase: Phase, load: float) -> None:
         power_w = demand_w(self.profile, phase, load)
+        demand = Demand(power_w=power_w)
         for gpu in self.gpus:
-            self._node.want(gpu, Demand(gpu=gpu, power_w=power_w, utilization=1.0))
+            self._node.want(gpu, demand)
 
     def rest(self) -> None:
         for gpu in self.gpus:
-            self._node.rest(gpu)
+            self._node.want(gpu, IDLE)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from splitwatt_core.trace import TraceRow
+
 from splitwatt_twin.arrivals import Sample, arrivals, generate, replay
 from splitwatt_twin.config import TwinConfig
 from splitwatt_twin.fleet import Fleet

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from splitwatt_core import names
+
 from splitwatt_twin.cluster import Cluster
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.requests import ClusterKey, PodKey

@@ -20,6 +20,7 @@ from splitwatt_client.podresources import (
     response_of,
 )
 from splitwatt_core.names import GPU_RESOURCE
+
 from splitwatt_twin.devices import NodeDevices
 
 

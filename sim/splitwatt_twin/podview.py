@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from splitwatt_core.names import GPU_RESOURCE, LABEL_CLUSTER, LABEL_ROLE
 from splitwatt_core.render_spec import Role
+
 from splitwatt_twin.requests import ClusterKey, PodKey
 
 _ENDED: Final = frozenset({"Succeeded", "Failed"})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitwatt_core.render_spec import Role
+
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.fleet import Engine, Fleet

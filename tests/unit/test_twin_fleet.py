@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 from splitwatt_twin.arrivals import Arrival
-from splitwatt_twin.cluster import MAX_IN_SYSTEM, Drop, KvLink
+from splitwatt_twin.cluster import MAX_IN_SYSTEM, Cluster, Drop, KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.fleet import Engine, Fleet
 from splitwatt_twin.requests import ClusterKey, Request
@@ -51,7 +51,7 @@ class Lab:
             self.fleet.run_until(self.fleet.next_s)
 
     @property
-    def cluster(self):  # noqa: ANN201
+    def cluster(self) -> Cluster:
         return self.fleet.cluster(KEY)
 
 
@@ -128,7 +128,7 @@ def test_a_lost_decode_replica_costs_a_second_prefill_over_what_was_generated() 
     lab.fleet.run_until(0.5)
     victim = next(d for d in lab.d if d.running)
     lab.fleet.remove(victim)
-    (moved,) = [r for r in [lab.p[0]._batch[0]]]
+    (moved,) = lab.p[0]._batch
     assert 30 < moved.generated < 45 and moved.requeues == 1
     lab.finish()
     (request,) = lab.done
