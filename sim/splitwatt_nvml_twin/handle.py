@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import uuid as uuids
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,31 +30,13 @@ _UUID_NAMESPACE: Final = uuids.UUID("5d0c7a58-6f0e-4f52-9a0b-0f5c1b7f3a11")
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a workload wants of one GPU: watts when nothing caps it, at `sm_clock_mhz` (0: the top clock).
+    """What a workload wants of one GPU: watts when nothing caps it, at `sm_clock_mhz` (None: the top clock)."""
 
-    Utilisations are fractions of 1. Below idle draw means idle.
-    """
-
-    gpu: int
     power_w: float
-    sm_clock_mhz: int = 0
-    utilization: float = 1.0
-    memory_utilization: float = 0.0
+    sm_clock_mhz: int | None = None
+    utilization_percent: float = 100.0
+    memory_utilization_percent: float = 0.0
     memory_used_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GpuInfo:
-    """What one GPU is, fixed at creation."""
-
-    uuid: str
-    name: str
-    idle_w: float
-    memory_bytes: int
-    min_limit_mw: int
-    max_limit_mw: int
-    default_limit_mw: int
-    max_clock_mhz: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +44,14 @@ class GpuTruth:
     """One GPU as it really is at `at_s` (CLOCK_MONOTONIC, or the hand-moved clock).
 
     `uncapped_w` is the power wanted under the present clock lock; `sample_w` and `average_w` are what the sensor shows;
-    `energy_j` counts from the creation of the node and never falls; `locked_*_mhz` 0: not locked; utilisation is a
-    fraction of 1.
+    `energy_j` counts from the creation of the node and never falls; `locked_*_mhz` None: not locked.
     """
 
     power_w: float
     management_mw: int
     enforced_mw: int
     sm_clock_mhz: int
-    locked_max_mhz: int
+    locked_max_mhz: int | None
     energy_j: float
     temperature_c: float
     throttle_reasons: int
@@ -78,12 +59,12 @@ class GpuTruth:
     at_s: float
     demand_w: float
     uncapped_w: float
-    utilization: float
+    utilization_percent: float
     sample_w: float
     average_w: float
     capped_s: float
     outside_mw: int | None
-    locked_min_mhz: int
+    locked_min_mhz: int | None
     persistence: bool
     resets: int
     setter_calls: int
@@ -116,7 +97,7 @@ def _truth(record: native.TruthRecord) -> GpuTruth:
         management_mw=record.management_mw,
         enforced_mw=record.enforced_mw,
         sm_clock_mhz=record.sm_clock_mhz,
-        locked_max_mhz=record.locked_max_mhz,
+        locked_max_mhz=record.locked_max_mhz or None,
         energy_j=record.energy_j,
         temperature_c=record.temperature_c,
         throttle_reasons=record.reasons,
@@ -124,12 +105,12 @@ def _truth(record: native.TruthRecord) -> GpuTruth:
         at_s=record.at_ns * 1e-9,
         demand_w=record.demand_w,
         uncapped_w=record.uncapped_w,
-        utilization=record.utilization,
+        utilization_percent=record.utilization,
         sample_w=record.sample_w,
         average_w=record.average_w,
         capped_s=record.capped_s,
         outside_mw=record.outside_mw or None,
-        locked_min_mhz=record.locked_min_mhz,
+        locked_min_mhz=record.locked_min_mhz if record.locked_max_mhz else None,
         persistence=bool(record.persistence),
         resets=record.resets,
         setter_calls=record.setter_calls,
@@ -223,28 +204,10 @@ class NodeTwin:
             raise ValueError(f"GPU {gpu} does not exist: the node has GPUs 0 to {self.gpu_count - 1}")
         return gpu
 
-    def _info(self, gpu: int) -> GpuInfo:
+    def _model(self, gpu: int) -> native.Model:
         record = native.Model()
         self._check(self._lib.splitwatt_twin_model(self._open_node, gpu, c.byref(record)), "model")
-        return GpuInfo(
-            uuid=record.uuid.decode(),
-            name=record.name.decode(),
-            idle_w=record.idle_w,
-            memory_bytes=int(record.memory_bytes),
-            min_limit_mw=record.min_limit_mw,
-            max_limit_mw=record.max_limit_mw,
-            default_limit_mw=record.default_limit_mw,
-            max_clock_mhz=record.max_clock_mhz,
-        )
-
-    def model(self, gpu: int) -> GpuInfo:
-        """What this GPU is."""
-        return self._models[self._slot(gpu)]
-
-    @property
-    def uuids(self) -> tuple[str, ...]:
-        """By slot."""
-        return tuple(model.uuid for model in self._models)
+        return record
 
     @property
     def boot_id(self) -> str:
@@ -264,26 +227,25 @@ class NodeTwin:
         if self._lib.splitwatt_twin_advance_clock(self._open_node, round(seconds * 1e9)):
             raise ValueError("this node runs on the real clock: create it with manual_clock=True")
 
-    def set_demand(self, gpu: int, power_w: float, *, sm_clock_mhz: int = 0, utilization: float = 1.0) -> None:
-        """What the workload of one GPU wants from now on."""
-        self.set_demands([Demand(gpu, power_w, sm_clock_mhz, utilization)])
+    def set_demand(self, gpu: int, demand: Demand) -> None:
+        """What the workload of one GPU wants from now on. Below idle draw means idle."""
+        self.set_demands({gpu: demand})
 
-    def set_demands(self, demands: Sequence[Demand]) -> None:
-        """The same for several GPUs at one moment, under one lock. Raises ValueError, and then sets none of them."""
+    def set_demands(self, demands: Mapping[int, Demand]) -> None:
+        """The same for several GPUs at one moment, under one lock."""
         records = (native.DemandRecord * len(demands))()
-        for record, demand in zip(records, demands, strict=True):
-            gpu = self._slot(demand.gpu)
+        for record, (gpu, demand) in zip(records, demands.items(), strict=True):
             if not 0 <= demand.power_w <= MAX_DEMAND_W:
                 raise ValueError(f"GPU {gpu}: a demand must lie between 0 and {MAX_DEMAND_W:.0f} W, not {demand.power_w}")
-            if not (0 <= demand.utilization <= 1 and 0 <= demand.memory_utilization <= 1):
-                raise ValueError(f"GPU {gpu}: utilisation is a fraction between 0 and 1")
-            if demand.memory_used_bytes < 0 or demand.sm_clock_mhz < 0:
-                raise ValueError(f"GPU {gpu}: memory and clock wanted must be 0 or more")
-            record.gpu = gpu
-            record.sm_clock_mhz = demand.sm_clock_mhz
+            if not (0 <= demand.utilization_percent <= 100 and 0 <= demand.memory_utilization_percent <= 100):
+                raise ValueError(f"GPU {gpu}: utilisation is a percentage between 0 and 100")
+            if demand.memory_used_bytes < 0 or (demand.sm_clock_mhz is not None and demand.sm_clock_mhz <= 0):
+                raise ValueError(f"GPU {gpu}: memory and clock wanted must be positive")
+            record.gpu = self._slot(gpu)
+            record.sm_clock_mhz = demand.sm_clock_mhz or 0
             record.power_w = demand.power_w
-            record.utilization = demand.utilization
-            record.memory_utilization = demand.memory_utilization
+            record.utilization = demand.utilization_percent
+            record.memory_utilization = demand.memory_utilization_percent
             record.memory_used_bytes = demand.memory_used_bytes
         self._check(self._lib.splitwatt_twin_set_demands(self._open_node, records, len(demands)), "set_demands")
 

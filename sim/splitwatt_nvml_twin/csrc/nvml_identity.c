@@ -106,8 +106,8 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
 {
     ENTER(device, CALL_IDENTITY);
     REQUIRE(utilization);
-    utilization->gpu = (unsigned int)lround(entry.gpu.utilization * 100.0);
-    utilization->memory = (unsigned int)lround(entry.gpu.memory_utilization * 100.0);
+    utilization->gpu = (unsigned int)lround(entry.gpu.utilization);
+    utilization->memory = (unsigned int)lround(entry.gpu.memory_utilization);
     return NVML_SUCCESS;
 }
 
