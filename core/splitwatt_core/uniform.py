@@ -29,7 +29,8 @@ class Uniform:
         free = posture < Posture.BRAKE
         stopped_by = np.full(units.count, NO_BUDGET, dtype=np.int64)
         # Between two neighbouring bounds of any legal range the same GPUs rise, all by the same watts.
-        steps_w = np.unique(np.concatenate([units.lo_w, units.top_w]))
+        moves = units.top_w > units.lo_w
+        steps_w = np.unique(np.concatenate([units.lo_w[moves], units.top_w[moves]]))
         for low_w, high_w in itertools.pairwise(steps_w):
             members = np.flatnonzero(free & (units.lo_w <= low_w) & (units.top_w >= high_w))
             stop = filling.lift(members, np.full(len(members), high_w))

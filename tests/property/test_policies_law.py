@@ -1,0 +1,297 @@
+"""What every policy promises for every forest of budgets, and what each of ours promises beyond that.
+
+The fairness tests state the bottleneck condition of max-min fairness, which is equivalent to it: whoever could still want
+more lies below a full budget in which nobody who may be asked to give has more than it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from splitwatt_core.phase_aware import PhaseAware
+from splitwatt_core.policy import (
+    BudgetColumns,
+    GpuColumns,
+    PhaseCode,
+    Policy,
+    Posture,
+    PowerSnapshot,
+    Unassigned,
+    check_decision,
+    drawn_w,
+)
+from splitwatt_core.uniform import Uniform
+
+MODELS = ((200, 700, 350, 700, 350, 380), (100, 400, 200, 400, 230, 250), (400, 1000, 400, 710, 430, 435))
+"""min, max, prefill cliff and natural draw, decode cliff and natural draw."""
+POLICIES: tuple[Policy, ...] = (Uniform(), PhaseAware(), PhaseAware(raise_deadband_w=0, headroom_percent=0))
+PLAIN = PhaseAware(raise_deadband_w=0)
+
+
+@dataclass(frozen=True)
+class Group:
+    leaves: tuple[int, ...]
+    model: int
+    phase: PhaseCode
+    priority: int
+    held_w: int
+
+
+def build(
+    parent: list[int],
+    groups: list[Group],
+    share: list[float],
+    *,
+    loss: list[float],
+    posture: list[Posture] | None = None,
+    unassigned: Unassigned = Unassigned.MINIMUM,
+) -> PowerSnapshot:
+    """`share` of each budget: 0 gives its minimum caps no more than they need, 1 its maximum caps; beyond is legal."""
+    rows = [
+        (leaf, index, g.phase, g.priority, loss[leaf], *_model(g), g.held_w)
+        for index, g in enumerate(groups)
+        for leaf in g.leaves
+    ]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 10
+    gpus = GpuColumns(
+        leaf=np.array(columns[0], dtype=np.int32),
+        group=np.array(columns[1], dtype=np.int32),
+        phase=np.array(columns[2], dtype=np.int8),
+        priority=np.array(columns[3], dtype=np.int16),
+        loss_factor=np.array(columns[4], dtype=np.float64),
+        min_w=np.array(columns[5], dtype=np.float64),
+        max_w=np.array(columns[6], dtype=np.float64),
+        natural_w=np.array(columns[7], dtype=np.float64),
+        cliff_w=np.array(columns[8], dtype=np.float64),
+        cap_w=np.array(columns[9], dtype=np.float64),
+    )
+    budgets = BudgetColumns(
+        names=tuple(f"b{i}" for i in range(len(parent))),
+        parent=np.array(parent, dtype=np.int32),
+        allowance_w=np.zeros(len(parent)),
+        posture=np.array(posture or [Posture.NORMAL] * len(parent), dtype=np.int8),
+    )
+    bare = PowerSnapshot(budgets=budgets, gpus=gpus, unassigned=unassigned)
+    low = drawn_w(bare, gpus.min_w.astype(np.int32))
+    high = drawn_w(bare, gpus.max_w.astype(np.int32))
+    allowance_w = np.round(low + np.array(share) * (high - low) - 20)
+    return replace(bare, budgets=replace(budgets, allowance_w=allowance_w))
+
+
+def _model(g: Group) -> tuple[int, int, int, int]:
+    low, top, prefill_cliff, prefill, decode_cliff, decode = MODELS[g.model]
+    natural, cliff = (decode, decode_cliff) if g.phase is PhaseCode.DECODE else (prefill, prefill_cliff)
+    return low, top, natural, cliff
+
+
+@st.composite
+def snapshots(draw: st.DrawFn, *, calm: bool = False, spanning: bool = True, one: bool = False) -> PowerSnapshot:
+    size = 1 if one else draw(st.integers(1, 7))
+    parent = [draw(st.integers(-1, b - 1)) for b in range(size)]
+    leaves = [b for b in range(size) if b not in parent]
+    loss = [draw(st.sampled_from([1.0, 1.0625, 1.25])) for _ in range(size)]
+    groups = []
+    for _ in range(draw(st.integers(0, 12))):
+        gpus = draw(st.integers(1, 3))
+        home = draw(st.sampled_from(leaves))
+        at = tuple(draw(st.sampled_from(leaves)) if spanning else home for _ in range(gpus))
+        phase = draw(st.sampled_from(list(PhaseCode)))
+        model = draw(st.integers(0, len(MODELS) - 1))
+        held = draw(st.integers(MODELS[model][0], MODELS[model][1]))
+        alone = phase is PhaseCode.UNASSIGNED
+        groups.append(Group(at[:1] if alone else at, model, phase, draw(st.sampled_from([-5, 0, 100])), held))
+    share = [draw(st.floats(-0.1, 1.1)) for _ in range(size)]
+    posture = None if calm else [draw(st.sampled_from(list(Posture))) for _ in range(size)]
+    hold = draw(st.sampled_from(list(Unassigned)))
+    return build(parent, groups, share, loss=loss, posture=posture, unassigned=hold)
+
+
+def ancestors(snapshot: PowerSnapshot, leaf: int) -> list[int]:
+    chain = [leaf]
+    while snapshot.budgets.parent[chain[-1]] >= 0:
+        chain.append(int(snapshot.budgets.parent[chain[-1]]))
+    return chain
+
+
+def above(snapshot: PowerSnapshot, gpu: int) -> set[int]:
+    """All budgets that touch any member of this GPU's group."""
+    members = np.flatnonzero(snapshot.gpus.group == snapshot.gpus.group[gpu])
+    return {b for m in members for b in ancestors(snapshot, int(snapshot.gpus.leaf[m]))}
+
+
+def below(snapshot: PowerSnapshot, budget: int) -> list[int]:
+    return [i for i, leaf in enumerate(snapshot.gpus.leaf) if budget in ancestors(snapshot, int(leaf))]
+
+
+def is_full(snapshot: PowerSnapshot, cap_w: np.ndarray, budget: int) -> bool:
+    """Less is left than rounding every cap below it down to a whole watt can leave."""
+    left_w = snapshot.budgets.allowance_w[budget] - drawn_w(snapshot, cap_w)[budget]
+    return bool(left_w < snapshot.gpus.loss_factor[below(snapshot, budget)].sum() + 1e-6)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=["Uniform", "PhaseAware", "PhaseAware-plain"])
+@given(snapshot=snapshots())
+@settings(max_examples=150, deadline=None)
+def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot: PowerSnapshot) -> None:
+    decision = policy.decide(snapshot, 0.0)
+    check_decision(snapshot, decision)
+    gpus = snapshot.gpus
+    assert decision.cap_w.dtype == np.int32 and decision.max_clock_mhz.shape == decision.cap_w.shape
+    for group in np.unique(gpus.group):
+        assert len(set(decision.cap_w[gpus.group == group].tolist())) == 1
+    missing = drawn_w(snapshot, gpus.min_w.astype(np.int32)) - snapshot.budgets.allowance_w
+    assert decision.short_w == pytest.approx(np.maximum(missing, 0.0), abs=1e-6)
+    for b in np.flatnonzero(decision.short_w > 0):
+        for i in below(snapshot, int(b)):
+            assert decision.cap_w[i] == gpus.min_w[i]
+    for i in range(len(gpus.leaf)):
+        if any(snapshot.budgets.posture[b] == Posture.BRAKE for b in above(snapshot, i)):
+            assert decision.cap_w[i] == gpus.min_w[i]
+    assert sum(reason.gpus for reason in decision.reasons) == len(gpus.leaf)
+    kinds = [(reason.leaf, reason.phase, reason.priority) for reason in decision.reasons]
+    assert len(kinds) == len(set(kinds)) and all(reason.text for reason in decision.reasons)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=["Uniform", "PhaseAware", "PhaseAware-plain"])
+@given(snapshot=snapshots(), order=st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_order_of_gpus_does_not_matter(policy: Policy, snapshot: PowerSnapshot, order: object) -> None:
+    size = len(snapshot.gpus.leaf)
+    shuffled = list(range(size))
+    order.shuffle(shuffled)  # type: ignore[attr-defined]
+    relabel = list(range(size))
+    order.shuffle(relabel)  # type: ignore[attr-defined]
+    gpus = snapshot.gpus
+    names = ("leaf", "phase", "priority", "loss_factor", "min_w", "max_w", "natural_w", "cliff_w", "cap_w")
+    moved = GpuColumns(
+        **{name: getattr(gpus, name)[shuffled] for name in names},
+        group=np.array(relabel, dtype=np.int32)[gpus.group[shuffled]] if size else gpus.group,
+    )
+    first = policy.decide(snapshot, 0.0)
+    second = policy.decide(replace(snapshot, gpus=moved), 1.0)
+    spans = any(len(set(gpus.leaf[gpus.group == g].tolist())) > 1 for g in np.unique(gpus.group))
+    assert np.max(np.abs(first.cap_w[shuffled] - second.cap_w), initial=0) <= (1 if spans else 0)
+
+
+@given(snapshot=snapshots(calm=True))
+@settings(max_examples=150, deadline=None)
+def test_uniform_is_max_min_fair_in_watts(snapshot: PowerSnapshot) -> None:
+    cap_w = Uniform().decide(snapshot, 0.0).cap_w
+    gpus = snapshot.gpus
+    for i in range(len(gpus.leaf)):
+        top_w = gpus.max_w[gpus.group == gpus.group[i]].min()
+        if cap_w[i] < top_w:
+            assert any(
+                is_full(snapshot, cap_w, b)
+                and all(cap_w[j] <= cap_w[i] + 1 or cap_w[j] == gpus.min_w[j] for j in below(snapshot, b))
+                for b in above(snapshot, i)
+            )
+
+
+@given(snapshot=snapshots(calm=True, spanning=False))
+@settings(max_examples=80, deadline=None)
+def test_uniform_is_equal_below_one_leaf(snapshot: PowerSnapshot) -> None:
+    cap_w = Uniform().decide(snapshot, 0.0).cap_w
+    gpus = snapshot.gpus
+    for leaf in np.unique(gpus.leaf):
+        here = gpus.leaf == leaf
+        between = here & (cap_w > gpus.min_w) & (cap_w < gpus.max_w)
+        levels = set(cap_w[between].tolist())
+        assert len(levels) <= 1
+        for level in levels:
+            assert bool(np.all(gpus.min_w[here & (cap_w == gpus.min_w)] >= level))
+            assert bool(np.all(gpus.max_w[here & (cap_w == gpus.max_w)] <= level))
+
+
+def stage_of(snapshot: PowerSnapshot, gpu: int, *, floor: bool) -> tuple[int, int, int]:
+    """The stage that lifts a GPU, as a sort key: smaller is served earlier."""
+    gpus = snapshot.gpus
+    prefill = gpus.phase[gpu] == PhaseCode.PREFILL
+    return (0, -int(gpus.priority[gpu]), 0) if floor else (1, -int(gpus.priority[gpu]), 0 if prefill else 1)
+
+
+def has_from_stage(snapshot: PowerSnapshot, cap_w: np.ndarray, gpu: int, *, floor: bool) -> bool:
+    """Whether this GPU got anything in its floor stage, or anything above its cliff."""
+    gpus = snapshot.gpus
+    start = gpus.min_w[gpu] if floor else max(gpus.cliff_w[gpu], gpus.min_w[gpu])
+    return bool(cap_w[gpu] > start)
+
+
+@given(snapshot=snapshots(calm=True))
+@settings(max_examples=250, deadline=None)
+def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None:
+    """Whoever is below its natural draw lies below a full budget where no later stage got anything: this is priority
+    dominance, decode giving before prefill, cliffs kept while all cliffs fit, and no headroom or held cap while anybody
+    at work is short; and within its own stage nobody came further."""
+    cap_w = PLAIN.decide(snapshot, 0.0).cap_w
+    gpus = snapshot.gpus
+    works = gpus.phase != PhaseCode.UNASSIGNED
+    for i in np.flatnonzero(works & (cap_w < gpus.natural_w)):
+        floor = bool(cap_w[i] < gpus.cliff_w[i])
+        mine = stage_of(snapshot, int(i), floor=floor)
+        way = gpus.cliff_w[i] - gpus.min_w[i] if floor else gpus.natural_w[i] - gpus.cliff_w[i]
+        mine_w = cap_w[i] - (gpus.min_w[i] if floor else gpus.cliff_w[i])
+
+        def fair(j: int, *, mine: tuple[int, int, int] = mine, share: float = (mine_w + 1) / way) -> bool:
+            if not works[j]:
+                return bool(cap_w[j] == gpus.min_w[j])
+            if cap_w[j] > gpus.natural_w[j]:
+                return False
+            for floor_j in (True, False):
+                if not has_from_stage(snapshot, cap_w, j, floor=floor_j):
+                    continue
+                theirs = stage_of(snapshot, j, floor=floor_j)
+                if theirs > mine:
+                    return False
+                if theirs == mine:
+                    lo = gpus.min_w[j] if floor_j else gpus.cliff_w[j]
+                    hi = gpus.cliff_w[j] if floor_j else gpus.natural_w[j]
+                    if (min(cap_w[j], hi) - lo) / (hi - lo) > share + 1e-9:
+                        return False
+            return True
+
+        assert any(
+            is_full(snapshot, cap_w, b) and all(fair(j) for j in below(snapshot, b)) for b in above(snapshot, int(i))
+        )
+
+
+@given(snapshot=snapshots(calm=True, one=True), more=st.integers(0, 2000))
+@settings(max_examples=100, deadline=None)
+def test_nobody_loses_when_an_allowance_grows_and_small_changes_stay_small(snapshot: PowerSnapshot, more: int) -> None:
+    budgets = snapshot.budgets
+    grown = replace(snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + more))
+    for policy in POLICIES:
+        before, after = policy.decide(snapshot, 0.0).cap_w, policy.decide(grown, 0.0).cap_w
+        assert bool(np.all(after >= before))
+    before, after = PLAIN.decide(snapshot, 0.0).cap_w, PLAIN.decide(grown, 0.0).cap_w
+    moved_w = float((snapshot.gpus.loss_factor * (after - before)).sum())
+    assert moved_w <= more + snapshot.gpus.loss_factor.sum() + 1e-6
+
+
+@given(snapshot=snapshots(calm=True, spanning=False), more=st.integers(0, 2000))
+@settings(max_examples=80, deadline=None)
+def test_nobody_loses_when_the_root_grows(snapshot: PowerSnapshot, more: int) -> None:
+    budgets = snapshot.budgets
+    grown = replace(
+        snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + np.where(budgets.parent < 0, more, 0))
+    )
+    for policy in POLICIES:
+        assert bool(np.all(policy.decide(grown, 0.0).cap_w >= policy.decide(snapshot, 0.0).cap_w))
+
+
+@given(snapshot=snapshots())
+@settings(max_examples=80, deadline=None)
+def test_deciding_again_from_the_decision_changes_nothing(snapshot: PowerSnapshot) -> None:
+    """A target once granted is a fixed point, also with the deadband; held caps only of GPUs without a workload."""
+    first = PhaseAware().decide(snapshot, 0.0).cap_w
+    again = replace(snapshot, gpus=replace(snapshot.gpus, cap_w=first.astype(np.float64)))
+    second = PhaseAware().decide(again, 1.0).cap_w
+    works = snapshot.gpus.phase != PhaseCode.UNASSIGNED
+    if snapshot.unassigned is Unassigned.MINIMUM:
+        assert np.array_equal(first, second)
+    else:
+        assert bool(np.all(second[works] >= first[works]))
