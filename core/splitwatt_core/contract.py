@@ -248,6 +248,16 @@ def status_from_wire(raw: Mapping[str, Any]) -> Status:
     )
 
 
+def _summary(gpus: Sequence[GpuStatus]) -> dict[str, int]:
+    """Numbers for people and columns, never read back. The sum is absent while one limit is unreadable: a smaller sum
+    would look like fewer watts."""
+    enforced_w = [g.enforced_w for g in gpus if g.enforced_w is not None]
+    summary = {"gpuCount": len(gpus), "healthyGpuCount": sum(g.health is Health.OK for g in gpus)}
+    if len(enforced_w) == len(gpus):
+        summary["enforcedCapWattsTotal"] = sum(enforced_w)
+    return summary
+
+
 def status_to_wire(status: Status) -> dict[str, Any]:
     def gpu(g: GpuStatus) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -271,6 +281,7 @@ def status_to_wire(status: Status) -> dict[str, Any]:
         "observedUID": status.observed_uid,
         "observedTerm": status.observed_term,
         "bootID": status.boot_id,
+        **_summary(status.gpus),
         "gpus": [gpu(g) for g in status.gpus],
         "conditions": [
             {
