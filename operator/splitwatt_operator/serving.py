@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from splitwatt_api import convert
 from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError
+from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_core.admission_snapshot import Name
 from splitwatt_core.keeper import Keeper
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR, LABEL_CLUSTER
@@ -97,6 +97,8 @@ class Serving:
         )  # fmt: skip
         self._owner: dict[Change, Name] = {}
         """Whose each owned object is, for when it is deleted and its labels with it."""
+        self._asked: dict[Name, tuple[object, ...]] = {}
+        """What each cluster asked for when it was put into the queue last: its own status is no reason to look again."""
         self._written: dict[Name, tuple[str, Mapping[str, Any], float]] = {}
         """The cluster's uid, the status written last, and when (monotonic)."""
 
@@ -124,9 +126,14 @@ class Serving:
 
     def _cluster_of(self, change: Change) -> Name | None:
         kind, key = change
-        if kind is Kind.CLUSTER:
-            return Name(key.namespace, key.name)
         obj = self._store.get(kind, key.name, key.namespace)
+        if kind is Kind.CLUSTER:
+            name, meta = Name(key.namespace, key.name), {} if obj is None else obj["metadata"]
+            asked = (meta.get("uid"), meta.get("generation"), meta.get("deletionTimestamp"))
+            if self._asked.get(name) == asked:
+                return None
+            self._asked[name] = asked
+            return name
         if obj is None:
             return self._owner.pop(change, None)
         label = obj["metadata"].get("labels", {}).get(LABEL_CLUSTER)
@@ -215,9 +222,14 @@ class Serving:
         if due_s > 0:
             return None if due_s == float("inf") else due_s
         self._metrics.count_write("InferenceCluster/status")
-        answer = await self._connection.apply(
-            manifest_of(obj, status), field_manager=FIELD_MANAGER_OPERATOR, subresource="status"
-        )
+        try:
+            answer = await self._connection.apply(
+                manifest_of(obj, status), field_manager=FIELD_MANAGER_OPERATOR, subresource="status"
+            )
+        except Rejected as refusal:
+            if refusal.not_found or refusal.conflict:
+                return None  # deleted meanwhile, or made anew: the watch brings the news
+            raise
         self._written[name] = (uid, status, time.monotonic())
         self._store.apply(Kind.CLUSTER, answer)
         return None
@@ -226,3 +238,4 @@ class Serving:
         self._applier.forget(name.namespace, [object_name(name.name, role) for role in (None, *Role)])
         self._queue.forget(name)
         self._written.pop(name, None)
+        self._asked.pop(name, None)

@@ -33,9 +33,9 @@ from splitwatt_operator.store import JsonObject, Kind, Store
 
 log = logging.getLogger(__name__)
 
-ADMISSION_KINDS: Final = (Kind.POD, Kind.CLUSTER, Kind.BUDGET, Kind.NODE, Kind.NODE_POWER, Kind.PROFILE)
+WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER)
 PERIOD_S: Final = 1.0
-"""Headroom moves with every step of the keeper, so whoever waits is looked at once a second."""
+"""Nodes, budgets and headroom move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
 MAX_CONCURRENT_PATCHES: Final = 16
 RECHECK_S: Final = 2.0
@@ -84,7 +84,7 @@ class Admitter:
         self.standings: dict[Name, Standing] = {}
 
     async def run(self) -> None:
-        changes = self._store.subscribe(ADMISSION_KINDS)
+        changes = self._store.subscribe(WAKING_KINDS)
         try:
             while True:
                 changes.wake.clear()
@@ -102,7 +102,8 @@ class Admitter:
         """Plan once and perform it. True while some pod waits behind its gate."""
         self._settle()
         snapshot = self._surveyor.snapshot({uid: lift.admission.leaf for uid, lift in self._assumed.items()})
-        plan = plan_admission(snapshot)
+        # In a thread: with thousands of nodes it takes long enough to make the budget loop late.
+        plan = await asyncio.to_thread(plan_admission, snapshot)
         for admission in plan.admissions:
             self._assumed[admission.need.uid] = _Lift(admission)
         self._show(snapshot, plan.admissions, plan.verdicts)

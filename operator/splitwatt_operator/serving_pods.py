@@ -35,28 +35,36 @@ from splitwatt_operator.store import JsonObject, Kind, Store
 
 log = logging.getLogger(__name__)
 
-MAX_CACHED: Final = 4096
-_REPELLING: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", "node.kubernetes.io/unschedulable")
+MAX_CACHED: Final = 50_000
+"""Conversions kept: more than the objects of a thousand nodes; a fuller cache is emptied, which costs one slow look."""
+_REPELLING: Final = (
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+    "node.kubernetes.io/unschedulable",
+)
 
 
 class Cache:
     """Conversions of objects by uid and version, so that unchanged ones are read once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[str, tuple[str, Any]] = {}
 
     def get(self, obj: JsonObject, convert_: Callable[[JsonObject], Any]) -> Any:
         """None for an object that cannot be read; whoever owns its kind reports that."""
-        key = (obj["metadata"]["uid"], obj["metadata"]["resourceVersion"])
-        if key not in self._known:
-            if len(self._known) >= MAX_CACHED:
-                self._known.clear()
-            try:
-                self._known[key] = convert_(obj)
-            except UnreadableError as error:
-                log.debug("unreadable: %s", sentence_of(error), extra={"object": obj["metadata"]["name"]})
-                self._known[key] = None
-        return self._known[key]
+        uid, version = obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]
+        known = self._known.get(uid)
+        if known is not None and known[0] == version:
+            return known[1]
+        if len(self._known) >= MAX_CACHED:
+            self._known.clear()
+        try:
+            value = convert_(obj)
+        except UnreadableError as error:
+            log.debug("unreadable: %s", sentence_of(error), extra={"object": obj["metadata"]["name"]})
+            value = None
+        self._known[uid] = (version, value)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +95,14 @@ def role_of(pod: JsonObject) -> Role | None:
 
 
 class Surveyor:
-    """Builds snapshots. Keeps nothing but conversions."""
+    """Builds snapshots. Keeps nothing but conversions, and which leaf selects which node."""
 
     def __init__(self, store: Store, keeper: Keeper) -> None:
         self._store = store
         self._keeper = keeper
         self._cache = Cache()
+        self._selectors: Mapping[str, Selector] = {}
+        self._leaf_cache = Cache()
 
     def clusters(self) -> dict[Name, ClusterSpec]:
         """Readable, not being deleted; by namespace and the value of the cluster label."""
@@ -177,27 +187,34 @@ class Surveyor:
         for pod in pods:
             if (name := pod["spec"].get("nodeName")) is not None:
                 used[name] = used.get(name, 0) + gpus_of(pod)
-        leaves = [b for b in budgets.values() if b.selector is not None]
+        selectors = {name: b.selector for name, b in budgets.items() if b.selector is not None}
+        if selectors != self._selectors:
+            self._selectors, self._leaf_cache = selectors, Cache()
         found = []
         for obj in self._store.all(Kind.NODE):
             name, labels = obj["metadata"]["name"], obj["metadata"].get("labels", {})
-            mine = [b for b in leaves if b.selector is not None and b.selector.matches(labels)]
-            if len(mine) != 1:
+            leaf = self._leaf_cache.get(obj, self._only_leaf)
+            if leaf is None:
                 continue
             kind = self._gpu_kind(name)
             gpus = int(obj["status"]["allocatable"].get(GPU_RESOURCE, 0)) if schedulable(obj) else 0
             room = NodeRoom(
                 name=name,
-                leaf=mine[0].name,
+                leaf=leaf,
                 labels=labels,
                 gpus=gpus,
                 free_gpus=max(0, gpus - used.get(name, 0)),
                 gpu_kind="" if kind is None else str(kind),
                 idle_floor_w=0.0 if kind is None else float(kind.min_w),
-                loss_factor=mine[0].loss_factor,
+                loss_factor=budgets[leaf].loss_factor,
             )
             found.append((room, kind))
         return found
+
+    def _only_leaf(self, node: JsonObject) -> str | None:
+        labels = node["metadata"].get("labels", {})
+        leaves = [name for name, selector in self._selectors.items() if selector.matches(labels)]
+        return leaves[0] if len(leaves) == 1 else None
 
     def _gpu_kind(self, node: str) -> GpuKind | None:
         """What the node's agent reports; of several kinds the one that may draw most."""
