@@ -52,7 +52,7 @@ class Prometheus:
     async def vector(self, query: str) -> list[Sample]:
         """The instant vector now. An empty list is an answer: no such series. NaN samples are left out: they are no
         data. Raises QueryError, QueryInvalidError."""
-        data = await self._call("/api/v1/query", {"query": query, "timeout": f"{self._timeout_s}s"})
+        data = await self._call("/api/v1/query", {"query": query, "timeout": f"{round(1000 * self._timeout_s)}ms"})
         if data.get("resultType") != "vector":
             raise QueryInvalidError(f"the query gives a {data.get('resultType')}, not an instant vector: {query}")
         samples = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ RETRY_S: Final = 5.0
 NOTABLE_SHARE: Final = 0.02
 """Of the limit: a number that moved by less is refreshed at `IDLE_EVERY_S` only."""
 MAX_CONCURRENT: Final = 8
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
 
 
@@ -155,13 +157,20 @@ def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
             return NUMBERS_EVERY_S
         if before is not None and after is not None and abs(after - before) > notable_w:
             return NUMBERS_EVERY_S
-    return IDLE_EVERY_S
+    return NUMBERS_EVERY_S if _words(old) != _words(new) else IDLE_EVERY_S
+
+
+def _words(status: Mapping[str, Any]) -> list[str]:
+    """Messages of conditions that do not hold: people read the numbers in them."""
+    return [c.get("message", "") for c in status.get("conditions", []) if c["status"] == "False"]
 
 
 def judgement_of(status: Mapping[str, Any]) -> object:
-    """All of a status but its moving numbers and the words that quote them."""
+    """All of a status but its moving numbers, also those that conditions quote."""
     still = {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
-    conditions = [(c["type"], c["status"], c["reason"]) for c in status.get("conditions", [])]
+    conditions = [
+        (c["type"], c["status"], c["reason"], _NUMBER.sub("#", c.get("message", ""))) for c in status.get("conditions", [])
+    ]
     return still, sorted(conditions)
 
 

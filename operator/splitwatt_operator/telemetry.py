@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ AGGREGATES: Final = {"Sum": "sum", "Average": "avg", "Max": "max"}
 PART: Final = "splitwatt_part"
 """Label that tells the three parts of the meter query apart."""
 MAX_JUDGED_SELECTORS: Final = 1024
+JUDGE_AGAIN_S: Final = 60.0
+"""A refusal is taken back after this time, if Prometheus has changed its mind: a selector is not condemned for ever."""
 AGENT_POWER_QUERY: Final = f"sum by ({L_NODE}) ({M_GPU_POWER_WATTS})"
 AGENT_TIME_QUERY: Final = f"min by ({L_NODE}) (timestamp({M_GPU_POWER_WATTS}))"
 
@@ -72,8 +75,8 @@ class Telemetry:
 
     def __init__(self, prometheus: Prometheus) -> None:
         self._prometheus = prometheus
-        self._judged: OrderedDict[str, str | None] = OrderedDict()
-        """Selectors that Prometheus' parser has seen: the problem, or None."""
+        self._judged: OrderedDict[str, tuple[str | None, float]] = OrderedDict()
+        """Selectors that Prometheus has read: the problem or None, and until when that holds (monotonic)."""
 
     async def read(self, budgets: Sequence[BudgetSpec]) -> Readings:
         metered = [budget for budget in budgets if budget.meter is not None]
@@ -107,8 +110,9 @@ class Telemetry:
             return MeterFailure(str(error))
 
     async def _problem(self, selector: str) -> str | None:
-        if selector in self._judged:
-            return self._judged[selector]
+        known, until_s = self._judged.get(selector, (None, float("-inf")))
+        if time.monotonic() < until_s:
+            return known
         problem = problem_of(selector)
         if problem is None:
             try:
@@ -123,12 +127,13 @@ class Telemetry:
         return problem
 
     def _judge(self, selector: str, problem: str | None) -> None:
-        self._judged[selector] = problem
+        lasts_s = float("inf") if problem is None else JUDGE_AGAIN_S
+        self._judged[selector] = (problem, time.monotonic() + lasts_s)
         while len(self._judged) > MAX_JUDGED_SELECTORS:
             self._judged.popitem(last=False)
 
     def _known_problem(self, selector: str) -> str | None:
-        return self._judged.get(selector) or problem_of(selector)
+        return self._judged.get(selector, (None, 0.0))[0] or problem_of(selector)
 
     async def _agents(self) -> dict[str, AgentReading] | None:
         power, times = await asyncio.gather(
