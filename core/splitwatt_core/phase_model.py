@@ -143,7 +143,7 @@ def _clock_share(profile: Profile, power_share: float) -> float:
 def clock_under_power_mhz(profile: Profile, phase: Phase, load: float, cap_w: float) -> float:
     """SM clock that a GPU at this demand reaches under a cap, within its clock range. Errors as in `demand_w`."""
     wanted_w = demand_w(profile, phase, load) - profile.idle_w
-    if wanted_w <= cap_w - profile.idle_w:
+    if wanted_w <= max(cap_w - profile.idle_w, 0.0):
         return float(profile.max_clock_mhz)
     share = _clock_share(profile, max(cap_w - profile.idle_w, 0.0) / wanted_w)
     return max(profile.max_clock_mhz * share, float(profile.min_clock_mhz))

@@ -156,7 +156,9 @@ def parse(text: str) -> tuple[Profile, ...]:
         return tuple(_profile(row) for row in json.loads(text)["profiles"])
     except KeyError as error:
         raise ProfileError(f"profiles: {error.args[0]} is missing") from error
-    except (TypeError, json.JSONDecodeError) as error:
+    except ProfileError:
+        raise
+    except (TypeError, AttributeError, ValueError) as error:
         raise ProfileError(f"profiles: not in the form of profiles.json: {error}") from error
 
 

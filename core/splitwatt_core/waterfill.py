@@ -275,14 +275,14 @@ class Filling:
     def caps_w(self, raise_deadband_w: int = 0) -> NDArray[np.int32]:
         """Whole-watt caps int32[N]: levels rounded down, so that rounding frees watts and never spends them.
 
-        A unit that stands between two stages is kept where it was while its raise would be smaller than the deadband:
-        such levels follow every flicker of an allowance, and each change is a write. Decreases are never held back.
+        A unit that stands between two stages is kept where it was while its raise would be smaller than the deadband, but
+        never below the last stage it completed: such levels follow every flicker of an allowance, and each change is a
+        write. Decreases are never held back.
         """
         units = self.units
         caps = np.floor(self.level_w + WHOLE_WATT_SLACK_W)
         if raise_deadband_w > 0:
-            midway = self.level_w > self.settled_w
-            near = midway & (units.held_w <= caps) & (caps < units.held_w + raise_deadband_w)
+            near = (units.held_w <= caps) & (caps < units.held_w + raise_deadband_w)
             caps = np.where(near, np.maximum(units.held_w, np.floor(self.settled_w)), caps)
         cap_w: NDArray[np.int32] = np.maximum(caps, units.lo_w)[units.of_gpu].astype(np.int32)
         self._shave(cap_w)

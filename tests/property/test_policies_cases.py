@@ -18,7 +18,7 @@ from splitwatt_core.policy import (
     check_decision,
 )
 from splitwatt_core.uniform import Uniform
-from splitwatt_core.waterfill import Forest
+from splitwatt_core.waterfill import Filling, Forest
 from splitwatt_lab import bench_allocator
 
 LOW, HIGH = 0, 100
@@ -263,3 +263,11 @@ def test_the_benchmark_names_its_figures() -> None:
     figures = bench_allocator.measure(repeats=1)
     assert {f"allocator_{size}_ms" for size in (64, 1_000, 80_000)} < figures.keys()
     assert all(value > 0 for value in figures.values())
+
+
+def test_a_sum_that_rounding_alone_put_above_its_allowance_loses_its_last_watt() -> None:
+    filling = Filling(rack([(PREFILL, LOW, 4)], 4 * 400 - 1e-3))
+    filling.level_w = np.full(4, 400.0)
+    assert filling.caps_w().tolist() == [399] * 4
+    filling.level_w = np.full(4, 399.0)
+    assert filling.caps_w().tolist() == [399] * 4
