@@ -47,7 +47,11 @@ M_GPU_ENERGY_JOULES: Final = "splitwatt_gpu_energy_joules_total"
 M_GPU_SM_CLOCK_HERTZ: Final = "splitwatt_gpu_sm_clock_hertz"
 M_GPU_HEALTHY: Final = "splitwatt_gpu_healthy"
 M_GPU_CAP_MISMATCH: Final = "splitwatt_gpu_cap_mismatch_total"
+M_GPU_POWER_CAPPED: Final = "splitwatt_gpu_power_capped"
 M_AGENT_NVML_ERRORS: Final = "splitwatt_agent_nvml_errors_total"
+M_AGENT_STATUS_WRITES: Final = "splitwatt_agent_status_writes_total"
+M_AGENT_WATCH_LIVE: Final = "splitwatt_agent_watch_live"
+M_AGENT_POD_RESOURCES_UP: Final = "splitwatt_agent_pod_resources_up"
 
 # The operator's metrics, per budget.
 M_BUDGET_LIMIT_WATTS: Final = "splitwatt_budget_limit_watts"

@@ -1,0 +1,80 @@
+"""`python -m splitwatt_agent`: the command line of the node agent."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from splitwatt_client import ConfigurationError
+
+from splitwatt_agent.agent import ListenError, Settings, run
+from splitwatt_agent.nvml import PynvmlPort
+from splitwatt_agent.state_dir import StateDirError
+from splitwatt_agent.workloads import ArgumentError, socket_path
+
+KUBELET_SOCKET = "unix:/var/lib/kubelet/pod-resources/kubelet.sock"
+MAX_SAMPLE_HZ = 20.0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad input is one sentence, without the usage around it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"splitwatt-agent: {message}; see --help\n")
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
+    """Exits with status 2 and one sentence on bad input."""
+    parser = _Parser(prog="splitwatt-agent", description="Keeps one node's GPUs at the power caps they were granted.")
+    parser.add_argument("--node-name", required=True, metavar="NAME", help="this node's name; its NodePower has the same")
+    parser.add_argument("--state-dir", required=True, type=Path, metavar="DIR", help="kept over restarts, one agent each")
+    parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"), metavar="FILE")
+    parser.add_argument("--listen", default="127.0.0.1:9402", metavar="HOST:PORT", help="/metrics and /healthz")
+    parser.add_argument("--pod-resources", default=KUBELET_SOCKET, metavar="unix:PATH", help="kubelet's socket; '' disables")
+    parser.add_argument("--kubeconfig", type=Path, default=None, metavar="FILE", help="default: in-cluster")
+    parser.add_argument("--sample-hz", type=float, default=5.0, metavar="HZ")
+    given = parser.parse_args(argv)
+    host, _, port = given.listen.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        parser.error(f"--listen must be HOST:PORT, not {given.listen!r}")
+    if not 0.1 <= given.sample_hz <= MAX_SAMPLE_HZ:
+        parser.error(f"--sample-hz must be from 0.1 to {MAX_SAMPLE_HZ:g}, not {given.sample_hz:g}")
+    if not given.node_name:
+        parser.error("--node-name must not be empty")
+    if not given.boot_id_file.is_file():
+        parser.error(f"--boot-id-file {given.boot_id_file} is not a file that can be read")
+    try:
+        pod_resources = socket_path(given.pod_resources)
+    except ArgumentError as error:
+        parser.error(str(error))
+    return Settings(
+        node=given.node_name,
+        state_dir=given.state_dir,
+        boot_id_file=given.boot_id_file,
+        listen_host=host.strip("[]"),
+        listen_port=int(port),
+        pod_resources=pod_resources,
+        kubeconfig=given.kubeconfig,
+        sample_period_s=1.0 / given.sample_hz,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = parse(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        asyncio.run(run(settings, PynvmlPort()))
+    except (StateDirError, ListenError, ConfigurationError) as error:
+        sys.stderr.write(f"splitwatt-agent: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""What the agent reports, as pure functions of what it knows: GPU lines and conditions, each with sentences for people.
+
+`Report` leaves out times, so that two equal reports mean that nothing is worth a write. Conditions say the state, reasons
+say why: `Ready` (the agent can do its work), `CapsEnforced` (every grant holds, or which GPU's does not and why), and in
+Oversubscribed mode `LeaseHeld`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from splitwatt_core.contract import Condition, GpuStatus, Health, Mode, Status, status_to_wire
+from splitwatt_core.enforcer import Verdict
+
+UNACKED_GRACE_S: Final = 2.0
+"""A grant may take this long to be applied before CapsEnforced speaks of it."""
+MAX_MESSAGE_CHARS: Final = 4000
+
+READY: Final = "Ready"
+CAPS_ENFORCED: Final = "CapsEnforced"
+LEASE_HELD: Final = "LeaseHeld"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the control loop knows after one tick. Watts; `overdue_s` per GPU whose newest grant is not acknowledged."""
+
+    observed_uid: str
+    observed_term: int
+    boot_id: str
+    gpus: tuple[GpuStatus, ...]
+    granted_w: Mapping[str, int]
+    overdue_s: Mapping[str, float]
+    persistence: Mapping[str, str]
+    """Per GPU: "" when persistence mode is on, else why not."""
+    verdict: Verdict | None
+    unknown_gpus: tuple[str, ...]
+    mode: Mode | None
+    lowered: Mapping[str, int]
+    """Ceilings that the node guard has lowered, in watts."""
+    trouble: str
+    """Why there is no driver to speak to; "" when there is one."""
+    disk_error: str
+    contract_error: str
+    workloads_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The status to write, without times."""
+
+    observed_uid: str
+    observed_term: int
+    boot_id: str
+    gpus: tuple[GpuStatus, ...]
+    conditions: tuple[Condition, ...]
+
+    def urgent_part(self) -> tuple[Any, ...]:
+        """What the operator's ledger waits for; a change of it is written without delay. Limits need not be in it: one
+        that rises above its acknowledged cap takes the acknowledgement with it."""
+        lines = tuple((gpu.uuid, gpu.acked_grant, gpu.health) for gpu in self.gpus)
+        return (self.observed_uid, self.observed_term, self.boot_id, lines)
+
+
+def report_of(view: View) -> Report:
+    conditions = [_ready(view), _caps_enforced(view)]
+    if view.mode is Mode.OVERSUBSCRIBED:
+        conditions.append(
+            Condition(
+                LEASE_HELD, False, "LeaseNotFollowed", "This agent follows no Lease, so it applies safe caps only."
+            )
+        )
+    return Report(view.observed_uid, view.observed_term, view.boot_id, view.gpus, tuple(conditions))
+
+
+def to_wire(report: Report, *, written_at: str, transitions: Mapping[str, str]) -> dict[str, Any]:
+    """The status as the API has it, with the sums of its printer columns. `transitions`: condition type -> RFC 3339."""
+    conditions = tuple(
+        Condition(
+            c.type,
+            c.status,
+            c.reason,
+            f"{c.message} Said at {written_at}." if c.type == READY else c.message,
+            transitions[c.type],
+        )
+        for c in report.conditions
+    )
+    wire = status_to_wire(
+        Status(report.observed_uid, report.observed_term, report.boot_id, report.gpus, conditions)
+    )
+    wire["gpuCount"] = len(report.gpus)
+    wire["healthyGpuCount"] = sum(gpu.health is Health.OK for gpu in report.gpus)
+    enforced_w = [gpu.enforced_w for gpu in report.gpus if gpu.enforced_w is not None]
+    if report.gpus and len(enforced_w) == len(report.gpus):
+        wire["enforcedCapWattsTotal"] = sum(enforced_w)
+    return wire
+
+
+def _ready(view: View) -> Condition:
+    def no(reason: str, message: str) -> Condition:
+        return Condition(READY, False, reason, message[:MAX_MESSAGE_CHARS])
+
+    if view.trouble:
+        return no("NVMLUnavailable", f"No GPU can be read: {view.trouble}; limits stay as the driver has them.")
+    if view.contract_error:
+        return no("InvalidSpec", f"The spec cannot be understood: {view.contract_error}; caps are held.")
+    if view.disk_error:
+        return no("StateNotDurable", f"The state directory refuses writes: {view.disk_error}; caps are only lowered.")
+    if view.verdict is Verdict.WRONG_UID:
+        return no("WrongUID", "The spec was written for another object (restored or recreated); caps are held.")
+    if view.verdict is Verdict.LOWER_TERM:
+        return no("LowerTerm", "The spec is of an older term than one already seen on this node; caps are held.")
+    if view.unknown_gpus:
+        return no("UnknownGPUs", f"The spec grants to GPUs this node does not have: {', '.join(view.unknown_gpus)}.")
+    if view.verdict is None or view.verdict is Verdict.UNSYNCED:
+        return no("NotSynced", "The object has not been read since this agent started; caps are held.")
+    if not view.gpus:
+        return no("NoGPUs", "NVML finds no GPU on this node.")
+    if view.verdict is Verdict.NO_SPEC or not view.granted_w:
+        return Condition(READY, True, "NoGrants", f"{len(view.gpus)} GPUs are read; nothing is granted yet.")
+    message = f"{len(view.gpus)} GPUs are read, {len(view.granted_w)} grants of term {view.observed_term} are in force."
+    if view.lowered:
+        low = ", ".join(sorted(view.lowered))
+        return Condition(READY, True, "Guarding", f"{message} The node guard holds these below their grants: {low}.")
+    if view.workloads_error:
+        return Condition(READY, True, "WorkloadsStale", f"{message} Workloads are those last known: {view.workloads_error}.")
+    return Condition(READY, True, "Enforcing", message)
+
+
+_TROUBLES: Final[Mapping[Health, tuple[str, str]]] = {
+    Health.LOST: ("GPULost", "is lost to the driver; drain the node and reset the GPU"),
+    Health.HUNG: ("CallHung", "does not answer: a driver call has not returned, so nothing is acknowledged meanwhile"),
+    Health.NO_PERMISSION: ("NoPermission", "refuses a new limit; the agent needs root or CAP_SYS_ADMIN"),
+    Health.CAP_NOT_ENFORCED: ("CapNotEnforced", "reports success for a limit that it does not read back"),
+    Health.NOT_SUPPORTED: ("NotSupported", "does not support power limits"),
+    Health.UNKNOWN: ("Unreadable", "could not be read"),
+}
+
+
+def _caps_enforced(view: View) -> Condition:
+    """The reason is the first trouble found, in the order of the GPUs; the message has a sentence for each GPU."""
+    troubles: list[tuple[str, str]] = []
+    for gpu in view.gpus:
+        trouble = _trouble_of(view, gpu)
+        if trouble is not None:
+            troubles.append((trouble[0], f"{gpu.uuid} {trouble[1]}{_limits(view, gpu)}."))
+    if troubles:
+        message = " ".join(sentence for _, sentence in troubles)
+        return Condition(CAPS_ENFORCED, False, troubles[0][0], message[:MAX_MESSAGE_CHARS])
+    if view.trouble:
+        return Condition(CAPS_ENFORCED, False, "NVMLUnavailable", "No limit can be read back.")
+    if not view.granted_w:
+        return Condition(CAPS_ENFORCED, True, "NoGrants", "Nothing is granted, so nothing has to be enforced.")
+    return Condition(CAPS_ENFORCED, True, "ReadBack", f"All {len(view.granted_w)} granted caps were read back.")
+
+
+def _trouble_of(view: View, gpu: GpuStatus) -> tuple[str, str] | None:
+    known = _TROUBLES.get(gpu.health)
+    if known is not None:
+        return known
+    if view.overdue_s.get(gpu.uuid, 0.0) > UNACKED_GRACE_S:
+        return "NotAcknowledged", "has not taken its newest grant"
+    why_not_persistent = view.persistence.get(gpu.uuid, "")
+    if why_not_persistent:
+        return "PersistenceModeOff", f"would forget its limit with its last client: {why_not_persistent}"
+    return None
+
+
+def _limits(view: View, gpu: GpuStatus) -> str:
+    cap_w = view.granted_w.get(gpu.uuid)
+    if cap_w is None or gpu.management_w is None:
+        return ""
+    enforced = "unreadable" if gpu.enforced_w is None else f"{gpu.enforced_w} W"
+    return f" (granted {cap_w} W, management limit {gpu.management_w} W, enforced {enforced})"

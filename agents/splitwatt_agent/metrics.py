@@ -1,0 +1,143 @@
+"""/metrics and /healthz. One custom collector turns the control loop's last readings into samples when it is asked.
+
+What it protects: a metric never claims to be fresh when its reading is not. A reading older than `STALE_S`, or one that
+failed, is left out, so that Prometheus sees a gap; "no data" is never a zero, and never the last value repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from splitwatt_core import names
+from splitwatt_core.contract import Health, Phase
+
+from splitwatt_agent.control import Control
+from splitwatt_agent.node_power import NodePowerLink
+from splitwatt_agent.workloads import WorkloadPoll
+
+log = logging.getLogger(__name__)
+
+STALE_S: Final = 2.0
+WEDGED_S: Final = 15.0
+"""A control loop that has not come round for this long is not healthy."""
+_GPU: Final = (names.L_NODE, names.L_GPU)
+_GPU_ROLE: Final = (names.L_NODE, names.L_GPU, names.L_ROLE)
+
+
+class AgentCollector(Collector):
+    """Samples of one agent. Reads the loop's state, so it must be asked on the loop's thread."""
+
+    def __init__(self, control: Control, link: NodePowerLink, poll: WorkloadPoll | None, *, node: str) -> None:
+        self._control = control
+        self._link = link
+        self._poll = poll
+        self._node = node
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not collect."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        control = self._control
+        fresh = time.monotonic() - control.read_at_s <= STALE_S and control.session is not None
+        readings = control.readings if fresh else {}
+        power = GaugeMetricFamily(names.M_GPU_POWER_WATTS, "Instant power draw.", labels=_GPU_ROLE)
+        enforced = GaugeMetricFamily(names.M_GPU_ENFORCED_CAP_WATTS, "Enforced power limit.", labels=_GPU_ROLE)
+        management = GaugeMetricFamily(names.M_GPU_MANAGEMENT_CAP_WATTS, "Power management limit.", labels=_GPU_ROLE)
+        granted = GaugeMetricFamily(names.M_GPU_GRANTED_CAP_WATTS, "Cap of the newest accepted grant.", labels=_GPU_ROLE)
+        energy = CounterMetricFamily(names.M_GPU_ENERGY_JOULES, "Energy since the driver was loaded.", labels=_GPU)
+        clock = GaugeMetricFamily(names.M_GPU_SM_CLOCK_HERTZ, "SM clock.", labels=_GPU)
+        capped = GaugeMetricFamily(names.M_GPU_POWER_CAPPED, "1 while the power limit holds clocks down.", labels=_GPU)
+        healthy = GaugeMetricFamily(names.M_GPU_HEALTHY, "1 when the GPU can be read and obeys.", labels=_GPU)
+        mismatch = CounterMetricFamily(
+            names.M_GPU_CAP_MISMATCH, "Setter calls that reported success and left a higher limit.", labels=_GPU
+        )
+        session = control.session
+        for gpu in control.gpus:
+            uuid = gpu.uuid
+            here = (self._node, uuid)
+            phase = session.enforcer.granted_phase(uuid) if session is not None else None
+            with_role = (*here, phase or Phase.UNASSIGNED.value)
+            healthy.add_metric(here, 1.0 if gpu.health is Health.OK else 0.0)
+            mismatch.add_metric(here, control.mismatches[uuid])
+            cap_w = session.enforcer.granted_cap_w(uuid) if session is not None else None
+            if cap_w is not None:
+                granted.add_metric(with_role, cap_w)
+            reading = readings.get(uuid)
+            if reading is None:
+                continue
+            back, facts = reading.readback, control.facts.get(uuid)
+            for family, value_mw in (
+                (power, back.power_mw), (enforced, back.enforced_mw), (management, back.management_mw)
+            ):  # fmt: skip
+                if value_mw is not None:
+                    family.add_metric(with_role, value_mw / 1000)
+            if facts is not None and facts.energy_mj is not None:
+                energy.add_metric(here, facts.energy_mj / 1000)
+            if facts is not None and facts.sm_clock_mhz is not None:
+                clock.add_metric(here, facts.sm_clock_mhz * 1e6)
+            if facts is not None and facts.power_capped is not None:
+                capped.add_metric(here, float(facts.power_capped))
+        yield from (power, enforced, management, granted, energy, clock, capped, healthy, mismatch)
+        yield from self._own()
+
+    def _own(self) -> Iterable[Metric]:
+        node = (self._node,)
+        errors = CounterMetricFamily(
+            names.M_AGENT_NVML_ERRORS, "NVML calls that failed.", labels=(names.L_NODE, "call", "code")
+        )
+        for (call, code), count in self._control.nvml_errors.items():
+            errors.add_metric((*node, call, code), count)
+        writes = CounterMetricFamily(
+            names.M_AGENT_STATUS_WRITES, "Status writes by outcome.", labels=(names.L_NODE, "outcome")
+        )
+        for outcome in ("Done", "Rejected", "Unknown"):
+            writes.add_metric((*node, outcome), self._link.writes[outcome])
+        live = GaugeMetricFamily(names.M_AGENT_WATCH_LIVE, "1 while the NodePower is watched.", labels=(names.L_NODE,))
+        live.add_metric(node, float(self._link.live))
+        yield from (errors, writes, live)
+        if self._poll is not None:
+            up = GaugeMetricFamily(
+                names.M_AGENT_POD_RESOURCES_UP, "1 while kubelet's PodResources answers.", labels=(names.L_NODE,)
+            )
+            up.add_metric(node, float(self._poll.up))
+            yield up
+
+
+class MetricsServer:
+    """Serves both paths on one address."""
+
+    def __init__(self, collector: AgentCollector, control: Control) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+        self._control = control
+        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None))
+
+    async def start(self, *, host: str, port: int) -> int:
+        """The port in use (useful with port 0). Raises OSError."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        if request.path == "/metrics":
+            return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        if request.path == "/healthz":
+            silent_s = time.monotonic() - self._control.ticked_s
+            if silent_s <= WEDGED_S:
+                return web.Response(text="ok\n")
+            return web.Response(status=503, text=f"the control loop has not come round for {silent_s:.0f} s\n")
+        return web.Response(status=404, text="/metrics or /healthz\n")

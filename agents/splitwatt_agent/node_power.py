@@ -1,0 +1,175 @@
+"""The agent's two errands at the API server: watching its own NodePower, and writing that object's status.
+
+Both run beside the control loop, which never waits for them. What they protect: the first version that counts after a start
+comes from a consistent read (R11: the list that begins every watch is one); every status write carries the uid and the
+resourceVersion of the version that the enforcer saw, so a late one bounces instead of landing on a newer object (R14). A
+conflict is answered by a fresh read, an unknown outcome too. Nothing that happens here changes a cap by itself.
+
+The status is written when the report changed, acknowledgements at once and the rest at most once a second, and otherwise
+once a minute, as a sign of life that the operator sees even where Prometheus is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Final
+
+from splitwatt_client import (
+    ApiError,
+    Changed,
+    Connection,
+    Deleted,
+    Interrupted,
+    OutcomeUnknown,
+    Rejected,
+    Synced,
+    watch,
+)
+from splitwatt_client.resources import NODE_POWERS
+from splitwatt_core.contract import NodePower
+from splitwatt_core.names import FIELD_MANAGER_AGENT
+
+from splitwatt_agent.conditions import Report, to_wire
+from splitwatt_agent.control import Control
+
+log = logging.getLogger(__name__)
+
+SIGN_OF_LIFE_S: Final = 60.0
+URGENT_SPACING_S: Final = 0.05
+"""Between two writes of acknowledgements; lets those that arrive together travel together."""
+SPACING_S: Final = 1.0
+RESYNC_RETRY_S: Final = 1.0
+RETRY_MIN_S: Final = 0.02
+RETRY_MAX_S: Final = 10.0
+
+
+class NodePowerLink:
+    """See the module's docstring."""
+
+    def __init__(self, connection: Connection, control: Control, *, node: str) -> None:
+        self._connection = connection
+        self._control = control
+        self._node = node
+        self._wake = asyncio.Event()
+        self._resync = asyncio.Event()
+        self._written: Report | None = None
+        self._written_s = float("-inf")
+        self._transitions: dict[str, tuple[bool, str]] = {}
+        self.live = False
+        """Whether the watch is connected, as far as is known."""
+        self.writes: Counter[str] = Counter()
+        """Status writes by outcome: Done, Rejected, Unknown."""
+        control.on_report = self._wake.set
+        control.on_resync = self._resync.set
+
+    async def watch(self) -> None:
+        """Until cancelled: every version of the object goes into the control loop's inbox."""
+        async for event in watch(self._connection, NODE_POWERS, name=self._node):
+            self.live = not isinstance(event, Interrupted)
+            match event:
+                case Synced(items=items):
+                    self._control.offer(items[0] if items else None, consistent=True)
+                case Changed(obj=obj):
+                    self._control.offer(obj, consistent=False)
+                case Deleted():
+                    self._control.offer(None, consistent=False)
+                case Interrupted(failure=failure):
+                    log.warning("NodePower %s cannot be watched: %s", self._node, failure)
+
+    async def resync(self) -> None:
+        """Until cancelled: a consistent read whenever the control loop needs one (a new driver load)."""
+        while True:
+            await self._resync.wait()
+            self._resync.clear()
+            if not await self._read_now():
+                self._resync.set()
+                await asyncio.sleep(RESYNC_RETRY_S)
+
+    async def write(self) -> None:
+        """Until cancelled: keeps the object's status equal to the control loop's report."""
+        backoff_s = RETRY_MIN_S
+        while True:
+            await self._await_reason()
+            observed, report = self._control.observed, self._control.report
+            if observed is None or report is None:
+                await self._sleep_or_wake(SIGN_OF_LIFE_S)
+                continue
+            try:
+                await self._send(observed, report)
+            except ApiError as failure:
+                self.writes["Unknown" if isinstance(failure, OutcomeUnknown) else "Rejected"] += 1
+                expected = isinstance(failure, Rejected) and (failure.conflict or failure.not_found)
+                log.log(logging.DEBUG if expected else logging.WARNING, "status not written: %s", failure)
+                await self._read_now()  # the control loop takes the answer in during the pause
+                await asyncio.sleep(backoff_s * random.uniform(1.0, 2.0))
+                backoff_s = min(RETRY_MAX_S, 2 * backoff_s)
+            else:
+                backoff_s = RETRY_MIN_S
+
+    # --------------------------------------------------------------------------------------------------------- below
+
+    async def _await_reason(self) -> None:
+        """Returns when a write is due."""
+        while True:
+            self._wake.clear()
+            due_s = self._due_s()
+            left_s = due_s - time.monotonic()
+            if left_s <= 0:
+                return
+            await self._sleep_or_wake(left_s)
+
+    def _due_s(self) -> float:
+        report, written = self._control.report, self._written
+        if report is None or report == written:
+            return self._written_s + SIGN_OF_LIFE_S
+        if written is None or report.urgent_part() != written.urgent_part():
+            return self._written_s + URGENT_SPACING_S
+        return self._written_s + SPACING_S
+
+    async def _sleep_or_wake(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _send(self, observed: NodePower, report: Report) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        changes = {c.type: (c.status, now) for c in report.conditions}
+        known = {c.type: (c.status, c.last_transition) for c in observed.status.conditions} | self._transitions
+        for kind, (status, _) in changes.items():
+            if kind in known and known[kind][0] == status and known[kind][1]:
+                changes[kind] = known[kind]
+        manifest = {
+            "apiVersion": NODE_POWERS.api_version,
+            "kind": NODE_POWERS.kind,
+            "metadata": {
+                "name": self._node,
+                "uid": observed.uid,
+                "resourceVersion": str(observed.resource_version),
+            },
+            "status": to_wire(
+                report, written_at=now, transitions={kind: since for kind, (_, since) in changes.items()}
+            ),
+        }
+        self._written_s = time.monotonic()
+        stored = await self._connection.apply(
+            manifest, field_manager=FIELD_MANAGER_AGENT, subresource="status", resource=NODE_POWERS
+        )
+        self.writes["Done"] += 1
+        self._written, self._transitions = report, changes
+        self._control.offer(stored, consistent=False)
+
+    async def _read_now(self) -> bool:
+        """A consistent read into the inbox; False when the API server gave none."""
+        try:
+            self._control.offer(await self._connection.get(NODE_POWERS, self._node), consistent=True)
+        except ApiError as failure:
+            log.debug("NodePower %s cannot be read: %s", self._node, failure)
+            return False
+        return True

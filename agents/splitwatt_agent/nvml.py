@@ -1,0 +1,208 @@
+"""The NVML port: the few calls the agent needs, with units in their names, and the real library behind them.
+
+A failed call is an `NvmlError` that already says what it means for the GPU (`Health`); success of a setter proves nothing
+(see `core.enforcer`). The v1 power setter is used because the v2 binding of nvidia-ml-py returns success without looking at
+the error code. Power is field 186 (POWER_INSTANT), whose own return code is checked, for `nvmlDeviceGetPowerUsage` is a
+one-second average on H100-class parts; it is used only where a part does not know field 186.
+
+Any call may block for ever inside the driver, so none of these methods is to be called on the event loop's thread.
+GPUs are named by UUID; indices move after a reboot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+import pynvml
+from splitwatt_core.contract import MAX_GPUS_PER_NODE, Health
+from splitwatt_core.enforcer import GpuIdentity
+
+T = TypeVar("T")
+
+_HEALTH: Final = {
+    pynvml.NVML_ERROR_NO_PERMISSION: Health.NO_PERMISSION,
+    pynvml.NVML_ERROR_GPU_IS_LOST: Health.LOST,
+    pynvml.NVML_ERROR_RESET_REQUIRED: Health.LOST,
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: Health.LOST,
+    pynvml.NVML_ERROR_NOT_FOUND: Health.LOST,
+    pynvml.NVML_ERROR_NOT_SUPPORTED: Health.NOT_SUPPORTED,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: Health.NOT_SUPPORTED,
+}
+_DRIVER_GONE: Final = frozenset(
+    {
+        pynvml.NVML_ERROR_UNINITIALIZED,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    }
+)
+"""Answers that speak of the driver, not of one GPU: it was unloaded or replaced, and NVML must be initialised anew."""
+
+
+class NvmlError(Exception):
+    """One failed call. `driver_gone`: no GPU can be spoken to until NVML is initialised anew."""
+
+    def __init__(self, *, call: str, code: int) -> None:
+        self.call = call
+        self.code = code
+        self.health = _HEALTH.get(code, Health.UNKNOWN)
+        self.driver_gone = code in _DRIVER_GONE
+        name = _CODE_NAMES.get(code, str(code))
+        self.code_name = name
+        super().__init__(f"{call} answered {name}")
+
+
+_CODE_NAMES: Final[dict[int, str]] = {
+    value: name.removeprefix("NVML_ERROR_")
+    for name, value in vars(pynvml).items()
+    if name.startswith("NVML_ERROR_") and isinstance(value, int)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a start found. `unreadable`: indices of GPUs that are there but would not say who they are, with the error."""
+
+    gpus: tuple[GpuIdentity, ...]
+    unreadable: tuple[tuple[int, NvmlError], ...]
+
+
+class NvmlPort(Protocol):
+    """All methods but `start` raise NvmlError for an unknown UUID (NOT_FOUND) and for any failed call."""
+
+    def start(self) -> Inventory:
+        """Initialise NVML, anew if it was before, and find the GPUs."""
+
+    def scan(self) -> Inventory:
+        """Look again, without initialising anew: GPUs that answer only now can be used afterwards."""
+
+    def instant_power_mw(self, uuid: str) -> int: ...
+
+    def management_limit_mw(self, uuid: str) -> int: ...
+
+    def enforced_limit_mw(self, uuid: str) -> int: ...
+
+    def set_management_limit_mw(self, uuid: str, limit_mw: int) -> None: ...
+
+    def total_energy_mj(self, uuid: str) -> int:
+        """Since the driver was loaded."""
+
+    def sm_clock_mhz(self, uuid: str) -> int: ...
+
+    def clock_event_reasons(self, uuid: str) -> int:
+        """Bit mask of nvmlClocksEventReason*."""
+
+    def lock_sm_clock_mhz(self, uuid: str, max_mhz: int | None) -> None:
+        """Lock SM clocks to at most `max_mhz`; None takes the lock away."""
+
+    def persistence_mode(self, uuid: str) -> bool: ...
+
+    def enable_persistence_mode(self, uuid: str) -> None: ...
+
+
+class PynvmlPort:
+    """`NvmlPort` on NVIDIA's own binding. Thread-safe as NVML is; only `start` must not run beside other methods."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+        self._averaging: set[str] = set()
+        """GPUs without field 186."""
+        self._started = False
+
+    def start(self) -> Inventory:
+        if self._started:
+            self._started = False
+            try:
+                _call(pynvml.nvmlShutdown)
+            except NvmlError as error:
+                if not error.driver_gone:  # that the old library state is unusable is why we are here
+                    raise
+        _call(pynvml.nvmlInit)
+        self._started = True
+        self._handles = {}
+        self._averaging.clear()
+        return self.scan()
+
+    def scan(self) -> Inventory:
+        handles: dict[str, Any] = {}
+        gpus: list[GpuIdentity] = []
+        unreadable: list[tuple[int, NvmlError]] = []
+        for index in range(min(_call(pynvml.nvmlDeviceGetCount), MAX_GPUS_PER_NODE)):
+            try:
+                handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
+                identity = _identity(handle)
+            except NvmlError as error:
+                if error.driver_gone:
+                    raise
+                unreadable.append((index, error))
+                continue
+            handles[identity.uuid] = handle
+            gpus.append(identity)
+        self._handles |= handles
+        return Inventory(gpus=tuple(gpus), unreadable=tuple(unreadable))
+
+    def instant_power_mw(self, uuid: str) -> int:
+        handle = self._handle(uuid)
+        if uuid not in self._averaging:
+            value = _call(pynvml.nvmlDeviceGetFieldValues, handle, (pynvml.NVML_FI_DEV_POWER_INSTANT,))[0]
+            if value.nvmlReturn == pynvml.NVML_SUCCESS:
+                return int(value.value.uiVal)
+            if value.nvmlReturn != pynvml.NVML_ERROR_NOT_SUPPORTED:
+                raise NvmlError(call="field POWER_INSTANT", code=value.nvmlReturn)
+            self._averaging.add(uuid)
+        return int(_call(pynvml.nvmlDeviceGetPowerUsage, handle))
+
+    def management_limit_mw(self, uuid: str) -> int:
+        return int(_call(pynvml.nvmlDeviceGetPowerManagementLimit, self._handle(uuid)))
+
+    def enforced_limit_mw(self, uuid: str) -> int:
+        return int(_call(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle(uuid)))
+
+    def set_management_limit_mw(self, uuid: str, limit_mw: int) -> None:
+        _call(pynvml.nvmlDeviceSetPowerManagementLimit, self._handle(uuid), limit_mw)
+
+    def total_energy_mj(self, uuid: str) -> int:
+        return int(_call(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._handle(uuid)))
+
+    def sm_clock_mhz(self, uuid: str) -> int:
+        return int(_call(pynvml.nvmlDeviceGetClockInfo, self._handle(uuid), pynvml.NVML_CLOCK_SM))
+
+    def clock_event_reasons(self, uuid: str) -> int:
+        return int(_call(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._handle(uuid)))
+
+    def lock_sm_clock_mhz(self, uuid: str, max_mhz: int | None) -> None:
+        if max_mhz is None:
+            _call(pynvml.nvmlDeviceResetGpuLockedClocks, self._handle(uuid))
+        else:
+            _call(pynvml.nvmlDeviceSetGpuLockedClocks, self._handle(uuid), 0, max_mhz)
+
+    def persistence_mode(self, uuid: str) -> bool:
+        return bool(_call(pynvml.nvmlDeviceGetPersistenceMode, self._handle(uuid)))
+
+    def enable_persistence_mode(self, uuid: str) -> None:
+        _call(pynvml.nvmlDeviceSetPersistenceMode, self._handle(uuid), pynvml.NVML_FEATURE_ENABLED)
+
+    def _handle(self, uuid: str) -> Any:
+        handle = self._handles.get(uuid)
+        if handle is None:
+            raise NvmlError(call="handle", code=pynvml.NVML_ERROR_NOT_FOUND)
+        return handle
+
+
+def _identity(handle: Any) -> GpuIdentity:
+    min_mw, max_mw = _call(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
+    return GpuIdentity(
+        uuid=str(_call(pynvml.nvmlDeviceGetUUID, handle)),
+        model=str(_call(pynvml.nvmlDeviceGetName, handle)),
+        min_mw=int(min_mw),
+        max_mw=int(max_mw),
+        default_mw=int(_call(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)),
+    )
+
+
+def _call(function: Callable[..., T], *arguments: object) -> T:
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError as error:
+        raise NvmlError(call=function.__name__, code=error.value) from None

@@ -1,0 +1,93 @@
+"""One driver load: its GPUs, its enforcer and guard. A new boot, or a driver that was reloaded, begins a new session.
+
+What it protects: an acknowledgement never outlives the driver load it was read back in (PROTOCOL R14). The new session's
+enforcer starts from the durable record, which may only lower, and takes in nothing before a consistent read (R11).
+
+A GPU that was seen in this boot and will not answer now is kept in the list, as lost: dropping it would take its charge
+off the books while it may well draw power. One that never said who it is stands in under its index, with the largest
+default limit of its siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from splitwatt_core.contract import Mode, NodePower
+from splitwatt_core.enforcer import Enforcer, GpuIdentity, Readback, Record
+from splitwatt_core.node_guard import GuardInput, NodeGuard
+
+from splitwatt_agent.nvml import Inventory, NvmlPort
+from splitwatt_agent.state_dir import StateDir
+
+UNREADABLE_PREFIX: Final = "unreadable-index-"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    boot_id: str
+    gpus: Mapping[str, GpuIdentity]
+    silent: frozenset[str]
+    """GPUs in `gpus` that this start could not speak to."""
+    enforcer: Enforcer
+    guard: NodeGuard
+
+
+def begin(port: NvmlPort, state: StateDir, *, boot_id: str, record: Record) -> Session:
+    """Initialise NVML and take stock; blocks. Raises NvmlError, StateDirError, OSError."""
+    found = port.start()
+    known = state.read_inventory(boot_id)
+    gpus, silent = take_stock(found, known)
+    readable = tuple(gpu for uuid, gpu in gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
+    if readable != known:
+        state.write_inventory(boot_id, readable)
+    return Session(boot_id, gpus, silent, Enforcer(gpus=gpus, record=record), NodeGuard())
+
+
+def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[str, GpuIdentity], frozenset[str]]:
+    """All GPUs to report by UUID, and which of them are silent."""
+    gpus = {gpu.uuid: gpu for gpu in found.gpus}
+    missing = [gpu for gpu in known if gpu.uuid not in gpus]
+    silent = {gpu.uuid for gpu in missing}
+    gpus.update((gpu.uuid, gpu) for gpu in missing)
+    nameless = found.unreadable[len(missing) :]  # the missing ones are among the unreadable
+    if gpus:
+        largest = max(gpus.values(), key=lambda gpu: gpu.default_mw)
+        for index, _ in nameless:
+            uuid = f"{UNREADABLE_PREFIX}{index}"
+            gpus[uuid] = replace(largest, uuid=uuid)
+            silent.add(uuid)
+    return gpus, frozenset(silent)
+
+
+def without_leased_watts(seen: NodePower) -> NodePower:
+    """What of a NodePower this agent may use. It follows no Lease, so in Oversubscribed mode only safe caps count (I4):
+    a cap above its safe cap would have to fall by itself when the Lease lapses."""
+    spec = seen.spec
+    if spec is None or spec.mode is not Mode.OVERSUBSCRIBED:
+        return seen
+    gpus = tuple(replace(grant, cap_w=min(grant.cap_w, grant.safe_cap_w)) for grant in spec.gpus)
+    return replace(seen, spec=replace(spec, gpus=gpus))
+
+
+def guard_ceilings(
+    session: Session, *, now_s: float, node_limit_w: int | None, readbacks: Mapping[str, Readback]
+) -> Mapping[str, int]:
+    """The node guard's ceilings in watts for this tick."""
+    unread = Readback(None, None)
+    return session.guard.step(
+        now_s,
+        node_limit_w,
+        {
+            uuid: GuardInput(
+                cap_w=session.enforcer.granted_cap_w(uuid),
+                min_w=-(-gpu.min_mw // 1000),
+                max_w=gpu.max_mw // 1000,
+                management_mw=readbacks.get(uuid, unread).management_mw,
+                enforced_mw=readbacks.get(uuid, unread).enforced_mw,
+                power_mw=readbacks.get(uuid, unread).power_mw,
+            )
+            for uuid, gpu in session.gpus.items()
+        },
+    )

@@ -1,0 +1,132 @@
+"""What the agent remembers on its host: the record of PROTOCOL R12, the GPUs of this boot, and that it is the only one.
+
+Files are replaced whole (temporary file, fsync, rename, fsync of the folder), so a crash leaves the old or the new one.
+A file that cannot be understood stops the start with a sentence: guessing could apply a grant that was already outdone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from splitwatt_core.enforcer import GpuIdentity, Record
+
+RECORD_FILE: Final = "record.json"
+INVENTORY_FILE: Final = "inventory.json"
+LOCK_FILE: Final = "lock"
+
+
+class StateDirError(Exception):
+    """One sentence that says what to change."""
+
+
+class StateDir:
+    """The agent's folder on the host, locked for this process until it ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Creates the folder and takes the lock. Raises StateDirError."""
+        self._path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StateDirError(f"cannot use --state-dir {path}: {error.strerror}; name a folder to write to") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._lock)
+            raise StateDirError(
+                f"another agent (process {holder}) holds --state-dir {path}; one node has one agent, so stop that one first"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._lock)
+
+    def read_record(self) -> Record:
+        """The last durable record, an empty one at the very first start. Raises StateDirError."""
+        raw = self._read(RECORD_FILE)
+        if raw is None:
+            return Record()
+        try:
+            return Record(
+                term=int(raw["term"]),
+                grants={str(uuid): (int(grant), int(cap_w)) for uuid, (grant, cap_w) in raw["grants"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._unreadable(RECORD_FILE, repr(error)) from error
+
+    def write_record(self, record: Record) -> None:
+        """Durable when it returns. Raises OSError."""
+        self._write(RECORD_FILE, {"term": record.term, "grants": {u: list(g) for u, g in record.grants.items()}})
+
+    def read_inventory(self, boot_id: str) -> tuple[GpuIdentity, ...]:
+        """The GPUs that were seen since this boot: one that will not answer now is still there. Raises StateDirError."""
+        raw = self._read(INVENTORY_FILE)
+        if raw is None:
+            return ()
+        try:
+            if raw["bootID"] != boot_id:
+                return ()
+            return tuple(
+                GpuIdentity(
+                    uuid=str(gpu["uuid"]),
+                    model=str(gpu["model"]),
+                    min_mw=int(gpu["minMilliwatts"]),
+                    max_mw=int(gpu["maxMilliwatts"]),
+                    default_mw=int(gpu["defaultMilliwatts"]),
+                )
+                for gpu in raw["gpus"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(INVENTORY_FILE, repr(error)) from error
+
+    def write_inventory(self, boot_id: str, gpus: Sequence[GpuIdentity]) -> None:
+        """Durable when it returns. Raises OSError."""
+        rows = [
+            {
+                "uuid": gpu.uuid,
+                "model": gpu.model,
+                "minMilliwatts": gpu.min_mw,
+                "maxMilliwatts": gpu.max_mw,
+                "defaultMilliwatts": gpu.default_mw,
+            }
+            for gpu in gpus
+        ]
+        self._write(INVENTORY_FILE, {"bootID": boot_id, "gpus": rows})
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self._path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self._unreadable(name, str(error)) from error
+
+    def _unreadable(self, name: str, why: str) -> StateDirError:
+        return StateDirError(
+            f"{self._path / name} cannot be understood ({why}); restore it, or delete it once the node's NodePower is known "
+            "to be the operator's latest word"
+        )
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        target, temporary = self._path / name, self._path / f".{name}.new"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(file, json.dumps(content).encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(temporary, target)  # noqa: PTH105 - beside os.fsync of the same two names
+        folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
