@@ -309,3 +309,11 @@ class NodeTwin:
             raise ValueError(f"a boot id must have 1 to {native.TEXT - 1} bytes")
         array = (c.c_uint32 * self.gpu_count)(*order)
         self._check(self._lib.splitwatt_twin_reboot(self._open_node, new_boot_id.encode(), array), "reboot")
+
+    def signal_inside(self, gpu: int, signal_number: int) -> None:
+        """Send this very process a signal while it holds the node's lock in the middle of a change (SIGKILL, SIGSTOP).
+
+        Shows that the others go on: readers at once, writers as soon as the process is dead or continued.
+        """
+        code = self._lib.splitwatt_twin_signal_inside(self._open_node, self._slot(gpu), signal_number)
+        self._check(code, "signal_inside")

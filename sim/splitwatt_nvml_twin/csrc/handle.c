@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,6 +104,24 @@ TWIN_EXPORT struct twin_file *splitwatt_twin_open(const char *path, char *error,
 TWIN_EXPORT void splitwatt_twin_close(struct twin_file *file)
 {
     munmap(file, sizeof *file);
+}
+
+/*
+ * What a process does that is killed or stopped in the middle of a change: takes the lock, leaves nonsense in the spare
+ * copy, and signals itself. Returns (after SIGCONT) with the lock given back. For tests of the promise in twin.h.
+ */
+TWIN_EXPORT int splitwatt_twin_signal_inside(struct twin_file *file, uint32_t slot, int signal_number)
+{
+    if (slot >= file->gpu_count)
+        return EINVAL;
+    int code = twin_lock(file);
+    if (code != 0)
+        return code;
+    memset(twin_begin_gpu(file, slot, twin_now_ns(file)), 0xa5, sizeof(struct twin_gpu));
+    memset(twin_begin_boot(file), 0xa5, sizeof(struct twin_boot));
+    raise(signal_number);
+    twin_unlock(file);
+    return 0;
 }
 
 TWIN_EXPORT uint32_t splitwatt_twin_count(const struct twin_file *file)

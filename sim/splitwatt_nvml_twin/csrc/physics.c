@@ -21,6 +21,7 @@
 
 static const double CEILING_OPEN = 1.1;         /* of the largest limit */
 static const double IDLE_MARGIN_W = 0.5;        /* a demand this close to idle is no load */
+static const double LONG_STRETCH_S = 1.0;
 static const int64_t SENSOR_PERIOD_NS = 100000000;
 static const int64_t SENSOR_WINDOW_NS = 25000000;
 static const int64_t REPLAY_NS = 1500000000;    /* sensor periods older than this no longer show in any reading */
@@ -115,11 +116,12 @@ static double segment(const struct twin_model *model, struct twin_gpu *gpu, doub
     double a = bound ? goal : wanted, b = bound ? ceiling - goal : 0.0;
     double k = lag / (lag - model->power_lag_s), tau = model->power_lag_s;
     double slow = exp(-dt / lag), fast = exp(-dt / tau), rest = gpu->power_w - a - k * b;
-    double mean_w = gpu->power_w;
+    double before_j = gpu->energy_j;
     gpu->energy_j += a * dt + k * b * lag * (1.0 - slow) + rest * tau * (1.0 - fast);
     gpu->power_w = a + k * b * slow + rest * fast;
-    mean_w = (mean_w + gpu->power_w) / 2.0;
 
+    /* Temperature needs no more than this: over a short stretch the mean power drives it, over a long one the last. */
+    double mean_w = dt > LONG_STRETCH_S || dt <= 0.0 ? gpu->power_w : (gpu->energy_j - before_j) / dt;
     double settled_c = model->ambient_c + model->kelvin_per_watt * mean_w;
     gpu->temperature_c = settled_c + (gpu->temperature_c - settled_c) * exp(-dt / model->thermal_lag_s);
     if (bound)
