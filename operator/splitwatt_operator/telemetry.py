@@ -148,9 +148,10 @@ class Telemetry:
             if isinstance(answer, BaseException):
                 raise answer
         assert not isinstance(power, BaseException) and not isinstance(times, BaseException)
-        sampled = {sample.labels.get(L_NODE): sample.value for sample in times}
+        # Series without a node label add up to one row without a name: nobody's reading.
+        sampled = {sample.labels[L_NODE]: sample.value for sample in times if L_NODE in sample.labels}
         return {
-            sample.labels[L_NODE]: AgentReading(sample.value, sampled[sample.labels[L_NODE]])
+            node: AgentReading(sample.value, sampled[node])
             for sample in power
-            if sample.labels.get(L_NODE) in sampled
+            if (node := sample.labels.get(L_NODE)) is not None and node in sampled
         }
