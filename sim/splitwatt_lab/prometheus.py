@@ -107,6 +107,16 @@ class Prometheus:
             raise LabError(f"{expression!r} is a {answer['data']['resultType']}, not an instant vector")
         return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
 
+    def query_range(
+        self, expression: str, start_s: float, end_s: float, *, step_s: float
+    ) -> Sequence[tuple[Mapping[str, str], list[tuple[float, float]]]]:
+        """Series as (labels, [(Unix time, value)]). Raises LabError with Prometheus's own sentence."""
+        params = {"query": expression, "start": str(start_s), "end": str(end_s), "step": str(step_s)}
+        answer: dict[str, Any] = self._client.get(f"{self.url}/api/v1/query_range", params=params).json()
+        if answer["status"] != "success":
+            raise LabError(f"Prometheus refused {expression!r}: {answer.get('error', answer)}")
+        return [(row["metric"], [(float(t), float(v)) for t, v in row["values"]]) for row in answer["data"]["result"]]
+
     def _ready(self, port: int) -> bool:
         return answers(self._client, f"http://{LOOPBACK}:{port}/-/ready")
 

@@ -1,0 +1,60 @@
+"""`splitwatt`, also `kubectl splitwatt`: a thin front door. Every room of the house registers its own subcommands by the
+entry point group `splitwatt.commands`; one that cannot be loaded (its extra is not installed) is left out and named."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Final, Protocol
+
+GROUP: Final = "splitwatt.commands"
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+
+
+class Command(Protocol):
+    help: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def load_commands() -> tuple[dict[str, Command], dict[str, str]]:
+    """The commands that are installed, and for each other one the reason it is not."""
+    found: dict[str, Command] = {}
+    missing: dict[str, str] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        try:
+            found[entry.name] = entry.load()
+        except ImportError as error:
+            missing[entry.name] = (
+                f"needs {error.name or error}; install the extra that brings it: pip install 'splitwatt[sim]'"
+            )
+    return found, missing
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code of the command; 2 on a wrong command line, 130 after Ctrl-C."""
+    commands, missing = load_commands()
+    parser = argparse.ArgumentParser(
+        prog="splitwatt", description="Power-aware split prefill/decode serving on Kubernetes."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in missing:
+        parser.error(f"{given[0]} {missing[given[0]]}")
+    args = parser.parse_args(given)
+    try:
+        return commands[args.command].run(args)
+    except KeyboardInterrupt:
+        sys.stderr.write("splitwatt: interrupted\n")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

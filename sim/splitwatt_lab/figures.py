@@ -1,0 +1,172 @@
+"""The numbers and plots of one pass: report.json's rows and the report's pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from splitwatt_lab.run import PassResult, count_row
+
+mpl.use("Agg")
+LEVELS: Final = (50, 90, 99)
+COLORS: Final = {"Prefill": "#c2410c", "Decode": "#1d4ed8", "Unassigned": "#6b7280"}
+WINDOW_S: Final = 5.0
+
+
+def latency_rows(result: PassResult) -> list[dict[str, Any]]:
+    """TTFT, TBT and E2E percentiles (ms, linear interpolation) and tokens served, by cluster."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in result.requests:
+        groups.setdefault(f"{row['namespace']}/{row['cluster']}", []).append(row)
+    rows = []
+    for cluster, requests in sorted(groups.items()):
+        out: dict[str, Any] = {"cluster": cluster, "requests": len(requests)}
+        out["output_tokens"] = sum(r["output"] for r in requests)
+        out["prompt_tokens"] = sum(r["prompt"] for r in requests)
+        for name in ("ttft_ms", "tbt_ms", "e2e_ms"):
+            values = [r[name] for r in requests if r[name] is not None]
+            for level in LEVELS:
+                out[f"{name}_p{level}"] = round(float(np.percentile(values, level)), 1) if values else None
+        rows.append(out)
+    return rows
+
+
+def as_json(result: PassResult) -> dict[str, Any]:
+    """One pass as report.json holds it, without its long series."""
+    tokens = sum(r["output"] for r in result.requests)
+    return {
+        "policy": result.policy,
+        "seconds": round(result.ended_s - result.started_s, 1),
+        "gpus": result.gpus,
+        "budget_violations_s": round(result.violations_s, 3),
+        "budgets": {name: count_row(count) for name, count in sorted(result.counts.items())},
+        "adoption_s": result.adoption_s,
+        "patch_to_enforced_s": None if result.patch_to_enforced_s is None else round(result.patch_to_enforced_s, 3),
+        "gpu_energy_kj": round(result.energy_j / 1000, 1),
+        "output_tokens": tokens,
+        "gpu_joules_per_output_token": round(result.energy_j / tokens, 2) if tokens else None,
+        "clusters": latency_rows(result),
+        "happenings": [{"at_s": round(h.at_s, 2), "what": h.what} for h in result.happenings],
+        "events": result.events,
+        "decisions": result.decisions,
+        "kubectl": result.kubectl_view,
+    }
+
+
+def _png(figure: Figure) -> str:
+    """As a PNG data address: self-contained, and small whatever the number of samples."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _mark(axes: Axes, result: PassResult) -> None:
+    for happening in result.happenings:
+        axes.axvline(happening.at_s, color="#9ca3af", linewidth=0.8, linestyle=":")
+
+
+def power_plot(result: PassResult, budget: str) -> str:
+    """True draw, enforced caps, charge and limit in force over time, in kW at the meter."""
+    samples = [s for s in result.samples if s.budget == budget]
+    t = [s.t_s - result.started_s for s in samples]
+    figure = Figure(figsize=(8.6, 2.9))
+    axes = figure.subplots()
+    axes.step(t, [s.limit_w / 1e3 for s in samples], where="post", color="black", linewidth=1.6, label="limit in force")
+    charges = [d for d in result.decisions if d["budget"] == budget]
+    axes.step(
+        [d["time_s"] - result.started_s for d in charges],
+        [d["charge_w"] / 1e3 for d in charges],
+        where="post",
+        color="#7c3aed",
+        linewidth=1.0,
+        label="charge (ledger)",
+    )
+    axes.plot(t, [s.capped_w / 1e3 for s in samples], color="#ca8a04", linewidth=1.0, label="enforced caps")
+    axes.plot(t, [s.true_w / 1e3 for s in samples], color="#0891b2", linewidth=1.0, label="true draw")
+    _mark(axes, result)
+    axes.set_xlim(min(t, default=0.0), max(t, default=1.0))
+    axes.set_ylabel("kW at the meter")
+    axes.set_title(budget, loc="left", fontsize=10)
+    axes.legend(loc="lower left", fontsize=7, ncols=4, framealpha=0.9)
+    axes.grid(alpha=0.25)
+    return _png(figure)
+
+
+def caps_plot(result: PassResult) -> str:
+    """Mean enforced cap by role over time, watts."""
+    figure = Figure(figsize=(8.6, 2.6))
+    axes = figure.subplots()
+    for role, rows in sorted(result.caps_by_role.items()):
+        t = [at - result.started_s for at, _ in rows]
+        axes.plot(t, [w for _, w in rows], color=COLORS.get(role, "#111827"), linewidth=1.4, label=role)
+    _mark(axes, result)
+    axes.set_ylabel("mean enforced cap, W")
+    axes.set_xlabel("seconds since the first request")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
+    return _png(figure)
+
+
+def latency_plot(result: PassResult, name: str, label: str) -> str:
+    """P50 and P99 by cluster over windows of 5 s, ms."""
+    figure = Figure(figsize=(8.6, 2.6))
+    axes = figure.subplots()
+    clusters = sorted({f"{r['namespace']}/{r['cluster']}" for r in result.requests})
+    for k, cluster in enumerate(clusters):
+        rows = [
+            (r["t_s"] - result.started_s, r[name])
+            for r in result.requests
+            if f"{r['namespace']}/{r['cluster']}" == cluster and r[name] is not None
+        ]
+        if not rows:
+            continue
+        at, values = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+        windows = np.arange(0.0, at.max() + WINDOW_S, WINDOW_S)
+        for level, style in ((50, "-"), (99, "--")):
+            points = [
+                (w, float(np.percentile(values[(at >= w) & (at < w + WINDOW_S)], level)))
+                for w in windows
+                if bool(np.any((at >= w) & (at < w + WINDOW_S)))
+            ]
+            axes.plot(
+                [p[0] for p in points],
+                [p[1] for p in points],
+                style,
+                color=f"C{k}",
+                linewidth=1.2,
+                label=f"{cluster} p{level}",
+            )
+    _mark(axes, result)
+    axes.set_ylabel(f"{label}, ms")
+    axes.legend(fontsize=7, ncols=2)
+    axes.grid(alpha=0.25)
+    return _png(figure)
+
+
+def compare_plot(rows: Sequence[dict[str, Any]]) -> str:
+    """Latency of each cluster under each policy, side by side, ms on a log axis. `rows`: as_json of each pass."""
+    figure = Figure(figsize=(8.6, 2.8))
+    axes_pair = figure.subplots(1, 2)
+    for axes, name, label in zip(axes_pair, ("ttft_ms_p99", "tbt_ms_p99"), ("TTFT p99", "TBT p99"), strict=True):
+        clusters = sorted({c["cluster"] for row in rows for c in row["clusters"]})
+        width = 0.8 / len(rows)
+        for k, row in enumerate(rows):
+            values = {c["cluster"]: c[name] or 0.0 for c in row["clusters"]}
+            axes.bar(
+                [i + k * width for i in range(len(clusters))],
+                [values.get(c, 0.0) for c in clusters],
+                width,
+                label=row["policy"],
+            )
+        axes.set_xticks([i + 0.4 - width / 2 for i in range(len(clusters))], clusters, fontsize=8)
+        axes.set_title(f"{label}, ms", loc="left", fontsize=10)
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.25, axis="y")
+    return _png(figure)

@@ -1,0 +1,262 @@
+"""One pass of the demo: a site, its load, five things that happen to it, and a judge who writes everything down."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from splitwatt_lab import scenario
+from splitwatt_lab.errors import LabError
+from splitwatt_lab.judge import Count, Judge, Sample
+from splitwatt_lab.site import Site, SiteSpec
+from splitwatt_lab.toolbuild import Progress, silent
+
+API: Final = "/apis/splitwatt.io/v1alpha1"
+ADOPTION_S: Final = 60.0
+READY_S: Final = 120.0
+ENFORCED_LOOK_S: Final = 0.02
+ENFORCED_WINDOW_S: Final = 6.0
+"""Longer than the grace of a lowered limit: a cap that fell later than this was late anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that was done to the site, in seconds after the load began."""
+
+    at_s: float
+    what: str
+
+
+@dataclass(slots=True)
+class PassResult:
+    """Everything one pass measured. Times are Unix seconds unless named otherwise."""
+
+    policy: str
+    started_s: float
+    ended_s: float
+    counts: dict[str, Count]
+    samples: list[Sample]
+    decisions: list[dict[str, Any]]
+    requests: list[dict[str, Any]]
+    caps_by_role: dict[str, list[tuple[float, float]]]
+    happenings: list[Happening]
+    events: list[dict[str, Any]]
+    adoption_s: dict[str, float]
+    patch_to_enforced_s: float | None
+    energy_j: float
+    gpus: int
+    kubectl_view: str = ""
+    violations_s: float = 0.0
+
+
+class Watcher(threading.Thread):
+    """Looks at enforced limits 50 times a second and remembers when any of them last fell."""
+
+    def __init__(self, site: Site, nodes: list[str]) -> None:
+        super().__init__(daemon=True)
+        self._twins = [site.twins[node] for node in nodes]
+        self.last_fall_s: float | None = None
+
+    def run(self) -> None:
+        end_s = time.time() + ENFORCED_WINDOW_S
+        before = self._read()
+        while time.time() < end_s:
+            time.sleep(ENFORCED_LOOK_S)
+            now = self._read()
+            if any(a < b for a, b in zip(now, before, strict=True)):
+                self.last_fall_s = time.time()
+            before = now
+
+    def _read(self) -> list[int]:
+        return [gpu.enforced_mw for twin in self._twins for gpu in twin.read_all()]
+
+
+@dataclass(slots=True)
+class Live:
+    """What a view may show while the pass runs. `clock_s` is seconds since the load began, None before."""
+
+    site: Site
+    judge: Judge
+    policy: str
+    timeline: scenario.Timeline
+    clock_s: float | None = None
+    happenings: list[Happening] = field(default_factory=list)
+    stage: str = ""
+
+
+View = Callable[[Live], None]
+"""Called about twice a second from the pass's own thread; must return quickly."""
+
+
+def run_pass(
+    spec: SiteSpec,
+    *,
+    policy: str,
+    minutes: float,
+    directory: Path,
+    view: View,
+    progress: Progress = silent,
+    stage: Callable[[str], None] = lambda _: None,
+) -> PassResult:
+    """Play the demo once. Raises LabError when a part does not come up; violations are counted, not raised."""
+    timeline = scenario.Timeline.of(minutes)
+    with Site(spec, directory, progress=progress, stage=stage) as site:
+        racks = {node.name: node.rack for node in site.node_specs}
+        judge = Judge(
+            twins=site.twins,
+            racks=racks,
+            plant=spec.plant,
+            budgets=lambda: site.get(f"{API}/powerbudgets?resourceVersion=0")["items"],
+        )
+        live = Live(site, judge, policy, timeline)
+        return _Pass(live, view, stage).play()
+
+
+class _Pass:
+    def __init__(self, live: Live, view: View, stage: Callable[[str], None]) -> None:
+        self.live, self.view, self.stage = live, view, stage
+        self.site, self.judge = live.site, live.judge
+        self.patch_s: float | None = None
+        self.watcher: Watcher | None = None
+        self.begun_s = 0.0
+
+    def play(self) -> PassResult:
+        site, spec = self.site, self.site.spec
+        chat, batch = scenario.clusters(spec)
+        self.stage("budgets: adopting every GPU")
+        site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml(scenario.budgets(spec, self.live.policy)))
+        self.judge.start()
+        site.await_("adoption of all budgets", self._adopted, timeout_s=ADOPTION_S)
+        self.stage("InferenceCluster: pods")
+        site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml([*scenario.namespaces([chat, batch]), chat]))
+        site.await_("the first request", self._serving, timeout_s=READY_S)
+        self.begun_s = time.time()
+        self._play_timeline(batch)
+        return self._close()
+
+    # -------------------------------------------------------------------------------------------------------- timeline
+
+    def _play_timeline(self, batch: scenario.Manifest) -> None:
+        t = self.live.timeline
+        victim = self.site.node_specs[-1].name
+        script: list[tuple[float, Callable[[], None]]] = [
+            (t.rise_s, lambda: self._note("load begins to rise to three times its rate")),
+            (t.cut_s, self._cut),
+            (t.second_cluster_s, lambda: self._second(batch)),
+            (t.kill_s, lambda: self._kill(victim)),
+            (t.kill_s + scenario.AGENT_DOWN_S, lambda: self._revive(victim)),
+        ]
+        while (clock_s := time.time() - self.begun_s) < t.end_s:
+            self.live.clock_s = clock_s
+            while script and script[0][0] <= clock_s:
+                script.pop(0)[1]()
+            self._require_running()
+            self.view(self.live)
+            time.sleep(0.5)
+        for _, act in script:
+            act()
+
+    def _require_running(self) -> None:
+        for process in (self.site.operator, self.site.load):
+            if process is not None and not process.running:
+                raise LabError(f"{process.name} ended with code {process.returncode} (log: {process.log})")
+
+    def _note(self, what: str) -> None:
+        self.live.happenings.append(Happening(time.time() - self.begun_s, what))
+
+    def _cut(self) -> None:
+        name = f"rack-{self.site.spec.rack_names[0]}"
+        before_w = self.judge.views[name].limit_w
+        after_w = round(before_w * scenario.CUT_RATIO)
+        nodes = [node.name for node in self.site.node_specs if node.rack == self.site.spec.rack_names[0]]
+        self.watcher = Watcher(self.site, nodes)
+        self.watcher.start()
+        patch = json.dumps({"spec": {"limitWatts": after_w}})
+        # Counted from before the patch is sent: kubectl's own start is part of what a person waits for.
+        self.patch_s = time.time()
+        self.site.kubectl("patch", "pb", name, "--type=merge", "-p", patch)
+        self._note(f"{name}: limit cut from {before_w} W to {after_w} W")
+
+    def _second(self, batch: scenario.Manifest) -> None:
+        self.site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml([batch]))
+        name = f"{batch['metadata']['namespace']}/{batch['metadata']['name']}"
+        self._note(f"a second InferenceCluster arrives: {name}, low priority")
+
+    def _kill(self, node: str) -> None:
+        self.site.kill_agent(node)
+        self._note(f"the agent of {node} is killed with SIGKILL")
+
+    def _revive(self, node: str) -> None:
+        self.site.start_agent(node)
+        self._note(f"the agent of {node} runs again")
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def _adopted(self) -> bool:
+        self.view(self.live)
+        views = self.judge.views
+        return len(views) == self.site.spec.racks + 1 and all(view.adopted for view in views.values())
+
+    def _serving(self) -> bool:
+        self.view(self.live)
+        return self.site.results.is_file() and self.site.results.stat().st_size > 0
+
+    def _close(self) -> PassResult:
+        site, judge = self.site, self.judge
+        ended_s = time.time()
+        seen = site.kubectl("get", "ic,pb,np", "-A").stdout
+        events = site.get("/apis/events.k8s.io/v1/events")["items"]
+        judge.stop()
+        if self.watcher is not None:
+            self.watcher.join()
+        caps = self._caps_by_role(ended_s)
+        assert site.load is not None
+        site.load.stop()
+        decisions = judge.charge_from(site.decision_log)
+        fall_s = self.watcher.last_fall_s if self.watcher is not None else None
+        return PassResult(
+            policy=self.live.policy,
+            started_s=self.begun_s,
+            ended_s=ended_s,
+            counts=judge.counts,
+            samples=judge.samples,
+            decisions=decisions,
+            requests=[json.loads(line) for line in site.results.read_text().splitlines()],
+            caps_by_role=caps,
+            happenings=self.live.happenings,
+            events=[_event(e) for e in events if e.get("reportingController", "").startswith("splitwatt")],
+            adoption_s={n: v.status["adoptionMilliseconds"] / 1000 for n, v in judge.views.items() if v.adopted},
+            patch_to_enforced_s=None if fall_s is None or self.patch_s is None else fall_s - self.patch_s,
+            energy_j=judge.energy_j,
+            gpus=sum(node.gpus for node in site.node_specs),
+            kubectl_view=seen,
+            violations_s=judge.violations_s(),
+        )
+
+    def _caps_by_role(self, ended_s: float) -> dict[str, list[tuple[float, float]]]:
+        """Mean enforced cap in watts by role, once a second, as Prometheus scraped it."""
+        answer = self.site.prometheus.query_range(
+            "avg by (role) (splitwatt_gpu_enforced_cap_watts)", self.begun_s, ended_s, step_s=1.0
+        )
+        return {labels.get("role", "?"): rows for labels, rows in answer}
+
+
+def _event(raw: Mapping[str, Any]) -> dict[str, Any]:
+    about = raw.get("regarding", {})
+    return {
+        "time": raw.get("eventTime") or raw.get("deprecatedLastTimestamp") or raw["metadata"]["creationTimestamp"],
+        "about": f"{about.get('kind', '')}/{about.get('name', '')}",
+        "type": raw.get("type", ""),
+        "reason": raw.get("reason", ""),
+        "message": raw.get("note", ""),
+    }
+
+
+def count_row(count: Count) -> dict[str, float]:
+    """The counters as JSON, units in the names."""
+    return {name: (0.0 if value == float("-inf") else round(value, 3)) for name, value in asdict(count).items()}
