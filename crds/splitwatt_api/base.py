@@ -91,7 +91,7 @@ class Wire(BaseModel):
     def from_wire(cls, raw: Mapping[str, Any], *, lenient: bool = False) -> Self:
         """Parse. `lenient` drops unknown fields: for objects that the API server has accepted, whose schema may be newer
         than this reader. Raises pydantic.ValidationError."""
-        return cls.model_validate(raw, extra="ignore" if lenient else "forbid")
+        return cls.model_validate(raw, extra="ignore") if lenient else cls.model_validate(raw)
 
     def to_wire(self) -> dict[str, Any]:
         """JSON-ready; fields that are None are absent, as Kubernetes has it."""

@@ -1,0 +1,196 @@
+"""Every bad object is refused by the real API server with a sentence that says what to change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import pytest
+from splitwatt_lab.controlplane import ControlPlane
+
+API = "/apis/splitwatt.io/v1alpha1"
+PATHS = {
+    "PowerBudget": f"{API}/powerbudgets",
+    "NodePower": f"{API}/nodepowers",
+    "PowerProfile": f"{API}/powerprofiles",
+    "InferenceCluster": f"{API}/namespaces/default/inferenceclusters",
+}
+GONE = object()
+
+ROOT = {"limitWatts": 50_000, "mode": "Strict", "policy": {"type": "PhaseAware"}, "reserveWatts": 2_400}
+LEAF = {
+    "limitWatts": 26_000,
+    "parent": "row-a",
+    "nodeSelector": {"matchLabels": {"splitwatt.io/rack": "a1"}},
+    "nonGpuWattsPerNode": 2_800,
+    "unmanagedWattsPerNode": 10_200,
+    "overheadPercent": 4,
+    "meter": {"selector": 'rack_power_watts{rack="a1"}'},
+}
+CLUSTER = {
+    "model": {"name": "llama"},
+    "engine": {"type": "VLLM"},
+    "prefill": {"replicas": 1, "gpusPerReplica": 8},
+    "decode": {"replicas": 1, "gpusPerReplica": 8},
+}
+GRANT = {"uuid": "GPU-1", "grant": 4_000_000_001, "capWatts": 400, "safeCapWatts": 350, "chargeWatts": 700}
+NODE = {"term": 4, "forUID": "u", "budgets": ["rack-a1"], "gpus": [GRANT]}
+PROFILE = {
+    "productNames": ["NVIDIA X"],
+    "idleWatts": 70,
+    "minCapWatts": 200,
+    "defaultCapWatts": 700,
+    "minClockMegahertz": 300,
+    "maxClockMegahertz": 2000,
+    "phases": [
+        {
+            "phase": "Decode",
+            "naturalDrawWatts": 380,
+            "cliffWatts": 350,
+            "latencyCurve": [{"capWatts": 200, "factorPermille": 3000}, {"capWatts": 380, "factorPermille": 1000}],
+        }
+    ],
+}
+BASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "root": ("PowerBudget", ROOT),
+    "leaf": ("PowerBudget", LEAF),
+    "cluster": ("InferenceCluster", CLUSTER),
+    "node": ("NodePower", NODE),
+    "profile": ("PowerProfile", PROFILE),
+}
+
+
+def manifest(base: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A valid object with fields changed by path: "meter.selector", "gpus.0.capWatts"; GONE removes."""
+    kind, spec = BASES[base]
+    spec = copy.deepcopy(dict(spec))
+    for path, value in changes.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        target: Any = spec
+        for part in parents:
+            target = target[part] if isinstance(part, int) else target.setdefault(part, {})
+        if value is GONE:
+            del target[last]
+        else:
+            target[last] = value
+    return {"apiVersion": "splitwatt.io/v1alpha1", "kind": kind, "metadata": {"name": "it"}, "spec": spec}
+
+
+Ask = Callable[[dict[str, Any]], httpx.Response]
+
+
+@pytest.fixture
+def ask(crds: ControlPlane) -> Ask:
+    """POST as kubectl does: unknown fields are errors. Nothing is stored."""
+    query = {"dryRun": "All", "fieldValidation": "Strict"}
+    return lambda body: crds.http.post(PATHS[body["kind"]], json=body, params=query)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_plain_object_is_taken(ask: Ask, base: str) -> None:
+    answer = ask(manifest(base, {}))
+    assert answer.status_code == 201, answer.text
+
+
+CASES = [
+    # Budgets: watts.
+    ("root", {"limitWatts": 0}, "spec.limitWatts in body should be greater than or equal to 1"),
+    ("root", {"limitWatts": -5}, "spec.limitWatts in body should be greater than or equal to 1"),
+    ("root", {"limitWatts": 10**12}, "spec.limitWatts in body should be less than or equal to 1000000000"),
+    ("root", {"limitWatts": 50.5}, 'spec.limitWatts: Invalid value: "float64": spec.limitWatts in body must be'),
+    ("root", {"limitWatts": "50kW"}, 'spec.limitWatts in body must be of type integer: "string"'),
+    ("root", {"limitWatts": GONE}, "spec.limitWatts: Required value"),
+    ("root", {"limitWats": 50_000}, 'unknown field "spec.limitWats"'),
+    ("root", {"reserveWatts": 50_000}, "reserveWatts must be below limitWatts"),
+    ("leaf", {"nonGpuWattsPerNode": -1}, "should be greater than or equal to 0"),
+    ("leaf", {"overheadPercent": 101}, "should be less than or equal to 100"),
+    # Budgets: where a field belongs.
+    ("leaf", {"mode": "Strict"}, "mode is set once per tree, at the root: remove mode here, or remove parent"),
+    ("leaf", {"policy.type": "Uniform"}, "policy is set once per tree, at the root"),
+    ("leaf", {"parent": "it"}, "a budget cannot be its own parent: name the budget above it, or remove parent"),
+    ("leaf", {"parent": "Row A"}, "spec.parent in body should match"),
+    ("leaf", {"unmanagedWattsPerNode": GONE}, "must say unmanagedWattsPerNode"),
+    ("leaf", {"nodeSelector": {}}, "a nodeSelector must name at least one label"),
+    ("leaf", {"nodeSelector": GONE}, "nonGpuWattsPerNode counts per selected node: set nodeSelector"),
+    ("root", {"overheadPercent": 4}, "overheadPercent counts per selected node"),
+    ("root", {"unmanagedWattsPerNode": 4}, "unmanagedWattsPerNode counts per selected node"),
+    (
+        "leaf",
+        {"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}},
+        "In and NotIn need at least one value",
+    ),
+    # Budgets: words.
+    ("root", {"mode": "Oversubscribed"}, "mode must be Observe or Strict (Oversubscribed comes later), not 'Oversubscribed'"),
+    ("root", {"mode": "strict"}, "mode must be Observe or Strict"),
+    ("root", {"policy.type": "Polca"}, "policy.type must be Uniform or PhaseAware (Polca comes later), not 'Polca'"),
+    ("root", {"policy.unassignedGpus": "Off"}, 'supported values: "Minimum", "Hold"'),
+    ("root", {"policy.safeCapWatts": 0}, "spec.policy.safeCapWatts in body should be greater than or equal to 1"),
+    # Budgets: the meter.
+    ("leaf", {"meter.selector": "sum(rack_power_watts)"}, "meter.selector must be a plain vector selector like"),
+    ("leaf", {"meter.selector": "rack_power_watts[5m]"}, "remove functions, aggregations, operators, ranges and offsets"),
+    ("leaf", {"meter.selector": "rack_power_watts offset 5m"}, "meter.selector must be a plain vector selector"),
+    ("leaf", {"meter.selector": "rack_power_watts{rack="}, "meter.selector must be a plain vector selector"),
+    ("leaf", {"meter.expectedSeries": 0}, "spec.meter.expectedSeries in body should be greater than or equal to 1"),
+    ("leaf", {"meter.aggregate": "Max"}, 'supported values: "Sum"'),
+    # Clusters.
+    ("cluster", {"engine.type": "SGLang"}, "engine.type must be VLLM or Emulated (SGLang comes later), not 'SGLang'"),
+    ("cluster", {"mixed": {"replicas": 1}}, 'unknown field "spec.mixed"'),
+    ("cluster", {"priority": "Urgent"}, "priority must be High, Low, or a whole number from -1000 to 1000"),
+    ("cluster", {"priority": 5000}, "priority must be High, Low, or a whole number from -1000 to 1000"),
+    ("cluster", {"decode.replicas": -1}, "spec.decode.replicas in body should be greater than or equal to 0"),
+    ("cluster", {"decode.gpusPerReplica": 0}, "spec.decode.gpusPerReplica in body should be greater than or equal to 1"),
+    ("cluster", {"decode.gpusPerReplica": 17}, "spec.decode.gpusPerReplica in body should be less than or equal to 16"),
+    ("cluster", {"decode.powerCeilingWatts": -1}, "should be greater than or equal to 1"),
+    ("cluster", {"decode": GONE}, "spec.decode: Required value"),
+    ("cluster", {"model": GONE}, "spec.model: Required value"),
+    ("cluster", {"slo.ttftP99Milliseconds": 0}, "should be greater than or equal to 1"),
+    ("cluster", {"decode.template.spce": {}}, 'unknown field "spec.decode.template.spce"'),
+    ("cluster", {"engine.args": ["x"] * 65}, "must have at most 64 items"),
+    # The contract.
+    ("node", {"gpus.0.capWatts": 800}, "chargeWatts must be at least capWatts"),
+    ("node", {"gpus.0.safeCapWatts": 800}, "safeCapWatts must be at most chargeWatts"),
+    ("node", {"gpus.0.grant": 2**53 + 10**9}, "should be less than or equal to"),
+    ("node", {"gpus": [GRANT, GRANT]}, "Duplicate value"),
+    ("node", {"gpus": [{**GRANT, "uuid": f"GPU-{i}"} for i in range(17)]}, "must have at most 16 items"),
+    ("node", {"term": -1}, "spec.term in body should be greater than or equal to 0"),
+    # Profiles.
+    ("profile", {"minCapWatts": 800}, "minCapWatts must be at most defaultCapWatts"),
+    ("profile", {"minClockMegahertz": 3000}, "minClockMegahertz must be at most maxClockMegahertz"),
+    ("profile", {"idleWatts": 390}, "idleWatts must be below the naturalDrawWatts of every phase"),
+    ("profile", {"phases.0.cliffWatts": 390}, "cliffWatts must be at most naturalDrawWatts"),
+    ("profile", {"phases.0.latencyCurve.0.capWatts": 390}, "latencyCurve must list its points by rising capWatts"),
+    ("profile", {"phases.0.latencyCurve.1.factorPermille": 4000}, "factorPermille must not rise with the cap"),
+    ("profile", {"phases.0.latencyCurve.1.capWatts": 400}, "at or below naturalDrawWatts"),
+    (
+        "profile",
+        {"phases.0.loadCurve": [{"amount": 2, "loadPermille": 900}, {"amount": 1, "loadPermille": 950}]},
+        "loadCurve must list its points by rising amount",
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "changes", "sentence"), CASES, ids=lambda value: str(value)[:60])
+def test_a_bad_object_gets_its_sentence(ask: Ask, base: str, changes: Mapping[str, Any], sentence: str) -> None:
+    answer = ask(manifest(base, changes))
+    assert answer.status_code in (400, 422), answer.text
+    assert sentence in answer.json()["message"]
+
+
+@pytest.mark.parametrize("selector", ["rack_power_watts", "pdu:power{a='x',b=~\"1|2\",}", r'p{n="quote \" and }"}'])
+def test_a_plain_selector_is_taken(ask: Ask, selector: str) -> None:
+    answer = ask(manifest("leaf", {"meter.selector": selector}))
+    assert answer.status_code == 201, answer.text
+
+
+@pytest.mark.parametrize("priority", ["High", "Low", 7, -1000])
+def test_a_priority_is_a_word_or_a_class(ask: Ask, priority: object) -> None:
+    answer = ask(manifest("cluster", {"priority": priority}))
+    assert answer.json()["spec"]["priority"] == priority
+
+
+def test_a_pod_template_is_free_inside_its_frame(ask: Ask) -> None:
+    spec = {"tolerations": [{"operator": "Exists"}], "containers": [{"name": "engine", "env": [{"name": "A", "value": "b"}]}]}
+    answer = ask(manifest("cluster", {"decode.template.spec": spec}))
+    assert answer.json()["spec"]["decode"]["template"]["spec"] == spec
