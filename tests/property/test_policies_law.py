@@ -250,7 +250,7 @@ def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None
                 if theirs == mine:
                     lo = gpus.min_w[j] if floor_j else gpus.cliff_w[j]
                     hi = gpus.cliff_w[j] if floor_j else gpus.natural_w[j]
-                    if (min(cap_w[j], hi) - lo) / (hi - lo) > share + 1e-9:
+                    if min(cap_w[j], hi) - lo > (share + 1e-9) * (hi - lo):
                         return False
             return True
 
