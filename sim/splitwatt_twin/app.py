@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
-from splitwatt_client import ApiError, Changed, Connection, Deleted, Interrupted, Synced, watch
+from splitwatt_client import ApiError, Changed, Connection, Deleted, Interrupted, Rejected, Synced, watch
 from splitwatt_client.resources import INFERENCE_CLUSTERS, PODS
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.render_spec import PRIORITY_HIGH
@@ -48,6 +48,8 @@ SENSE_S: Final = 0.1
 """Caps are read and meters sampled this often."""
 FLUSH_S: Final = 1.0
 LATE_WINDOW_S: Final = 10.0
+LOOKUP_TRIES: Final = 5
+LOOKUP_PAUSE_S: Final = 1.0
 
 
 class Twin:
@@ -189,15 +191,20 @@ class Twin:
                     log.warning("pods as last seen are kept: %s", failure)
 
     async def _look_up_share(self, connection: Connection, key: ClusterKey) -> None:
-        """A cluster that the configuration does not name: its priority decides."""
+        """A cluster that the configuration does not name: its priority decides. No answer at all means the full rate."""
         share = FULL_SHARE
-        try:
-            found = await connection.get(INFERENCE_CLUSTERS, key.name, namespace=key.namespace)
-            priority = ((found or {}).get("spec") or {}).get("priority", "High")
-            if priority == "Low" or (isinstance(priority, int) and priority < PRIORITY_HIGH):
-                share = LOW_PRIORITY_SHARE
-        except ApiError as error:
-            log.warning("cannot read the priority of cluster %s (%s); it gets the full rate", key, error)
+        for attempt in range(1, LOOKUP_TRIES + 1):
+            try:
+                found = await connection.get(INFERENCE_CLUSTERS, key.name, namespace=key.namespace)
+                priority = ((found or {}).get("spec") or {}).get("priority", "High")
+                if priority == "Low" or (isinstance(priority, int) and priority < PRIORITY_HIGH):
+                    share = LOW_PRIORITY_SHARE
+                break
+            except ApiError as error:
+                if isinstance(error, Rejected) or attempt == LOOKUP_TRIES:
+                    log.warning("cannot read the priority of cluster %s (%s); it gets the full rate", key, error)
+                    break
+                await asyncio.sleep(LOOKUP_PAUSE_S)
         self._load.set_share(key, share)
 
     # ------------------------------------------------------------------------------------------------------- metrics

@@ -24,6 +24,7 @@ from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
+from splitwatt_nvml_twin.plant import RackPlant
 
 PATIENCE_S = 60.0
 
@@ -168,10 +169,10 @@ async def test_pods_are_served_moved_and_let_go(lab: Lab) -> None:
     assert sorted(halves) == sorted(uuids[1]) and set(halves.values()) == {"chat-decode-0", "chat-decode-1"}
     assert len({halves[uuid] for uuid in uuids[1][:4]}) == 1, "a group is the lowest free GPUs"
 
-    # The meter is above what the GPUs draw, by losses and non-GPU watts.
+    # The meter is above what the GPUs draw, by losses and non-GPU watts: between all idle and all at their limit.
     wait_for("the meter shows", lambda: lab.total("rack_power_watts", rack="t1") > 0)
-    gpu_w = sum(sum(twin.read_power_w()) for twin in lab.twins)
-    assert gpu_w + 4000 < lab.total("rack_power_watts", rack="t1") < 2 * gpu_w + 12_000
+    idle_w, most_w = (RackPlant().true_w([8 * gpu_w] * 2) for gpu_w in (H100_SXM.idle_w, 770.0))
+    assert idle_w * 1.05 < lab.total("rack_power_watts", rack="t1") < most_w
 
     # A replica is deleted: its GPUs come free, its requests go elsewhere, its series end.
     lab.plane.kubectl("delete", "pod", "chat-decode-0", "-n", lab.namespace, "--wait=true")
@@ -242,3 +243,20 @@ def test_bad_input_ends_with_one_sentence_before_anything_starts(tmp_path: Path)
             sentence = _fails(tmp_path, {**raw, "listen": f"127.0.0.1:{port}"})
             assert str(port) in sentence and "Traceback" not in sentence
         assert not Path(socket_path).exists()
+
+
+def test_a_low_priority_cluster_gets_half_the_rate(lab: Lab, crds: ControlPlane) -> None:
+    role = {"replicas": 1, "gpusPerReplica": 8}
+    manifest = {
+        "apiVersion": "splitwatt.io/v1alpha1", "kind": "InferenceCluster",
+        "metadata": {"name": "chat", "namespace": lab.namespace},
+        "spec": {
+            "model": {"name": "meta-llama/Llama-3.1-70B-Instruct"}, "engine": {"type": "Emulated"}, "priority": "Low",
+            "prefill": role, "decode": role,
+        },
+    }  # fmt: skip
+    crds.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+    lab.start()
+    lab.pod("chat-prefill-0", "prefill", node=0, gpus=8)
+    lab.pod("chat-decode-0", "decode", node=1, gpus=8)
+    wait_for("the load begins", lambda: f"cluster {lab.namespace}/chat is served: 4.00 requests/s" in lab.log)
