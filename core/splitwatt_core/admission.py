@@ -38,23 +38,22 @@ from splitwatt_core.admission_snapshot import (
 )
 from splitwatt_core.render_spec import Role
 
-PAIR_RANK: Final = 0
-EXTRA_RANK: Final = 1
+PAIR_LAG: Final = 0.0
+"""A missing role lags more than any role that has a replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Pods that are admitted together."""
+    """Pods that are admitted together. `lag`: the share of its role's replicas that are admitted already."""
 
     want: ClusterWant
-    rank: int
     lag: float
     pods: tuple[PodNeed, ...]
 
     @property
     def order(self) -> tuple[object, ...]:
         first = self.pods[0]
-        return (-self.want.priority, self.rank, self.lag, first.created_s, self.want.cluster, first.role, first.pod)
+        return (-self.want.priority, self.lag, first.created_s, self.want.cluster, first.role, first.pod)
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -74,7 +73,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     hopeless: set[tuple[Name, object]] = set()
     for unit in units:
         cluster = unit.want.cluster
-        if unit.rank == EXTRA_RANK and not _wanted(unit.want) <= standing.get(cluster, set()):
+        if unit.lag > PAIR_LAG and not _wanted(unit.want) <= standing.get(cluster, set()):
             continue  # its first pair waits; that verdict stands
         kind = (cluster, house.kind_of(unit.pods[0]).key)
         if kind in hopeless:
@@ -134,12 +133,12 @@ def _units(
             )
             continue
         if missing:
-            units.append(_Unit(want, PAIR_RANK, 0.0, tuple(queues[role].pop(0) for role in missing)))
+            units.append(_Unit(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
         for role, queue in queues.items():
             admitted = past.get((want.cluster, role), 0) + (1 if role in missing else 0)
             replicas = want.replicas.get(role, 0)
             for ordinal, need in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
-                units.append(_Unit(want, EXTRA_RANK, ordinal / replicas, (need,)))
+                units.append(_Unit(want, ordinal / replicas, (need,)))
     return sorted(units, key=lambda unit: unit.order), verdicts
 
 

@@ -372,3 +372,23 @@ def test_the_gpus_of_an_admitted_pod_are_taken_before_the_scheduler_binds_it() -
     plan = plan_admission(replace(house, held=(ghost,)))
     assert plan.admissions == ()
     assert plan.verdicts[CHAT].reason == "InsufficientGPUs"
+
+
+def test_the_dearest_node_that_the_scheduler_may_pick_is_reserved() -> None:
+    house = rack(2800 + 1199, nodes=0)
+    nodes = (
+        NodeRoom("cheap", "rack", {"rack": "a"}, 8, 8, "a100", IDLE_W["a100"], 1.0),
+        NodeRoom("dear", "rack", {"rack": "a"}, 8, 8, "h100", IDLE_W["h100"], 1.0),
+    )
+    plan = plan_admission(replace(house, nodes=nodes))
+    assert [a.reserve_w for a in plan.admissions] == [8 * (450 - 200), 8 * (350 - 200)]
+
+
+def test_roles_grow_in_the_ratio_that_was_asked_for() -> None:
+    house = rack(1e6, nodes=16)
+    waiting = [pod(CHAT, role, i, gpus=8, pool=None) for role, n in ((Role.PREFILL, 3), (Role.DECODE, 6)) for i in range(n)]
+    house = replace(
+        house, clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 3, Role.DECODE: 6}),), waiting=tuple(waiting)
+    )
+    roles = "".join(a.need.role.value[0] for a in plan_admission(house).admissions)
+    assert roles == "pdddpddpd", "the first pair, then whoever lags most; of equals decode"
