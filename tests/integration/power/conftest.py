@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,8 @@ from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import Process, ProcessGroup
 from splitwatt_lab.prometheus import Prometheus
+from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
+from splitwatt_nvml_twin.models import H100_SXM, GpuModel
 
 PATIENCE_S = 90.0
 """The machine is shared: this bounds a hang, it does not measure anything."""
@@ -102,7 +105,9 @@ class Datacenter:
     namespace: str
     rack: str
     directory: Path
+    twins: dict[str, NodeTwin] = field(default_factory=dict)
     _nodes: list[str] = field(default_factory=list)
+    _agents: dict[str, str] = field(default_factory=dict)
     _operators: int = 0
 
     def eventually(self, what: str, probe: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
@@ -145,6 +150,72 @@ class Datacenter:
         nodes.create(self.plane, made)
         return made
 
+    def add_gpu_nodes(self, *names: str, gpus: int = 4, model: GpuModel = H100_SXM) -> list[NodeTwin]:
+        """Nodes with simulated GPUs, each with a real agent that Prometheus scrapes."""
+        made = []
+        for node in self.add_nodes(*names, gpus=gpus):
+            folder = self.directory / node.name
+            folder.mkdir()
+            (folder / "boot_id").write_text(node.boot_id)
+            state = folder / "gpus"
+            twin = NodeTwin.create(state, gpus=[model] * gpus, boot_id=node.boot_id, node_name=node.name)
+            self.twins[node.name] = twin
+            made.append(twin)
+            self._start_agent(node.name, folder, state)
+        self.prometheus.set_targets("agent", {address: {} for address in self._agents.values()})
+        return made
+
+    def _start_agent(self, node: str, folder: Path, state: Path) -> None:
+        self._agents[node] = address = f"127.0.0.1:{free_port()}"
+        agent = self.group.start(
+            f"agent-{node}",
+            [
+                *(sys.executable, "-m", "splitwatt_agent", "--node-name", node, "--listen", address),
+                *("--state-dir", str(folder / "state"), "--boot-id-file", str(folder / "boot_id")),
+                *("--pod-resources", "", "--kubeconfig", str(self.plane.kubeconfig)),
+            ],
+            env=environment(state),
+        )
+
+        def answers() -> bool:
+            try:
+                return httpx.get(f"http://{address}/metrics", timeout=2.0).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        agent.await_ready(answers, timeout_s=PATIENCE_S)
+
+    def load(self, watts_per_gpu: float) -> None:
+        for twin in self.twins.values():
+            twin.set_demands({gpu: Demand(watts_per_gpu) for gpu in range(twin.gpu_count)})
+
+    def caps_w(self) -> list[float]:
+        """The management limits as they truly are, whoever believes what."""
+        return [gpu.management_mw / 1000 for twin in self.twins.values() for gpu in twin.read_all()]
+
+    def true_power_w(self) -> float:
+        """What really flows at the meter: losses and non-GPU watts a bit below the declared ones."""
+        gpu_w = sum(sum(twin.read_power_w()) for twin in self.twins.values())
+        return 1.03 * gpu_w + 1800.0 * len(self.twins)
+
+    @contextmanager
+    def metered(self) -> Iterator[None]:
+        """The rack's meter follows the truth."""
+        ending = threading.Event()
+
+        def follow() -> None:
+            while not ending.wait(0.2):
+                self.meter.watts[self.rack] = self.true_power_w()
+
+        self.meter.watts[self.rack] = self.true_power_w()
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join()
+
     def name(self, short: str) -> str:
         """Cluster-scoped names must not meet those of another test."""
         return f"{self.rack}-{short}"
@@ -166,6 +237,10 @@ class Datacenter:
         }
         self.plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
         return self.name(short)
+
+    def budget_limit(self, budget: str, limit_w: int) -> None:
+        """As a person on call would: kubectl patch."""
+        self.plane.kubectl("patch", "pb", budget, "--type=merge", "-p", json.dumps({"spec": {"limitWatts": limit_w}}))
 
     def get(self, path: str) -> dict[str, Any] | None:
         response = self.plane.http.get(path)
@@ -228,5 +303,7 @@ def datacenter(crds: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[D
             yield lab
         finally:
             group.close()
+            for twin in lab.twins.values():
+                twin.close()
             lab.clear()
             meter.close()
