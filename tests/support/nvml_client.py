@@ -91,9 +91,11 @@ class NvmlClient:
             self.ask(f"n.nvmlDeviceGetEnforcedPowerLimit(gpu({gpu}))"),
         )
 
-    def kill(self) -> None:
+    def kill(self, *, reap: bool = True) -> None:
+        """Without `reap` a zombie stays behind, as when the parent does not look."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        if reap:
+            self.process.wait()
 
     def close(self) -> None:
         if self.process.poll() is None:
