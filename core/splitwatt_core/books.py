@@ -86,8 +86,11 @@ class Book:
     def advance(self, now_s: float) -> None:
         self.limit = self.limit.at(now_s)
 
-    def judge(self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool) -> list[Note]:
-        """Settle this step's measurement, correction, adoption and posture."""
+    def judge(
+        self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool, below_w: float | None
+    ) -> list[Note]:
+        """Settle this step's measurement, correction, adoption and posture. `below_w`: what the children measured together
+        with this budget's own fixed watts, None at a leaf or when a child measured nothing."""
         notes: list[Note] = []
         reading = self.fresh_reading(spec, now_s)
         self.fallback = reading is None
@@ -96,6 +99,8 @@ class Book:
             self.correction = self.correction.observe(
                 measured_w=reading.power_w, modelled_w=survey.modelled_w, limit_w=self.limit.in_force_w, now_s=now_s
             )
+        elif below_w is not None:
+            self.measured_w = below_w
         else:
             self.measured_w = survey.modelled_w if survey.silent == 0 else None
         if adopted and not self.adopted:

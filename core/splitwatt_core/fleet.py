@@ -115,7 +115,9 @@ def build_fleet(
             can = steerable(account, node, now_s)
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
-            rows.append((b, groups.setdefault(key, len(groups)), *_row(account, phase, wants, leaf, can), can, trusted and account.acked > NO_GRANT))
+            place = (b, groups.setdefault(key, len(groups)))
+            acknowledged = trusted and account.acked > NO_GRANT
+            rows.append((*place, *_row(account, phase, wants, leaf, can), can, acknowledged))
             accounts.append(account)
             owner.append(node)
             phases.append(phase)

@@ -226,9 +226,7 @@ class Keeper:
         surveys = self._survey(fleet, placements, now_s)
         charged_w = np.array([survey.charged_w for survey in surveys])
         target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
-        for name, survey in zip(fleet.names, surveys, strict=True):
-            adopted = survey.unadopted == 0
-            notes.extend(self.books[name].judge(self.budgets[name], survey, now_s, adopted=adopted))
+        notes.extend(self._judge(fleet, surveys, now_s))
         allowance_w = target_w - self._reserves(fleet) - self._corrections(fleet) - fleet.rest_w
         decided = self._decide(fleet, allowance_w, now_s)
         frozen = self._frozen(fleet, placements, surveys, now_s)
@@ -297,6 +295,24 @@ class Keeper:
             Survey(float(charged_w[b]), float(modelled_w[b]), int(silent[b]), int(unadopted[b]))
             for b in range(len(index))
         )
+
+    def _judge(self, fleet: Fleet, surveys: Sequence[Survey], now_s: float) -> list[Note]:
+        """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
+        notes: list[Note] = []
+        below_w: dict[str, float | None] = {}
+        for b in range(len(fleet.names) - 1, -1, -1):
+            name = fleet.names[b]
+            spec, book = self.budgets[name], self.books[name]
+            adopted = surveys[b].unadopted == 0 and int(fleet.nodes[b]) > 0
+            children_w = below_w.get(name)
+            own_w = None if children_w is None else children_w + spec.fixed_w
+            notes.extend(book.judge(spec, surveys[b], now_s, adopted=adopted, below_w=own_w))
+            up = self._tree.parent[name]
+            if up is not None:
+                so_far = below_w.get(up, 0.0)
+                known = so_far is not None and book.measured_w is not None
+                below_w[up] = so_far + book.measured_w if known else None  # type: ignore[operator]
+        return notes
 
     def _adopted(self, p: Placement, now_s: float) -> bool:
         """Every GPU acknowledged, or found incapable and charged its default limit (I1)."""

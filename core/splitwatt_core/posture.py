@@ -64,20 +64,30 @@ def step_posture(state: PostureState, *, ratio: float | None, adopted: bool, now
 
 UNDER_DECLARED_MIN_RATIO: Final = 0.01
 """Smaller gaps between meter and model are sensor noise, as a share of the limit."""
+CORRECTION_WINDOW_S: Final = 5.0
+"""Meter and agents are sampled at different moments, so a step in load shows as a gap for a second or two. Only a gap that
+lasts this long tells of watts nobody declared."""
 CORRECTION_HOLD_S: Final = 60.0
+MAX_GAPS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
     """Watts that the meter shows above the model (agents' GPU watts with losses + declared non-GPU + fixed). They lessen
-    what GPUs may have; the largest gap of the last `CORRECTION_HOLD_S` counts, so caps do not follow noise."""
+    what GPUs may have. `power_w` is the largest lasting gap of the last `CORRECTION_HOLD_S`, so caps do not follow noise;
+    a gap lasts when it is the smallest of a full `CORRECTION_WINDOW_S`."""
 
     power_w: float = 0.0
     seen_s: float = float("-inf")
+    gaps: tuple[tuple[float, float], ...] = ()
 
     def observe(self, *, measured_w: float, modelled_w: float, limit_w: float, now_s: float) -> Correction:
         gap_w = measured_w - modelled_w
         gap_w = gap_w if gap_w > UNDER_DECLARED_MIN_RATIO * limit_w else 0.0
-        if gap_w >= self.power_w or now_s - self.seen_s > CORRECTION_HOLD_S:
-            return Correction(max(gap_w, 0.0), now_s)
-        return self
+        kept = [g for g in self.gaps if now_s - g[0] <= CORRECTION_WINDOW_S][-MAX_GAPS + 1 :]
+        full = bool(self.gaps) and now_s - self.gaps[0][0] >= CORRECTION_WINDOW_S
+        gaps = (*kept, (now_s, gap_w))
+        lasting_w = min(g for _, g in gaps) if full else 0.0
+        if lasting_w >= self.power_w or now_s - self.seen_s > CORRECTION_HOLD_S:
+            return Correction(lasting_w, now_s, gaps)
+        return replace(self, gaps=gaps)

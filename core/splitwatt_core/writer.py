@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from splitwatt_core.budgets import BudgetSpec
-from splitwatt_core.contract import NO_GRANT, Grant, Mode, Phase, Spec
+from splitwatt_core.contract import NO_GRANT, Grant, Health, Mode, Phase, Spec
 from splitwatt_core.ledger import GpuAccount
 from splitwatt_core.roster import DROPPED, Placement
 
@@ -49,20 +49,24 @@ def compose(
     held = frozenset(old.gpus) if old is not None else frozenset()
     moved = any(since == NO_GRANT for since in moves.values())
     grants = []
+    limit_w = 0
     for wish in wishes:
         row = wish.account.row
         if root.mode is Mode.OBSERVE or wish.cap_w <= 0:
             if row is not None and row in held:
                 grants.append(row)  # Observe grants nothing, and takes nothing back
+            limit_w += wish.account.charge_w
             continue
         grants.append(_line(wish, held, number=number, safe_cap_w=root.safe_cap_w, moved=moved))
+        # What a sick GPU may draw is charged already, and its rack's neighbours pay for it: the guard need not cut again.
+        limit_w += wish.cap_w if wish.account.health is Health.OK else max(wish.cap_w, wish.account.charge_w)
     if moved:
         moves.update({leaf: number for leaf, since in moves.items() if since == NO_GRANT})
     return Spec(
         term=term,
         for_uid=p.node.object.uid,
         mode=root.mode,
-        node_limit_w=sum(g.cap_w for g in grants) or None,
+        node_limit_w=limit_w if grants and root.mode is not Mode.OBSERVE else None,
         budgets=tuple(leaf for leaf in p.leaves if moves.get(leaf) != DROPPED),
         gpus=tuple(grants),
     )
