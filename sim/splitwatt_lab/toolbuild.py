@@ -38,6 +38,7 @@ from splitwatt_lab.toolchain import (
 
 _TICK_S: Final = 1.0
 _ERROR_LINES: Final = 3
+_SCRATCH: Final = ".build-"
 KWOK_MODULE: Final = "sigs.k8s.io/kwok"
 
 
@@ -75,6 +76,8 @@ def _build_all(missing: Sequence[Tool], progress: Progress) -> dict[str, Path]:
     go = _require_go([tool.name for tool in missing])
     built: dict[str, Path] = {}
     with _locked(progress):
+        for leftover in tools_directory().glob(f"{_SCRATCH}*"):  # of a build that was killed: the lock is ours now
+            shutil.rmtree(leftover, ignore_errors=True)
         for number, tool in enumerate(missing, start=1):
             target = tools_directory() / tool.name
             if not target.exists():  # another process may have built it while this one waited for the lock
@@ -85,7 +88,7 @@ def _build_all(missing: Sequence[Tool], progress: Progress) -> dict[str, Path]:
 
 def _build(go: str, tool: Tool, target: Path, progress: Progress, *, number: int, total: int) -> None:
     started_s = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{tool.name}-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_SCRATCH) as scratch:
         output = Path(scratch) / tool.name
         with (Path(scratch) / "log").open("w+") as log:
             process = subprocess.Popen(

@@ -166,7 +166,9 @@ def test_an_interrupted_build_leaves_no_half_program_and_goes_on_later(fake_go: 
     left = [path.name for path in toolchain.tools_directory().iterdir()]
     assert left == [".lock"]
     (fake_go / "fail").unlink()
+    (toolchain.tools_directory() / ".build-killed").mkdir()
     assert ensure_tools()["etcd"].exists()
+    assert not list(toolchain.tools_directory().glob(".build-*")), "what a killed build left is tidied up"
 
 
 def test_two_builds_at_once_build_each_program_once(fake_go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
