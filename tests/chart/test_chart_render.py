@@ -1,0 +1,189 @@
+"""What the chart renders, without a cluster."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import splitwatt_agent.__main__ as agent_main
+import yaml
+from splitwatt_core import names
+from splitwatt_lab import prometheus
+from splitwatt_operator import options
+
+from .conftest import CHART, Helm, Render
+
+MONITORING = "--api-versions=monitoring.coreos.com/v1"
+
+
+def container(workload: Mapping[str, Any]) -> dict[str, Any]:
+    (only,) = workload["spec"]["template"]["spec"]["containers"]
+    found: dict[str, Any] = only
+    return found
+
+
+def test_the_chart_passes_helms_strict_lint(helm: Helm) -> None:
+    result = helm("lint", "--strict", CHART)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_operators_arguments_are_those_it_parses(render: Render) -> None:
+    values = {"operator": {"prometheusUrl": "https://p:1", "logLevel": "debug", "metricsPort": 9999}}
+    given = options.parse(container(render(values=values)["Deployment", "splitwatt-operator"])["args"])
+    assert given.prometheus_url == "https://p:1"
+    assert given.listen == "0.0.0.0:9999"
+    assert given.namespace == "splitwatt-system"
+    assert given.log_level == "debug"
+    assert given.kubeconfig is None
+
+
+def test_the_agents_arguments_are_those_it_parses(render: Render) -> None:
+    made = container(render()["DaemonSet", "splitwatt-agent"])
+    arguments = [argument.replace("$(NODE_NAME)", "n1") for argument in made["args"]]
+    given = agent_main.parse(arguments)
+    assert given.node == "n1"
+    assert (given.listen_host, given.listen_port) == ("0.0.0.0", made["ports"][0]["containerPort"])
+    assert str(given.pod_resources) == "/var/lib/kubelet/pod-resources/kubelet.sock"
+    assert str(given.state_dir) == "/var/lib/splitwatt"
+    mounts = {mount["mountPath"] for mount in made["volumeMounts"]}
+    assert mounts == {"/var/lib/splitwatt", "/var/lib/kubelet/pod-resources"}
+
+
+def test_the_agent_keeps_one_capability_and_nothing_else(render: Render) -> None:
+    pod = render()["DaemonSet", "splitwatt-agent"]["spec"]["template"]["spec"]
+    context = pod["containers"][0]["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["SYS_ADMIN"]}
+    assert context["privileged"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert not pod.keys() & {"hostPID", "hostNetwork", "hostIPC"}
+
+
+def test_the_operator_runs_as_nobody(render: Render) -> None:
+    pod = render()["Deployment", "splitwatt-operator"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_no_rule_of_rbac_has_a_star_or_reads_secrets(render: Render) -> None:
+    for (kind, name), document in render().items():
+        if kind in ("ClusterRole", "Role"):
+            for rule in document["rules"]:
+                assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], name
+                assert not {"secrets", "configmaps", "customresourcedefinitions", "namespaces"} & set(rule["resources"])
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"operator": {"replicas": "one"}}, "/operator/replicas': got string, want integer"),
+        ({"operator": {"replicas": -1}}, "/operator/replicas': minimum: got -1, want 0"),
+        ({"operator": {"prometheusUrl": "prometheus:9090"}}, "/operator/prometheusUrl': 'prometheus:9090' does not match"),
+        ({"operator": {"logLevel": "loud"}}, "/operator/logLevel': value must be one of 'debug', 'info'"),
+        ({"operator": {"replica": 1}}, "/operator': additional properties 'replica' not allowed"),
+        ({"agent": {"metricsPort": 80}}, "/agent/metricsPort': minimum: got 80, want 1,024"),
+        ({"agent": {"sampleHertz": 100}}, "/agent/sampleHertz': maximum: got 100, want 10"),
+        ({"agent": {"nodeSelector": {"gpu": True}}}, "/agent/nodeSelector/gpu': got boolean, want string"),
+        ({"agent": {"stateDir": "relative"}}, "/agent/stateDir': 'relative' does not match"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_wrong_value_gets_a_sentence(helm: Helm, values: Mapping[str, Any], sentence: str) -> None:
+    result = helm("template", CHART, values=values)
+    assert result.returncode != 0
+    assert sentence in result.stderr
+
+
+def test_the_shipped_values_name_every_value(render: Render) -> None:
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    shipped = yaml.safe_load((CHART / "values.yaml").read_text())
+    for section, said in schema["properties"].items():
+        if said.get("properties"):
+            assert said["properties"].keys() == shipped[section].keys(), section
+
+
+def test_switches_switch_off(render: Render) -> None:
+    off = {
+        "crds": {"install": False},
+        "profiles": {"install": False},
+        "admission": {"agentPolicy": False},
+        "metrics": {"scrapeAnnotations": False, "prometheusRule": {"enabled": False}},
+    }
+    found = render(MONITORING, values=off)
+    kinds = {kind for kind, _ in found}
+    gone = {
+        "CustomResourceDefinition", "PowerProfile", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+        "PrometheusRule",
+    }  # fmt: skip
+    assert not kinds & gone
+    assert gone <= {kind for kind, _ in render(MONITORING)}
+    assert "annotations" not in found["Service", "splitwatt-agent"]["metadata"]
+
+
+def test_services_say_where_to_scrape(render: Render) -> None:
+    found = render()
+    for name, workload in (("splitwatt-operator", "Deployment"), ("splitwatt-agent", "DaemonSet")):
+        service = found["Service", name]
+        (port,) = container(found[workload, name])["ports"]
+        assert service["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"])
+        labels = found[workload, name]["spec"]["template"]["metadata"]["labels"]
+        assert service["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_rule_is_left_out_where_nobody_would_read_it(render: Render) -> None:
+    assert ("PrometheusRule", "splitwatt") not in render()
+    labelled = render(MONITORING, values={"metrics": {"prometheusRule": {"labels": {"release": "p"}}}})
+    rule = labelled["PrometheusRule", "splitwatt"]
+    assert rule["metadata"]["labels"]["release"] == "p"
+    plain = yaml.safe_load((CHART / "rules" / "budgets.yaml").read_text())
+    assert rule["spec"] == plain
+
+
+def test_the_alert_fires_above_the_limit_and_only_there(tmp_path: Any) -> None:
+    measured, limit = names.M_BUDGET_MEASURED_WATTS, names.M_BUDGET_LIMIT_IN_FORCE_WATTS
+    series = [
+        {"series": f'{metric}{{budget="{budget}"}}', "values": values}
+        for metric, budget, values in (
+            (limit, "rack-a1", "26000x60"),
+            (measured, "rack-a1", "26001x60"),
+            (limit, "rack-a2", "26000x60"),
+            (measured, "rack-a2", "26000x60"),
+            (limit, "rack-a3", "26000x60"),
+            (measured, "rack-a3", "27000x5 20000x55"),  # a spike that caps take back in time
+            (limit, "rack-a4", "26000x60"),  # no measurement at all is another alert's matter
+        )
+    ]
+    expected = {"severity": "critical", "budget": "rack-a1"}
+    text = {
+        "summary": "rack-a1 draws 26kW, more than its limit in force",
+        "description": yaml.safe_load((CHART / "rules" / "budgets.yaml").read_text())["groups"][0]["rules"][0][
+            "annotations"
+        ]["description"].replace("{{ $labels.budget }}", "rack-a1"),
+    }
+    cases = tmp_path / "cases.yaml"
+    cases.write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": [str(CHART / "rules" / "budgets.yaml")],
+                "evaluation_interval": "1s",
+                "tests": [
+                    {
+                        "interval": "1s",
+                        "input_series": series,
+                        "alert_rule_test": [
+                            {"eval_time": "9s", "alertname": "SplitwattBudgetAboveLimit", "exp_alerts": []},
+                            {
+                                "eval_time": "30s",
+                                "alertname": "SplitwattBudgetAboveLimit",
+                                "exp_alerts": [{"exp_labels": expected, "exp_annotations": text}],
+                            },
+                        ],
+                    }
+                ],
+            }
+        )
+    )
+    promtool = prometheus.program().with_name("promtool")
+    result = subprocess.run([promtool, "test", "rules", cases], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
