@@ -81,7 +81,10 @@ def one_of(field: str, values: tuple[str, ...], later: str = "") -> SchemaExtra:
 
 
 class Wire(BaseModel):
-    """A part of an object as it goes over the wire. Unknown fields are refused, unless the reader says `lenient`."""
+    """A part of an object as it goes over the wire. Unknown fields are refused, unless the reader says `lenient`.
+
+    The API server refuses them too where the writer asks for it (fieldValidation=Strict, kubectl's default). Without it
+    they are pruned, with a warning, before any rule or admission policy could see them."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
