@@ -105,6 +105,8 @@ class Datacenter:
     namespace: str
     rack: str
     directory: Path
+    agent_kubeconfig: Callable[[str], Path] | None = None
+    """Gives an agent its own credentials, by node; otherwise it uses the administrator's."""
     twins: dict[str, NodeTwin] = field(default_factory=dict)
     _nodes: list[str] = field(default_factory=list)
     _agents: dict[str, str] = field(default_factory=dict)
@@ -167,12 +169,13 @@ class Datacenter:
 
     def _start_agent(self, node: str, folder: Path, state: Path) -> None:
         self._agents[node] = address = f"127.0.0.1:{free_port()}"
+        kubeconfig = self.plane.kubeconfig if self.agent_kubeconfig is None else self.agent_kubeconfig(node)
         agent = self.group.start(
             f"agent-{node}",
             [
                 *(sys.executable, "-m", "splitwatt_agent", "--node-name", node, "--listen", address),
                 *("--state-dir", str(folder / "state"), "--boot-id-file", str(folder / "boot_id")),
-                *("--pod-resources", "", "--kubeconfig", str(self.plane.kubeconfig)),
+                *("--pod-resources", "", "--kubeconfig", str(kubeconfig)),
             ],
             env=environment(state),
         )

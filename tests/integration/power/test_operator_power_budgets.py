@@ -53,7 +53,8 @@ def test_a_budget_is_adopted_and_held_through_cut_raise_and_load(datacenter: Any
         # No decision since adoption ever charged more than the limit in force.
         rows = operator.decisions(budget)
         first = next(i for i, row in enumerate(rows) if row["posture"] != "Adopting")
-        assert [row for row in rows[first:] if row["charge_w"] > row["in_force_w"] + 1e-6] == []
+        over = [(i, row) for i, row in enumerate(rows) if i >= first and row["charge_w"] > row["in_force_w"] + 1e-6]
+        assert not over, f"{over} among {rows[over[0][0] - 5 : over[-1][0] + 5]}"
         for node in datacenter.twins:
             power = datacenter.node_power(node)
             grants = {g["uuid"]: g["grant"] for g in power["spec"]["gpus"]}
