@@ -72,7 +72,8 @@ class LoadSpec:
 
 @dataclass(frozen=True, slots=True)
 class SiteSpec:
-    """`operator_command`, `agent_command`: argv heads, so that a test can run a broken one."""
+    """`operator_command`, `agent_command`: argv heads, so that a test can run a broken one. `agents` False: neither agents
+    nor GPUs are started, for whoever answers in their place; such a site takes no load."""
 
     racks: int = 2
     nodes_per_rack: int = 4
@@ -80,6 +81,7 @@ class SiteSpec:
     model: GpuModel = H100_SXM
     plant: RackPlant = field(default_factory=RackPlant)
     load: LoadSpec | None = field(default_factory=LoadSpec)
+    agents: bool = True
     seed: int = 1
     operator_command: Sequence[str] = (sys.executable, "-m", "splitwatt_operator")
     agent_command: Sequence[str] = (sys.executable, "-m", "splitwatt_agent")
@@ -133,8 +135,9 @@ class Site:
             self.prometheus.start()
             self._stage("agents and operator")
             self.start_operator()
-            with ThreadPoolExecutor(AGENTS_AT_ONCE) as pool:
-                list(pool.map(self.start_agent, [node.name for node in self.node_specs]))
+            if self.spec.agents:
+                with ThreadPoolExecutor(AGENTS_AT_ONCE) as pool:
+                    list(pool.map(self.start_agent, [node.name for node in self.node_specs]))
             if self.spec.load is not None:
                 self._stage("load")
                 self.start_load()
@@ -180,7 +183,7 @@ class Site:
 
     def _make_twins(self) -> None:
         (self.directory / "gpus").mkdir(parents=True, exist_ok=True)
-        for node in self.node_specs:
+        for node in self.node_specs if self.spec.agents else ():
             self._boot_file(node.name).write_text(node.boot_id + "\n")
             self.twins[node.name] = NodeTwin.create(
                 self._state_file(node.name),

@@ -270,6 +270,11 @@ class NodeTwin:
         records = self._read(0, self.gpu_count)
         return [records[i].power_w for i in range(self.gpu_count)]
 
+    def read_enforced_mw(self) -> list[int]:
+        """Enforced limits of every GPU at one moment: the cheap form for whoever looks many times a second."""
+        records = self._read(0, self.gpu_count)
+        return [records[i].enforced_mw for i in range(self.gpu_count)]
+
     def set_fault(self, gpu: int, fault: Fault) -> None:
         """Lay a fault on one call of a GPU; it replaces the fault that lay there."""
         record = native.FaultRecord(
