@@ -162,6 +162,8 @@ def _turned(name: str, book: Book, conditions: tuple[BudgetCondition, ...]) -> l
         book.conditions[c.type] = (c.status, c.reason)
         if before is None or before == (c.status, c.reason) or book.posture is Posture.ADOPTING:
             continue
+        if before[1] == "Adopting":
+            continue  # the note `Adopted` says it once
         if before[0] != c.status or not c.status:
             notes.append(Note("PowerBudget", name, c.reason, c.message, warning=not c.status))
     return notes

@@ -48,6 +48,7 @@ STOP_GRACE_S: Final[Mapping[Component, float]] = {
 CLOSE_GRACE_S: Final = 1.0
 TOKEN_LIFETIME_S: Final = 24 * 3600
 _PROBE_S: Final = 2.0
+_REQUEST_S: Final = 30.0
 _POLL_S: Final = 0.03
 
 _HEALTH: Final[Mapping[Component, str]] = {
@@ -106,7 +107,7 @@ class ControlPlane:
             for component in (Component.ETCD, Component.API_SERVER):
                 self._first_start(component)
             self._write_kubeconfigs()
-            self._http = httpx.Client(base_url=self.url, verify=self._ssl(), timeout=30.0)
+            self._http = httpx.Client(base_url=self.url, verify=self._ssl(), timeout=_REQUEST_S, trust_env=False)
             for component in (Component.CONTROLLER_MANAGER, Component.SCHEDULER, Component.KWOK):
                 self._first_start(component)
             self._await_default_account()
@@ -299,7 +300,7 @@ class ControlPlane:
 
     def _probe(self, component: Component) -> httpx.Client:
         if component not in self._probes:
-            self._probes[component] = httpx.Client(verify=self._ssl(component), timeout=_PROBE_S)
+            self._probes[component] = httpx.Client(verify=self._ssl(component), timeout=_PROBE_S, trust_env=False)
         return self._probes[component]
 
     def _ssl(self, component: Component | None = None) -> ssl.SSLContext:

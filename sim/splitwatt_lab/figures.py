@@ -92,9 +92,14 @@ def power_plot(result: PassResult, budget: str) -> str:
     axes.plot(t, [s.true_w / 1e3 for s in samples], color="#0891b2", linewidth=1.0, label="true draw")
     _mark(axes, result)
     axes.set_xlim(min(t, default=0.0), max(t, default=1.0))
+    # Adoption begins with every GPU at its default limit, far above the rest: it may leave the picture at the top.
+    in_force = [s.limit_w / 1e3 for s in samples if s.in_force]
+    low_kw = min((s.true_w / 1e3 for s in samples), default=0.0)
+    if in_force:
+        axes.set_ylim(0.9 * low_kw, max(in_force + [s.true_w / 1e3 for s in samples if s.in_force]) * 1.15)
     axes.set_ylabel("kW at the meter")
     axes.set_title(budget, loc="left", fontsize=10)
-    axes.legend(loc="lower left", fontsize=7, ncols=4, framealpha=0.9)
+    axes.legend(loc="upper right", fontsize=7, ncols=4, framealpha=0.9)
     axes.grid(alpha=0.25)
     return _png(figure)
 

@@ -26,6 +26,7 @@ RECENT_S: Final = 15.0
 MAX_LINES: Final = 12
 CONTEXT_EVERY_S: Final = 1.5
 BAR: Final = 28
+TABLE_LINES: Final = 4
 
 
 class LiveView:
@@ -77,7 +78,7 @@ class LiveView:
         for name in ("budget", "limit W", "true W", "caps W", "charge W", "meter W", "posture", "over s"):
             table.add_column(name, justify="left" if name in ("budget", "posture") else "right")
         table.add_column("true draw of the limit in force", ratio=1)
-        for name, sample in sorted(live.judge.latest.items(), key=lambda item: (item[0] != "row-a", item[0])):
+        for name, sample in sorted(live.judge.latest.items(), key=lambda item: _root_first(live, item[0])):
             view, count = live.judge.views[name], live.judge.counts[name]
             status = view.status
             over = sample.true_w > sample.limit_w or sample.capped_w > sample.limit_w
@@ -168,6 +169,10 @@ class LiveView:
         ours = [e for e in events if str(e.get("reportingController", "")).startswith("splitwatt")]
         ours.sort(key=lambda e: e.get("eventTime") or "")
         self._events = [f"{e['regarding'].get('name', '')}: {e.get('reason', '')} {e.get('note', '')}" for e in ours]
+
+
+def _root_first(live: Live, name: str) -> tuple[bool, str]:
+    return (live.judge.views[name].parent is not None, name)
 
 
 def _p50_p99(values: Sequence[float]) -> str:

@@ -51,7 +51,7 @@ class Prometheus:
         self._directory = directory
         self._rules = rules
         self._fixed = port
-        self._client = httpx.Client(timeout=_QUERY_S)
+        self._client = httpx.Client(timeout=_QUERY_S, trust_env=False)  # a site's proxy knows nothing of loopback
         self.port = 0
         self.process: Process | None = None
 

@@ -133,7 +133,7 @@ def assets_from_environment() -> Mapping[str, Path] | None:
             f"{ASSETS_VARIABLE} is set to {folder} but {_listed(missing)} {'is' if len(missing) == 1 else 'are'} not there; "
             f"put {'it' if len(missing) == 1 else 'them'} there or unset {ASSETS_VARIABLE}"
         )
-    return {tool.name: (folder / tool.name).resolve() for tool in TOOLS}
+    return {tool.name: (folder / tool.name).absolute() for tool in TOOLS}
 
 
 def found(tool: Tool) -> Path | None:
@@ -143,7 +143,7 @@ def found(tool: Tool) -> Path | None:
         return cached
     on_path = shutil.which(tool.name)
     if on_path and minor(_reported_version(Path(on_path), tool)) == minor(tool.version):
-        return Path(on_path).resolve()
+        return Path(on_path).absolute()
     return None
 
 

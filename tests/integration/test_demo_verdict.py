@@ -1,0 +1,55 @@
+"""The demo's judge acquits a sound operator and convicts a broken one, on the same real parts."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from splitwatt_lab.demo import FAILED, VIOLATED, DemoCommand, run_demo
+
+BROKEN = Path(__file__).resolve().parents[1] / "support" / "broken_operator.py"
+
+
+def arguments(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    DemoCommand().add_arguments(parser)
+    return parser.parse_args(["--headless", "--minutes", "0.5", "--racks", "1", *given])
+
+
+def play(out: Path, *, operator: list[str] | None = None) -> tuple[int, str, dict[str, object]]:
+    said = io.StringIO()
+    code = run_demo(arguments("--out", str(out)), Console(file=said, width=200), operator_command=operator)
+    return code, said.getvalue(), json.loads((out / "report.json").read_text())["passes"][0]
+
+
+def test_a_sound_operator_keeps_every_budget(tmp_path: Path) -> None:
+    code, said, report = play(tmp_path)
+    assert code == 0
+    assert "budget violations: 0.0 s" in said
+    assert report["budget_violations_s"] == 0.0
+    budgets = report["budgets"]
+    assert isinstance(budgets, dict) and all(count["judged_s"] > 20 for count in budgets.values())
+    assert all(count["charge_over_s"] == 0 for count in budgets.values())
+    assert report["patch_to_enforced_s"] is not None, "the cut bit: a cap had to fall"
+    assert report["clusters"], "requests were served"
+
+
+def test_a_broken_allocator_is_convicted(tmp_path: Path) -> None:
+    code, said, report = play(tmp_path, operator=[sys.executable, str(BROKEN)])
+    assert code == VIOLATED
+    assert "budget violations: 0.0 s" not in said
+    assert isinstance(report["budget_violations_s"], float) and report["budget_violations_s"] > 5.0
+
+
+def test_a_trace_without_its_columns_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("when,tokens\n1,2\n")
+    code = DemoCommand().run(arguments("--out", str(tmp_path / "out"), "--trace", str(trace)))
+    assert code == FAILED
+    assert "lacks the columns TIMESTAMP, ContextTokens, GeneratedTokens" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
