@@ -22,7 +22,7 @@ from splitwatt_core.names import FIELD_MANAGER_OPERATOR
 from splitwatt_operator.budget_loop import SupersededError
 from splitwatt_operator.canary import BlindError
 from splitwatt_operator.credentials import KopfLogin
-from splitwatt_operator.decision_log import DecisionLog
+from splitwatt_operator.decision_log import DecisionLog, LogFileError
 from splitwatt_operator.http import ListenError, serve
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
@@ -58,7 +58,7 @@ class Application:
     async def run(self) -> int:
         try:
             await self._run()
-        except (ListenError, ConfigurationError, OSError) as error:
+        except (ListenError, ConfigurationError, LogFileError) as error:
             log.error("%s", error)
             return EXIT_USAGE
         except SupersededError as error:

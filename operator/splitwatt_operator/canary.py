@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.store import Change, Key, Kind, Store, Subscription
 
 SILENCE_S: Final = 30.0
@@ -23,12 +24,21 @@ class BlindError(RuntimeError):
 
 
 class Canary:
-    """Counts from the reign's beginning; `held` says whether renewals succeed (monotonic clock)."""
+    """Counts from the reign's beginning; `held` says whether renewals succeed (monotonic clock). Every renewal that comes
+    back is counted as the API write that it was."""
 
     def __init__(
-        self, store: Store, *, lease: Key, identity: str, held: Callable[[float], bool], silence_s: float = SILENCE_S
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        lease: Key,
+        identity: str,
+        held: Callable[[float], bool],
+        silence_s: float = SILENCE_S,
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._lease = lease
         self._identity = identity
         self._held = held
@@ -68,3 +78,4 @@ class Canary:
             lease = self._store.get(Kind.LEASE, self._lease.name, self._lease.namespace)
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
                 self._seen_s = now_s
+                self._metrics.count_write("Lease")

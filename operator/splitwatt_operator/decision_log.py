@@ -13,11 +13,21 @@ from splitwatt_core.keeper import BudgetReport
 log = logging.getLogger(__name__)
 
 
+class LogFileError(RuntimeError):
+    """The file cannot be written; the sentence says what to change."""
+
+
 class DecisionLog:
     """`path` None: nothing is written. A full disk ends the log, never the decisions."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file: IO[str] | None = None if path is None else path.open("a", encoding="utf-8", buffering=1)
+        """Raises LogFileError."""
+        self._file: IO[str] | None = None
+        if path is not None:
+            try:
+                self._file = path.open("a", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise LogFileError(f"cannot write --decision-log {path} ({error.strerror}); name another file") from error
 
     def write(self, reports: Mapping[str, BudgetReport], now_s: float) -> None:
         if self._file is None:

@@ -55,8 +55,9 @@ class Prometheus:
         data = await self._call("/api/v1/query", {"query": query, "timeout": f"{round(1000 * self._timeout_s)}ms"})
         if data.get("resultType") != "vector":
             raise QueryInvalidError(f"the query gives a {data.get('resultType')}, not an instant vector: {query}")
+        rows: Any = data.get("result")
         samples = []
-        for row in data.get("result", []):
+        for row in rows if isinstance(rows, list) else [rows]:
             try:
                 value = float(row["value"][1])
             except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -86,7 +87,9 @@ class Prometheus:
             if answer.get("errorType") == "bad_data":
                 raise QueryInvalidError(sentence)
             raise QueryError(f"Prometheus at {self.url} refused the query: {sentence}")
-        data: Mapping[str, Any] = answer.get("data") or {}
+        data = answer.get("data")
+        if not isinstance(data, dict):
+            raise QueryError(f"{self.url}{path} answered without data")
         return data
 
 

@@ -79,7 +79,7 @@ class Reign:
             metrics=metrics,
             decisions=realm.decisions,
         )
-        self._canary = Canary(store, lease=lease_key, identity=lease.identity, held=lease.held)
+        self._canary = Canary(store, metrics, lease=lease_key, identity=lease.identity, held=lease.held)
 
     async def run(self) -> None:
         """Never returns by itself. Raises LeaseLostError, SupersededError, BlindError, or a bug's exception."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from splitwatt_operator.canary import BlindError, Canary
+from splitwatt_operator.decision_log import DecisionLog, LogFileError
 from splitwatt_operator.facts import pod_fact, sentence_of
 from splitwatt_operator.http import ListenError, parse_address, serve
 from splitwatt_operator.logs import JsonFormatter
@@ -78,14 +80,14 @@ async def test_cancelling_the_whole_cancels_the_parts() -> None:
 
 async def test_watches_that_no_longer_deliver_end_the_process() -> None:
     store = Store()
-    canary = Canary(store, lease=LEASE, identity="me", held=lambda now_s: True, silence_s=0.5)
+    canary = Canary(store, Metrics(), lease=LEASE, identity="me", held=lambda now_s: True, silence_s=0.5)
     with pytest.raises(BlindError, match="blind"):
         await asyncio.wait_for(canary.run(), 10.0)
 
 
 async def test_renewals_that_come_back_keep_it_alive_and_another_holders_do_not() -> None:
     store = Store()
-    canary = Canary(store, lease=LEASE, identity="me", held=lambda now_s: True, silence_s=2.5)
+    canary = Canary(store, Metrics(), lease=LEASE, identity="me", held=lambda now_s: True, silence_s=2.5)
     task = asyncio.create_task(canary.run())
     for version in range(1, 10):
         store.apply(Kind.LEASE, lease(version, "me"))
@@ -100,7 +102,7 @@ async def test_renewals_that_come_back_keep_it_alive_and_another_holders_do_not(
 
 
 async def test_while_renewals_fail_nothing_is_concluded() -> None:
-    canary = Canary(Store(), lease=LEASE, identity="me", held=lambda now_s: False, silence_s=0.1)
+    canary = Canary(Store(), Metrics(), lease=LEASE, identity="me", held=lambda now_s: False, silence_s=0.1)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(canary.run(), 2.5)
     assert canary.problem() is None
@@ -146,6 +148,12 @@ def test_a_wrong_command_line_says_what_to_change(capsys: pytest.CaptureFixture[
     options = parse(["--prometheus-url", "http://p:9090"])
     assert options.namespace == "splitwatt-system"
     assert options.kubeconfig is None
+
+
+def test_a_decision_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(LogFileError, match="name another file"):
+        DecisionLog(tmp_path / "no" / "such" / "folder")
+    DecisionLog(None).write({}, 0.0)
 
 
 def test_log_lines_are_json_with_their_fields() -> None:

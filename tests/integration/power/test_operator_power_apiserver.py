@@ -61,7 +61,7 @@ def test_the_api_server_goes_away_and_comes_back(datacenter: Any) -> None:
 
 
 def test_what_is_deleted_while_nobody_listens_is_noticed(datacenter: Any) -> None:
-    """etcd forgets the operator's place in its history, so the watches must list anew."""
+    """The new API server does not know the watches' place in history, so they list anew, which tells of no deletion."""
     datacenter.add_nodes("n1")
     stays = datacenter.budget("stays", limitWatts=40000)
     goes = datacenter.budget("goes", leaf=False, limitWatts=40000)

@@ -116,3 +116,21 @@ def test_a_limit_below_the_minimum_caps_is_infeasible_and_everything_goes_to_its
         row = datacenter.await_condition(budget, "Feasible", "False", "MinimumCapsAboveLimit")
         missing_w = charge_of([200.0] * GPUS) - 5000
         assert f"{missing_w:.0f} W" in row["message"]
+
+
+def test_a_node_power_deleted_by_hand_comes_back_and_the_budget_holds(datacenter: Any) -> None:
+    with datacenter.metered():
+        budget = held_budget(datacenter, limitWatts=8500)
+        datacenter.active_operator()
+        adopted(datacenter, budget)
+        node = next(iter(datacenter.twins))
+        old = datacenter.node_power(node)["metadata"]["uid"]
+        datacenter.plane.http.delete(f"/apis/splitwatt.io/v1alpha1/nodepowers/{node}").raise_for_status()
+
+        def regranted() -> bool:
+            power = datacenter.node_power(node) or {}
+            return power.get("metadata", {}).get("uid") != old and len(power.get("spec", {}).get("gpus", [])) == GPUS // 2
+
+        datacenter.eventually("it is granted anew", regranted)
+        datacenter.await_condition(budget, "WithinBudget", "True")
+        assert charge_of(datacenter.caps_w()) <= 8500

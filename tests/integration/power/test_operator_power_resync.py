@@ -1,0 +1,65 @@
+"""The store against plain lists: it is filled, what vanished unheard is dropped, and a failed list changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from splitwatt_client.connection import Connection
+from splitwatt_operator.resync import Resync
+from splitwatt_operator.store import Key, Kind, Store
+
+LEASE = Key("nowhere", "splitwatt-operator")
+
+
+def ghost(name: str, version: int) -> dict[str, Any]:
+    return {"kind": "PowerBudget", "metadata": {"name": name, "uid": "gone", "resourceVersion": str(version)}}
+
+
+async def test_the_store_becomes_what_the_lists_say(datacenter: Any) -> None:
+    [node] = datacenter.add_nodes("n1")
+    budget = datacenter.budget("leaf", limitWatts=40000)
+    store = Store()
+    store.apply(Kind.BUDGET, ghost("vanished", 1))
+    store.apply(Kind.BUDGET, ghost("newer-than-the-list", 2**62))
+    async with Connection(datacenter.plane.kubeconfig) as connection:
+        await Resync(store, connection, own_lease=LEASE, relisted=asyncio.Event()).first()
+    assert store.get(Kind.NODE, node.name) is not None
+    assert store.get(Kind.BUDGET, budget)["spec"]["limitWatts"] == 40000
+    assert store.get(Kind.BUDGET, "vanished") is None
+    # A watch may be ahead of a list: what is newer than the list is not judged by it.
+    assert store.get(Kind.BUDGET, "newer-than-the-list") is not None
+    # Heartbeats of nodes are kept, other Leases of the cluster are not.
+    assert {key.namespace for key in store.keys(Kind.LEASE)} <= {"kube-node-lease"}
+    assert "managedFields" not in store.get(Kind.BUDGET, budget)["metadata"]
+
+
+async def test_a_relist_makes_it_look_again(datacenter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitwatt_operator.resync.PAUSE_S", 0.1)
+    monkeypatch.setattr("splitwatt_operator.resync.LAG_ALLOWED_S", 0.1)
+    budget = datacenter.budget("leaf", limitWatts=40000)
+    store, relisted = Store(), asyncio.Event()
+    async with Connection(datacenter.plane.kubeconfig) as connection:
+        resync = asyncio.create_task(Resync(store, connection, own_lease=LEASE, relisted=relisted).run())
+        store.apply(Kind.BUDGET, ghost("vanished", 1))
+        await asyncio.sleep(0.3)
+        assert store.get(Kind.BUDGET, "vanished") is not None
+        relisted.set()
+        heard = store.subscribe([Kind.BUDGET])
+        async with asyncio.timeout(60.0):
+            while store.get(Kind.BUDGET, "vanished") is not None or store.get(Kind.BUDGET, budget) is None:
+                heard.wake.clear()
+                await heard.wake.wait()
+        resync.cancel()
+
+
+async def test_a_failed_list_removes_nothing(datacenter: Any, tmp_path: Any) -> None:
+    kubeconfig = tmp_path / "nobody.kubeconfig"
+    kubeconfig.write_text(datacenter.plane.kubeconfig.read_text().replace(datacenter.plane.url, "https://127.0.0.1:1"))
+    store = Store()
+    store.apply(Kind.NODE, {**ghost("n1", 5), "kind": "Node", "status": {}})
+    async with Connection(kubeconfig) as connection:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Resync(store, connection, own_lease=LEASE, relisted=asyncio.Event()).first(), 3.0)
+    assert store.get(Kind.NODE, "n1") is not None
