@@ -1,0 +1,151 @@
+"""Time of one whole `Keeper.step` over 1 000 GPUs: ledger, columns, policy, transition, writes and reports.
+
+The allocator alone is the smaller part of what an operator does in a second. Here the core's own keeper and enforcers talk
+to each other through a store in memory that does what an API server does to NodePowers (uids, versions), so that only the
+step is timed and nothing but the core is in it. Two kinds of step: one in which nothing changes, and the first one after the
+root's limit was cut, in which every cap falls and every spec is written anew.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Final
+
+from splitwatt_core.budgets import BudgetSpec, MeterSpec, Selector
+from splitwatt_core.contract import NodePower
+from splitwatt_core.facts import MeterReading, NodeFact, Plan, Written
+from splitwatt_core.keeper import Keeper
+from splitwatt_core.names import LABEL_RACK
+from splitwatt_core.phase_aware import PhaseAware
+from splitwatt_core.uniform import Uniform
+
+from splitwatt_lab.bench_node import StandInNode
+from splitwatt_lab.errors import LabError
+
+GPUS: Final = 1_000
+GPUS_PER_NODE: Final = 8
+NODES_PER_RACK: Final = 10
+STEADY_STEPS: Final = 15
+CUTS: Final = 5
+SETTLE_STEPS: Final = 60
+ROOT: Final = "site"
+NODE_W: Final = 2_800
+START_S: Final = 1_000_000.0
+LIMIT_PER_NODE_W: Final = NODE_W + GPUS_PER_NODE * 450
+CUT_RATIO: Final = 0.9
+
+
+@dataclass(slots=True)
+class _World:
+    """Everything in memory; `now_s` moves by a second per step."""
+
+    keeper: Keeper
+    nodes: dict[str, StandInNode]
+    racks: dict[str, str]
+    objects: dict[str, NodePower]
+    version: int = 0
+    now_s: float = START_S
+
+    def put(self, obj: NodePower) -> NodePower:
+        self.version += 1
+        stored = self.objects[obj.name] = replace(obj, resource_version=self.version)
+        return stored
+
+    def step(self) -> tuple[Plan, float]:
+        """One step with what came of it, and the milliseconds of the step itself."""
+        self.now_s += 1.0
+        self._sense()
+        started_s = time.perf_counter()
+        plan = self.keeper.step(self.now_s)
+        took_ms = (time.perf_counter() - started_s) * 1e3
+        for name in plan.create:
+            self.keeper.on_created(name, self.put(NodePower(name, f"uid-{name}", 0)), self.now_s)
+            self._answer(name)
+        for write in plan.writes:
+            stored = self.put(replace(self.objects[write.name], spec=write.spec))
+            self.keeper.on_outcome(write, Written(stored), self.now_s)
+            self._answer(write.name)
+        return plan, took_ms
+
+    def _answer(self, name: str) -> None:
+        node = self.nodes[name]
+        node.see(self.objects[name], self.now_s, consistent=True)
+        answered = self.put(replace(self.objects[name], status=node.status()))
+        node.see(answered, self.now_s, consistent=False)
+        self.keeper.on_node_power(answered, self.now_s)
+
+    def _sense(self) -> None:
+        """A second's telemetry: agents below, meters above, none of them over its budget."""
+        sums_w: dict[str, float] = {}
+        for name, node in self.nodes.items():
+            watts = sum(node.draw_w(self.now_s).values())
+            sums_w[self.racks[name]] = sums_w.get(self.racks[name], 0.0) + 1.04 * watts + NODE_W
+            self.keeper.on_agent_power(name, watts, self.now_s)
+        for rack, watts in sums_w.items():
+            self.keeper.on_meter(rack, MeterReading(watts, self.now_s, 1), self.now_s)
+
+
+def world(gpus: int = GPUS) -> _World:
+    """A keeper with nodes in racks of ten below one root, every GPU acknowledged. Raises LabError when they do not settle."""
+    keeper = Keeper(term=1, policies={policy.name: policy for policy in (Uniform(), PhaseAware())})
+    nodes = [StandInNode(f"n{k}", boot_id=f"boot-{k}") for k in range(gpus // GPUS_PER_NODE)]
+    racks = {node.name: f"rack-{k // NODES_PER_RACK}" for k, node in enumerate(nodes)}
+    made = _World(keeper, {node.name: node for node in nodes}, racks, {})
+    keeper.on_budget(root(len(nodes)), made.now_s)
+    for rack in dict.fromkeys(racks.values()):
+        keeper.on_budget(
+            BudgetSpec(
+                name=rack,
+                uid=rack,
+                generation=1,
+                limit_w=NODES_PER_RACK * LIMIT_PER_NODE_W,
+                parent=ROOT,
+                selector=Selector({LABEL_RACK: rack}),
+                non_gpu_w_per_node=NODE_W,
+                overhead_percent=4,
+                meter=MeterSpec(f'rack_power_watts{{rack="{rack}"}}'),
+            ),
+            made.now_s,
+        )
+    for node in nodes:
+        keeper.on_node(NodeFact(node.name, {LABEL_RACK: racks[node.name]}, node.boot_id), made.now_s)
+        keeper.on_node_lease(node.name, made.now_s)
+    settle(made)
+    return made
+
+
+def root(nodes: int, ratio: float = 1.0, generation: int = 1) -> BudgetSpec:
+    limit_w = round(nodes * LIMIT_PER_NODE_W * ratio)
+    return BudgetSpec(name=ROOT, uid=ROOT, generation=generation, limit_w=limit_w, policy="Uniform")
+
+
+def settle(made: _World) -> None:
+    """Step until nothing is written any more."""
+    quiet = 0
+    for _ in range(SETTLE_STEPS):
+        plan, _ = made.step()
+        quiet = 0 if plan.writes or plan.create else quiet + 1
+        if quiet == 3:
+            return
+    raise LabError(f"the keeper still writes after {SETTLE_STEPS} steps; run the property tests of the core")
+
+
+def measure() -> dict[str, float]:
+    """Flat figures: `keeper_step_1000_ms`, `keeper_cut_1000_ms`, medians. Raises LabError."""
+    made = world()
+    steady = [made.step()[1] for _ in range(STEADY_STEPS)]
+    cuts = []
+    for cut in range(CUTS):
+        made.keeper.on_budget(root(len(made.nodes), CUT_RATIO, 2 * cut + 2), made.now_s)
+        plan, took_ms = made.step()
+        if len(plan.writes) != len(made.nodes):
+            raise LabError(f"a cut of the root wrote {len(plan.writes)} of {len(made.nodes)} specs; every cap should fall")
+        cuts.append(took_ms)
+        made.keeper.on_budget(root(len(made.nodes), 1.0, 2 * cut + 3), made.now_s)
+        settle(made)
+    return {
+        "keeper_step_1000_ms": round(statistics.median(steady), 3),
+        "keeper_cut_1000_ms": round(statistics.median(cuts), 3),
+    }

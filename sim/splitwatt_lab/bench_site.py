@@ -1,0 +1,72 @@
+"""What the measurements on a whole site share: its budgets applied and adopted, and whom a figure is about."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from splitwatt_lab import scenario
+from splitwatt_lab.bench_figures import Progress
+from splitwatt_lab.errors import LabError
+from splitwatt_lab.run import API
+from splitwatt_lab.site import Site, SiteSpec
+from splitwatt_lab.toolbuild import Console
+
+LOGS: Final = "bench-logs"
+ADOPTION_S: Final = 120.0
+LOOK_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One run of the benchmarks. `steps`: lowered limits to be timed."""
+
+    out: Path
+    steps: int
+    progress: Progress
+
+    @contextmanager
+    def site(self, name: str, spec: SiteSpec) -> Iterator[Site]:
+        """A site of its own; its logs stay in `out`. Raises LabError."""
+        directory = self.out / LOGS / name
+        shutil.rmtree(directory, ignore_errors=True)
+        with Site(spec, directory, progress=Console(), stage=lambda what: self.progress.stage(f"starting: {what}")) as site:
+            yield site
+
+
+def apply(site: Site, policy: str, *, metered: bool = True) -> Sequence[scenario.Manifest]:
+    """The example's budgets, scaled to the site; without `metered` they count on the agents' sum."""
+    budgets = scenario.budgets(site.spec, policy)
+    if not metered:
+        for budget in budgets:
+            budget["spec"].pop("meter", None)
+    site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml(budgets))
+    return budgets
+
+
+def await_adopted(site: Site, budgets: int, progress: Progress) -> float:
+    """Wait until all of them are in force; the slowest one's adoption in seconds, as the operator reports it."""
+    begun_s = time.monotonic()
+    while True:
+        statuses = [item.get("status") or {} for item in read(site, "powerbudgets")]
+        took_ms: list[int] = [s["adoptionMilliseconds"] for s in statuses if s.get("adoptionMilliseconds") is not None]
+        if len(took_ms) == budgets:
+            return max(took_ms) / 1000
+        waited_s = time.monotonic() - begun_s
+        if waited_s > ADOPTION_S:
+            raise LabError(
+                f"{budgets - len(took_ms)} of {budgets} budgets were not adopted after {ADOPTION_S:g} s (logs: {site.directory})"
+            )
+        progress.waiting("adoption", waited_s, ADOPTION_S)
+        time.sleep(LOOK_S)
+
+
+def read(site: Site, resource: str) -> Sequence[Mapping[str, Any]]:
+    """All objects of one of our cluster-scoped resources, from the API server's cache."""
+    items: Sequence[Mapping[str, Any]] = site.get(f"{API}/{resource}?resourceVersion=0")["items"]
+    return items
