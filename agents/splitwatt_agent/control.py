@@ -37,8 +37,8 @@ MAX_INBOX: Final = 64
 """Versions waiting to be taken in; the oldest are dropped, for a later one says more."""
 MAX_REREADS: Final = 3
 FACTS_EVERY_S: Final = 1.0
-SESSION_RETRY_S: Final = 5.0
-SILENT_RETRY_S: Final = 30.0
+SESSION_RETRY_S: Final = 2.0
+SILENT_RETRY_S: Final = 10.0
 """How often a start is repeated for the sake of a GPU that would not say who it is."""
 PERSIST_WAIT_S: Final = 1.0
 """How long the loop waits for the disk before it lowers without it."""

@@ -24,7 +24,6 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.client.rest import RESTClientObject
-from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.dynamic import DynamicClient
 
 from splitwatt_client.errors import ApiError, ConfigurationError, OutcomeUnknown, Rejected, failure_of
@@ -107,10 +106,10 @@ class Connection:
                 await load_kube_config(
                     config_file=str(self._kubeconfig), client_configuration=configuration, persist_config=False
                 )
-        except (ConfigException, OSError, ValueError) as error:
+        except Exception as error:  # broad: the official loaders raise whatever their parsing stumbles over
             where = "the in-cluster service account" if self._kubeconfig is None else f"kubeconfig {self._kubeconfig}"
             raise ConfigurationError(
-                f"cannot use {where} ({error}); pass --kubeconfig FILE or run in a pod with a service account"
+                f"cannot use {where} ({_why(error)}); pass --kubeconfig FILE or run in a pod with a service account"
             ) from error
         self._client = ApiClient(configuration)
         self._client.user_agent = self._user_agent
@@ -309,7 +308,7 @@ def _failure_from(error: Any) -> ApiError:
 def _why(error: Exception) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "timed out"
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _namespace_of(resource: ResourceType, manifest: Mapping[str, Any]) -> str | None:

@@ -29,6 +29,35 @@ PATIENCE_S = 60.0
 NODE_POWERS = "/apis/splitwatt.io/v1alpha1/nodepowers"
 
 
+_KUBELET = """
+import asyncio, json, sys
+from grpclib.const import Cardinality, Handler
+from grpclib.server import Server
+from splitwatt_client import podresources as api
+
+answer = api.response_of(
+    {api.DeviceOwner(namespace, pod): uuids for namespace, pod, uuids in json.loads(sys.argv[2])},
+    resource_name="nvidia.com/gpu",
+)
+
+class Lister:
+    async def list(self, stream):
+        await stream.recv_message()
+        await stream.send_message(answer)
+
+    def __mapping__(self):
+        return {api.LIST_METHOD: Handler(
+            self.list, Cardinality.UNARY_UNARY, api.ListPodResourcesRequest, api.ListPodResourcesResponse)}
+
+async def main():
+    server = Server([Lister()])
+    await server.start(path=sys.argv[1])
+    await server.wait_closed()
+
+asyncio.run(main())
+"""
+
+
 def eventually(what: str, look: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
     """The first true answer of `look`. Fails with `what` and the last answer."""
     deadline = time.monotonic() + patience_s
@@ -85,12 +114,28 @@ class AgentBench:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment(self.twin.path), **(env or {})},
+                env={**self.environment(), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         self._processes.append(process)
+        return process
+
+    def environment(self) -> dict[str, str]:
+        """For a process that shall find the simulated NVML."""
+        return {**os.environ, **environment(self.twin.path)}
+
+    def kubelet(
+        self, socket: Path, pods: Mapping[tuple[str, str], Iterable[int]]
+    ) -> subprocess.Popen[bytes]:
+        """Somebody who answers PodResources: (namespace, pod) -> GPU indices."""
+        wanted = [[namespace, pod, [self.twin.uuids[i] for i in gpus]] for (namespace, pod), gpus in pods.items()]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _KUBELET, str(socket), json.dumps(wanted)], stdin=subprocess.DEVNULL
+        )
+        self._processes.append(process)
+        eventually("the socket is there", socket.exists)
         return process
 
     def end(self, process: subprocess.Popen[bytes], number: signal.Signals) -> int:

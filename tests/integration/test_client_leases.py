@@ -1,0 +1,138 @@
+"""Leases on a real API server: one holder, and a term that is new for every holding."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from splitwatt_client import Connection
+from splitwatt_client.leases import HeldLease, LeaseLostError
+from splitwatt_client.resources import LEASES
+from splitwatt_lab.controlplane import ControlPlane
+from support.flaky_proxy import flaky
+
+DURATION_S = 3
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+async def api(control_plane: ControlPlane) -> AsyncIterator[Connection]:
+    async with Connection(control_plane.kubeconfig) as connection:
+        yield connection
+
+
+def candidate(api: Connection, namespace: str, identity: str = "same-name") -> HeldLease:
+    return HeldLease(
+        api, namespace=namespace, name="power", identity=identity, field_manager="test", duration_s=DURATION_S
+    )
+
+
+async def nothing_seen() -> int:
+    return 0
+
+
+async def acquired(lease: HeldLease, floor: int = 0) -> int:
+    async def seen() -> int:
+        return floor
+
+    return await asyncio.wait_for(lease.acquire(seen), PATIENCE_S)
+
+
+async def test_terms_rise_above_the_floor_and_are_never_used_twice(api: Connection, namespace: str) -> None:
+    terms = []
+    for floor in (0, 41, 7):
+        lease = candidate(api, namespace)
+        terms.append(await acquired(lease, floor))
+        assert lease.held(time.monotonic())
+        await lease.release()
+        assert not lease.held(time.monotonic())
+    assert terms == [1, 42, 43]
+    stored = await api.get(LEASES, "power", namespace=namespace)
+    assert stored is not None
+    assert stored["spec"]["leaseTransitions"] == 43
+
+
+async def test_a_deleted_lease_does_not_reset_terms_where_the_floor_knows_better(api: Connection, namespace: str) -> None:
+    lease = candidate(api, namespace)
+    assert await acquired(lease, 9) == 10
+    await api.delete(LEASES, "power", namespace=namespace)
+    assert await acquired(candidate(api, namespace), 10) == 11
+
+
+async def test_a_renewed_lease_is_not_taken_and_an_abandoned_one_is(api: Connection, namespace: str) -> None:
+    holder, waiting = candidate(api, namespace), candidate(api, namespace)
+    assert await acquired(holder) == 1
+    keeping = asyncio.create_task(holder.keep())
+    taking = asyncio.create_task(waiting.acquire(nothing_seen))
+    await asyncio.sleep(2 * DURATION_S)
+    assert holder.held(time.monotonic())
+    assert not taking.done()
+    keeping.cancel()
+    term = await asyncio.wait_for(taking, PATIENCE_S)
+    assert term == 2
+    assert not holder.held(time.monotonic()), "the old holder's time was over before the new one's began"
+    with pytest.raises(LeaseLostError):
+        await asyncio.wait_for(holder.keep(), PATIENCE_S)
+
+
+async def test_of_many_candidates_one_gets_it(api: Connection, namespace: str) -> None:
+    candidates = [candidate(api, namespace) for _ in range(8)]
+    tasks = [asyncio.create_task(c.acquire(nothing_seen)) for c in candidates]
+    await asyncio.wait(tasks, timeout=DURATION_S * 0.6, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0.2)
+    holding = [c for c in candidates if c.held(time.monotonic())]
+    assert len(holding) == 1
+    assert len({c.identity for c in candidates}) == 8
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_holder_without_answers_stops_before_anybody_else_starts(
+    control_plane: ControlPlane, api: Connection, namespace: str, tmp_path: Path
+) -> None:
+    async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=1.0) as shaky:
+        holder = candidate(shaky, namespace)
+        assert await acquired(holder) == 1
+        keeping = asyncio.create_task(holder.keep())
+        await asyncio.sleep(DURATION_S / 2)
+        proxy.answers = False  # renewals still land: their outcome is unknown to the holder
+        with pytest.raises(LeaseLostError):
+            await asyncio.wait_for(keeping, PATIENCE_S)
+        assert not holder.held(time.monotonic())
+        lost_s = time.monotonic()
+        assert await acquired(candidate(api, namespace)) == 2
+        assert time.monotonic() > lost_s
+
+
+async def test_a_renewal_that_landed_unheard_is_recognised(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=0.5) as shaky:
+        holder = HeldLease(
+            shaky, namespace=namespace, name="power", identity="a", field_manager="test", duration_s=10
+        )
+        assert await acquired(holder) == 1
+        keeping = asyncio.create_task(holder.keep())
+        proxy.answers = False
+        await asyncio.sleep(3.0)  # one renewal is sent and lands, its answer is lost
+        proxy.answers = True
+        proxy.cut()
+        await asyncio.sleep(10.0)
+        assert not keeping.done()
+        assert holder.held(time.monotonic())
+        keeping.cancel()
+
+
+async def test_a_taken_lease_is_noticed_at_the_next_renewal(api: Connection, namespace: str) -> None:
+    holder = candidate(api, namespace)
+    await acquired(holder)
+    await api.patch(
+        LEASES, "power", {"spec": {"holderIdentity": "thief"}}, namespace=namespace, field_manager="thief"
+    )
+    with pytest.raises(LeaseLostError, match="held by thief"):
+        await asyncio.wait_for(holder.keep(), PATIENCE_S)
+    assert not holder.held(time.monotonic())
