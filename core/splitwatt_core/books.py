@@ -17,13 +17,16 @@ class Survey:
     """What the fleet below one budget shows at one moment. Watts at the meter.
 
     modelled_w: agents' GPU watts with losses, declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
-    fresh agent sample. unadopted: nodes with a GPU that is neither acknowledged nor known to be incapable.
+    fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
+    acknowledged nor known to be incapable. nodes: all of them.
     """
 
     charged_w: float
     modelled_w: float
     silent: int
+    unmeasured: int
     unadopted: int
+    nodes: int
 
 
 @dataclass(slots=True)
@@ -102,7 +105,8 @@ class Book:
         elif below_w is not None:
             self.measured_w = below_w
         else:
-            self.measured_w = survey.modelled_w if survey.silent == 0 else None
+            # Declared watts of a node that nobody measures are no measurement (I5).
+            self.measured_w = survey.modelled_w if survey.nodes and not survey.unmeasured else None
         if adopted and not self.adopted:
             self.adopted, self.adoption_s = True, now_s - self.opened_s
             notes.append(

@@ -280,19 +280,28 @@ class Keeper:
     def _survey(self, fleet: Fleet, placements: Sequence[Placement], now_s: float) -> tuple[Survey, ...]:
         """What the fleet shows below each budget, in the fleet's order."""
         index = {name: b for b, name in enumerate(fleet.names)}
-        agent_w, silent, unadopted = (np.zeros(len(index)) for _ in range(3))
+        agent_w, silent, unmeasured, unadopted = (np.zeros(len(index)) for _ in range(4))
         for p in placements:
             b = index[p.leaves[0]]
             spec = self.budgets[p.leaves[0]]
             power_w, _ = self._agent_w.get(p.node.name, (0.0, 0.0))
             agent_w[b] += spec.loss_factor * power_w
-            silent[b] += managed(p.node) and now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+            stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+            silent[b] += managed(p.node) and stale
+            unmeasured[b] += stale
             unadopted[b] += not self._adopted(p, now_s)
         charged_w = fleet.charged_w()
         modelled_w = sum_below(fleet.parent, agent_w) + fleet.rest_w
-        silent, unadopted = sum_below(fleet.parent, silent), sum_below(fleet.parent, unadopted)
+        silent, unmeasured, unadopted = (sum_below(fleet.parent, own) for own in (silent, unmeasured, unadopted))
         return tuple(
-            Survey(float(charged_w[b]), float(modelled_w[b]), int(silent[b]), int(unadopted[b]))
+            Survey(
+                charged_w=float(charged_w[b]),
+                modelled_w=float(modelled_w[b]),
+                silent=int(silent[b]),
+                unmeasured=int(unmeasured[b]),
+                unadopted=int(unadopted[b]),
+                nodes=int(fleet.nodes[b]),
+            )
             for b in range(len(index))
         )
 
@@ -303,7 +312,7 @@ class Keeper:
         for b in range(len(fleet.names) - 1, -1, -1):
             name = fleet.names[b]
             spec, book = self.budgets[name], self.books[name]
-            adopted = surveys[b].unadopted == 0 and int(fleet.nodes[b]) > 0
+            adopted = surveys[b].unadopted == 0 and surveys[b].nodes > 0
             children_w = below_w.get(name)
             own_w = None if children_w is None else children_w + spec.fixed_w
             notes.extend(book.judge(spec, surveys[b], now_s, adopted=adopted, below_w=own_w))
