@@ -8,25 +8,9 @@ from splitwatt_core.budgets import BudgetSpec, LimitState, new_limit
 from splitwatt_core.facts import MeterFailure, MeterReading, Note
 from splitwatt_core.policy import Posture
 from splitwatt_core.posture import Correction, PostureState, step_posture
+from splitwatt_core.survey import Survey
 
 NO_METER = "spec.meter is not set: the agents' sum is used"
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What the fleet below one budget shows at one moment. Watts at the meter.
-
-    modelled_w: agents' GPU watts with losses, declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
-    fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
-    acknowledged nor known to be incapable. nodes: all of them.
-    """
-
-    charged_w: float
-    modelled_w: float
-    silent: int
-    unmeasured: int
-    unadopted: int
-    nodes: int
 
 
 @dataclass(slots=True)

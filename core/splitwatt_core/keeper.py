@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core import profiles as profile_law
-from splitwatt_core.books import Book, Survey
+from splitwatt_core.books import Book
 from splitwatt_core.budgets import BudgetSpec, Tree, build_tree
-from splitwatt_core.contract import GRANTS_PER_TERM, MAX_TERM, Health, Mode, NodePower
+from splitwatt_core.contract import GRANTS_PER_TERM, MAX_TERM, NodePower
 from splitwatt_core.facts import (
     BudgetCondition,
     BudgetReport,
@@ -37,11 +37,12 @@ from splitwatt_core.facts import (
     Written,
 )
 from splitwatt_core.fleet import Fleet, build_fleet
-from splitwatt_core.ledger import AGENT_METRICS_SILENT_S, NodeAccount
-from splitwatt_core.policy import BudgetColumns, Decision, Policy, PowerSnapshot, check_decision, sum_below
+from splitwatt_core.ledger import NodeAccount
+from splitwatt_core.policy import BudgetColumns, Decision, Policy, PowerSnapshot, check_decision
 from splitwatt_core.profiles import Profile
 from splitwatt_core.reporting import Judgement, report
-from splitwatt_core.roster import Placement, Roster, managed
+from splitwatt_core.roster import Placement, Roster
+from splitwatt_core.survey import Survey, take_survey
 from splitwatt_core.transition import UNKNOWN_CAP, TransitionInput, chain_min, next_caps
 from splitwatt_core.writer import Wish, compose, stamp
 
@@ -62,8 +63,6 @@ __all__ = [
     "Written",
 ]
 
-UNMANAGED_AFTER_S: Final = 30.0
-"""A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
 STEP_S: Final = 1.0
 DEFAULT_SETTLE_S: Final = 0.5
 MIN_WAKE_S: Final = 0.02
@@ -106,7 +105,6 @@ class Keeper:
         self.roster = Roster()
         self._pods: dict[tuple[str, str], PodFact] = {}
         self._in_flight: dict[str, SpecWrite] = {}
-        self._agent_w: dict[str, tuple[float, float]] = {}
         self._notes: list[Note] = []
         self._resign: str | None = None
         self._headroom_w: dict[str, float] = {}
@@ -171,8 +169,6 @@ class Keeper:
     def on_absence_verified(self, name: str, now_s: float) -> None:
         """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8)."""
         self.roster.forget(name)
-        if name not in self.roster.nodes:
-            self._agent_w.pop(name, None)
 
     def on_pod(self, pod: PodFact) -> None:
         self._pods[(pod.namespace, pod.name)] = pod
@@ -189,8 +185,7 @@ class Keeper:
         """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
         account = self.roster.nodes.get(node)
         if account is not None and sampled_s >= account.sample_s:
-            account.sample_s = sampled_s
-            self._agent_w[node] = (power_w, sampled_s)
+            account.sample_s, account.sample_w = sampled_s, power_w
 
     def on_outcome(self, write: SpecWrite, outcome: Outcome, now_s: float) -> None:
         """Charged since `step`; only an acknowledgement retires it, whatever the outcome (R6)."""
@@ -223,7 +218,14 @@ class Keeper:
             profiles=self._profiles,
             now_s=now_s,
         )
-        surveys = self._survey(fleet, placements, now_s)
+        surveys = take_survey(
+            fleet,
+            placements,
+            budgets=self.budgets,
+            tree=self._tree,
+            opened_s={name: book.opened_s for name, book in self.books.items()},
+            now_s=now_s,
+        )
         charged_w = np.array([survey.charged_w for survey in surveys])
         target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
         notes.extend(self._judge(fleet, surveys, now_s))
@@ -277,34 +279,6 @@ class Keeper:
     def _root(self, leaf: str) -> BudgetSpec:
         return self.budgets[self._tree.root[leaf]]
 
-    def _survey(self, fleet: Fleet, placements: Sequence[Placement], now_s: float) -> tuple[Survey, ...]:
-        """What the fleet shows below each budget, in the fleet's order."""
-        index = {name: b for b, name in enumerate(fleet.names)}
-        agent_w, silent, unmeasured, unadopted = (np.zeros(len(index)) for _ in range(4))
-        for p in placements:
-            b = index[p.leaves[0]]
-            spec = self.budgets[p.leaves[0]]
-            power_w, _ = self._agent_w.get(p.node.name, (0.0, 0.0))
-            agent_w[b] += spec.loss_factor * power_w
-            stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
-            silent[b] += managed(p.node) and stale
-            unmeasured[b] += stale
-            unadopted[b] += not self._adopted(p, now_s)
-        charged_w = fleet.charged_w()
-        modelled_w = sum_below(fleet.parent, agent_w) + fleet.rest_w
-        silent, unmeasured, unadopted = (sum_below(fleet.parent, own) for own in (silent, unmeasured, unadopted))
-        return tuple(
-            Survey(
-                charged_w=float(charged_w[b]),
-                modelled_w=float(modelled_w[b]),
-                silent=int(silent[b]),
-                unmeasured=int(unmeasured[b]),
-                unadopted=int(unadopted[b]),
-                nodes=int(fleet.nodes[b]),
-            )
-            for b in range(len(index))
-        )
-
     def _judge(self, fleet: Fleet, surveys: Sequence[Survey], now_s: float) -> list[Note]:
         """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
         notes: list[Note] = []
@@ -322,20 +296,6 @@ class Keeper:
                 known = so_far is not None and book.measured_w is not None
                 below_w[up] = so_far + book.measured_w if known else None  # type: ignore[operator]
         return notes
-
-    def _adopted(self, p: Placement, now_s: float) -> bool:
-        """Every GPU acknowledged, or found incapable and charged its default limit (I1)."""
-        node = p.node
-        if self._root(p.leaves[0]).mode is Mode.OBSERVE:
-            return node.stamped or not node.present
-        if not managed(node):
-            return now_s - self.books[p.leaves[0]].opened_s > UNMANAGED_AFTER_S
-        return all(
-            gpu.charge_w >= gpu.default_w
-            if gpu.health is not Health.OK
-            else gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling
-            for gpu in node.gpus.values()
-        )
 
     # --------------------------------------------------------------------------------------------- what may be given out
 

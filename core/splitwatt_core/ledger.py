@@ -130,6 +130,8 @@ class NodeAccount:
     """It once carried our term and then showed another: charged its default until stamped again (R3)."""
     gpus: dict[str, GpuAccount] = field(default_factory=dict)
     sample_s: float = float("-inf")
+    sample_w: float = 0.0
+    """The agent's own readings of all its GPUs, and when the oldest of them was taken."""
     status_s: float = float("-inf")
     lease_s: float = float("-inf")
     unproven_since_s: float | None = None

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.books import Book, Survey
+from splitwatt_core.books import Book
 from splitwatt_core.budgets import BudgetSpec, Tree
 from splitwatt_core.contract import Health
 from splitwatt_core.facts import BudgetCondition, BudgetReport, Note
 from splitwatt_core.fleet import Fleet
 from splitwatt_core.policy import TOLERANCE_W, Decision, Posture, Reason
+from splitwatt_core.survey import Survey
 
 MAX_NAMED = 3
 """Objects named in one sentence; the rest are counted."""
