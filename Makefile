@@ -1,6 +1,8 @@
 # Everything runs in .venv; `make demo` and `make test` bring what they need. ARGS is passed on, as in make test ARGS="-k ledger".
 PYTHON ?= python3
 BIN := .venv/bin
+# What builds images: docker, podman or buildah.
+ENGINE ?= docker
 .PHONY: setup controlplane demo test lint bench generate images
 
 setup: .venv/.stamp
@@ -31,4 +33,4 @@ generate: setup
 	$(BIN)/python -m splitwatt_api.generate
 
 images:
-	for image in operator agent; do docker build -t splitwatt/$$image -f helm/images/$$image.Containerfile . || exit 1; done
+	for name in operator agent; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:latest . || exit 1; done
