@@ -4,7 +4,7 @@ Theory: cleaning up belongs to the one process that cannot forget it. The owner 
 when the socket closes, or the owner is no longer the parent (killed with -9, crashed, anything), the supervisor ends every
 child: SIGTERM, a grace period, SIGKILL, each time to the child's whole process group. It runs in a session of its own, so
 Ctrl-C in a terminal reaches the owner alone. Should the supervisor itself be killed, the kernel kills its children
-(PR_SET_PDEATHSIG). Standard library only, started with `python -I -S`: about 10 MB resident.
+(PR_SET_PDEATHSIG). Standard library only, started with `python -I -S`: about 14 MB resident.
 
 Wire: one JSON object per line each way, `{"id": n, "op": ...}` answered by `{"id": n, ...}`.
 Invariant: a child is either in `children` or its exit code is in `exited`, and nothing of its group runs after its exit.
