@@ -16,12 +16,13 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from splitwatt_core.contract import ContractError, GpuStatus, Health, Mode, NodePower, Workload, node_power_from_wire
-from splitwatt_core.enforcer import Actions, LockClock, Readback, Record, SetCap, Verdict
+from splitwatt_core.enforcer import Actions, Readback, SetCap, Verdict
 
 from splitwatt_agent import session as sessions
 from splitwatt_agent.conditions import Report, View, report_of
@@ -30,6 +31,7 @@ from splitwatt_agent.sampling import Facts, Reading, read_gpu
 from splitwatt_agent.session import Session
 from splitwatt_agent.state_dir import StateDir, StateDirError
 from splitwatt_agent.threads import Sweeper, daemon_call
+from splitwatt_agent.upkeep import DurableRecord, Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +42,27 @@ FACTS_EVERY_S: Final = 1.0
 SESSION_RETRY_S: Final = 2.0
 SILENT_RETRY_S: Final = 10.0
 """How often a start is repeated for the sake of a GPU that would not say who it is."""
-PERSIST_WAIT_S: Final = 1.0
-"""How long the loop waits for the disk before it lowers without it."""
-PERSISTENCE_RETRY_S: Final = 30.0
-CLOCK_RETRY_S: Final = 5.0
+REWOUND_S: Final = 15.0
+"""How long consistent reads must be older than what was seen before that is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One version of the object. `error`: why its spec cannot be understood; then `node_power` carries no spec."""
+
+    node_power: NodePower | None
+    consistent: bool
+    error: str = ""
+
+
+def _seen(raw: Mapping[str, Any] | None, *, consistent: bool) -> _Seen:
+    if raw is None:
+        return _Seen(None, consistent)
+    try:
+        return _Seen(sessions.without_leased_watts(node_power_from_wire(raw)), consistent)
+    except ContractError as error:
+        bare = {"metadata": raw.get("metadata", {})}
+        return _Seen(node_power_from_wire(bare), consistent, str(error))
 
 
 class Control:
@@ -64,28 +83,26 @@ class Control:
         self._node = node
         self._boot_id_file = boot_id_file
         self._period_s = sample_period_s
-        self._durable: Record = state.read_record()
-        self._writing: tuple[Record, asyncio.Future[None]] | None = None
-        self._disk_error = ""
-        self._inbox: deque[tuple[NodePower | ContractError | None, bool]] = deque(maxlen=MAX_INBOX)
+        self._record = DurableRecord(state)
+        self._upkeep = Upkeep(port, count=self._count)
+        self._inbox: deque[_Seen] = deque(maxlen=MAX_INBOX)
         self._wake = asyncio.Event()
         self._sweeper: Sweeper[Reading] = Sweeper()
         self._outstanding: Counter[str] = Counter()
         self._returned: set[str] = set()
         self._checks: dict[str, int] = {}
         """Milliwatts that a setter claims to have applied, not yet compared with a readback."""
-        self._clock_wanted: dict[str, tuple[int | None, float]] = {}
-        self._clock_busy: set[str] = set()
-        self._persistence_due: dict[str, float] = {}
         self._facts_due_s = 0.0
         self._silent_due_s = float("inf")
         self._session_due_s = 0.0
         self._granted: dict[str, int] = {}
-        self.gpus: tuple[GpuStatus, ...] = ()
         self._unacked_since: dict[str, float] = {}
+        self._rewound_since_s: float | None = None
         self._nvml_error = "NVML is being initialised"
         self.session: Session | None = None
         self.boot_id = ""
+        self.gpus: tuple[GpuStatus, ...] = ()
+        """The status lines of the last tick."""
         self.observed: NodePower | None = None
         """The version that the enforcer saw last; status writes are tied to it (R14)."""
         self.node_limit_w: int | None = None
@@ -96,8 +113,6 @@ class Control:
         self.facts: dict[str, Facts] = {}
         self.read_at_s = float("-inf")
         self.ticked_s = time.monotonic()
-        self.persistence: dict[str, str] = {}
-        """Per GPU: "" when persistence mode is on, else why it is not."""
         self.nvml_errors: Counter[tuple[str, str]] = Counter()
         self.mismatches: Counter[str] = Counter()
         self.workloads: Mapping[str, Workload] = {}
@@ -109,14 +124,9 @@ class Control:
 
     # --------------------------------------------------------------------------------------------- from the API side
 
-    def offer(self, raw: Mapping[str, object] | None, *, consistent: bool) -> None:
+    def offer(self, raw: Mapping[str, Any] | None, *, consistent: bool) -> None:
         """A version of the node's NodePower as the API server gave it; None: it does not exist."""
-        seen: NodePower | ContractError | None
-        try:
-            seen = None if raw is None else sessions.without_leased_watts(node_power_from_wire(raw))
-        except ContractError as error:
-            seen = error
-        self._inbox.append((seen, consistent))
+        self._inbox.append(_seen(raw, consistent=consistent))
         self._wake.set()
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -160,7 +170,6 @@ class Control:
         # Taken here, for a setter that returns during the waits below makes the readback of its GPU void.
         self.gpus = session.enforcer.status(self.workloads)
         await self._perform(session, actions)
-        self._keep_persistence(session, now_s)
         if now_s >= self._silent_due_s:
             self._look_for_silent(session)
 
@@ -203,40 +212,50 @@ class Control:
 
     def _take_inbox(self, session: Session) -> None:
         while self._inbox:
-            seen, consistent = self._inbox.popleft()
-            if isinstance(seen, ContractError):
-                self.contract_error = str(seen)
+            seen = self._inbox.popleft()
+            if seen.error:
+                self.contract_error, self.observed = seen.error, seen.node_power
                 continue
-            verdict = session.enforcer.observe(seen, consistent=consistent)
+            verdict = session.enforcer.observe(seen.node_power, consistent=seen.consistent)
+            if verdict is Verdict.OLDER_VERSION and seen.consistent:
+                self._note_rewound()
             if verdict is Verdict.OLDER_VERSION or verdict is Verdict.UNSYNCED:
                 self.verdict = self.verdict or verdict
                 continue
             if verdict is not self.verdict:
                 log.info("NodePower %s: %s", self._node, verdict.value)
-            self.verdict, self.observed, self.contract_error = verdict, seen, ""
-            if verdict is Verdict.ACCEPTED and seen is not None and seen.spec is not None:
-                self.node_limit_w, self.mode = seen.spec.node_limit_w, seen.spec.mode
-                self._granted = {grant.uuid: grant.grant for grant in seen.spec.gpus}
+            self.verdict, self.observed, self.contract_error = verdict, seen.node_power, ""
+            self._rewound_since_s = None
+            spec = None if seen.node_power is None else seen.node_power.spec
+            if verdict is Verdict.ACCEPTED and spec is not None:
+                self.node_limit_w, self.mode = spec.node_limit_w, spec.mode
+                self._granted = {grant.uuid: grant.grant for grant in spec.gpus}
+
+    def _note_rewound(self) -> None:
+        """A consistent read gave a version older than one already seen. Once, that is a race between two answers; again
+        and again, the store was restored from a backup. Then begin anew, as a restart of this process would."""
+        now_s = time.monotonic()
+        if self._rewound_since_s is None:
+            self._rewound_since_s = now_s
+            asyncio.get_running_loop().call_later(REWOUND_S, self.on_resync)
+        elif now_s - self._rewound_since_s >= REWOUND_S:
+            self._end_session("the API server's store went back in time")
 
     def _take_inbox_without_gpus(self) -> None:
         """Without a driver nothing is enforced, but the status that says so needs the object's newest version."""
         while self._inbox:
-            seen, _ = self._inbox.popleft()
-            if not isinstance(seen, ContractError):
-                self.observed = seen
+            self.observed = self._inbox.popleft().node_power
 
     async def _perform(self, session: Session, actions: Actions) -> None:
-        if actions.persist is not None and await self._make_durable(actions.persist):
+        if actions.persist is not None and await self._record.write(actions.persist):
             session.enforcer.persisted()
-            self._wake.set()
+            self._wake.set()  # raises come with the next tick
         now_s = time.monotonic()
         for call in actions.set_caps:
             self._start_setter(session, call, now_s)
         for lock in actions.clocks:
-            self._clock_wanted[lock.uuid] = (lock.max_mhz, now_s)
-        for uuid, (max_mhz, due_s) in list(self._clock_wanted.items()):
-            if uuid not in self._clock_busy and now_s >= due_s:
-                self._start_clock_lock(LockClock(uuid, max_mhz))
+            self._upkeep.want_clock(lock)
+        self._upkeep.step(now_s)
 
     # ----------------------------------------------------------------------------------------------- calls that block
 
@@ -268,59 +287,6 @@ class Control:
         log.error("unexpected failure of an NVML call", exc_info=error)
         return Health.UNKNOWN
 
-    def _start_clock_lock(self, lock: LockClock) -> None:
-        self._clock_busy.add(lock.uuid)
-        future = daemon_call(
-            f"clk-{lock.uuid[-8:]}", partial(self._port.lock_sm_clock_mhz, lock.uuid, lock.max_mhz)
-        )
-        future.add_done_callback(partial(self._clock_lock_returned, lock))
-
-    def _clock_lock_returned(self, lock: LockClock, future: asyncio.Future[None]) -> None:
-        self._clock_busy.discard(lock.uuid)
-        failed = self._outcome(future) is not None
-        wanted = self._clock_wanted.get(lock.uuid)
-        if wanted is None or wanted[0] != lock.max_mhz:
-            return  # another lock is wanted by now; the next cycle asks for it
-        if failed:
-            self._clock_wanted[lock.uuid] = (lock.max_mhz, time.monotonic() + CLOCK_RETRY_S)
-        else:
-            del self._clock_wanted[lock.uuid]
-
-    async def _make_durable(self, record: Record) -> bool:
-        """False when the disk refused or did not answer in time; then only lowering goes on."""
-        if record == self._durable:
-            return True
-        if self._writing is None:
-            self._writing = (record, daemon_call("record", partial(self._state.write_record, record)))
-        pending, future = self._writing
-        # A disk that is known to hang is not waited for again in every cycle.
-        await asyncio.wait({future}, timeout=0.0 if self._disk_error else PERSIST_WAIT_S)
-        if not future.done():
-            self._disk_error = "the disk has not answered"
-            return False
-        self._writing = None
-        error = future.exception()
-        if error is not None:
-            self._disk_error = str(error)
-            return False
-        self._durable, self._disk_error = pending, ""
-        return pending == record
-
-    def _keep_persistence(self, session: Session, now_s: float) -> None:
-        for uuid, due_s in list(self._persistence_due.items()):
-            if now_s >= due_s and uuid in session.gpus:
-                self._persistence_due[uuid] = float("inf")
-                future = daemon_call(f"pm-{uuid[-8:]}", partial(_turn_persistence_on, self._port, uuid))
-                future.add_done_callback(partial(self._persistence_returned, uuid))
-
-    def _persistence_returned(self, uuid: str, future: asyncio.Future[str]) -> None:
-        error = future.exception()
-        if isinstance(error, NvmlError):
-            self._count(error)
-        self.persistence[uuid] = future.result() if error is None else str(error)
-        if self.persistence[uuid]:
-            self._persistence_due[uuid] = time.monotonic() + PERSISTENCE_RETRY_S
-
     # ------------------------------------------------------------------------------------------------------- sessions
 
     def _boot_changed(self) -> bool:
@@ -338,6 +304,7 @@ class Control:
     def _end_session(self, why: str) -> None:
         log.warning("%s: %s", self._node, why)
         self.session, self._nvml_error = None, why
+        self._rewound_since_s = None
         self.readings, self.facts = {}, {}
         self._checks.clear()
 
@@ -347,7 +314,7 @@ class Control:
         self._session_due_s = time.monotonic() + SESSION_RETRY_S
         try:
             boot_id = self._boot_id_file.read_text(encoding="ascii").strip()
-            begin = partial(sessions.begin, self._port, self._state, boot_id=boot_id, record=self._durable)
+            begin = partial(sessions.begin, self._port, self._state, boot_id=boot_id, record=self._record.current)
             session = await daemon_call("nvml-start", begin)
         except (NvmlError, StateDirError, OSError) as error:
             if isinstance(error, NvmlError):
@@ -360,8 +327,7 @@ class Control:
             for _ in range(count if uuid in session.gpus else 0):
                 session.enforcer.setter_started(uuid, time.monotonic())
         self.session, self.boot_id = session, boot_id
-        self.persistence.clear()
-        self._persistence_due = {uuid: 0.0 for uuid in session.gpus if uuid not in session.silent}
+        self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.silent)
         self._silent_due_s = time.monotonic() + SILENT_RETRY_S if session.silent else float("inf")
         self.verdict, self.observed = None, None
         log.info("%s: %d GPUs, boot %s", self._node, len(session.gpus), boot_id)
@@ -416,13 +382,13 @@ class Control:
             gpus=self.gpus,
             granted_w=granted_w,
             overdue_s={uuid: now_s - since_s for uuid, since_s in self._unacked_since.items()},
-            persistence=self.persistence,
+            persistence=self._upkeep.persistence,
             verdict=self.verdict,
             unknown_gpus=() if session is None else session.enforcer.unknown_gpus,
             mode=self.mode,
             lowered={} if session is None else session.guard.lowered,
             trouble=self._nvml_error if session is None else "",
-            disk_error=self._disk_error,
+            disk_error=self._record.error,
             contract_error=self.contract_error,
             workloads_error=self.workloads_error,
         )
@@ -432,12 +398,3 @@ class Control:
         if not self.nvml_errors[key]:
             log.warning("%s", error)
         self.nvml_errors[key] += 1
-
-
-def _turn_persistence_on(port: NvmlPort, uuid: str) -> str:
-    """"" once the driver says that persistence mode is on, else why not. Raises NvmlError."""
-    if not port.persistence_mode(uuid):
-        port.enable_persistence_mode(uuid)
-        if not port.persistence_mode(uuid):
-            return "the driver accepted persistence mode but does not report it on"
-    return ""

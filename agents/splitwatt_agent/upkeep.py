@@ -1,0 +1,131 @@
+"""What is kept in order beside the caps: the durable record, persistence mode, clock locks. Each call off the loop.
+
+`DurableRecord`: one write at a time, waited for with a bound; a disk that refuses or hangs is told and asked again.
+`Upkeep`: persistence mode, without which the driver forgets limits with its last client (I6), is turned on and proven;
+clock locks are repeated until the driver took them. At most one call of either kind per GPU is out at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from splitwatt_core.enforcer import LockClock, Record
+
+from splitwatt_agent.nvml import NvmlError, NvmlPort
+from splitwatt_agent.state_dir import StateDir
+from splitwatt_agent.threads import daemon_call
+
+log = logging.getLogger(__name__)
+
+PERSIST_WAIT_S: Final = 1.0
+"""How long the loop waits for the disk before it lowers without it."""
+PERSISTENCE_RETRY_S: Final = 30.0
+CLOCK_RETRY_S: Final = 5.0
+
+
+class DurableRecord:
+    """The record of PROTOCOL R12 on disk. `error`: why the last write is not durable, "" when it is."""
+
+    def __init__(self, state: StateDir) -> None:
+        """Raises StateDirError when the record cannot be understood."""
+        self._state = state
+        self.current: Record = state.read_record()
+        self._writing: tuple[Record, asyncio.Future[None]] | None = None
+        self.error = ""
+
+    async def write(self, record: Record) -> bool:
+        """False when the disk refused or did not answer in time: then only lowering may go on. Ask again later."""
+        if record == self.current:
+            return True
+        if self._writing is None:
+            self._writing = (record, daemon_call("record", partial(self._state.write_record, record)))
+        pending, future = self._writing
+        # A disk that is known to hang is not waited for again in every cycle.
+        await asyncio.wait({future}, timeout=0.0 if self.error else PERSIST_WAIT_S)
+        if not future.done():
+            self.error = "the disk has not answered"
+            return False
+        self._writing = None
+        error = future.exception()
+        if error is not None:
+            if not self.error:
+                log.error("the record cannot be written: %s", error)
+            self.error = str(error)
+            return False
+        self.current, self.error = pending, ""
+        return pending == record
+
+
+class Upkeep:
+    """Persistence mode and clock locks of one node's GPUs. `count` is told of every failed call."""
+
+    def __init__(self, port: NvmlPort, *, count: Callable[[NvmlError], None]) -> None:
+        self._port = port
+        self._count = count
+        self._clock_wanted: dict[str, tuple[int | None, float]] = {}
+        self._clock_busy: set[str] = set()
+        self._persistence_due: dict[str, float] = {}
+        self._persistence_busy: set[str] = set()
+        self.persistence: dict[str, str] = {}
+        """Per GPU: "" when persistence mode is on, else why it is not."""
+
+    def begin(self, uuids: Iterable[str]) -> None:
+        """A new driver load with these GPUs: nothing is known of their persistence mode."""
+        self.persistence = {}
+        self._persistence_due = dict.fromkeys(uuids, 0.0)
+        self._clock_wanted = {uuid: wish for uuid, wish in self._clock_wanted.items() if uuid in self._persistence_due}
+
+    def want_clock(self, lock: LockClock) -> None:
+        self._clock_wanted[lock.uuid] = (lock.max_mhz, 0.0)
+
+    def step(self, now_s: float) -> None:
+        """Start the calls that are due."""
+        for uuid, due_s in list(self._persistence_due.items()):
+            if now_s >= due_s and uuid not in self._persistence_busy:
+                self._persistence_busy.add(uuid)
+                future = daemon_call(f"pm-{uuid[-8:]}", partial(_turn_persistence_on, self._port, uuid))
+                future.add_done_callback(partial(self._persistence_returned, uuid))
+        for uuid, (max_mhz, due_s) in list(self._clock_wanted.items()):
+            if now_s >= due_s and uuid not in self._clock_busy:
+                self._clock_busy.add(uuid)
+                lock = partial(self._port.lock_sm_clock_mhz, uuid, max_mhz)
+                daemon_call(f"clk-{uuid[-8:]}", lock).add_done_callback(partial(self._clock_returned, uuid, max_mhz))
+
+    def _persistence_returned(self, uuid: str, future: asyncio.Future[str]) -> None:
+        self._persistence_busy.discard(uuid)
+        error = future.exception()
+        if isinstance(error, NvmlError):
+            self._count(error)
+        self.persistence[uuid] = future.result() if error is None else str(error)
+        if uuid in self._persistence_due:
+            failed = bool(self.persistence[uuid])
+            self._persistence_due[uuid] = time.monotonic() + PERSISTENCE_RETRY_S if failed else float("inf")
+
+    def _clock_returned(self, uuid: str, max_mhz: int | None, future: asyncio.Future[None]) -> None:
+        self._clock_busy.discard(uuid)
+        error = future.exception()
+        if isinstance(error, NvmlError):
+            self._count(error)
+        elif error is not None:
+            log.error("unexpected failure of an NVML call", exc_info=error)
+        wanted = self._clock_wanted.get(uuid)
+        if wanted is None or wanted[0] != max_mhz:
+            return  # another lock is wanted by now; the next step asks for it
+        if error is None:
+            del self._clock_wanted[uuid]
+        else:
+            self._clock_wanted[uuid] = (max_mhz, time.monotonic() + CLOCK_RETRY_S)
+
+
+def _turn_persistence_on(port: NvmlPort, uuid: str) -> str:
+    """"" once the driver says that persistence mode is on, else why not. Raises NvmlError."""
+    if not port.persistence_mode(uuid):
+        port.enable_persistence_mode(uuid)
+        if not port.persistence_mode(uuid):
+            return "the driver accepted persistence mode but does not report it on"
+    return ""
