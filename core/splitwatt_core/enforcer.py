@@ -106,6 +106,8 @@ class _Gpu:
     started_s: float = float("-inf")
     called: tuple[int, int] = (NO_GRANT, 0)
     """Grant and milliwatts of the last setter call."""
+    asked_mw: int = 0
+    """The highest limit that our calls for grants above the acknowledged one asked for."""
     setter_health: Health | None = None
     ineffective: bool = False
     clock_mhz: int | None = None
@@ -220,6 +222,8 @@ class Enforcer:
             cap_mw = self._wanted_mw(uuid, gpu, None if guard_w is None else guard_w.get(uuid))
             if cap_mw is not None and self._may_call(gpu, cap_mw, now_s):
                 gpu.called = (gpu.target.grant if gpu.target else NO_GRANT, cap_mw)
+                if gpu.called[0] > gpu.acked:
+                    gpu.asked_mw = max(gpu.asked_mw, cap_mw)
                 set_caps.append(SetCap(uuid, cap_mw))
             if gpu.target is not None and not self._held and gpu.target.max_clock_mhz != gpu.clock_mhz:
                 gpu.clock_mhz = gpu.target.max_clock_mhz
@@ -259,7 +263,9 @@ class Enforcer:
         if back.management_mw is None or back.enforced_mw is None:
             return  # nothing new is known: what was acknowledged stands
         limit_mw = max(back.management_mw, back.enforced_mw)
-        if gpu.acked > NO_GRANT and limit_mw > gpu.acked_cap_w * 1000:
+        # Calls of ours for newer grants explain a limit up to their caps: the operator counts those grants as well, and what
+        # was acknowledged before stands.
+        if gpu.acked > NO_GRANT and limit_mw > max(gpu.acked_cap_w * 1000, gpu.asked_mw):
             gpu.acked = NO_GRANT  # a reset, or somebody else's setter: no longer true
         target = gpu.target
         if target is None or self._held or self._dirty or gpu.outstanding:
@@ -269,7 +275,7 @@ class Enforcer:
         gpu.ineffective = False
         # Below the cap without a call of ours would acknowledge a raise that is still to come (scene 1).
         if gpu.set_ok == target.grant or back.management_mw == min(target.cap_w * 1000, gpu.identity.max_mw):
-            gpu.acked, gpu.acked_cap_w = target.grant, target.cap_w
+            gpu.acked, gpu.acked_cap_w, gpu.asked_mw = target.grant, target.cap_w, 0
 
     def status(self, workloads: Mapping[str, Workload]) -> tuple[GpuStatus, ...]:
         """The lines for `status.gpus`, from the last tick's readbacks."""
