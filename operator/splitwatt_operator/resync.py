@@ -20,7 +20,7 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
 
 from splitwatt_operator.store import Key, Kind, Store, key_of, version_of
-from splitwatt_operator.watch import WATCHED, Watched, kept_lease
+from splitwatt_operator.watch import WATCHED, Watched, WatchError, kept_lease
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class Findings:
 
 
 class Resync:
-    """`first` returns when the store is complete; `run` then keeps it so until cancelled."""
+    """`first` returns when the store is complete; `run` then keeps it so until cancelled. Both raise WatchError when the
+    API server's store went back in time."""
 
     def __init__(self, store: Store, connection: Connection, *, own_lease: Key, relisted: asyncio.Event) -> None:
         self._store = store
@@ -87,8 +88,14 @@ class Resync:
 
     async def _compare(self, watched: Watched, *, lag_allowed_s: float) -> Findings:
         kind, store, findings = watched.kind, self._store, Findings()
+        seen_before = store.highest(kind)
         listing = await self._connection.list(watched.resource, label_selector=watched.label_selector)
         listed_at = int(listing.resource_version)
+        if listed_at < seen_before:
+            raise WatchError(
+                f"the API server's store went back in time (version {listed_at} of {watched.resource.plural} after "
+                f"{seen_before}), as after a restore from a backup: what is known here is void, start anew"
+            )
         present = {key_of(obj): obj for obj in listing.items}
         if kind is Kind.LEASE:
             present = {key: obj for key, obj in present.items() if kept_lease(key, self._own_lease)}

@@ -82,11 +82,13 @@ class Store:
     def __init__(self) -> None:
         self._objects: dict[Kind, dict[Key, JsonObject]] = {kind: {} for kind in Kind}
         self._tombstones: dict[Kind, OrderedDict[Key, int]] = {kind: OrderedDict() for kind in Kind}
+        self._highest: dict[Kind, int] = dict.fromkeys(Kind, 0)
         self._subscriptions: list[Subscription] = []
 
     def apply(self, kind: Kind, obj: JsonObject) -> bool:
         """Take in one observed version. False when it is no news: as old as, or older than, what is known."""
         key, version = key_of(obj), version_of(obj)
+        self._highest[kind] = max(self._highest[kind], version)
         known = self._objects[kind].get(key)
         if known is not None and version_of(known) >= version:
             return False
@@ -98,6 +100,7 @@ class Store:
 
     def remove(self, kind: Kind, key: Key, *, version: int) -> bool:
         """Take in a deletion at `version`. False when a newer object of that name is known, or none at all."""
+        self._highest[kind] = max(self._highest[kind], version)
         graves = self._tombstones[kind]
         graves[key] = max(version, graves.pop(key, -1))
         while len(graves) > MAX_TOMBSTONES:
@@ -122,6 +125,10 @@ class Store:
     def deleted_at(self, kind: Kind, key: Key) -> int:
         """The version at which the name was last seen deleted; -1 when never (or long ago)."""
         return self._tombstones[kind].get(key, -1)
+
+    def highest(self, kind: Kind) -> int:
+        """The highest version of the kind ever seen: no consistent list taken afterwards may be older."""
+        return self._highest[kind]
 
     def size(self, kind: Kind) -> int:
         return len(self._objects[kind])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from splitwatt_client.connection import Connection
 from splitwatt_operator.resync import Resync
 from splitwatt_operator.store import Key, Kind, Store
+from splitwatt_operator.watch import WatchError
 
 LEASE = Key("nowhere", "splitwatt-operator")
 
@@ -17,13 +19,34 @@ def ghost(name: str, version: int) -> dict[str, Any]:
     return {"kind": "PowerBudget", "metadata": {"name": name, "uid": "gone", "resourceVersion": str(version)}}
 
 
+class OvertakenConnection(Connection):
+    """A watch delivers something newer while the answer to a list of budgets is on its way."""
+
+    def __init__(self, kubeconfig: Path, store: Store) -> None:
+        super().__init__(kubeconfig)
+        self._overtaken = store
+
+    async def list(self, resource: Any, **selectors: Any) -> Any:
+        answer = await super().list(resource, **selectors)
+        if resource.kind == Kind.BUDGET:
+            self._overtaken.apply(Kind.BUDGET, ghost("newer-than-the-list", int(answer.resource_version) + 1))
+        return answer
+
+
+async def test_a_store_that_went_back_in_time_ends_the_process(datacenter: Any) -> None:
+    store = Store()
+    store.apply(Kind.BUDGET, ghost("from-the-future", 2**62))
+    async with Connection(datacenter.plane.kubeconfig) as connection:
+        with pytest.raises(WatchError, match="went back in time"):
+            await Resync(store, connection, own_lease=LEASE, relisted=asyncio.Event()).first()
+
+
 async def test_the_store_becomes_what_the_lists_say(datacenter: Any) -> None:
     [node] = datacenter.add_nodes("n1")
     budget = datacenter.budget("leaf", limitWatts=40000)
     store = Store()
     store.apply(Kind.BUDGET, ghost("vanished", 1))
-    store.apply(Kind.BUDGET, ghost("newer-than-the-list", 2**62))
-    async with Connection(datacenter.plane.kubeconfig) as connection:
+    async with OvertakenConnection(datacenter.plane.kubeconfig, store) as connection:
         await Resync(store, connection, own_lease=LEASE, relisted=asyncio.Event()).first()
     assert store.get(Kind.NODE, node.name) is not None
     assert store.get(Kind.BUDGET, budget)["spec"]["limitWatts"] == 40000
