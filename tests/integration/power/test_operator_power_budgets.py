@@ -56,9 +56,13 @@ def test_a_budget_is_adopted_and_held_through_cut_raise_and_load(datacenter: Any
         over = [(i, row) for i, row in enumerate(rows) if i >= first and row["charge_w"] > row["in_force_w"] + 1e-6]
         assert not over, f"{over} among {rows[over[0][0] - 5 : over[-1][0] + 5]}"
         for node in datacenter.twins:
-            power = datacenter.node_power(node)
-            grants = {g["uuid"]: g["grant"] for g in power["spec"]["gpus"]}
-            assert {g["uuid"]: g["ackedGrant"] for g in power["status"]["gpus"]} == grants
+
+            def acknowledged(node: str = node) -> bool:
+                power = datacenter.node_power(node)
+                granted = {g["uuid"]: g["grant"] for g in power["spec"]["gpus"]}
+                return granted == {g["uuid"]: g["ackedGrant"] for g in power["status"]["gpus"]}
+
+            datacenter.eventually("every grant is acknowledged", acknowledged)
 
 
 def test_without_prometheus_nothing_is_raised(datacenter: Any) -> None:
