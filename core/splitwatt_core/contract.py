@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from splitwatt_core.names import API_GROUP, API_VERSION
 
@@ -141,6 +141,9 @@ class NodePower:
 # ---------------------------------------------------------------------------------------------------------- wire form
 
 
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
 def _get(raw: Mapping[str, Any], key: str, kind: type, where: str, default: Any) -> Any:
     value = raw.get(key, default)
     if value is default:
@@ -150,10 +153,29 @@ def _get(raw: Mapping[str, Any], key: str, kind: type, where: str, default: Any)
     return value
 
 
-def _rows(raw: Mapping[str, Any], key: str, where: str) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = _get(raw, key, list, where, [])
+def _choice(raw: Mapping[str, Any], key: str, kind: type[_Word], where: str, default: _Word) -> _Word:
+    word = _get(raw, key, str, where, default)
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise ContractError(f"{where}.{key} must be one of {', '.join(kind)}, not {word!r}") from error
+
+
+def _list(raw: Mapping[str, Any], key: str, kind: type, where: str) -> Sequence[Any]:
+    rows: Sequence[Any] = _get(raw, key, list, where, [])
+    for i, row in enumerate(rows):
+        if not isinstance(row, kind):
+            raise ContractError(f"{where}.{key}[{i}] must be {kind.__name__}, not {row!r}")
+    return rows
+
+
+def _gpu_rows(raw: Mapping[str, Any], where: str) -> Sequence[Mapping[str, Any]]:
+    rows = _list(raw, "gpus", dict, where)
     if len(rows) > MAX_GPUS_PER_NODE:
-        raise ContractError(f"{where}.{key} has {len(rows)} entries; a node has at most {MAX_GPUS_PER_NODE} GPUs")
+        raise ContractError(f"{where}.gpus has {len(rows)} entries; a node has at most {MAX_GPUS_PER_NODE} GPUs")
+    for i, row in enumerate(rows):
+        if not row.get("uuid"):
+            raise ContractError(f"{where}.gpus[{i}].uuid is missing")
     return rows
 
 
@@ -168,7 +190,7 @@ def _grant_from(raw: Mapping[str, Any], where: str) -> Grant:
         safe_cap_w=_get(raw, "safeCapWatts", int, where, cap_w),
         charge_w=_get(raw, "chargeWatts", int, where, cap_w),
         max_clock_mhz=_get(raw, "maxClockMegahertz", int, where, None),
-        phase=Phase(_get(raw, "phase", str, where, Phase.UNASSIGNED)),
+        phase=_choice(raw, "phase", Phase, where, Phase.UNASSIGNED),
     )
 
 
@@ -177,11 +199,11 @@ def spec_from_wire(raw: Mapping[str, Any]) -> Spec:
     return Spec(
         term=_get(raw, "term", int, "spec", 0),
         for_uid=_get(raw, "forUID", str, "spec", ""),
-        mode=Mode(_get(raw, "mode", str, "spec", Mode.STRICT)),
+        mode=_choice(raw, "mode", Mode, "spec", Mode.STRICT),
         lease_name=_get(raw, "leaseName", str, "spec", ""),
         node_limit_w=_get(raw, "nodeLimitWatts", int, "spec", None),
-        budgets=tuple(_get(raw, "budgets", list, "spec", [])),
-        gpus=tuple(_grant_from(row, f"spec.gpus[{i}]") for i, row in enumerate(_rows(raw, "gpus", "spec"))),
+        budgets=tuple(_list(raw, "budgets", str, "spec")),
+        gpus=tuple(_grant_from(row, f"spec.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "spec"))),
     )
 
 
@@ -214,6 +236,7 @@ def spec_to_wire(spec: Spec) -> dict[str, Any]:
 
 def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
     workload = _get(raw, "workload", dict, where, None)
+    inside = f"{where}.workload"
     return GpuStatus(
         uuid=_get(raw, "uuid", str, where, ""),
         acked_grant=_get(raw, "ackedGrant", int, where, NO_GRANT),
@@ -223,8 +246,10 @@ def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
         max_w=_get(raw, "maxCapWatts", int, where, 0),
         default_w=_get(raw, "defaultCapWatts", int, where, 0),
         model=_get(raw, "model", str, where, ""),
-        health=Health(_get(raw, "health", str, where, Health.UNKNOWN)),
-        workload=None if workload is None else Workload(workload.get("namespace", ""), workload.get("pod", "")),
+        health=_choice(raw, "health", Health, where, Health.UNKNOWN),
+        workload=None
+        if workload is None
+        else Workload(_get(workload, "namespace", str, inside, ""), _get(workload, "pod", str, inside, "")),
     )
 
 
@@ -234,7 +259,7 @@ def status_from_wire(raw: Mapping[str, Any]) -> Status:
         observed_uid=_get(raw, "observedUID", str, "status", ""),
         observed_term=_get(raw, "observedTerm", int, "status", 0),
         boot_id=_get(raw, "bootID", str, "status", ""),
-        gpus=tuple(_gpu_status_from(row, f"status.gpus[{i}]") for i, row in enumerate(_rows(raw, "gpus", "status"))),
+        gpus=tuple(_gpu_status_from(row, f"status.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "status"))),
         conditions=tuple(
             Condition(
                 type=row.get("type", ""),
@@ -243,7 +268,7 @@ def status_from_wire(raw: Mapping[str, Any]) -> Status:
                 message=row.get("message", ""),
                 last_transition=row.get("lastTransitionTime", ""),
             )
-            for row in _get(raw, "conditions", list, "status", [])
+            for row in _list(raw, "conditions", dict, "status")
         ),
     )
 
@@ -302,19 +327,21 @@ def node_power_from_wire(raw: Mapping[str, Any]) -> NodePower:
     `resourceVersion` is compared as a number; Kubernetes guarantees that order for one resource since 1.35.
     """
     meta = raw.get("metadata", {})
-    spec = raw.get("spec")
+    for key in ("name", "uid", "resourceVersion"):
+        if not _get(meta, key, str, "metadata", ""):
+            raise ContractError(f"metadata.{key} is missing")
     try:
-        return NodePower(
-            name=meta["name"],
-            uid=meta["uid"],
-            resource_version=int(meta["resourceVersion"]),
-            spec=spec_from_wire(spec) if spec else None,
-            status=status_from_wire(raw.get("status") or {}),
-        )
-    except KeyError as error:
-        raise ContractError(f"metadata.{error.args[0]} is missing") from error
+        resource_version = int(meta["resourceVersion"])
     except ValueError as error:
-        raise ContractError(str(error)) from error
+        raise ContractError(f"metadata.resourceVersion must be a number, not {meta['resourceVersion']!r}") from error
+    spec = _get(raw, "spec", dict, "NodePower", None)
+    return NodePower(
+        name=meta["name"],
+        uid=meta["uid"],
+        resource_version=resource_version,
+        spec=spec_from_wire(spec) if spec else None,
+        status=status_from_wire(_get(raw, "status", dict, "NodePower", {})),
+    )
 
 
 def node_power_to_apply(name: str, uid: str, resource_version: int, spec: Spec) -> dict[str, Any]:
