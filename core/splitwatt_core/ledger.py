@@ -60,6 +60,8 @@ class GpuAccount:
     charge_w: int = 0
     raw_w: int = 0
     unacked_since_s: float | None = None
+    listed_in: tuple[str, str] = ("", "")
+    """Boot and object uid of the last inventory that had it."""
 
     def bound_w(self, *, trusted: bool) -> int:
         """The formula above, before settling."""
@@ -135,6 +137,8 @@ class NodeAccount:
     status_s: float = float("-inf")
     lease_s: float = float("-inf")
     unproven_since_s: float | None = None
+    removed: set[str] = field(default_factory=set)
+    """GPUs that are gone for good: lines that an old spec still has for them count nothing."""
 
     # ------------------------------------------------------------------------------------------------ observations
 
@@ -181,18 +185,26 @@ class NodeAccount:
         status = seen.status
         valid = status.observed_uid == seen.uid and (not self.boot_id or status.boot_id == self.boot_id)
         listed = {row.uuid for row in status.gpus}
+        here = (status.boot_id, seen.uid)
+        self.removed -= listed
         for row in status.gpus:
             account = self.gpus.get(row.uuid)
             if account is None:
                 account = self.gpus[row.uuid] = GpuAccount(row.uuid, row.default_w, row.min_w, row.max_w)
+            if valid:
+                account.listed_in = here
             self._take_row(account, row, valid=valid)
         for uuid, account in list(self.gpus.items()):
             if uuid in listed:
                 continue
-            if valid and listed:
-                del self.gpus[uuid]  # this boot's inventory does not have it: removed or replaced
+            account.acknowledge(NO_GRANT)
+            if not (valid and listed):
+                continue
+            if account.listed_in == here:
+                account.health = Health.LOST  # a GPU does not leave a running machine: it draws on, unseen
             else:
-                account.acknowledge(NO_GRANT)
+                del self.gpus[uuid]  # removed or replaced while the node was down, or released with its NodePower
+                self.removed.add(uuid)
 
     @staticmethod
     def _take_row(account: GpuAccount, row: GpuStatus, *, valid: bool) -> None:
@@ -210,9 +222,12 @@ class NodeAccount:
         if seen.spec is None or seen.spec.for_uid != seen.uid:
             return  # the agent ignores it (R10): it allows nothing
         for grant in seen.spec.gpus:
+            if grant.uuid in self.removed:
+                continue
             account = self.gpus.get(grant.uuid)
             if account is None:
                 account = self.gpus[grant.uuid] = GpuAccount(grant.uuid, grant.charge_w, 0, grant.charge_w)
+                account.listed_in = (seen.status.boot_id, seen.uid)
             if grant.grant >= account.acked:
                 account.learn(grant)
 
@@ -242,6 +257,8 @@ class NodeAccount:
         return not self.present or seen.status.boot_id == self.boot_id
 
     def refresh(self, now_s: float, *, settle_s: float) -> None:
+        """Bring all charges up to date. A heartbeat from the future is one of now: another machine's clock is ahead."""
+        self.sample_s, self.lease_s = min(self.sample_s, now_s), min(self.lease_s, now_s)
         trusted = self.trusted(now_s)
         for gpu in self.gpus.values():
             gpu.refresh(now_s, trusted=trusted, settle_s=settle_s)
