@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from splitwatt_core.budgets import BudgetSpec, LimitState, new_limit
 from splitwatt_core.facts import MeterFailure, MeterReading, Note
@@ -57,12 +58,16 @@ class Book:
         if isinstance(reading, MeterFailure):
             self.meter_reason = reading.reason
             return
+        if not math.isfinite(reading.power_w) or reading.power_w < 0:
+            self.meter_reason = f"meter returned {reading.power_w} W"
+            return
         if spec.meter is not None and reading.series != spec.meter.expected_series:
             self.meter_reason = (
                 f"meter returned {reading.series} series, spec.meter.expectedSeries is {spec.meter.expected_series}"
             )
             return
-        self.reading = reading
+        # A sample from the future would stay fresh after its meter died.
+        self.reading = replace(reading, sampled_s=min(reading.sampled_s, now_s))
         self.meter_reason = f"newest complete sample is {now_s - reading.sampled_s:.1f} s old"
 
     def fresh_reading(self, spec: BudgetSpec, now_s: float) -> MeterReading | None:
@@ -81,6 +86,8 @@ class Book:
         notes: list[Note] = []
         reading = self.fresh_reading(spec, now_s)
         self.fallback = reading is None
+        if spec.meter is None:
+            self.correction = Correction()
         if reading is not None:
             self.measured_w = reading.power_w
             self.correction = self.correction.observe(

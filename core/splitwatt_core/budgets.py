@@ -147,7 +147,8 @@ class BudgetSpec:
 @dataclass(frozen=True, slots=True)
 class Tree:
     """A forest in order, parents before children. `fault` names budgets whose place in it is wrong, with the sentence
-    that says what to change; such a budget stands as a root of its own, so that its limit is still kept."""
+    that says what to change; such a budget stands as a root of its own, so that its limit is still kept. Mode and policy
+    of its tree are unknown then, so nodes that hold no grants yet are granted none."""
 
     order: tuple[str, ...]
     parent: Mapping[str, str | None]
@@ -180,8 +181,10 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
                 f"spec.parent names {budget.parent!r}, which selects nodes itself: "
                 "remove spec.nodeSelector from it or name another"
             )
-        elif (cycle := _cycle(budgets, name)) is not None:
-            fault[name] = f"spec.parent closes a cycle ({' -> '.join(cycle)}): remove spec.parent from one of them"
+        else:
+            wrong = _wrong_above(budgets, name)
+            if wrong is not None:
+                fault[name] = wrong
         if name in fault:
             parent[name] = None
     order: list[str] = []
@@ -198,12 +201,15 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
     return Tree(order=tuple(order), parent=parent, root=root, fault=fault)
 
 
-def _cycle(budgets: Mapping[str, BudgetSpec], start: str) -> tuple[str, ...] | None:
+def _wrong_above(budgets: Mapping[str, BudgetSpec], start: str) -> str | None:
+    """What is wrong with the way up from `start`: it comes back to it, or has too many levels."""
     path = [start]
     while (above := budgets.get(path[-1])) is not None and above.parent is not None:
         if above.parent == start:
-            return (*path, start)
-        if above.parent in path or len(path) > MAX_DEPTH:
+            return f"spec.parent closes a cycle ({' -> '.join((*path, start))}): remove spec.parent from one of them"
+        if above.parent in path:
             return None  # the cycle lies above: its own members are faulted
         path.append(above.parent)
+        if len(path) > MAX_DEPTH:
+            return f"spec.parent puts it more than {MAX_DEPTH} levels deep: name a budget higher up, or remove it"
     return None

@@ -51,7 +51,7 @@ def step_posture(state: PostureState, *, ratio: float | None, adopted: bool, now
         return PostureState()
     posture = Posture.NORMAL if state.posture is Posture.ADOPTING else state.posture
     if ratio is None:
-        return replace(state, posture=posture)
+        return replace(state, posture=posture, under_since_s=None)  # time without data releases nothing
     over_s = None if ratio <= 1.0 else (now_s if state.over_since_s is None else state.over_since_s)
     under_s = None if ratio >= RELEASE_RATIO else (now_s if state.under_since_s is None else state.under_since_s)
     for rule in TABLE:
@@ -68,7 +68,8 @@ CORRECTION_WINDOW_S: Final = 5.0
 """Meter and agents are sampled at different moments, so a step in load shows as a gap for a second or two. Only a gap that
 lasts this long tells of watts nobody declared."""
 CORRECTION_HOLD_S: Final = 60.0
-MAX_GAPS: Final = 64
+GAP_EVERY_S: Final = 0.25
+"""Gaps closer together are kept as one, the smaller: decisions may follow each other faster than the window can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,16 @@ class Correction:
     def observe(self, *, measured_w: float, modelled_w: float, limit_w: float, now_s: float) -> Correction:
         gap_w = measured_w - modelled_w
         gap_w = gap_w if gap_w > UNDER_DECLARED_MIN_RATIO * limit_w else 0.0
-        kept = [g for g in self.gaps if now_s - g[0] <= CORRECTION_WINDOW_S][-MAX_GAPS + 1 :]
-        full = bool(self.gaps) and now_s - self.gaps[0][0] >= CORRECTION_WINDOW_S
-        gaps = (*kept, (now_s, gap_w))
-        lasting_w = min(g for _, g in gaps) if full else 0.0
+        kept = [g for g in self.gaps if now_s - g[0] <= CORRECTION_WINDOW_S]
+        full = bool(kept) and now_s - self.gaps[0][0] >= CORRECTION_WINDOW_S
+        if kept and now_s - kept[-1][0] < GAP_EVERY_S:
+            at_s, smaller_w = kept.pop()
+            gaps = (*kept, (at_s, min(smaller_w, gap_w)))
+        else:
+            gaps = (*kept, (now_s, gap_w))
+        if not full:
+            return replace(self, gaps=gaps)
+        lasting_w = min(g for _, g in gaps)
         if lasting_w >= self.power_w or now_s - self.seen_s > CORRECTION_HOLD_S:
             return Correction(lasting_w, now_s, gaps)
         return replace(self, gaps=gaps)
