@@ -161,6 +161,7 @@ class Enforcer:
         if spec.for_uid != node_power.uid:
             return Verdict.WRONG_UID
         if spec.term < self._term:
+            self._observed_term = self._term  # so that the operator learns which term it has to exceed (R2)
             return Verdict.LOWER_TERM
         self._held = False
         self._observed_term = spec.term

@@ -51,13 +51,16 @@ class GuardSettings:
     or every raise would look like a fault. `excess_s`: how long measured power must stay above the allotment before the guard
     acts; longer than draw lags a cap, shorter than a breaker. `dwell_s`: quiet time before a release; longer trades
     throughput for fewer swings. `release_w_per_s`: watts per second that one GPU's ceiling rises, and that a learnt excess
-    is forgotten. `margin_percent`: how far below the allotment the draw must be before an excess is forgotten."""
+    is forgotten. `margin_percent`: how far below the allotment the draw must be before an excess is forgotten.
+    `tolerance_percent`: how far above it the draw counts as an excess; a GPU holds its cap on average only, and samples of
+    one that runs into its cap stray above it."""
 
     hold_s: float = 1.0
     excess_s: float = 1.0
     dwell_s: float = 10.0
     release_w_per_s: float = 10.0
     margin_percent: float = 2.0
+    tolerance_percent: float = 5.0
 
 
 @dataclass(slots=True)
@@ -200,13 +203,15 @@ class NodeGuard:
         draw_w = sum(gpu.power_w for gpu in self._gpus.values())
         newly_planned = planned_w > max(self._planned_w, 0.0)
         self._planned_w = planned_w
-        if draw_w > limit_w and (self._excess_since_s is None or newly_planned):
+        tolerance = settings.tolerance_percent / 100 if self._excess_w == 0 else 0.0  # what has begun is brought to its end
+        over = draw_w > limit_w * (1 + tolerance)
+        if over and (self._excess_since_s is None or newly_planned):
             # What the plan has just begun to make up must not be made up twice: give the draw time to follow.
             self._excess_since_s = now_s
-        elif draw_w > limit_w and self._for(self._excess_since_s, now_s, settings.excess_s):
+        elif over and self._for(self._excess_since_s, now_s, settings.excess_s):
             self._excess_w += draw_w - limit_w
             self._excess_since_s = now_s
-        elif draw_w <= limit_w:
+        elif not over:
             self._excess_since_s = None
         if not complete or draw_w >= limit_w * (1 - settings.margin_percent / 100):
             self._calm_since_s = None

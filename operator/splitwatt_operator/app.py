@@ -146,6 +146,9 @@ class Application:
 
 
 async def highest_term(connection: Connection) -> int:
-    """The highest term that any NodePower carries, from a consistent read (R2). Raises ApiError."""
+    """The highest term that any NodePower carries or any agent has obeyed, from a consistent read (R2): after a restore of
+    the store agents know terms that no object shows. Raises ApiError."""
     listing = await connection.list(NODE_POWERS)
-    return max(((obj.get("spec") or {}).get("term") or 0 for obj in listing.items), default=0)
+    carried = ((obj.get("spec") or {}).get("term") or 0 for obj in listing.items)
+    obeyed = ((obj.get("status") or {}).get("observedTerm") or 0 for obj in listing.items)
+    return max((*carried, *obeyed), default=0)

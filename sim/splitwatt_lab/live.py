@@ -16,6 +16,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from splitwatt_core.names import M_BUDGET_CHARGE_WATTS as BUDGET_CHARGE
+from splitwatt_core.names import M_BUDGET_MEASURED_WATTS as BUDGET_MEASURED
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.run import API, Live
@@ -39,6 +41,7 @@ class LiveView:
         self._context_s = 0.0
         self._roles: dict[str, dict[str, str]] = {}
         self._events: list[str] = []
+        self._metrics: dict[tuple[str, str], float] = {}
 
     def __enter__(self) -> LiveView:
         self._rich.__enter__()
@@ -88,8 +91,8 @@ class LiveView:
                 f"{sample.limit_w}{pending}",
                 f"{sample.true_w:.0f}",
                 f"{sample.capped_w:.0f}",
-                str(status.get("chargeWatts", "-")),
-                str(status.get("measuredWatts", "-")),
+                self._now(BUDGET_CHARGE, name),
+                self._now(BUDGET_MEASURED, name),
                 str(status.get("posture", "-")),
                 Text(f"{count.either_over_s:.1f}", style="bold red" if count.either_over_s else "green"),
                 ProgressBar(
@@ -99,6 +102,11 @@ class LiveView:
                 ),
             )
         return table
+
+    def _now(self, metric: str, budget: str) -> str:
+        """The operator's own metric as Prometheus scraped it last: fresher than the status, which is written sparingly."""
+        value = self._metrics.get((metric, budget))
+        return "-" if value is None else f"{value:.0f}"
 
     def _caps(self, live: Live) -> Table:
         """Enforced caps of each rack's GPUs by what they run: least, mean and most watts."""
@@ -159,12 +167,14 @@ class LiveView:
         try:
             powers = site.get(f"{API}/nodepowers?resourceVersion=0")["items"]
             events = site.get("/apis/events.k8s.io/v1/events?limit=200")["items"]
+            rows = site.prometheus.query(f'{{__name__=~"{BUDGET_CHARGE}|{BUDGET_MEASURED}"}}')
         except (httpx.TransportError, LabError):
             return
+        self._metrics = {(labels["__name__"], labels["budget"]): value for labels, value in rows}
         for obj in powers:
-            rows = (obj.get("spec") or {}).get("gpus") or ()
+            grants = (obj.get("spec") or {}).get("gpus") or ()
             order = [row["uuid"] for row in (obj.get("status") or {}).get("gpus") or ()]
-            phases = {row["uuid"]: row.get("phase", "Unassigned") for row in rows}
+            phases = {row["uuid"]: row.get("phase", "Unassigned") for row in grants}
             self._roles[obj["metadata"]["name"]] = {uuid: phases.get(uuid, "Unassigned") for uuid in order}
         ours = [e for e in events if str(e.get("reportingController", "")).startswith("splitwatt")]
         ours.sort(key=lambda e: e.get("eventTime") or "")
