@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from splitwatt_core.budgets import BudgetSpec, LimitState, new_limit
 from splitwatt_core.facts import MeterFailure, MeterReading, Note
@@ -12,6 +13,10 @@ from splitwatt_core.posture import Correction, PostureState, step_posture
 from splitwatt_core.survey import Survey
 
 NO_METER = "spec.meter is not set: the agents' sum is used"
+
+
+FIRST_JUDGEMENT_S: Final = 3.0
+"""Meters lag by a second or two: until then they may still show what was drawn before a new budget's first caps held."""
 
 
 @dataclass(slots=True)
@@ -23,6 +28,7 @@ class Book:
     limit: LimitState
     opened_s: float
     adopted: bool = False
+    adopted_s: float = float("-inf")
     adoption_s: float | None = None
     reading: MeterReading | None = None
     meter_reason: str = "no answer from Prometheus yet"
@@ -99,7 +105,7 @@ class Book:
             # Declared watts of a node that nobody measures are no measurement (I5).
             self.measured_w = survey.modelled_w if survey.nodes and not survey.unmeasured else None
         if adopted and not self.adopted:
-            self.adopted, self.adoption_s = True, now_s - self.opened_s
+            self.adopted, self.adopted_s, self.adoption_s = True, now_s, now_s - self.opened_s
             notes.append(
                 Note(
                     "PowerBudget",
@@ -110,6 +116,8 @@ class Book:
             )
         before = self.posture
         ratio = None if self.measured_w is None else self.measured_w / self.limit.in_force_w
+        if now_s - self.adopted_s < FIRST_JUDGEMENT_S:
+            ratio = None
         self.state = step_posture(self.state, ratio=ratio, adopted=self.adopted, now_s=now_s)
         if self.posture is not before and Posture.ADOPTING not in (before, self.posture):
             worse = self.posture > before
