@@ -10,17 +10,18 @@ until fresh reads prove it gone (R8), stale telemetry stops raises (I5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwatt_core import gates
 from splitwatt_core import profiles as profile_law
 from splitwatt_core.books import Book
 from splitwatt_core.budgets import BudgetSpec, Tree, build_tree
-from splitwatt_core.contract import GRANTS_PER_TERM, MAX_TERM, NodePower
+from splitwatt_core.contract import GRANTS_PER_TERM, MAX_TERM, Mode, NodePower
 from splitwatt_core.facts import (
     BudgetCondition,
     BudgetReport,
@@ -37,6 +38,7 @@ from splitwatt_core.facts import (
     Written,
 )
 from splitwatt_core.fleet import Fleet, build_fleet
+from splitwatt_core.gates import Gate
 from splitwatt_core.ledger import NodeAccount
 from splitwatt_core.policy import BudgetColumns, Decision, Policy, PowerSnapshot, check_decision
 from splitwatt_core.profiles import Profile
@@ -79,15 +81,6 @@ class _Decided:
     by_root: Mapping[str, Decision]
 
 
-@dataclass(frozen=True, slots=True)
-class _Gate:
-    """What raises must pass: budgets that hold them back, nodes that stand in one leaf only, head room float64[B]."""
-
-    frozen: Set[str]
-    nodes: Set[str]
-    headroom_w: NDArray[np.float64]
-
-
 class Keeper:
     """See the module's docstring. Not thread-safe; all times are seconds of one wall clock (Unix time)."""
 
@@ -105,6 +98,7 @@ class Keeper:
         self.roster = Roster()
         self._pods: dict[tuple[str, str], PodFact] = {}
         self._in_flight: dict[str, SpecWrite] = {}
+        self._settle_s_by_leaves: dict[tuple[str, ...], float] = {}
         self._notes: list[Note] = []
         self._resign: str | None = None
         self._headroom_w: dict[str, float] = {}
@@ -118,14 +112,18 @@ class Keeper:
             book = self.books[spec.name] = Book.open(spec, now_s)
         self._notes.extend(book.see_limit(spec, now_s))
         self.budgets[spec.name] = spec
-        self._tree = build_tree(self.budgets)
+        self._replant()
 
     def on_budget_gone(self, name: str, now_s: float) -> None:
         """Its nodes hold their caps (I5); nothing is charged to it any more."""
         self.budgets.pop(name, None)
         self.books.pop(name, None)
         self._headroom_w.pop(name, None)
+        self._replant()
+
+    def _replant(self) -> None:
         self._tree = build_tree(self.budgets)
+        self._settle_s_by_leaves.clear()
 
     def on_profiles(self, profiles: Sequence[Profile]) -> None:
         """The PowerProfiles in force, most specific first."""
@@ -151,10 +149,11 @@ class Keeper:
             account.lease_s = max(account.lease_s, renewed_s)
 
     def on_node_power(self, node_power: NodePower, now_s: float) -> None:
-        if node_power.spec is not None and node_power.spec.term > self._term:
+        known = max(node_power.spec.term if node_power.spec is not None else 0, node_power.status.observed_term)
+        if known > self._term:
             self._resign = (
-                f"NodePower {node_power.name} carries term {node_power.spec.term}, above ours ({self._term}): "
-                "another operator took over"
+                f"NodePower {node_power.name} knows term {known}, above ours ({self._term}): another operator took over, "
+                "or the API server's store was restored"
             )
         account = self.roster.account(node_power.name)
         if account.observe(node_power, now_s, term=self._term):
@@ -209,7 +208,7 @@ class Keeper:
             self._refresh(account, now_s)
         for book in self.books.values():
             book.advance(now_s)
-        placements, conflicts = self.roster.placements(self.budgets)
+        placements, conflicts = self.roster.placements(self.budgets, observing=self._observing())
         fleet = build_fleet(
             tree=self._tree,
             budgets=self.budgets,
@@ -229,12 +228,19 @@ class Keeper:
         charged_w = np.array([survey.charged_w for survey in surveys])
         target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
         notes.extend(self._judge(fleet, surveys, now_s))
-        allowance_w = target_w - self._reserves(fleet) - self._corrections(fleet) - fleet.rest_w
+        withheld_w = gates.withheld_w(fleet, self.budgets, self.books)
+        allowance_w = target_w - withheld_w - fleet.rest_w
         decided = self._decide(fleet, allowance_w, now_s)
         frozen = self._frozen(fleet, placements, surveys, now_s)
-        safe_over = self._safe_sums_over(fleet, target_w)
+        safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)
         single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
-        gate = _Gate(frozen=frozen.keys() | safe_over.keys(), nodes=single, headroom_w=target_w - charged_w)
+        gate = Gate(
+            frozen=frozen.keys() | safe_over.keys(),
+            nodes=single,
+            headroom_w=target_w - charged_w,
+            withheld_w=withheld_w,
+            over_elsewhere=gates.over_elsewhere(fleet, placements, self._tree, target_w - charged_w),
+        )
         writes = self._writes(fleet, placements, decided, self._next_caps(fleet, decided.cap_w, gate), now_s)
         self._remember_headroom(fleet, allowance_w)
         reports, fresh_notes = report(
@@ -269,15 +275,35 @@ class Keeper:
     # ------------------------------------------------------------------------------------------------- where nodes stand
 
     def _settle_s(self, account: NodeAccount) -> float:
+        """The longest of all budgets that count the node: its watts are not free before every one of them says so."""
         spec = account.object.spec if account.object is not None else None
-        leaf = self.budgets.get(spec.budgets[0]) if spec is not None and spec.budgets else None
-        return DEFAULT_SETTLE_S if leaf is None else leaf.settle_ms / 1000.0
+        names = spec.budgets if spec is not None else ()
+        if names not in self._settle_s_by_leaves:
+            counting = {up for leaf in names if leaf in self.budgets for up in self._tree.chain(leaf)}
+            self._settle_s_by_leaves[names] = max(
+                (self.budgets[name].settle_ms / 1000.0 for name in counting), default=DEFAULT_SETTLE_S
+            )
+        return self._settle_s_by_leaves[names]
 
     def _refresh(self, account: NodeAccount, now_s: float) -> None:
         account.refresh(now_s, settle_s=self._settle_s(account))
 
-    def _root(self, leaf: str) -> BudgetSpec:
-        return self.budgets[self._tree.root[leaf]]
+    def _root(self, p: Placement) -> BudgetSpec:
+        """The root that rules the node. Below a budget whose place in its tree is wrong the tree's mode is unknown: what was
+        begun there goes on, and nothing new begins."""
+        root = self.budgets[self._tree.root[p.leaves[0]]]
+        if root.name not in self._tree.fault:
+            return root
+        written = p.node.object.spec if p.node.object is not None else None
+        return replace(root, mode=Mode.OBSERVE if written is None else written.mode)
+
+    def _observing(self) -> frozenset[str]:
+        """Budgets of trees that grant nothing."""
+        return frozenset(
+            name
+            for name, root in self._tree.root.items()
+            if root not in self._tree.fault and self.budgets[root].mode is Mode.OBSERVE
+        )
 
     def _judge(self, fleet: Fleet, surveys: Sequence[Survey], now_s: float) -> list[Note]:
         """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
@@ -298,19 +324,6 @@ class Keeper:
         return notes
 
     # --------------------------------------------------------------------------------------------- what may be given out
-
-    def _reserves(self, fleet: Fleet) -> NDArray[np.float64]:
-        return np.array([self.budgets[n].reserve_w for n in fleet.names], dtype=np.float64)
-
-    def _corrections(self, fleet: Fleet) -> NDArray[np.float64]:
-        """Watts that meters show beyond the model, at each budget the larger of its own and the sum of its children's."""
-        own = np.array([self.books[n].correction.power_w for n in fleet.names], dtype=np.float64)
-        children = np.zeros_like(own)
-        for b in range(len(own) - 1, -1, -1):
-            own[b] = max(own[b], children[b])
-            if fleet.parent[b] >= 0:
-                children[fleet.parent[b]] += own[b]
-        return own
 
     def _decide(self, fleet: Fleet, allowance_w: NDArray[np.float64], now_s: float) -> _Decided:
         """Ask each root's policy about its own tree."""
@@ -352,9 +365,10 @@ class Keeper:
         """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
         frozen: dict[str, str] = {}
         for p in placements:
-            if p.node.present and not p.node.stamped:
-                root = self._tree.root[p.leaves[0]]
-                frozen.setdefault(root, f"NodePower {p.node.name} does not carry this operator's term yet")
+            # Who vanished from the list of Nodes may live on, and a predecessor's write to it may still land.
+            if not p.node.stamped and (p.node.present or p.node.object is not None):
+                unstamped = f"NodePower {p.node.name} does not carry this operator's term yet"
+                frozen.update(dict.fromkeys((self._tree.root[leaf] for leaf in p.leaves), unstamped))
         for name, survey in zip(fleet.names, surveys, strict=True):
             reason = self.books[name].raise_forbidden(self.budgets[name], survey, now_s)
             if reason is not None:
@@ -363,20 +377,7 @@ class Keeper:
                 frozen.setdefault(name, self._tree.fault[name])
         return frozen
 
-    def _safe_sums_over(self, fleet: Fleet, target_w: NDArray[np.float64]) -> dict[str, float]:
-        """Roots whose safe caps alone do not fit (I4), with the watts that miss."""
-        over: dict[str, float] = {}
-        for b, name in enumerate(fleet.names):
-            root = self.budgets[self._tree.root[name]]
-            if root.safe_cap_w is None:
-                continue
-            safe = np.clip(float(root.safe_cap_w), fleet.gpus.min_w, fleet.gpus.max_w) * fleet.gpus.loss_factor
-            missing = float(fleet.below(safe)[b] + fleet.rest_w[b] - target_w[b])
-            if missing > 0:
-                over[name] = missing
-        return over
-
-    def _next_caps(self, fleet: Fleet, cap_w: NDArray[np.int32], gate: _Gate) -> NDArray[np.int32]:
+    def _next_caps(self, fleet: Fleet, cap_w: NDArray[np.int32], gate: Gate) -> NDArray[np.int32]:
         shut = np.array([-1.0 if name in gate.frozen else 0.0 for name in fleet.names])
         open_leaf = chain_min(fleet.parent, shut) >= 0.0
         single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
@@ -393,10 +394,11 @@ class Keeper:
                 charge_w=fleet.charge_w,
                 trusted=fleet.trusted,
                 may_raise=open_leaf[fleet.gpus.leaf] & single & fleet.steerable,
+                over_elsewhere=np.array([node.name in gate.over_elsewhere for node in fleet.owner], dtype=np.bool_),
                 loss_factor=fleet.gpus.loss_factor,
                 parent=fleet.parent,
                 headroom_w=gate.headroom_w,
-                reserve_w=self._reserves(fleet),
+                reserve_w=gate.withheld_w,
             )
         )
 
@@ -437,8 +439,8 @@ class Keeper:
         number = self._term * GRANTS_PER_TERM + self._round + 1
         writes: list[SpecWrite] = []
         for p in placements:
-            node, root = p.node, self._root(p.leaves[0])
-            if not node.present or node.object is None or node.name in self._in_flight:
+            node, root = p.node, self._root(p)
+            if node.object is None or node.name in self._in_flight or (node.stamped and not node.present):
                 continue
             if node.stamped:
                 wishes = [

@@ -9,7 +9,7 @@ Protected: no charge disappears because something is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,8 +71,11 @@ class Roster:
     def created(self, name: str) -> None:
         self._creating.discard(name)
 
-    def placements(self, budgets: Mapping[str, BudgetSpec]) -> tuple[list[Placement], dict[str, tuple[str, ...]]]:
-        """All nodes that some leaf must count, and the nodes that several leaves claim by label."""
+    def placements(
+        self, budgets: Mapping[str, BudgetSpec], *, observing: Set[str] = frozenset()
+    ) -> tuple[list[Placement], dict[str, tuple[str, ...]]]:
+        """All nodes that some leaf must count, and the nodes that several leaves claim by label. `observing`: budgets that
+        grant nothing, so that a move in or out of them has no grant to wait for."""
         selectors = [(spec.name, spec.selector) for spec in budgets.values() if spec.selector is not None]
         placed: list[Placement] = []
         conflicts: dict[str, tuple[str, ...]] = {}
@@ -86,14 +89,20 @@ class Roster:
             written = spec.budgets if spec is not None else ()
             moves = self.moves.setdefault(name, {})
             if account.present:
-                self._follow(account, moves, claimed, written)
+                self._follow(account, moves, claimed, written, observing)
             standing = [b for b in dict.fromkeys((*claimed, *written, *moves)) if b in budgets]
             if standing:
                 placed.append(Placement(account, tuple(standing)))
         return placed, conflicts
 
     @staticmethod
-    def _follow(account: NodeAccount, moves: dict[str, int], claimed: Sequence[str], written: Sequence[str]) -> None:
+    def _follow(
+        account: NodeAccount,
+        moves: dict[str, int],
+        claimed: Sequence[str],
+        written: Sequence[str],
+        observing: Set[str],
+    ) -> None:
         """Begin a move when the labels left a leaf that the spec names, end it when it was acknowledged (R9)."""
         for former in written:
             if former not in claimed:
@@ -101,6 +110,8 @@ class Roster:
         for former, since in list(moves.items()):
             if former in claimed or (since == DROPPED and former not in written):
                 del moves[former]
+            elif account.stamped and (former in observing or not observing.isdisjoint(claimed)):
+                moves[former] = DROPPED
             elif account.gpus:
                 if since > NO_GRANT and all(gpu.acked >= since for gpu in account.gpus.values()):
                     moves[former] = DROPPED

@@ -23,7 +23,8 @@ UNMANAGED_AFTER_S: Final = 30.0
 class Survey:
     """One budget. Watts at the meter.
 
-    modelled_w: agents' GPU watts with losses, declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
+    modelled_w: agents' GPU watts with losses (of a silent agent: its GPUs' charges, or what it does not tell would look like
+    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
     fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
     acknowledged nor known to be incapable. nodes: all of them.
     """
@@ -51,12 +52,13 @@ def take_survey(
     for p in placements:
         leaf = p.leaves[0]
         b = index[leaf]
-        agent_w[b] += budgets[leaf].loss_factor * p.node.sample_w
         stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+        charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
+        agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
         silent[b] += managed(p.node) and stale
         unmeasured[b] += stale
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
-        unadopted[b] += not _adopted(p, observing=observing, open_for_s=now_s - opened_s[leaf])
+        unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
     charged_w = fleet.charged_w()
     modelled_w = sum_below(fleet.parent, agent_w) + fleet.rest_w
     silent, unmeasured, unadopted = (sum_below(fleet.parent, own) for own in (silent, unmeasured, unadopted))
@@ -73,16 +75,16 @@ def take_survey(
     )
 
 
-def _adopted(p: Placement, *, observing: bool, open_for_s: float) -> bool:
-    """Every GPU acknowledged, or found incapable and charged its default limit (I1)."""
+def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:
+    """Every GPU acknowledged, or found incapable and charged its default limit (I1). Whose agent is dead is incapable."""
     node = p.node
     if observing:
         return node.stamped or not node.present
     if not managed(node):
         return open_for_s > UNMANAGED_AFTER_S
+    alive = node.alive(now_s)
     return all(
-        gpu.charge_w >= gpu.default_w
-        if gpu.health is not Health.OK
-        else gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling
+        (gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling)
+        or (gpu.charge_w >= gpu.default_w and (not alive or gpu.health is not Health.OK))
         for gpu in node.gpus.values()
     )

@@ -29,8 +29,10 @@ class TransitionInput:
 
     int32[N]: leaf, group, priority, target_w (the policy's), granted_w (cap of the newest grant, UNKNOWN_CAP when none),
     min_w. charge_w float64[N]: GPU watts charged now. trusted bool[N]: acknowledgements count. may_raise bool[N]: nothing
-    else forbids a raise. loss_factor float64[N]. parent int32[B]. headroom_w float64[B]: limit - all charges below, at the
-    meter. reserve_w float64[B]: the part of the head room that is kept for surprises, so raises leave it alone.
+    else forbids a raise. over_elsewhere bool[N]: it also counts, by a move or a conflict, in a budget off its own path, and
+    that sum is above its limit. loss_factor float64[N]. parent int32[B]. headroom_w float64[B]: limit - all charges below,
+    at the meter. reserve_w float64[B]: the part of the head room that raises leave alone, for surprises and for watts
+    that nobody declared.
     """
 
     leaf: NDArray[np.int32]
@@ -42,6 +44,7 @@ class TransitionInput:
     charge_w: NDArray[np.float64]
     trusted: NDArray[np.bool_]
     may_raise: NDArray[np.bool_]
+    over_elsewhere: NDArray[np.bool_]
     loss_factor: NDArray[np.float64]
     parent: NDArray[np.int32]
     headroom_w: NDArray[np.float64]
@@ -61,7 +64,7 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     """The caps to stand in the specs after this step, int32[N]; equal to `granted_w` where nothing is to be written."""
     if t.leaf.size == 0:
         return t.granted_w.copy()
-    over = chain_min(t.parent, t.headroom_w)[t.leaf] < -TOLERANCE_W
+    over = (chain_min(t.parent, t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
     known = t.granted_w != UNKNOWN_CAP
     caps = t.granted_w.copy()
 
@@ -81,7 +84,7 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     extra_w = np.where(above, (t.target_w - t.charge_w) * t.loss_factor, 0.0)
     granted = _affordable(t, above, extra_w) | within
     # One cap for all GPUs of a group: a group is raised as a whole or not at all.
-    held_groups = np.unique(t.group[wants & ~granted])
+    held_groups = np.unique(t.group[(t.target_w > caps) & ~granted])
     granted &= ~np.isin(t.group, held_groups)
     caps[granted] = t.target_w[granted]
     check_sums(t, caps)

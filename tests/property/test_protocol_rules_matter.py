@@ -171,9 +171,9 @@ def r9_the_grace_starts_with_anybody(m: pytest.MonkeyPatch) -> None:
 def r9_former_budgets_are_not_persisted(m: pytest.MonkeyPatch) -> None:
     real = Roster.placements
 
-    def shortsighted(self: Roster, budgets: Any) -> Any:
+    def shortsighted(self: Roster, budgets: Any, **options: Any) -> Any:
         self.moves = {name: {} for name in self.nodes}
-        placed, conflicts = real(self, budgets)
+        placed, conflicts = real(self, budgets, **options)
         return [replace(p, leaves=p.leaves[:1]) for p in placed], conflicts
 
     m.setattr(Roster, "placements", shortsighted)
