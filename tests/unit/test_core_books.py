@@ -112,10 +112,12 @@ def test_a_meter_above_the_limit_changes_the_posture_says_so_and_holds_raises_ba
     book = metered(700.0)
     judged(book)
     book.see_meter(SPEC, MeterReading(1040.0, 1.0, 2), 1.0)
-    (note,) = judged(book, now_s=1.0)
+    assert judged(book, now_s=1.0) == [], "what was drawn before the first caps held is not the new budget's fault"
+    book.see_meter(SPEC, MeterReading(1040.0, 4.0, 2), 4.0)
+    (note,) = judged(book, now_s=4.0)
     assert (note.message, note.warning) == ("Normal -> Trim: measured 1040 W of 1000 W", True)
-    assert book.raise_forbidden(SPEC, CALM, 1.0) == "posture is Trim"
-    for t in range(2, 30):
+    assert book.raise_forbidden(SPEC, CALM, 4.0) == "posture is Trim"
+    for t in range(5, 30):
         book.see_meter(SPEC, MeterReading(900.0, float(t), 2), float(t))
         notes = judged(book, now_s=float(t))
         if notes:
