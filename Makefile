@@ -1,8 +1,9 @@
 # Everything runs in .venv; `make demo` and `make test` bring what they need. ARGS is passed on, as in make test ARGS="-k ledger".
 PYTHON ?= python3
 BIN := .venv/bin
-# What builds images: docker, podman or buildah.
+# What builds images (docker, podman or buildah), and their tag: the chart's appVersion.
 ENGINE ?= docker
+TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
 .PHONY: setup controlplane demo test lint bench generate images
 
 setup: .venv/.stamp
@@ -33,4 +34,4 @@ generate: setup
 	$(BIN)/python -m splitwatt_api.generate
 
 images:
-	for name in operator agent; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:latest . || exit 1; done
+	for name in operator agent; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done

@@ -49,7 +49,7 @@ def report(j: Judgement, now_s: float) -> tuple[dict[str, BudgetReport], list[No
     for b, name in enumerate(j.fleet.names):
         spec, book = j.budgets[name], j.books[name]
         conditions = (
-            _ready(j, name, book),
+            _ready(j, b, name, book),
             _within(book, j.surveys[b]),
             _fresh(spec, book, now_s),
             _enforced(sick.get(name, [])),
@@ -94,13 +94,17 @@ def _sick_by_leaf(j: Judgement) -> dict[str, list[str]]:
     return found
 
 
-def _ready(j: Judgement, name: str, book: Book) -> BudgetCondition:
+def _ready(j: Judgement, b: int, name: str, book: Book) -> BudgetCondition:
     if name in j.tree.fault:
         return BudgetCondition("Ready", False, "InvalidTree", j.tree.fault[name])
     clashes = [f"{node} ({' and '.join(leaves)})" for node, leaves in sorted(j.conflicts.items()) if name in leaves]
     if clashes:
         text = f"nodes selected by several budgets: {_some(clashes)}; make the nodeSelectors disjoint"
         return BudgetCondition("Ready", False, "OverlappingSelectors", text)
+    if not book.adopted and not j.surveys[b].nodes:
+        return BudgetCondition(
+            "Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector"
+        )
     if not book.adopted:
         return BudgetCondition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
     frozen = next((j.frozen[up] for up in j.tree.chain(name) if up in j.frozen), None)
@@ -163,7 +167,7 @@ def _turned(name: str, book: Book, conditions: tuple[BudgetCondition, ...]) -> l
         book.conditions[c.type] = (c.status, c.reason)
         if before is None or before == (c.status, c.reason) or book.posture is Posture.ADOPTING:
             continue
-        if before[1] == "Adopting":
+        if before[1] in ("Adopting", "NoNodes"):
             continue  # the note `Adopted` says it once
         if before[0] != c.status or not c.status:
             notes.append(Note("PowerBudget", name, c.reason, c.message, warning=not c.status))
