@@ -2,7 +2,8 @@
 
 Each measurement says in its own module how it is taken: `bench_allocator` and `bench_keeper` in memory, `bench_agent`,
 `bench_operator` and `bench_steps` on a whole site each. They run one after another, never side by side. Missing an aim is
-no failure of the command: figures of a busy machine are noise, so the load is shown beside them.
+no failure of the command: figures of a busy machine are noise, so the load is shown beside them. A measurement that cannot
+be taken is one: its reason is shown, and the others go on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+import httpx
 from rich.console import Console
 from rich.status import Status
 from splitwatt_nvml_twin.build import BuildError
@@ -99,22 +101,34 @@ class BenchCommand:
         console = Console(highlight=False)
         try:
             return run_bench(args, console)
-        except (LabError, BuildError, OSError) as error:
+        except OSError as error:
             Console(stderr=True, highlight=False).print(f"splitwatt bench: {error}", soft_wrap=True)
             return FAILED
 
 
-def run_bench(args: argparse.Namespace, console: Console) -> int:
-    """Measure what is asked for, show the table, write the file. Raises LabError, BuildError, OSError."""
+def run_bench(
+    args: argparse.Namespace,
+    console: Console,
+    measurements: Mapping[str, Callable[[Bench], dict[str, float]]] = MEASUREMENTS,
+) -> int:
+    """Measure what is asked for, show the table, write the file; FAILED when something could not be measured. Raises OSError
+    when `--out` cannot be written."""
     out: Path = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     begun_s, load_before = time.monotonic(), os.getloadavg()[0]
     values: dict[str, float] = {}
+    failed: list[str] = []
     with ConsoleProgress(console) as progress:
         bench = Bench(out, args.steps, progress)
         for group in choose(args.only):
-            values |= MEASUREMENTS[group](bench)
-            console.print(", ".join(f"{f.name} {values[f.name]:.4g}" for f in FIGURES[group]), soft_wrap=True)
+            try:
+                measured = measurements[group](bench)
+            except (LabError, BuildError, httpx.HTTPError) as error:
+                failed.append(f"{group} was not measured: {error}")
+                console.print(failed[-1], style="red", soft_wrap=True)
+                continue
+            values |= measured
+            console.print(", ".join(f"{name} {value:.4g}" for name, value in measured.items()), soft_wrap=True)
     # What a reader needs to judge the figures by; a machine whose cores are busy with other things gives other ones.
     values |= {"machine_cores": os.cpu_count() or 0, "machine_load_before": round(load_before, 2)}
     file = write(values, out)
@@ -124,7 +138,9 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
         f"{time.monotonic() - begun_s:.0f} s; figures: {os.path.relpath(file)}",
         soft_wrap=True,
     )
-    return 0
+    for sentence in failed:
+        Console(stderr=True, highlight=False).print(f"splitwatt bench: {sentence}", soft_wrap=True)
+    return FAILED if failed else 0
 
 
 COMMAND: Final = BenchCommand()

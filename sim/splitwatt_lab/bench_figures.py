@@ -45,6 +45,7 @@ FIGURES: Final[Mapping[str, Sequence[Figure]]] = {
     "agent": (
         Figure("agent_core_percent", 1.0, "one real agent, 5 Hz, 8 GPUs, scraped every second: CPU time of one core"),
         Figure("agent_rss_mib", 80.0, "the same process, resident after the measurement"),
+        Figure("patch_to_enforced_one_node_p50_s", None, "kubectl started to last cap fallen, on this one node"),
     ),
     "operator": (
         Figure("operator_rss_mib", 200.0, "real operator, 200 kwok nodes, stand-in agents; highest of the steady minute"),
@@ -54,7 +55,7 @@ FIGURES: Final[Mapping[str, Sequence[Figure]]] = {
         Figure("adoption_s", None, "from the first budget seen to 1 600 GPUs acknowledged; slowest budget"),
     ),
     "patch": (
-        Figure("patch_to_enforced_p50_s", None, "kubectl started to last enforced cap fallen, 40 nodes, real agents"),
+        Figure("patch_to_enforced_p50_s", None, "kubectl started to last cap fallen, 40 nodes, real agents on this one machine"),
         Figure("patch_to_enforced_p99_s", None, "the same, nearest rank: of 30 steps the slowest"),
         Figure("kubectl_patch_p50_s", None, "of it: kubectl's own time, until it returned"),
         Figure("accepted_to_enforced_p50_s", None, "of it: after kubectl returned"),

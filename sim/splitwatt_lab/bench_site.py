@@ -1,4 +1,4 @@
-"""What the measurements on a whole site share: its budgets applied and adopted, and whom a figure is about."""
+"""What the measurements on a whole site share: a site, its budgets applied, adopted and at rest, nobody dead meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from splitwatt_lab import scenario
 from splitwatt_lab.bench_figures import Progress
-from splitwatt_lab.errors import LabError
+from splitwatt_lab.errors import LabError, telling_line
 from splitwatt_lab.run import API
 from splitwatt_lab.site import Site, SiteSpec
 from splitwatt_lab.toolbuild import Console
@@ -39,12 +39,9 @@ class Bench:
             yield site
 
 
-def apply(site: Site, policy: str, *, metered: bool = True) -> Sequence[scenario.Manifest]:
-    """The example's budgets, scaled to the site; without `metered` they count on the agents' sum."""
+def apply(site: Site, policy: str) -> Sequence[scenario.Manifest]:
+    """The example's budgets, scaled to the site."""
     budgets = scenario.budgets(site.spec, policy)
-    if not metered:
-        for budget in budgets:
-            budget["spec"].pop("meter", None)
     site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml(budgets))
     return budgets
 
@@ -62,8 +59,27 @@ def await_adopted(site: Site, budgets: int, progress: Progress) -> float:
             raise LabError(
                 f"{budgets - len(took_ms)} of {budgets} budgets were not adopted after {ADOPTION_S:g} s (logs: {site.directory})"
             )
+        require_running(site)
         progress.waiting("adoption", waited_s, ADOPTION_S)
         time.sleep(LOOK_S)
+
+
+def require_running(site: Site) -> None:
+    """Raises LabError when operator or load has ended: what comes after would be waited for in vain."""
+    for process in (site.operator, site.load):
+        if process is not None and not process.running:
+            raise LabError(
+                f"{process.name} ended with code {process.returncode}: {telling_line(process.log)} (log: {process.log})"
+            )
+
+
+def acknowledged(site: Site) -> bool:
+    """Whether every agent has acknowledged every grant there is."""
+    return all(
+        {row["uuid"]: row["grant"] for row in (np.get("spec") or {}).get("gpus", ())}
+        == {row["uuid"]: row.get("ackedGrant", 0) for row in (np.get("status") or {}).get("gpus", ())}
+        for np in read(site, "nodepowers")
+    )
 
 
 def read(site: Site, resource: str) -> Sequence[Mapping[str, Any]]:
