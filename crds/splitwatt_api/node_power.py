@@ -84,7 +84,15 @@ class NodePowerSpec(Wire):
         default_factory=list,
         max_length=MAX_GPUS_PER_NODE,
         description="One grant per GPU; a GPU that is not listed keeps its cap.",
-        json_schema_extra=kubernetes(list_type="map", list_map_keys=["uuid"]),
+        # Written whole by one writer. As a map, the record of who owns which field of which GPU is half of the object and
+        # of the API server's work for each write (docs/decisions/0012).
+        json_schema_extra=kubernetes(
+            Rule(
+                "self.all(a, self.exists_one(b, b.uuid == a.uuid))",
+                "every GPU is listed once: remove the second entry of its uuid",
+            ),
+            list_type="atomic",
+        ),
     )
 
     model_config = ConfigDict(
@@ -147,7 +155,7 @@ class NodePowerStatus(Wire):
         default_factory=list,
         max_length=MAX_GPUS_PER_NODE,
         description="One report per GPU.",
-        json_schema_extra=kubernetes(list_type="map", list_map_keys=["uuid"]),
+        json_schema_extra=kubernetes(list_type="atomic"),
     )
     conditions: Conditions = Field(default_factory=list, description="Ready, CapsEnforced, LeaseHeld.")
 

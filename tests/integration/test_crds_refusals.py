@@ -152,7 +152,7 @@ CASES = [
     ("node", {"gpus.0.capWatts": 800}, "chargeWatts must be at least capWatts"),
     ("node", {"gpus.0.safeCapWatts": 800}, "safeCapWatts must be at most chargeWatts"),
     ("node", {"gpus.0.grant": 2**53 + 10**9}, "should be less than or equal to"),
-    ("node", {"gpus": [GRANT, GRANT]}, "Duplicate value"),
+    ("node", {"gpus": [GRANT, GRANT]}, "every GPU is listed once: remove the second entry of its uuid"),
     ("node", {"gpus": [{**GRANT, "uuid": f"GPU-{i}"} for i in range(17)]}, "must have at most 16 items"),
     ("node", {"term": -1}, "spec.term in body should be greater than or equal to 0"),
     # Profiles.

@@ -65,7 +65,7 @@ def test_the_contracts_words_are_the_schemas_words() -> None:
     assert found[".status.gpus[].health"]["enum"] == [health.value for health in Health]
     assert found[".spec.gpus"]["maxItems"] == found[".status.gpus"]["maxItems"] == MAX_GPUS_PER_NODE
     for path in (".spec.gpus", ".status.gpus"):
-        assert found[path]["x-kubernetes-list-map-keys"] == ["uuid"]
+        assert found[path]["x-kubernetes-list-type"] == "atomic"
 
 
 class _Base(Wire):
