@@ -20,7 +20,7 @@ demo: controlplane
 	$(BIN)/splitwatt demo $(ARGS)
 
 test: controlplane
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 lint: setup
