@@ -19,9 +19,9 @@ from support.world import World
 class Protocol(RuleBasedStateMachine):
     explorer: Explorer
 
-    @initialize(policy=st.sampled_from(["Uniform", "PhaseAware"]), gpus=st.integers(1, 2))
-    def begin(self, policy: str, gpus: int) -> None:
-        self.explorer = Explorer(World(policy=policy, gpus_per_node=gpus))
+    @initialize(policy=st.sampled_from(["Uniform", "PhaseAware"]), gpus=st.integers(1, 2), rich=st.booleans())
+    def begin(self, policy: str, gpus: int, rich: bool) -> None:
+        self.explorer = Explorer(World(policy=policy, gpus_per_node=gpus, rich=rich))
 
     @rule(data=st.data(), times=st.integers(1, 4))
     def calm(self, data: Any, times: int) -> None:
@@ -51,6 +51,6 @@ for _name in ACTIONS:
         setattr(Protocol, _name, _rule(_name))
 
 Protocol.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestProtocol = Protocol.TestCase

@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from splitwatt_core.contract import NodePower
-from support.world import DEFAULT_W, RACKS, Agent, Gpu, Node, World
+from splitwatt_core.contract import Mode, NodePower, Phase, Workload
+from splitwatt_core.facts import PodFact
+from support.world import DEFAULT_W, RACKS, ROOT, Agent, Gpu, Node, World
 
 Pick = Callable[[int], int]
 """pick(n) gives a number in 0 .. n-1."""
 
-LIMITS_W: Final = (400, 500, 600, 700, 900, 1100, 1400, 2000)
+LIMITS_PERCENT: Final = (90, 120, 150, 200, 250, 300, 400, 600)
+"""Of what a budget's nodes need at the least."""
 MAX_LEADERS: Final = 6
+PRIORITIES: Final = (0, 0, 5)
 
 
 class Explorer:
     def __init__(self, world: World) -> None:
         self.world = world
         self.backups: list[NodePower] = []
+        self.pods_started = 0
         world.elect()
 
     # --------------------------------------------------------------------------------------------------- the operator
@@ -102,7 +106,7 @@ class Explorer:
 
     def agent_starts(self, pick: Pick) -> None:
         agent = self._agent(pick)
-        if not agent.alive and agent.node.present:
+        if not agent.alive and agent.node.powered:
             agent.start()
 
     def setter_hangs(self, pick: Pick) -> None:
@@ -119,12 +123,12 @@ class Explorer:
 
     def reset(self, pick: Pick) -> None:
         node, gpu = self._gpu(pick)
-        if node.present:
+        if node.powered:
             self.world.reset(node.name, gpu.uuid)
 
     def reboot(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
-        if node.present:
+        if node.powered:
             self.world.reboot(node.name)
 
     def setter_lies(self, pick: Pick) -> None:
@@ -138,8 +142,66 @@ class Explorer:
     # ----------------------------------------------------------------------------------------------------- the people
 
     def limit_changes(self, pick: Pick) -> None:
-        racks = {rack: LIMITS_W[pick(len(LIMITS_W))] for rack in RACKS}
-        self.world.set_limit(LIMITS_W[pick(len(LIMITS_W))], **racks)
+        """Every budget its own limit, from what it cannot do with to what it never needs."""
+        least_w = {name: max(self.world.floor_w(name), 200.0) for name in self.world.lines}
+        limits_w = {n: int(w) * LIMITS_PERCENT[pick(len(LIMITS_PERCENT))] // 100 for n, w in least_w.items()}
+        self.world.set_limit(limits_w.pop(ROOT), **limits_w)
+
+    def mode_changes(self, pick: Pick) -> None:
+        line = self.world.lines[ROOT]
+        line.mode = Mode.OBSERVE if pick(4) == 0 else Mode.STRICT
+        self.world.tell_budgets()
+
+    def budget_deleted(self, pick: Pick) -> None:
+        line = list(self.world.lines.values())[pick(len(self.world.lines))]
+        line.exists = False
+        self.world.tell_budgets()
+
+    def budgets_created(self, pick: Pick) -> None:
+        """Those that were deleted come back, as new objects."""
+        for line in self.world.lines.values():
+            if not line.exists:
+                line.exists, line.birth = True, line.birth + 1
+        self.world.tell_budgets()
+
+    def meter_goes_dark(self, pick: Pick) -> None:
+        name = list(self.world.lines)[pick(len(self.world.lines))]
+        self.world.dark.add(name)
+
+    def meters_return(self, pick: Pick) -> None:
+        self.world.dark.clear()
+
+    def undeclared_watts(self, pick: Pick) -> None:
+        self.world.undeclared_w = max(0, 40 * pick(6) - 120)
+
+    def load_changes(self, pick: Pick) -> None:
+        _, gpu = self._gpu(pick)
+        gpu.wants_w = 100 + 100 * pick(7)
+
+    def pod_starts(self, pick: Pick) -> None:
+        """One or two free GPUs of a node, as kubelet would give them. The operator hears of it now, or with the next list."""
+        node, _ = self._gpu(pick)
+        free = [uuid for uuid in node.gpus if uuid not in node.workloads]
+        if not free or not node.present or not node.managed:
+            return
+        self.pods_started += 1
+        name, phase = f"pod-{self.pods_started}", (Phase.PREFILL, Phase.DECODE)[pick(2)]
+        pod = PodFact("ns", name, phase, PRIORITIES[pick(len(PRIORITIES))], power_ceiling_w=500 if pick(4) == 0 else None)
+        self.world.pods[("ns", name)] = pod
+        for uuid in free[: 1 + pick(2)]:
+            node.workloads[uuid] = Workload("ns", name)
+        if pick(2):
+            self.world.active.keeper.on_pod(pod)
+
+    def pod_ends(self, pick: Pick) -> None:
+        node, gpu = self._gpu(pick)
+        ended = node.workloads.get(gpu.uuid)
+        if ended is None:
+            return
+        for uuid in [u for u, workload in node.workloads.items() if workload == ended]:
+            del node.workloads[uuid]
+        self.world.pods.pop((ended.namespace, ended.pod), None)
+        self.world.active.keeper.on_pod_gone(ended.namespace, ended.pod)
 
     def node_moves(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
@@ -149,14 +211,20 @@ class Explorer:
         """Powered off: it draws nothing, and its object may stay for ever."""
         node, _ = self._gpu(pick)
         self.world.agents[node.name].crash()
-        node.present = False
+        node.present = node.powered = False
         for gpu in node.gpus.values():
-            gpu.true_w, gpu.surprised = 0, False
+            gpu.true_w, gpu.surprised, gpu.was_w = 0, False, 0
+
+    def node_vanishes(self, pick: Pick) -> None:
+        """Its Node object is deleted, but the machine and its agent live on."""
+        node, _ = self._gpu(pick)
+        node.present = False
 
     def node_returns(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
-        if not node.present:
-            node.present = True
+        node.present = True
+        if not node.powered:
+            node.powered = True
             self.world.reboot(node.name)
 
     def object_deleted(self, pick: Pick) -> None:
@@ -179,9 +247,10 @@ class Explorer:
         self.world.now_s += (0.05, 0.3, 0.6, 1.0, 4.0, 40.0)[pick(6)]
 
     def calm(self, pick: Pick) -> None:
-        """A quiet second in which everything arrives."""
+        """A quiet second or a few, in which everything arrives."""
         self.world.tell_nodes()
-        self.world.active.settle(1)
+        self._tell_pods()
+        self.world.active.settle(1 + pick(3))
 
     # -------------------------------------------------------------------------------------------------------- playing
 
@@ -189,12 +258,17 @@ class Explorer:
         getattr(self, name)(pick)
         self.world.check()
 
+    def _tell_pods(self) -> None:
+        for pod in self.world.pods.values():
+            self.world.active.keeper.on_pod(pod)
+
     def recover(self) -> None:
-        """After everything is put right the fleet must hold its limit again: true sum and charge both."""
+        """After everything is put right every budget must hold its limit again: what may be drawn, and what is charged."""
         world = self.world
         for node in world.nodes.values():
-            if not node.present:
-                node.present = True
+            node.present = True
+            if not node.powered:
+                node.powered = True
                 world.reboot(node.name)
             for gpu in node.gpus.values():
                 gpu.lies, gpu.outside_w = False, None
@@ -204,18 +278,24 @@ class Explorer:
                 agent.complete()
             if not agent.alive:
                 agent.start()
+        world.lines[ROOT].mode, world.undeclared_w = Mode.STRICT, 0
+        world.dark.clear()
+        self.budgets_created(lambda n: 0)
         for operator in world.operators[:-1]:
             operator.sent.clear()
         world.tell_nodes()
+        self._tell_pods()
         if world.active.resigned:
             world.elect()
         world.active.settle(30)
         world.check()
-        gpus = [g for n in world.nodes.values() for g in n.gpus.values()]
-        floor_w = 200 * len(gpus)
-        assert world.true_sum_w() <= max(world.limit_w, floor_w), f"{world.true_sum_w()} W true of {world.limit_w} W"
-        assert world.charged_w() <= max(world.limit_w, floor_w), f"{world.charged_w()} W charged of {world.limit_w} W"
-        assert all(g.true_w <= DEFAULT_W for g in gpus)
+        assert world.stamped()
+        for name, line in world.lines.items():
+            most_w = max(line.limit_w, world.floor_w(name)) + 1e-6
+            charge_w = world.active.last.budgets[name].charge_w
+            assert world.allowed_w(name) <= most_w, f"{name}: {world.allowed_w(name)} W may be drawn of {most_w} W"
+            assert charge_w <= most_w, f"{name}: {charge_w} W charged of {most_w} W"
+        assert all(g.true_w <= DEFAULT_W for n in world.nodes.values() for g in n.gpus.values())
 
 
 WEIGHTS: Final[dict[str, int]] = {
@@ -244,14 +324,24 @@ WEIGHTS: Final[dict[str, int]] = {
     "reboot": 1,
     "setter_lies": 1,
     "outside_limiter": 1,
-    "limit_changes": 3,
+    "limit_changes": 6,
     "node_moves": 1,
     "node_leaves": 1,
+    "node_vanishes": 1,
     "node_returns": 2,
     "object_deleted": 1,
     "object_saved": 2,
     "object_restored": 1,
+    "mode_changes": 2,
+    "budget_deleted": 1,
+    "budgets_created": 5,
+    "meter_goes_dark": 1,
+    "meters_return": 6,
+    "undeclared_watts": 1,
+    "load_changes": 3,
+    "pod_starts": 3,
+    "pod_ends": 2,
     "time_passes": 14,
-    "calm": 3,
+    "calm": 9,
 }
 ACTIONS: Final = tuple(WEIGHTS)

@@ -4,99 +4,67 @@ and enforcers do, and `check` compares what they believe with the truth.
 
 Truth kept (PROTOCOL): charge >= the true management limit of every GPU, except after a surprise nobody could have seen;
 and no decision raises the sum of charges above the limit.
+
+The plain world is two racks below a row. The rich one has a third level, losses, non-GPU watts, a reserve, unlike settle
+times, a node without an agent, and agents whose node guard is at work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from splitwatt_core.budgets import BudgetSpec, LimitState, MeterSpec, Selector
-from splitwatt_core.contract import GRANTS_PER_TERM, Mode, NodePower, Spec, Status
-from splitwatt_core.enforcer import Actions, Enforcer, GpuIdentity, Readback, Record
-from splitwatt_core.facts import MeterReading, NodeFact, Outcome, Plan, Rejected, SpecWrite, Unknown, Written
+from splitwatt_core.contract import GRANTS_PER_TERM, Mode, Phase
+from splitwatt_core.facts import MeterReading, NodeFact, Outcome, Plan, PodFact, SpecWrite, Unknown
 from splitwatt_core.keeper import Keeper
 from splitwatt_core.phase_aware import PhaseAware
-from splitwatt_core.policy import Policy
+from splitwatt_core.policy import Policy, Posture
+from splitwatt_core.profiles import PhaseProfile, Profile
+from splitwatt_core.roster import managed
 from splitwatt_core.uniform import Uniform
+from support.api_store import Store
+from support.machines import DEFAULT_W, LAG_S, MIN_W, MODEL, Agent, Clock, Gpu, Node
 
-DEFAULT_W, MIN_W = 700, 200
+__all__ = ["DEFAULT_W", "MIN_W", "RACKS", "ROOT", "Agent", "Gpu", "Node", "Operator", "Store", "World"]
+
+ROOT = "row"
 RACKS = ("a", "b")
 
-
-@dataclass(slots=True)
-class Gpu:
-    """The hardware. `surprised`: a reset or reboot raised its limit behind everybody's back."""
-
-    uuid: str
-    true_w: int = DEFAULT_W
-    surprised: bool = False
-    surprised_at: int = 0
-    lies: bool = False
-    refuses: bool = False
-    outside_w: int | None = None
-
-    @property
-    def enforced_w(self) -> int:
-        return self.true_w if self.outside_w is None else min(self.true_w, self.outside_w)
+PROFILE = Profile(
+    name=MODEL,
+    product_names=(),
+    idle_w=80,
+    min_cap_w=MIN_W,
+    default_cap_w=DEFAULT_W,
+    min_clock_mhz=200,
+    max_clock_mhz=2000,
+    phases=(
+        PhaseProfile(Phase.PREFILL, natural_w=640, cliff_w=400, latency_points=((400, 1300), (640, 1000))),
+        PhaseProfile(Phase.DECODE, natural_w=450, cliff_w=250, latency_points=((250, 1100), (450, 1000))),
+    ),
+)
 
 
 @dataclass(slots=True)
-class Node:
-    name: str
-    rack: str
-    gpus: dict[str, Gpu]
-    boot: int = 0
-    present: bool = True
-    reports: list[tuple[int, int]] = field(default_factory=list)
-    """(version of the object, world's count when its status was read from the hardware)."""
+class Line:
+    """One PowerBudget as its owner keeps it. `birth` counts how often it was created; a leaf selects the rack of its name."""
+
+    parent: str | None
+    limit_w: int
+    leaf: bool = False
+    mode: Mode = Mode.STRICT
+    exists: bool = True
+    birth: int = 1
+    reserve_w: int = 0
+    fixed_w: int = 0
+    overhead_percent: int = 0
+    non_gpu_w: int = 0
+    settle_ms: int = 500
 
     @property
-    def boot_id(self) -> str:
-        return f"{self.name}-boot-{self.boot}"
-
-
-class Store:
-    """The API server's etcd for NodePowers: versions, uids, conflicts, and the CEL rule that a term never falls."""
-
-    def __init__(self) -> None:
-        self.version = 0
-        self.uids = 0
-        self.objects: dict[str, NodePower] = {}
-        self.log: list[tuple[str, NodePower | None, str]] = []  # name, new version or None, uid of what was deleted
-        self.fence = True
-
-    def _put(self, obj: NodePower) -> NodePower:
-        self.version += 1
-        obj = replace(obj, resource_version=self.version)
-        self.objects[obj.name] = obj
-        self.log.append((obj.name, obj, ""))
-        return obj
-
-    def create(self, name: str, *, spec: Spec | None = None, status: Status | None = None) -> NodePower | None:
-        if name in self.objects:
-            return None
-        self.uids += 1
-        return self._put(NodePower(name, f"uid-{self.uids}", 0, spec, status or Status()))
-
-    def delete(self, name: str) -> None:
-        gone = self.objects.pop(name, None)
-        if gone is not None:
-            self.version += 1
-            self.log.append((name, None, gone.uid))
-
-    def write_spec(self, write: SpecWrite) -> Outcome:
-        obj = self.objects.get(write.name)
-        if obj is None or obj.uid != write.uid or obj.resource_version != write.resource_version:
-            return Rejected("409")
-        if self.fence and obj.spec is not None and write.spec.term < obj.spec.term:
-            return Rejected("422 term never falls")
-        return Written(self._put(replace(obj, spec=write.spec)))
-
-    def write_status(self, name: str, uid: str, version: int, status: Status) -> NodePower | None:
-        obj = self.objects.get(name)
-        if obj is None or obj.uid != uid or obj.resource_version != version:
-            return None
-        return self._put(replace(obj, status=status))
+    def loss_factor(self) -> float:
+        return 1.0 + self.overhead_percent / 100.0
 
 
 @dataclass(slots=True)
@@ -113,15 +81,21 @@ class Operator:
     def __init__(self, world: World, term: int) -> None:
         self.world = world
         self.term = term
+        self.born_s = world.now_s
         self.holds_lease = True
         self.resigned = False
         self.seen = len(world.store.log)
-        self.keeper = Keeper(term=term, policies=world.policies, profiles=())
+        self.keeper = Keeper(term=term, policies=world.policies, profiles=(PROFILE,))
         self.sent: list[Sent] = []
         self.last: Plan = Plan()
         for spec in world.budgets.values():
-            kept = world.limits.get(spec.name)
-            self.keeper.on_budget(replace(spec, limit_state=kept, adopted=kept is not None), world.now_s)
+            uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
+            known = uid == spec.uid
+            self.keeper.on_budget(
+                replace(spec, limit_state=kept if known else None, adopted=adopted and known), world.now_s
+            )
+        for pod in world.pods.values():
+            self.keeper.on_pod(pod)
         for node in world.nodes.values():
             self.see_node(node)
         for obj in list(world.store.objects.values()):  # the first list is consistent
@@ -142,14 +116,20 @@ class Operator:
             else:
                 self.keeper.on_node_power(obj, self.world.now_s)
 
+    def read_telemetry(self) -> None:
+        world = self.world
+        for node in world.nodes.values():
+            if world.agents[node.name].alive:
+                drawn_w = sum(gpu.draw_w for gpu in node.gpus.values())
+                self.keeper.on_agent_power(node.name, float(drawn_w), world.now_s)
+        for name in world.budgets:
+            if name not in world.dark:
+                self.keeper.on_meter(name, MeterReading(world.meter_w(name), world.now_s, 1), world.now_s)
+
     def step(self) -> Plan:
         """Decide; writes go on their way, creations happen at once."""
         now_s = self.world.now_s
-        for node in self.world.nodes.values():
-            if node.present and self.world.agents[node.name].alive:
-                self.keeper.on_agent_power(node.name, 100.0, now_s)
-        for name in self.world.budgets:
-            self.keeper.on_meter(name, MeterReading(1.0, now_s, 1), now_s)
+        self.read_telemetry()
         before_w = self.charged_sums()
         plan = self.last = self.keeper.step(now_s)
         self.check_decision(before_w, plan)
@@ -161,7 +141,10 @@ class Operator:
             for name in plan.create:
                 self.keeper.on_created(name, None, now_s)
             return plan
-        self.world.limits.update({name: report.limit for name, report in plan.budgets.items()})
+        for name, report in plan.budgets.items():
+            if name in self.world.budgets:
+                adopted = report.posture is not Posture.ADOPTING
+                self.world.limits[name] = (self.world.budgets[name].uid, report.limit, adopted)
         for name in plan.create:
             self.keeper.on_created(name, self.world.store.create(name), now_s)
         self.sent.extend(Sent(write) for write in plan.writes)
@@ -171,24 +154,46 @@ class Operator:
         return plan
 
     def charged_sums(self) -> dict[str, float]:
-        """GPU watts charged below each budget, every node in its first leaf."""
-        placed, _ = self.keeper.roster.placements(self.keeper.budgets)
-        sums: dict[str, float] = dict.fromkeys(self.world.budgets, 0.0)
+        """Watts at the meter charged below each budget, every node once in each."""
+        keeper, lines = self.keeper, self.world.lines
+        moves = {name: dict(of_node) for name, of_node in keeper.roster.moves.items()}
+        placed, _ = keeper.roster.placements(keeper.budgets, observing=keeper._observing())
+        keeper.roster.moves = moves  # looking must not move anything on
+        sums = dict.fromkeys(keeper.budgets, 0.0)
+        for name in sums:
+            for up in keeper._tree.chain(name):
+                sums[up] += lines[name].fixed_w
         for p in placed:
-            for gpu in p.node.gpus.values():
-                gpu_w = max(gpu.charge_w, gpu.bound_w(trusted=p.node.trusted(self.world.now_s)))
-                for name in {p.leaves[0], "row"}:
-                    sums[name] += gpu_w
+            keeper._refresh(p.node, self.world.now_s)
+            gpu_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
+            counted: set[str] = set()
+            for leaf in p.leaves:
+                rest_w = lines[leaf].non_gpu_w if managed(p.node) else self.world.flat_w(lines[leaf])
+                watts = lines[leaf].loss_factor * gpu_w + rest_w
+                for name in keeper._tree.chain(leaf):
+                    if name not in counted:
+                        counted.add(name)
+                        sums[name] += watts
         return sums
 
     def check_decision(self, before_w: dict[str, float], plan: Plan) -> None:
         """I1: no decision lifts a sum of charges above its limit."""
         if not plan.writes:
             return
+        observing = self.keeper._observing()
+        for write in plan.writes:
+            seen = self.keeper.roster.nodes[write.name].object
+            old = seen.spec.gpus if seen is not None and seen.spec is not None else ()
+            if not observing.isdisjoint(write.spec.budgets[:1]):
+                new = {(g.uuid, g.grant) for g in write.spec.gpus} - {(g.uuid, g.grant) for g in old}
+                assert not new, f"{write.name}: Observe grants nothing, but {new}"
         for name, after_w in self.charged_sums().items():
             limit_w = plan.budgets[name].limit.target_w
-            assert after_w <= max(before_w[name], limit_w), (
+            assert after_w <= max(before_w[name], limit_w) + 1e-6, (
                 f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
+            )
+            assert abs(before_w[name] - plan.budgets[name].charge_w) < 1e-6, (
+                f"{name}: counted {before_w[name]} W, reported {plan.budgets[name].charge_w} W"
             )
 
     def arrive(self, index: int = 0, *, answer: bool = True) -> Outcome | None:
@@ -230,182 +235,125 @@ class Operator:
 
 
 @dataclass(slots=True)
-class Pending:
-    """A status on its way, tied to the version it was written on."""
-
-    uid: str
-    version: int
-    status: Status
-    read_at: int
-
-
-class Agent:
-    """One agent process after the other on one node. The disk (`record`) outlives them."""
-
-    def __init__(self, world: World, node: Node) -> None:
-        self.world = world
-        self.node = node
-        self.record = Record()
-        self.alive = True
-        self.hung: list[tuple[str, int]] = []
-        self.hang_next = False
-        self.statuses: list[Pending] = []
-        self.read_at = 0
-        self.start()
-
-    def start(self) -> None:
-        identities = {u: GpuIdentity(u, "X", MIN_W * 1000, DEFAULT_W * 1000, DEFAULT_W * 1000) for u in self.node.gpus}
-        self.enforcer = Enforcer(gpus=identities, record=self.record)
-        self.seen = len(self.world.store.log)
-        self.version: NodePower | None = None
-        self.alive = True
-        self.synced = False
-
-    def crash(self) -> None:
-        self.alive = False
-        self.hung.clear()
-
-    def read(self) -> None:
-        """A consistent read."""
-        self.version = self.world.store.objects.get(self.node.name)
-        self.enforcer.observe(self.version, consistent=True)
-        self.seen = len(self.world.store.log)
-        self.synced = True
-
-    def watch(self, events: int = 1000) -> None:
-        if not self.synced:
-            return
-        for name, obj, _uid in self.world.store.log[self.seen : self.seen + events]:
-            self.seen += 1
-            if name == self.node.name:
-                self.version = obj
-                self.enforcer.observe(obj, consistent=False)
-
-    def readbacks(self) -> dict[str, Readback]:
-        return {u: Readback(g.true_w * 1000, g.enforced_w * 1000) for u, g in self.node.gpus.items()}
-
-    def tick(self, guard_w: dict[str, int] | None = None) -> Actions:
-        self.read_at = self.world.count
-        actions = self.enforcer.tick(self.world.now_s, self.readbacks(), guard_w=guard_w)
-        if actions.persist is not None:
-            self.record = actions.persist
-            self.enforcer.persisted()
-        for call in actions.set_caps:
-            self.enforcer.setter_started(call.uuid, self.world.now_s)
-            if self.hang_next:
-                self.hang_next = False
-                self.hung.append((call.uuid, call.cap_mw))
-            else:
-                self.set(call.uuid, call.cap_mw)
-                self.enforcer.setter_finished(call.uuid, self.world.now_s, None)
-        return actions
-
-    def set(self, uuid: str, cap_mw: int) -> None:
-        gpu = self.node.gpus[uuid]
-        if not gpu.lies:
-            gpu.true_w, gpu.surprised = cap_mw // 1000, False
-
-    def complete(self, index: int = 0) -> None:
-        """A hung setter call completes after all."""
-        if self.hung:
-            uuid, cap_mw = self.hung.pop(index % len(self.hung))
-            self.set(uuid, cap_mw)
-            self.enforcer.setter_finished(uuid, self.world.now_s, None)
-
-    def send_status(self) -> None:
-        """Put a status on its way, on the version the agent knows."""
-        if self.version is None or not self.enforcer.observed_uid:
-            return
-        status = Status(
-            observed_uid=self.enforcer.observed_uid,
-            observed_term=self.enforcer.observed_term,
-            boot_id=self.node.boot_id,
-            gpus=self.enforcer.status({}),
-        )
-        if status != self.version.status:
-            self.statuses.append(Pending(self.version.uid, self.version.resource_version, status, self.read_at))
-
-    def deliver_status(self, index: int = 0) -> bool:
-        if not self.statuses:
-            return False
-        p = self.statuses.pop(index % len(self.statuses))
-        written = self.world.store.write_status(self.node.name, p.uid, p.version, p.status)
-        if written is not None:
-            self.node.reports.append((written.resource_version, p.read_at))
-        return written is not None
-
-    def run(self) -> None:
-        """One healthy round: read, set, read back, report."""
-        if not self.alive:
-            return
-        if not self.synced:
-            self.read()
-        self.watch()
-        for _ in range(3):
-            self.tick()
-        self.send_status()
-        while self.statuses:
-            self.deliver_status()
-        self.watch()
-
-
-@dataclass(slots=True)
-class World:
+class World(Clock):
     nodes_per_rack: int = 1
     gpus_per_node: int = 1
     limit_w: int = 900
     policy: str = "Uniform"
-    now_s: float = 1000.0
+    rich: bool = False
     store: Store = field(default_factory=Store)
     nodes: dict[str, Node] = field(default_factory=dict)
     agents: dict[str, Agent] = field(default_factory=dict)
+    lines: dict[str, Line] = field(default_factory=dict)
     budgets: dict[str, BudgetSpec] = field(default_factory=dict)
+    pods: dict[tuple[str, str], PodFact] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
-    limits: dict[str, LimitState] = field(default_factory=dict)
-    """What PowerBudget statuses say: written by the holder of the Lease alone."""
+    limits: dict[str, tuple[str, LimitState, bool]] = field(default_factory=dict)
+    """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
+    dark: set[str] = field(default_factory=set)
+    """Meters that give no reading."""
+    undeclared_w: int = 0
+    """Watts in every rack that no budget knows of."""
     terms: int = 0
-    count: int = 0
     term_step: int = 1
     policies: dict[str, Policy] = field(default_factory=lambda: {"Uniform": Uniform(), "PhaseAware": PhaseAware()})
 
     def __post_init__(self) -> None:
-        self.set_limit(self.limit_w)
+        self.lines[ROOT] = Line(None, self.limit_w)
+        if self.rich:
+            self.lines[ROOT].reserve_w, self.lines[ROOT].fixed_w = 40, 30
+            self.lines["cage"] = Line(ROOT, self.limit_w, fixed_w=10)
+            self.lines["a"] = Line("cage", self.limit_w, leaf=True, overhead_percent=10, non_gpu_w=50, settle_ms=1300)
+            self.lines["b"] = Line(ROOT, self.limit_w, leaf=True, overhead_percent=4, non_gpu_w=60, reserve_w=20)
+        else:
+            self.lines.update({rack: Line(ROOT, self.limit_w, leaf=True) for rack in RACKS})
+        self.tell_budgets()
         for rack in RACKS:
             for k in range(self.nodes_per_rack):
                 self.add_node(f"{rack}{k}", rack)
+        if self.rich:
+            self.add_node("bare", "b", managed=False)
 
-    def add_node(self, name: str, rack: str) -> None:
-        node = Node(name, rack, {f"{name}-g{i}": Gpu(f"{name}-g{i}") for i in range(self.gpus_per_node)})
+    def add_node(self, name: str, rack: str, *, managed: bool = True) -> None:
+        gpus = {f"{name}-g{i}": Gpu(f"{name}-g{i}") for i in range(self.gpus_per_node)}
+        node = Node(name, rack, gpus, managed=managed)
         self.nodes[name] = node
-        self.agents[name] = Agent(self, node)
+        self.agents[name] = Agent(self, self.store, node, guarded=self.rich)
 
-    def set_limit(self, limit_w: int, **rack_limit_w: int) -> None:
-        """The row's limit; each rack may use all of it unless told otherwise: `set_limit(900, a=600, b=300)`."""
+    # ----------------------------------------------------------------------------------------------------- the budgets
+
+    def set_limit(self, limit_w: int, **limits_w: int) -> None:
+        """The row's limit; every other budget may use all of it unless told otherwise: `set_limit(900, a=600, b=300)`."""
         self.limit_w = limit_w
-        root = BudgetSpec(
-            name="row",
-            uid="row",
-            generation=1,
-            limit_w=limit_w,
-            mode=Mode.STRICT,
-            policy=self.policy,
-            meter=MeterSpec("m"),
-        )
-        self.budgets = {"row": root}
-        for rack in RACKS:
-            self.budgets[rack] = BudgetSpec(
-                name=rack,
-                uid=rack,
-                generation=1,
-                limit_w=rack_limit_w.get(rack, limit_w),
-                parent="row",
-                selector=Selector({"rack": rack}),
-                unmanaged_w_per_node=DEFAULT_W * self.gpus_per_node,
-                meter=MeterSpec("m"),
-            )
+        for name, line in self.lines.items():
+            line.limit_w = limits_w.get(name, limit_w)
+        self.tell_budgets()
+
+    def tell_budgets(self) -> None:
+        """All operators see the budgets as they are now."""
+        before, self.budgets = self.budgets, {n: self._spec(n, line) for n, line in self.lines.items() if line.exists}
         for operator in self.operators:
+            for name in before.keys() - self.budgets.keys():
+                operator.keeper.on_budget_gone(name, self.now_s)
             for spec in self.budgets.values():
                 operator.keeper.on_budget(spec, self.now_s)
+
+    def _spec(self, name: str, line: Line) -> BudgetSpec:
+        return BudgetSpec(
+            name=name,
+            uid=f"{name}-{line.birth}",
+            generation=1,
+            limit_w=line.limit_w,
+            parent=line.parent,
+            mode=line.mode,
+            policy=self.policy,
+            reserve_w=line.reserve_w,
+            selector=Selector({"rack": name}) if line.leaf else None,
+            non_gpu_w_per_node=line.non_gpu_w,
+            unmanaged_w_per_node=self.flat_w(line) if line.leaf else 0,
+            fixed_w=line.fixed_w,
+            overhead_percent=line.overhead_percent,
+            meter=MeterSpec("m"),
+            settle_ms=line.settle_ms,
+        )
+
+    def flat_w(self, line: Line) -> int:
+        """The most a node can draw in this leaf."""
+        return int(line.loss_factor * DEFAULT_W * self.gpus_per_node) + 1 + line.non_gpu_w
+
+    def chain(self, name: str) -> Iterator[str]:
+        up: str | None = name
+        while up is not None:
+            yield up
+            up = self.lines[up].parent
+
+    def _sum(self, name: str, gpu_w: dict[str, float]) -> float:
+        """Watts at a meter when GPUs draw `gpu_w`, by node, and all else what was declared. Nodes count where they stand."""
+        total_w = float(sum(line.fixed_w for n, line in self.lines.items() if name in self.chain(n)))
+        for node in self.nodes.values():
+            line = self.lines[node.rack]
+            if name in self.chain(node.rack):
+                total_w += line.loss_factor * gpu_w[node.name] + line.non_gpu_w
+        return total_w
+
+    def meter_w(self, name: str) -> float:
+        """What the meter shows: real losses and real non-GPU watts, a bit below what was declared."""
+        drawn_w = {n: 0.98 * sum(g.draw_w for g in node.gpus.values()) for n, node in self.nodes.items()}
+        racks = sum(name in self.chain(rack) for rack in RACKS)
+        return 0.99 * self._sum(name, drawn_w) + racks * self.undeclared_w
+
+    def allowed_w(self, name: str) -> float:
+        """The most that can be drawn below the budget now: every GPU at its true limit."""
+        return self._sum(name, {n: float(node.true_w) for n, node in self.nodes.items()})
+
+    def floor_w(self, name: str) -> float:
+        """What no decision can go below: minimum caps, and nodes without an agent at their flat rate."""
+        total_w = self._sum(name, {n: float(MIN_W * len(x.gpus)) if x.managed else 0.0 for n, x in self.nodes.items()})
+        for node in self.nodes.values():
+            line = self.lines[node.rack]
+            if not node.managed and name in self.chain(node.rack):
+                total_w += self.flat_w(line) - line.non_gpu_w
+        return total_w
 
     # ------------------------------------------------------------------------------------------------- what may happen
 
@@ -448,16 +396,36 @@ class World:
 
     # -------------------------------------------------------------------------------------------------------- judgement
 
+    def counted(self, name: str) -> bool:
+        """Whether some budget of the active operator counts the node."""
+        roster, budgets = self.active.keeper.roster, self.active.keeper.budgets
+        account = roster.nodes.get(name)
+        if account is None:
+            return False
+        written = account.object.spec.budgets if account.object is not None and account.object.spec is not None else ()
+        labels = roster._labels.get(name)
+        return any(b in budgets for b in (*written, *roster.moves.get(name, ()))) or any(
+            labels is not None and spec.selector is not None and spec.selector.matches(labels) for spec in budgets.values()
+        )
+
     def stamped(self) -> bool:
-        """The active operator's ledger is complete: every present node carries its term (R3)."""
+        """The active operator's ledger is complete: every counted node carries its term (R3)."""
         accounts = self.active.keeper.roster.nodes
-        return all(n in accounts and accounts[n].stamped for n, node in self.nodes.items() if node.present)
+        for name, node in self.nodes.items():
+            if name not in accounts:
+                if node.present:
+                    return False
+            elif not accounts[name].stamped and (node.present or accounts[name].object is not None) and self.counted(name):
+                return False
+        return True
 
     def check(self) -> None:
-        """charge >= truth for every GPU, as the active operator believes; and the true sum within the limit."""
+        """charge >= truth for every GPU that some budget counts, as the active operator believes."""
         if not self.operators or not self.stamped():
             return
         for node in self.nodes.values():
+            if not self.counted(node.name):
+                continue
             for gpu in node.gpus.values():
                 charge_w = self.active.charge_w(node.name, gpu.uuid)
                 if gpu.surprised:
@@ -467,7 +435,8 @@ class World:
                 if charge_w is None:
                     assert not self.present_and_known(node), f"{gpu.uuid} is charged nothing, truth {gpu.true_w} W"
                     continue
-                assert charge_w >= gpu.true_w, f"{gpu.uuid}: charged {charge_w} W, true limit {gpu.true_w} W"
+                truth_w = gpu.true_w if self.now_s - self.active.born_s < LAG_S else gpu.may_draw_w(self.now_s)
+                assert charge_w >= truth_w, f"{gpu.uuid}: charged {charge_w} W, true limit {truth_w} W"
 
     def reported(self, node: Node, gpu: Gpu) -> bool:
         """The active operator read of the surprise: from now on it must count."""
@@ -485,7 +454,7 @@ class World:
         return sum(g.true_w for n in self.nodes.values() for g in n.gpus.values())
 
     def charged_w(self) -> float:
-        return self.active.last.budgets["row"].charge_w
+        return self.active.last.budgets[ROOT].charge_w
 
 
 def grant_of(term: int, number: int) -> int:
