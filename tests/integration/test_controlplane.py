@@ -196,8 +196,11 @@ def test_a_component_whose_port_was_taken_meanwhile_says_so(control_plane: Contr
 # -------------------------------------------------------------------------------------------------------- nothing remains
 
 OWNER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from splitwatt_lab.controlplane import ControlPlane
+
+# A test run in the background of a shell inherits an ignored SIGINT; a person's terminal does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with ControlPlane() as plane:
     supervisor = plane.group.supervisor_pid
