@@ -28,6 +28,8 @@ class Book:
     limit: LimitState
     opened_s: float
     adopted: bool = False
+    complete: bool = False
+    """Nothing was left to adopt one step ago; what that step decided under this budget may need an answer first."""
     adopted_s: float = float("-inf")
     adoption_s: float | None = None
     reading: MeterReading | None = None
@@ -104,7 +106,7 @@ class Book:
         else:
             # Declared watts of a node that nobody measures are no measurement (I5).
             self.measured_w = survey.modelled_w if survey.nodes and not survey.unmeasured else None
-        if adopted and not self.adopted:
+        if adopted and self.complete and not self.adopted:
             self.adopted, self.adopted_s, self.adoption_s = True, now_s, now_s - self.opened_s
             notes.append(
                 Note(
@@ -114,6 +116,7 @@ class Book:
                     f"every GPU acknowledged after {self.adoption_s:.1f} s: in force",
                 )
             )
+        self.complete = adopted
         before = self.posture
         ratio = None if self.measured_w is None else self.measured_w / self.limit.in_force_w
         if now_s - self.adopted_s < FIRST_JUDGEMENT_S:

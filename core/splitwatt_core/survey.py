@@ -78,8 +78,10 @@ def take_survey(
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:
     """Every GPU acknowledged, or found incapable and charged its default limit (I1). Whose agent is dead is incapable."""
     node = p.node
+    if node.present and not node.stamped:
+        return False
     if observing:
-        return node.stamped or not node.present
+        return True
     if not managed(node):
         return open_for_s > UNMANAGED_AFTER_S
     alive = node.alive(now_s)

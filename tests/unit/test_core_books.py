@@ -30,6 +30,8 @@ def metered(power_w: float, sampled_s: float = 0.0, *, now_s: float | None = Non
 def test_a_new_budget_adopts_first_and_says_how_long_it_took() -> None:
     book = Book.open(SPEC, 0.0)
     assert judged(book, adopted=False) == [] and book.posture is Posture.ADOPTING
+    assert judged(book, now_s=6.0) == [] and book.posture is Posture.ADOPTING, "its first decision needs an answer"
+    assert judged(book, adopted=False, now_s=6.5) == judged(book, now_s=7.0) == []
     (note,) = judged(book, now_s=7.25)
     assert (note.reason, note.message) == ("Adopted", "every GPU acknowledged after 7.2 s: in force")
     assert (book.adopted, book.adoption_s, book.posture) == (True, 7.25, Posture.NORMAL)
@@ -108,21 +110,36 @@ def test_a_parent_without_a_meter_adds_up_what_its_children_measured() -> None:
     assert book.raise_forbidden(parent, replace(CALM, silent=1), 0.0) is None, "its leaves hold back for themselves"
 
 
+def in_force(spec: BudgetSpec = SPEC) -> Book:
+    """A budget that was adopted long ago."""
+    return Book.open(replace(spec, adopted=True), 0.0)
+
+
 def test_a_meter_above_the_limit_changes_the_posture_says_so_and_holds_raises_back() -> None:
-    book = metered(700.0)
-    judged(book)
+    book = in_force()
+    book.see_meter(SPEC, MeterReading(700.0, 0.0, 2), 0.0)
+    assert judged(book) == []
     book.see_meter(SPEC, MeterReading(1040.0, 1.0, 2), 1.0)
-    assert judged(book, now_s=1.0) == [], "what was drawn before the first caps held is not the new budget's fault"
-    book.see_meter(SPEC, MeterReading(1040.0, 4.0, 2), 4.0)
-    (note,) = judged(book, now_s=4.0)
+    (note,) = judged(book, now_s=1.0)
     assert (note.message, note.warning) == ("Normal -> Trim: measured 1040 W of 1000 W", True)
-    assert book.raise_forbidden(SPEC, CALM, 4.0) == "posture is Trim"
-    for t in range(5, 30):
+    assert book.raise_forbidden(SPEC, CALM, 1.0) == "posture is Trim"
+    for t in range(2, 30):
         book.see_meter(SPEC, MeterReading(900.0, float(t), 2), float(t))
         notes = judged(book, now_s=float(t))
         if notes:
             break
     assert (notes[0].message, notes[0].warning) == ("Trim -> Normal: measured 900 W of 1000 W", False)
+
+
+def test_a_new_budget_is_judged_by_what_was_measured_after_its_caps_held() -> None:
+    book = metered(1500.0)
+    judged(book)
+    judged(book, now_s=1.0)
+    assert book.adopted
+    for now_s, posture in ((2.0, Posture.NORMAL), (3.9, Posture.NORMAL), (4.0, Posture.BRAKE)):
+        book.see_meter(SPEC, MeterReading(1500.0, now_s, 2), now_s)
+        judged(book, now_s=now_s)
+        assert book.posture is posture
 
 
 def test_a_meter_that_was_removed_takes_its_correction_along() -> None:
