@@ -25,7 +25,8 @@ from splitwatt_lab.site import Site
 
 RECENT_S: Final = 15.0
 """Latency percentiles shown are of requests that ended within this time."""
-MAX_LINES: Final = 12
+MAX_LINES: Final = 20
+MAX_DONE: Final = 6
 CONTEXT_EVERY_S: Final = 1.5
 BAR: Final = 28
 TABLE_LINES: Final = 4
@@ -62,7 +63,8 @@ class LiveView:
         layout = Layout()
         layout.split_column(
             Layout(
-                Panel(self._budgets(live), title=f"Splitwatt  {live.policy}  {clock}", title_align="left"), name="top"
+                Panel(self._budgets(live), title=f"Splitwatt  {live.policy}  {clock}", title_align="left"),
+                size=max(len(live.judge.latest), 1) + TABLE_LINES,
             ),
             Layout(name="bottom"),
         )
@@ -144,10 +146,13 @@ class LiveView:
         return table
 
     def _happened(self, live: Live) -> Text:
-        lines = [f"{h.at_s:5.0f} s  {h.what}" for h in live.happenings[-6:]]
-        text = Text("\n".join(lines), style="bold")
-        for line in self._events[-(MAX_LINES - len(lines)) :]:
-            text.append("\n" + line, style="dim")
+        """What was done, then the operator's Events, newest first, a line each."""
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for happening in live.happenings[-MAX_DONE:]:
+            text.append(f"{happening.at_s:5.0f} s  {happening.what}\n", style="bold")
+        text.append("\n")
+        for line in self._events[: -MAX_LINES - 1 : -1]:
+            text.append(line + "\n", style="dim")
         return text
 
     # --------------------------------------------------------------------------------------------------------- reading
