@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.books import Book
 from splitwatt_core.budgets import BudgetSpec, Tree
-from splitwatt_core.contract import Health
+from splitwatt_core.contract import Health, Mode
 from splitwatt_core.facts import BudgetCondition, BudgetReport, Note
 from splitwatt_core.fleet import Fleet
 from splitwatt_core.policy import TOLERANCE_W, Decision, Posture, Reason
@@ -43,14 +43,14 @@ def _some(names: list[str]) -> str:
 
 def report(j: Judgement, now_s: float) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget, and a note for every condition that turned since the last step."""
-    sick = _sick_by_leaf(j)
+    sick, reasons = _sick_by_leaf(j), _reasons_by_leaf(j)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
     for b, name in enumerate(j.fleet.names):
         spec, book = j.budgets[name], j.books[name]
         conditions = (
             _ready(j, b, name, book),
-            _within(book, j.surveys[b]),
+            _within(book, j.surveys[b], observes=_observes(j, name)),
             _fresh(spec, book, now_s),
             _enforced(sick.get(name, [])),
             _feasible(j, b, name),
@@ -67,19 +67,25 @@ def report(j: Judgement, now_s: float) -> tuple[dict[str, BudgetReport], list[No
             short_w=float(j.short_w[b]),
             adoption_s=book.adoption_s,
             conditions=conditions,
-            reasons=_reasons(j, name),
+            reasons=tuple(reasons.get(name, ())),
         )
     return reports, notes
 
 
-def _reasons(j: Judgement, name: str) -> tuple[Reason, ...]:
-    """The policy's reasons that speak of this leaf; indices in them count within the root's own tree."""
-    root = j.tree.root[name]
-    decision = j.decisions.get(root)
-    if decision is None:
-        return ()
-    members = [n for n in j.fleet.names if j.tree.root[n] == root]
-    return tuple(r for r in decision.reasons if members[r.leaf] == name)
+def _reasons_by_leaf(j: Judgement) -> dict[str, list[Reason]]:
+    """The policies' reasons by the leaf they speak of; indices in them count within the root's own tree."""
+    members: dict[str, list[str]] = {}
+    for name in j.fleet.names:
+        members.setdefault(j.tree.root[name], []).append(name)
+    found: dict[str, list[Reason]] = {}
+    for root, decision in j.decisions.items():
+        for reason in decision.reasons:
+            found.setdefault(members[root][reason.leaf], []).append(reason)
+    return found
+
+
+def _observes(j: Judgement, name: str) -> bool:
+    return j.budgets[j.tree.root[name]].mode is Mode.OBSERVE
 
 
 def _sick_by_leaf(j: Judgement) -> dict[str, list[str]]:
@@ -107,13 +113,15 @@ def _ready(j: Judgement, b: int, name: str, book: Book) -> BudgetCondition:
         )
     if not book.adopted:
         return BudgetCondition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
+    if _observes(j, name):
+        return BudgetCondition("Ready", True, "Observing", "mode is Observe: decides and reports, grants nothing")
     frozen = next((j.frozen[up] for up in j.tree.chain(name) if up in j.frozen), None)
     if frozen is not None:
         return BudgetCondition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {frozen}")
     return BudgetCondition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
 
 
-def _within(book: Book, survey: Survey) -> BudgetCondition:
+def _within(book: Book, survey: Survey, *, observes: bool) -> BudgetCondition:
     limit_w = book.limit.in_force_w
     if not book.adopted:
         return BudgetCondition("WithinBudget", False, "Adopting", "not in force yet")
@@ -122,7 +130,8 @@ def _within(book: Book, survey: Survey) -> BudgetCondition:
             "WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured_w:.0f} W, limit {limit_w} W"
         )
     if survey.charged_w > limit_w + TOLERANCE_W:
-        text = f"charged {survey.charged_w:.0f} W, limit {limit_w} W: {survey.charged_w - limit_w:.0f} W over, lowering"
+        text = f"charged {survey.charged_w:.0f} W, limit {limit_w} W: {survey.charged_w - limit_w:.0f} W over"
+        text += "; mode is Observe, nothing is lowered" if observes else ", lowering"
         return BudgetCondition("WithinBudget", False, "ChargedAboveLimit", text)
     return BudgetCondition("WithinBudget", True, "Within", "charge and measurement are within the limit in force")
 
