@@ -102,7 +102,9 @@ class _Gpu:
     """The grant for which a setter call last reported success."""
     acked: int = NO_GRANT
     acked_cap_w: int = 0
-    outstanding: int = 0
+    starts: list[float] = field(default_factory=list)
+    """When the calls began that have not returned, oldest first. One that returns is taken for the newest: hung calls are
+    old, and calling one hung too early only lets a lower cap be set beside it."""
     started_s: float = float("-inf")
     called: tuple[int, int] = (NO_GRANT, 0)
     """Grant and milliwatts of the last setter call."""
@@ -190,14 +192,14 @@ class Enforcer:
     def setter_started(self, uuid: str, now_s: float) -> None:
         """Call before the NVML setter is entered."""
         gpu = self._gpus[uuid]
-        gpu.outstanding += 1
+        gpu.starts.append(now_s)
         gpu.started_s = now_s
 
     def setter_finished(self, uuid: str, now_s: float, error: Health | None) -> None:
         """Call when it returned; `error` None means it reported success, which proves nothing yet."""
         gpu = self._gpus[uuid]
-        assert gpu.outstanding > 0, f"{uuid}: a setter call ended that never began"
-        gpu.outstanding -= 1
+        assert gpu.starts, f"{uuid}: a setter call ended that never began"
+        gpu.starts.pop()
         gpu.setter_health = error
         if error is None:
             gpu.set_ok = gpu.called[0]
@@ -218,7 +220,7 @@ class Enforcer:
         clocks: list[LockClock] = []
         for uuid, gpu in self._gpus.items():
             gpu.readback = readbacks.get(uuid, Readback(None, None, Health.UNKNOWN))
-            gpu.hung = gpu.outstanding > 0 and now_s - gpu.started_s >= HUNG_S
+            gpu.hung = bool(gpu.starts) and now_s - gpu.starts[0] >= HUNG_S
             self._acknowledge(gpu)
             cap_mw = self._wanted_mw(uuid, gpu, None if guard_w is None else guard_w.get(uuid))
             if cap_mw is not None and self._may_call(gpu, cap_mw, now_s):
@@ -253,7 +255,7 @@ class Enforcer:
     @staticmethod
     def _may_call(gpu: _Gpu, cap_mw: int, now_s: float) -> bool:
         lowers = gpu.readback.management_mw is not None and cap_mw < gpu.readback.management_mw
-        if gpu.outstanding and not (lowers and gpu.hung and gpu.outstanding < MAX_OUTSTANDING):
+        if gpu.starts and not (lowers and gpu.hung and len(gpu.starts) < MAX_OUTSTANDING):
             return False
         repeats = gpu.called == (gpu.target.grant if gpu.target else NO_GRANT, cap_mw)
         gpu.ineffective = repeats and lowers
@@ -269,7 +271,7 @@ class Enforcer:
         if gpu.acked > NO_GRANT and limit_mw > max(gpu.acked_cap_w * 1000, gpu.asked_mw):
             gpu.acked = NO_GRANT  # a reset, or somebody else's setter: no longer true
         target = gpu.target
-        if target is None or self._held or self._dirty or gpu.outstanding:
+        if target is None or self._held or self._dirty or gpu.starts:
             return
         if limit_mw > target.cap_w * 1000:
             return

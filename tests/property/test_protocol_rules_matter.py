@@ -215,9 +215,9 @@ def r13_acknowledged_while_a_setter_hangs(m: pytest.MonkeyPatch) -> None:
     real = Enforcer._acknowledge
 
     def impatient(self: Enforcer, gpu: Any) -> None:
-        outstanding, gpu.outstanding = gpu.outstanding, 0
+        starts, gpu.starts = gpu.starts, []
         real(self, gpu)
-        gpu.outstanding = outstanding
+        gpu.starts = starts
 
     m.setattr(Enforcer, "_acknowledge", impatient)
 
