@@ -2,14 +2,15 @@
 
 Protected: every watt is counted once in every budget that must count it. A node that moved between racks is charged in
 both leaves until the move is acknowledged (R9), and once in each budget above them. A GPU that cannot be steered now
-(silent, sick, or late with its acknowledgement) stands in the policy's snapshot at exactly its charge, so that its
-neighbours make room for it.
+(silent or sick) stands in the policy's snapshot at exactly its charge, so that its neighbours make room for it. One that
+is only late with its acknowledgement does so while some sum above it is too high: once the sums hold, dealing its watts
+anew would only send more writes down a way that is slow already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,12 +21,13 @@ from splitwatt_core.budgets import BudgetSpec, Tree
 from splitwatt_core.contract import NO_GRANT, Health, Phase
 from splitwatt_core.facts import PodFact
 from splitwatt_core.ledger import GpuAccount, NodeAccount
-from splitwatt_core.policy import GpuColumns, PhaseCode, sum_below
+from splitwatt_core.policy import TOLERANCE_W, GpuColumns, PhaseCode, sum_below
 from splitwatt_core.profiles import Profile
 from splitwatt_core.roster import Placement, managed
+from splitwatt_core.transition import chain_min
 
 LATE_ACK_S: Final = 3.0
-"""A grant unacknowledged for this long makes its GPU one that cannot be steered; agents answer in well under a second."""
+"""A grant unacknowledged for this long is late; agents answer in well under a second."""
 
 PHASE_CODE: Final = {
     Phase.UNASSIGNED: PhaseCode.UNASSIGNED,
@@ -38,7 +40,7 @@ PHASE_CODE: Final = {
 class Fleet:
     """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in `names`.
 
-    charge_w float64[N], granted_w int32[N] (0 = none), trusted and steerable bool[N]. rest_w float64[B]: non-GPU,
+    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable and late bool[N]. rest_w float64[B]: non-GPU,
     unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there. nodes, gpu_count int64[B].
     """
 
@@ -52,6 +54,7 @@ class Fleet:
     granted_w: NDArray[np.int32]
     trusted: NDArray[np.bool_]
     steerable: NDArray[np.bool_]
+    late: NDArray[np.bool_]
     rest_w: NDArray[np.float64]
     nodes: NDArray[np.int64]
     gpu_count: NDArray[np.int64]
@@ -65,11 +68,31 @@ class Fleet:
         own = np.bincount(self.gpus.leaf, weights=per_gpu, minlength=len(self.names)).astype(np.float64)
         return sum_below(self.parent, own)
 
+    def without_late(self, allowance_w: NDArray[np.float64]) -> Fleet:
+        """The same fleet, in which nobody counts on late GPUs below a sum that is too high. `allowance_w` float64[B]: meter
+        watts that may be charged for GPUs below each budget."""
+        left_w = allowance_w + self.rest_w - self.charged_w()
+        over = chain_min(self.parent, left_w)[self.gpus.leaf] < -TOLERANCE_W
+        return self._fixed_at_charge(self.late & self.steerable & over)
+
+    def _fixed_at_charge(self, rows: NDArray[np.bool_]) -> Fleet:
+        """These rows bool[N] no longer steerable: exactly their charge, each in a group of its own."""
+        if not rows.any():
+            return self
+        group = self.gpus.group.copy()
+        group[rows] = int(group.max()) + 1 + np.arange(int(rows.sum()), dtype=np.int32)
+        watts = ("min_w", "max_w", "natural_w", "cliff_w", "cap_w")
+        fixed = {name: np.where(rows, self.charge_w, getattr(self.gpus, name)) for name in watts}
+        return replace(self, gpus=replace(self.gpus, group=group, **fixed), steerable=self.steerable & ~rows)
+
 
 def steerable(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
-    """Whether a grant of this step can be expected to be acknowledged soon."""
-    late = account.unacked_since_s is not None and now_s - account.unacked_since_s > LATE_ACK_S
-    return node.present and node.alive(now_s) and account.health is Health.OK and account.min_w > 0 and not late
+    """Whether grants of this step will be acknowledged, sooner or later."""
+    return node.present and node.alive(now_s) and account.health is Health.OK and account.min_w > 0
+
+
+def late(account: GpuAccount, now_s: float) -> bool:
+    return account.unacked_since_s is not None and now_s - account.unacked_since_s > LATE_ACK_S
 
 
 def build_fleet(
@@ -117,12 +140,12 @@ def build_fleet(
                 key = (account.workload.namespace, account.workload.pod)
             place = (b, groups.setdefault(key, len(groups)))
             acknowledged = trusted and account.acked > NO_GRANT
-            rows.append((*place, *_row(account, phase, wants, leaf, can), can, acknowledged))
+            rows.append((*place, *_row(account, phase, wants, leaf, can), can, acknowledged, late(account, now_s)))
             accounts.append(account)
             owner.append(node)
             phases.append(phase)
             gpu_count[b] += 1
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 12
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 13
     return Fleet(
         names=tree.order,
         parent=parent,
@@ -145,6 +168,7 @@ def build_fleet(
         granted_w=np.array([a.latest_cap_w or 0 for a in accounts], dtype=np.int32),
         trusted=np.array(columns[11], dtype=np.bool_),
         steerable=np.array(columns[10], dtype=np.bool_),
+        late=np.array(columns[12], dtype=np.bool_),
         rest_w=sum_below(parent, own_rest_w) + extra_w,
         nodes=sum_below(parent, nodes).astype(np.int64),
         gpu_count=sum_below(parent, gpu_count).astype(np.int64),

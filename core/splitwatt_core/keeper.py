@@ -230,6 +230,7 @@ class Keeper:
         notes.extend(self._judge(fleet, surveys, now_s))
         withheld_w = gates.withheld_w(fleet, self.budgets, self.books)
         allowance_w = target_w - withheld_w - fleet.rest_w
+        fleet = fleet.without_late(allowance_w)
         decided = self._decide(fleet, allowance_w, now_s)
         frozen = self._frozen(fleet, placements, surveys, now_s)
         safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)

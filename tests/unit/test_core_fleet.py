@@ -11,7 +11,7 @@ from splitwatt_core.books import Book
 from splitwatt_core.budgets import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.contract import Grant, Health, Mode, NodePower, Phase, Spec, Workload
 from splitwatt_core.facts import PodFact
-from splitwatt_core.fleet import LATE_ACK_S, Fleet, build_fleet, steerable
+from splitwatt_core.fleet import LATE_ACK_S, Fleet, build_fleet, late, steerable
 from splitwatt_core.ledger import AGENT_STATUS_SILENT_S, GpuAccount, NodeAccount
 from splitwatt_core.policy import PhaseCode
 from splitwatt_core.posture import Correction
@@ -111,8 +111,6 @@ def test_only_what_can_answer_soon_is_steered() -> None:
     assert steerable(account, healthy, NOW_S)
     assert not steerable(replace(account, health=Health.HUNG), healthy, NOW_S)
     assert not steerable(replace(account, min_w=0), healthy, NOW_S)
-    assert steerable(replace(account, unacked_since_s=NOW_S - LATE_ACK_S), healthy, NOW_S)
-    assert not steerable(replace(account, unacked_since_s=NOW_S - LATE_ACK_S - 0.1), healthy, NOW_S)
     assert not steerable(account, healthy, NOW_S + AGENT_STATUS_SILENT_S)
     healthy.present = False
     assert not steerable(account, healthy, NOW_S)
@@ -130,6 +128,33 @@ def test_what_cannot_be_steered_stands_at_its_charge_in_a_group_of_its_own() -> 
     for column in (g.min_w, g.max_w, g.natural_w, g.cliff_w, g.cap_w):
         assert column[1] == 450.0
     assert (g.min_w[0], g.cliff_w[0], g.natural_w[0], g.max_w[0]) == (200.0, 250.0, 450.0, 700.0)
+
+
+def test_late_is_who_owes_an_acknowledgement_for_too_long() -> None:
+    assert not late(gpu("g0"), NOW_S)
+    assert not late(gpu("g0", unacked_since_s=NOW_S - LATE_ACK_S), NOW_S)
+    assert late(gpu("g0", unacked_since_s=NOW_S - LATE_ACK_S - 0.1), NOW_S)
+
+
+def test_late_gpus_stand_at_their_charge_below_a_sum_that_is_too_high_alone() -> None:
+    work, owing = Workload("ns", "pod"), {"unacked_since_s": NOW_S - LATE_ACK_S - 1.0}
+    pods = {("ns", "pod"): PodFact("ns", "pod", Phase.DECODE, 5)}
+    placements = (
+        Placement(node("n1", gpu("g0", workload=work), gpu("g1", 450, workload=work, **owing)), ("a",)),
+        Placement(node("n2", gpu("g2", 450, **owing)), ("b",)),
+    )
+    laid = fleet(*placements, pods=pods)
+    assert laid.late.tolist() == [False, True, True] and laid.steerable.all()
+    charged_w = laid.charged_w() - laid.rest_w
+    assert laid.without_late(charged_w) is laid, "every sum just holds"
+    below_a = laid.without_late(charged_w - np.array([0.0, 1.0, 0.0]))
+    assert below_a.steerable.tolist() == [True, False, True]
+    assert len({int(below_a.gpus.group[0]), int(below_a.gpus.group[1]), int(below_a.gpus.group[2])}) == 3
+    for column in (below_a.gpus.min_w, below_a.gpus.max_w, below_a.gpus.natural_w, below_a.gpus.cliff_w, below_a.gpus.cap_w):
+        assert column[1] == 450.0
+    assert (below_a.gpus.min_w[0], below_a.gpus.max_w[0]) == (laid.gpus.min_w[0], laid.gpus.max_w[0])
+    below_row = laid.without_late(charged_w - np.array([1.0, 0.0, 0.0]))
+    assert below_row.steerable.tolist() == [True, False, False], "the row's sum counts for both racks"
 
 
 def test_what_a_gpu_wants_follows_its_pod() -> None:
