@@ -1,10 +1,10 @@
 """A watch that does not end and does not lie: a consistent list, then changes, resumed or begun anew as needed.
 
-What it protects: the consumer's picture is never silently older than `MAX_SILENCE_S`. The server ends each watch after
-a few minutes (it is resumed from the last version seen, or by a bookmark); a connection on which nothing arrives, not
-even a bookmark, is given up; "410 Gone", a failed attempt to connect, or `relist_s` since the last list begin with a
-new consistent list (also because a store restored from a backup goes back in time, and a resumed watch would not
-notice).
+What it protects: the consumer's picture is never silently older than `MAX_SILENCE_S`. The server ends each watch at the
+time we ask for; only then it is resumed from the last version seen. Every other end (a connection on which nothing
+arrives, not even a bookmark; one that breaks; one that the server closes early, because it goes away; "410 Gone") and
+`relist_s` since the last list begin with a new consistent list: a server that comes back may serve a store restored
+from a backup, and a watch resumed from a version of the future hears nothing and does not notice.
 
 The consumer gets `Synced` (the whole truth: what is not in it does not exist), `Changed`, `Deleted`, and `Interrupted`
 whenever the picture stops being live; after that it stays the last known one until the next event. Attempts are spaced
@@ -35,6 +35,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 BACKOFF_MIN_S: Final = 0.2
 BACKOFF_MAX_S: Final = 10.0
 DEFAULT_RELIST_S: Final = 900.0
+ON_TIME: Final = 0.9
+"""Of the time asked for: a watch that lasted this long was ended by its own timeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,9 @@ async def watch(
         yield Synced(items=listed.items, resource_version=listed.resource_version)
         stream = _Stream(connection, resource, version=listed.resource_version, max_silence_s=max_silence_s)
         relist_at = time.monotonic() + relist_s
-        while time.monotonic() < relist_at:
-            gone, failure_seen = False, None
+        on_time = True
+        while on_time and time.monotonic() < relist_at:
+            failure_seen = None
             begun = time.monotonic()
             events = stream.follow(
                 _query(name, label_selector, field_selector, server_timeout_s), namespace=namespace
@@ -108,20 +111,19 @@ async def watch(
             try:
                 async for event in events:
                     yield event
+                on_time = time.monotonic() - begun >= ON_TIME * server_timeout_s
             except _GoneError:
-                gone = True
+                on_time = False
             except ApiError as failure:
-                failure_seen = failure
+                on_time, failure_seen = False, failure
             finally:
                 await events.aclose()
             if failure_seen is not None:
                 yield Interrupted(failure_seen)
             if stream.connected and time.monotonic() - begun > 1.0:
                 backoff_s = BACKOFF_MIN_S
-            else:  # ended at once: never spin, whatever the server does
+            elif not on_time:  # ended at once: never spin, whatever the server does
                 backoff_s = await _pause(backoff_s)
-            if gone or not stream.connected:
-                break
 
 
 class _Stream:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from splitwatt_client import Changed, Connection, Deleted, Interrupted, OutcomeUnknown, Synced, WatchEvent, watch
 from splitwatt_client.resources import CONFIG_MAPS
+from splitwatt_client import watching
 from splitwatt_client.watching import _GoneError, _query, _Stream
 from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
@@ -92,7 +93,22 @@ async def test_a_watch_that_the_server_ends_goes_on_without_a_gap(api: Connectio
     await events.aclose()
 
 
-async def test_a_cut_watch_resumes(control_plane: ControlPlane, api: Connection, namespace: str, tmp_path: Path) -> None:
+async def test_a_watch_that_ends_early_begins_with_a_new_list(
+    api: Connection, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server goes away, and what comes back may serve a restored store: no version seen before is a place to resume."""
+    monkeypatch.setattr(watching, "_query", lambda *selectors: _query(*selectors[:-1], 1))
+    events = watch(api, CONFIG_MAPS, namespace=namespace, name="mine", server_timeout_s=60)
+    assert isinstance(await following(events), Synced)
+    await put(api, namespace, "mine", "1")
+    assert isinstance(await following(events), Changed)
+    again = await following(events)
+    assert isinstance(again, Synced)
+    assert [obj["data"] for obj in again.items] == [{"value": "1"}]
+    await events.aclose()
+
+
+async def test_a_cut_watch_goes_on(control_plane: ControlPlane, api: Connection, namespace: str, tmp_path: Path) -> None:
     async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig) as shaky:
         events = watch(shaky, CONFIG_MAPS, namespace=namespace, name="mine")
         assert isinstance(await following(events), Synced)
