@@ -1,0 +1,59 @@
+"""Just-in-time compilation where numba is installed; the same functions, interpreted, where it is not.
+
+Every kernel of this room is written so that both give the same numbers to the last bit: plain loops over arrays, no
+reordered sums (`fastmath` stays off), no threads. `NUMBA_DISABLE_JIT=1` interprets too.
+
+numba keeps compiled code on disk by the file of each function alone, and would not notice a change in a function that it
+calls. So the cache's folder carries a hash of the whole room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _same(function: F) -> F:
+    return function
+
+
+try:
+    import numba
+except ImportError:  # slower, not wrong
+    COMPILED = False
+    jit = inlined = _same
+
+    def is_cold() -> bool:
+        """Whether the next kernel has to be compiled first, which takes about half a minute."""
+        return False
+else:
+    COMPILED = not numba.config.DISABLE_JIT
+
+    def _cache_folder() -> Path:
+        digest = hashlib.sha256(numba.__version__.encode())
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return home / "splitwatt" / "kernels" / digest.hexdigest()[:16]
+
+    if COMPILED and "NUMBA_CACHE_DIR" not in os.environ:
+        numba.config.CACHE_DIR = str(_cache_folder())
+
+    def is_cold() -> bool:
+        """Whether the next kernel has to be compiled first, which takes about half a minute."""
+        return COMPILED and not Path(numba.config.CACHE_DIR).is_dir()
+
+    def jit(function: F) -> F:
+        """`function` compiled on its first call, and kept on disk."""
+        compiled: F = numba.njit(cache=True)(function)
+        return compiled
+
+    def inlined(function: F) -> F:
+        """Like `jit`, and copied into its callers: passing a tuple of many arrays costs more than a small function does."""
+        compiled: F = numba.njit(inline="always")(function)
+        return compiled

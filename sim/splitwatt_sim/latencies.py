@@ -1,0 +1,64 @@
+"""What users feel: TTFT, TBT and end-to-end time of every request, their percentiles, and Splitwise's nine SLOs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_sim.tables import ServerTable, lookup_s
+
+PERCENTILES: Final = (50, 90, 99)
+SLOWDOWN_SLOS: Final = {"ttft": (2.0, 3.0, 6.0), "tbt": (1.25, 1.5, 5.0), "e2e": (1.25, 1.5, 5.0)}
+"""Largest slowdowns at `PERCENTILES` against an unloaded server of 8 A100, all strict (arXiv:2311.18677, table of SLOs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """float64[N] milliseconds, one per request. TBT is a request's mean: (E2E - TTFT) / output tokens, as published."""
+
+    ttft_ms: NDArray[np.float64]
+    tbt_ms: NDArray[np.float64]
+    e2e_ms: NDArray[np.float64]
+
+    def columns(self) -> dict[str, NDArray[np.float64]]:
+        return {"ttft": self.ttft_ms, "tbt": self.tbt_ms, "e2e": self.e2e_ms}
+
+    def percentiles(self) -> dict[str, float]:
+        """`ttft_ms_p50` … `e2e_ms_p99`, linear interpolation between order statistics."""
+        return {
+            f"{name}_ms_p{p}": float(value)
+            for name, column in self.columns().items()
+            for p, value in zip(PERCENTILES, np.percentile(column, PERCENTILES), strict=True)
+        }
+
+
+def unloaded(table: ServerTable, *, prompt: NDArray[np.int64], output: NDArray[np.int64]) -> Latencies:
+    """Each request alone on this server, as Splitwise's evaluation counts it: the time per token is read at the prompt's
+    length, from the table that the reference asks (by tokens)."""
+    size = int(prompt.max()) + 1
+    ttft = lookup_s(table.prefill_s, size)[prompt] * 1e3
+    tbt = lookup_s(table.slipped_s or table.decode_s, size)[prompt] * 1e3
+    return Latencies(ttft, tbt, ttft + tbt * (output - 1))
+
+
+def slowdowns(measured: Latencies, alone: Latencies) -> dict[str, float]:
+    """`ttft_p50` … `e2e_p99`: percentiles of each request's time over its time alone."""
+    base = alone.columns()
+    return {
+        f"{name}_p{p}": float(value)
+        for name, column in measured.columns().items()
+        for p, value in zip(PERCENTILES, np.percentile(column / base[name], PERCENTILES), strict=True)
+    }
+
+
+def missed_slos(slowdown: dict[str, float], *, margin: float = 0.0) -> list[str]:
+    """Names of the SLOs that are not met with this much to spare (0.03: 3 %)."""
+    return [
+        f"{name}_p{p}"
+        for name, limits in SLOWDOWN_SLOS.items()
+        for p, limit in zip(PERCENTILES, limits, strict=True)
+        if not slowdown[f"{name}_p{p}"] < limit * (1 - margin)
+    ]
