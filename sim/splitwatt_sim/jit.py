@@ -26,7 +26,7 @@ try:
     import numba
 except ImportError:  # slower, not wrong
     COMPILED = False
-    jit = inlined = _same
+    jit = lean = inlined = _same
 
     def is_cold() -> bool:
         """Whether the next kernel has to be compiled first, which takes about half a minute."""
@@ -51,6 +51,12 @@ else:
     def jit(function: F) -> F:
         """`function` compiled on its first call, and kept on disk."""
         compiled: F = numba.njit(cache=True)(function)
+        return compiled
+
+    def lean(function: F) -> F:
+        """Like `jit`, for functions that make no array and never divide by zero: without reference counts and checks, three
+        times as fast where many arrays are passed."""
+        compiled: F = numba.njit(cache=True, error_model="numpy", _nrt=False)(function)
         return compiled
 
     def inlined(function: F) -> F:

@@ -1,0 +1,206 @@
+"""The fleet simulator's state: records of requests and machines, and the small heaps that order their events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_sim.jit import lean
+
+PREFILL: Final = 0
+MIXED: Final = 1
+DECODE: Final = 2
+ROLES: Final = 3
+"""In the order in which machines are brought up to a moment: sequences come from prompts."""
+
+IDLE: Final = 0
+PREFILLING: Final = 1
+DECODING: Final = 2
+
+NOBODY: Final = -1
+
+ARRIVED: Final = 0
+DONE: Final = 1
+OVERFLOWS: Final = 2
+
+MAX_BATCH_SEQUENCES: Final = 512
+MAX_BATCH_TOKENS: Final = 2048
+
+REQUEST: Final = np.dtype(
+    [
+        ("arrival_s", "f8"), ("prompt", "i4"), ("output", "i4"), ("prompt_end_s", "f8"), ("done_s", "f8"), ("left", "i4"),
+        ("decode_at", "i4"), ("behind", "i4"),
+    ]
+)  # fmt: skip
+"""prompt, output, left: tokens; left: of the prompt, not yet prefilled. decode_at: machine. behind: the next request in the
+same prompt queue, NOBODY at its end."""
+
+MACHINE: Final = np.dtype(
+    [
+        ("role", "i4"), ("kind", "i4"), ("doing", "i4"), ("plan", "i8"), ("since_s", "f8"), ("iteration", "i8"),
+        ("batch", "i4"), ("context", "i8"), ("kv_used", "i8"),
+        ("head", "i4"), ("tail", "i4"), ("chunk", "i4"), ("link_free_s", "f8"), ("draw_w", "f8"), ("drawn_since_s", "f8"),
+        ("energy_j", "f8"), ("busy_s", "f8"), ("finishing", "i4"), ("coming", "i4"),
+    ]
+)  # fmt: skip
+"""since_s, iteration, batch, context: start of the run of iterations under way, and what it began with; plan: its steps;
+context: tokens of KV cache read per step. kv_used: tokens. head, tail: prompt queue. chunk:
+prompt tokens of the iteration under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps."""
+
+
+class Fleet(NamedTuple):
+    """N requests in order of arrival, M machines, K kinds (a server under a cap).
+
+    requests REQUEST[N], machines MACHINE[M] by role; first int64[ROLES + 1]: where each role begins. next_s
+    float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued and sequences; promised int64[M]: tokens
+    of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps of
+    sequences by the iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs by the
+    time at which their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration; decode_s,
+    decode_w float64[K, MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of context;
+    idle_w float64[K]; kv_room int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens from which
+    the cache moves layer by layer behind the prefill, and the fixed part is all that is left. power_w float64[M, S]: mean
+    draw in each second; S may be 0. counters int64[3]: ARRIVED, DONE,
+    OVERFLOWS (of `coming`; above 0 the run is void).
+    """
+
+    requests: Any
+    machines: Any
+    first: NDArray[np.int64]
+    next_s: NDArray[np.float64]
+    pending: NDArray[np.int64]
+    promised: NDArray[np.int64]
+    finish_key: NDArray[np.int64]
+    finish_item: NDArray[np.int32]
+    coming_s: NDArray[np.float64]
+    coming_item: NDArray[np.int32]
+    prefill_s: NDArray[np.float64]
+    prefill_w: NDArray[np.float64]
+    decode_s: NDArray[np.float64]
+    decode_w: NDArray[np.float64]
+    kv_s: NDArray[np.float64]
+    idle_w: NDArray[np.float64]
+    kv_room: NDArray[np.int64]
+    hand_off: NDArray[np.float64]
+    power_w: NDArray[np.float64]
+    counters: NDArray[np.int64]
+
+
+@lean
+def push(keys: Any, items: NDArray[np.int32], size: int, key: float, item: int) -> None:
+    """Add to a binary heap of this size, the least key first; equal keys by item. The caller counts the size."""
+    at = size
+    while at > 0:
+        up = (at - 1) // 2
+        if keys[up] < key or (keys[up] == key and items[up] <= item):
+            break
+        keys[at], items[at] = keys[up], items[up]
+        at = up
+    keys[at], items[at] = key, item
+
+
+@lean
+def pop(keys: Any, items: NDArray[np.int32], size: int) -> int:
+    """Take the least out of a heap of this size, which must be above 0, and return its item."""
+    least = items[0]
+    key, item = keys[size - 1], items[size - 1]
+    at, last = 0, size - 1
+    while True:
+        down = 2 * at + 1
+        if down >= last:
+            break
+        other = down + 1
+        if other < last and (
+            keys[other] < keys[down] or (keys[other] == keys[down] and items[other] < items[down])
+        ):
+            down = other
+        if key < keys[down] or (key == keys[down] and item <= items[down]):
+            break
+        keys[at], items[at] = keys[down], items[down]
+        at = down
+    keys[at], items[at] = key, item
+    return int(least)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of server under a cap, as arrays: prefill_s, prefill_w float64[T] by prompt tokens of an iteration; decode_s,
+    decode_w float64[MAX_BATCH_SEQUENCES + 1] by sequences; kv_s seconds per step and token of context; kv_room tokens.
+    Watts are the whole server's. A hand-off takes hand_off_s_per_token and hand_off_fixed_s; from overlap_from_tokens on
+    only the latter."""
+
+    name: str
+    prefill_s: NDArray[np.float64]
+    prefill_w: NDArray[np.float64]
+    decode_s: NDArray[np.float64]
+    decode_w: NDArray[np.float64]
+    kv_s: float
+    idle_w: float
+    kv_room: int
+    hand_off_s_per_token: float
+    hand_off_fixed_s: float
+    overlap_from_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """`servers` machines of one kind with one role (PREFILL, MIXED, DECODE)."""
+
+    role: int
+    kind: Kind
+    servers: int
+
+
+def new_fleet(
+    pools: Sequence[Pool],
+    *,
+    arrival_s: NDArray[np.float64],
+    prompt: NDArray[np.int64],
+    output: NDArray[np.int64],
+    seconds: int = 0,
+    coming_capacity: int = 1_024,
+) -> Fleet:
+    """Idle machines and requests still to come. `seconds`: how long to record each machine's power, 0: not at all. All
+    kinds must have tables of one length that covers the longest prompt. Raises ValueError."""
+    pools = sorted(pools, key=lambda pool: pool.role)
+    roles = np.repeat([pool.role for pool in pools], [pool.servers for pool in pools])
+    has = {role: bool(np.any(roles == role)) for role in range(ROLES)}
+    if not has[MIXED] and not (has[PREFILL] and has[DECODE]):
+        raise ValueError("a fleet needs prefill and decode machines, or mixed ones")
+    kinds = [pool.kind for pool in pools]
+    m, k = len(roles), len(kinds)
+    requests = np.zeros(len(arrival_s), REQUEST).view(np.recarray)
+    requests.arrival_s, requests.prompt, requests.output, requests.left = arrival_s, prompt, output, prompt
+    requests.prompt_end_s = requests.done_s = np.nan
+    requests.behind = requests.decode_at = NOBODY
+    machines = np.zeros(m, MACHINE).view(np.recarray)
+    machines.role, machines.kind = roles, np.repeat(np.arange(k), [pool.servers for pool in pools])
+    machines.head = machines.tail = NOBODY
+    idle_w = np.array([kind.idle_w for kind in kinds])
+    machines.draw_w = idle_w[machines.kind]
+    hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens) for x in kinds]
+    return Fleet(
+        requests=requests,
+        machines=machines,
+        first=np.searchsorted(roles, np.arange(ROLES + 1)).astype(np.int64),
+        next_s=np.full(m, np.inf),
+        pending=np.zeros(m, np.int64),
+        promised=np.zeros(m, np.int64),
+        finish_key=np.zeros((m, MAX_BATCH_SEQUENCES), np.int64),
+        finish_item=np.zeros((m, MAX_BATCH_SEQUENCES), np.int32),
+        coming_s=np.zeros((m, coming_capacity)),
+        coming_item=np.zeros((m, coming_capacity), np.int32),
+        prefill_s=np.array([kind.prefill_s for kind in kinds]),
+        prefill_w=np.array([kind.prefill_w for kind in kinds]),
+        decode_s=np.array([kind.decode_s for kind in kinds]),
+        decode_w=np.array([kind.decode_w for kind in kinds]),
+        kv_s=np.array([kind.kv_s for kind in kinds]),
+        idle_w=idle_w,
+        kv_room=np.array([kind.kv_room for kind in kinds], np.int64),
+        hand_off=np.array(hand_off),
+        power_w=np.zeros((m, seconds)),
+        counters=np.zeros(3, np.int64),
+    )
