@@ -179,7 +179,7 @@ def new_fleet(
     machines = np.zeros(m, MACHINE).view(np.recarray)
     machines.role, machines.kind = roles, np.repeat(np.arange(k), [pool.servers for pool in pools])
     machines.head = machines.tail = NOBODY
-    idle_w = np.array([kind.idle_w for kind in kinds])
+    idle_w = np.array([kind.idle_w for kind in kinds], np.float64)
     machines.draw_w = idle_w[machines.kind]
     hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens) for x in kinds]
     return Fleet(
@@ -193,14 +193,14 @@ def new_fleet(
         finish_item=np.zeros((m, MAX_BATCH_SEQUENCES), np.int32),
         coming_s=np.zeros((m, coming_capacity)),
         coming_item=np.zeros((m, coming_capacity), np.int32),
-        prefill_s=np.array([kind.prefill_s for kind in kinds]),
-        prefill_w=np.array([kind.prefill_w for kind in kinds]),
-        decode_s=np.array([kind.decode_s for kind in kinds]),
-        decode_w=np.array([kind.decode_w for kind in kinds]),
-        kv_s=np.array([kind.kv_s for kind in kinds]),
+        prefill_s=np.array([kind.prefill_s for kind in kinds], np.float64),
+        prefill_w=np.array([kind.prefill_w for kind in kinds], np.float64),
+        decode_s=np.array([kind.decode_s for kind in kinds], np.float64),
+        decode_w=np.array([kind.decode_w for kind in kinds], np.float64),
+        kv_s=np.array([kind.kv_s for kind in kinds], np.float64),
         idle_w=idle_w,
         kv_room=np.array([kind.kv_room for kind in kinds], np.int64),
-        hand_off=np.array(hand_off),
+        hand_off=np.array(hand_off, np.float64),
         power_w=np.zeros((m, seconds)),
         counters=np.zeros(3, np.int64),
     )

@@ -62,9 +62,9 @@ def kind_2023(
     return Kind(
         name=f"{table.kind} at {cap:.0f} W",
         prefill_s=prefill_s,
-        prefill_w=_prefill_w(profile, cap, size) + SERVER_REST_W[table.kind],
+        prefill_w=prefill_gpus_w(profile, cap, size) + SERVER_REST_W[table.kind],
         decode_s=decode_s,
-        decode_w=_decode_w(profile, cap) + SERVER_REST_W[table.kind],
+        decode_w=decode_gpus_w(profile, cap) + SERVER_REST_W[table.kind],
         kv_s=0.0,  # the tables of 2023 do not tell the context apart
         idle_w=float(GPUS * profile.idle_w + SERVER_REST_W[table.kind]),
         kv_room=(GPUS * MEMORY_BYTES - shape.weights_bytes) // kv_bytes,
@@ -74,8 +74,8 @@ def kind_2023(
     )
 
 
-def _prefill_w(profile: Profile, cap_w: float, size: int) -> NDArray[np.float64]:
-    """GPU watts of the server by prompt tokens; loads stop rising at the last load point, so few values are asked."""
+def prefill_gpus_w(profile: Profile, cap_w: float, size: int) -> NDArray[np.float64]:
+    """float64[size]: GPU watts of the server by prompt tokens. Loads stop rising at the last load point: few are asked."""
     row = profile.phase(Phase.PREFILL)
     assert row is not None
     last = min(row.load_points[-1][0], size - 1)
@@ -83,7 +83,8 @@ def _prefill_w(profile: Profile, cap_w: float, size: int) -> NDArray[np.float64]
     return GPUS * np.concatenate([head, np.full(size - last - 1, head[-1])])
 
 
-def _decode_w(profile: Profile, cap_w: float) -> NDArray[np.float64]:
+def decode_gpus_w(profile: Profile, cap_w: float) -> NDArray[np.float64]:
+    """float64[MAX_BATCH_SEQUENCES + 1]: GPU watts of the server by sequences."""
     return GPUS * np.array(
         [_gpu_w(profile, Phase.DECODE, phase_model.decode_load(profile, b), cap_w) for b in range(MAX_BATCH_SEQUENCES + 1)]
     )

@@ -1,4 +1,4 @@
-"""`splitwatt simulate`: one design under one list of requests, in virtual time."""
+"""`splitwatt simulate`: a scenario of pools under caps, or one of Splitwise's designs, in virtual time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from splitwatt_core.trace import TraceError
 
 from splitwatt_sim.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.designs import Design, DesignError, parse_design
+from splitwatt_sim.fleet import FleetError
 from splitwatt_sim.jit import is_cold
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns, unloaded
 from splitwatt_sim.reference_run import StuckError, run_reference
 from splitwatt_sim.resample import generated, poisson
+from splitwatt_sim.scenario import ScenarioError
+from splitwatt_sim.simulate_fleet import simulate_scenario
 from splitwatt_sim.tables import DecodeModel, TableError, builtin
 
 FAILED: Final = 2
@@ -43,13 +46,15 @@ def _positive(text: str) -> float:
 
 
 class SimulateCommand:
-    help = "run a cluster design against a list of requests in virtual time, and print its latencies"
+    help = "run a fleet against a list of requests in virtual time: latencies, power, energy"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
+        add("scenario", type=Path, nargs="?", help="YAML: model, requests, pools, slo; or give --design")
+        add("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="picture of a scenario (%(default)s)")
         add(
-            "--design", type=_design, required=True, metavar="D",
-            help="A100:70, H100:40, AA:45/25, HH:25/15, HA:25/26 or HHcap:25/21, with counts of your own",
+            "--design", type=_design, metavar="D",
+            help="as splitwise-sim runs it: A100:70, H100:40, AA:45/25, HH:25/15, HA:25/26, HHcap:25/21; your counts",
         )  # fmt: skip
         add("--requests", type=Path, metavar="FILE", help="requests with their arrivals; default: a seeded generator")
         add("--rate", type=_positive, metavar="R", help="Poisson arrivals at this rate per second, sizes from the file")
@@ -67,8 +72,13 @@ class SimulateCommand:
         if is_cold():
             console.print("[dim]compiling the event loop, once: about half a minute[/dim]")
         try:
-            simulate(args, console)
-        except (TraceError, TableError, StuckError, OSError) as error:
+            if (args.scenario is None) == (args.design is None):
+                raise ScenarioError("give a scenario file, or --design; one of them")
+            if args.scenario is not None:
+                simulate_scenario(args.scenario, console, out=args.out, figures_to=args.json)
+            else:
+                simulate(args, console)
+        except (ScenarioError, TraceError, TableError, FleetError, StuckError, OSError) as error:
             Console(stderr=True, highlight=False).print(f"splitwatt simulate: {error}", soft_wrap=True)
             return FAILED
         return 0

@@ -1,0 +1,267 @@
+"""The planner: what a search finds is what trying everything finds, and what it writes is what the API takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from splitwatt_api.inference_cluster import InferenceCluster
+from splitwatt_api.power_budget import PowerBudget
+from splitwatt_api.power_profile import PowerProfile
+from splitwatt_cli.main import main
+from splitwatt_core.contract import Phase
+from splitwatt_sim.fleet import FleetRun, run_fleet
+from splitwatt_sim.latencies import Latencies
+from splitwatt_sim.plan_objects import PlanObjectsError, as_yaml, manifests
+from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
+from splitwatt_sim.plan_search import (
+    Found,
+    Goal,
+    Limits,
+    Option,
+    PlanDesign,
+    charge_w,
+    largest_rate,
+    least_design,
+    pareto,
+    robust_rate,
+    splits,
+)
+from splitwatt_sim.resample import generated
+from splitwatt_sim.tables import TableError
+
+SIZES = generated(requests_per_s=10.0, seconds=60.0, seed=3)
+LONGEST = int(SIZES.prompt_tokens.max())
+SLO = Slo(1_500.0, 60.0)
+
+
+def option(gpu: str = "H100", cap_w: int = 700) -> Option:
+    return option_for(MODEL_2026, gpu, cap_w, longest_prompt=LONGEST)
+
+
+PREFILL, DECODE = option(), option(cap_w=380)
+GOAL = Goal(SIZES, seconds=20.0, seed=1, step_rps=10.0, misses=SLO.checker(MODEL_2026))
+
+
+def holding(designs: list[PlanDesign], *, up_to_rps: int) -> float:
+    """The largest grid rate that some design holds with all below it, by trying everything."""
+    best = 0.0
+    for design in designs:
+        rate = 0.0
+        while rate < up_to_rps and GOAL.holds(design, rate + GOAL.step_rps):
+            rate += GOAL.step_rps
+        best = max(best, rate)
+    return best
+
+
+def test_a_server_is_charged_as_a_budget_charges_it() -> None:
+    assert charge_w(cap_w=700, rest_w=2_800) == pytest.approx(1.04 * 8 * 700 + 2_800)
+    design = PlanDesign(PREFILL, 3, DECODE, 2)
+    assert design.charge_w == pytest.approx(3 * (1.04 * 5_600 + 2_800) + 2 * (1.04 * 8 * 380 + 2_800))
+
+
+@pytest.mark.parametrize(
+    ("limits", "room"),
+    [
+        (Limits(servers=7), 7),
+        (Limits(charge_w=3 * PREFILL.charge_w), 3),
+        (Limits(charge_w=3 * PREFILL.charge_w - 1), 2),
+        (Limits(usd_per_hour=2 * 38.0), 2),
+        (Limits(charge_w=9 * PREFILL.charge_w, servers=4), 4),
+        (Limits(charge_w=1.0), 0),
+    ],
+)
+def test_the_tightest_limit_says_how_many_servers_fit(limits: Limits, room: int) -> None:
+    assert limits.room_for(PREFILL) == room
+
+
+def test_what_is_spent_leaves_less_room() -> None:
+    limits = Limits(charge_w=2 * PREFILL.charge_w + 3 * DECODE.charge_w)
+    assert limits.room_for(DECODE, PlanDesign(PREFILL, 2, DECODE)) == 3
+
+
+def test_splits_fill_the_limit_and_none_is_left_out() -> None:
+    limits = Limits(charge_w=60_000.0)
+    found = list(splits(PREFILL, DECODE, limits, SIZES))
+    assert sorted(d.prefill_servers for d in found) == list(range(1, len(found) + 1))
+    for design in found:
+        assert design.charge_w <= 60_000.0 < design.charge_w + DECODE.charge_w
+
+
+def test_the_largest_rate_is_that_of_trying_every_split() -> None:
+    limits = Limits(charge_w=45_000.0)
+    found = largest_rate(PREFILL, DECODE, limits, GOAL)
+    assert found is not None
+    assert found.rate_rps == holding(list(splits(PREFILL, DECODE, limits, SIZES)), up_to_rps=500)
+    assert GOAL.holds(found.design, found.rate_rps) and found.design.charge_w <= 45_000.0
+    assert not SLO.checker(MODEL_2026)(found.run, GOAL.arrivals(found.rate_rps))
+
+
+def test_an_unsplit_fleet_fills_the_limit_too() -> None:
+    found = largest_rate(PREFILL, None, Limits(servers=2), GOAL)
+    assert found is not None and found.design == PlanDesign(PREFILL, 2)
+    assert found.rate_rps == holding([PlanDesign(PREFILL, 2)], up_to_rps=500) > 0
+
+
+def test_the_least_design_for_a_rate_is_that_of_trying_everything() -> None:
+    found = least_design(PREFILL, DECODE, 60.0, Limits(servers=12), GOAL)
+    everything = [
+        PlanDesign(PREFILL, p, DECODE, d) for p in range(1, 10) for d in range(1, 7)
+        if GOAL.holds(PlanDesign(PREFILL, p, DECODE, d), 60.0)
+    ]  # fmt: skip
+    assert found is not None
+    assert found.design.charge_w == min(design.charge_w for design in everything)
+
+
+def test_nothing_is_found_where_nothing_fits() -> None:
+    assert largest_rate(PREFILL, DECODE, Limits(charge_w=100.0), GOAL) is None
+    assert least_design(PREFILL, DECODE, 500.0, Limits(servers=3), GOAL) is None
+    assert least_design(PREFILL, None, 500.0, Limits(servers=1), GOAL) is None
+
+
+def test_a_margin_makes_every_slo_harder() -> None:
+    loose, tight = Slo(1_500.0, 60.0).checker(MODEL_2026), Slo(1_500.0, 60.0, margin=0.5).checker(MODEL_2026)
+    flat = np.full(10, 800.0)
+    run = FleetRun(Latencies(flat, flat / 20, flat), 10, 1.0, {}, {}, np.zeros((0, 0)))
+    assert loose(run, SIZES) == [] and tight(run, SIZES) == ["ttft_ms_p99", "tbt_ms_p99"]
+
+
+FAKE = run_fleet(PlanDesign(PREFILL, 1).pools(), generated(requests_per_s=1.0, seconds=20.0, seed=1))
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=20))
+def test_the_front_is_what_nobody_beats_in_rate_and_charge(rows: list[tuple[int, int]]) -> None:
+    found = [Found(PlanDesign(PREFILL, servers), float(rate), FAKE) for rate, servers in rows]
+    front = pareto(found)
+
+    def beaten(f: Found) -> bool:
+        mine = (f.rate_rps, -f.design.charge_w)
+        theirs = [(o.rate_rps, -o.design.charge_w) for o in found]
+        return any(t != mine and t[0] >= mine[0] and t[1] >= mine[1] for t in theirs)
+
+    assert {(f.rate_rps, f.design.charge_w) for f in front} == {
+        (f.rate_rps, f.design.charge_w) for f in found if not beaten(f)
+    }
+
+
+def test_the_robust_rate_holds_on_every_list_and_the_next_step_does_not() -> None:
+    design, seeds = PlanDesign(PREFILL, 2, DECODE, 2), (5, 6, 7)
+    survived, rate = robust_rate(design, 200.0, GOAL, seeds=seeds)
+    assert survived == 0 and 0 < rate < 200
+    goals = [replace(GOAL, seed=seed) for seed in seeds]
+    assert all(g.holds(design, rate) for g in goals) and not all(g.holds(design, rate + GOAL.step_rps) for g in goals)
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("name", GPUS_2026.values())
+@pytest.mark.parametrize("phase", [Phase.PREFILL, Phase.DECODE])
+def test_no_cap_below_the_cliff_or_above_the_limit_is_tried(name: str, phase: Phase) -> None:
+    profile = profile_named(name)
+    row = profile.phase(phase)
+    assert row is not None
+    caps = caps_of(profile, phase)
+    assert list(caps) == sorted(set(caps), reverse=True) and len(caps) > 1
+    assert min(caps) >= max(row.cliff_w, profile.min_cap_w) and max(caps) <= profile.default_cap_w
+    if phase is Phase.DECODE:
+        assert max(caps) - row.natural_w < 5, "a cap above the natural draw buys nothing"
+
+
+def test_the_market_pairs_every_prefill_with_every_decode_server_and_offers_unsplit_ones() -> None:
+    shop = market(MODEL_2026, ["H100", "H200"], longest_prompt=LONGEST)
+    pairs = shop.pairs()
+    assert len(pairs) == len(shop.both) + len(shop.prefill) * len(shop.decode)
+    assert {(p.gpu, d.gpu) for p, d in pairs if d} == {(a, b) for a in ("H100", "H200") for b in ("H100", "H200")}
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "cap_w", "says"),
+    [
+        (MODEL_2026, "V100", None, "no table of meta-llama/Llama-3.1-70B-Instruct on V100; choose from A100, H100, H200, B200"),
+        ("bloom-176b", "H200", None, "no table of bloom-176b on H200; choose from A100, H100"),
+        (MODEL_2026, "H100", 150, "a cap of 150 W is outside 200 to 700 W"),
+    ],
+)
+def test_what_no_table_knows_is_refused(model: str, gpu: str, cap_w: int | None, says: str) -> None:
+    with pytest.raises(TableError, match=says):
+        option_for(model, gpu, cap_w, longest_prompt=LONGEST)
+
+
+# ------------------------------------------------------------------------------------------------------------- objects
+
+
+def objects(design: PlanDesign) -> list[dict[str, object]]:
+    return manifests(
+        design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpu_profiles=dict(GPUS_2026)
+    )
+
+
+def test_the_objects_say_what_the_design_says() -> None:
+    design = PlanDesign(PREFILL, 3, option("H200", 280), 2)
+    written = list(yaml.safe_load_all(as_yaml(objects(design), header="two\nlines")))
+    assert [obj["kind"] for obj in written] == ["PowerProfile", "PowerProfile", "PowerBudget", "InferenceCluster"]
+    for profile in written[:2]:
+        PowerProfile.from_wire(profile)
+    budget, cluster = PowerBudget.from_wire(written[2]), InferenceCluster.from_wire(written[3])
+    assert budget.spec.limit_watts == math.ceil(design.charge_w)
+    assert (cluster.spec.prefill.replicas, cluster.spec.decode.replicas) == (3, 2)
+    assert (cluster.spec.prefill.power_ceiling_watts, cluster.spec.decode.power_ceiling_watts) == (700, 280)
+    assert written[3]["spec"]["slo"] == {"ttftP99Milliseconds": 1_500, "tbtP99Milliseconds": 60}
+
+
+def test_an_unsplit_design_is_not_written_as_something_else() -> None:
+    with pytest.raises(PlanObjectsError, match="unsplit, which an InferenceCluster cannot say yet"):
+        objects(PlanDesign(PREFILL, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+def test_the_command_plans_checks_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--watts", "45000", "--seconds", "20", "--step", "20", "--check", "2", "--jobs", "1"]
+    assert main(["plan", *limits, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "best: " in out and "on 2 lists the search did not see" in out
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["rate_requests_per_s"] > 0 and figures["charge_w"] <= 45_000
+    assert figures["robust_rate_requests_per_s"] <= figures["rate_requests_per_s"]
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    kinds = [obj["kind"] for obj in yaml.safe_load_all((tmp_path / "plan.yaml").read_text())]
+    assert kinds[-2:] == ["PowerBudget", "InferenceCluster"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "say what may be spent (--watts, --usd-per-hour or --servers) or what must be held (--rate)"),
+        (["--watts", "9000", "--gpus", "H100,K80"], "no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
+        (["--watts", "9000", "--margin", "120"], "--margin must lie from 0 to below 100 percent, not 120"),
+        (["--watts", "9000", "--requests", "nowhere.csv"], "there is no trace nowhere.csv"),
+    ],
+)
+def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_impossible_plan_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "--watts", "100", "--seconds", "5", "--jobs", "1", "--out", str(tmp_path)]) == 1
+    assert "no design holds the SLOs within these limits" in " ".join(capsys.readouterr().out.split())
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 1_000))
+def test_more_decode_servers_never_miss_what_fewer_held(seed: int) -> None:
+    goal = replace(GOAL, seed=seed)
+    held = [goal.holds(PlanDesign(PREFILL, 3, DECODE, d), 60.0) for d in range(1, 6)]
+    assert held == sorted(held)
+
+
