@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What builds images (docker, podman or buildah), and their tag: the chart's appVersion.
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
-.PHONY: setup controlplane demo test lint bench generate images
+.PHONY: setup controlplane demo test lint bench bench-sim reproduce generate images
 
 setup: .venv/.stamp
 
@@ -29,6 +29,13 @@ lint: setup
 
 bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)
+
+bench-sim: setup
+	$(BIN)/python -m splitwatt_sim.bench_sim $(ARGS)
+
+# The pages below docs/reproduce. SPLITWATT_DATA names the folder of the public traces; without it a generator stands in.
+reproduce: setup
+	for page in splitwise polca plans; do $(BIN)/python -m splitwatt_sim.reproduce_$$page $(ARGS) || exit 1; done
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate

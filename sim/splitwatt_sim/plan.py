@@ -21,9 +21,8 @@ from splitwatt_core.trace import TraceError
 from splitwatt_sim.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.fleet import FleetError
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.kinds import GPU_OF_KIND
-from splitwatt_sim.plan_objects import PlanObjectsError, as_yaml, manifests
-from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, market
+from splitwatt_sim.plan_objects import as_yaml, manifests
+from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, known_gpus, market
 from splitwatt_sim.plan_plot import draw
 from splitwatt_sim.plan_search import (
     Found,
@@ -162,7 +161,7 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     console.print(
         f"on {args.check} lists the search did not see it holds that rate on {survived}; all of them hold {robust:g} requests/s"
     )
-    _write(args, found, winner, slo, console, robust_rps=robust, survived=survived)
+    _write(args, best, winner, slo, console, robust_rps=robust, survived=survived)
     return 0
 
 
@@ -220,16 +219,23 @@ def _write(
     (args.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     draw(found, pareto(found), winner, args.out / "plan.png", title=f"{args.model}: designs found (simulated)")
     written = ["plan.json", "plan.png"]
-    profiles = GPUS_2026 if args.model == MODEL_2026 else GPU_OF_KIND
-    try:
-        objects = manifests(
-            winner.design, name=args.name, namespace=args.namespace, model=args.model, slo=slo, gpu_profiles=dict(profiles)
-        )
-    except PlanObjectsError as error:
-        console.print(f"[yellow]{error}[/yellow]", soft_wrap=True)
+    sayable = next((f for f in found if f.design.decode is not None), None)
+    if sayable is None:
+        console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
     else:
-        charge_w = winner.design.charge_w
-        header = f"{winner.design}\nplanned for {robust_rps:g} requests/s (simulated), {charge_w:.0f} W at the meter"
+        if sayable is not winner:
+            console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
+        rate_rps = robust_rps if sayable is winner else sayable.rate_rps
+        charge_w = sayable.design.charge_w
+        header = f"{sayable.design}\nplanned for {rate_rps:g} requests/s (simulated), {charge_w:.0f} W at the meter"
+        objects = manifests(
+            sayable.design,
+            name=args.name,
+            namespace=args.namespace,
+            model=args.model,
+            slo=slo,
+            gpu_profiles=known_gpus(args.model),
+        )
         (args.out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
         written.append("plan.yaml")
     console.print(f"written to {args.out}: {', '.join(written)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import yaml
@@ -24,7 +25,7 @@ class PlanObjectsError(ValueError):
 
 
 def manifests(
-    design: PlanDesign, *, name: str, namespace: str, model: str, slo: Slo, gpu_profiles: dict[str, str]
+    design: PlanDesign, *, name: str, namespace: str, model: str, slo: Slo, gpu_profiles: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Objects in the order in which they are applied; each passes the API's models. `gpu_profiles`: GPU -> profile name.
 

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from splitwatt_client import Changed, Connection, Deleted, Interrupted, OutcomeUnknown, Synced, WatchEvent, watch
+from splitwatt_client import (
+    Changed,
+    Connection,
+    Deleted,
+    Interrupted,
+    OutcomeUnknown,
+    Synced,
+    WatchEvent,
+    watch,
+    watching,
+)
 from splitwatt_client.resources import CONFIG_MAPS
-from splitwatt_client import watching
 from splitwatt_client.watching import _GoneError, _query, _Stream
 from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
