@@ -8,6 +8,7 @@ could is what the percentiles hang on.
 from __future__ import annotations
 
 import numpy as np
+
 from splitwatt_sim.jit import inlined, jit
 from splitwatt_sim.reference_state import (
     BATCH,
@@ -234,7 +235,7 @@ def cut_short(s: State, m: int, now_s: float) -> None:
         return
     s.machines[m].cut = True
     elapsed_s = now_s - (s.machines[m].ends_s - s.machines[m].step_s * s.machines[m].steps)
-    s.machines[m].steps = elapsed_s // s.machines[m].step_s + 1
+    s.machines[m].steps = min(s.machines[m].steps, elapsed_s // s.machines[m].step_s + 1)
     s.machines[m].ends_s = now_s + (s.machines[m].step_s * s.machines[m].steps - elapsed_s)
 
 
