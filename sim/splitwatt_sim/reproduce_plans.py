@@ -28,10 +28,10 @@ from splitwatt_sim.designs import RATED_POWER_UNITS, Design
 from splitwatt_sim.fleet import run_fleet
 from splitwatt_sim.kinds import tables_kind
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
+from splitwatt_sim.pages import markdown
 from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, caps_of, option_for, profile_named
 from splitwatt_sim.plan_search import Found, Goal, Limits, Option, PlanDesign, largest_rate
 from splitwatt_sim.reference_run import run_reference
-from splitwatt_sim.reproduce_polca import markdown
 from splitwatt_sim.resample import generated
 from splitwatt_sim.tables import DecodeModel, builtin
 

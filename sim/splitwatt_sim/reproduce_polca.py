@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -29,11 +28,10 @@ from rich.progress import Progress
 from rich.table import Table
 from splitwatt_core.polca import PolcaSettings, PolcaTable, RowPriority, Rule, comparison, settings_for
 
+from splitwatt_sim.pages import MAX_SEEDS, MIN_SEEDS, markdown, spread
 from splitwatt_sim.row import SLOS, Impact, Row, clocks, impact, run_row, sample_requests
 from splitwatt_sim.row_trace import DAY_S, STEP_S, TOLERANCE, RowTrace, Targets, make
 
-MIN_SEEDS: Final = 5
-MAX_SEEDS: Final = 100
 SEEDS: Final = 10
 FIRST_SEED: Final = 2001
 """Seeds below were looked at while the trace's shapes were made, these were not."""
@@ -168,24 +166,6 @@ def run_all(seeds: Sequence[int], progress: Progress) -> Results:
     return Results(tuple(traces), tuple(outcomes), sweep)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval by Student's t, its quantile to 1 % from 4 degrees of freedom on (Fisher's
-    expansion). Raises ValueError on fewer than `MIN_SEEDS` values."""
-    if len(values) < MIN_SEEDS:
-        raise ValueError(f"an interval needs {MIN_SEEDS} or more values, not {len(values)}")
-    z, free = statistics.NormalDist().inv_cdf(0.975), len(values) - 1
-    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
-    return statistics.fmean(values), t * statistics.stdev(values) / len(values) ** 0.5
-
-
-def spread(values: Sequence[float], form: str = ".1f", *, percent: bool = False) -> str:
-    """Mean and 95 % interval, as text."""
-    mean, half = interval([100 * v for v in values] if percent else list(values))
-    unit = " %" if percent else ""
-    return f"{mean:{form}} ± {half:{form}}{unit}" if half > 0 else f"{mean:{form}}{unit}"
-
-
 def verdicts(results: Results) -> list[tuple[str, bool, str]]:
     """The gate's lines: what was wanted, whether it holds, what was found."""
     lines = []
@@ -270,11 +250,6 @@ def sweep_rows(results: Results) -> list[tuple[str, ...]]:
         )
         for n, counts in results.sweep.items()
     ]
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def figures(results: Results, seeds: Sequence[int]) -> dict[str, str]:

@@ -30,8 +30,8 @@ from splitwatt_sim.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.designs import parse_design
 from splitwatt_sim.jit import is_cold
 from splitwatt_sim.latencies import PERCENTILES, Latencies
+from splitwatt_sim.pages import MAX_SEEDS, MIN_SEEDS, interval, markdown
 from splitwatt_sim.reference_run import run_reference
-from splitwatt_sim.reproduce_polca import MAX_SEEDS, MIN_SEEDS, interval, markdown
 from splitwatt_sim.resample import generated, poisson
 from splitwatt_sim.search import Question, largest_rate_rps
 from splitwatt_sim.tables import DecodeModel, builtin, lookup_s
