@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from splitwatt_sim.arrivals import Arrivals
 from splitwatt_sim.fleet_kernel import COMPLETE, TOO_SMALL, run_until
-from splitwatt_sim.fleet_state import DECODE, MIXED, PREFILL, Fleet, Pool, new_fleet
+from splitwatt_sim.fleet_state import (
+    DECODE,
+    MAX_BATCH_SEQUENCES,
+    MAX_BATCH_TOKENS,
+    MIXED,
+    PREFILL,
+    Fleet,
+    Pool,
+    new_fleet,
+)
 from splitwatt_sim.latencies import Latencies
 
 COMING: Final = 1_024
@@ -65,8 +74,13 @@ def run_fleet(pools: Sequence[Pool], arrivals: Arrivals, *, seconds: int = 0) ->
 
 
 def _check(pools: Sequence[Pool], arrivals: Arrivals) -> None:
+    if len(arrivals) == 0:
+        raise FleetError("the list holds no request; give one, or a higher rate")
     longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max())
+    rows = int(arrivals.prompt_tokens.max()) + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     for pool in pools:
+        if len(pool.kind.prefill_s) < rows:  # a compiled kernel would read past its end
+            raise FleetError(f"the tables of {pool.kind.name} end before the longest prompt; build them for this list")
         if pool.role != PREFILL and longest > pool.kind.kv_room:
             raise FleetError(
                 f"a request of {longest} tokens does not fit the {pool.kind.kv_room} tokens of KV cache of {pool.kind.name}: "

@@ -34,7 +34,6 @@ from splitwatt_sim.fleet_state import (
     OVERFLOWS,
     PREFILL,
     PREFILLING,
-    ROLES,
     Fleet,
     pop,
     push,
@@ -57,7 +56,7 @@ def _steps_s(f: Fleet, m: int, k: int) -> float:
     return float(k * first_s + f.kv_s[x.kind] * x.batch * (k * (k - 1.0)) / 2.0)
 
 
-@lean
+@inlined
 def _steps_until(f: Fleet, m: int, span_s: float) -> int:
     """The least k with T(k) >= span_s: the boundary at which somebody who comes then is let in."""
     x = f.machines[m]
@@ -76,7 +75,7 @@ def _steps_until(f: Fleet, m: int, span_s: float) -> int:
     return k
 
 
-@lean
+@inlined
 def _draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
     """From now on the machine draws this; account for what it drew before."""
     x = f.machines[m]
@@ -94,7 +93,7 @@ def _draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
     f.machines[m].drawn_since_s = at_s
 
 
-@lean
+@inlined
 def _admit(f: Fleet, m: int, at_s: float) -> None:
     """Let sequences in whose cache is there, in that order, while batch and memory have room for the first of them."""
     while f.machines[m].coming > 0 and f.coming_s[m, 0] <= at_s:
@@ -108,12 +107,9 @@ def _admit(f: Fleet, m: int, at_s: float) -> None:
         _join(f, m, r, at_s)
 
 
-@lean
+@inlined
 def _join(f: Fleet, m: int, r: int, at_s: float) -> None:
-    """A sequence joins the batch; one that owes no token is done."""
-    if f.requests[r].output == 1:
-        _done(f, m, r, at_s)
-        return
+    """A sequence joins the batch, for every token but the first."""
     key = f.machines[m].iteration + f.requests[r].output - 1
     push(f.finish_key[m], f.finish_item[m], f.machines[m].finishing, key, r)
     f.machines[m].finishing += 1
@@ -122,7 +118,7 @@ def _join(f: Fleet, m: int, r: int, at_s: float) -> None:
     f.machines[m].kv_used += f.requests[r].prompt + f.requests[r].output
 
 
-@lean
+@inlined
 def _done(f: Fleet, m: int, r: int, at_s: float) -> None:
     f.requests[r].done_s = at_s
     f.promised[m] -= f.requests[r].prompt + f.requests[r].output
@@ -130,7 +126,7 @@ def _done(f: Fleet, m: int, r: int, at_s: float) -> None:
     f.counters[DONE] += 1
 
 
-@lean
+@inlined
 def _finish_until(f: Fleet, m: int, at_s: float) -> None:
     """Let those go whose last iteration is over."""
     while f.machines[m].finishing > 0 and f.finish_key[m, 0] <= f.machines[m].iteration:
@@ -143,11 +139,15 @@ def _finish_until(f: Fleet, m: int, at_s: float) -> None:
         _done(f, m, r, at_s)
 
 
-@lean
+@inlined
 def _hand_off(f: Fleet, m: int, r: int, at_s: float) -> None:
-    """A prompt is prefilled: its sequence joins here, or its cache sets out over this machine's link."""
+    """A prompt is prefilled, and its first token is there. If it owes more, its sequence joins here, or its cache sets out
+    over this machine's link."""
     f.requests[r].prompt_end_s = at_s
     to = f.requests[r].decode_at
+    if f.requests[r].output == 1:
+        _done(f, to, r, at_s)
+        return
     ready_s = at_s
     if to != m:
         kind = f.machines[m].kind
@@ -161,11 +161,11 @@ def _hand_off(f: Fleet, m: int, r: int, at_s: float) -> None:
         return
     push(f.coming_s[to], f.coming_item[to], f.machines[to].coming, ready_s, r)
     f.machines[to].coming += 1
-    if to != m:
+    if to != m and f.coming_item[to, 0] == r:  # who is not the first waits for those before, not for a boundary
         _expect(f, to, ready_s)
 
 
-@lean
+@inlined
 def _end_prefill(f: Fleet, m: int, at_s: float) -> None:
     """The iteration with prompts is over: every sequence has one token more, the chunk's tokens are prefilled."""
     if f.machines[m].batch > 0:
@@ -184,7 +184,7 @@ def _end_prefill(f: Fleet, m: int, at_s: float) -> None:
     f.machines[m].chunk = 0
 
 
-@lean
+@inlined
 def _chunk(f: Fleet, m: int, at_s: float) -> int:
     """Prompt tokens of the next iteration. Prompt machines take whole prompts, the first of any length; mixed ones cut."""
     room = MAX_BATCH_TOKENS - f.machines[m].batch
@@ -200,7 +200,7 @@ def _chunk(f: Fleet, m: int, at_s: float) -> int:
     return chunk
 
 
-@lean
+@inlined
 def _boundary(f: Fleet, m: int, at_s: float) -> None:
     """An iteration ended, or somebody came to an idle machine: decide what runs next."""
     if f.machines[m].coming > 0:
@@ -229,7 +229,7 @@ def _boundary(f: Fleet, m: int, at_s: float) -> None:
     f.next_s[m] = _next_guest_s(f, m)
 
 
-@lean
+@inlined
 def _next_guest_s(f: Fleet, m: int) -> float:
     """When the next prompt or sequence is there; those that memory keeps out are waited for by nobody."""
     at_s = np.inf
@@ -242,7 +242,7 @@ def _next_guest_s(f: Fleet, m: int) -> float:
     return at_s
 
 
-@lean
+@inlined
 def _plan(f: Fleet, m: int) -> None:
     """Where the run of steps that begins now will end: with its first sequence, or for the next guest."""
     k = int(f.finish_key[m, 0] - f.machines[m].iteration)
@@ -253,7 +253,7 @@ def _plan(f: Fleet, m: int) -> None:
         _expect(f, m, guest_s)
 
 
-@lean
+@inlined
 def _expect(f: Fleet, m: int, guest_s: float) -> None:
     """Somebody comes at `guest_s`: an idle machine wakes then, a run of steps ends at the boundary that follows."""
     if guest_s >= f.next_s[m] or f.machines[m].doing == PREFILLING:
@@ -267,7 +267,7 @@ def _expect(f: Fleet, m: int, guest_s: float) -> None:
         f.next_s[m] = f.machines[m].since_s + _steps_s(f, m, k)
 
 
-@lean
+@inlined
 def _end_run(f: Fleet, m: int, at_s: float) -> None:
     """The planned steps are over: count them, and let those go who are done."""
     k = f.machines[m].plan
@@ -277,8 +277,8 @@ def _end_run(f: Fleet, m: int, at_s: float) -> None:
     _finish_until(f, m, at_s)
 
 
-@lean
-def advance(f: Fleet, m: int, until_s: float) -> None:
+@inlined
+def _advance(f: Fleet, m: int, until_s: float) -> None:
     """Bring one machine up to a moment."""
     while f.next_s[m] <= until_s and f.next_s[m] < np.inf:
         at_s = f.next_s[m]
@@ -290,32 +290,24 @@ def advance(f: Fleet, m: int, until_s: float) -> None:
         _boundary(f, m, at_s)
 
 
-@lean
-def _bring_up(f: Fleet, role: int, now_s: float) -> None:
-    for m in range(f.first[role], f.first[role + 1]):
-        if f.next_s[m] <= now_s:
-            advance(f, m, now_s)
-
-
-@lean
+@inlined
 def _least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
     """The machine of this role with the least load int64[M]; the first of equals, or NOBODY."""
     if f.first[role] == f.first[role + 1]:
         return NOBODY
     best = f.first[role]
+    least = load[best]
     for m in range(f.first[role] + 1, f.first[role + 1]):
-        if load[m] < load[best]:
-            best = m
+        if load[m] < least:
+            best, least = m, load[m]
     return int(best)
 
 
-@lean
+@inlined
 def _route(f: Fleet, r: int, now_s: float) -> None:
     """Join the shortest queue. A mixed machine takes a request where there is no split pool, or where the best prompt
     machine's queue is long or no decode machine has room, and then only if its own queue is the shorter one: nobody waits
     longer than without the mixed pool."""
-    for role in range(ROLES):
-        _bring_up(f, role, now_s)
     prompt_at, mixed_at = _least(f, PREFILL, f.pending), _least(f, MIXED, f.pending)
     decode_at = _least(f, DECODE, f.promised)
     prompt, need = f.requests[r].prompt, f.requests[r].prompt + f.requests[r].output
@@ -338,17 +330,46 @@ def _route(f: Fleet, r: int, now_s: float) -> None:
     _expect(f, prompt_at, now_s)
 
 
+@inlined
+def _settle(f: Fleet, m: int, at_s: float) -> None:
+    """Account for what was drawn and for the steps that were done by now. The step under way keeps its time; those after it
+    ask the tables again, which may be others by then."""
+    _draw(f, m, at_s, f.machines[m].draw_w)
+    if f.machines[m].doing != DECODING:
+        return
+    k = max(_steps_until(f, m, at_s - f.machines[m].since_s) - 1, 0)
+    took_s = _steps_s(f, m, k)
+    f.machines[m].busy_s += took_s
+    f.machines[m].since_s += took_s
+    f.machines[m].iteration += k
+    f.machines[m].context += k * f.machines[m].batch
+    f.machines[m].plan = 1
+    f.next_s[m] = f.machines[m].since_s + _steps_s(f, m, 1)
+
+
 @lean
 def run_until(f: Fleet, until_s: float) -> int:
     """Take in every request that arrives by then, and bring every machine up to that moment; `until_s` inf: until all is
-    done. May be called again with a later time, and after tables were changed between two calls."""
+    done. May be called again with a later time, and after tables were changed between two calls: these count from each
+    machine's next iteration on."""
     count = len(f.requests)
-    while f.counters[ARRIVED] < count and f.requests[f.counters[ARRIVED]].arrival_s <= until_s:
+    while True:
         r = f.counters[ARRIVED]
-        _route(f, r, f.requests[r].arrival_s)
-        f.counters[ARRIVED] += 1
+        arrives = r < count and f.requests[r].arrival_s <= until_s
+        now_s = f.requests[r].arrival_s if arrives else until_s
+        for m in range(len(f.machines)):  # by role: sequences come from prompts
+            if f.next_s[m] <= now_s:
+                _advance(f, m, now_s)
         if f.counters[OVERFLOWS] > 0:
             return TOO_SMALL
+        if not arrives:
+            break
+        _route(f, r, now_s)
+        f.counters[ARRIVED] += 1
+    if until_s == np.inf:  # the last token is the last change of any machine's draw
+        until_s = 0.0
+        for m in range(len(f.machines)):
+            until_s = max(until_s, f.machines[m].drawn_since_s)
     for m in range(len(f.machines)):
-        advance(f, m, until_s)
-    return TOO_SMALL if f.counters[OVERFLOWS] > 0 else COMPLETE
+        _settle(f, m, until_s)
+    return COMPLETE
