@@ -31,6 +31,7 @@ from splitwatt_core.trace import TraceError
 
 from splitwatt_sim.arrivals import Arrivals
 from splitwatt_sim.designs import Design, parse_design
+from splitwatt_sim.equal_power import ORDER, best_split, goal_of
 from splitwatt_sim.fleet import FleetError, run_fleet
 from splitwatt_sim.fleet_state import DECODE, MIXED, PREFILL, Pool
 from splitwatt_sim.jit import COMPILED
@@ -62,6 +63,7 @@ NOTES: Final = {
     "plain_requests_per_s": f"plain specification, {SPLIT}, at most {PLAIN_REQUESTS} requests, best of {SLOWER_RUNS}",
     "fleet_over_plain_ratio": "best split run over the plain specification",
     "fleet_over_reference_ratio": "best split run over the reference model",
+    "plan_four_pairs_s": "every split of HHcap, HH, HA and AA at the power of 40 H100, one process; aim 10 s or less",
     "compile_s": "first run of the fleet engine with an empty cache, in a process of its own",
     "published_low_requests_per_s": "splitwise-sim, from; published, not measured here",
     "published_high_requests_per_s": "splitwise-sim, up to; published, not measured here",
@@ -155,6 +157,12 @@ def measure(arrivals: Arrivals, stage: Callable[[str], None], *, runs: int = RUN
     )
     for other in ("plain", "reference"):
         values[f"fleet_over_{other}_ratio"] = values["fleet_split_requests_per_s"] / values[f"{other}_requests_per_s"]
+    stage("planning four pairs at equal power: every split, in steps of 5 requests/s")
+    goal = goal_of(arrivals, margin=0.0)
+    begun_s = time.perf_counter()
+    for name in ORDER:
+        best_split(name, goal)
+    values["plan_four_pairs_s"] = time.perf_counter() - begun_s
     stage("compiling the fleet engine with an empty cache")
     values["compile_s"] = compile_s()
     return values

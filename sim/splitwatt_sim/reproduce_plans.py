@@ -24,9 +24,9 @@ from splitwatt_core.contract import Phase
 from splitwatt_core.trace import TraceError
 
 from splitwatt_sim.arrivals import Arrivals, read_arrivals
-from splitwatt_sim.designs import RATED_POWER_UNITS, Design
+from splitwatt_sim.designs import SPLIT, Design
+from splitwatt_sim.equal_power import LIST_S, MODEL, ORDER, SEARCH_SEED, STEP_RPS, best_split, goal_of
 from splitwatt_sim.fleet import run_fleet
-from splitwatt_sim.kinds import tables_kind
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.pages import markdown
 from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, caps_of, option_for, profile_named
@@ -36,18 +36,9 @@ from splitwatt_sim.resample import generated
 from splitwatt_sim.tables import DecodeModel, builtin
 
 COMMAND: Final = "python -m splitwatt_sim.reproduce_plans"
-MODEL: Final = "bloom-176b"
-POWER_UNITS: Final = 40 * RATED_POWER_UNITS["H100"]
 PUBLISHED: Final = {"HHcap": ("20/28", 120), "HH": ("17/23", 95), "HA": ("15/44", 80), "AA": ("29/41", 75)}
 """Best splits at this power under the right decode model, found on a 5-RPS grid with two-minute lists: FACTS, grade M."""
-PAIRS: Final = {
-    "HHcap": ("H100", "H100-capped"), "HH": ("H100", "H100"), "HA": ("H100", "A100"), "AA": ("A100", "A100"),
-}  # fmt: skip
-CAP_W: Final = {"A100": 400, "H100": 700, "H100-capped": 350}
-STEP_RPS: Final = 5.0
-LIST_S: Final = 120.0
 MARGIN: Final = 0.03
-SEARCH_SEED: Final = 1
 ROW_W: Final = 200_000.0
 ROW_SLO: Final = Slo(2_000.0, 100.0, MARGIN)
 TRACE: Final = "AzureLLMInferenceTrace_conv.csv"
@@ -66,25 +57,17 @@ class Judged:
     all_rps: float
 
 
-def equal_power(sizes: Arrivals, *, seeds: Sequence[int], margin: float) -> list[Judged]:
-    """The four pairs. Searched with `margin` on the fleet engine, judged without one on the reference model."""
-    longest = int(sizes.prompt_tokens.max())
-
-    def option(kind: str) -> Option:
-        gpu = kind.removesuffix("-capped")
-        table = tables_kind(builtin(), MODEL, gpu, cap_w=CAP_W[kind], longest_prompt=longest)
-        return Option(gpu, CAP_W[kind], table, RATED_POWER_UNITS[kind])
-
-    goal = Goal(sizes, LIST_S, SEARCH_SEED, STEP_RPS, Slo(margin=margin).checker(MODEL))
+def equal_power(sizes: Arrivals, *, seeds: Sequence[int]) -> list[Judged]:
+    """The four pairs. Searched with `MARGIN` on the fleet engine, judged without one on the reference model."""
+    goal = goal_of(sizes, margin=MARGIN)
+    lists = [replace(goal, seed=seed) for seed in seeds]
     judged = []
-    for name, (prefill, decode) in PAIRS.items():
+    for name in ORDER:
         begun_s = time.perf_counter()
-        found = largest_rate(option(prefill), option(decode), Limits(charge_w=POWER_UNITS), goal)
+        found = best_split(name, goal)
         search_s = time.perf_counter() - begun_s
-        assert found is not None
+        prefill, decode = SPLIT[name]
         design = Design(name, prefill, found.design.prefill_servers, decode, found.design.decode_servers)
-
-        lists = [replace(goal, seed=seed) for seed in seeds]
         judged.append(
             Judged(
                 name=name,
@@ -275,7 +258,7 @@ def main() -> int:
     warm = PlanDesign(option_for(MODEL_2026, "H100", None, longest_prompt=20_000), 1)
     run_fleet(warm.pools(), generated(requests_per_s=2.0, seconds=10.0, seed=1))  # so that no search waits for the compiler
     with console.status("searching the four pairs at equal power"):
-        judged = equal_power(sizes, seeds=seeds, margin=MARGIN)
+        judged = equal_power(sizes, seeds=seeds)
     with console.status("filling a row's budget five ways"):
         ways = row_ways(sizes, gpus, ROW_W)
     for rows in (plan_rows(judged, args.seeds), way_rows(ways)):
