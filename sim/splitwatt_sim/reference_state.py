@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from splitwatt_sim.jit import jit
 
 ABSENT: Final = 0
