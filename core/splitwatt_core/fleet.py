@@ -20,7 +20,7 @@ from splitwatt_core import profiles as profile_law
 from splitwatt_core.budgets import BudgetSpec, Tree
 from splitwatt_core.contract import NO_GRANT, Health, Phase
 from splitwatt_core.facts import PodFact
-from splitwatt_core.ledger import GpuAccount, NodeAccount
+from splitwatt_core.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
 from splitwatt_core.policy import TOLERANCE_W, GpuColumns, PhaseCode, sum_below
 from splitwatt_core.profiles import Profile
 from splitwatt_core.roster import Placement, managed
@@ -28,6 +28,8 @@ from splitwatt_core.transition import chain_min
 
 LATE_ACK_S: Final = 3.0
 """A grant unacknowledged for this long is late; agents answer in well under a second."""
+MUTE_S: Final = 60.0
+"""Late for this long, without a word since: no way is that slow. An agent that lives writes its status once a minute."""
 
 PHASE_CODE: Final = {
     Phase.UNASSIGNED: PhaseCode.UNASSIGNED,
@@ -40,7 +42,8 @@ PHASE_CODE: Final = {
 class Fleet:
     """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in `names`.
 
-    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable and late bool[N]. rest_w float64[B]: non-GPU,
+    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late and mute bool[N].
+    rest_w float64[B]: non-GPU,
     unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there. nodes, gpu_count int64[B].
     """
 
@@ -55,6 +58,7 @@ class Fleet:
     trusted: NDArray[np.bool_]
     steerable: NDArray[np.bool_]
     late: NDArray[np.bool_]
+    mute: NDArray[np.bool_]
     rest_w: NDArray[np.float64]
     nodes: NDArray[np.int64]
     gpu_count: NDArray[np.int64]
@@ -69,11 +73,16 @@ class Fleet:
         return sum_below(self.parent, own)
 
     def without_late(self, allowance_w: NDArray[np.float64]) -> Fleet:
-        """The same fleet, in which nobody counts on late GPUs below a sum that is too high. `allowance_w` float64[B]: meter
-        watts that may be charged for GPUs below each budget."""
+        """The same fleet, in which nobody counts on GPUs that are mute, or late below a sum that is too high. `allowance_w`
+        float64[B]: meter watts that may be charged for GPUs below each budget."""
         left_w = allowance_w + self.rest_w - self.charged_w()
         over = chain_min(self.parent, left_w)[self.gpus.leaf] < -TOLERANCE_W
-        return self._fixed_at_charge(self.late & self.steerable & over)
+        return self._fixed_at_charge(self.late & self.steerable & (over | self.mute))
+
+    def floor_w(self) -> NDArray[np.float64]:
+        """GPU watts that must be counted on for each GPU whatever the policy does, float64[N]: its cliff, and its charge
+        while it owes an acknowledgement."""
+        return np.where(self.late, np.maximum(self.gpus.cliff_w, self.charge_w), self.gpus.cliff_w)
 
     def _fixed_at_charge(self, rows: NDArray[np.bool_]) -> Fleet:
         """These rows bool[N] no longer steerable: exactly their charge, each in a group of its own."""
@@ -87,12 +96,21 @@ class Fleet:
 
 
 def steerable(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
-    """Whether grants of this step will be acknowledged, sooner or later."""
+    """Whether a grant of this step can be expected to be acknowledged, unless it is late already."""
     return node.present and node.alive(now_s) and account.health is Health.OK and account.min_w > 0
 
 
 def late(account: GpuAccount, now_s: float) -> bool:
     return account.unacked_since_s is not None and now_s - account.unacked_since_s > LATE_ACK_S
+
+
+def mute(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
+    """Late, and it is the agent and not the way to it: no sample lately, or no word for a minute."""
+    since_s = account.unacked_since_s
+    if since_s is None or not late(account, now_s):
+        return False
+    silent = now_s - node.sample_s > AGENT_METRICS_SILENT_S
+    return silent or (now_s - since_s > MUTE_S and node.status_s < since_s)
 
 
 def build_fleet(
@@ -140,12 +158,13 @@ def build_fleet(
                 key = (account.workload.namespace, account.workload.pod)
             place = (b, groups.setdefault(key, len(groups)))
             acknowledged = trusted and account.acked > NO_GRANT
-            rows.append((*place, *_row(account, phase, wants, leaf, can), can, acknowledged, late(account, now_s)))
+            answers = (can, acknowledged, late(account, now_s), mute(account, node, now_s))
+            rows.append((*place, *_row(account, phase, wants, leaf, can), *answers))
             accounts.append(account)
             owner.append(node)
             phases.append(phase)
             gpu_count[b] += 1
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 13
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 14
     return Fleet(
         names=tree.order,
         parent=parent,
@@ -169,6 +188,7 @@ def build_fleet(
         trusted=np.array(columns[11], dtype=np.bool_),
         steerable=np.array(columns[10], dtype=np.bool_),
         late=np.array(columns[12], dtype=np.bool_),
+        mute=np.array(columns[13], dtype=np.bool_),
         rest_w=sum_below(parent, own_rest_w) + extra_w,
         nodes=sum_below(parent, nodes).astype(np.int64),
         gpu_count=sum_below(parent, gpu_count).astype(np.int64),

@@ -230,8 +230,10 @@ class Keeper:
         notes.extend(self._judge(fleet, surveys, now_s))
         withheld_w = gates.withheld_w(fleet, self.budgets, self.books)
         allowance_w = target_w - withheld_w - fleet.rest_w
-        fleet = fleet.without_late(allowance_w)
+        whole, fleet = fleet, fleet.without_late(allowance_w)
         decided = self._decide(fleet, allowance_w, now_s)
+        aside = whole.steerable & ~fleet.steerable
+        wanted_w = self._decide(whole, allowance_w, now_s).cap_w if aside.any() else decided.cap_w
         frozen = self._frozen(fleet, placements, surveys, now_s)
         safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)
         single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
@@ -242,7 +244,9 @@ class Keeper:
             withheld_w=withheld_w,
             over_elsewhere=gates.over_elsewhere(fleet, placements, self._tree, target_w - charged_w),
         )
-        writes = self._writes(fleet, placements, decided, self._next_caps(fleet, decided.cap_w, gate), now_s)
+        # Whoever stands aside is not counted on, but told to go down all the same: a raise that it owes may be too much now.
+        cap_w = np.where(aside, np.minimum(fleet.granted_w, wanted_w), decided.cap_w).astype(np.int32)
+        writes = self._writes(fleet, placements, decided, self._next_caps(fleet, cap_w, aside, gate), now_s)
         self._remember_headroom(fleet, allowance_w)
         reports, fresh_notes = report(
             Judgement(
@@ -256,6 +260,7 @@ class Keeper:
                 conflicts=conflicts,
                 frozen=frozen,
                 decisions=decided.by_root,
+                mute=fleet.mute & aside,
             ),
             now_s,
         )
@@ -378,12 +383,15 @@ class Keeper:
                 frozen.setdefault(name, self._tree.fault[name])
         return frozen
 
-    def _next_caps(self, fleet: Fleet, cap_w: NDArray[np.int32], gate: Gate) -> NDArray[np.int32]:
+    def _next_caps(
+        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: NDArray[np.bool_], gate: Gate
+    ) -> NDArray[np.int32]:
         shut = np.array([-1.0 if name in gate.frozen else 0.0 for name in fleet.names])
         open_leaf = chain_min(fleet.parent, shut) >= 0.0
         single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
         # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
-        target_w = np.where(fleet.steerable | (fleet.granted_w == UNKNOWN_CAP), cap_w, fleet.granted_w)
+        reached = fleet.steerable | aside | (fleet.granted_w == UNKNOWN_CAP)
+        target_w = np.where(reached, cap_w, fleet.granted_w)
         return next_caps(
             TransitionInput(
                 leaf=fleet.gpus.leaf,
@@ -404,11 +412,11 @@ class Keeper:
         )
 
     def _remember_headroom(self, fleet: Fleet, allowance_w: NDArray[np.float64]) -> None:
-        left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.gpus.cliff_w)
+        left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.floor_w())
         self._headroom_w = {name: float(left_w[b]) for b, name in enumerate(fleet.names)}
         counted: dict[tuple[str, str], int] = {}
         for i, account in enumerate(fleet.accounts):
-            if account.workload is not None and fleet.steerable[i]:
+            if account.workload is not None and fleet.steerable[i] and not fleet.late[i]:
                 key = (account.workload.namespace, account.workload.pod)
                 if key in self._pods:
                     counted[key] = counted.get(key, 0) + 1

@@ -22,7 +22,8 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Everything one step knows when it reports. Arrays float64[B] in `fleet.names` order."""
+    """Everything one step knows when it reports. Arrays float64[B] in `fleet.names` order; mute bool[N]: GPUs that are not
+    counted on, for their agents do not answer."""
 
     fleet: Fleet
     tree: Tree
@@ -34,6 +35,7 @@ class Judgement:
     conflicts: Mapping[str, tuple[str, ...]]
     frozen: Mapping[str, str]
     decisions: Mapping[str, Decision]
+    mute: NDArray[np.bool_]
 
 
 def _some(names: list[str]) -> str:
@@ -118,7 +120,18 @@ def _ready(j: Judgement, b: int, name: str, book: Book) -> BudgetCondition:
     frozen = next((j.frozen[up] for up in j.tree.chain(name) if up in j.frozen), None)
     if frozen is not None:
         return BudgetCondition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {frozen}")
+    silent = _mute_nodes(j, name)
+    if silent:
+        text = f"limit {book.limit.spec_w} W is kept; grants to {_some(silent)} are not acknowledged: look at those agents"
+        return BudgetCondition("Ready", True, "AcknowledgementsLate", text)
     return BudgetCondition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
+
+
+def _mute_nodes(j: Judgement, name: str) -> list[str]:
+    """Nodes below the budget whose agents do not answer, in order."""
+    fleet = j.fleet
+    below = (i for i in np.flatnonzero(j.mute) if name in j.tree.chain(fleet.names[fleet.gpus.leaf[i]]))
+    return sorted({fleet.owner[i].name for i in below})
 
 
 def _within(book: Book, survey: Survey, *, observes: bool) -> BudgetCondition:

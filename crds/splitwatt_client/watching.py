@@ -35,8 +35,10 @@ CONNECT_TIMEOUT_S: Final = 10.0
 BACKOFF_MIN_S: Final = 0.2
 BACKOFF_MAX_S: Final = 10.0
 DEFAULT_RELIST_S: Final = 900.0
-ON_TIME: Final = 0.9
-"""Of the time asked for: a watch that lasted this long was ended by its own timeout."""
+ON_TIME_S: Final = 1.0
+"""A watch that ended no earlier than this before the time asked for was ended by its own timeout."""
+STEADY_S: Final = 60.0
+"""A watch that lasted this long ends a series of failures: the next pause is a short one again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,29 +103,27 @@ async def watch(
         yield Synced(items=listed.items, resource_version=listed.resource_version)
         stream = _Stream(connection, resource, version=listed.resource_version, max_silence_s=max_silence_s)
         relist_at = time.monotonic() + relist_s
-        on_time = True
-        while on_time and time.monotonic() < relist_at:
-            failure_seen = None
+        ending: ApiError | None = None
+        while ending is None and time.monotonic() < relist_at:
+            timeout_s = round(server_timeout_s * random.uniform(1.0, 1.25))
             begun = time.monotonic()
-            events = stream.follow(
-                _query(name, label_selector, field_selector, server_timeout_s), namespace=namespace
-            )
+            events = stream.follow(_query(name, label_selector, field_selector, timeout_s), namespace=namespace)
             try:
                 async for event in events:
                     yield event
-                on_time = time.monotonic() - begun >= ON_TIME * server_timeout_s
+                if time.monotonic() - begun < max(timeout_s - ON_TIME_S, timeout_s / 2):
+                    ending = OutcomeUnknown(f"watch of {resource.plural}: the server ended it early")
             except _GoneError:
-                on_time = False
+                ending = OutcomeUnknown(f"watch of {resource.plural}: the server no longer has the version to go on from")
             except ApiError as failure:
-                on_time, failure_seen = False, failure
+                ending = failure
             finally:
                 await events.aclose()
-            if failure_seen is not None:
-                yield Interrupted(failure_seen)
-            if stream.connected and time.monotonic() - begun > 1.0:
+            if ending is None or time.monotonic() - begun >= STEADY_S:
                 backoff_s = BACKOFF_MIN_S
-            elif not on_time:  # ended at once: never spin, whatever the server does
-                backoff_s = await _pause(backoff_s)
+        if ending is not None:  # never at once: a thousand watchers of a server that goes away would all list together
+            yield Interrupted(ending)
+            backoff_s = await _pause(backoff_s)
 
 
 class _Stream:
@@ -136,13 +136,11 @@ class _Stream:
         self._resource = resource
         self._version = version
         self._limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=max_silence_s)
-        self.connected = False
 
     async def follow(
         self, query: list[tuple[str, str]], *, namespace: str | None
     ) -> AsyncGenerator[Changed | Deleted, None]:
         """Events until the server ends the watch. Raises _GoneError, Rejected, OutcomeUnknown."""
-        self.connected = False
         try:
             response = await self._connection.open(
                 "GET",
@@ -154,7 +152,6 @@ class _Stream:
             if refusal.status == 410:
                 raise _GoneError from refusal
             raise
-        self.connected = True
         try:
             async for line in response.content:
                 event = self._event(json.loads(line))
@@ -180,9 +177,8 @@ class _Stream:
 
 
 def _query(
-    name: str | None, label_selector: str | None, field_selector: str | None, server_timeout_s: int
+    name: str | None, label_selector: str | None, field_selector: str | None, timeout_s: int
 ) -> list[tuple[str, str]]:
-    timeout_s = round(server_timeout_s * random.uniform(1.0, 1.25))
     return [
         *selectors(name=name, label_selector=label_selector, field_selector=field_selector),
         ("watch", "true"),

@@ -111,6 +111,9 @@ async def test_a_watch_that_ends_early_begins_with_a_new_list(
     assert isinstance(await following(events), Synced)
     await put(api, namespace, "mine", "1")
     assert isinstance(await following(events), Changed)
+    interrupted = await following(events)
+    assert isinstance(interrupted, Interrupted)
+    assert str(interrupted.failure) == "watch of configmaps: the server ended it early"
     again = await following(events)
     assert isinstance(again, Synced)
     assert [obj["data"] for obj in again.items] == [{"value": "1"}]

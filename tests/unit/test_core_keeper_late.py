@@ -1,10 +1,14 @@
-"""Acknowledgements that come late: neighbours make room while a sum is too high, and nothing is stirred up once it holds."""
+"""Acknowledgements that come late: neighbours make room while a sum is too high, or once an agent is mute; while agents live
+and the sums hold, nothing is stirred up."""
 
 from __future__ import annotations
 
 import pytest
-from splitwatt_core.fleet import LATE_ACK_S, Fleet
-from support.keepers import caps, settled
+from splitwatt_core.contract import Phase, Workload
+from splitwatt_core.facts import PodFact
+from splitwatt_core.fleet import LATE_ACK_S, MUTE_S, Fleet
+from splitwatt_core.ledger import AGENT_METRICS_SILENT_S
+from support.keepers import caps, condition, settled
 from support.scenes import ready
 from support.world import ROOT, Operator, World
 
@@ -44,6 +48,85 @@ def test_a_late_raise_costs_nobody_anything() -> None:
         second(world, operator, "b0")
     assert (a.true_w, b.true_w) == (300, 450)
     assert operator.charge_w("a0", "a0-g0") == 450, "granted, and so charged, though nobody answered"
+
+
+def assign(world: World, operator: Operator | None, rack: str, phase: Phase) -> None:
+    """The rack's node runs a pod of this phase on all its GPUs."""
+    pod = world.pods[("ns", rack)] = PodFact("ns", rack, phase, 0)
+    world.nodes[f"{rack}0"].workloads.update({uuid: Workload("ns", rack) for uuid in world.nodes[f"{rack}0"].gpus})
+    if operator is not None:
+        operator.keeper.on_pod(pod)
+
+
+def owing(*, gpus: int = 1) -> tuple[World, Operator]:
+    """a0 prefills at 672 W of the row's 1100 W per GPU, turns to decode, and its agent hears nothing of the lower cap."""
+    world = World(policy="PhaseAware", gpus_per_node=gpus, limit_w=1100 * gpus)
+    assign(world, None, "a", Phase.PREFILL)
+    operator = settled(world, 12)
+    assert caps(world, "a0") == [672] * gpus
+    assign(world, operator, "a", Phase.DECODE)
+    return world, operator
+
+
+def test_a_neighbour_gets_what_a_cut_off_agent_leaves_once_it_was_mute_for_a_minute() -> None:
+    """Scraped, so alive, but deaf: its watts are not dealt out, and they do not hold up anybody's raise for good."""
+    world, operator = owing()
+    second(world, operator, "b0")
+    assign(world, operator, "b", Phase.PREFILL)
+    for _ in range(int(MUTE_S) + 5):
+        second(world, operator, "b0")
+    assert caps(world, "a0") == [672] and caps(world, "b0") == [1100 - 672]
+    ready_now = condition(operator, ROOT, "Ready")
+    assert (ready_now.status, ready_now.reason) == (True, "AcknowledgementsLate")
+    assert "grants to a0 are not acknowledged: look at those agents" in ready_now.message
+    for _ in range(5):
+        second(world, operator, "a0", "b0")
+    assert condition(operator, ROOT, "Ready").reason == "Holding"
+    assert sum(caps(world, "a0") + caps(world, "b0")) <= 1100 and caps(world, "b0") > [600]
+
+
+def test_a_neighbour_gets_what_a_dead_agent_leaves_as_soon_as_its_samples_end() -> None:
+    world, operator = owing()
+    world.agents["a0"].crash()
+    assign(world, operator, "b", Phase.PREFILL)
+    for _ in range(int(AGENT_METRICS_SILENT_S) + 4):
+        second(world, operator, "b0")
+    assert caps(world, "a0") == [672] and caps(world, "b0") == [1100 - 672]
+
+
+def test_dips_of_a_limit_are_given_back_though_a_neighbour_is_mute() -> None:
+    world, operator = owing()
+    assign(world, operator, "b", Phase.PREFILL)
+    for dip_w in (0, 40, 80, 120):
+        world.set_limit(1100 - dip_w)
+        for _ in range(20):
+            second(world, operator, "b0")
+        world.set_limit(1100)
+        for _ in range(20):
+            second(world, operator, "b0")
+    assert caps(world, "b0") == [1100 - 672]
+
+
+def test_a_raise_that_is_owed_is_taken_back_when_the_sum_no_longer_holds_it() -> None:
+    world, operator, *_, a, b = ready(a=300, b=300)
+    world.set_limit(900)
+    for _ in range(int(LATE_ACK_S) + 2):
+        second(world, operator, "b0")
+    assert (a.true_w, b.true_w) == (300, 450)
+    world.set_limit(600)
+    for _ in range(8):
+        second(world, operator, "b0")
+    world.agents["a0"].run()
+    assert world.true_sum_w() <= 600, "it heard of the raise first, and far too late"
+
+
+def test_admission_is_promised_no_watts_that_a_late_gpu_still_holds() -> None:
+    world, operator = owing(gpus=2)
+    for _ in range(int(LATE_ACK_S) + 3):
+        second(world, operator, "b0")
+    free_w = 2 * 1100 - operator.last.budgets[ROOT].charge_w
+    assert operator.keeper.floor_headroom_w(ROOT) == free_w
+    assert operator.keeper.floors_counted() == {}
 
 
 def through_a_slow_way(world: World, operator: Operator, *, requests_per_s: int, seconds: int) -> list[tuple[float, ...]]:
