@@ -144,7 +144,7 @@ class FactFeeder:
     def _profiles(self) -> None:
         """Those a user made before those that are shipped, and the built-in ones for what neither knows."""
         profiles: list[Profile] = []
-        for obj in sorted(self._store.all(Kind.PROFILE), key=_shipped):
+        for obj in sorted(self._store.all(Kind.PROFILE), key=shipped):
             try:
                 profiles.append(profile_from_wire(obj))
             except UnreadableError as error:
@@ -154,7 +154,8 @@ class FactFeeder:
         self._keeper.on_profiles([*profiles, *builtin()])
 
 
-def _shipped(profile: JsonObject) -> bool:
+def shipped(profile: JsonObject) -> bool:
+    """A PowerProfile that came with the chart; a user's own stand before those."""
     return bool(profile["metadata"].get("labels", {}).get(LABEL_MANAGED_BY) == MANAGED_BY)
 
 

@@ -30,7 +30,7 @@ from splitwatt_core.profiles import Profile
 from splitwatt_core.render import cluster_label
 from splitwatt_core.render_spec import ClusterSpec, Role
 
-from splitwatt_operator.facts import ENDED_PHASES, UnreadableError, sentence_of
+from splitwatt_operator.facts import ENDED_PHASES, UnreadableError, sentence_of, shipped
 from splitwatt_operator.store import JsonObject, Kind, Store
 
 log = logging.getLogger(__name__)
@@ -176,8 +176,10 @@ class Surveyor:
         )
 
     def _profiles(self) -> Sequence[Profile]:
-        read = [self._cache.get(obj, convert.profile_from_wire) for obj in self._store.all(Kind.PROFILE)]
-        return [profile for profile in read if profile is not None] or profile_law.builtin()
+        """The same, in the same order, that caps are decided by: a floor must not promise what the policy does not count."""
+        objects = sorted(self._store.all(Kind.PROFILE), key=shipped)
+        read = [self._cache.get(obj, convert.profile_from_wire) for obj in objects]
+        return [*(profile for profile in read if profile is not None), *profile_law.builtin()]
 
     def _nodes(
         self, budgets: Mapping[str, BudgetSpec], pods: Iterable[JsonObject]

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from splitwatt_core.trace import TraceError
 from splitwatt_sim.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.fleet import FleetError
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.plan_objects import as_yaml, manifests
+from splitwatt_sim.plan_objects import PlanObjectsError, as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, known_gpus, market
 from splitwatt_sim.plan_plot import draw
 from splitwatt_sim.plan_search import (
@@ -39,9 +40,15 @@ from splitwatt_sim.tables import TableError
 
 FAILED: Final = 2
 NOTHING: Final = 1
+MAX_SLO_MS: Final = 600_000.0
+MAX_NAME: Final = 40
+LISTS_PER_SLO: Final = 10
+"""A list must last this many times the longest SLO, or queues are cut off by its end and every rate looks good."""
 GENERATED_S: Final = 600.0
 """Length of the generated list from which sizes are drawn when no file is given."""
 SHOWN: Final = 12
+DEFAULT_TTFT_MS: Final = 2_000.0
+DEFAULT_TBT_MS: Final = 100.0
 
 
 def positive(text: str) -> float:
@@ -60,6 +67,29 @@ def count(text: str) -> int:
     return int(text)
 
 
+def milliseconds(text: str) -> float:
+    value = positive(text)
+    if not 1 <= value <= MAX_SLO_MS:
+        raise argparse.ArgumentTypeError(f"must lie from 1 to {MAX_SLO_MS:.0f} ms, not {text}")
+    return value
+
+
+def object_name(text: str) -> str:
+    """RFC 1123, short enough for what is derived from it."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", text) or len(text) > MAX_NAME:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MAX_NAME} small letters, digits and dashes, as Kubernetes wants names, not {text!r}"
+        )
+    return text
+
+
+def price(text: str) -> tuple[str, float]:
+    gpu, _, usd = text.partition("=")
+    if not gpu or not usd:
+        raise argparse.ArgumentTypeError(f"write GPU=USD, the price of a server of 8 per hour, not {text!r}")
+    return gpu, positive(usd)
+
+
 class PlanCommand:
     help = "find pools, servers and caps for a trace, SLOs and a budget of watts, money or servers"
 
@@ -69,18 +99,19 @@ class PlanCommand:
         add("--rate", type=positive, metavar="R", help="requests per second to hold; without it: as many as the limits allow")
         add("--watts", type=positive, metavar="W", help="at most this much power, as a budget charges it")
         add("--usd-per-hour", type=positive, metavar="USD", help="at most this price")
+        add("--price", type=price, action="append", default=[], metavar="GPU=USD", help="price of a server of 8 per hour")
         add("--servers", type=count, metavar="N", help="at most so many servers of 8 GPUs")
         add("--gpus", default="H100", metavar="A,B", help=f"GPUs to choose from: {', '.join(GPUS_2026)} (%(default)s)")
         add("--model", default=MODEL_2026, help="served model (%(default)s)")
-        add("--ttft-p99-ms", type=positive, metavar="MS", help="SLO; default 2000, with bloom-176b Splitwise's nine SLOs")
-        add("--tbt-p99-ms", type=positive, metavar="MS", help="SLO; default 100, with bloom-176b Splitwise's nine SLOs")
+        add("--ttft-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 2000, with bloom-176b Splitwise's nine SLOs")
+        add("--tbt-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 100, with bloom-176b Splitwise's nine SLOs")
         add("--margin", type=float, default=3.0, metavar="PERCENT", help="how far below each SLO to stay (%(default)s)")
         add("--seconds", type=positive, default=120.0, help="length of each list of requests (%(default)s)")
         add("--step", type=positive, default=5.0, help="grid of rates, requests per second (%(default)s)")
         add("--seed", type=int, default=1, help="seed of the list that the search sees (%(default)s)")
         add("--check", type=count, default=5, metavar="N", help="lists not searched on, for the best design (%(default)s)")
-        add("--name", default="plan", help="name of the objects (%(default)s)")
-        add("--namespace", default="default", help="namespace of the InferenceCluster; must be there (%(default)s)")
+        add("--name", type=object_name, default="plan", help="name of the objects (%(default)s)")
+        add("--namespace", type=object_name, default="default", help="namespace of the InferenceCluster (%(default)s)")
         add("--out", type=Path, default=Path("out/plan"), metavar="DIR", help="plan.json, plan.png, plan.yaml (%(default)s)")
         add("--jobs", type=count, default=os.cpu_count() or 1, help="processes (%(default)s)")
 
@@ -90,7 +121,7 @@ class PlanCommand:
             console.print("[dim]compiling the event loop, once: about half a minute[/dim]")
         try:
             return plan(args, console)
-        except (TraceError, TableError, FleetError, OSError) as error:
+        except (TraceError, TableError, FleetError, PlanObjectsError, OSError) as error:
             Console(stderr=True, highlight=False).print(f"splitwatt plan: {error}", soft_wrap=True)
             return FAILED
 
@@ -139,9 +170,17 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     )
     if args.rate is None and limits == Limits():
         raise TraceError("say what may be spent (--watts, --usd-per-hour or --servers) or what must be held (--rate)")
+    longest_ms = max(slo.ttft_p99_ms or 0.0, slo.tbt_p99_ms or 0.0, DEFAULT_TTFT_MS)
+    if args.seconds * 1e3 < LISTS_PER_SLO * longest_ms:
+        raise TraceError(f"lists of {args.seconds:g} s hide queues: give --seconds {LISTS_PER_SLO * longest_ms / 1e3:g} or more")
     goal = Goal(sizes, args.seconds, args.seed, args.step, slo.checker(args.model))
     gpus = list(dict.fromkeys(part.strip() for part in args.gpus.split(",") if part.strip()))
-    shop = market(args.model, gpus, longest_prompt=int(sizes.prompt_tokens.max()))
+    if not gpus:
+        raise TableError(f"--gpus names no GPU; choose from {', '.join(known_gpus(args.model))}")
+    shop = market(args.model, gpus, longest_prompt=int(sizes.prompt_tokens.max()), usd_per_hour=dict(args.price))
+    priceless = sorted({option.gpu for option in shop.prefill if math.isnan(option.usd_per_hour)})
+    if args.usd_per_hour and priceless:
+        raise TableError(f"no price is known of {', '.join(priceless)}: add --price {priceless[0]}=USD, or leave it out")
     jobs = [Job(prefill, decode, limits, goal, args.rate) for prefill, decode in shop.pairs()]
     results = track(
         search_all(jobs, processes=min(args.jobs, len(jobs))),
@@ -149,9 +188,17 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     )  # fmt: skip
     found = [result for result in results if result is not None]
     if not found:
-        console.print("no design holds the SLOs within these limits: raise a limit, lower --rate, or loosen an SLO")
+        console.print(
+            f"no design holds the SLOs within these limits at {args.rate or args.step:g} requests/s: raise a limit, loosen an "
+            f"SLO, or lower {'--rate' if args.rate else '--step'}",
+            soft_wrap=True,
+        )
         return NOTHING
-    best = sorted(found, key=lambda f: (-f.rate_rps, f.design.charge_w, f.run.joules_per_token))
+    by_price = args.usd_per_hour is not None and args.watts is None
+    best = sorted(
+        found,
+        key=lambda f: (-f.rate_rps, f.design.usd_per_hour if by_price else f.design.charge_w, f.run.joules_per_token),
+    )
     console.print(_table(best[:SHOWN], args))
     winner = best[0]
     survived, robust = robust_rate(
@@ -175,9 +222,9 @@ def _slo(args: argparse.Namespace) -> Slo:
     if not 0 <= args.margin < 100:
         raise TraceError(f"--margin must lie from 0 to below 100 percent, not {args.margin:g}")
     margin = args.margin / 100
-    if args.ttft_p99_ms is None and args.tbt_p99_ms is None:
-        return Slo(2_000.0, 100.0, margin) if args.model == MODEL_2026 else Slo(margin=margin)
-    return Slo(args.ttft_p99_ms, args.tbt_p99_ms, margin)
+    if args.model != MODEL_2026:
+        return Slo(args.ttft_p99_ms, args.tbt_p99_ms, margin)
+    return Slo(args.ttft_p99_ms or DEFAULT_TTFT_MS, args.tbt_p99_ms or DEFAULT_TBT_MS, margin)
 
 
 def _table(found: list[Found], args: argparse.Namespace) -> Table:
@@ -219,6 +266,8 @@ def _write(
     (args.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     draw(found, pareto(found), winner, args.out / "plan.png", title=f"{args.model}: designs found (simulated)")
     written = ["plan.json", "plan.png"]
+    for stale in ("plan.yaml", "profiles.yaml"):
+        (args.out / stale).unlink(missing_ok=True)
     sayable = next((f for f in found if f.design.decode is not None), None)
     if sayable is None:
         console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
@@ -227,7 +276,10 @@ def _write(
             console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
         rate_rps = robust_rps if sayable is winner else sayable.rate_rps
         charge_w = sayable.design.charge_w
-        header = f"{sayable.design}\nplanned for {rate_rps:g} requests/s (simulated), {charge_w:.0f} W at the meter"
+        header = (
+            f"{sayable.design}\nplanned for {rate_rps:g} requests/s (simulated), {charge_w:.0f} W at the meter\n"
+            "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
+        )
         objects = manifests(
             sayable.design,
             name=args.name,
@@ -237,7 +289,12 @@ def _write(
             gpu_profiles=known_gpus(args.model),
         )
         (args.out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
-        written.append("plan.yaml")
+        profiles = as_yaml(
+            profile_manifests(sayable.design, known_gpus(args.model)),
+            header="What the plan was made with. The chart brings these profiles; apply them only where it is not installed.",
+        )
+        (args.out / "profiles.yaml").write_text(profiles, encoding="utf-8")
+        written += ["plan.yaml", "profiles.yaml"]
     console.print(f"written to {args.out}: {', '.join(written)}")
 
 

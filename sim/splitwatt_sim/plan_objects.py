@@ -1,4 +1,4 @@
-"""A plan as objects to apply: InferenceCluster, PowerBudget and PowerProfiles, by the API's own models."""
+"""A plan as objects to apply: InferenceCluster and PowerBudget, and the PowerProfiles behind it, by the API's own models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import yaml
+from pydantic import ValidationError
 from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_core.profiles import Profile
@@ -29,7 +30,7 @@ def manifests(
 ) -> list[dict[str, Any]]:
     """Objects in the order in which they are applied; each passes the API's models. `gpu_profiles`: GPU -> profile name.
 
-    Raises PlanObjectsError for an unsplit design: the API has no mixed role yet.
+    Raises PlanObjectsError for an unsplit design (the API has no mixed role yet), and for what the API's bounds refuse.
     """
     decode = design.decode
     if decode is None:
@@ -45,13 +46,24 @@ def manifests(
     if any(limit is not None for limit in limits.values()):
         wanted["slo"] = {key: round(limit) for key, limit in limits.items() if limit is not None}
     objects = [
-        *(_profile(profile) for profile in profiles),
         _object("PowerBudget", {"name": name}, _budget(design, name, profiles)),
         _object("InferenceCluster", {"name": name, "namespace": namespace}, wanted),
     ]
-    PowerBudget.from_wire(objects[-2])
-    InferenceCluster.from_wire(objects[-1])
+    try:
+        PowerBudget.from_wire(objects[0])
+        InferenceCluster.from_wire(objects[1])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PlanObjectsError(f"the API does not take this plan: {where}: {first['msg']}") from error
     return objects
+
+
+def profile_manifests(design: PlanDesign, gpu_profiles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The PowerProfiles that the plan was made with. The chart brings these too, and a profile that was measured on one's own
+    machines is the better one: so they are not among the plan's own objects."""
+    gpus = [design.prefill.gpu, *([design.decode.gpu] if design.decode else [])]
+    return [_profile(profile_named(gpu_profiles[gpu])) for gpu in dict.fromkeys(gpus)]
 
 
 def _profile(profile: Profile) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Slo:
     def checker(self, model: str) -> Callable[[FleetRun, Arrivals], list[str]]:
         """Names of the SLOs that a run misses. Raises TableError where slowdowns have no base for the model."""
         if self.ttft_p99_ms is None and self.tbt_p99_ms is None:
+            if model == MODEL_2026:
+                raise TableError(f"{model} has no table to count slowdowns by: give an SLO for TTFT or TBT in milliseconds")
             base = builtin_tables().server(model, "A100")
 
             def relative(run: FleetRun, arrivals: Arrivals) -> list[str]:

@@ -18,11 +18,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from splitwatt_sim.arrivals import Arrivals
 from splitwatt_sim.fleet import FleetRun, run_fleet
-from splitwatt_sim.fleet_state import DECODE, MAX_BATCH_TOKENS, MIXED, PREFILL, Kind, Pool
+from splitwatt_sim.fleet_state import DECODE, MIXED, PREFILL, Kind, Pool
 from splitwatt_sim.resample import poisson
 
 LOSSES: Final = 0.04
@@ -30,8 +28,9 @@ LOSSES: Final = 0.04
 GPUS: Final = 8
 MAX_SERVERS: Final = 2_000
 TYPICAL_BATCH: Final = 32
-LOAD_SLACK: Final = 0.8
-"""A short list may ask for less than its rate says, and its queue may outlast it."""
+FEW_SERVERS: Final = 128
+PLENTY: Final = 8
+"""Decode servers per prefill server that no sane split exceeds when there is room for any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,7 @@ class Limits:
         if math.isfinite(self.charge_w):
             counts.append((self.charge_w - charge_w) / option.charge_w)
         if math.isfinite(self.usd_per_hour):
+            assert not math.isnan(option.usd_per_hour), f"{option} has no price, and money is limited"
             counts.append((self.usd_per_hour - usd) / option.usd_per_hour)
         return max(0, math.floor(min(counts) + 1e-9))
 
@@ -133,11 +133,21 @@ class Found:
 
 
 def climb(design: PlanDesign, goal: Goal, above_rps: float) -> float:
-    """The largest rate above `above_rps` that holds with all grid rates below it down to there; `above_rps` when none."""
-    best = above_rps
-    while goal.holds(design, best + goal.step_rps):
-        best += goal.step_rps
-    return best
+    """The largest grid rate above `above_rps` that holds, `above_rps` when none does: in doubling strides while it holds,
+    then by bisection. Leans on rates that fail not holding again further up."""
+    if not goal.holds(design, above_rps + goal.step_rps):
+        return above_rps
+    low, stride = 1, 1  # in steps above `above_rps`
+    while goal.holds(design, above_rps + (low + stride) * goal.step_rps):
+        low, stride = low + stride, 2 * stride
+    high = low + stride
+    while high - low > 1:
+        middle = (low + high) // 2
+        if goal.holds(design, above_rps + middle * goal.step_rps):
+            low = middle
+        else:
+            high = middle
+    return above_rps + low * goal.step_rps
 
 
 def prefill_share(prefill: Option, decode: Option, sizes: Arrivals) -> float:
@@ -183,11 +193,13 @@ def least_design(
         servers = _fewest(lambda n: PlanDesign(prefill, n), limits.room_for(prefill), rate_rps, goal)
         return None if servers is None else measured(PlanDesign(prefill, servers), rate_rps, goal)
     best: PlanDesign | None = None
-    for p in range(max(1, math.ceil(_least_load(prefill, rate_rps, goal.sizes))), limits.room_for(prefill) + 1):
+    for p in range(_first_prefill(prefill, decode, rate_rps, limits, goal), limits.room_for(prefill) + 1):
         alone = PlanDesign(prefill, p, decode)
         if best is not None and alone.charge_w + decode.charge_w >= best.charge_w:
             break
         most = limits.room_for(decode, alone)
+        if math.isinf(limits.charge_w) and math.isinf(limits.usd_per_hour):
+            most = min(most, PLENTY * max(p, FEW_SERVERS // 8))
         if best is not None:
             most = min(most, math.ceil((best.charge_w - alone.charge_w) / decode.charge_w) - 1)
         count = _fewest(partial(_with_decode, alone), most, rate_rps, goal)
@@ -196,11 +208,20 @@ def least_design(
     return None if best is None else measured(best, rate_rps, goal)
 
 
-def _least_load(prefill: Option, rate_rps: float, sizes: Arrivals) -> float:
-    """Prefill servers that are busy all the time at this rate when every batch has the best size: fewer can never do."""
-    tokens = np.arange(1, MAX_BATCH_TOKENS + 1)
-    best_s = float((prefill.kind.prefill_s[tokens] / tokens).min())
-    return rate_rps * float(sizes.prompt_tokens.mean()) * best_s * LOAD_SLACK
+def _first_prefill(prefill: Option, decode: Option, rate_rps: float, limits: Limits, goal: Goal) -> int:
+    """Where to begin looking. In little room every count is looked at; in much of it fewer prefill servers than the first
+    doubling that holds, with all the room left to decode, are not worth a look below its half."""
+    room = limits.room_for(prefill)
+    if room <= FEW_SERVERS:
+        return 1
+    p = 1
+    while p < room:
+        alone = PlanDesign(prefill, p, decode)
+        most = min(limits.room_for(decode, alone), PLENTY * p)
+        if most > 0 and goal.holds(_with_decode(alone, most), rate_rps):
+            return max(1, p // 2)
+        p *= 2
+    return room + 1
 
 
 def _with_decode(design: PlanDesign, servers: int) -> PlanDesign:

@@ -26,6 +26,7 @@ from splitwatt_sim.resample import generated, poisson, read_rate_file, with_rate
 
 MAX_POOLS: Final = 16
 MAX_REQUESTS: Final = 5_000_000
+DEFAULT_RATE: Final = 5.5
 
 
 class ScenarioError(ValueError):
@@ -47,7 +48,7 @@ ROLE_CODES: Final = {Role.PREFILL: PREFILL, Role.DECODE: DECODE, Role.MIXED: MIX
 
 class RequestsPart(_Part):
     """`rate` with a file: Poisson arrivals with sizes drawn from it; without `rate` the file's own arrivals. `rate_file`:
-    seconds,multiplier of the rate over time."""
+    seconds,multiplier of the rate over time; the mean rate is then `rate`, or the file's own."""
 
     file: Path | None = None
     rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -104,21 +105,25 @@ def read_scenario(path: Path) -> Scenario:
 def arrivals_of(scenario: Scenario, *, beside: Path) -> Arrivals:
     """The list of requests. Raises TraceError, ScenarioError."""
     part = scenario.requests
-    rate = part.rate or 5.5
-    if part.rate is not None or part.file is None:
+    source = None if part.file is None else read_arrivals(beside / part.file)
+    rate = part.rate or (DEFAULT_RATE if source is None else source.requests_per_s)
+    replayed = source is not None and part.rate is None and part.rate_file is None
+    if not replayed and rate * part.seconds > MAX_REQUESTS:
         wanted = rate * part.seconds
-        if wanted > MAX_REQUESTS:
-            raise ScenarioError(f"{wanted:.0f} requests are more than the {MAX_REQUESTS} of one run: lower rate or seconds")
-    if part.file is None:
-        source = generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+        raise ScenarioError(f"{wanted:.0f} requests are more than the {MAX_REQUESTS} of one run: lower rate or seconds")
+    if part.rate_file is not None:
+        shape = source or generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+        curve = read_rate_file(beside / part.rate_file)
+        arrivals = with_rate_curve(shape, curve, requests_per_s=rate, seconds=part.seconds)
+    elif source is None:
+        arrivals = generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+    elif replayed:
+        arrivals = source
     else:
-        source = read_arrivals(beside / part.file)
-        if part.rate is not None and part.rate_file is None:
-            return poisson(source, requests_per_s=rate, seconds=part.seconds, seed=part.seed)
-    if part.rate_file is None:
-        return source
-    curve = read_rate_file(beside / part.rate_file)
-    return with_rate_curve(source, curve, requests_per_s=rate, seconds=part.seconds)
+        arrivals = poisson(source, requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+    if len(arrivals) == 0:
+        raise ScenarioError("the list holds no request: raise requests.rate or requests.seconds")
+    return arrivals
 
 
 def pools_of(scenario: Scenario, *, longest_prompt: int) -> list[tuple[Pool, Option]]:

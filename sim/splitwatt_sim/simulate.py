@@ -105,6 +105,8 @@ def _bound(requests: float) -> None:
 def simulate(args: argparse.Namespace, console: Console) -> None:
     """Run, print, and write what was asked for. Raises TraceError, TableError, StuckError, OSError."""
     arrivals, tables, design = requests_of(args), builtin(), args.design
+    if len(arrivals) == 0:
+        raise TraceError("the list holds no request: raise --rate or --seconds")
     measured = run_reference(
         design,
         arrival_s=arrivals.arrival_s,

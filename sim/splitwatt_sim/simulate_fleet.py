@@ -24,7 +24,8 @@ from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan_search import Option
 from splitwatt_sim.scenario import Scenario, arrivals_of, pools_of, read_scenario
 
-MAX_RECORDED_S: Final = 100_000
+MAX_RECORDED: Final = 20_000_000
+"""Seconds times servers of power that are kept; a longer run is recorded from its beginning."""
 LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
 COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
 
@@ -35,7 +36,8 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
     arrivals = arrivals_of(scenario, beside=path.parent)
     bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()))
     missed_of = scenario.slos().checker(scenario.model)
-    seconds = min(MAX_RECORDED_S, math.ceil(float(arrivals.arrival_s[-1])))
+    servers = sum(pool.servers for pool, _ in bought)
+    seconds = min(MAX_RECORDED // servers, math.ceil(float(arrivals.arrival_s[-1])) + 1)
     run = run_fleet([pool for pool, _ in bought], arrivals, seconds=seconds)
     missed = missed_of(run, arrivals)
     console.print(_table(run, arrivals))

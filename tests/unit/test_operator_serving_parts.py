@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from splitwatt_api.convert_profile import profile_to_api
 from splitwatt_core.admission import plan_admission
 from splitwatt_core.admission_snapshot import Verdict
 from splitwatt_core.budgets import Requirement, Selector
+from splitwatt_core.keeper import Keeper
+from splitwatt_core.profiles import builtin
 from splitwatt_core.render_spec import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec
+from splitwatt_core.uniform import Uniform
 from splitwatt_operator import serving_queue
 from splitwatt_operator.serving_admission import Standing, gate_patch
 from splitwatt_operator.serving_pods import Surveyor, gpus_of
@@ -18,6 +22,24 @@ from splitwatt_operator.serving_queue import QueueFullError, WorkQueue
 from splitwatt_operator.serving_slo import Latency, p99_query
 from splitwatt_operator.serving_status import condition_rows, invalid_status, status_of, waits_s
 from splitwatt_operator.store import Kind, Store
+
+# -------------------------------------------------------------------------------------------------------------- profiles
+
+
+def test_floors_come_from_the_profiles_that_caps_are_decided_by_in_their_order() -> None:
+    """A user's own before the chart's of the same GPU, and the built-in ones for what neither knows."""
+    store, builtins = Store(), {profile.name: profile for profile in builtin()}
+    chart = profile_to_api(builtins["H100-SXM"]).to_wire()
+    own = profile_to_api(builtins["H100-SXM"]).to_wire()
+    own["metadata"] = {"name": "z-measured"}
+    for version, obj in enumerate((chart, own), start=1):
+        obj["metadata"] |= {"uid": f"u{version}", "resourceVersion": str(version)}
+        store.apply(Kind.PROFILE, obj)
+    keeper = Keeper(term=1, policies={"Uniform": Uniform()})
+    names = [profile.name for profile in Surveyor(store, keeper)._profiles()]
+    assert names[:2] == ["z-measured", "h100-sxm"]
+    assert names[2:] == [profile.name for profile in builtin()], "B200 is not left to a guess"
+
 
 # ---------------------------------------------------------------------------------------------------------------- queue
 

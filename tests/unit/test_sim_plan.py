@@ -19,7 +19,7 @@ from splitwatt_cli.main import main
 from splitwatt_core.contract import Phase
 from splitwatt_sim.fleet import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
-from splitwatt_sim.plan_objects import PlanObjectsError, as_yaml, manifests
+from splitwatt_sim.plan_objects import PlanObjectsError, as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
 from splitwatt_sim.plan_search import (
     Found,
@@ -207,14 +207,14 @@ def objects(design: PlanDesign) -> list[dict[str, object]]:
 def test_the_objects_say_what_the_design_says() -> None:
     design = PlanDesign(PREFILL, 3, option("H200", 280), 2)
     written = list(yaml.safe_load_all(as_yaml(objects(design), header="two\nlines")))
-    assert [obj["kind"] for obj in written] == ["PowerProfile", "PowerProfile", "PowerBudget", "InferenceCluster"]
-    for profile in written[:2]:
-        PowerProfile.from_wire(profile)
-    budget, cluster = PowerBudget.from_wire(written[2]), InferenceCluster.from_wire(written[3])
+    assert [obj["kind"] for obj in written] == ["PowerBudget", "InferenceCluster"]
+    budget, cluster = PowerBudget.from_wire(written[0]), InferenceCluster.from_wire(written[1])
+    profiles = [PowerProfile.from_wire(obj).metadata.name for obj in profile_manifests(design, GPUS_2026)]
+    assert profiles == ["h100-sxm", "h200-sxm"]
     assert budget.spec.limit_watts == math.ceil(design.charge_w)
     assert (cluster.spec.prefill.replicas, cluster.spec.decode.replicas) == (3, 2)
     assert (cluster.spec.prefill.power_ceiling_watts, cluster.spec.decode.power_ceiling_watts) == (700, 280)
-    assert written[3]["spec"]["slo"] == {"ttftP99Milliseconds": 1_500, "tbtP99Milliseconds": 60}
+    assert written[1]["spec"]["slo"] == {"ttftP99Milliseconds": 1_500, "tbtP99Milliseconds": 60}
 
 
 def test_an_unsplit_design_is_not_written_as_something_else() -> None:
@@ -245,6 +245,9 @@ def test_the_command_plans_checks_and_writes(tmp_path: Path, capsys: pytest.Capt
         (["--watts", "9000", "--gpus", "H100,K80"], "no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
         (["--watts", "9000", "--margin", "120"], "--margin must lie from 0 to below 100 percent, not 120"),
         (["--watts", "9000", "--requests", "nowhere.csv"], "there is no trace nowhere.csv"),
+        (["--watts", "9000", "--gpus", ","], "--gpus names no GPU; choose from A100, H100, H200, B200"),
+        (["--watts", "9000", "--seconds", "5"], "lists of 5 s hide queues: give --seconds 20 or more"),
+        (["--usd-per-hour", "100", "--gpus", "B200"], "no price is known of B200: add --price B200=USD, or leave it out"),
     ],
 )
 def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,8 +256,54 @@ def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pyte
 
 
 def test_an_impossible_plan_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["plan", "--watts", "100", "--seconds", "5", "--jobs", "1", "--out", str(tmp_path)]) == 1
-    assert "no design holds the SLOs within these limits" in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "--watts", "100", "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]) == 1
+    assert "no design holds the SLOs within these limits at 5 requests/s" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--name", "My_Plan"], "small letters, digits and dashes, as Kubernetes wants names, not 'My_Plan'"),
+        (["--name", ""], "as Kubernetes wants names, not ''"),
+        (["--ttft-p99-ms", "1e9"], "must lie from 1 to 600000 ms, not 1e9"),
+        (["--price", "B200"], "write GPU=USD"),
+        (["--check", "0"], "must be a whole number from 1, not 0"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_runs(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--watts", "9000", *arguments])
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_slo_given_leaves_the_other_at_its_default(tmp_path: Path) -> None:
+    limits = ["--watts", "45000", "--seconds", "20", "--step", "20", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
+    plans = []
+    for more in ([], ["--ttft-p99-ms", "2000"], ["--tbt-p99-ms", "100"]):
+        assert main(["plan", *limits, *more]) == 0
+        plans.append((tmp_path / "plan.json").read_text())
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_a_price_makes_money_a_limit(tmp_path: Path) -> None:
+    spend = ["--usd-per-hour", "100", "--gpus", "H200", "--price", "H200=50", "--seconds", "20", "--step", "10", "--check", "1"]
+    assert main(["plan", *spend, "--jobs", "1", "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["prefill_servers"] + figures["decode_servers"] == 2
+
+
+def test_objects_of_an_earlier_plan_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("old", encoding="utf-8")
+    one = ["--servers", "1", "--seconds", "20", "--step", "1", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(["plan", *one]) == 0
+    assert not (tmp_path / "plan.yaml").exists(), "one server is unsplit, which has no objects"
+
+
+def test_what_the_api_refuses_is_said_in_a_sentence() -> None:
+    with pytest.raises(PlanObjectsError, match=r"the API does not take this plan: spec\.prefill\.replicas"):
+        objects(PlanDesign(PREFILL, 50_000, DECODE, 2))
 
 
 @settings(max_examples=5)

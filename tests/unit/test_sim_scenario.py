@@ -72,6 +72,21 @@ def test_a_wrong_scenario_names_the_field(tmp_path: Path, changes: dict[str, Any
     assert says in str(refused.value)
 
 
+def test_a_rate_file_alone_keeps_the_mean_rate_of_the_list(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i},{i * 0.05},100,5" for i in range(400))
+    (tmp_path / "list.csv").write_text(f"request_id,arrival_timestamp,prompt_size,token_size\n{rows}\n", encoding="utf-8")
+    (tmp_path / "day.csv").write_text("seconds,multiplier\n0,1\n100,1\n", encoding="utf-8")
+    requests = {"file": "list.csv", "rateFile": "day.csv", "seconds": 50}
+    arrivals = arrivals_of(read_scenario(written(tmp_path, requests=requests)), beside=tmp_path)
+    assert arrivals.requests_per_s == pytest.approx(20, rel=0.05)
+
+
+def test_an_empty_list_is_refused(tmp_path: Path) -> None:
+    scenario = read_scenario(written(tmp_path, requests={"rate": 0.001, "seconds": 1, "seed": 1}))
+    with pytest.raises(ScenarioError, match=r"the list holds no request: raise requests\.rate or requests\.seconds"):
+        arrivals_of(scenario, beside=tmp_path)
+
+
 def test_too_many_requests_are_refused_before_they_are_made(tmp_path: Path) -> None:
     scenario = read_scenario(written(tmp_path, requests={"rate": 1e6, "seconds": 1e6}))
     with pytest.raises(ScenarioError, match="are more than the 5000000 of one run: lower rate or seconds"):
@@ -92,6 +107,7 @@ def test_the_command_runs_the_example(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ("pools: [", "is not YAML"),
         ("- 1", "must hold a mapping"),
+        ("pools: [{role: Mixed, gpu: H100, servers: 1}]", "give an SLO for TTFT or TBT in milliseconds"),
         ("pools: [{role: Mixed, gpu: K80, servers: 1}]", "there is no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1, capWatts: 10}]", "a cap of 10 W is outside 200 to 700 W"),
     ],
