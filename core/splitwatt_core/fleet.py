@@ -3,8 +3,9 @@
 Protected: every watt is counted once in every budget that must count it. A node that moved between racks is charged in
 both leaves until the move is acknowledged (R9), and once in each budget above them. A GPU that cannot be steered now
 (silent or sick) stands in the policy's snapshot at exactly its charge, so that its neighbours make room for it. One that
-is only late with its acknowledgement does so while some sum above it is too high: once the sums hold, dealing its watts
-anew would only send more writes down a way that is slow already.
+is only late with its acknowledgement does so while some sum above it is too high, or once it is mute: its agent shows no
+sample, or said nothing for a minute. While the sums hold and agents live, late means that the way to them is slow, and
+dealing their watts anew would only send more writes down it.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Fleet:
     """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in `names`.
 
     charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late and mute bool[N].
-    rest_w float64[B]: non-GPU,
-    unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there. nodes, gpu_count int64[B].
+    rest_w float64[B]: non-GPU, unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there.
+    nodes, gpu_count int64[B].
     """
 
     names: tuple[str, ...]
@@ -101,6 +102,7 @@ def steerable(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
 
 
 def late(account: GpuAccount, now_s: float) -> bool:
+    """Whether it owes the acknowledgement of a grant for too long."""
     return account.unacked_since_s is not None and now_s - account.unacked_since_s > LATE_ACK_S
 
 

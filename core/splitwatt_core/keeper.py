@@ -244,6 +244,7 @@ class Keeper:
             withheld_w=withheld_w,
             over_elsewhere=gates.over_elsewhere(fleet, placements, self._tree, target_w - charged_w),
         )
+        assert not (aside & (fleet.granted_w == UNKNOWN_CAP)).any(), "who was granted nothing owes no acknowledgement"
         # Whoever stands aside is not counted on, but told to go down all the same: a raise that it owes may be too much now.
         cap_w = np.where(aside, np.minimum(fleet.granted_w, wanted_w), decided.cap_w).astype(np.int32)
         writes = self._writes(fleet, placements, decided, self._next_caps(fleet, cap_w, aside, gate), now_s)

@@ -92,13 +92,12 @@ def _result(fleet: Fleet, arrivals: Arrivals) -> FleetRun:
     requests, machines = fleet.requests, fleet.machines
     ttft_s, e2e_s = requests.prompt_end_s - arrivals.arrival_s, requests.done_s - arrivals.arrival_s
     ends_s = float(requests.done_s.max())
-    energy_j = machines.energy_j + machines.draw_w * np.maximum(ends_s - machines.drawn_since_s, 0.0)
     roles = [role for role in ROLE_NAMES if bool(np.any(machines.role == role))]
     return FleetRun(
         latencies=Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / arrivals.output_tokens * 1e3, e2e_s * 1e3),
         output_tokens=int(arrivals.output_tokens.sum()),
         ends_s=ends_s,
-        energy_j={ROLE_NAMES[role]: float(energy_j[machines.role == role].sum()) for role in roles},
+        energy_j={ROLE_NAMES[role]: float(machines.energy_j[machines.role == role].sum()) for role in roles},
         busy={ROLE_NAMES[role]: float(machines.busy_s[machines.role == role].mean() / ends_s) for role in roles},
         power_w=fleet.power_w,
     )

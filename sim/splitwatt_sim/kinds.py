@@ -1,8 +1,8 @@
-"""Kinds of servers for the fleet simulator: tables of times and watts under a power cap, from the core's law.
+"""Kinds of servers of 2023 for the fleet simulator: times and watts under a power cap, from the core's law.
 
-Two eras. 2023: BLOOM-176B or Llama2-70B, times from the server tables, watts and what a cap costs from the GPU's power
-profile. 2026: a GPU profile that carries its own timing (Llama-3.1-70B). Both ask the core's phase model, the same that the
-operator, the emulated engines and the simulated GPUs ask, so a plan made here speaks of the caps that are applied there.
+BLOOM-176B or Llama2-70B: times from the server tables, watts and what a cap costs from the GPU's power profile. Like
+`kinds_2026` it asks the core's phase model, the same that the operator, the emulated engines and the simulated GPUs ask, so
+a plan made here speaks of the caps that are applied there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ OVERLAP_REST_S: Final = {"A100": 0.008, "H100": 0.005}
 LINK_BYTES_PER_S: Final = {"A100": 200e9 / 8, "H100": 400e9 / 8}
 GPU_OF_KIND: Final = {"A100": "A100-SXM-80GB", "H100": "H100-SXM"}
 MEMORY_BYTES: Final = 80 * GIB
-SERVER_REST_W: Final = {"A100": 2_800, "H100": 2_800}
-"""What a server draws beside its GPUs, as the examples declare it (`nonGpuWattsPerNode`)."""
+SERVER_REST_W: Final = 2_800
+"""What a server draws beside its GPUs, as the examples declare it (`nonGpuWattsPerNode`); no measurement is known (U)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ def kind_2023(
     return Kind(
         name=f"{table.kind} at {cap:.0f} W",
         prefill_s=prefill_s,
-        prefill_w=prefill_gpus_w(profile, cap, size) + SERVER_REST_W[table.kind],
+        prefill_w=prefill_gpus_w(profile, cap, size) + SERVER_REST_W,
         decode_s=decode_s,
-        decode_w=decode_gpus_w(profile, cap) + SERVER_REST_W[table.kind],
+        decode_w=decode_gpus_w(profile, cap) + SERVER_REST_W,
         kv_s=0.0,  # the tables of 2023 do not tell the context apart
-        idle_w=float(GPUS * profile.idle_w + SERVER_REST_W[table.kind]),
+        idle_w=float(GPUS * profile.idle_w + SERVER_REST_W),
         kv_room=(GPUS * MEMORY_BYTES - shape.weights_bytes) // kv_bytes,
         hand_off_s_per_token=0.0 if links.free else kv_bytes / LINK_BYTES_PER_S[table.kind],
         hand_off_fixed_s=0.0 if links.free else OVERLAP_REST_S[table.kind] if links.overlap else 0.0,

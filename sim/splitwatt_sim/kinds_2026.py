@@ -24,6 +24,7 @@ from splitwatt_core import phase_model
 from splitwatt_core.contract import Phase
 from splitwatt_core.profiles import MsPoints, Profile, Timing
 
+from splitwatt_sim import kinds
 from splitwatt_sim.fleet_state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
 from splitwatt_sim.kinds import GPUS, OVERLAP_FROM_TOKENS, Links, decode_gpus_w, prefill_gpus_w
 from splitwatt_sim.tables import GIB, ModelShape, TableError
@@ -76,7 +77,7 @@ LINK_BYTES_PER_S: Final = Stated(
 OVERLAP_REST_S: Final = Stated(
     0.005, "P", "Splitwise (arXiv:2311.18677): what is left of a hand-off behind its prefill, H100 with 400 Gb/s"
 )
-SERVER_REST_W: Final = Stated(2_800, "U", "the examples' nonGpuWattsPerNode; no measurement of these servers is known")
+SERVER_REST_W: Final = Stated(kinds.SERVER_REST_W, "U", "the examples' nonGpuWattsPerNode; no measurement is known")
 OVERLAPPED: Final = Links()
 
 

@@ -22,8 +22,8 @@ from splitwatt_sim.tables import builtin as builtin_tables
 
 MODEL_2026: Final = "meta-llama/Llama-3.1-70B-Instruct"
 GPUS_2026: Final[Mapping[str, str]] = {"A100": "A100-SXM-80GB", "H100": "H100-SXM", "H200": "H200-SXM", "B200": "B200"}
-REST_W: Final = 2_800
-"""A server beside its GPUs, at the meter, as the examples declare it."""
+REST_W: Final = SERVER_REST_W
+"""A server beside its GPUs, at the meter. One figure for every server, of both eras."""
 PREFILL_SHARES: Final = (1.0, 0.8, 0.65, 0.5)
 """Caps tried for prefill, as shares of the default limit; every watt below the natural draw costs time there."""
 CAP_GRAIN_W: Final = 5
@@ -64,8 +64,8 @@ def profile_named(name: str) -> Profile:
 
 
 def caps_of(profile: Profile, phase: Phase) -> tuple[int, ...]:
-    """Caps worth trying, highest first. Decode: the default limit, the natural draw (which costs nothing), the cliff.
-    Prefill: shares of the default limit. None below the cliff, where a phase collapses."""
+    """Caps worth trying, highest first. Decode: the natural draw, above which a cap buys nothing, and the cliff. Prefill:
+    shares of the default limit. None below the cliff, where a phase collapses."""
     row = profile.phase(phase)
     assert row is not None
     if phase is Phase.DECODE:
@@ -109,13 +109,13 @@ def option_for(
             f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
         )
     if model == MODEL_2026:
-        kind, rest_w = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt), REST_W
+        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt)
     else:
         tables = builtin_tables()
         table, shape = tables.server(model, gpu), tables.shape(model)
-        kind, rest_w = kind_2023(table, shape, cap_w=cap_w, longest_prompt=longest_prompt), SERVER_REST_W[gpu]
+        kind = kind_2023(table, shape, cap_w=cap_w, longest_prompt=longest_prompt)
     usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(gpu, math.nan)
-    return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=rest_w), usd)
+    return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
 
 
 def market(
