@@ -24,7 +24,7 @@ COLUMNS = ("min_w", "max_w", "natural_w", "cliff_w", "cap_w")
 
 @st.composite
 def fleets(draw: st.DrawFn) -> Fleet:
-    """Up to eight nodes of one GPU in two racks below a row; some sick, some late, some without samples or words."""
+    """Up to eight nodes of one GPU in two racks below a row; some sick, some late, some without samples or words; they share groups."""
     placements = []
     for k in range(draw(st.integers(1, 8))):
         charge_w = draw(st.integers(200, 700))
@@ -38,7 +38,9 @@ def fleets(draw: st.DrawFn) -> Fleet:
         node.sample_s = NOW_S - draw(st.sampled_from([0.0, 30.0]))
         node.status_s = NOW_S - draw(st.sampled_from([0.5, 80.0]))
         placements.append(Placement(node, (draw(st.sampled_from(LEAVES)),)))
-    return build_fleet(tree=build_tree(BUDGETS), budgets=BUDGETS, placements=placements, pods={}, profiles=(), now_s=NOW_S)
+    fleet = build_fleet(tree=build_tree(BUDGETS), budgets=BUDGETS, placements=placements, pods={}, profiles=(), now_s=NOW_S)
+    group = draw(st.lists(st.integers(0, 3), min_size=len(placements), max_size=len(placements)))
+    return replace(fleet, gpus=replace(fleet.gpus, group=np.array(group, dtype=np.int32)))
 
 
 @given(fleets(), st.lists(st.integers(-300, 300), min_size=3, max_size=3))
