@@ -24,7 +24,8 @@ COLUMNS = ("min_w", "max_w", "natural_w", "cliff_w", "cap_w")
 
 @st.composite
 def fleets(draw: st.DrawFn) -> Fleet:
-    """Up to eight nodes of one GPU in two racks below a row; some sick, some late, some without samples or words; they share groups."""
+    """Up to eight nodes of one GPU in two racks below a row, in shared groups; some sick, some late, some without samples
+    or words."""
     placements = []
     for k in range(draw(st.integers(1, 8))):
         charge_w = draw(st.integers(200, 700))
