@@ -4,7 +4,8 @@ BIN := .venv/bin
 # What builds images (docker, podman or buildah), and their tag: the chart's appVersion.
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
-.PHONY: setup controlplane demo test lint bench bench-sim reproduce generate images
+PAGES := reproduce-splitwise reproduce-polca reproduce-plans
+.PHONY: setup controlplane demo test lint bench bench-sim reproduce $(PAGES) generate images
 
 setup: .venv/.stamp
 
@@ -31,11 +32,13 @@ bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)
 
 bench-sim: setup
-	$(BIN)/python -m splitwatt_sim.bench_sim $(ARGS)
+	$(BIN)/python -m splitwatt_sim.bench $(ARGS)
 
 # The pages below docs/reproduce. SPLITWATT_DATA names the folder of the public traces; without it a generator stands in.
-reproduce: setup
-	for page in splitwise polca plans; do $(BIN)/python -m splitwatt_sim.reproduce_$$page $(ARGS) || exit 1; done
+export SPLITWATT_DATA ?= $(wildcard ../shared/data)
+reproduce: $(PAGES)
+$(PAGES): reproduce-%: setup
+	$(BIN)/python -m splitwatt_sim.pages.$* $(ARGS)
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate

@@ -36,7 +36,7 @@ else:
 
     def _cache_folder() -> Path:
         digest = hashlib.sha256(numba.__version__.encode())
-        for source in sorted(Path(__file__).parent.glob("*.py")):
+        for source in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(source.read_bytes())
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return home / "splitwatt" / "kernels" / digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_sim.tables import ServerTable, lookup_s
+from splitwatt_sim.servers.tables import ServerTable, lookup_s
 
 PERCENTILES: Final = (50, 90, 99)
 SLOWDOWN_SLOS: Final = {"ttft": (2.0, 3.0, 6.0), "tbt": (1.25, 1.5, 5.0), "e2e": (1.25, 1.5, 5.0)}

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from splitwatt_core.trace import CONV_OUTPUT_TOKENS, CONV_PROMPT_TOKENS, MAX_TOKENS, RateCurve, TraceError
-from splitwatt_sim import arrivals as reading
-from splitwatt_sim import resample
-from splitwatt_sim.arrivals import Arrivals, read_arrivals
-from splitwatt_sim.resample import MAX_REQUESTS, generated, poisson, read_rate_file, scaled, with_rate_curve
+from splitwatt_sim.traces import arrivals as reading
+from splitwatt_sim.traces import resample
+from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
+from splitwatt_sim.traces.resample import MAX_REQUESTS, generated, poisson, read_rate_file, scaled, with_rate_curve
 
 GIVEN = "request_id,arrival_timestamp,prompt_size,token_size\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -346,7 +346,7 @@ def test_the_sizes_of_an_array_are_the_sizes_of_the_core(monkeypatch: pytest.Mon
         def random(self, n: int) -> NDArray[np.float64]:
             return np.linspace(0, 1, n)
 
-    monkeypatch.setattr("splitwatt_sim.resample._streams", grid)
+    monkeypatch.setattr("splitwatt_sim.traces.resample._streams", grid)
     got = generated(requests_per_s=10, seconds=100, seed=0)
     levels = np.linspace(0, 1, len(got)).tolist()
     assert len(levels) > 500

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from splitwatt_sim.designs import MAX_SERVERS, Design, DesignError, parse_design
+from splitwatt_sim.servers.designs import MAX_SERVERS, Design, DesignError, parse_design
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from splitwatt_sim import fleet
-from splitwatt_sim.arrivals import Arrivals
-from splitwatt_sim.fleet import FleetError, FleetRun, run_fleet
-from splitwatt_sim.fleet_kernel import COMPLETE, run_until
-from splitwatt_sim.fleet_state import (
+from splitwatt_sim.fleet import run as fleet
+from splitwatt_sim.fleet.kernel import COMPLETE, run_until
+from splitwatt_sim.fleet.plain import run_plain
+from splitwatt_sim.fleet.run import FleetError, FleetRun, run_fleet
+from splitwatt_sim.fleet.state import (
     DECODE,
     DONE,
     MAX_BATCH_SEQUENCES,
@@ -33,7 +33,7 @@ from splitwatt_sim.fleet_state import (
     new_fleet,
 )  # fmt: skip
 from splitwatt_sim.jit import COMPILED
-from splitwatt_sim.plain import run_plain
+from splitwatt_sim.traces.arrivals import Arrivals
 
 Row = tuple[float, int, int]  # arrival in seconds, prompt tokens, output tokens
 
@@ -385,12 +385,12 @@ def test_tables_changed_between_two_calls_count_from_the_next_boundary_on(factor
 
 WORKLOAD = """
 import sys
-from splitwatt_sim.fleet import run_fleet
-from splitwatt_sim.fleet_state import DECODE, MIXED, PREFILL, Pool
+from splitwatt_sim.fleet.run import run_fleet
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
 from splitwatt_sim.jit import COMPILED
-from splitwatt_sim.kinds import tables_kind
-from splitwatt_sim.resample import generated
-from splitwatt_sim.tables import builtin
+from splitwatt_sim.servers.kinds import tables_kind
+from splitwatt_sim.traces.resample import generated
+from splitwatt_sim.servers.tables import builtin
 
 arrivals = generated(requests_per_s=14.0, seconds=12.0, seed=3)
 longest = int(arrivals.prompt_tokens.max())

@@ -10,9 +10,9 @@ import pytest
 from splitwatt_core import phase_model, profiles
 from splitwatt_core.contract import Phase
 from splitwatt_core.profiles import Profile
-from splitwatt_sim.fleet_state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
-from splitwatt_sim.kinds import Links, kind_2023, profile_of
-from splitwatt_sim.kinds_2026 import (
+from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
+from splitwatt_sim.servers.kinds import Links, kind_2023, profile_of
+from splitwatt_sim.servers.kinds_2026 import (
     HBM_BYTES,
     LINK_BYTES_PER_S,
     LLAMA_70B,
@@ -23,7 +23,7 @@ from splitwatt_sim.kinds_2026 import (
     Stated,
     kind_2026,
 )
-from splitwatt_sim.tables import GIB, ServerTable, TableError, builtin
+from splitwatt_sim.servers.tables import GIB, ServerTable, TableError, builtin
 
 GPUS = 8
 LONGEST = 12_000

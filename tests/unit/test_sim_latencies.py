@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns, unloaded
-from splitwatt_sim.tables import ServerTable
+from splitwatt_sim.servers.tables import ServerTable
 
 NAMES = [f"{name}_p{p}" for name in SLOWDOWN_SLOS for p in PERCENTILES]
 AT_LIMIT = {

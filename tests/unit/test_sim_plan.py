@@ -17,11 +17,11 @@ from splitwatt_api.power_budget import PowerBudget
 from splitwatt_api.power_profile import PowerProfile
 from splitwatt_cli.main import main
 from splitwatt_core.contract import Phase
-from splitwatt_sim.fleet import FleetRun, run_fleet
+from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
-from splitwatt_sim.plan_objects import PlanObjectsError, as_yaml, manifests, profile_manifests
-from splitwatt_sim.plan_options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
-from splitwatt_sim.plan_search import (
+from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
+from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
+from splitwatt_sim.plan.search import (
     Found,
     Goal,
     Limits,
@@ -34,8 +34,8 @@ from splitwatt_sim.plan_search import (
     robust_rate,
     splits,
 )
-from splitwatt_sim.resample import generated
-from splitwatt_sim.tables import TableError
+from splitwatt_sim.servers.tables import TableError
+from splitwatt_sim.traces.resample import generated
 
 SIZES = generated(requests_per_s=10.0, seconds=60.0, seed=3)
 LONGEST = int(SIZES.prompt_tokens.max())

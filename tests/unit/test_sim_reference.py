@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from splitwatt_sim import reference_run
-from splitwatt_sim.designs import Design, parse_design
 from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.latencies import Latencies
-from splitwatt_sim.reference_run import LINK_BYTES_PER_S, MEMORY_BYTES, StuckError, run_reference
-from splitwatt_sim.reference_state import MIXED_POOL, TOKEN_POOL
-from splitwatt_sim.resample import generated
-from splitwatt_sim.tables import GIB, DecodeModel, ModelShape, ServerTable, Tables, builtin
+from splitwatt_sim.reference import run as reference_run
+from splitwatt_sim.reference.run import LINK_BYTES_PER_S, MEMORY_BYTES, StuckError, run_reference
+from splitwatt_sim.reference.state import MIXED_POOL, TOKEN_POOL
+from splitwatt_sim.servers.designs import Design, parse_design
+from splitwatt_sim.servers.tables import GIB, DecodeModel, ModelShape, ServerTable, Tables, builtin
+from splitwatt_sim.traces.resample import generated
 
 Row = tuple[float, int, int]  # arrival in seconds, prompt tokens, output tokens
 
@@ -376,11 +376,11 @@ def test_when_all_is_done_memory_promises_and_pools_are_as_before(design: Design
 
 WORKLOAD = """
 import sys
-from splitwatt_sim.designs import parse_design
+from splitwatt_sim.servers.designs import parse_design
 from splitwatt_sim.jit import COMPILED
-from splitwatt_sim.reference_run import run_reference
-from splitwatt_sim.resample import generated
-from splitwatt_sim.tables import builtin
+from splitwatt_sim.reference.run import run_reference
+from splitwatt_sim.traces.resample import generated
+from splitwatt_sim.servers.tables import builtin
 
 arrivals = generated(requests_per_s=14.0, seconds=12.0, seed=3)
 print(COMPILED)

@@ -15,12 +15,13 @@ import pytest
 from rich.progress import Progress
 from splitwatt_core.polca import Level, PolcaSettings, PolcaState, RowPriority, comparison, settings_for, step
 from splitwatt_core.polca import Path as CommandPath
-from splitwatt_sim import reproduce_polca, row_trace
-from splitwatt_sim.pages import interval
-from splitwatt_sim.reproduce_polca import JUDGED, filled, variants, weak_locks
-from splitwatt_sim.row import SLOS, Row, clocks, columns, impact, run_row, sample_requests
-from splitwatt_sim.row_kernel import correlated, served_ms
-from splitwatt_sim.row_trace import STEP_S, RowTrace, Targets, largest_rise, make
+from splitwatt_sim.pages import polca as reproduce_polca
+from splitwatt_sim.pages.markdown import interval
+from splitwatt_sim.pages.polca import JUDGED, filled, variants, weak_locks
+from splitwatt_sim.row import trace as row_trace
+from splitwatt_sim.row.kernel import correlated, served_ms
+from splitwatt_sim.row.model import SLOS, Row, clocks, columns, impact, run_row, sample_requests
+from splitwatt_sim.row.trace import STEP_S, RowTrace, Targets, largest_rise, make
 
 ROW = Row()
 SETTINGS = settings_for(ROW.profile)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from splitwatt_cli.main import main
-from splitwatt_sim.arrivals import read_arrivals
-from splitwatt_sim.designs import parse_design
-from splitwatt_sim.reference_run import run_reference
-from splitwatt_sim.resample import generated, poisson
-from splitwatt_sim.tables import DecodeModel, builtin
+from splitwatt_sim.reference.run import run_reference
+from splitwatt_sim.servers.designs import parse_design
+from splitwatt_sim.servers.tables import DecodeModel, builtin
+from splitwatt_sim.traces.arrivals import read_arrivals
+from splitwatt_sim.traces.resample import generated, poisson
 
 REQUESTS = "arrival_timestamp,prompt_size,token_size\n" + "".join(
     f"{0.03 * i:.2f},{200 + 37 * i % 1500},{8 + i % 90}\n" for i in range(200)

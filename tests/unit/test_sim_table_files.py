@@ -15,9 +15,9 @@ from splitwatt_api.convert_profile import profile_from_wire
 from splitwatt_api.power_profile import PowerProfile
 from splitwatt_core import phase_model, profiles
 from splitwatt_core.profiles import Timing
-from splitwatt_sim import table_files
-from splitwatt_sim.kinds_2026 import kind_2026
-from splitwatt_sim.table_files import (
+from splitwatt_sim.servers import table_files
+from splitwatt_sim.servers.kinds_2026 import kind_2026
+from splitwatt_sim.servers.table_files import (
     NEUTRAL_COLUMNS,
     SERVED_MODEL,
     DecodeRow,
@@ -30,7 +30,7 @@ from splitwatt_sim.table_files import (
     to_power_profile,
     write_neutral_csv,
 )
-from splitwatt_sim.tables import TableError
+from splitwatt_sim.servers.tables import TableError
 
 BASE_MS = {1: 10.0, 8: 10.0, 16: 11.5, 64: 14.25}
 KV_MS = 13.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from splitwatt_sim import tables
-from splitwatt_sim.tables import (
+from splitwatt_sim.servers import tables
+from splitwatt_sim.servers.tables import (
     DecodeModel,
     ModelShape,
     Points,

@@ -1,0 +1,375 @@
+"""The fleet simulator's event loop.
+
+Theory. Arrivals are the only events that touch more than one machine, so no queue of all events is kept: at each arrival
+every machine whose `next_s` has come is brought up to that moment, prompts first, for they are what sequences come from.
+Between two changes of its batch a machine runs equal iterations but for the context that grows by one token per sequence
+and step, so the time of k steps has a closed form,
+
+    T(k) = k * (decode_s[B] + kv_s * C) + kv_s * B * k * (k - 1) / 2,
+
+and a sequence of n tokens is done n iterations after it joined, whatever these cost: a heap by iteration, O(log B) a change
+and nothing per token. Prefill takes an iteration of its own, with chunks up to MAX_BATCH_TOKENS less the sequences that
+decode along. Who arrives waits for the next iteration boundary.
+
+Protected: time never runs backwards on a machine; every token is counted once; energy is the integral of the draw, exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_sim.fleet.state import (
+    ARRIVED,
+    DECODE,
+    DECODING,
+    DONE,
+    IDLE,
+    MAX_BATCH_SEQUENCES,
+    MAX_BATCH_TOKENS,
+    MIXED,
+    NOBODY,
+    OVERFLOWS,
+    PREFILL,
+    PREFILLING,
+    Fleet,
+    pop,
+    push,
+)
+from splitwatt_sim.jit import inlined, lean
+
+MIXED_SLOWDOWN = 1.1
+"""An iteration with prompts and sequences takes this times a prefill of as many tokens (splitwise-sim's measured rule)."""
+LONG_QUEUE_TOKENS = 8192
+
+COMPLETE = 0
+TOO_SMALL = 1
+
+
+@inlined
+def _steps_s(f: Fleet, m: int, k: int) -> float:
+    """Time of the first k steps of the run under way."""
+    x = f.machines[m]
+    first_s = f.decode_s[x.kind, x.batch] + f.kv_s[x.kind] * x.context
+    return float(k * first_s + f.kv_s[x.kind] * x.batch * (k * (k - 1.0)) / 2.0)
+
+
+@inlined
+def _steps_until(f: Fleet, m: int, span_s: float) -> int:
+    """The least k with T(k) >= span_s: the boundary at which somebody who comes then is let in."""
+    x = f.machines[m]
+    if span_s <= 0.0:
+        return 0
+    first_s = f.decode_s[x.kind, x.batch] + f.kv_s[x.kind] * x.context
+    growth_s = f.kv_s[x.kind] * x.batch
+    if growth_s > 0.0:
+        half = first_s - growth_s / 2.0
+        k = int((math.sqrt(half * half + 2.0 * growth_s * span_s) - half) / growth_s)
+    else:
+        k = int(span_s / first_s)
+    k = max(k - 1, 0)
+    while _steps_s(f, m, k) < span_s:
+        k += 1
+    return k
+
+
+@inlined
+def _draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
+    """From now on the machine draws this; account for what it drew before."""
+    x = f.machines[m]
+    f.machines[m].energy_j += x.draw_w * (at_s - x.drawn_since_s)
+    if f.power_w.shape[1] > 0 and x.draw_w > 0.0:
+        start_s = x.drawn_since_s
+        while start_s < at_s:
+            second = int(start_s)
+            if second >= f.power_w.shape[1]:
+                break
+            end_s = min(at_s, second + 1.0)
+            f.power_w[m, second] += x.draw_w * (end_s - start_s)
+            start_s = end_s
+    f.machines[m].draw_w = power_w
+    f.machines[m].drawn_since_s = at_s
+
+
+@inlined
+def _admit(f: Fleet, m: int, at_s: float) -> None:
+    """Let sequences in whose cache is there, in that order, while batch and memory have room for the first of them."""
+    while f.machines[m].coming > 0 and f.coming_s[m, 0] <= at_s:
+        r = f.coming_item[m, 0]
+        need = f.requests[r].prompt + f.requests[r].output
+        full = f.machines[m].kv_used + need > f.kv_room[f.machines[m].kind]
+        if f.machines[m].batch > 0 and (full or f.machines[m].batch == MAX_BATCH_SEQUENCES):
+            return
+        pop(f.coming_s[m], f.coming_item[m], f.machines[m].coming)
+        f.machines[m].coming -= 1
+        _join(f, m, r, at_s)
+
+
+@inlined
+def _join(f: Fleet, m: int, r: int, at_s: float) -> None:
+    """A sequence joins the batch, for every token but the first."""
+    key = f.machines[m].iteration + f.requests[r].output - 1
+    push(f.finish_key[m], f.finish_item[m], f.machines[m].finishing, key, r)
+    f.machines[m].finishing += 1
+    f.machines[m].batch += 1
+    f.machines[m].context += f.requests[r].prompt + 1
+    f.machines[m].kv_used += f.requests[r].prompt + f.requests[r].output
+
+
+@inlined
+def _done(f: Fleet, m: int, r: int, at_s: float) -> None:
+    f.requests[r].done_s = at_s
+    f.promised[m] -= f.requests[r].prompt + f.requests[r].output
+    f.pending[m] -= 1
+    f.counters[DONE] += 1
+
+
+@inlined
+def _finish_until(f: Fleet, m: int, at_s: float) -> None:
+    """Let those go whose last iteration is over."""
+    while f.machines[m].finishing > 0 and f.finish_key[m, 0] <= f.machines[m].iteration:
+        r = pop(f.finish_key[m], f.finish_item[m], f.machines[m].finishing)
+        f.machines[m].finishing -= 1
+        f.machines[m].batch -= 1
+        tokens = f.requests[r].prompt + f.requests[r].output
+        f.machines[m].context -= tokens
+        f.machines[m].kv_used -= tokens
+        _done(f, m, r, at_s)
+
+
+@inlined
+def _hand_off(f: Fleet, m: int, r: int, at_s: float) -> None:
+    """A prompt is prefilled, and its first token is there. If it owes more, its sequence joins here, or its cache sets out
+    over this machine's link."""
+    f.requests[r].prompt_end_s = at_s
+    to = f.requests[r].decode_at
+    if f.requests[r].output == 1:
+        _done(f, to, r, at_s)
+        return
+    ready_s = at_s
+    if to != m:
+        kind = f.machines[m].kind
+        took_s = f.hand_off[kind, 1]
+        if f.requests[r].prompt < f.hand_off[kind, 2]:
+            took_s += f.hand_off[kind, 0] * f.requests[r].prompt
+        ready_s = max(at_s, f.machines[m].link_free_s) + took_s
+        f.machines[m].link_free_s = ready_s
+    if f.machines[to].coming == f.coming_s.shape[1]:
+        f.counters[OVERFLOWS] += 1
+        return
+    push(f.coming_s[to], f.coming_item[to], f.machines[to].coming, ready_s, r)
+    f.machines[to].coming += 1
+    if to != m and f.coming_item[to, 0] == r:  # who is not the first waits for those before, not for a boundary
+        _expect(f, to, ready_s)
+
+
+@inlined
+def _end_prefill(f: Fleet, m: int, at_s: float) -> None:
+    """The iteration with prompts is over: every sequence has one token more, the chunk's tokens are prefilled."""
+    if f.machines[m].batch > 0:
+        f.machines[m].context += f.machines[m].batch
+        _finish_until(f, m, at_s)
+    chunk = f.machines[m].chunk
+    f.pending[m] -= chunk
+    while chunk > 0:
+        r = f.machines[m].head
+        took = min(chunk, f.requests[r].left)
+        chunk -= took
+        f.requests[r].left -= took
+        if f.requests[r].left == 0:
+            f.machines[m].head = f.requests[r].behind
+            _hand_off(f, m, r, at_s)
+    f.machines[m].chunk = 0
+
+
+@inlined
+def _chunk(f: Fleet, m: int, at_s: float) -> int:
+    """Prompt tokens of the next iteration. Prompt machines take whole prompts, the first of any length; mixed ones cut."""
+    room = MAX_BATCH_TOKENS - f.machines[m].batch
+    chunk, r = 0, f.machines[m].head
+    while r != NOBODY and f.requests[r].arrival_s <= at_s:
+        left = f.requests[r].left
+        if chunk + left > room:
+            if f.machines[m].role == MIXED:
+                return int(room)
+            return int(left) if chunk == 0 else chunk
+        chunk += int(left)
+        r = f.requests[r].behind
+    return chunk
+
+
+@inlined
+def _boundary(f: Fleet, m: int, at_s: float) -> None:
+    """An iteration ended, or somebody came to an idle machine: decide what runs next."""
+    if f.machines[m].coming > 0:
+        _admit(f, m, at_s)
+    x = f.machines[m]
+    f.machines[m].since_s = at_s
+    chunk = _chunk(f, m, at_s)
+    if chunk > 0:
+        if x.batch == 0:
+            took_s = f.prefill_s[x.kind, chunk]
+        else:
+            took_s = MIXED_SLOWDOWN * f.prefill_s[x.kind, chunk + x.batch] + f.kv_s[x.kind] * x.context
+        f.machines[m].chunk = chunk
+        f.machines[m].doing = PREFILLING
+        f.next_s[m] = at_s + took_s
+        f.machines[m].busy_s += took_s
+        _draw(f, m, at_s, f.prefill_w[x.kind, chunk])
+        return
+    if x.batch > 0:
+        f.machines[m].doing = DECODING
+        _draw(f, m, at_s, f.decode_w[x.kind, x.batch])
+        _plan(f, m)
+        return
+    f.machines[m].doing = IDLE
+    _draw(f, m, at_s, f.idle_w[x.kind])
+    f.next_s[m] = _next_guest_s(f, m)
+
+
+@inlined
+def _next_guest_s(f: Fleet, m: int) -> float:
+    """When the next prompt or sequence is there; those that memory keeps out are waited for by nobody."""
+    at_s = np.inf
+    if f.machines[m].coming > 0:
+        full = f.machines[m].batch > 0 and f.coming_s[m, 0] <= f.machines[m].since_s
+        if not full:
+            at_s = f.coming_s[m, 0]
+    if f.machines[m].head != NOBODY:
+        at_s = min(at_s, f.requests[f.machines[m].head].arrival_s)
+    return at_s
+
+
+@inlined
+def _plan(f: Fleet, m: int) -> None:
+    """Where the run of steps that begins now will end: with its first sequence, or for the next guest."""
+    k = int(f.finish_key[m, 0] - f.machines[m].iteration)
+    ends_s = f.machines[m].since_s + _steps_s(f, m, k)
+    f.machines[m].plan, f.next_s[m] = k, ends_s
+    guest_s = _next_guest_s(f, m)
+    if guest_s < ends_s:
+        _expect(f, m, guest_s)
+
+
+@inlined
+def _expect(f: Fleet, m: int, guest_s: float) -> None:
+    """Somebody comes at `guest_s`: an idle machine wakes then, a run of steps ends at the boundary that follows."""
+    if guest_s >= f.next_s[m] or f.machines[m].doing == PREFILLING:
+        return
+    if f.machines[m].doing == IDLE:
+        f.next_s[m] = guest_s
+        return
+    k = _steps_until(f, m, guest_s - f.machines[m].since_s)
+    if k < f.machines[m].plan:
+        f.machines[m].plan = k
+        f.next_s[m] = f.machines[m].since_s + _steps_s(f, m, k)
+
+
+@inlined
+def _end_run(f: Fleet, m: int, at_s: float) -> None:
+    """The planned steps are over: count them, and let those go who are done."""
+    k = f.machines[m].plan
+    f.machines[m].iteration += k
+    f.machines[m].context += k * f.machines[m].batch
+    f.machines[m].busy_s += at_s - f.machines[m].since_s
+    _finish_until(f, m, at_s)
+
+
+@inlined
+def _advance(f: Fleet, m: int, until_s: float) -> None:
+    """Bring one machine up to a moment."""
+    while f.next_s[m] <= until_s and f.next_s[m] < np.inf:
+        at_s = f.next_s[m]
+        if f.machines[m].doing == PREFILLING:
+            f.machines[m].iteration += 1
+            _end_prefill(f, m, at_s)
+        elif f.machines[m].doing == DECODING:
+            _end_run(f, m, at_s)
+        _boundary(f, m, at_s)
+
+
+@inlined
+def _least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
+    """The machine of this role with the least load int64[M]; the first of equals, or NOBODY."""
+    if f.first[role] == f.first[role + 1]:
+        return NOBODY
+    best = f.first[role]
+    least = load[best]
+    for m in range(f.first[role] + 1, f.first[role + 1]):
+        if load[m] < least:
+            best, least = m, load[m]
+    return int(best)
+
+
+@inlined
+def _route(f: Fleet, r: int, now_s: float) -> None:
+    """Join the shortest queue. A mixed machine takes a request where there is no split pool, or where the best prompt
+    machine's queue is long or no decode machine has room, and then only if its own queue is the shorter one: nobody waits
+    longer than without the mixed pool."""
+    prompt_at, mixed_at = _least(f, PREFILL, f.pending), _least(f, MIXED, f.pending)
+    decode_at = _least(f, DECODE, f.promised)
+    prompt, need = f.requests[r].prompt, f.requests[r].prompt + f.requests[r].output
+    if min(prompt_at, decode_at) == NOBODY:
+        prompt_at = decode_at = mixed_at
+    elif mixed_at != NOBODY:
+        long = f.pending[prompt_at] + prompt > LONG_QUEUE_TOKENS
+        full = f.promised[decode_at] + need > f.kv_room[f.machines[decode_at].kind]
+        if (long or full) and f.pending[mixed_at] < f.pending[prompt_at]:
+            prompt_at = decode_at = mixed_at
+    f.requests[r].decode_at = decode_at
+    f.promised[decode_at] += need
+    f.pending[decode_at] += 1
+    f.pending[prompt_at] += prompt
+    if f.machines[prompt_at].head == NOBODY:
+        f.machines[prompt_at].head = r
+    else:
+        f.requests[f.machines[prompt_at].tail].behind = r
+    f.machines[prompt_at].tail = r
+    _expect(f, prompt_at, now_s)
+
+
+@inlined
+def _settle(f: Fleet, m: int, at_s: float) -> None:
+    """Account for what was drawn and for the steps that were done by now. The step under way keeps its time; those after it
+    ask the tables again, which may be others by then."""
+    _draw(f, m, at_s, f.machines[m].draw_w)
+    if f.machines[m].doing != DECODING:
+        return
+    k = max(_steps_until(f, m, at_s - f.machines[m].since_s) - 1, 0)
+    took_s = _steps_s(f, m, k)
+    f.machines[m].busy_s += took_s
+    f.machines[m].since_s += took_s
+    f.machines[m].iteration += k
+    f.machines[m].context += k * f.machines[m].batch
+    f.machines[m].plan = 1
+    f.next_s[m] = f.machines[m].since_s + _steps_s(f, m, 1)
+
+
+@lean
+def run_until(f: Fleet, until_s: float) -> int:
+    """Take in every request that arrives by then, and bring every machine up to that moment; `until_s` inf: until all is
+    done. May be called again with a later time, and after tables were changed between two calls: these count from each
+    machine's next iteration on."""
+    count = len(f.requests)
+    while True:
+        r = f.counters[ARRIVED]
+        arrives = r < count and f.requests[r].arrival_s <= until_s
+        now_s = f.requests[r].arrival_s if arrives else until_s
+        for m in range(len(f.machines)):  # by role: sequences come from prompts
+            if f.next_s[m] <= now_s:
+                _advance(f, m, now_s)
+        if f.counters[OVERFLOWS] > 0:
+            return TOO_SMALL
+        if not arrives:
+            break
+        _route(f, r, now_s)
+        f.counters[ARRIVED] += 1
+    if until_s == np.inf:  # the last token is the last change of any machine's draw
+        until_s = 0.0
+        for m in range(len(f.machines)):
+            until_s = max(until_s, f.machines[m].drawn_since_s)
+    for m in range(len(f.machines)):
+        _settle(f, m, until_s)
+    return COMPLETE

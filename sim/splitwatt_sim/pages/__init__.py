@@ -1,0 +1,1 @@
+"""The pages below docs/reproduce, each written by one command."""

@@ -1,0 +1,105 @@
+"""A plan as objects to apply: InferenceCluster and PowerBudget, and the PowerProfiles behind it, by the API's own models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+from splitwatt_api.inference_cluster import InferenceCluster
+from splitwatt_api.power_budget import PowerBudget
+from splitwatt_core.profiles import Profile
+
+from splitwatt_sim.plan.options import REST_W, Slo, profile_named
+from splitwatt_sim.plan.search import GPUS, LOSSES, PlanDesign, charge_w
+from splitwatt_sim.servers.table_files import to_power_profile
+
+API_VERSION: Final = "splitwatt.io/v1alpha1"
+PLAN_LABEL: Final = "splitwatt.io/plan"
+POOL_LABEL: Final = "splitwatt.io/pool"
+
+
+class PlanObjectsError(ValueError):
+    """A plan that this version's API cannot say; the message is one sentence."""
+
+
+def manifests(
+    design: PlanDesign, *, name: str, namespace: str, model: str, slo: Slo, gpu_profiles: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Objects in the order in which they are applied; each passes the API's models. `gpu_profiles`: GPU -> profile name.
+
+    Raises PlanObjectsError for an unsplit design (the API has no mixed role yet), and for what the API's bounds refuse.
+    """
+    decode = design.decode
+    if decode is None:
+        raise PlanObjectsError("the best design is unsplit, which an InferenceCluster cannot say yet: no objects are written")
+    profiles = [profile_named(gpu_profiles[gpu]) for gpu in dict.fromkeys((design.prefill.gpu, decode.gpu))]
+    wanted: dict[str, Any] = {
+        "model": {"name": model},
+        "engine": {"type": "VLLM"},
+        "prefill": _role(name, "prefill", design.prefill_servers, design.prefill.cap_w),
+        "decode": _role(name, "decode", design.decode_servers, decode.cap_w),
+    }
+    limits = {"ttftP99Milliseconds": slo.ttft_p99_ms, "tbtP99Milliseconds": slo.tbt_p99_ms}
+    if any(limit is not None for limit in limits.values()):
+        wanted["slo"] = {key: round(limit) for key, limit in limits.items() if limit is not None}
+    objects = [
+        _object("PowerBudget", {"name": name}, _budget(design, name, profiles)),
+        _object("InferenceCluster", {"name": name, "namespace": namespace}, wanted),
+    ]
+    try:
+        PowerBudget.from_wire(objects[0])
+        InferenceCluster.from_wire(objects[1])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PlanObjectsError(f"the API does not take this plan: {where}: {first['msg']}") from error
+    return objects
+
+
+def profile_manifests(design: PlanDesign, gpu_profiles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The PowerProfiles that the plan was made with. The chart brings these too, and a profile that was measured on one's own
+    machines is the better one: so they are not among the plan's own objects."""
+    gpus = [design.prefill.gpu, *([design.decode.gpu] if design.decode else [])]
+    return [_profile(profile_named(gpu_profiles[gpu])) for gpu in dict.fromkeys(gpus)]
+
+
+def _profile(profile: Profile) -> dict[str, Any]:
+    """Without the fields that the API server fills in."""
+    written = to_power_profile(profile)
+    return _object("PowerProfile", {"name": written["metadata"]["name"]}, written["spec"])
+
+
+def _object(kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _role(name: str, role: str, replicas: int, cap_w: int) -> dict[str, Any]:
+    return {
+        "replicas": replicas,
+        "gpusPerReplica": GPUS,
+        "nodeSelector": {POOL_LABEL: f"{name}-{role}"},
+        "powerCeilingWatts": cap_w,
+    }
+
+
+def _budget(design: PlanDesign, name: str, profiles: list[Profile]) -> dict[str, Any]:
+    """One feed for all nodes of the plan. The limit is what the caps add up to, as invariant I1 counts it."""
+    rated_w = max(charge_w(cap_w=profile.default_cap_w, rest_w=REST_W) for profile in profiles)
+    return {
+        "limitWatts": math.ceil(design.charge_w),
+        "mode": "Strict",
+        "policy": {"type": "PhaseAware"},
+        "nodeSelector": {"matchLabels": {PLAN_LABEL: name}},
+        "nonGpuWattsPerNode": REST_W,
+        "unmanagedWattsPerNode": math.ceil(rated_w),
+        "overheadPercent": round(LOSSES * 100),
+    }
+
+
+def as_yaml(objects: list[dict[str, Any]], *, header: str) -> str:
+    """`header`: comment lines before the first object, without their marks."""
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    return comment + "---\n".join(yaml.safe_dump(obj, sort_keys=False, width=120) for obj in objects)

@@ -1,0 +1,135 @@
+"""What can be bought: servers of known GPUs under a few caps per phase, each with its charge and its price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from splitwatt_core.contract import Phase
+from splitwatt_core.profiles import Profile, builtin
+
+from splitwatt_sim.fleet.run import FleetRun
+from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
+from splitwatt_sim.plan.search import Option, charge_w
+from splitwatt_sim.servers.designs import USD_PER_HOUR
+from splitwatt_sim.servers.kinds import GPU_OF_KIND, SERVER_REST_W, kind_2023
+from splitwatt_sim.servers.kinds_2026 import kind_2026
+from splitwatt_sim.servers.tables import TableError
+from splitwatt_sim.servers.tables import builtin as builtin_tables
+from splitwatt_sim.traces.arrivals import Arrivals
+
+MODEL_2026: Final = "meta-llama/Llama-3.1-70B-Instruct"
+GPUS_2026: Final[Mapping[str, str]] = {"A100": "A100-SXM-80GB", "H100": "H100-SXM", "H200": "H200-SXM", "B200": "B200"}
+REST_W: Final = SERVER_REST_W
+"""A server beside its GPUs, at the meter. One figure for every server, of both eras."""
+PREFILL_SHARES: Final = (1.0, 0.8, 0.65, 0.5)
+"""Caps tried for prefill, as shares of the default limit; every watt below the natural draw costs time there."""
+CAP_GRAIN_W: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Absolute: P99 of TTFT and of a request's mean TBT in milliseconds. None: Splitwise's nine slowdowns."""
+
+    ttft_p99_ms: float | None = None
+    tbt_p99_ms: float | None = None
+    margin: float = 0.0
+
+    def checker(self, model: str) -> Callable[[FleetRun, Arrivals], list[str]]:
+        """Names of the SLOs that a run misses. Raises TableError where slowdowns have no base for the model."""
+        if self.ttft_p99_ms is None and self.tbt_p99_ms is None:
+            if model == MODEL_2026:
+                raise TableError(f"{model} has no table to count slowdowns by: give an SLO for TTFT or TBT in milliseconds")
+            base = builtin_tables().server(model, "A100")
+
+            def relative(run: FleetRun, arrivals: Arrivals) -> list[str]:
+                alone = unloaded(base, prompt=arrivals.prompt_tokens, output=arrivals.output_tokens)
+                return missed_slos(slowdowns(run.latencies, alone), margin=self.margin)
+
+            return relative
+        limits = {"ttft_ms_p99": self.ttft_p99_ms, "tbt_ms_p99": self.tbt_p99_ms}
+
+        def absolute(run: FleetRun, arrivals: Arrivals) -> list[str]:
+            del arrivals
+            values = run.latencies.percentiles()
+            return [n for n, limit in limits.items() if limit is not None and values[n] >= limit * (1 - self.margin)]
+
+        return absolute
+
+
+def profile_named(name: str) -> Profile:
+    return next(profile for profile in builtin() if profile.name == name)
+
+
+def caps_of(profile: Profile, phase: Phase) -> tuple[int, ...]:
+    """Caps worth trying, highest first. Decode: the natural draw, above which a cap buys nothing, and the cliff. Prefill:
+    shares of the default limit. None below the cliff, where a phase collapses."""
+    row = profile.phase(phase)
+    assert row is not None
+    if phase is Phase.DECODE:
+        wanted: list[float] = [row.natural_w, row.cliff_w]
+    else:
+        wanted = [profile.default_cap_w * share for share in PREFILL_SHARES]
+    lowest = max(profile.min_cap_w, row.cliff_w)
+    return tuple(sorted({max(lowest, math.ceil(w / CAP_GRAIN_W) * CAP_GRAIN_W) for w in wanted}, reverse=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Options by phase, and those for servers that do both."""
+
+    prefill: tuple[Option, ...]
+    decode: tuple[Option, ...]
+    both: tuple[Option, ...]
+
+    def pairs(self) -> list[tuple[Option, Option | None]]:
+        split: list[tuple[Option, Option | None]] = [(p, d) for p in self.prefill for d in self.decode]
+        return [*((b, None) for b in self.both), *split]
+
+
+def known_gpus(model: str) -> Mapping[str, str]:
+    """GPUs that have a table of this model, with their power profiles."""
+    return GPUS_2026 if model == MODEL_2026 else GPU_OF_KIND
+
+
+def option_for(
+    model: str, gpu: str, cap_w: int | None, *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
+) -> Option:
+    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. Raises TableError for an unknown model or
+    GPU, and for a cap outside the GPU's range."""
+    names = known_gpus(model)
+    if gpu not in names:
+        raise TableError(f"there is no table of {model} on {gpu}; choose from {', '.join(names)}")
+    profile = profile_named(names[gpu])
+    cap_w = profile.default_cap_w if cap_w is None else cap_w
+    if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
+        raise TableError(
+            f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
+        )
+    if model == MODEL_2026:
+        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt)
+    else:
+        tables = builtin_tables()
+        table, shape = tables.server(model, gpu), tables.shape(model)
+        kind = kind_2023(table, shape, cap_w=cap_w, longest_prompt=longest_prompt)
+    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(gpu, math.nan)
+    return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
+
+
+def market(
+    model: str, gpus: Sequence[str], *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
+) -> Market:
+    """Servers of these GPUs under every cap worth trying. Raises TableError for a model or GPU that no table knows."""
+
+    def options(phase: Phase) -> tuple[Option, ...]:
+        names = known_gpus(model)
+        return tuple(
+            option_for(model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour)
+            for gpu in gpus
+            for cap_w in (caps_of(profile_named(names[gpu]), phase) if gpu in names else (None,))
+        )
+
+    prefill = options(Phase.PREFILL)
+    return Market(prefill=prefill, decode=options(Phase.DECODE), both=prefill)

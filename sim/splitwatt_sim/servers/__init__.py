@@ -1,0 +1,1 @@
+"""Servers: timing tables, power under caps, designs."""

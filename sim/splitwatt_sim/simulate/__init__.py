@@ -1,0 +1,1 @@
+"""`splitwatt simulate`: one design or one scenario, run once."""

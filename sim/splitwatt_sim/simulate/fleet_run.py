@@ -1,0 +1,131 @@
+"""`splitwatt simulate SCENARIO`: pools under caps in virtual time; table, figures, and a picture of power and SLOs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from splitwatt_sim.fleet.run import ROLE_NAMES, FleetRun, run_fleet
+from splitwatt_sim.fleet.state import Pool
+from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
+from splitwatt_sim.plan.search import Option
+from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, pools_of, read_scenario
+from splitwatt_sim.traces.arrivals import Arrivals
+
+MAX_RECORDED: Final = 20_000_000
+"""Seconds times servers of power that are kept; a longer run is recorded from its beginning."""
+LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
+COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
+
+
+def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Path | None) -> None:
+    """Run, print, and write `simulate.json` and `simulate.png`. Raises ScenarioError, TraceError, TableError, FleetError."""
+    scenario = read_scenario(path)
+    arrivals = arrivals_of(scenario, beside=path.parent)
+    bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()))
+    missed_of = scenario.slos().checker(scenario.model)
+    servers = sum(pool.servers for pool, _ in bought)
+    seconds = min(MAX_RECORDED // servers, math.ceil(float(arrivals.arrival_s[-1])) + 1)
+    run = run_fleet([pool for pool, _ in bought], arrivals, seconds=seconds)
+    missed = missed_of(run, arrivals)
+    console.print(_table(run, arrivals))
+    for pool, option in bought:
+        role = ROLE_NAMES[pool.role]
+        console.print(f"  {pool.servers} x {option}, {role}: busy {run.busy[role]:.0%}")
+    console.print("all SLOs hold" if not missed else f"SLOs missed: {', '.join(missed)}", soft_wrap=True)
+    values = figures(run, arrivals, bought, missed)
+    console.print(
+        f"charged {values['charge_w'] / 1e3:.1f} kW, drawn at most {values['peak_w'] / 1e3:.1f} kW in a second, "
+        f"{values['mean_w'] / 1e3:.1f} kW on average; {run.joules_per_token:.2f} J per output token"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    target = figures_to or out / "simulate.json"
+    target.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    draw(run, scenario, bought, out / "simulate.png", title=f"{path.stem}: {len(arrivals)} requests (simulated)")
+    console.print(f"written: {target}, {out / 'simulate.png'}")
+
+
+def server_watts(run: FleetRun) -> NDArray[np.float64]:
+    """float64[seconds]: mean draw of all servers in each second."""
+    return np.asarray(run.power_w.sum(axis=0))
+
+
+def figures(
+    run: FleetRun, arrivals: Arrivals, bought: Sequence[tuple[Pool, Option]], missed: Sequence[str]
+) -> dict[str, float]:
+    """Flat: name -> number, the unit in the name."""
+    drawn_w = server_watts(run)
+    return {
+        "requests": len(arrivals),
+        "requests_per_s": arrivals.requests_per_s,
+        "servers": sum(pool.servers for pool, _ in bought),
+        "charge_w": sum(pool.servers * option.charge_w for pool, option in bought),
+        "peak_w": float(drawn_w.max(initial=0.0)),
+        "mean_w": sum(run.energy_j.values()) / run.ends_s,
+        "energy_kj": sum(run.energy_j.values()) / 1e3,
+        "joules_per_token": run.joules_per_token,
+        "output_tokens_per_s": run.output_tokens / run.ends_s,
+        **{f"{role}_busy_ratio": busy for role, busy in run.busy.items()},
+        **run.latencies.percentiles(),
+        "slos_missed": len(missed),
+    }
+
+
+def _table(run: FleetRun, arrivals: Arrivals) -> Table:
+    table = Table(title=f"{len(arrivals)} requests of {arrivals.name} (simulated)", title_justify="left")
+    table.add_column("ms")
+    values = run.latencies.percentiles()
+    for p in PERCENTILES:
+        table.add_column(f"P{p}", justify="right")
+    for name, label in LABELS.items():
+        table.add_row(label, *(f"{values[f'{name}_ms_p{p}']:.1f}" for p in PERCENTILES))
+    return table
+
+
+def draw(
+    run: FleetRun, scenario: Scenario, bought: Sequence[tuple[Pool, Option]], path: Path, *, title: str
+) -> None:
+    """Power by role over time under what is charged, and P99s beside their SLOs. Writes a PNG."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), width_ratios=(3, 1), layout="constrained")
+    order = sorted(bought, key=lambda pair: pair[0].role)
+    at_s, first = np.arange(run.power_w.shape[1]), 0
+    stacked, labels = [], []
+    for pool, option in order:
+        stacked.append(run.power_w[first : first + pool.servers].sum(axis=0) / 1e3)
+        labels.append(f"{ROLE_NAMES[pool.role]}: {pool.servers} x {option}")
+        first += pool.servers
+    colours = [COLOURS[ROLE_NAMES[pool.role]] for pool, _ in order]
+    left.stackplot(at_s, stacked, labels=labels, colors=colours, alpha=0.7)
+    charge_kw = sum(pool.servers * option.charge_w for pool, option in bought) / 1e3
+    left.axhline(charge_kw, color="black", ls="--", lw=1, label="charged: what the caps allow")
+    left.set(xlabel="s", ylabel="kW", title=title, xlim=(0, max(1, len(at_s) - 1)))
+    left.legend(loc="lower right", fontsize=8)
+    _slo_bars(right, run, scenario)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _slo_bars(axes: plt.Axes, run: FleetRun, scenario: Scenario) -> None:
+    values, slo = run.latencies.percentiles(), scenario.slos()
+    rows = [("TTFT", values["ttft_ms_p99"], slo.ttft_p99_ms), ("TBT", values["tbt_ms_p99"], slo.tbt_p99_ms)]
+    known = [(label, value / limit) for label, value, limit in rows if limit is not None]
+    if not known:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"{len(SLOWDOWN_SLOS) * 3} slowdown SLOs", ha="center")
+        return
+    colours = ["#2ca02c" if ratio < 1 else "#d62728" for _, ratio in known]
+    axes.bar([label for label, _ in known], [ratio for _, ratio in known], color=colours)
+    axes.axhline(1.0, color="black", ls="--", lw=1)
+    axes.set(title="P99 as a share of its SLO")

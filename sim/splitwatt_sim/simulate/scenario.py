@@ -1,0 +1,135 @@
+"""A scenario for `splitwatt simulate`: pools of servers under caps, a list of requests, SLOs; one YAML file.
+
+    model: meta-llama/Llama-3.1-70B-Instruct
+    requests: {file: trace.csv, rate: 20, seconds: 300, seed: 1}     # without file: the seeded generator
+    pools:
+      - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
+      - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
+    slo: {ttftP99Milliseconds: 2000, tbtP99Milliseconds: 100}
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
+from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
+from splitwatt_sim.plan.search import MAX_SERVERS, Option
+from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
+from splitwatt_sim.traces.resample import generated, poisson, read_rate_file, with_rate_curve
+
+MAX_POOLS: Final = 16
+MAX_REQUESTS: Final = 5_000_000
+DEFAULT_RATE: Final = 5.5
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be run; the message is one sentence that says what to change."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, frozen=True, populate_by_name=True)
+
+
+class Role(StrEnum):
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+    MIXED = "Mixed"
+
+
+ROLE_CODES: Final = {Role.PREFILL: PREFILL, Role.DECODE: DECODE, Role.MIXED: MIXED}
+
+
+class RequestsPart(_Part):
+    """`rate` with a file: Poisson arrivals with sizes drawn from it; without `rate` the file's own arrivals. `rate_file`:
+    seconds,multiplier of the rate over time; the mean rate is then `rate`, or the file's own."""
+
+    file: Path | None = None
+    rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e7)] = 120.0
+    seed: Annotated[int, Field(ge=0)] = 1
+    rate_file: Path | None = None
+
+
+class PoolPart(_Part):
+    role: Role
+    gpu: str
+    servers: Annotated[int, Field(ge=1, le=MAX_SERVERS)]
+    cap_watts: Annotated[int, Field(ge=1)] | None = None
+
+
+class SloPart(_Part):
+    ttft_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
+    tbt_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
+
+
+class Scenario(_Part):
+    model: str = MODEL_2026
+    requests: RequestsPart = RequestsPart()
+    pools: Annotated[tuple[PoolPart, ...], Field(min_length=1, max_length=MAX_POOLS)]
+    slo: SloPart = SloPart()
+
+    def slos(self) -> Slo:
+        """Splitwise's nine slowdowns where no limit is given."""
+        return Slo(self.slo.ttft_p99_milliseconds, self.slo.tbt_p99_milliseconds)
+
+
+def read_scenario(path: Path) -> Scenario:
+    """Files named inside are looked up beside the scenario. Raises ScenarioError that names the field."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"cannot read {path} ({error}); pass the path of a scenario file") from error
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo")
+    try:
+        scenario = Scenario.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ScenarioError(f"{path}: {where}: {first['msg']}") from error
+    roles = {pool.role for pool in scenario.pools}
+    if Role.MIXED not in roles and roles != {Role.PREFILL, Role.DECODE}:
+        raise ScenarioError(f"{path}: pools: a fleet needs Prefill and Decode pools, or a Mixed one; add what is missing")
+    return scenario
+
+
+def arrivals_of(scenario: Scenario, *, beside: Path) -> Arrivals:
+    """The list of requests. Raises TraceError, ScenarioError."""
+    part = scenario.requests
+    source = None if part.file is None else read_arrivals(beside / part.file)
+    rate = part.rate or (DEFAULT_RATE if source is None else source.requests_per_s)
+    replayed = source is not None and part.rate is None and part.rate_file is None
+    if not replayed and rate * part.seconds > MAX_REQUESTS:
+        wanted = rate * part.seconds
+        raise ScenarioError(f"{wanted:.0f} requests are more than the {MAX_REQUESTS} of one run: lower rate or seconds")
+    if part.rate_file is not None:
+        shape = source or generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+        curve = read_rate_file(beside / part.rate_file)
+        arrivals = with_rate_curve(shape, curve, requests_per_s=rate, seconds=part.seconds)
+    elif source is None:
+        arrivals = generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+    elif replayed:
+        arrivals = source
+    else:
+        arrivals = poisson(source, requests_per_s=rate, seconds=part.seconds, seed=part.seed)
+    if len(arrivals) == 0:
+        raise ScenarioError("the list holds no request: raise requests.rate or requests.seconds")
+    return arrivals
+
+
+def pools_of(scenario: Scenario, *, longest_prompt: int) -> list[tuple[Pool, Option]]:
+    """Pools with what they were bought as. Raises TableError."""
+    return [
+        (Pool(ROLE_CODES[part.role], option.kind, part.servers), option)
+        for part in scenario.pools
+        for option in [option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt)]
+    ]

@@ -1,0 +1,1 @@
+"""Requests: files of five formats, resampling, day curves, a seeded generator."""
