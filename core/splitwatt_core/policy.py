@@ -84,10 +84,42 @@ class GpuColumns:
 
 
 @dataclass(frozen=True, slots=True)
+class MeterColumns:
+    """What the meters say of B budgets, float64[B]. limit_w: the limit in force. measured_w: NaN without a fresh reading,
+    which is not zero watts."""
+
+    limit_w: NDArray[np.float64]
+    measured_w: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockColumns:
+    """What a clock lock does to N GPUs. granted_mhz int32[N]: the lock granted last, 0 = unlocked. top_mhz, min_mhz
+    float64[N]: the range of SM clocks; top_mhz 0: nothing is known of its clocks, and it is never locked. idle_w float64[N].
+    exponent, voltage_floor float64[N]: watts above idle go with the clock to this power, down to this share of the top
+    clock, and in proportion to the clock below it (phase_model)."""
+
+    granted_mhz: NDArray[np.int32]
+    top_mhz: NDArray[np.float64]
+    min_mhz: NDArray[np.float64]
+    idle_w: NDArray[np.float64]
+    exponent: NDArray[np.float64]
+    voltage_floor: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class PowerSnapshot:
+    """`meter`, `clocks` None: nothing of the kind is known, and a policy that needs it does without. `slot` float64[N] in
+    0..1: each GPU's own moment within a period of raises, hashed from its UUID, so that a fleet does not rise as one; None:
+    all at once. `memory`: what the same policy returned with its last decision about this tree, None at the first one."""
+
     budgets: BudgetColumns
     gpus: GpuColumns
     unassigned: Unassigned = Unassigned.MINIMUM
+    meter: MeterColumns | None = None
+    clocks: ClockColumns | None = None
+    slot: NDArray[np.float64] | None = None
+    memory: object | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +136,19 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """cap_w int32[N], whole watts. max_clock_mhz int32[N], 0 = unlocked. short_w float64[B], 0 where feasible."""
+    """cap_w int32[N], whole watts. max_clock_mhz int32[N], 0 = unlocked. short_w float64[B], 0 where feasible. `memory`: a
+    frozen value for the next snapshot of this tree; whoever loses it loses no safety, only what was learned."""
 
     cap_w: NDArray[np.int32]
     max_clock_mhz: NDArray[np.int32]
     short_w: NDArray[np.float64]
     reasons: tuple[Reason, ...]
+    memory: object | None = None
 
 
 class Policy(Protocol):
-    """`decide` is pure: equal snapshots and times give equal decisions."""
+    """`decide` is pure: equal snapshots and times give equal decisions. What a policy has to remember travels through the
+    snapshot (`memory`)."""
 
     name: str
 
