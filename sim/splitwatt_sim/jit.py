@@ -1,20 +1,22 @@
 """Just-in-time compilation where numba is installed; the same functions, interpreted, where it is not.
 
-Every kernel of this room is written so that both give the same numbers to the last bit: plain loops over arrays, no
+Every kernel of the simulator is written so that both give the same numbers to the last bit: plain loops over arrays, no
 reordered sums (`fastmath` stays off), no threads. `NUMBA_DISABLE_JIT=1` interprets too.
 
 numba keeps compiled code on disk by the file of each function alone, and would not notice a change in a function that it
-calls. So the cache's folder carries a hash of the whole room.
+calls. So the cache's folder carries a hash of every file that has a kernel.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+KERNEL: Final = re.compile(rb"^@(jit|lean|inlined)$", re.MULTILINE)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -37,7 +39,9 @@ else:
     def _cache_folder() -> Path:
         digest = hashlib.sha256(numba.__version__.encode())
         for source in sorted(Path(__file__).parent.rglob("*.py")):
-            digest.update(source.read_bytes())
+            text = source.read_bytes()
+            if KERNEL.search(text):
+                digest.update(text)
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return home / "splitwatt" / "kernels" / digest.hexdigest()[:16]
 
