@@ -64,8 +64,8 @@ def plain_run(offered: np.ndarray, settings: LadderSettings, row: Row) -> tuple[
     return power, positions, brakes
 
 
-@pytest.mark.parametrize(("servers", "latency_s"), [(58, 2.0), (62, 40.0), (76, 2.0)])
-def test_the_kernel_does_what_the_cores_law_says(trace: RowTrace, servers: int, latency_s: float) -> None:
+@pytest.mark.parametrize(("servers", "latency_s", "moves"), [(58, 2.0, 5), (62, 40.0, 1), (76, 2.0, 1)])
+def test_the_kernel_does_what_the_cores_law_says(trace: RowTrace, servers: int, latency_s: float, moves: int) -> None:
     row, settings = Row(servers=servers), in_band(command_latency_s=latency_s)
     # The hours around the highest reading, from a start without any lock: locks move, and the brake falls too.
     middle = int(trace.utilisation.argmax())
@@ -75,7 +75,7 @@ def test_the_kernel_does_what_the_cores_law_says(trace: RowTrace, servers: int, 
     assert run.power.tolist() == power
     assert run.wanted.tolist() == positions
     assert run.brakes == brakes
-    assert brakes > 0 and len(set(positions)) > 2
+    assert brakes > 0 and len(set(positions)) > moves
 
 
 def test_the_ladder_goes_down_by_priority_and_saves_at_every_step() -> None:
