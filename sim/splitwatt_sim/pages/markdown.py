@@ -1,13 +1,18 @@
-"""What the pages below docs/reproduce share: intervals over seeds, and tables."""
+"""What the pages below docs/reproduce share: intervals over seeds, tables, and lines of one width."""
 
 from __future__ import annotations
 
+import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
 MIN_SEEDS: Final = 5
 MAX_SEEDS: Final = 100
+WIDTH: Final = 120
+_ITEM: Final = re.compile(r"(- |\d+\. )")
+_AS_IT_IS: Final = ("#", "|", "    ", "!")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -31,3 +36,24 @@ def spread(values: Sequence[float], form: str = ".1f", *, percent: bool = False)
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def wrapped(text: str) -> str:
+    """The page with its prose wrapped at `WIDTH`, items hanging; headings, tables, pictures and code stay as they are. Figures
+    are of any length, so a source cannot break its lines where the page should."""
+    blocks = re.split(r"\n{2,}", text.strip("\n"))
+    return "\n\n".join(b if b.startswith(_AS_IT_IS) else "\n".join(_filled(b)) for b in blocks) + "\n"
+
+
+def _filled(block: str) -> list[str]:
+    items: list[str] = []
+    for line in block.splitlines():
+        if not items or _ITEM.match(line):
+            items.append(line)
+        else:
+            items[-1] += f" {line.strip()}"
+    hang = [" " * len(found[0]) if (found := _ITEM.match(item)) else "" for item in items]
+    fills = zip(items, hang, strict=True)
+    return [
+        textwrap.fill(item, WIDTH, subsequent_indent=by, break_long_words=False, break_on_hyphens=False) for item, by in fills
+    ]
