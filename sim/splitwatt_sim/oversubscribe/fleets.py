@@ -114,6 +114,11 @@ class Bench:
         """Requests that hardly ever meet."""
         return self.run(fleet, ALONE_RPS, ALONE_SEED)
 
+    def prefill_load(self, fleet: Fleet, rate_rps: float) -> float:
+        """Share of its time that a prefill server works at this rate; of an unsplit fleet, its prompts' share alone."""
+        prefill_s = self._kind(fleet.caps.prefill_w).prefill_s
+        return rate_rps * float(prefill_s[self.sizes.prompt_tokens].mean()) / fleet.prefill_servers
+
     def _measured(self, fleet: Fleet, arrivals: Arrivals) -> Figures:
         run = run_fleet(self._pools(fleet), arrivals, seconds=int(self._seconds))
         judged = arrivals.arrival_s >= self._warm_s

@@ -123,8 +123,8 @@ def split_counts(servers: int, *, split: bool) -> list[tuple[int, int]]:
 
 
 def largest(holds: Callable[[int], bool], most: int) -> int:
-    """The largest n from 0 to `most` that holds, by bisection: more never holds where less does not. `holds(0)` is taken
-    for granted."""
+    """The largest n from 0 to `most` that holds, by bisection: for what never holds again once it does not, as a rate or a
+    rest. `holds(0)` is taken for granted."""
     low, high = 0, most + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -186,7 +186,10 @@ def fleets_of(bench: Bench, reading: Reading, way: Way, servers: int) -> Iterato
 
 
 def worst(bench: Bench, fleet: Fleet, static: Static, worse: float) -> float | None:
-    """The largest of both P99s' changes over the search's lists; None as soon as one is above `worse`."""
+    """The largest of both P99s' changes over the search's lists; None as soon as one is above `worse`, and without a run where
+    prefill alone asks for more time than there is: a queue that grows all along the list."""
+    if bench.prefill_load(fleet, static.rate_for(fleet.servers)) >= 1.0:
+        return None
     found = -math.inf
     for seed in SEARCH_SEEDS:
         ours = bench.run(fleet, static.rate_for(fleet.servers), seed)
@@ -208,18 +211,13 @@ def best_fleet(bench: Bench, reading: Reading, way: Way, static: Static, servers
 
 
 def most_gpus(bench: Bench, reading: Reading, way: Way, static: Static) -> Fleet | None:
-    """The largest fleet that holds. None: not even as many servers as the static fleet has."""
-
-    def holds(more: int) -> bool:
-        servers = static.fleet.servers + more
-        return any(
-            worst(bench, fleet, static, WORSE - MARGIN) is not None for fleet in fleets_of(bench, reading, way, servers)
-        )
-
-    if best_fleet(bench, reading, way, static, static.fleet.servers) is None:
-        return None
-    room = reading.most_servers(bench.profile.min_cap_w) - static.fleet.servers
-    return best_fleet(bench, reading, way, static, static.fleet.servers + largest(holds, room))
+    """The largest fleet that holds; None where none from the static fleet's count on does. Every count is tried, from the top:
+    a larger fleet pools better and splits finer, so it may hold where a smaller one does not."""
+    for servers in range(reading.most_servers(bench.profile.min_cap_w), static.fleet.servers - 1, -1):
+        fleet = best_fleet(bench, reading, way, static, servers)
+        if fleet is not None:
+            return fleet
+    return None
 
 
 def judge(bench: Bench, reading: Reading, fleet: Fleet, static: Static, seeds: Sequence[int]) -> Verdict:

@@ -60,7 +60,7 @@ CURVE_STEP: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question and its answer. `verdict` None: not even the static count holds, or none fits."""
+    """One question and its answer. `verdict` None: no count from the static one on holds."""
 
     name: str
     reading: Reading
@@ -237,10 +237,10 @@ def variants(
     cases = [
         case(f"rest as read at the base load, {own:.0f} W", bench, replace(base, rest_w=own), static, seeds=seeds),
         *(
-            case(f"{load:.0%} of the full load", bench, base, at_load(static, load), seeds=seeds)
+            case(f"{100 * load:.0f} % of the full load", bench, base, at_load(static, load), seeds=seeds)
             for load in (0.8, LIGHTEST)
         ),
-        case(f"{SPARE:.0%} more rest declared than drawn", bench, replace(base, rest_spare=SPARE), static, seeds=seeds),
+        case(f"{100 * SPARE:.0f} % more rest declared than drawn", bench, replace(base, rest_spare=SPARE), static, seeds=seeds),
     ]
     for name, profile in (
         (f"decode draws {OTHER_DECODE_W} W", decode_at(bench.profile, OTHER_DECODE_W)),

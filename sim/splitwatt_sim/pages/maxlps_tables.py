@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Final
 
-from splitwatt_sim.oversubscribe.budget import LOSSES, PUBLISHED, static_margin_w
+from splitwatt_sim.oversubscribe.budget import LOSSES, static_margin_w
 from splitwatt_sim.oversubscribe.search import OURS, WAYS, Change
 from splitwatt_sim.oversubscribe.study import GPU, Case, Results
 from splitwatt_sim.pages.markdown import spread
@@ -14,8 +14,8 @@ from splitwatt_sim.plan.options import profile_named
 
 Rows = list[tuple[str, ...]]
 ARRANGEMENT: Final = {True: "split", False: "unsplit"}
-NOTHING: Final = f"not {PUBLISHED.static_gpus}"
-"""Written where not even the static count holds."""
+NOTHING: Final = "none"
+"""Written where no count from the static one on holds."""
 
 MAIN_HEAD: Final = (
     "lists", "static fleet", "way", "GPUs", "servers of two rooms, caps", "tokens/s", "P99 TTFT", "P99 TBT", "P99 E2E",

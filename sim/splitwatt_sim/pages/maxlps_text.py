@@ -9,7 +9,16 @@ from splitwatt_core.contract import Phase
 
 from splitwatt_sim.oversubscribe.budget import LOSSES, PUBLISHED, static_margin_w
 from splitwatt_sim.oversubscribe.fleets import LIST_S, WARM_S
-from splitwatt_sim.oversubscribe.search import ALONE_TIMES, MARGIN, OURS, SEARCH_SEEDS, SPLIT_UNIFORM, TBT_MS, WORSE
+from splitwatt_sim.oversubscribe.search import (
+    ALONE_TIMES,
+    MARGIN,
+    OURS,
+    SEARCH_SEEDS,
+    SPLIT_UNIFORM,
+    TBT_MS,
+    UNSPLIT,
+    WORSE,
+)
 from splitwatt_sim.oversubscribe.study import (
     AIM_GPUS,
     AIM_SHARE,
@@ -22,6 +31,7 @@ from splitwatt_sim.oversubscribe.study import (
 )
 from splitwatt_sim.pages.markdown import markdown, wrapped
 from splitwatt_sim.pages.maxlps_tables import (
+    ARRANGEMENT,
     MAIN_HEAD,
     NOTHING,
     OTHER_HEAD,
@@ -63,7 +73,7 @@ def answer(results: Results) -> str:
     """The base case in words: what was reached, what is missed elsewhere, and how much of it is ours."""
     case, base = results.headline, results.base
     if case.verdict is None:
-        return f"At the base reading not even {BEFORE} GPUs hold."
+        return f"At the base reading no count from {BEFORE} GPUs on holds."
     share = fmean(case.verdict.share)
     counted, used = aims(case.gpus, share)
     alike = (c for c in results.main if (c.name, c.static) == (case.name, case.static))
@@ -79,7 +89,16 @@ def answer(results: Results) -> str:
 {_missed(results)}
 - Most of it is the reading, not the policy: one cap for all counts {uniform.gpus:g}, and at this rest {AFTER} GPUs
   have {room_w:.0f} W each, more than ours draw in any phase. The policy is worth {uniform.gpus:g} → {case.gpus:g}.
+- Whether their fleet is split is not published. {_elsewhere(results)}
 - So it is no head-to-head: their GPU, model, load and guard bands are not published."""
+
+
+def _elsewhere(results: Results) -> str:
+    """Our way against the other static fleets and lists, and the unsplit way against its own."""
+    ours = [c for c in results.main if c.way == OURS and c is not results.headline]
+    counts = ", ".join(f"{c.gpus:g} ({c.name}, {ARRANGEMENT[c.static.fleet.split]} before)" for c in ours)
+    own = {f"{c.gpus:g}" for c in results.main if c.way == UNSPLIT and not c.static.fleet.split}
+    return f"Ours elsewhere: {counts}. A fleet that stays unsplit, under one cap: {' or '.join(sorted(own))}."
 
 
 def _missed(results: Results) -> str:
@@ -105,8 +124,9 @@ def bound(results: Results) -> str:
 | charged to caps and not drawn: prefill GPUs between two prompts | {percent(charged - used, ".1f")} |
 | not charged | {percent(1 - charged, ".2f")} |
 
-A cap that binds is a watt that is used. So a full fleet under tight caps comes near its budget, and no judged second of
-any list lies above it. What a provable bound cannot use is the time in which a GPU draws less than its cap: more at a
+A cap that binds is a watt that is used. So a full fleet under tight caps comes near its budget; its largest judged second
+is {percent(max(case.verdict.peak), ".2f")}. What a provable bound cannot use is the time in which a GPU draws less than
+its cap: more at a
 lighter load, and more with caps above the natural draw, as `Uniform` gives them to decode. Nor can it use a rest that
 is declared and not drawn (section 4).
 
@@ -154,10 +174,10 @@ against the static fleet on the same list. Mean ± 95 % interval over lists (Stu
   *Hold*: lists on which neither P99 TTFT nor P99 TBT is more than {LIMIT} above. The claim is about TTFT alone.
 - `PhaseAware` and `Uniform` are the operator's own policies, asked about one budget. `PhaseAware` holds decode at its
   cliff and gives prefill what that frees. `Uniform` gives decode watts that it does not draw.
-- *{NOTHING}*: this way does not hold the static fleet's P99s with as many servers as it has. An unsplit fleet does not
-  carry the load of a split one. Against an unsplit fleet, fixed lengths are the cause: a split machine takes a prompt
-  whole, so who waits may wait for one whole prefill, and P99 TTFT stands near two. With spread lengths the split fleet
-  holds easily.
+- *{NOTHING}*: no count from {BEFORE} on holds. An unsplit fleet under a split one's load misses its P99 TBT by far, for
+  prompts run between tokens.
+- With fixed lengths a split fleet is held to an unsplit one's TTFT at a disadvantage: a split machine takes a prompt
+  whole, so who waits may wait for one whole prefill. Only splits with spare prefill servers hold.
 
 The static fleets, uncapped, servers of prefill + decode:
 
@@ -174,6 +194,7 @@ The static fleets, uncapped, servers of prefill + decode:
 - *static GPU*, *or margin*: the two readings of section 2. *At minimum caps*: every GPU at {least_w} W, whatever users
   feel; no caps count more. Where that is below {AIM_GPUS}, the aim is out of reach at any latency.
 - Split ways against the split static fleet, the unsplit way against the unsplit one; fixed lengths.
+- *hold* short of all lists: the {len(SEARCH_SEEDS)} lists of the search were kinder, and the count is a little too high.
 {_filled()}
 
 ## 4. Other assumptions, one at a time
