@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from splitwatt_sim.oversubscribe.budget import PUBLISHED
 from splitwatt_sim.oversubscribe.search import OURS, SPLIT_UNIFORM, UNSPLIT, WAYS, WORSE
-from splitwatt_sim.oversubscribe.study import AIM_GPUS, Results
+from splitwatt_sim.oversubscribe.study import AIM_GPUS, GPU, Results
 from splitwatt_sim.plan.options import profile_named
 
 LOOKS: Final = {OURS: ("#1f5fa8", "o"), SPLIT_UNIFORM: ("#2a8a2a", "s"), UNSPLIT: ("#c2410c", "^")}
@@ -36,7 +36,7 @@ def _by_rest(axes: Axes, results: Results) -> None:
         color, marker = LOOKS[way]
         axes.plot([c.reading.rest_w for c in cases], [c.gpus for c in cases], color=color, marker=marker, label=way.name)
     rests = sorted({c.reading.rest_w: c.reading for c in results.rests}.items())
-    least_w = profile_named("B200").min_cap_w
+    least_w = profile_named(GPU).min_cap_w
     most = [reading.per_room(reading.most_servers(least_w)) for _, reading in rests]
     axes.plot([w for w, _ in rests], most, color="black", ls="--", lw=1, label=f"every GPU at {least_w} W, whatever users feel")
     _counts(axes, horizontal=True)
