@@ -13,15 +13,16 @@ from splitwatt_core.profiles import Profile, builtin
 from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.plan.search import Option, charge_w
+from splitwatt_sim.servers.catalogue import GPUS_2026, MODEL_2026, Catalogue
 from splitwatt_sim.servers.designs import USD_PER_HOUR
-from splitwatt_sim.servers.kinds import GPU_OF_KIND, SERVER_REST_W, kind_2023
+from splitwatt_sim.servers.kinds import SERVER_REST_W, kind_of_table
 from splitwatt_sim.servers.kinds_2026 import kind_2026
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals
 
-MODEL_2026: Final = "meta-llama/Llama-3.1-70B-Instruct"
-GPUS_2026: Final[Mapping[str, str]] = {"A100": "A100-SXM-80GB", "H100": "H100-SXM", "H200": "H200-SXM", "B200": "B200"}
+__all__ = ["GPUS_2026", "MODEL_2026", "REST_W", "Market", "Slo", "caps_of", "market", "option_for", "profile_named"]
+
 REST_W: Final = SERVER_REST_W
 """A server beside its GPUs, at the meter. One figure for every server, of both eras."""
 PREFILL_SHARES: Final = (1.0, 0.8, 0.65, 0.5)
@@ -89,46 +90,52 @@ class Market:
         return [*((b, None) for b in self.both), *split]
 
 
-def known_gpus(model: str) -> Mapping[str, str]:
-    """GPUs that have a table of this model, with their power profiles."""
-    return GPUS_2026 if model == MODEL_2026 else GPU_OF_KIND
-
-
 def option_for(
-    model: str, gpu: str, cap_w: int | None, *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
+    model: str,
+    gpu: str,
+    cap_w: int | None,
+    *,
+    longest_prompt: int,
+    usd_per_hour: Mapping[str, float] | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Option:
-    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. Raises TableError for an unknown model or
-    GPU, and for a cap outside the GPU's range."""
-    names = known_gpus(model)
-    if gpu not in names:
-        raise TableError(f"there is no table of {model} on {gpu}; choose from {', '.join(names)}")
-    profile = profile_named(names[gpu])
+    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. `catalogue` None: the built-in GPUs. Raises
+    TableError for an unknown model or GPU, and for a cap outside the GPU's range."""
+    known = (catalogue or Catalogue(model)).gpu(gpu)
+    profile = known.profile
     cap_w = profile.default_cap_w if cap_w is None else cap_w
     if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
         raise TableError(
             f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
         )
     if model == MODEL_2026:
-        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt)
+        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt, memory_bytes=known.memory_bytes)
     else:
         tables = builtin_tables()
-        table, shape = tables.server(model, gpu), tables.shape(model)
-        kind = kind_2023(table, shape, cap_w=cap_w, longest_prompt=longest_prompt)
-    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(gpu, math.nan)
-    return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
+        table, shape = tables.server(model, known.name), tables.shape(model)
+        kind = kind_of_table(table, shape, profile, cap_w=cap_w, longest_prompt=longest_prompt)
+    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(known.name, math.nan)
+    return Option(known.name, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
 
 
 def market(
-    model: str, gpus: Sequence[str], *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
+    model: str,
+    gpus: Sequence[str],
+    *,
+    longest_prompt: int,
+    usd_per_hour: Mapping[str, float] | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Market:
     """Servers of these GPUs under every cap worth trying. Raises TableError for a model or GPU that no table knows."""
+    shelf = catalogue or Catalogue(model)
 
     def options(phase: Phase) -> tuple[Option, ...]:
-        names = known_gpus(model)
         return tuple(
-            option_for(model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour)
+            option_for(
+                model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour, catalogue=shelf
+            )
             for gpu in gpus
-            for cap_w in (caps_of(profile_named(names[gpu]), phase) if gpu in names else (None,))
+            for cap_w in caps_of(shelf.gpu(gpu).profile, phase)
         )
 
     prefill = options(Phase.PREFILL)

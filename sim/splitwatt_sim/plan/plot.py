@@ -11,13 +11,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from splitwatt_sim.plan.search import Found
+from splitwatt_sim.plan.sweep import Result
 
 SPLIT_COLOUR: Final = "#1f77b4"
 UNSPLIT_COLOUR: Final = "#d62728"
 
 
-def draw(found: Sequence[Found], best: Sequence[Found], winner: Found, path: Path, *, title: str) -> None:
+def draw(found: Sequence[Result], best: Sequence[Result], winner: Result, path: Path, *, title: str) -> None:
     """Two panels: rate over charge, and the winner's split of servers and watts. Writes a PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=(3, 2), layout="constrained")
     for split, colour, marker, label in (
@@ -42,14 +42,14 @@ def draw(found: Sequence[Found], best: Sequence[Found], winner: Found, path: Pat
     plt.close(figure)
 
 
-def _bars(axes: plt.Axes, winner: Found) -> None:
+def _bars(axes: plt.Axes, winner: Result) -> None:
     d = winner.design
-    rows = [("prefill" if d.decode else "unsplit", d.prefill, d.prefill_servers, winner.run.energy_j)]
+    rows = [("prefill" if d.decode else "unsplit", d.prefill, d.prefill_servers, winner.energy_j)]
     if d.decode is not None:
-        rows.append(("decode", d.decode, d.decode_servers, winner.run.energy_j))
+        rows.append(("decode", d.decode, d.decode_servers, winner.energy_j))
     for at, (role, option, servers, energy_j) in enumerate(rows):
         charge_kw = option.charge_w * servers / 1e3
-        drawn_kw = energy_j["mixed" if role == "unsplit" else role] / winner.run.ends_s / 1e3
+        drawn_kw = energy_j["mixed" if role == "unsplit" else role] / winner.ends_s / 1e3
         axes.barh(at, charge_kw, color="#c6dbef", ec="black", label="charged" if at == 0 else None)
         axes.barh(at, drawn_kw, color=SPLIT_COLOUR, height=0.4, label="drawn, mean" if at == 0 else None)
         axes.text(0, at + 0.43, f"{servers} x {option}", va="bottom", fontsize=9)
