@@ -1,5 +1,5 @@
-"""A sweep in a cluster: a real API server takes its objects, a real Job controller makes its pods, and what those pods are told to
-run, run here by processes of their own, gives the plan of a local search. Nodes are kwok's: no pod runs there."""
+"""A sweep in a cluster: a real API server takes its objects, a real Job controller makes its pods, and what those pods are told
+to run, run here by processes of their own, gives the plan of a local search. Nodes are kwok's: no pod runs there."""
 
 from __future__ import annotations
 

@@ -115,6 +115,9 @@ def finish(args: argparse.Namespace, search: Search, whole: list[Item], written:
         "requests/s"
     )
     values = report.figures(winner, robust_rps=robust_rps, survived=survived, checked=args.check)
+    if args.servers_per_rack is not None:
+        console.print(report.racks(winner, args.servers_per_rack))
+        values |= report.rack_figures(winner, args.servers_per_rack)
     report.write(best, search, values, name=args.name, namespace=args.namespace, out=args.out, console=console)
     return 0
 

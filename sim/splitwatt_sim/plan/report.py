@@ -13,7 +13,6 @@ from rich.table import Table
 
 from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.plot import draw
-from splitwatt_sim.plan.search import pareto
 from splitwatt_sim.plan.sweep import Result, Search
 from splitwatt_sim.servers.catalogue import Gpu
 
@@ -44,6 +43,37 @@ def table(best: Sequence[Result], search: Search) -> Table:
             f"{f.percentiles['ttft_ms_p99']:.0f}", f"{f.percentiles['tbt_ms_p99']:.0f}", f"{f.joules_per_token:.2f}",
         )  # fmt: skip
     return shown
+
+
+def racks(winner: Result, servers_per_rack: int) -> Table:
+    """What the fullest rack of each pool takes, and the row of all of them. A rack holds servers of one pool."""
+    title = f"the plan in racks of {servers_per_rack} servers of one pool (simulated)"
+    shown = Table(title=title, title_justify="left", padding=(0, 0), collapse_padding=True)
+    shown.add_column("", no_wrap=True)
+    for name in ("servers", "racks", "rack kW\ncharged", "rack kW\ndrawn", "all kW\ncharged", "all kW\ndrawn"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    total = 0
+    for role, option, servers, drawn_w in winner.pools():
+        count = math.ceil(servers / servers_per_rack)
+        full = min(servers, servers_per_rack)
+        total += count
+        watts = (full * option.charge_w, full * drawn_w / servers, servers * option.charge_w, drawn_w)
+        shown.add_row(f"{role}, {option}", str(servers), str(count), *(f"{w / 1e3:.1f}" for w in watts))
+    row_w = (winner.design.charge_w, winner.drawn_w)
+    shown.add_section()
+    shown.add_row("row", str(winner.design.servers), str(total), "", "", *(f"{w / 1e3:.1f}" for w in row_w))
+    return shown
+
+
+def rack_figures(winner: Result, servers_per_rack: int) -> dict[str, float]:
+    """Flat: name -> number, the unit in the name; as `racks`."""
+    values: dict[str, float] = {"servers_per_rack": servers_per_rack}
+    for role, option, servers, drawn_w in winner.pools():
+        full = min(servers, servers_per_rack)
+        values[f"{role}_racks"] = math.ceil(servers / servers_per_rack)
+        values[f"{role}_rack_charge_w"] = full * option.charge_w
+        values[f"{role}_rack_mean_w"] = full * drawn_w / servers
+    return values
 
 
 def servers_used(search: Search) -> list[str]:
@@ -77,7 +107,8 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     winner = best[0]
     (out / "plan.json").write_text(json.dumps(dict(values), indent=1) + "\n", encoding="utf-8")
-    draw(best, pareto(best), winner, out / "plan.png", title=f"{search.model}: designs found (simulated)")
+    robust_rps, checked = values["robust_rate_requests_per_s"], int(values["lists_checked"])
+    draw(best, search, out / "plan.png", robust_rps=robust_rps, checked=checked)
     written = ["plan.json", "plan.png"]
     for stale in ("plan.yaml", "profiles.yaml"):
         (out / stale).unlink(missing_ok=True)
@@ -87,7 +118,7 @@ def write(
     else:
         if sayable is not winner:
             console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
-        rate_rps = values["robust_rate_requests_per_s"] if sayable is winner else sayable.rate_rps
+        rate_rps = robust_rps if sayable is winner else sayable.rate_rps
         header = (
             f"{sayable.design}\nplanned for {rate_rps:g} requests/s (simulated), {sayable.design.charge_w:.0f} W at the meter\n"
             "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."

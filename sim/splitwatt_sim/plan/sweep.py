@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from splitwatt_sim.plan.options import Slo, market
-from splitwatt_sim.plan.search import Found, Goal, Limits, PlanDesign, largest_rate, least_design
+from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.traces.arrivals import Arrivals
@@ -96,6 +96,16 @@ class Result:
     def drawn_w(self) -> float:
         """Mean of all servers."""
         return sum(self.energy_j.values()) / self.ends_s
+
+    def pools(self) -> list[tuple[str, Option, int, float]]:
+        """Role, servers, how many, and the watts that they draw together in the mean."""
+        d, drawn_w = self.design, {role: energy_j / self.ends_s for role, energy_j in self.energy_j.items()}
+        if d.decode is None:
+            return [("unsplit", d.prefill, d.prefill_servers, drawn_w["mixed"])]
+        return [
+            ("prefill", d.prefill, d.prefill_servers, drawn_w["prefill"]),
+            ("decode", d.decode, d.decode_servers, drawn_w["decode"]),
+        ]
 
 
 def items(search: Search) -> list[Item]:
