@@ -200,12 +200,20 @@ def test_a_renamed_shard_is_refused(tmp_path: Path) -> None:
         merged(tmp_path, RUN, WHOLE)
 
 
+def test_a_shard_that_lacks_numbers_is_refused(tmp_path: Path) -> None:
+    records = blank(Shard(0, 2))
+    records[1]["found"] = {"servers": {"prefill_servers": 1, "decode_servers": 1}, "rate_requests_per_s": 5.0}
+    write_shard(tmp_path, Shard(0, 2), RUN, records)
+    with pytest.raises(ShardError, match=r"shard-0-of-2\.json lacks what a result needs; remove it"):
+        merged(tmp_path, RUN, WHOLE)
+
+
 def test_a_write_that_fails_leaves_the_shard_as_it_was(tmp_path: Path) -> None:
     path = write_shard(tmp_path, Shard(0, 2), RUN, blank(Shard(0, 2)))
     before = path.read_bytes()
     with pytest.raises(TypeError):
         write_shard(tmp_path, Shard(0, 2), RUN, [{"item": 0, "found": object()}])
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     assert [r["item"] for r in read_shard(path, RUN, WHOLE)] == [0, 2, 4, 6, 8, 10], "and a half file is never taken for one"
 
 

@@ -91,12 +91,17 @@ def inputs(*, requests: Path | None, profiles: Sequence[Path], on_claim: bool) -
         trace = None if requests is None else f"{TRACES}/{requests.name}"
     else:
         trace = put("requests", requests)
-    size = sum(len(text.encode()) for text in data.values()) + sum(map(len, binary.values()))
-    if size > MAX_CONFIG_BYTES:
+    sizes = {key: len(text.encode()) for key, text in data.items()} | {key: len(raw) for key, raw in binary.items()}
+    if sum(sizes.values()) > MAX_CONFIG_BYTES:
+        asked = sum(size for key, size in sizes.items() if key.startswith("profile"))
+        if trace is None or on_claim or asked > MAX_CONFIG_BYTES:
+            raise JobError(
+                f"the files of --profile are {asked} bytes, and a ConfigMap holds {MAX_CONFIG_BYTES}: leave out the GPUs that "
+                "are not asked for"
+            )
         raise JobError(
-            f"the files of --requests and --profile are {size} bytes even when compressed, and a ConfigMap holds "
-            f"{MAX_CONFIG_BYTES}: put {'the trace' if requests is None else requests.name} onto a PersistentVolumeClaim and "
-            "give --trace-claim PVC"
+            f"{requests} is {sizes[Path(trace).name]} bytes even when compressed, and a ConfigMap holds {MAX_CONFIG_BYTES}: put "
+            "it at the root of a PersistentVolumeClaim and give --trace-claim PVC"
         )
     return Inputs(trace, at, data, binary)
 

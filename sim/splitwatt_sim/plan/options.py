@@ -11,6 +11,7 @@ from splitwatt_core.contract import Phase
 from splitwatt_core.profiles import Profile, builtin
 
 from splitwatt_sim.fleet.run import FleetRun
+from splitwatt_sim.fleet.state import Kind
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.plan.search import Option, charge_w
 from splitwatt_sim.servers.catalogue import GPUS_2026, MODEL_2026, Catalogue
@@ -21,7 +22,10 @@ from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals
 
-__all__ = ["GPUS_2026", "MODEL_2026", "REST_W", "Market", "Slo", "caps_of", "market", "option_for", "profile_named"]
+__all__ = [
+    "GPUS_2026", "MODEL_2026", "REST_W", "Market", "Slo", "caps_of", "check_cap", "market", "option_for", "profile_for",
+    "profile_named", "server_kind",
+]  # fmt: skip
 
 REST_W: Final = SERVER_REST_W
 """A server beside its GPUs, at the meter. One figure for every server, of both eras."""
@@ -90,6 +94,30 @@ class Market:
         return [*((b, None) for b in self.both), *split]
 
 
+def profile_for(model: str, gpu: str, catalogue: Catalogue | None = None) -> Profile:
+    """As it is simulated. `catalogue` None, here and below: the built-in GPUs. Raises TableError for an unknown model or
+    GPU, and for one that cannot be simulated."""
+    return (catalogue or Catalogue(model)).gpu(gpu).profile
+
+
+def check_cap(profile: Profile, cap_w: int) -> None:
+    """Raises TableError for a cap outside the GPU's range."""
+    if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
+        raise TableError(
+            f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
+        )
+
+
+def server_kind(model: str, gpu: str, cap_w: int, *, longest_prompt: int, catalogue: Catalogue | None = None) -> Kind:
+    """A server of 8 of these GPUs under a cap per GPU. Raises TableError for an unknown model or GPU."""
+    known = (catalogue or Catalogue(model)).gpu(gpu)
+    if model == MODEL_2026:
+        return kind_2026(known.profile, cap_w=cap_w, longest_prompt=longest_prompt, memory_bytes=known.memory_bytes)
+    tables = builtin_tables()
+    table, shape = tables.server(model, known.name), tables.shape(model)
+    return kind_of_table(table, shape, known.profile, cap_w=cap_w, longest_prompt=longest_prompt)
+
+
 def option_for(
     model: str,
     gpu: str,
@@ -99,23 +127,15 @@ def option_for(
     usd_per_hour: Mapping[str, float] | None = None,
     catalogue: Catalogue | None = None,
 ) -> Option:
-    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. `catalogue` None: the built-in GPUs. Raises
-    TableError for an unknown model or GPU, and for a cap outside the GPU's range."""
-    known = (catalogue or Catalogue(model)).gpu(gpu)
-    profile = known.profile
+    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. Raises TableError for an unknown model or
+    GPU, and for a cap outside the GPU's range."""
+    catalogue = catalogue or Catalogue(model)
+    name, profile = catalogue.name_of(gpu), profile_for(model, gpu, catalogue)
     cap_w = profile.default_cap_w if cap_w is None else cap_w
-    if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
-        raise TableError(
-            f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
-        )
-    if model == MODEL_2026:
-        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt, memory_bytes=known.memory_bytes)
-    else:
-        tables = builtin_tables()
-        table, shape = tables.server(model, known.name), tables.shape(model)
-        kind = kind_of_table(table, shape, profile, cap_w=cap_w, longest_prompt=longest_prompt)
-    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(known.name, math.nan)
-    return Option(known.name, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
+    check_cap(profile, cap_w)
+    kind = server_kind(model, gpu, cap_w, longest_prompt=longest_prompt, catalogue=catalogue)
+    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(name, math.nan)
+    return Option(name, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
 
 
 def market(

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from splitwatt_sim.plan.sweep import Item, Record, Search
+from splitwatt_sim.plan.sweep import Item, Record, Search, result
 
 KIND: Final = "splitwatt plan shard, simulated"
 PACKAGES: Final = ("splitwatt_core", "splitwatt_sim")
@@ -144,13 +145,16 @@ def write_shard(folder: Path, shard: Shard, run: Fingerprint, results: Sequence[
     """Whole or not at all. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / shard.file_name
-    half = folder / f".{shard.file_name}.{os.getpid()}.part"
+    half = folder / f".{shard.file_name}.{uuid.uuid4().hex}.part"  # an index may run twice, and pods share their numbers
     whole = {"kind": KIND, "shard": shard.number, "of": shard.of, "run": asdict(run), "results": list(results)}
-    with half.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(whole, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # a pod's volume may be gone the moment the pod is
-    half.replace(target)
+    try:
+        with half.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(whole, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a pod's volume may be gone the moment the pod is
+        half.replace(target)
+    finally:
+        half.unlink(missing_ok=True)
     return target
 
 
@@ -171,8 +175,14 @@ def read_shard(path: Path, run: Fingerprint, whole: Sequence[Item]) -> list[Reco
         raise ShardError(f"{path} is no shard of a plan; remove it, or run that shard again") from error
     if differs := run.differs(of_run):
         raise ShardError(f"{path} is of another run, made with {differs}; remove it, or give the options it was made with")
-    if kind != KIND or has != (shard.number, shard.of) or numbers != [item.number for item in shard.share(whole)]:
+    mine = shard.share(whole)
+    if kind != KIND or has != (shard.number, shard.of) or numbers != [item.number for item in mine]:
         raise ShardError(f"{path} does not hold what its name says; remove it, or run that shard again")
+    try:
+        for item, written in zip(mine, results, strict=True):
+            result(item, written)
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{path} lacks what a result needs; remove it, or run that shard again") from error
     return results
 
 
