@@ -6,6 +6,7 @@ import argparse
 import base64
 import gzip
 import random
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -184,8 +185,13 @@ def test_the_longest_name_makes_a_host_name_for_every_index() -> None:
 
 
 def test_the_image_is_that_of_make_images() -> None:
-    chart = yaml.safe_load((Path(__file__).resolve().parents[2] / "helm" / "splitwatt" / "Chart.yaml").read_text())
+    root = Path(__file__).resolve().parents[2]
+    chart = yaml.safe_load((root / "helm" / "splitwatt" / "Chart.yaml").read_text())
     assert default_image() == f"splitwatt-sim:{chart['appVersion']}"
+    made = re.search(r"^\tfor name in (.+?); do", (root / "Makefile").read_text(), re.MULTILINE)
+    assert made is not None and "sim" in made[1].split()
+    for name in made[1].split():
+        assert (root / "images" / f"Containerfile.{name}").exists()
 
 
 FLOATS = st.floats(1.0, 5e4)

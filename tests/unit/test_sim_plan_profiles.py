@@ -72,7 +72,7 @@ def test_ones_own_server_and_a_built_in_one_are_chosen_from_together(tmp_path: P
     own = ["--profile", saved_profile(tmp_path, memory_bytes=96 * GIB), "--profile", saved_times(tmp_path)]
     planned(tmp_path, *own, "--gpus", "example x1,h100", "--price", "Example X1=20")
     said = capsys.readouterr().out
-    assert "x1, H100: best designs" in said and "xx1 at" in said and "xH100 at" in said
+    assert "x1, H100: best designs" in said and "×x1 at" in said and "×H100 at" in said
 
 
 def test_a_slower_server_makes_a_smaller_plan(tmp_path: Path) -> None:
@@ -111,3 +111,10 @@ def test_a_wrong_field_is_refused_by_the_command_line_itself(tmp_path: Path, cap
         main(["plan", "--watts", "9000", "--profile", str(path)])
     assert ended.value.code == 2
     assert f"argument --profile: {path}: PowerProfile x1: spec.idleWatts: Field required" in capsys.readouterr().err
+
+
+def test_the_example_is_a_server_to_plan_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = Path(__file__).resolve().parents[2] / "examples" / "plan"
+    assert planned(tmp_path, "--profile", str(examples / "x1.yaml"), "--profile", str(examples / "x1.csv"))["charge_w"] > 0
+    said = capsys.readouterr().out
+    assert "x1: watts" in said and "fitted within 0." in said

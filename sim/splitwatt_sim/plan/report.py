@@ -38,7 +38,7 @@ def table(best: Sequence[Result], search: Search) -> Table:
         d = f.design
         usd = "?" if math.isnan(d.usd_per_hour) else f"{d.usd_per_hour:.0f}"
         shown.add_row(
-            f"{d.prefill_servers}x{d.prefill}", f"{d.decode_servers}x{d.decode}" if d.decode else "unsplit",
+            f"{d.prefill_servers}×{d.prefill}", f"{d.decode_servers}×{d.decode}" if d.decode else "unsplit",
             f"{f.rate_rps:g}", f"{d.charge_w / 1e3:.1f}", f"{f.drawn_w / 1e3:.1f}", usd,
             f"{f.percentiles['ttft_ms_p99']:.0f}", f"{f.percentiles['tbt_ms_p99']:.0f}", f"{f.joules_per_token:.2f}",
         )  # fmt: skip
