@@ -177,6 +177,12 @@ def test_no_cap_below_the_cliff_or_above_the_limit_is_tried(name: str, phase: Ph
         assert max(caps) - row.natural_w < 5, "a cap above the natural draw buys nothing"
 
 
+@pytest.mark.parametrize("phase", [Phase.PREFILL, Phase.DECODE])
+def test_no_cap_is_tried_that_a_gpu_with_a_low_or_odd_limit_does_not_take(phase: Phase) -> None:
+    odd = replace(profile_named("H100-SXM"), default_cap_w=397)
+    assert max(caps_of(odd, phase)) <= 397
+
+
 def test_the_market_pairs_every_prefill_with_every_decode_server_and_offers_unsplit_ones() -> None:
     shop = market(MODEL_2026, ["H100", "H200"], longest_prompt=LONGEST)
     pairs = shop.pairs()

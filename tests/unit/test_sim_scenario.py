@@ -139,6 +139,7 @@ def test_a_scenario_runs_on_ones_own_servers_beside_it(tmp_path: Path) -> None:
     scenario = read_scenario(written(tmp_path, pools=pools, profiles=["own.yaml"]))
     catalogue = catalogue_of(scenario, beside=tmp_path)
     (_, own), (_, known) = pools_of(scenario, longest_prompt=100, catalogue=catalogue)
+    assert catalogue.said_of({"mine", "H100"}) == [f"mine: watts {tmp_path / 'own.yaml'} (mine), times {tmp_path / 'own.yaml'}"]
     assert own.gpu == "mine" and own.kind.idle_w == known.kind.idle_w + 80 and own.kind.kv_room > known.kind.kv_room
 
 

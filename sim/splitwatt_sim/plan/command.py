@@ -52,7 +52,7 @@ def plan(args: argparse.Namespace, console: Console) -> int:
         return write_job(args, fingerprint(search), len(whole), console)
     if is_cold():
         console.print("[dim]compiling the event loop, once: about half a minute[/dim]")
-    for line in report.servers_used(search):
+    for line in search.catalogue.said_of(search.gpus):
         console.print(line, soft_wrap=True, markup=False)
     if args.shard is not None:
         return search_shard(args.shard, args.shards_dir, fingerprint(search), whole, jobs=args.jobs, console=console)

@@ -70,7 +70,7 @@ def profile_named(name: str) -> Profile:
 
 def caps_of(profile: Profile, phase: Phase) -> tuple[int, ...]:
     """Caps worth trying, highest first. Decode: the natural draw, above which a cap buys nothing, and the cliff. Prefill:
-    shares of the default limit. None below the cliff, where a phase collapses."""
+    shares of the default limit. None below the cliff, where a phase collapses, and none above the default limit."""
     row = profile.phase(phase)
     assert row is not None
     if phase is Phase.DECODE:
@@ -78,7 +78,8 @@ def caps_of(profile: Profile, phase: Phase) -> tuple[int, ...]:
     else:
         wanted = [profile.default_cap_w * share for share in PREFILL_SHARES]
     lowest = max(profile.min_cap_w, row.cliff_w)
-    return tuple(sorted({max(lowest, math.ceil(w / CAP_GRAIN_W) * CAP_GRAIN_W) for w in wanted}, reverse=True))
+    rounded = (max(lowest, math.ceil(w / CAP_GRAIN_W) * CAP_GRAIN_W) for w in wanted)
+    return tuple(sorted({min(profile.default_cap_w, w) for w in rounded}, reverse=True))
 
 
 @dataclass(frozen=True, slots=True)

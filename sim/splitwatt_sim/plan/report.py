@@ -76,12 +76,6 @@ def rack_figures(winner: Result, servers_per_rack: int) -> dict[str, float]:
     return values
 
 
-def servers_used(search: Search) -> list[str]:
-    """One line for each GPU that a file speaks of: where its watts and its times come from."""
-    spoken = [search.catalogue.gpu(name) for name in search.catalogue.given() if name in search.gpus]
-    return [f"{gpu.name}: watts {gpu.source} ({gpu.profile.name}), times {gpu.times_from}" for gpu in spoken]
-
-
 def figures(winner: Result, *, robust_rps: float, survived: int, checked: int) -> dict[str, float]:
     """Flat: name -> number, the unit in the name."""
     design = winner.design

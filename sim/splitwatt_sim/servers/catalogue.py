@@ -10,7 +10,7 @@ A GPU goes by a short name where it is a built-in one (`H100`), else by its prof
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -106,6 +106,11 @@ class Catalogue:
             source=first.source,
             times_from=times_from,
         )
+
+    def said_of(self, names: Collection[str]) -> list[str]:
+        """One line for each of these GPUs that a file speaks of: where its watts and its times come from."""
+        spoken = [self.gpu(name) for name in self.given() if name in names]
+        return [f"{gpu.name}: watts {gpu.source} ({gpu.profile.name}), times {gpu.times_from}" for gpu in spoken]
 
     def check(self) -> None:
         """That every table speaks of a known GPU, and of the served model. Raises TableError."""

@@ -41,6 +41,8 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
     seconds = min(MAX_RECORDED // servers, math.ceil(float(arrivals.arrival_s[-1])) + 1)
     run = run_fleet([pool for pool, _ in bought], arrivals, seconds=seconds)
     missed = missed_of(run, arrivals)
+    for line in catalogue.said_of({option.gpu for _, option in bought}):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(_table(run, arrivals))
     for pool, option in bought:
         role = ROLE_NAMES[pool.role]
