@@ -44,4 +44,4 @@ generate: setup
 	$(BIN)/python -m splitwatt_api.generate
 
 images:
-	for name in operator agent; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done
+	for name in operator agent sim; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done

@@ -21,7 +21,7 @@ from splitwatt_sim.fleet.run import ROLE_NAMES, FleetRun, run_fleet
 from splitwatt_sim.fleet.state import Pool
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.search import Option
-from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, pools_of, read_scenario
+from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, catalogue_of, pools_of, read_scenario
 from splitwatt_sim.traces.arrivals import Arrivals
 
 MAX_RECORDED: Final = 20_000_000
@@ -33,8 +33,9 @@ COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
 def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Path | None) -> None:
     """Run, print, and write `simulate.json` and `simulate.png`. Raises ScenarioError, TraceError, TableError, FleetError."""
     scenario = read_scenario(path)
+    catalogue = catalogue_of(scenario, beside=path.parent)
     arrivals = arrivals_of(scenario, beside=path.parent)
-    bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()))
+    bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()), catalogue=catalogue)
     missed_of = scenario.slos().checker(scenario.model)
     servers = sum(pool.servers for pool, _ in bought)
     seconds = min(MAX_RECORDED // servers, math.ceil(float(arrivals.arrival_s[-1])) + 1)
