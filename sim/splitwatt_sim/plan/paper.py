@@ -50,7 +50,7 @@ def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
         console.print("[dim]compiling the event loops, once: about half a minute[/dim]")
     bar = track(ALL, description="searching designs", console=console, transient=True, disable=not console.is_terminal)
     tried = [judged(name, goal, power_units=power_units, seeds=seeds, model=model) for name in bar]
-    found = sorted((plan for plan in tried if plan is not None), key=lambda plan: (-plan.found.rate_rps, -plan.all_rps))
+    found = sorted((plan for plan in tried if plan is not None), key=lambda plan: (-plan.first_rps, -plan.all_rps))
     if not found:
         console.print(
             f"no design holds Splitwise's SLOs at {args.step:g} requests/s with {power_units:g} power units: "
@@ -169,15 +169,15 @@ def _draw(found: Sequence[Judged], args: argparse.Namespace, path: Path) -> None
     """Bars: what the search found, and what all unseen lists hold. Writes a PNG."""
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.6 * len(found)), layout="constrained")
     for at, plan in enumerate(found):
-        axes.barh(at - 0.19, plan.found.rate_rps, height=0.36, color="#0072b2", label="the search's list" if at == 0 else None)
+        axes.barh(at - 0.19, plan.first_rps, height=0.36, color="#0072b2", label="the search's list" if at == 0 else None)
         axes.barh(at + 0.19, plan.all_rps, height=0.36, color="#56b4e9",
                   label=f"all {args.check} unseen lists" if at == 0 else None)  # fmt: skip
-        axes.text(plan.found.rate_rps, at - 0.19, f" {plan.found.rate_rps:g}", va="center")
+        axes.text(plan.first_rps, at - 0.19, f" {plan.first_rps:g}", va="center")
         axes.text(plan.all_rps, at + 0.19, f" {plan.all_rps:g}", va="center")
     axes.set_yticks(range(len(found)), [str(named(plan.name, plan.found.design)) for plan in found])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(max(plan.found.rate_rps, plan.all_rps) for plan in found))
-    axes.set_xlabel("requests per second within Splitwise's nine SLOs")
+    axes.set_xlim(0, 1.15 * max(max(plan.first_rps, plan.all_rps) for plan in found))
+    axes.set_xlabel("requests per second within Splitwise's nine SLOs, by the reference model")
     axes.set_title(f"Designs at the power of {args.power_of} in Splitwise's units (simulated)")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
