@@ -249,7 +249,7 @@ def test_the_command_plans_checks_and_writes(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "say what may be spent (--watts, --usd-per-hour or --servers) or what must be held (--rate)"),
+        ([], "say what may be spent (--watts, --power-of, --usd-per-hour or --servers) or what must be held (--rate)"),
         (["--watts", "9000", "--gpus", "H100,K80"], "no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
         (["--watts", "9000", "--requests", "nowhere.csv"], "there is no trace nowhere.csv"),
         (["--watts", "9000", "--gpus", ","], "--gpus names no GPU; choose from A100, H100, H200, B200"),

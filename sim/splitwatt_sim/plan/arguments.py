@@ -12,11 +12,13 @@ from typing import Final
 
 from splitwatt_core.trace import TraceError
 
-from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo
-from splitwatt_sim.plan.search import Limits
+from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, REST_W, Slo
+from splitwatt_sim.plan.search import Limits, charge_w
 from splitwatt_sim.plan.shards import MAX_SHARDS, Shard
 from splitwatt_sim.plan.sweep import Search
 from splitwatt_sim.servers.catalogue import Catalogue
+from splitwatt_sim.servers.designs import Design, DesignError, parse_design
+from splitwatt_sim.servers.kinds import profile_of
 from splitwatt_sim.servers.profile_files import ProfileFile, read_profile_file
 from splitwatt_sim.servers.table_files import FIT_ERROR
 from splitwatt_sim.servers.tables import TableError
@@ -31,8 +33,10 @@ GENERATED_S: Final = 600.0
 DEFAULT_TTFT_MS: Final = 2_000.0
 DEFAULT_TBT_MS: Final = 100.0
 DEFAULT_GPU: Final = "H100"
+UNITS: Final = ("watts", "splitwise")
 SEARCHED: Final = (
-    "rate", "watts", "usd_per_hour", "servers", "model", "ttft_p99_ms", "tbt_p99_ms", "margin", "seconds", "step", "seed",
+    "rate", "watts", "power_of", "slo", "usd_per_hour", "servers", "model", "ttft_p99_ms", "tbt_p99_ms", "margin", "seconds",
+    "step", "seed",
 )  # fmt: skip
 """Plain options that decide what a search finds, by their names in the parsed arguments."""
 WRITTEN: Final = ("check", "name", "namespace", "out", "servers_per_rack")
@@ -47,6 +51,20 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return value
+
+
+def watts(text: str) -> float:
+    form = re.fullmatch(r"([0-9.eE+]+) ?(k|M)?W?", text)
+    if form is None:
+        raise argparse.ArgumentTypeError(f"must be watts, as in 400000, 400kW or 0.4MW, not {text}")
+    return positive(form[1]) * {"": 1.0, "k": 1e3, "M": 1e6}[form[2] or ""]
+
+
+def design(text: str) -> Design:
+    try:
+        return parse_design(text)
+    except DesignError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def percent(text: str) -> float:
@@ -116,9 +134,17 @@ def profile_file(text: str) -> ProfileFile:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--requests", type=Path, metavar="FILE", help="requests whose sizes are drawn from; default: a generator")
+    add("--requests", "--trace", type=Path, metavar="FILE", help="requests whose sizes are drawn from; default: a generator")
     add("--rate", type=positive, metavar="R", help="requests per second to hold; without it: as many as the limits allow")
-    add("--watts", type=positive, metavar="W", help="at most this much power, as a budget charges it")
+    add("--watts", "--power", type=watts, metavar="W", help="at most this much power, as a budget charges it; 400kW will do")
+    add(
+        "--power-of", type=design, metavar="DESIGN",
+        help="at most the power of these servers uncapped, as in H100:40 or HH:25/15",
+    )  # fmt: skip
+    add(
+        "--power-units", choices=UNITS, default=UNITS[0],
+        help="watts: what a budget charges a server; splitwise: the paper's provisioned units, for its own four pairs",
+    )  # fmt: skip
     add("--usd-per-hour", type=positive, metavar="USD", help="at most this price")
     add("--price", type=price, action="append", default=[], metavar="GPU=USD", help="price of a server of 8 per hour")
     add("--servers", type=count, metavar="N", help="at most so many servers of 8 GPUs")
@@ -135,6 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far the fit may miss a row of a timing table (%(default)g)",
     )  # fmt: skip
     add("--model", default=MODEL_2026, help="served model (%(default)s)")
+    add("--slo", choices=("splitwise",), help="Splitwise's nine slowdowns; needs a model with tables of 2023")
     add("--ttft-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 2000, with bloom-176b Splitwise's nine SLOs")
     add("--tbt-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 100, with bloom-176b Splitwise's nine SLOs")
     add("--margin", type=percent, default=3.0, metavar="PERCENT", help="how far below each SLO to stay (%(default)s)")
@@ -164,12 +191,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def search_of(args: argparse.Namespace) -> Search:
     """Raises TableError and TraceError, with what is wrong in the options before the trace is read."""
     limits = Limits(
-        charge_w=args.watts or math.inf,
+        charge_w=min(args.watts or math.inf, math.inf if args.power_of is None else uncapped_w(args.power_of)),
         usd_per_hour=args.usd_per_hour or math.inf,
         **({"servers": args.servers} if args.servers else {}),
     )
     if args.rate is None and limits == Limits():
-        raise TraceError("say what may be spent (--watts, --usd-per-hour or --servers) or what must be held (--rate)")
+        raise TraceError("say what may be spent (--watts, --power-of, --usd-per-hour or --servers) or what must be held (--rate)")
     catalogue = Catalogue(args.model, tuple(args.profile), args.fit_error / 100)
     catalogue.check()
     gpus = _gpus(args, catalogue)
@@ -206,8 +233,22 @@ def _sizes(args: argparse.Namespace) -> Arrivals:
     return generated(requests_per_s=10.0, seconds=GENERATED_S, seed=args.seed)
 
 
+def uncapped_w(these: Design) -> float:
+    """What a budget charges these servers at their GPUs' default limits, capped ones at half of it (Splitwise's HHcap)."""
+
+    def one_w(kind: str) -> float:
+        default_w = profile_of(kind.removesuffix("-capped")).default_cap_w
+        return charge_w(cap_w=default_w / 2 if kind.endswith("-capped") else default_w, rest_w=REST_W)
+
+    return one_w(these.prompt_kind) * these.prompt_machines + one_w(these.token_kind) * these.token_machines
+
+
 def _slo(args: argparse.Namespace) -> Slo:
     margin = args.margin / 100
+    if args.slo is not None and (args.ttft_p99_ms is not None or args.tbt_p99_ms is not None):
+        raise TableError("--slo splitwise and SLOs in milliseconds exclude each other: leave one of them out")
+    if args.slo is not None and args.model == MODEL_2026:
+        raise TableError(f"--slo splitwise counts by tables of 2023, and {args.model} has none: add --model bloom-176b")
     if args.model != MODEL_2026:
         return Slo(args.ttft_p99_ms, args.tbt_p99_ms, margin)
     return Slo(args.ttft_p99_ms or DEFAULT_TTFT_MS, args.tbt_p99_ms or DEFAULT_TBT_MS, margin)

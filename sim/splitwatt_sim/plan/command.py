@@ -15,6 +15,7 @@ from splitwatt_sim.jit import is_cold
 from splitwatt_sim.plan import arguments, report
 from splitwatt_sim.plan.job import JobError, write_job
 from splitwatt_sim.plan.objects import PlanObjectsError
+from splitwatt_sim.plan.paper import plan_at_equal_power
 from splitwatt_sim.plan.search import robust_rate
 from splitwatt_sim.plan.shards import Fingerprint, Shard, ShardError, fingerprint, merged, read_shard, write_shard
 from splitwatt_sim.plan.sweep import Item, Record, Search, items, records, result
@@ -46,6 +47,8 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     for name in ("shards", "image", "claim", "trace_claim", "output"):
         if getattr(args, name) is not None and not args.on_kubernetes:
             raise JobError(f"--{name.replace('_', '-')} speaks of a Job: add --on-kubernetes, or leave it out")
+    if args.power_units == "splitwise":
+        return plan_at_equal_power(args, console)
     search = arguments.search_of(args)
     whole = items(search)
     if args.on_kubernetes:

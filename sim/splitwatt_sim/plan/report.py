@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
+from splitwatt_sim.plan.options import Slo
 from splitwatt_sim.plan.plot import draw
+from splitwatt_sim.plan.search import PlanDesign
 from splitwatt_sim.plan.sweep import Result, Search
 from splitwatt_sim.servers.catalogue import Gpu
 
@@ -113,17 +115,41 @@ def write(
         if sayable is not winner:
             console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
         rate_rps = robust_rps if sayable is winner else sayable.rate_rps
-        header = (
-            f"{sayable.design}\nplanned for {rate_rps:g} requests/s (simulated), {sayable.design.charge_w:.0f} W at the meter\n"
-            "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
-        )
         gpus: dict[str, Gpu] = {gpu: search.catalogue.gpu(gpu) for gpu in search.gpus}
-        objects = manifests(sayable.design, name=name, namespace=namespace, model=search.model, slo=search.slo, gpus=gpus)
-        (out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
-        profiles = as_yaml(
-            profile_manifests(sayable.design, gpus),
-            header="What the plan was made with. The chart brings these profiles; apply them only where it is not installed.",
+        write_objects(
+            sayable.design,
+            rate_rps=rate_rps,
+            name=name,
+            namespace=namespace,
+            model=search.model,
+            slo=search.slo,
+            gpus=gpus,
+            out=out,
         )
-        (out / "profiles.yaml").write_text(profiles, encoding="utf-8")
         written += ["plan.yaml", "profiles.yaml"]
     console.print(f"written to {out}: {', '.join(written)}", soft_wrap=True, markup=False)
+
+
+def write_objects(
+    design: PlanDesign,
+    *,
+    rate_rps: float,
+    name: str,
+    namespace: str,
+    model: str,
+    slo: Slo,
+    gpus: Mapping[str, Gpu],
+    out: Path,
+) -> None:
+    """plan.yaml and profiles.yaml of a split design. Raises OSError, PlanObjectsError."""
+    header = (
+        f"{design}\nplanned for {rate_rps:g} requests/s (simulated), {design.charge_w:.0f} W at the meter\n"
+        "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
+    )
+    objects = manifests(design, name=name, namespace=namespace, model=model, slo=slo, gpus=gpus)
+    (out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
+    profiles = as_yaml(
+        profile_manifests(design, gpus),
+        header="What the plan was made with. The chart brings these profiles; apply them only where it is not installed.",
+    )
+    (out / "profiles.yaml").write_text(profiles, encoding="utf-8")
