@@ -178,6 +178,8 @@ def test_a_later_profile_that_names_the_served_model_goes_before_an_earlier_one_
     gpu = Catalogue(files=(saved(tmp_path, wire(first), wire(second)),)).gpu("H100")
     assert [row.natural_w for row in gpu.profile.phases] == [row.natural_w + 1 for row in H100.phases]
     assert gpu.profile.idle_w == H100.idle_w, "the rest is the first one's, as in the operator"
+    alone = Catalogue(files=(saved(tmp_path, wire(gpu.written), name="alone.yaml"),)).gpu("H100")
+    assert alone.profile == gpu.profile and alone.written == gpu.written, "what is written again is simulated alike"
     looked_up = [profiles.lookup([first, second], H100.product_names[0], row.phase, model=MODEL_2026) for row in H100.phases]
     assert [replace(row, model="") for row in looked_up if row] == list(gpu.profile.phases)
 
