@@ -113,6 +113,7 @@ def test_trace_and_profiles_go_along_and_the_large_one_is_compressed(tmp_path: P
     assert gzip.decompress(base64.b64decode(packed)) == large.read_bytes() and "data" not in objects["ConfigMap"]
     assert container(objects)["args"][1:3] == ["--requests", "/inputs/requests.csv.gz"]
     assert objects["ConfigMap"]["immutable"] is True
+    assert base64.b64decode(packed)[4:8] == bytes(4), "no time of day in it: equal questions give equal objects"
 
 
 def test_equal_questions_give_equal_manifests_and_others_other_names(tmp_path: Path) -> None:

@@ -171,6 +171,19 @@ def test_a_row_for_the_served_model_goes_before_one_for_any(tmp_path: Path) -> N
     assert catalogue.gpu("H100").written.phases == mine.phases, "what is written again is what was given"
 
 
+def test_a_later_profile_that_names_the_served_model_goes_before_an_earlier_one_for_any(tmp_path: Path) -> None:
+    first = own("a", H100.product_names[0], timing=None)
+    named = tuple(replace(row, natural_w=row.natural_w + 1, model=MODEL_2026) for row in H100.phases)
+    second = own("b", H100.product_names[0], timing=None, phases=named, idle_w=99)
+    gpu = Catalogue(files=(saved(tmp_path, wire(first), wire(second)),)).gpu("H100")
+    assert [row.natural_w for row in gpu.profile.phases] == [row.natural_w + 1 for row in H100.phases]
+    assert gpu.profile.idle_w == H100.idle_w, "the rest is the first one's, as in the operator"
+    alone = Catalogue(files=(saved(tmp_path, wire(gpu.written), name="alone.yaml"),)).gpu("H100")
+    assert alone.profile == gpu.profile and alone.written == gpu.written, "what is written again is simulated alike"
+    looked_up = [profiles.lookup([first, second], H100.product_names[0], row.phase, model=MODEL_2026) for row in H100.phases]
+    assert [replace(row, model="") for row in looked_up if row] == list(gpu.profile.phases)
+
+
 def test_a_phase_that_ones_own_profile_leaves_out_is_the_built_in_one(tmp_path: Path) -> None:
     mine = own("my-h100", H100.product_names[0], timing=None, phases=(replace(H100.phases[1], natural_w=444),))
     gpu = Catalogue(files=(saved(tmp_path, wire(mine)),)).gpu("H100")

@@ -33,8 +33,8 @@ BUILT_IN: Final = "built in"
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU as it is simulated. `profile` has one row for each phase, and timing where the model is of 2026. `written`: the
-    profile as it was given, to be written again; its timing, and `memory_bytes`, are there where a file said them, and None
-    where they are built in. `times_from`: words for people."""
+    profile as it was given, with what other files gave, to be written again: alone it is simulated alike. Its timing, and
+    `memory_bytes`, are there where a file said them, and None where they are built in. `times_from`: words for people."""
 
     name: str
     profile: Profile
@@ -75,13 +75,15 @@ class Catalogue:
         group = self._groups[name]
         first = group[0]
         where = f"{first.source}: PowerProfile {first.profile.name}"
-        phases = []
+        phases, borrowed = [], []
         for phase in (Phase.PREFILL, Phase.DECODE):
-            rows = [row for given in group if (row := given.profile.phase(phase, model=self.model)) is not None]
+            rows = [(row, given) for given in group if (row := given.profile.phase(phase, model=self.model)) is not None]
             if not rows:
                 raise TableError(f"{where}: phases: {phase.value} is missing; add it, a server runs both")
-            row = next((row for row in rows if row.model), rows[0])
+            row, giver = next((pair for pair in rows if pair[0].model), rows[0])
             phases.append(replace(row, model=""))
+            if giver is not first and giver.source != BUILT_IN:
+                borrowed.append(row)
         timing, times_from = self._times(group)
         if timing is None and self.model == MODEL_2026:
             raise TableError(
@@ -101,7 +103,7 @@ class Catalogue:
         return Gpu(
             name=name,
             profile=profile,
-            written=replace(first.profile, timing=said),
+            written=replace(first.profile, phases=(*first.profile.phases, *borrowed), timing=said),
             memory_bytes=memory[0] if memory[1] != BUILT_IN else None,
             source=first.source,
             times_from=times_from,
