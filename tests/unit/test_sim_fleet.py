@@ -323,21 +323,23 @@ def test_tables_changed_between_two_calls_count_from_the_next_boundary_on(factor
 WORKLOAD = """
 import sys
 from splitwatt_sim.fleet.run import run_fleet
-from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Failure, Flip, Pool
 from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.servers.kinds import tables_kind
 from splitwatt_sim.traces.resample import generated
 from splitwatt_sim.servers.tables import builtin
 
 arrivals = generated(requests_per_s=14.0, seconds=12.0, seed=3)
-longest = int(arrivals.prompt_tokens.max())
+longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max())
 kind = tables_kind(builtin(), "bloom-176b", "A100", cap_w=300, longest_prompt=longest)
 print(COMPILED)
 for counts in ((2, 1, 2), (0, 4, 0)):
     pools = [Pool(role, kind, n) for role, n in zip((PREFILL, MIXED, DECODE), counts) if n]
-    got = run_fleet(pools, arrivals, seconds=20)
+    changes = [Failure(0, 0, 3.0, 7.0), Failure(len(pools) - 1, 1, 5.0), Flip(0, 1, 4.0, DECODE, 0.7), Flip(0, 0, 9.0, MIXED, 0.1)]
+    got = run_fleet(pools, arrivals, seconds=20, changes=changes)
+    assert got.restarted > 0 and got.flips > 0, (got.restarted, got.flips)
     print(got.latencies.ttft_ms.tobytes().hex(), got.latencies.e2e_ms.tobytes().hex(), got.power_w.tobytes().hex())
-    print(got.energy_j, got.busy)
+    print(got.energy_j, got.busy, got.restarted, got.flips)
 """
 
 
