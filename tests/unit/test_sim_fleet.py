@@ -335,7 +335,8 @@ kind = tables_kind(builtin(), "bloom-176b", "A100", cap_w=300, longest_prompt=lo
 print(COMPILED)
 for counts in ((2, 1, 2), (0, 4, 0)):
     pools = [Pool(role, kind, n) for role, n in zip((PREFILL, MIXED, DECODE), counts) if n]
-    changes = [Failure(0, 0, 3.0, 7.0), Failure(len(pools) - 1, 1, 5.0), Flip(0, 1, 4.0, DECODE, 0.7), Flip(0, 0, 9.0, MIXED, 0.1)]
+    changes = [Failure(0, 0, 3.0, 7.0), Failure(len(pools) - 1, 1, 5.0)]
+    changes += [Flip(0, 1, 4.0, DECODE, 0.7), Flip(0, 0, 9.0, MIXED, 0.1)]
     got = run_fleet(pools, arrivals, seconds=20, changes=changes)
     assert got.restarted > 0 and got.flips > 0, (got.restarted, got.flips)
     print(got.latencies.ttft_ms.tobytes().hex(), got.latencies.e2e_ms.tobytes().hex(), got.power_w.tobytes().hex())

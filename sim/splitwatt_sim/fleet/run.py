@@ -14,6 +14,7 @@ from splitwatt_sim.fleet.changes import play_until
 from splitwatt_sim.fleet.kernel import COMPLETE, TOO_SMALL
 from splitwatt_sim.fleet.state import (
     DECODE,
+    DONE,
     FLIPPED,
     MAX_BATCH_SEQUENCES,
     MAX_BATCH_TOKENS,
@@ -81,8 +82,8 @@ def run_fleet(
 ) -> FleetRun:
     """Deterministic. `seconds`: for how long each machine's mean draw per second is recorded. `changes`: machines that fail
     or change their role, in any order. Raises FleetError."""
-    _check(pools, arrivals)
-    _check_changes(pools, arrivals, changes)
+    check_fleet(pools, arrivals)
+    check_changes(pools, arrivals, changes)
     coming = COMING
     while True:
         fleet = new_fleet(
@@ -94,18 +95,18 @@ def run_fleet(
             coming_capacity=coming,
             changes=changes,
         )
-        began = fleet.machines.role.copy()
         outcome = play_until(fleet, np.inf)
         if outcome != TOO_SMALL:
             break
         coming *= 4
         if coming > MAX_COMING:
             raise FleetError(f"over {MAX_COMING} sequences wait for one decode machine: lower the rate or add machines")
-    assert outcome == COMPLETE
-    return _result(fleet, arrivals, began=began)
+    assert outcome == COMPLETE and (changes or int(fleet.counters[DONE]) == len(arrivals)), "every request ends"
+    return result_of(fleet, arrivals)
 
 
-def _check(pools: Sequence[Pool], arrivals: Arrivals) -> None:
+def check_fleet(pools: Sequence[Pool], arrivals: Arrivals) -> None:
+    """Raises FleetError where the list cannot be served."""
     if len(arrivals) == 0:
         raise FleetError("the list holds no request; give one, or a higher rate")
     for pool in pools:
@@ -128,7 +129,8 @@ def _check_memory(kind: Kind, arrivals: Arrivals) -> None:
         )
 
 
-def _check_changes(pools: Sequence[Pool], arrivals: Arrivals, changes: Sequence[Change]) -> None:
+def check_changes(pools: Sequence[Pool], arrivals: Arrivals, changes: Sequence[Change]) -> None:
+    """Raises FleetError where they cannot be played."""
     if len(changes) > MAX_CHANGES:
         raise FleetError(f"{len(changes)} failures and flips are more than the {MAX_CHANGES} of one run; leave some out")
     for change in changes:
@@ -154,14 +156,14 @@ def _check_changes(pools: Sequence[Pool], arrivals: Arrivals, changes: Sequence[
                 _check_memory(pool.kind, arrivals)
 
 
-def _result(fleet: Fleet, arrivals: Arrivals, *, began: NDArray[np.int32]) -> FleetRun:
-    """`began` int32[M]: the roles that machines began with."""
+def result_of(fleet: Fleet, arrivals: Arrivals) -> FleetRun:
+    """What a fleet whose run is over felt and drew."""
     requests, machines = fleet.requests, fleet.machines
-    unfinished = np.flatnonzero(np.isnan(requests.done_s))
+    began = machines.first_role
     done = ~np.isnan(requests.done_s)
     output = arrivals.output_tokens[done]
     ttft_s, e2e_s = ((x - arrivals.arrival_s)[done] for x in (requests.prompt_end_s, requests.done_s))
-    ends_s = float(machines.drawn_since_s.max())
+    ends_s = float(requests.done_s.max() if done.all() else machines.drawn_since_s.max())
     roles = [role for role in ROLE_NAMES if bool(np.any(began == role))]
     return FleetRun(
         latencies=Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / output * 1e3, e2e_s * 1e3),
@@ -170,7 +172,7 @@ def _result(fleet: Fleet, arrivals: Arrivals, *, began: NDArray[np.int32]) -> Fl
         energy_j={ROLE_NAMES[role]: float(machines.energy_j[began == role].sum()) for role in roles},
         busy={ROLE_NAMES[role]: float(machines.busy_s[began == role].mean() / max(ends_s, LEAST_S)) for role in roles},
         power_w=fleet.power_w,
-        unfinished=unfinished,
+        unfinished=np.flatnonzero(~done),
         restarted=int(fleet.counters[RESTARTED]),
         flips=int(fleet.counters[FLIPPED]),
     )

@@ -62,13 +62,13 @@ MACHINE: Final = np.dtype(
         ("batch", "i4"), ("context", "i8"), ("kv_used", "i8"),
         ("head", "i4"), ("tail", "i4"), ("chunk", "i4"), ("link_free_s", "f8"), ("draw_w", "f8"), ("drawn_since_s", "f8"),
         ("energy_j", "f8"), ("busy_s", "f8"), ("finishing", "i4"), ("coming", "i4"),
-        ("state", "i4"), ("to_role", "i4"), ("switch_s", "f8"),
+        ("state", "i4"), ("first_role", "i4"), ("to_role", "i4"), ("switch_s", "f8"),
     ]
 )  # fmt: skip
 """since_s, iteration, batch, context: start of the run of iterations under way, and what it began with; plan: its steps;
-context: tokens of KV cache read per step. kv_used: tokens. head, tail: prompt queue. chunk:
-prompt tokens of the iteration under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps. to_role:
-the role it changes to, NOBODY without a flip; switch_s: how long that takes once it is empty."""
+context: tokens of KV cache read per step. kv_used: tokens. head, tail: prompt queue. chunk: prompt tokens of the iteration
+under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps. first_role: what it began with;
+to_role: what it changes to, NOBODY without a flip; switch_s: how long that takes once it is empty."""
 
 EVENT: Final = np.dtype(
     [("at_s", "f8"), ("machine", "i4"), ("what", "i4"), ("to_role", "i4"), ("back_s", "f8"), ("switch_s", "f8")]
@@ -81,19 +81,18 @@ class Fleet(NamedTuple):
 
     requests REQUEST[N], machines MACHINE[M] in the order of the roles they begin with. takes int64[M]: the role for which a
     machine takes new work, NOBODY while it takes none; span int64[ROLES, 2]: the number of the first that takes work for a
-    role, and the one after the last; equal where there is none.
-    events EVENT[E + 1] by time, the last one never; opens_s float64[M]: when a machine is open again, inf for those that are
-    and for those that nobody knows of; next_change_s float64[1]: the earliest of events and opens_s. next_s
-    float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued and sequences; promised int64[M]: tokens
-    of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps of
-    sequences by the iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs by the
-    time at which their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration; decode_s,
-    decode_w float64[K, MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of context;
-    idle_w float64[K]; kv_room int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens from which
-    the cache moves layer by layer behind the prefill, and the fixed part is all that is left. power_w float64[M, S]: mean
-    draw in each second; S may be 0. counters int64[COUNTERS]: ARRIVED, DONE,
-    OVERFLOWS (of `coming`; above 0 the run is void), RESTARTED (sequences whose cache was lost), FLIPPED (roles changed),
-    DRAINS (machines that drain now), PLAYED (events), OLDEST (no request before this one is still to be done).
+    role, and the one after the last; equal where there is none. events EVENT[E + 1] by time, the last one never; opens_s
+    float64[M]: when a machine is open again, inf where nothing says so; next_change_s float64[1]: the earliest of events and
+    opens_s. next_s float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued and sequences; promised
+    int64[M]: tokens of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps of sequences by the
+    iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs by the time at which
+    their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration; decode_s, decode_w float64[K,
+    MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of context; idle_w float64[K]; kv_room
+    int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens from which the cache moves layer by
+    layer behind the prefill, and the fixed part is all that is left. power_w float64[M, S]: mean draw in each second; S may
+    be 0. counters int64[COUNTERS]: ARRIVED, DONE, OVERFLOWS (of `coming`; above 0 the run is void), RESTARTED (sequences
+    whose cache was lost), FLIPPED (roles changed), DRAINS (machines that drain now), PLAYED (events), OLDEST (no request
+    before this one is still to be done).
     """
 
     requests: Any
@@ -274,7 +273,8 @@ def new_fleet(
     requests.prompt_end_s = requests.done_s = np.nan
     requests.behind = requests.prompt_at = requests.decode_at = NOBODY
     machines = np.zeros(m, MACHINE).view(np.recarray)
-    machines.role, machines.kind = roles, np.repeat(np.arange(k), [pool.servers for pool in pools])
+    machines.role = machines.first_role = roles
+    machines.kind = np.repeat(np.arange(k), [pool.servers for pool in pools])
     machines.head = machines.tail = machines.to_role = NOBODY
     idle_w = np.array([kind.idle_w for kind in kinds], np.float64)
     machines.draw_w = idle_w[machines.kind]

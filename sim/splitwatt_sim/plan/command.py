@@ -21,6 +21,7 @@ from splitwatt_core.trace import TraceError
 
 from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.jit import is_cold
+from splitwatt_sim.plan.mixed import LOOKED_AT, Beside, less_charge, more_rate
 from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, known_gpus, market
 from splitwatt_sim.plan.plot import draw
@@ -208,8 +209,25 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     console.print(
         f"on {args.check} lists the search did not see it holds that rate on {survived}; all of them hold {robust:g} requests/s"
     )
-    _write(args, best, winner, slo, console, robust_rps=robust, survived=survived)
+    beside = _beside(best, goal, args, robust_rps=robust, survived=survived)
+    if beside is not None:
+        console.print(
+            f"with mixed servers: {beside.design}: {beside.rate_rps:g} requests/s on {beside.design.charge_w / 1e3:.1f} kW; all "
+            f"{args.check} unseen lists hold {beside.robust_rps:g} requests/s",
+            soft_wrap=True,
+        )
+    _write(args, best, winner, slo, console, robust_rps=robust, survived=survived, beside=beside)
     return 0
+
+
+def _beside(best: list[Found], goal: Goal, args: argparse.Namespace, *, robust_rps: float, survived: int) -> Beside | None:
+    """Mixed servers beside one of the best splits, where that beats the best design."""
+    splits = [found.design for found in best if found.design.decode is not None][:LOOKED_AT]
+    seeds = range(args.seed + 1, args.seed + 1 + args.check)
+    if args.rate is None:
+        return more_rate(splits, goal, above_rps=best[0].rate_rps, robust_above_rps=robust_rps, seeds=seeds)
+    below_w = best[0].design.charge_w
+    return less_charge(splits, goal, rate_rps=args.rate, below_w=below_w, survived=survived, seeds=seeds)
 
 
 def _sizes(args: argparse.Namespace) -> Arrivals:
@@ -247,8 +265,9 @@ def _table(found: list[Found], args: argparse.Namespace) -> Table:
 
 
 def _write(
-    args: argparse.Namespace, found: list[Found], winner: Found, slo: Slo, console: Console, *, robust_rps: float, survived: int
-) -> None:
+    args: argparse.Namespace, found: list[Found], winner: Found, slo: Slo, console: Console, *, robust_rps: float, survived: int,
+    beside: Beside | None,
+) -> None:  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     figures = {
         "rate_requests_per_s": winner.rate_rps,
@@ -262,7 +281,19 @@ def _write(
         "charge_w": winner.design.charge_w,
         "joules_per_token": winner.run.joules_per_token,
         **winner.run.latencies.percentiles(),
+        "mixed_servers": beside.design.mixed_servers if beside else 0,
     }
+    if beside is not None:
+        assert beside.design.mixed is not None
+        figures |= {
+            "with_mixed_rate_requests_per_s": beside.rate_rps,
+            "with_mixed_robust_rate_requests_per_s": beside.robust_rps,
+            "with_mixed_lists_survived": beside.survived,
+            "with_mixed_prefill_servers": beside.design.prefill_servers,
+            "with_mixed_decode_servers": beside.design.decode_servers,
+            "with_mixed_charge_w": beside.design.charge_w,
+            "mixed_cap_w": beside.design.mixed.cap_w,
+        }
     (args.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     draw(found, pareto(found), winner, args.out / "plan.png", title=f"{args.model}: designs found (simulated)")
     written = ["plan.json", "plan.png"]
@@ -272,6 +303,8 @@ def _write(
     if sayable is None:
         console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
     else:
+        if beside is not None:
+            console.print("an InferenceCluster cannot say mixed servers yet: plan.yaml holds the best split without them")
         if sayable is not winner:
             console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
         rate_rps = robust_rps if sayable is winner else sayable.rate_rps
