@@ -1,8 +1,4 @@
-"""The fleet engine against its plain specification, by scenes computed by hand, and what must hold in every run.
-
-The round tables: a prompt of n tokens takes n/1024 s and draws 1000 W, a step of b sequences takes (b + 1)/8 s and draws
-500 W, an idle server draws 100 W. All sums of such times are exact, so ties are ties, and results are compared to the bit.
-"""
+"""The fleet engine against its plain specification, by scenes computed by hand, and what must hold in every run."""
 
 from __future__ import annotations
 
@@ -30,40 +26,23 @@ from splitwatt_sim.fleet.state import (
     Fleet,
     Kind,
     Pool,
-    new_fleet,
-)  # fmt: skip
+)
 from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.traces.arrivals import Arrivals
-
-Row = tuple[float, int, int]  # arrival in seconds, prompt tokens, output tokens
-
-SIZE = 12_000
-TOKENS = np.arange(SIZE, dtype=np.float64)
-SEQUENCES = np.arange(MAX_BATCH_SEQUENCES + 1, dtype=np.float64)
-MANY = 2**20
-
-ROUND = Kind(
-    name="round",
-    prefill_s=TOKENS / 1024,
-    prefill_w=np.full(SIZE, 1000.0),
-    decode_s=(SEQUENCES + 1) / 8,
-    decode_w=np.full(MAX_BATCH_SEQUENCES + 1, 500.0),
-    kv_s=0.0,
-    idle_w=100.0,
-    kv_room=MANY,
-    hand_off_s_per_token=0.0,
-    hand_off_fixed_s=0.0,
-    overlap_from_tokens=float("inf"),
-)
-EXACT = replace(ROUND, prefill_s=10 * 2.0 ** np.ceil(np.log2(TOKENS + 1)) / 2**14, prefill_w=256.0 + TOKENS)
-"""Ten times a power of two, so that a tenth more is exact too, and mixed iterations end in ties like all others."""
-UNEVEN = replace(
+from support.fleet_scenes import (
+    EXACT,
+    HAND_OFFS,
     ROUND,
-    prefill_s=0.0131 + TOKENS * 0.000377,
-    prefill_w=311.0 + TOKENS * 0.117,
-    decode_s=0.0307 + SEQUENCES * 0.00133,
-    decode_w=213.0 + SEQUENCES * 1.19,
-    idle_w=83.7,
+    ROWS,
+    SEED_ROWS,
+    SHAPES,
+    SPARE,
+    UNEVEN,
+    Row,
+    arrivals,
+    fitted,
+    pools_of,
+    started,
 )
 
 
@@ -76,20 +55,8 @@ def split(prompt: int = 1, decode: int = 1, *, mixed: int = 0, kind: Kind = ROUN
     return [Pool(PREFILL, kind, prompt), Pool(DECODE, kind, decode), *([Pool(MIXED, kind, mixed)] if mixed else [])]
 
 
-def arrivals(rows: list[Row]) -> Arrivals:
-    arrival_s, prompt, output = zip(*rows, strict=True)
-    return Arrivals(np.array(arrival_s, np.float64), np.array(prompt), np.array(output), "scene")
-
-
 def run(pools: list[Pool], rows: list[Row], *, seconds: int = 0) -> FleetRun:
     return run_fleet(pools, arrivals(rows), seconds=seconds)
-
-
-def started(pools: list[Pool], rows: list[Row], *, seconds: int = 0) -> Fleet:
-    given = arrivals(rows)
-    return new_fleet(
-        pools, arrival_s=given.arrival_s, prompt=given.prompt_tokens, output=given.output_tokens, seconds=seconds
-    )
 
 
 def state_after(pools: list[Pool], rows: list[Row], *, seconds: int = 0) -> Fleet:
@@ -243,36 +210,6 @@ def test_a_fleet_without_decode_machines_serves_all_in_its_mixed_pool() -> None:
 
 # The same as the specification.
 
-SEED_ROWS: list[Row] = [(0.0, 4096, 2), (0.0, 5000, 9), (0.5, 1, 1), (0.5, 9000, 30), (1.25, 255, 30)]
-ROWS = st.lists(
-    st.tuples(
-        st.integers(0, 64).map(lambda n: n / 8),
-        st.one_of(st.integers(1, 600), st.sampled_from([1, 255, 1023, 1024, 2047, 2048, 2049, 4095, 9000])),
-        st.integers(1, 60),
-    ),
-    min_size=1,
-    max_size=30,
-).map(sorted)
-SHAPES = st.sampled_from([(0, 1, 0), (0, 3, 0), (1, 0, 1), (3, 0, 1), (1, 0, 3), (2, 0, 2), (1, 1, 1), (2, 1, 2)])
-"""Prompt, mixed and decode machines."""
-HAND_OFFS = st.sampled_from([(0.0, 0.0, 0.0), (0.0, 1 / 64, 0.0), (1 / 1024, 0.0, np.inf), (1 / 256, 1 / 64, 512.0)])
-SPARE = st.sampled_from([0, 1, 300, MANY])
-"""Tokens of KV cache beyond the longest request."""
-
-
-def pools_of(shape: tuple[int, int, int], kind: Kind) -> list[Pool]:
-    return [Pool(role, kind, servers) for role, servers in zip((PREFILL, MIXED, DECODE), shape, strict=True) if servers]
-
-
-def fitted(kind: Kind, rows: list[Row], *, spare: int, kv_s: float, hand_off: tuple[float, float, float]) -> Kind:
-    room = max(prompt + output for _, prompt, output in rows) + spare
-    per_token_s, fixed_s, overlap_from = hand_off
-    return replace(
-        kind, kv_room=room, kv_s=kv_s, hand_off_s_per_token=per_token_s, hand_off_fixed_s=fixed_s,
-        overlap_from_tokens=overlap_from,
-    )  # fmt: skip
-
-
 @settings(max_examples=400)
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1 / 4096]), HAND_OFFS)
 @example(SEED_ROWS, (1, 1, 1), 0, 1 / 4096, (1 / 1024, 0.0, np.inf))
@@ -386,21 +323,24 @@ def test_tables_changed_between_two_calls_count_from_the_next_boundary_on(factor
 WORKLOAD = """
 import sys
 from splitwatt_sim.fleet.run import run_fleet
-from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Failure, Flip, Pool
 from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.servers.kinds import tables_kind
 from splitwatt_sim.traces.resample import generated
 from splitwatt_sim.servers.tables import builtin
 
 arrivals = generated(requests_per_s=14.0, seconds=12.0, seed=3)
-longest = int(arrivals.prompt_tokens.max())
+longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max())
 kind = tables_kind(builtin(), "bloom-176b", "A100", cap_w=300, longest_prompt=longest)
 print(COMPILED)
 for counts in ((2, 1, 2), (0, 4, 0)):
     pools = [Pool(role, kind, n) for role, n in zip((PREFILL, MIXED, DECODE), counts) if n]
-    got = run_fleet(pools, arrivals, seconds=20)
+    changes = [Failure(0, 0, 3.0, 7.0), Failure(len(pools) - 1, 1, 5.0)]
+    changes += [Flip(0, 1, 4.0, DECODE, 0.7), Flip(0, 0, 9.0, MIXED, 0.1)]
+    got = run_fleet(pools, arrivals, seconds=20, changes=changes)
+    assert got.restarted > 0 and got.flips > 0, (got.restarted, got.flips)
     print(got.latencies.ttft_ms.tobytes().hex(), got.latencies.e2e_ms.tobytes().hex(), got.power_w.tobytes().hex())
-    print(got.energy_j, got.busy)
+    print(got.energy_j, got.busy, got.restarted, got.flips)
 """
 
 

@@ -11,9 +11,17 @@ import pytest
 import yaml
 from splitwatt_cli.main import main
 from splitwatt_core.profiles import builtin
+from splitwatt_sim.fleet.state import DECODE, Failure, Flip
 from splitwatt_sim.servers.profile_files import profile_object
 from splitwatt_sim.servers.tables import GIB
-from splitwatt_sim.simulate.scenario import ScenarioError, arrivals_of, catalogue_of, pools_of, read_scenario
+from splitwatt_sim.simulate.scenario import (
+    ScenarioError,
+    arrivals_of,
+    catalogue_of,
+    changes_of,
+    pools_of,
+    read_scenario,
+)
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "scenario.yaml"
 GOOD: dict[str, Any] = {
@@ -68,12 +76,72 @@ def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
         ),
         ({"pool": []}, "pool: Extra inputs are not permitted"),
         ({"requests": {"rate": -1}}, "requests.rate: Input should be greater than 0"),
+        ({"failures": [{"pool": 0, "server": 0}]}, "failures.0.atSeconds: Field required"),
+        ({"failures": [{"pool": 0, "server": 0, "atSeconds": -1}]}, "failures.0.atSeconds: Input should be greater than"),
+        (
+            {"flips": [{"pool": 0, "server": 0, "atSeconds": 1, "toRole": "Prefil", "switchSeconds": 5}]},
+            "flips.0.toRole: Input should be 'Prefill', 'Decode' or 'Mixed'",
+        ),
+        ({"flips": [{"pool": 0, "server": 0, "atSeconds": 1, "toRole": "Mixed"}]}, "flips.0.switchSeconds: Field required"),
     ],
 )
 def test_a_wrong_scenario_names_the_field(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ScenarioError) as refused:
         read_scenario(written(tmp_path, **changes))
     assert says in str(refused.value)
+
+
+FAILURE = {"pool": 1, "server": 0, "atSeconds": 5, "backAtSeconds": 9}
+FLIP = {"pool": 0, "server": 1, "toRole": "Decode", "atSeconds": 10, "switchSeconds": 2}
+
+
+def test_failures_and_flips_are_played_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, failures=[FAILURE], flips=[FLIP])
+    assert changes_of(read_scenario(path)) == [Failure(1, 0, 5.0, 9.0), Flip(0, 1, 10.0, DECODE, 2.0)]
+    assert main(["simulate", str(path), "--out", str(tmp_path)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    figures = json.loads((tmp_path / "simulate.json").read_text())
+    assert figures["restarted_sequences"] > 0 and figures["role_flips"] == 1 and figures["unfinished_requests"] == 0
+    assert f"failures: 1, sequences that began again: {figures['restarted_sequences']}, requests that found no" in told
+    assert "not in the table: 0; role flips done: 1 of 1" in told
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    assert main(["simulate", str(written(calm)), "--out", str(calm)]) == 0
+    assert "began again" not in capsys.readouterr().out
+    without = json.loads((calm / "simulate.json").read_text())
+    assert without["restarted_sequences"] == without["role_flips"] == 0
+    assert figures["e2e_ms_p99"] > without["e2e_ms_p99"] + 4_000, "for four seconds nobody decoded"
+
+
+def test_unfinished_requests_are_a_missed_slo_and_no_part_of_the_percentiles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forever = {**FAILURE, "atSeconds": 15}
+    del forever["backAtSeconds"]
+    assert main(["simulate", str(written(tmp_path, failures=[forever])), "--out", str(tmp_path)]) == 0
+    assert "SLOs missed: unfinished" in " ".join(capsys.readouterr().out.split())
+    figures = json.loads((tmp_path / "simulate.json").read_text())
+    assert 0 < figures["unfinished_requests"] < figures["requests"] and figures["slos_missed"] >= 1
+    assert figures["e2e_ms_p99"] < 20_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"failures": [{**FAILURE, "pool": 2}]}, "a failure names pool 2, and pools count from 0 to 1"),
+        ({"flips": [{**FLIP, "server": 2}]}, "a flip names server 2 of pool 0, whose servers count from 0 to 1"),
+        ({"failures": [{**FAILURE, "backAtSeconds": 5}]}, "a machine that fails at 5 s must be back later, not at 5 s"),
+        (
+            {"failures": [{"pool": 1, "server": 0, "atSeconds": 0}]},
+            "no request was finished: let a machine of each role come back, or have one more",
+        ),
+    ],
+)
+def test_a_change_that_cannot_be_played_is_answered_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], says: str
+) -> None:
+    assert main(["simulate", str(written(tmp_path, **changes)), "--out", str(tmp_path)]) == 2
+    assert f"splitwatt simulate: {says}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_rate_file_alone_keeps_the_mean_rate_of_the_list(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from splitwatt_sim.fleet.state import (
     DECODE,
     DECODING,
     DONE,
+    DRAINING,
+    DRAINS,
+    FLIPPED,
     IDLE,
     MAX_BATCH_SEQUENCES,
     MAX_BATCH_TOKENS,
@@ -34,6 +37,9 @@ from splitwatt_sim.fleet.state import (
     OVERFLOWS,
     PREFILL,
     PREFILLING,
+    RESTARTED,
+    ROLES,
+    SWITCHING,
     Fleet,
     pop,
     push,
@@ -46,10 +52,11 @@ LONG_QUEUE_TOKENS = 8192
 
 COMPLETE = 0
 TOO_SMALL = 1
+CHANGES = 2
 
 
 @inlined
-def _steps_s(f: Fleet, m: int, k: int) -> float:
+def steps_s(f: Fleet, m: int, k: int) -> float:
     """Time of the first k steps of the run under way."""
     x = f.machines[m]
     first_s = f.decode_s[x.kind, x.batch] + f.kv_s[x.kind] * x.context
@@ -57,7 +64,7 @@ def _steps_s(f: Fleet, m: int, k: int) -> float:
 
 
 @inlined
-def _steps_until(f: Fleet, m: int, span_s: float) -> int:
+def steps_until(f: Fleet, m: int, span_s: float) -> int:
     """The least k with T(k) >= span_s: the boundary at which somebody who comes then is let in."""
     x = f.machines[m]
     if span_s <= 0.0:
@@ -70,13 +77,13 @@ def _steps_until(f: Fleet, m: int, span_s: float) -> int:
     else:
         k = int(span_s / first_s)
     k = max(k - 1, 0)
-    while _steps_s(f, m, k) < span_s:
+    while steps_s(f, m, k) < span_s:
         k += 1
     return k
 
 
 @inlined
-def _draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
+def draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
     """From now on the machine draws this; account for what it drew before."""
     x = f.machines[m]
     f.machines[m].energy_j += x.draw_w * (at_s - x.drawn_since_s)
@@ -120,9 +127,11 @@ def _join(f: Fleet, m: int, r: int, at_s: float) -> None:
 
 @inlined
 def _done(f: Fleet, m: int, r: int, at_s: float) -> None:
+    """`m`: the machine that its sequence was placed at, NOBODY where that one failed before."""
     f.requests[r].done_s = at_s
-    f.promised[m] -= f.requests[r].prompt + f.requests[r].output
-    f.pending[m] -= 1
+    if m != NOBODY:
+        f.promised[m] -= f.requests[r].prompt + f.requests[r].output
+        f.pending[m] -= 1
     f.counters[DONE] += 1
 
 
@@ -140,13 +149,31 @@ def _finish_until(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
+def begin_again(f: Fleet, r: int, generated: int) -> None:
+    """The cache of a request is lost, after so many tokens since it last began: it waits to be placed, with a prompt of all
+    tokens that are there by now. What it takes of memory in the end stays the same."""
+    f.requests[r].prompt += generated
+    f.requests[r].output -= generated
+    f.requests[r].left = f.requests[r].prompt
+    f.requests[r].prompt_at = NOBODY
+    f.requests[r].decode_at = NOBODY
+    f.requests[r].behind = NOBODY
+    if generated > 0:
+        f.counters[RESTARTED] += 1
+
+
+@inlined
 def _hand_off(f: Fleet, m: int, r: int, at_s: float) -> None:
-    """A prompt is prefilled, and its first token is there. If it owes more, its sequence joins here, or its cache sets out
+    """A prompt is prefilled, and its next token is there. If it owes more, its sequence joins here, or its cache sets out
     over this machine's link."""
-    f.requests[r].prompt_end_s = at_s
+    if np.isnan(f.requests[r].prompt_end_s):  # of one that begins again the first token is what its user saw first
+        f.requests[r].prompt_end_s = at_s
     to = f.requests[r].decode_at
     if f.requests[r].output == 1:
         _done(f, to, r, at_s)
+        return
+    if to == NOBODY:
+        begin_again(f, r, 1)
         return
     ready_s = at_s
     if to != m:
@@ -217,20 +244,20 @@ def _boundary(f: Fleet, m: int, at_s: float) -> None:
         f.machines[m].doing = PREFILLING
         f.next_s[m] = at_s + took_s
         f.machines[m].busy_s += took_s
-        _draw(f, m, at_s, f.prefill_w[x.kind, chunk])
+        draw(f, m, at_s, f.prefill_w[x.kind, chunk])
         return
     if x.batch > 0:
         f.machines[m].doing = DECODING
-        _draw(f, m, at_s, f.decode_w[x.kind, x.batch])
+        draw(f, m, at_s, f.decode_w[x.kind, x.batch])
         _plan(f, m)
         return
     f.machines[m].doing = IDLE
-    _draw(f, m, at_s, f.idle_w[x.kind])
-    f.next_s[m] = _next_guest_s(f, m)
+    draw(f, m, at_s, f.idle_w[x.kind])
+    f.next_s[m] = next_guest_s(f, m)
 
 
 @inlined
-def _next_guest_s(f: Fleet, m: int) -> float:
+def next_guest_s(f: Fleet, m: int) -> float:
     """When the next prompt or sequence is there; those that memory keeps out are waited for by nobody."""
     at_s = np.inf
     if f.machines[m].coming > 0:
@@ -246,9 +273,9 @@ def _next_guest_s(f: Fleet, m: int) -> float:
 def _plan(f: Fleet, m: int) -> None:
     """Where the run of steps that begins now will end: with its first sequence, or for the next guest."""
     k = int(f.finish_key[m, 0] - f.machines[m].iteration)
-    ends_s = f.machines[m].since_s + _steps_s(f, m, k)
+    ends_s = f.machines[m].since_s + steps_s(f, m, k)
     f.machines[m].plan, f.next_s[m] = k, ends_s
-    guest_s = _next_guest_s(f, m)
+    guest_s = next_guest_s(f, m)
     if guest_s < ends_s:
         _expect(f, m, guest_s)
 
@@ -261,10 +288,10 @@ def _expect(f: Fleet, m: int, guest_s: float) -> None:
     if f.machines[m].doing == IDLE:
         f.next_s[m] = guest_s
         return
-    k = _steps_until(f, m, guest_s - f.machines[m].since_s)
+    k = steps_until(f, m, guest_s - f.machines[m].since_s)
     if k < f.machines[m].plan:
         f.machines[m].plan = k
-        f.next_s[m] = f.machines[m].since_s + _steps_s(f, m, k)
+        f.next_s[m] = f.machines[m].since_s + steps_s(f, m, k)
 
 
 @inlined
@@ -291,33 +318,37 @@ def _advance(f: Fleet, m: int, until_s: float) -> None:
 
 
 @inlined
-def _least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
-    """The machine of this role with the least load int64[M]; the first of equals, or NOBODY."""
-    if f.first[role] == f.first[role + 1]:
+def least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
+    """The open machine of this role with the least load int64[M]; the first of equals, or NOBODY. Machines between are
+    looked at only where they would win: their numbers follow each other, which is what makes it fast."""
+    best, ends = f.span[role, 0], f.span[role, 1]
+    if best == ends:
         return NOBODY
-    best = f.first[role]
-    least = load[best]
-    for m in range(f.first[role] + 1, f.first[role + 1]):
-        if load[m] < least:
-            best, least = m, load[m]
+    lowest = load[best]
+    for m in range(best + 1, ends):
+        if load[m] < lowest and f.takes[m] == role:
+            best, lowest = m, load[m]
     return int(best)
 
 
 @inlined
-def _route(f: Fleet, r: int, now_s: float) -> None:
+def route(f: Fleet, r: int, now_s: float) -> None:
     """Join the shortest queue. A mixed machine takes a request where there is no split pool, or where the best prompt
     machine's queue is long or no decode machine has room, and then only if its own queue is the shorter one: nobody waits
-    longer than without the mixed pool."""
-    prompt_at, mixed_at = _least(f, PREFILL, f.pending), _least(f, MIXED, f.pending)
-    decode_at = _least(f, DECODE, f.promised)
+    longer than without the mixed pool. Where no machine is open for it, a request waits for the next change."""
+    prompt_at, mixed_at = least(f, PREFILL, f.pending), least(f, MIXED, f.pending)
+    decode_at = least(f, DECODE, f.promised)
     prompt, need = f.requests[r].prompt, f.requests[r].prompt + f.requests[r].output
     if min(prompt_at, decode_at) == NOBODY:
         prompt_at = decode_at = mixed_at
+        if mixed_at == NOBODY:
+            return
     elif mixed_at != NOBODY:
         long = f.pending[prompt_at] + prompt > LONG_QUEUE_TOKENS
         full = f.promised[decode_at] + need > f.kv_room[f.machines[decode_at].kind]
         if (long or full) and f.pending[mixed_at] < f.pending[prompt_at]:
             prompt_at = decode_at = mixed_at
+    f.requests[r].prompt_at = prompt_at
     f.requests[r].decode_at = decode_at
     f.promised[decode_at] += need
     f.pending[decode_at] += 1
@@ -334,42 +365,72 @@ def _route(f: Fleet, r: int, now_s: float) -> None:
 def _settle(f: Fleet, m: int, at_s: float) -> None:
     """Account for what was drawn and for the steps that were done by now. The step under way keeps its time; those after it
     ask the tables again, which may be others by then."""
-    _draw(f, m, at_s, f.machines[m].draw_w)
+    draw(f, m, at_s, f.machines[m].draw_w)
     if f.machines[m].doing != DECODING:
         return
-    k = max(_steps_until(f, m, at_s - f.machines[m].since_s) - 1, 0)
-    took_s = _steps_s(f, m, k)
+    k = max(steps_until(f, m, at_s - f.machines[m].since_s) - 1, 0)
+    took_s = steps_s(f, m, k)
     f.machines[m].busy_s += took_s
     f.machines[m].since_s += took_s
     f.machines[m].iteration += k
     f.machines[m].context += k * f.machines[m].batch
     f.machines[m].plan = 1
-    f.next_s[m] = f.machines[m].since_s + _steps_s(f, m, 1)
+    f.next_s[m] = f.machines[m].since_s + steps_s(f, m, 1)
+
+
+@lean
+def drained(f: Fleet, at_s: float) -> None:
+    """Machines that drain and have nothing left begin to switch now, or when their last cache has left."""
+    for m in range(len(f.machines)):
+        if f.machines[m].state == DRAINING and f.pending[m] == 0:
+            f.machines[m].state = SWITCHING
+            f.counters[DRAINS] -= 1
+            f.opens_s[m] = max(at_s, f.machines[m].link_free_s) + f.machines[m].switch_s
+            f.next_change_s[0] = min(f.next_change_s[0], f.opens_s[m])
 
 
 @lean
 def run_until(f: Fleet, until_s: float) -> int:
     """Take in every request that arrives by then, and bring every machine up to that moment; `until_s` inf: until all is
-    done. May be called again with a later time, and after tables were changed between two calls: these count from each
-    machine's next iteration on."""
+    done, or nothing can happen any more. May be called again with a later time, and after tables were changed between two
+    calls: these count from each machine's next iteration on. CHANGES: it stopped at `next_change_s`, after all else of that
+    moment; `changes.change` must be called before it is called again."""
     count = len(f.requests)
     while True:
         r = f.counters[ARRIVED]
         arrives = r < count and f.requests[r].arrival_s <= until_s
         now_s = f.requests[r].arrival_s if arrives else until_s
-        for m in range(len(f.machines)):  # by role: sequences come from prompts
-            if f.next_s[m] <= now_s:
-                _advance(f, m, now_s)
+        changes = steps = False
+        if f.next_change_s[0] <= now_s and f.next_change_s[0] < np.inf and not (arrives and f.next_change_s[0] == now_s):
+            now_s, arrives, changes = f.next_change_s[0], False, True
+        if f.counters[DRAINS] > 0:  # the moment of its last token matters to others, so nobody goes beyond it
+            soonest_s = np.inf
+            for m in range(len(f.machines)):
+                soonest_s = min(soonest_s, f.next_s[m])
+            if soonest_s < now_s:
+                now_s, arrives, changes, steps = soonest_s, False, False, True
+        passes = 1 if f.counters[FLIPPED] == 0 else ROLES
+        for role in range(passes):  # by role: sequences come from prompts; machines are numbered so until roles change
+            for m in range(len(f.machines)):
+                if f.next_s[m] <= now_s and (passes == 1 or f.machines[m].role == role):
+                    _advance(f, m, now_s)
         if f.counters[OVERFLOWS] > 0:
             return TOO_SMALL
-        if not arrives:
+        if f.counters[DRAINS] > 0:
+            drained(f, now_s)
+        if arrives:
+            route(f, r, now_s)
+            f.counters[ARRIVED] += 1
+        elif changes and not (until_s == np.inf and f.counters[DONE] == count):
+            return CHANGES
+        elif not steps:
             break
-        _route(f, r, now_s)
-        f.counters[ARRIVED] += 1
     if until_s == np.inf:  # the last token is the last change of any machine's draw
         until_s = 0.0
         for m in range(len(f.machines)):
             until_s = max(until_s, f.machines[m].drawn_since_s)
+        if f.counters[DONE] < count:
+            until_s = max(until_s, f.requests[count - 1].arrival_s)
     for m in range(len(f.machines)):
         _settle(f, m, until_s)
     return COMPLETE

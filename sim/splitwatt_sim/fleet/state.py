@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -23,9 +24,24 @@ DECODING: Final = 2
 
 NOBODY: Final = -1
 
+OPEN: Final = 0
+DRAINING: Final = 1
+SWITCHING: Final = 2
+DOWN: Final = 3
+"""What a machine is to those who place requests; only open ones take new work."""
+
+FAIL: Final = 0
+FLIP: Final = 1
+
 ARRIVED: Final = 0
 DONE: Final = 1
 OVERFLOWS: Final = 2
+RESTARTED: Final = 3
+FLIPPED: Final = 4
+DRAINS: Final = 5
+PLAYED: Final = 6
+OLDEST: Final = 7
+COUNTERS: Final = 8
 
 MAX_BATCH_SEQUENCES: Final = 512
 MAX_BATCH_TOKENS: Final = 2048
@@ -33,11 +49,12 @@ MAX_BATCH_TOKENS: Final = 2048
 REQUEST: Final = np.dtype(
     [
         ("arrival_s", "f8"), ("prompt", "i4"), ("output", "i4"), ("prompt_end_s", "f8"), ("done_s", "f8"), ("left", "i4"),
-        ("decode_at", "i4"), ("behind", "i4"),
+        ("prompt_at", "i4"), ("decode_at", "i4"), ("behind", "i4"),
     ]
 )  # fmt: skip
-"""prompt, output, left: tokens; left: of the prompt, not yet prefilled. decode_at: machine. behind: the next request in the
-same prompt queue, NOBODY at its end."""
+"""prompt, output, left: tokens; left: of the prompt, not yet prefilled. prompt_at, decode_at: machines; a request that waits
+to be placed has none, and one whose decode machine failed has no decode_at. behind: the next request in the same prompt
+queue, NOBODY at its end."""
 
 MACHINE: Final = np.dtype(
     [
@@ -45,31 +62,46 @@ MACHINE: Final = np.dtype(
         ("batch", "i4"), ("context", "i8"), ("kv_used", "i8"),
         ("head", "i4"), ("tail", "i4"), ("chunk", "i4"), ("link_free_s", "f8"), ("draw_w", "f8"), ("drawn_since_s", "f8"),
         ("energy_j", "f8"), ("busy_s", "f8"), ("finishing", "i4"), ("coming", "i4"),
+        ("state", "i4"), ("first_role", "i4"), ("to_role", "i4"), ("switch_s", "f8"),
     ]
 )  # fmt: skip
 """since_s, iteration, batch, context: start of the run of iterations under way, and what it began with; plan: its steps;
-context: tokens of KV cache read per step. kv_used: tokens. head, tail: prompt queue. chunk:
-prompt tokens of the iteration under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps."""
+context: tokens of KV cache read per step. kv_used: tokens. head, tail: prompt queue. chunk: prompt tokens of the iteration
+under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps. first_role: what it began with;
+to_role: what it changes to, NOBODY without a flip; switch_s: how long that takes once it is empty."""
+
+EVENT: Final = np.dtype(
+    [("at_s", "f8"), ("machine", "i4"), ("what", "i4"), ("to_role", "i4"), ("back_s", "f8"), ("switch_s", "f8")]
+)
+"""FAIL: it is back at back_s, inf: never. FLIP: to_role, and how long it takes."""
 
 
 class Fleet(NamedTuple):
     """N requests in order of arrival, M machines, K kinds (a server under a cap).
 
-    requests REQUEST[N], machines MACHINE[M] by role; first int64[ROLES + 1]: where each role begins. next_s
-    float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued and sequences; promised int64[M]: tokens
-    of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps of
-    sequences by the iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs by the
-    time at which their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration; decode_s,
-    decode_w float64[K, MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of context;
-    idle_w float64[K]; kv_room int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens from which
-    the cache moves layer by layer behind the prefill, and the fixed part is all that is left. power_w float64[M, S]: mean
-    draw in each second; S may be 0. counters int64[3]: ARRIVED, DONE,
-    OVERFLOWS (of `coming`; above 0 the run is void).
+    requests REQUEST[N], machines MACHINE[M] in the order of the roles they begin with. takes int64[M]: the role for which a
+    machine takes new work, NOBODY while it takes none; span int64[ROLES, 2]: the number of the first that takes work for a
+    role, and the one after the last; equal where there is none. events EVENT[E + 1] by time, the last one never; opens_s
+    float64[M]: when a machine is open again, inf where nothing says so; next_change_s float64[1]: the earliest of events and
+    opens_s. next_s float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued and sequences; promised
+    int64[M]: tokens of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps of sequences by the
+    iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs by the time at which
+    their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration; decode_s, decode_w float64[K,
+    MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of context; idle_w float64[K]; kv_room
+    int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens from which the cache moves layer by
+    layer behind the prefill, and the fixed part is all that is left. power_w float64[M, S]: mean draw in each second; S may
+    be 0. counters int64[COUNTERS]: ARRIVED, DONE, OVERFLOWS (of `coming`; above 0 the run is void), RESTARTED (sequences
+    whose cache was lost), FLIPPED (roles changed), DRAINS (machines that drain now), PLAYED (events), OLDEST (no request
+    before this one is still to be done).
     """
 
     requests: Any
     machines: Any
-    first: NDArray[np.int64]
+    takes: NDArray[np.int64]
+    span: NDArray[np.int64]
+    events: Any
+    opens_s: NDArray[np.float64]
+    next_change_s: NDArray[np.float64]
     next_s: NDArray[np.float64]
     pending: NDArray[np.int64]
     promised: NDArray[np.int64]
@@ -154,6 +186,68 @@ class Pool:
     servers: int
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A machine fails and is back at `back_at_s`, inf: never. `pool`: which of the run's pools, `server`: which of its
+    machines, both from 0."""
+
+    pool: int
+    server: int
+    at_s: float
+    back_at_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A machine begins to change its role; `switch_s` is how long it takes once it is empty. pool, server: as in Failure."""
+
+    pool: int
+    server: int
+    at_s: float
+    to_role: int
+    switch_s: float
+
+
+Change = Failure | Flip
+
+
+def machine_numbers(pools: Sequence[Pool]) -> list[int]:
+    """The number of each pool's first machine: machines count by the roles they begin with, then by pool."""
+    numbers, number = [0] * len(pools), 0
+    for at in sorted(range(len(pools)), key=lambda at: pools[at].role):
+        numbers[at] = number
+        number += pools[at].servers
+    return numbers
+
+
+def _events(pools: Sequence[Pool], changes: Sequence[Change]) -> Any:
+    """EVENT[len(changes) + 1] by time; equal times as they were given."""
+    first, rows = machine_numbers(pools), []
+    for change in sorted(changes, key=lambda change: change.at_s):
+        machine = first[change.pool] + change.server
+        if isinstance(change, Failure):
+            rows.append((change.at_s, machine, FAIL, NOBODY, change.back_at_s, 0.0))
+        else:
+            rows.append((change.at_s, machine, FLIP, change.to_role, 0.0, change.switch_s))
+    rows.append((math.inf, NOBODY, FAIL, NOBODY, math.inf, 0.0))
+    return np.array(rows, EVENT).view(np.recarray)
+
+
+@lean
+def regroup(takes: NDArray[np.int64], span: NDArray[np.int64], machines: Any) -> None:
+    """Note which machines take new work, and between which numbers those of each role lie."""
+    for role in range(ROLES):
+        span[role, 0] = span[role, 1] = 0
+    for m in range(len(machines)):
+        takes[m] = NOBODY
+        if machines[m].state == OPEN:
+            role = machines[m].role
+            takes[m] = role
+            if span[role, 1] == 0:
+                span[role, 0] = m
+            span[role, 1] = m + 1
+
+
 def new_fleet(
     pools: Sequence[Pool],
     *,
@@ -162,9 +256,11 @@ def new_fleet(
     output: NDArray[np.int64],
     seconds: int = 0,
     coming_capacity: int = 1_024,
+    changes: Sequence[Change] = (),
 ) -> Fleet:
     """Idle machines and requests still to come. `seconds`: how long to record each machine's power, 0: not at all. All
     kinds must have tables of one length that covers the longest prompt. Raises ValueError."""
+    events = _events(pools, changes)
     pools = sorted(pools, key=lambda pool: pool.role)
     roles = np.repeat([pool.role for pool in pools], [pool.servers for pool in pools])
     has = {role: bool(np.any(roles == role)) for role in range(ROLES)}
@@ -175,17 +271,24 @@ def new_fleet(
     requests = np.zeros(len(arrival_s), REQUEST).view(np.recarray)
     requests.arrival_s, requests.prompt, requests.output, requests.left = arrival_s, prompt, output, prompt
     requests.prompt_end_s = requests.done_s = np.nan
-    requests.behind = requests.decode_at = NOBODY
+    requests.behind = requests.prompt_at = requests.decode_at = NOBODY
     machines = np.zeros(m, MACHINE).view(np.recarray)
-    machines.role, machines.kind = roles, np.repeat(np.arange(k), [pool.servers for pool in pools])
-    machines.head = machines.tail = NOBODY
+    machines.role = machines.first_role = roles
+    machines.kind = np.repeat(np.arange(k), [pool.servers for pool in pools])
+    machines.head = machines.tail = machines.to_role = NOBODY
     idle_w = np.array([kind.idle_w for kind in kinds], np.float64)
     machines.draw_w = idle_w[machines.kind]
+    takes, span = np.zeros(m, np.int64), np.zeros((ROLES, 2), np.int64)
+    regroup(takes, span, machines)
     hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens) for x in kinds]
     return Fleet(
         requests=requests,
         machines=machines,
-        first=np.searchsorted(roles, np.arange(ROLES + 1)).astype(np.int64),
+        takes=takes,
+        span=span,
+        events=events,
+        opens_s=np.full(m, np.inf),
+        next_change_s=np.array([events.at_s[0]]),
         next_s=np.full(m, np.inf),
         pending=np.zeros(m, np.int64),
         promised=np.zeros(m, np.int64),
@@ -202,5 +305,5 @@ def new_fleet(
         kv_room=np.array([kind.kv_room for kind in kinds], np.int64),
         hand_off=np.array(hand_off, np.float64),
         power_w=np.zeros((m, seconds)),
-        counters=np.zeros(3, np.int64),
+        counters=np.zeros(COUNTERS, np.int64),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +15,12 @@ from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.jit import is_cold
 from splitwatt_sim.plan import arguments, report
 from splitwatt_sim.plan.job import JobError, write_job
+from splitwatt_sim.plan.mixed import LOOKED_AT, Beside, less_charge, more_rate
 from splitwatt_sim.plan.objects import PlanObjectsError
 from splitwatt_sim.plan.paper import plan_at_equal_power
 from splitwatt_sim.plan.search import robust_rate
 from splitwatt_sim.plan.shards import Fingerprint, Shard, ShardError, fingerprint, merged, read_shard, write_shard
-from splitwatt_sim.plan.sweep import Item, Record, Search, items, records, result
+from splitwatt_sim.plan.sweep import Item, Record, Result, Search, items, records, result
 from splitwatt_sim.servers.tables import TableError
 
 FAILED: Final = 2
@@ -117,12 +119,34 @@ def finish(args: argparse.Namespace, search: Search, whole: list[Item], written:
         f"on {args.check} lists the search did not see it holds that rate on {survived}; all of them hold {robust_rps:g} "
         "requests/s"
     )
+    beside = _beside(best, search, args, robust_rps=robust_rps, survived=survived)
+    if beside is not None:
+        console.print(
+            f"with mixed servers: {beside.design}: {beside.rate_rps:g} requests/s on {beside.design.charge_w / 1e3:.1f} kW; all "
+            f"{args.check} unseen lists hold {beside.robust_rps:g} requests/s",
+            soft_wrap=True,
+        )
     values = report.figures(winner, robust_rps=robust_rps, survived=survived, checked=args.check)
+    values |= report.mixed_figures(beside)
     if args.servers_per_rack is not None:
         console.print(report.racks(winner, args.servers_per_rack))
         values |= report.rack_figures(winner, args.servers_per_rack)
     report.write(best, search, values, name=args.name, namespace=args.namespace, out=args.out, console=console)
+    if beside is not None:
+        console.print("an InferenceCluster cannot say mixed servers yet: plan.yaml holds the best split without them")
     return 0
+
+
+def _beside(
+    best: Sequence[Result], search: Search, args: argparse.Namespace, *, robust_rps: float, survived: int
+) -> Beside | None:
+    """Mixed servers beside one of the best splits, where that beats the best design."""
+    splits = [found.design for found in best if found.design.decode is not None][:LOOKED_AT]
+    seeds = range(args.seed + 1, args.seed + 1 + args.check)
+    if args.rate is None:
+        return more_rate(splits, search.goal, above_rps=best[0].rate_rps, robust_above_rps=robust_rps, seeds=seeds)
+    below_w = best[0].design.charge_w
+    return less_charge(splits, search.goal, rate_rps=args.rate, below_w=below_w, survived=survived, seeds=seeds)
 
 
 COMMAND = PlanCommand()

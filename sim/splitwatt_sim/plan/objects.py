@@ -31,9 +31,12 @@ def manifests(
 ) -> list[dict[str, Any]]:
     """Objects in the order in which they are applied; each passes the API's models. `gpus`: by their names in options.
 
-    Raises PlanObjectsError for an unsplit design (the API has no mixed role yet), and for what the API's bounds refuse.
+    Raises PlanObjectsError for an unsplit design and for one with mixed servers (the API has no mixed role yet), and for
+    what the API's bounds refuse.
     """
     decode = design.decode
+    if design.mixed is not None:
+        raise PlanObjectsError("the design has mixed servers, which an InferenceCluster cannot say yet: no objects are written")
     if decode is None:
         raise PlanObjectsError("the best design is unsplit, which an InferenceCluster cannot say yet: no objects are written")
     profiles = [gpus[gpu].profile for gpu in dict.fromkeys((design.prefill.gpu, decode.gpu))]

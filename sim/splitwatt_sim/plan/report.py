@@ -11,6 +11,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from splitwatt_sim.plan.mixed import Beside
 from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.options import Slo
 from splitwatt_sim.plan.plot import draw
@@ -93,6 +94,23 @@ def figures(winner: Result, *, robust_rps: float, survived: int, checked: int) -
         "charge_w": design.charge_w,
         "joules_per_token": winner.joules_per_token,
         **winner.percentiles,
+    }
+
+
+def mixed_figures(beside: Beside | None) -> dict[str, float]:
+    """Flat, of a design with mixed servers beside the pools; none: only that there is none."""
+    if beside is None:
+        return {"mixed_servers": 0}
+    assert beside.design.mixed is not None
+    return {
+        "mixed_servers": beside.design.mixed_servers,
+        "with_mixed_rate_requests_per_s": beside.rate_rps,
+        "with_mixed_robust_rate_requests_per_s": beside.robust_rps,
+        "with_mixed_lists_survived": beside.survived,
+        "with_mixed_prefill_servers": beside.design.prefill_servers,
+        "with_mixed_decode_servers": beside.design.decode_servers,
+        "with_mixed_charge_w": beside.design.charge_w,
+        "mixed_cap_w": beside.design.mixed.cap_w,
     }
 
 

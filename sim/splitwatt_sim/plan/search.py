@@ -47,41 +47,48 @@ class Option:
         return f"{self.gpu} at {self.cap_w} W"
 
 
+ROLE_OF_PART: Final = {"prefill": PREFILL, "decode": DECODE, "mixed": MIXED, "unsplit": MIXED}
+
+
 @dataclass(frozen=True, slots=True)
 class PlanDesign:
-    """`decode` None: unsplit, every server does both."""
+    """`decode` None: unsplit, every server does both. `mixed`: servers that do both beside the two pools, for what these
+    have no room for."""
 
     prefill: Option
     prefill_servers: int
     decode: Option | None = None
     decode_servers: int = 0
+    mixed: Option | None = None
+    mixed_servers: int = 0
+
+    @property
+    def parts(self) -> list[tuple[str, Option, int]]:
+        """What is bought: role, option, servers."""
+        if self.decode is None:
+            return [("unsplit", self.prefill, self.prefill_servers)]
+        parts = [("prefill", self.prefill, self.prefill_servers), ("decode", self.decode, self.decode_servers)]
+        return parts if self.mixed is None else [*parts, ("mixed", self.mixed, self.mixed_servers)]
 
     @property
     def servers(self) -> int:
-        return self.prefill_servers + self.decode_servers
+        return sum(servers for _, _, servers in self.parts)
 
     @property
     def charge_w(self) -> float:
-        return self._sum(self.prefill.charge_w, self.decode.charge_w if self.decode else 0.0)
+        return sum(option.charge_w * servers for _, option, servers in self.parts)
 
     @property
     def usd_per_hour(self) -> float:
-        return self._sum(self.prefill.usd_per_hour, self.decode.usd_per_hour if self.decode else 0.0)
-
-    def _sum(self, prefill: float, decode: float) -> float:
-        return prefill * self.prefill_servers + (decode * self.decode_servers if self.decode else 0.0)
+        return sum(option.usd_per_hour * servers for _, option, servers in self.parts)
 
     def pools(self) -> list[Pool]:
-        if self.decode is None:
-            return [Pool(MIXED, self.prefill.kind, self.prefill_servers)]
-        return [
-            Pool(PREFILL, self.prefill.kind, self.prefill_servers), Pool(DECODE, self.decode.kind, self.decode_servers)
-        ]  # fmt: skip
+        return [Pool(ROLE_OF_PART[part], option.kind, servers) for part, option, servers in self.parts]
 
     def __str__(self) -> str:
         if self.decode is None:
             return f"{self.prefill_servers} x {self.prefill}, unsplit"
-        return f"{self.prefill_servers} x {self.prefill} prefill, {self.decode_servers} x {self.decode} decode"
+        return ", ".join(f"{servers} x {option} {part}" for part, option, servers in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from rich.table import Table
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from splitwatt_sim.fleet.run import ROLE_NAMES, FleetRun, run_fleet
+from splitwatt_sim.fleet.run import ROLE_NAMES, FleetError, FleetRun, run_fleet
 from splitwatt_sim.fleet.state import Pool
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.search import Option
-from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, catalogue_of, pools_of, read_scenario
+from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, catalogue_of, changes_of, pools_of, read_scenario
 from splitwatt_sim.traces.arrivals import Arrivals
 
 MAX_RECORDED: Final = 20_000_000
@@ -35,12 +35,19 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
     scenario = read_scenario(path)
     catalogue = catalogue_of(scenario, beside=path.parent)
     arrivals = arrivals_of(scenario, beside=path.parent)
-    bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()), catalogue=catalogue)
+    changes = changes_of(scenario)
+    # What begins again after a failure has its own tokens in its prompt.
+    prompts = arrivals.prompt_tokens + (arrivals.output_tokens if scenario.failures else 0)
+    bought = pools_of(scenario, longest_prompt=int(prompts.max()), catalogue=catalogue)
     missed_of = scenario.slos().checker(scenario.model)
     servers = sum(pool.servers for pool, _ in bought)
     seconds = min(MAX_RECORDED // servers, math.ceil(float(arrivals.arrival_s[-1])) + 1)
-    run = run_fleet([pool for pool, _ in bought], arrivals, seconds=seconds)
-    missed = missed_of(run, arrivals)
+    run = run_fleet([pool for pool, _ in bought], arrivals, seconds=seconds, changes=changes)
+    if len(run.unfinished) == len(arrivals):
+        raise FleetError("no request was finished: let a machine of each role come back, or have one more")
+    missed = missed_of(run, run.finished(arrivals))
+    if len(run.unfinished):
+        missed = ["unfinished", *missed]
     for line in catalogue.said_of({option.gpu for _, option in bought}):
         console.print(line, soft_wrap=True, markup=False)
     console.print(_table(run, arrivals))
@@ -48,6 +55,12 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
         role = ROLE_NAMES[pool.role]
         console.print(f"  {pool.servers} x {option}, {role}: busy {run.busy[role]:.0%}")
     console.print("all SLOs hold" if not missed else f"SLOs missed: {', '.join(missed)}", soft_wrap=True)
+    if changes:
+        console.print(
+            f"failures: {len(scenario.failures)}, sequences that began again: {run.restarted}, requests that found no machine "
+            f"and are not in the table: {len(run.unfinished)}; role flips done: {run.flips} of {len(scenario.flips)}",
+            soft_wrap=True,
+        )
     values = figures(run, arrivals, bought, missed)
     console.print(
         f"charged {values['charge_w'] / 1e3:.1f} kW, drawn at most {values['peak_w'] / 1e3:.1f} kW in a second, "
@@ -83,6 +96,9 @@ def figures(
         **{f"{role}_busy_ratio": busy for role, busy in run.busy.items()},
         **run.latencies.percentiles(),
         "slos_missed": len(missed),
+        "unfinished_requests": len(run.unfinished),
+        "restarted_sequences": run.restarted,
+        "role_flips": run.flips,
     }
 
 
@@ -100,7 +116,8 @@ def _table(run: FleetRun, arrivals: Arrivals) -> Table:
 def draw(
     run: FleetRun, scenario: Scenario, bought: Sequence[tuple[Pool, Option]], path: Path, *, title: str
 ) -> None:
-    """Power by role over time under what is charged, and P99s beside their SLOs. Writes a PNG."""
+    """Power over time, by the role that servers begin with, under what is charged; failures as red bands, flips as dotted
+    lines; and P99s beside their SLOs. Writes a PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), width_ratios=(3, 1), layout="constrained")
     order = sorted(bought, key=lambda pair: pair[0].role)
     at_s, first = np.arange(run.power_w.shape[1]), 0
@@ -113,6 +130,11 @@ def draw(
     left.stackplot(at_s, stacked, labels=labels, colors=colours, alpha=0.7)
     charge_kw = sum(pool.servers * option.charge_w for pool, option in bought) / 1e3
     left.axhline(charge_kw, color="black", ls="--", lw=1, label="charged: what the caps allow")
+    for failure in scenario.failures:
+        back_s = len(at_s) if failure.back_at_seconds is None else failure.back_at_seconds
+        left.axvspan(failure.at_seconds, back_s, color="#d62728", alpha=0.12, lw=0)
+    for flip in scenario.flips:
+        left.axvline(flip.at_seconds, color="#9467bd", ls=":", lw=1)
     left.set(xlabel="s", ylabel="kW", title=title, xlim=(0, max(1, len(at_s) - 1)))
     left.legend(loc="lower right", fontsize=8)
     _slo_bars(right, run, scenario)

@@ -7,10 +7,15 @@
       - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
       - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
     slo: {ttftP99Milliseconds: 2000, tbtP99Milliseconds: 100}
+    failures:                                                # pools and servers count from 0, pools as they are listed
+      - {pool: 0, server: 2, atSeconds: 60, backAtSeconds: 120}
+    flips:
+      - {pool: 0, server: 5, toRole: Decode, atSeconds: 150, switchSeconds: 20}
 """
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -19,7 +24,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
+from splitwatt_sim.fleet.run import MAX_CHANGES
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Change, Failure, Flip, Pool
 from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
 from splitwatt_sim.plan.search import MAX_SERVERS, Option
 from splitwatt_sim.servers.catalogue import Catalogue
@@ -74,6 +80,28 @@ class SloPart(_Part):
     tbt_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
 
 
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class FailurePart(_Part):
+    """Without `back_at_seconds` it stays down."""
+
+    pool: Annotated[int, Field(ge=0)]
+    server: Annotated[int, Field(ge=0)]
+    at_seconds: Seconds
+    back_at_seconds: Seconds | None = None
+
+
+class FlipPart(_Part):
+    """From `at_seconds` on it takes nothing new; `switch_seconds` begin when it is empty."""
+
+    pool: Annotated[int, Field(ge=0)]
+    server: Annotated[int, Field(ge=0)]
+    to_role: Role
+    at_seconds: Seconds
+    switch_seconds: Seconds
+
+
 class Scenario(_Part):
     model: str = MODEL_2026
     requests: RequestsPart = RequestsPart()
@@ -82,6 +110,8 @@ class Scenario(_Part):
     profiles: Annotated[tuple[Path, ...], Field(max_length=MAX_PROFILE_FILES)] = ()
     fit_error_percent: Annotated[float, Field(ge=0, lt=100)] = FIT_ERROR * 100
     """How far the fit may miss a row of a timing table."""
+    failures: Annotated[tuple[FailurePart, ...], Field(max_length=MAX_CHANGES)] = ()
+    flips: Annotated[tuple[FlipPart, ...], Field(max_length=MAX_CHANGES)] = ()
 
     def slos(self) -> Slo:
         """Splitwise's nine slowdowns where no limit is given."""
@@ -142,6 +172,18 @@ def catalogue_of(scenario: Scenario, *, beside: Path) -> Catalogue:
     for part in scenario.pools:
         catalogue.gpu(part.gpu)
     return catalogue
+
+
+def changes_of(scenario: Scenario) -> list[Change]:
+    """Failures, then flips; of one moment they are played in that order."""
+    failures = [
+        Failure(part.pool, part.server, part.at_seconds, math.inf if part.back_at_seconds is None else part.back_at_seconds)
+        for part in scenario.failures
+    ]
+    flips = [
+        Flip(part.pool, part.server, part.at_seconds, ROLE_CODES[part.to_role], part.switch_seconds) for part in scenario.flips
+    ]
+    return [*failures, *flips]
 
 
 def pools_of(scenario: Scenario, *, longest_prompt: int, catalogue: Catalogue | None = None) -> list[tuple[Pool, Option]]:
