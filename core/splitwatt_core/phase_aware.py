@@ -17,12 +17,19 @@ budget that has the posture. A posture of Adopting is treated as Normal: what ma
 
 The margin above natural draw keeps a surprise small: a GPU that suddenly runs something hungrier is held near what was
 planned. Clocks stay unlocked in this version: the power limit is the provable bound (DESIGN section 3).
+
+Those are targets. With a `Pace` caps come up to them step by step, each unit at its own moment; down they go at once. At a
+first decision nothing rises before its moment comes: a new start of the operator is no reason for a whole fleet to rise.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_core.pacing import Pace, paced
 from splitwatt_core.policy import Decision, PhaseCode, Posture, PowerSnapshot, Unassigned, check_decision
 from splitwatt_core.reasons import reasons_by_kind
 from splitwatt_core.waterfill import NO_BUDGET, BoolArray, Filling, FloatArray, IntArray, Stop
@@ -30,33 +37,71 @@ from splitwatt_core.waterfill import NO_BUDGET, BoolArray, Filling, FloatArray, 
 _FLOOR, _NATURAL, _HELD, _HEADROOM, _REACHED = range(5)
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Between two decisions about one tree. `decided_s`: when the last one was."""
+
+    decided_s: float
+
+
 class PhaseAware:
-    """Policy; see policy.Policy. Pure: holds its two settings and no state."""
+    """Policy; see policy.Policy. Pure: holds its settings and no state."""
 
     name = "PhaseAware"
 
-    def __init__(self, *, raise_deadband_w: int = 4, headroom_percent: int = 5) -> None:
+    def __init__(self, *, raise_deadband_w: int = 4, headroom_percent: int = 5, pace: Pace | None = None) -> None:
         """`raise_deadband_w`: raises of units that stand between two stages wait until they are this large (fewer writes;
-        0: none wait). `headroom_percent`: caps rise at most this far above natural draw (0: not at all)."""
+        0: none wait). `headroom_percent`: caps rise at most this far above natural draw (0: not at all). `pace` None: they
+        rise to their targets at once."""
         if raise_deadband_w < 0 or headroom_percent < 0:
             raise ValueError("raise_deadband_w and headroom_percent must be 0 or more")
         self._raise_deadband_w = raise_deadband_w
         self._headroom_percent = headroom_percent
+        self._pace = pace
 
     def decide(self, snapshot: PowerSnapshot, now_s: float) -> Decision:
-        """Raises ValueError on an empty legal range of caps or an unsorted tree. `now_s` is not used."""
+        """Raises ValueError on an empty legal range of caps or an unsorted tree."""
         filling = Filling(snapshot)
         stages = _Stages(snapshot, filling, headroom_percent=self._headroom_percent)
         stages.run()
-        cap_w = filling.caps_w(self._raise_deadband_w)
+        before = snapshot.memory if isinstance(snapshot.memory, Remembered) else Remembered(decided_s=now_s)
+        target_w = filling.caps_w(self._raise_deadband_w)
+        cap_w = self._paced(snapshot, filling, target_w, last_s=before.decided_s, now_s=now_s)
         decision = Decision(
             cap_w=cap_w,
             max_clock_mhz=np.zeros(len(cap_w), dtype=np.int32),
             short_w=filling.short_w,
-            reasons=reasons_by_kind(snapshot, unit_of_gpu=filling.units.of_gpu, cap_w=cap_w, text_of_unit=stages.text),
+            reasons=reasons_by_kind(
+                snapshot,
+                unit_of_gpu=filling.units.of_gpu,
+                cap_w=cap_w,
+                text_of_unit=stages.text,
+                rising=cap_w < target_w,
+            ),
+            memory=Remembered(decided_s=now_s),
         )
         check_decision(snapshot, decision)
         return decision
+
+    def _paced(
+        self, snapshot: PowerSnapshot, filling: Filling, target_w: NDArray[np.int32], *, last_s: float, now_s: float
+    ) -> NDArray[np.int32]:
+        if self._pace is None:
+            return target_w
+        units = filling.units
+        # All columns are those of units, so that a group, which has one target, also has one cap on the way to it.
+        slot = np.ones(units.count)
+        np.minimum.at(slot, units.of_gpu, 0.0 if snapshot.slot is None else snapshot.slot)
+        return paced(
+            self._pace,
+            cap_w=target_w,
+            granted_w=units.held_w[units.of_gpu],
+            cliff_w=units.cliff_w[units.of_gpu],
+            min_w=units.lo_w[units.of_gpu],
+            slot=slot[units.of_gpu],
+            last_s=last_s,
+            now_s=now_s,
+        )
 
 
 class _Stages:
