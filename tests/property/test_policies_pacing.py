@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.pacing import Pace, paced
 from splitwatt_core.phase_aware import PhaseAware
-from splitwatt_core.policy import Decision, PowerSnapshot, check_decision
-from support.forests import DECODE, HIGH, LOW, PREFILL, rack, snapshots
+from splitwatt_core.policy import PowerSnapshot, check_decision
+from support.forests import DECODE, HIGH, LOW, PREFILL, granted, rack, snapshots
 
 PACE = Pace(raise_w_per_s=150.0, slot_s=2.0)
 STEP_W = 300
@@ -26,12 +26,6 @@ def with_slots(snapshot: PowerSnapshot, seed: int) -> PowerSnapshot:
     """A moment for every group."""
     moments = np.random.default_rng(seed).random(int(snapshot.gpus.group.max(initial=0)) + 1)
     return replace(snapshot, slot=moments[snapshot.gpus.group])
-
-
-def after(snapshot: PowerSnapshot, decision: Decision) -> PowerSnapshot:
-    """The next snapshot, once everything was granted."""
-    gpus = replace(snapshot.gpus, cap_w=decision.cap_w.astype(np.float64))
-    return replace(snapshot, gpus=gpus, memory=decision.memory)
 
 
 @given(snapshots(), st.integers(0, 99), paces, periods_s)
@@ -59,7 +53,7 @@ def test_a_paced_cap_is_the_target_or_on_the_way_up_to_it(
                 floor = max(gpus.cliff_w[mine].max(), gpus.min_w[mine].max())
                 assert min(wanted, held) <= cap <= min(wanted, max(held + pace.raise_w_per_s * pace.slot_s, floor))
                 assert cap >= min(wanted, floor), "out of a collapse at once"
-        snapshot = after(snapshot, decision)
+        snapshot = granted(snapshot, decision)
 
 
 @given(snapshots(), st.integers(0, 99), st.floats(0.05, 1.5))
@@ -69,7 +63,7 @@ def test_everybody_arrives(snapshot: PowerSnapshot, seed: int, period_s: float) 
     snapshot, now_s = with_slots(snapshot, seed), 1000.0
     for _ in range(int(6 * PACE.slot_s / period_s) + 2):
         decision = STEPPED.decide(snapshot, now_s)
-        snapshot, now_s = after(snapshot, decision), now_s + period_s
+        snapshot, now_s = granted(snapshot, decision), now_s + period_s
     assert np.array_equal(decision.cap_w, AT_ONCE.decide(snapshot, now_s).cap_w)
     assert not any("rising" in reason.text for reason in decision.reasons)
 
@@ -94,7 +88,7 @@ def test_a_fleet_rises_in_parts() -> None:
     decision = STEPPED.decide(snapshot, 1000.0)
     assert decision.cap_w.tolist() == [350] * 100, "at a first decision nobody's moment has come"
     for second in range(1, 5):
-        snapshot = after(snapshot, decision)
+        snapshot = granted(snapshot, decision)
         decision = STEPPED.decide(snapshot, 1000.0 + second)
         moved.append(decision.cap_w > snapshot.gpus.cap_w)
         assert np.max(decision.cap_w - snapshot.gpus.cap_w) <= STEP_W

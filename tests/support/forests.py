@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
-from splitwatt_core.policy import BudgetColumns, GpuColumns, PhaseCode, Posture, PowerSnapshot, Unassigned, drawn_w
+from splitwatt_core.policy import (
+    BudgetColumns,
+    ClockColumns,
+    Decision,
+    GpuColumns,
+    MeterColumns,
+    PhaseCode,
+    Posture,
+    PowerSnapshot,
+    Unassigned,
+    drawn_w,
+)
 
 LOW, HIGH = 0, 100
 IDLE, PREFILL, DECODE = PhaseCode.UNASSIGNED, PhaseCode.PREFILL, PhaseCode.DECODE
@@ -125,3 +136,37 @@ def snapshots(draw: st.DrawFn, *, calm: bool = False, spanning: bool = True, one
     posture = None if calm else [draw(st.sampled_from(list(Posture))) for _ in range(size)]
     hold = draw(st.sampled_from(list(Unassigned)))
     return build(parent, groups, share, loss=loss, posture=posture, unassigned=hold)
+
+
+TOP_MHZ, MIN_MHZ, IDLE_W = 2000.0, 300.0, 70.0
+
+
+def clocked(snapshot: PowerSnapshot, granted_mhz: object = 0, top_mhz: object = TOP_MHZ) -> PowerSnapshot:
+    """The same with columns of clocks; `granted_mhz`, `top_mhz`: one for all or one per GPU."""
+    size = len(snapshot.gpus.leaf)
+    columns = ClockColumns(
+        granted_mhz=np.broadcast_to(np.asarray(granted_mhz, dtype=np.int32), size).copy(),
+        top_mhz=np.broadcast_to(np.asarray(top_mhz, dtype=np.float64), size).copy(),
+        min_mhz=np.full(size, MIN_MHZ),
+        idle_w=np.full(size, IDLE_W),
+        exponent=np.full(size, 3.0),
+        voltage_floor=np.full(size, 0.769),
+    )
+    return replace(snapshot, clocks=columns)
+
+
+def metered(snapshot: PowerSnapshot, limit_w: float, measured_w: float) -> PowerSnapshot:
+    """Every budget's meter shows `measured_w` of `limit_w`."""
+    size = len(snapshot.budgets.names)
+    return replace(snapshot, meter=MeterColumns(np.full(size, float(limit_w)), np.full(size, float(measured_w))))
+
+
+def granted(snapshot: PowerSnapshot, decision: Decision) -> PowerSnapshot:
+    """The next snapshot, once every cap and every lock was granted."""
+    clocks = snapshot.clocks
+    return replace(
+        snapshot,
+        gpus=replace(snapshot.gpus, cap_w=decision.cap_w.astype(np.float64)),
+        clocks=None if clocks is None else replace(clocks, granted_mhz=decision.max_clock_mhz),
+        memory=decision.memory,
+    )
