@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.phase_model import UNLOCKED_MHZ
+from splitwatt_core.policy import ClockColumns
 
 Mhz = NDArray[np.int32]
+FloatArray = NDArray[np.float64]
 _HIGHEST = np.iinfo(np.int32).max
 
 
@@ -42,3 +44,23 @@ def next_clocks(
     """
     told = steerable & (may_raise | ~looser(target_mhz, granted_mhz))
     return np.where(told, target_mhz, granted_mhz).astype(np.int32)
+
+
+def power_share(clocks: ClockColumns, share: FloatArray) -> FloatArray:
+    """Watts above idle as a share of those at the top clock, for a clock at `share` of it, float64[N] (phase_model)."""
+    floor, exponent = clocks.voltage_floor, clocks.exponent
+    return np.where(share >= floor, share**exponent, floor**exponent * share / floor)
+
+
+def share_of_power(clocks: ClockColumns, power: FloatArray) -> FloatArray:
+    """The inverse: the clock at which a GPU draws this share of its watts above idle, 1 and more at the top clock and above."""
+    floor, exponent = clocks.voltage_floor, clocks.exponent
+    at_floor = floor**exponent
+    return np.where(power >= at_floor, power ** (1.0 / exponent), floor * power / at_floor)
+
+
+def lock_at(clocks: ClockColumns, share: FloatArray) -> Mhz:
+    """The lock that holds a clock to `share` of the top clock, int32[N]: whole MHz, not below the lowest clock, and none at 1
+    and above or where no clock is known."""
+    mhz = np.maximum(np.floor(clocks.top_mhz * share), np.ceil(clocks.min_mhz))
+    return np.where((share < 1.0) & (mhz < clocks.top_mhz), mhz, UNLOCKED_MHZ).astype(np.int32)

@@ -26,12 +26,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitwatt_core.clocks import Mhz, deeper, looser
 from splitwatt_core.phase_model import UNLOCKED_MHZ
 from splitwatt_core.polca import Level, PolcaSettings, PolcaState, RowPriority, step, translate_mhz
-from splitwatt_core.policy import ClockColumns, Decision, PhaseCode, PowerSnapshot
+from splitwatt_core.policy import ClockColumns, Decision, PhaseCode, PowerSnapshot, roots_of
 from splitwatt_core.uniform import Uniform
 from splitwatt_core.waterfill import BoolArray
 
@@ -67,7 +66,7 @@ class Polca:
         decision = self._caps.decide(snapshot, now_s)
         if snapshot.clocks is None:
             return decision
-        names, root_of_budget = snapshot.budgets.names, _roots(snapshot.budgets.parent)
+        names, root_of_budget = snapshot.budgets.names, roots_of(snapshot.budgets.parent)
         root_of_gpu = root_of_budget[snapshot.gpus.leaf]
         locks = snapshot.clocks.granted_mhz.copy()
         known = dict(snapshot.memory.machines) if isinstance(snapshot.memory, PolcaMemory) else {}
@@ -96,15 +95,6 @@ _TEXT: Final = {
     Level.ALL_T2: "both priorities locked at T2",
     Level.BRAKE: "power brake",
 }
-
-
-def _roots(parent: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The root of each budget, int64[B]; parents stand before children."""
-    root = np.arange(len(parent))
-    for b in range(len(parent)):
-        if parent[b] >= 0:
-            root[b] = root[parent[b]]
-    return root
 
 
 def _utilisation(snapshot: PowerSnapshot, root: int) -> float | None:

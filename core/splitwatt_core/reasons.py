@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,6 @@ from splitwatt_core.policy import PhaseCode, PowerSnapshot, Reason
 from splitwatt_core.waterfill import BoolArray, IntArray
 
 _PHASES = tuple(PhaseCode)
-RISING: Final = "; rising"
-"""Added to the reason of a kind of which some have not come to their share yet."""
 
 
 def reasons_by_kind(
@@ -22,10 +19,11 @@ def reasons_by_kind(
     unit_of_gpu: IntArray,
     cap_w: NDArray[np.int32],
     text_of_unit: Callable[[int], str],
-    rising: BoolArray | None = None,
+    marks: Sequence[tuple[str, BoolArray]] = (),
 ) -> tuple[Reason, ...]:
     """One Reason per kind, in the order (leaf, phase, priority). The text is that of the kind's first unit: all units of a
-    kind have one share, save those that span several leaves. `rising` bool[N]: who is still on the way to it."""
+    kind have one share, save those that span several leaves. `marks`: words, each
+    with bool[N], that are added where any GPU of a kind has them."""
     gpus = snapshot.gpus
     if len(gpus.leaf) == 0:
         return ()
@@ -36,10 +34,10 @@ def reasons_by_kind(
     leaf_phase, priority = np.divmod(kinds, len(priorities))
     leaf, phase = np.divmod(leaf_phase, len(_PHASES))
     units = unit_of_gpu[first].tolist()
-    on_the_way = np.zeros(len(kinds), dtype=np.bool_)
-    if rising is not None:
-        on_the_way[kind_of_gpu[rising]] = True
-    said = [text_of_unit(unit) + (RISING if on else "") for unit, on in zip(units, on_the_way.tolist(), strict=True)]
+    said = [text_of_unit(unit) for unit in units]
+    for word, marked in marks:
+        for kind in np.unique(kind_of_gpu[marked]).tolist():
+            said[kind] += f"; {word}"
     rows = zip(
         leaf.tolist(), phase.tolist(), priorities[priority].tolist(), counts.tolist(), mean_w.tolist(), said, strict=True
     )

@@ -27,7 +27,7 @@ from splitwatt_core.policy import (
     check_decision,
 )
 
-Columns = TypeVar("Columns", GpuColumns, ClockColumns)
+Columns = TypeVar("Columns", GpuColumns, ClockColumns, MeterColumns)
 Memories = Mapping[str, tuple[str, object]]
 """By root: the policy's name in the spec, and what it remembers of the tree."""
 
@@ -69,7 +69,7 @@ def decide(
     short_w = np.zeros(len(fleet.names))
     decisions: dict[str, Decision] = {}
     kept: dict[str, tuple[str, object]] = {}
-    meter = meters(fleet, tree=tree, budgets=budgets, books=books, now_s=now_s)
+    meter = meters(fleet, budgets=budgets, books=books, allowance_w=allowance_w, now_s=now_s)
     for realm in realms(fleet, tree=tree, budgets=budgets, books=books, meter=meter, allowance_w=allowance_w):
         policy = budgets[realm.root].policy
         told_by, memory = memories.get(realm.root, ("", None))
@@ -109,7 +109,7 @@ def realms(
             ),
             gpus=replace(gpus, leaf=renumber[gpus.leaf]),
             unassigned=budgets[root].unassigned,
-            meter=MeterColumns(limit_w=meter.limit_w[members], measured_w=meter.measured_w[members]),
+            meter=_rows(meter, members),
             clocks=_rows(fleet.clocks, rows),
             slot=fleet.slot[rows],
         )
@@ -121,7 +121,12 @@ def _rows(columns: Columns, rows: NDArray[np.int64]) -> Columns:
 
 
 def meters(
-    fleet: Fleet, *, tree: Tree, budgets: Mapping[str, BudgetSpec], books: Mapping[str, Book], now_s: float
+    fleet: Fleet,
+    *,
+    budgets: Mapping[str, BudgetSpec],
+    books: Mapping[str, Book],
+    allowance_w: NDArray[np.float64],
+    now_s: float,
 ) -> MeterColumns:
     """The limits in force, and of each budget what its meter reads, or where it has none what stands in for it.
 
@@ -140,4 +145,7 @@ def meters(
             children_speak[fleet.parent[b]] &= speaks
         if speaks and book.measured_w is not None and book.adopted and now_s - book.adopted_s >= FIRST_JUDGEMENT_S:
             measured_w[b] = book.measured_w
-    return MeterColumns(limit_w=limit_w, measured_w=measured_w)
+    # The allowance is what decisions aim at, less the reserve, the correction and the rest; nobody draws the reserve.
+    target_w = np.array([books[name].limit.target_w for name in fleet.names], dtype=np.float64)
+    reserve_w = np.array([budgets[name].reserve_w for name in fleet.names], dtype=np.float64)
+    return MeterColumns(limit_w=limit_w, measured_w=measured_w, rest_w=target_w - reserve_w - allowance_w)

@@ -15,6 +15,7 @@ from typing import Final
 
 from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
+from splitwatt_core.foresight import ForesightSettings
 from splitwatt_core.keeper import Keeper
 from splitwatt_core.pacing import Pace
 from splitwatt_core.phase_aware import PhaseAware
@@ -56,7 +57,7 @@ class Realm:
 
 def policies() -> Mapping[str, Policy]:
     """By the name used in PowerBudget.spec.policy.type."""
-    return {policy.name: policy for policy in (Uniform(), Polca(), PhaseAware(pace=Pace()))}
+    return {policy.name: policy for policy in (Uniform(), Polca(), PhaseAware(pace=Pace(), foresight=ForesightSettings()))}
 
 
 class Reign:
