@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What builds images (docker, podman or buildah), and their tag: the chart's appVersion.
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
-PAGES := reproduce-splitwise reproduce-polca reproduce-plans
+PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans
 .PHONY: setup controlplane demo test lint bench bench-sim reproduce $(PAGES) generate images
 
 setup: .venv/.stamp

@@ -17,7 +17,8 @@ Prediction. x is smoothed to a level and a slope (Holt's two exponential average
 where `spike` is learned: of every earlier decision, by how much the highest reading within its horizon came above what it
 foresaw, over the root of the level (many independent requests are as loud as the root of their number). Its quantile
 `spike_quantile`, stretched by `tail` to what a normal law would show far more rarely, is added. Before enough has been seen
-the `first_spike` counts where it is larger. What no law foresees is the brake's and the breaker's.
+the `first_spike` counts where it is larger. Never less than the reading itself is reckoned with. What no law foresees is
+the brake's and the breaker's.
 
 Action. The least position whose power(k, ahead) keeps the limit; deeper at once, without any bound on speed. Back only
 `dwell_s` after the last time that the position was needed, at most `release_per_s` positions a second, on the level itself
@@ -53,8 +54,8 @@ MAX_WEIGHT: Final = 1e12
 # Columns of a remembered decision.
 AT_S, POSITION, FORESEEN, ROOT, HIGHEST = range(5)
 # Places of the state vector.
-LEVEL, SLOPE, LAST_S, NEEDED_S, NOW_AT, HEAD, WEIGHT, TOTAL, COUNT = range(9)
-STATE: Final = 9
+LEVEL, SLOPE, LAST_S, NEEDED_S, NOW_AT, BEFORE, HEAD, WEIGHT, TOTAL, COUNT = range(10)
+STATE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,14 @@ class ForesightSettings:
     horizon_s: float = 4.0
     effect_s: float = 3.0
     level_s: float = 8.0
-    slope_s: float = 30.0
+    slope_s: float = 15.0
     spike_quantile: float = 0.999
     tail: float = 1.7
     first_spike: float = 0.10
     memory_s: float = 86_400.0
     learnt_after: int = 1_800
-    dwell_s: float = 20.0
-    release_per_s: float = 1.0
+    dwell_s: float = 60.0
+    release_per_s: float = 0.2
     deadband: int = 1
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ def new_state(position: float = 0.0) -> tuple[FloatArray, FloatArray, FloatArray
     """state float64[STATE], ring float64[RING, 5], histogram float64[BINS] before the first reading, at `position`."""
     state = np.zeros(STATE)
     state[LAST_S] = math.nan
-    state[NOW_AT] = position
+    state[NOW_AT] = state[BEFORE] = position
     state[WEIGHT] = 1.0
     ring = np.full((RING, 5), math.nan)
     return state, ring, np.zeros(BINS)
@@ -122,25 +123,19 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
     """
     horizon_s, effect_s, level_s, slope_s = settings[0], settings[1], settings[2], settings[3]
     deepest = len(fixed_w) - 1
-    at = min(state[NOW_AT], float(deepest))
+    at: float = min(float(state[NOW_AT]), float(deepest))
     state[NOW_AT] = at
     if math.isnan(reading_w):
         state[NEEDED_S] = now_s
         return math.ceil(at)
 
     # What was in force when the reading was taken.
-    shown = math.ceil(at)
+    shown = int(state[BEFORE])
     newest_s = -math.inf
-    oldest_s = math.inf
     for i in range(RING):
         taken_s = ring[i, AT_S]
-        if math.isnan(taken_s):
-            continue
-        if taken_s <= now_s - effect_s and taken_s > newest_s:
+        if taken_s <= now_s - effect_s + 1e-9 and taken_s > newest_s:  # never true of NaN
             newest_s = taken_s
-            shown = int(ring[i, POSITION])
-        elif newest_s == -math.inf and taken_s < oldest_s:
-            oldest_s = taken_s
             shown = int(ring[i, POSITION])
     shown = min(shown, deepest)
     load = max((reading_w - fixed_w[shown]) / scaled_w[shown], 0.0)
@@ -168,8 +163,11 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
         if now_s - ring[i, AT_S] <= horizon_s + 1e-9:
             ring[i, HIGHEST] = max(ring[i, HIGHEST], load)
         if now_s - ring[i, AT_S] >= horizon_s - 1e-9:
-            spike = (ring[i, HIGHEST] - ring[i, FORESEEN]) / ring[i, ROOT]
+            highest = ring[i, HIGHEST]
             ring[i, HIGHEST] = math.nan
+            if highest == -math.inf:
+                continue  # no reading came within its horizon
+            spike = (highest - ring[i, FORESEEN]) / ring[i, ROOT]
             histogram[min(max(int(spike / BIN), 0), BINS - 1)] += state[WEIGHT]
             state[TOTAL] += state[WEIGHT]
             state[COUNT] += 1.0
@@ -192,7 +190,7 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
         spike = max(spike, settings[6])
 
     foreseen = state[LEVEL] + max(state[SLOPE], 0.0) * horizon_s
-    ahead = foreseen + spike * root
+    ahead = max(foreseen + spike * root, load)
     calm = state[LEVEL] + spike * root
     need = deepest
     for k in range(deepest + 1):
@@ -205,17 +203,18 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
             need_calm = k
             break
     if need >= at:
-        if need > at or need > 0:
-            state[NEEDED_S] = now_s
+        state[NEEDED_S] = now_s
         at = float(need)
-    elif need_calm + settings[11] >= at and need_calm > 0:
+    elif need_calm + settings[11] >= at and need_calm > 0:  # too near to be worth a command; but the top is reached
         state[NEEDED_S] = now_s
     elif now_s - state[NEEDED_S] >= settings[9]:
-        at = max(at - settings[10] * elapsed_s, float(need_calm), float(need))
+        at = max(at - float(settings[10]) * elapsed_s, float(need_calm), float(need))
     state[NOW_AT] = at
 
     commanded = math.ceil(at)
     head = int(state[HEAD])
+    if not math.isnan(ring[head, AT_S]):
+        state[BEFORE] = ring[head, POSITION]
     ring[head, AT_S] = now_s
     ring[head, POSITION] = commanded
     ring[head, FORESEEN] = foreseen

@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-KERNEL: Final = re.compile(rb"^@(jit|lean|inlined)$", re.MULTILINE)
+from splitwatt_core import foresight
+
+KERNEL: Final = re.compile(rb"^@(jit|lean|inlined)$|^def advance\(", re.MULTILINE)
+"""A line that begins a kernel: here, or the core's law that is compiled as it stands."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -38,7 +41,7 @@ else:
 
     def _cache_folder() -> Path:
         digest = hashlib.sha256(numba.__version__.encode())
-        for source in sorted(Path(__file__).parent.rglob("*.py")):
+        for source in (*sorted(Path(__file__).parent.rglob("*.py")), Path(foresight.__file__)):
             text = source.read_bytes()
             if KERNEL.search(text):
                 digest.update(text)

@@ -16,16 +16,20 @@ from rich.progress import Progress
 from splitwatt_core.polca import Level, PolcaSettings, PolcaState, RowPriority, comparison, settings_for, step
 from splitwatt_core.polca import Path as CommandPath
 from splitwatt_sim.pages import polca as reproduce_polca
-from splitwatt_sim.pages.markdown import interval
-from splitwatt_sim.pages.polca import JUDGED, filled, variants, weak_locks
+from splitwatt_sim.pages.markdown import filled, interval
+from splitwatt_sim.pages.polca import JUDGED, variants, weak_locks
 from splitwatt_sim.row import trace as row_trace
 from splitwatt_sim.row.kernel import correlated, served_ms
-from splitwatt_sim.row.model import SLOS, Row, clocks, columns, impact, run_row, sample_requests
+from splitwatt_sim.row.model import SLOS, FloatArray, Row, clocks, columns, impact, run_row, sample_requests, slowdowns
 from splitwatt_sim.row.trace import STEP_S, RowTrace, Targets, largest_rise, make
 
 ROW = Row()
 SETTINGS = settings_for(ROW.profile)
 FOUR = comparison(SETTINGS)
+
+
+def felt(settings: PolcaSettings) -> dict[RowPriority, FloatArray]:
+    return {priority: slowdowns(settings, ROW, priority) for priority in RowPriority}
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +201,9 @@ def test_a_request_is_slowed_by_the_clock_in_force_while_it_runs() -> None:
 
 def test_unlocked_requests_lose_nothing_and_locked_ones_something(trace: RowTrace) -> None:
     requests = sample_requests(trace, ROW, count=5000, seed=1)
-    free = impact(requests, run_row(trace, FOUR[0], Row(servers=40)), FOUR[0], ROW)
+    free = impact(requests, run_row(trace, FOUR[0], Row(servers=40)), felt(FOUR[0]))
     assert all(abs(i.worse_p99) < 1e-9 for i in free.values())
-    polca = impact(requests, run_row(trace, SETTINGS, ROW), SETTINGS, ROW)
+    polca = impact(requests, run_row(trace, SETTINGS, ROW), felt(SETTINGS))
     assert polca[RowPriority.LOW].worse_p99 > 0.01
     assert polca[RowPriority.LOW].worse_p99 > polca[RowPriority.HIGH].worse_p99
 
@@ -233,7 +237,7 @@ def digest(days: int = 1) -> str:
     for settings in FOUR:
         run = run_row(short, settings, row)
         out.update(run.power.tobytes() + run.in_force.tobytes())
-        out.update(repr((run.brakes, impact(requests, run, settings, row))).encode())
+        out.update(repr((run.brakes, impact(requests, run, felt(settings)))).encode())
     return out.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What the pages below docs/reproduce share: intervals over seeds, and tables."""
+"""What the pages below docs/reproduce share: intervals over seeds, tables, and blocks of figures."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def spread(values: Sequence[float], form: str = ".1f", *, percent: bool = False)
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def filled(text: str, blocks: dict[str, str]) -> str:
+    """The page with each block `<!-- figures: name --> ... <!-- end -->` written anew. Raises ValueError unless the page has
+    each block once."""
+    for name, block in blocks.items():
+        begin, end = f"<!-- figures: {name} -->", "<!-- end -->"
+        if text.count(begin) != 1:
+            raise ValueError(f"the page must have the block of figures {name!r} once, not {text.count(begin)} times")
+        before, rest = text.split(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the block of figures {name!r} has no end")
+        text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
+    return text

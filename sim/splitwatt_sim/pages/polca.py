@@ -28,8 +28,8 @@ from rich.progress import Progress
 from rich.table import Table
 from splitwatt_core.polca import PolcaSettings, PolcaTable, RowPriority, Rule, comparison, settings_for
 
-from splitwatt_sim.pages.markdown import MAX_SEEDS, MIN_SEEDS, markdown, spread
-from splitwatt_sim.row.model import SLOS, Impact, Row, clocks, impact, run_row, sample_requests
+from splitwatt_sim.pages.markdown import MAX_SEEDS, MIN_SEEDS, filled, markdown, spread
+from splitwatt_sim.row.model import SLOS, Impact, Row, clocks, impact, run_row, sample_requests, slowdowns
 from splitwatt_sim.row.trace import DAY_S, STEP_S, TOLERANCE, RowTrace, Targets, make
 
 SEEDS: Final = 10
@@ -143,7 +143,8 @@ def run_all(seeds: Sequence[int], progress: Progress) -> Results:
         for variant in variants():
             for settings in variant.policies:
                 run = run_row(loads[variant.bursts], settings, variant.row)
-                felt = impact(samples[variant.bursts], run, settings, variant.row)
+                factors = {p: slowdowns(settings, variant.row, p) for p in RowPriority}
+                felt = impact(samples[variant.bursts], run, factors)
                 outcomes.append(
                     Outcome(
                         variant=variant.name,
@@ -285,21 +286,6 @@ def lock_rows() -> list[tuple[str, ...]]:
         (f"{mhz} MHz", priority.name.lower(), *(f"{100 * r.above_idle(priority, mhz):.0f} %" for r in (row, weak)))
         for mhz, priority in used
     ]
-
-
-def filled(text: str, blocks: dict[str, str]) -> str:
-    """The page with each block `<!-- figures: name --> ... <!-- end -->` written anew. Raises ValueError unless the page has
-    each block once."""
-    for name, block in blocks.items():
-        begin, end = f"<!-- figures: {name} -->", "<!-- end -->"
-        if text.count(begin) != 1:
-            raise ValueError(f"the page must have the block of figures {name!r} once, not {text.count(begin)} times")
-        before, rest = text.split(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"the block of figures {name!r} has no end")
-        text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
-    return text
 
 
 def plot(trace: RowTrace, path: Path) -> None:

@@ -1,7 +1,7 @@
 """The inner loops of the row's simulation, over arrays: noise, the row under a policy, requests under locks.
 
-Nothing is decided here. `run_levels` reads a policy's table as columns and walks it as
-`splitwatt_core.polca.step` does; a test holds the two against each other.
+Nothing is decided here: `run_ladder` compiles the core's own function, and `run_levels` reads a policy's table as columns and
+walks it as `splitwatt_core.polca.step` does; a test holds the two against each other.
 
 Delays need no queue of commands. All locks take the same time, so the lock in force now is the one that the level of that
 many steps ago wanted; the same holds for the brake with its own delay.
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from splitwatt_core import foresight
 
 from splitwatt_sim.jit import jit
 
@@ -86,6 +87,75 @@ def run_levels(
         on = 1 if k >= brake and level[k - brake] == BRAKE_LEVEL else 0
         braked[k] = on
         power[k] = fixed[wanted, on] + scaled[wanted, on] * offered[k]
+    return brakes
+
+
+_advance = jit(foresight.advance)
+
+
+class LadderColumns(NamedTuple):
+    """A ladder of locks with everything the loop needs of the row.
+
+    fixed, scaled float64[K]: at position k power = fixed + scaled * offered. braked float64[2]: the same under the brake.
+    settings: `ForesightSettings.vector`. delays int64[4] in steps: telemetry (1 or more), command, brake, and how long a
+    brake stands at least. brake float64[2]: the readings above which it is called and below which it is released.
+    """
+
+    fixed: FloatArray
+    scaled: FloatArray
+    braked: FloatArray
+    settings: FloatArray
+    delays: IntArray
+    brake: FloatArray
+
+
+@jit
+def run_ladder(  # noqa: PLR0917 - compiled code takes no keywords
+    offered: FloatArray,
+    ladder: LadderColumns,
+    step_s: float,
+    state: FloatArray,
+    ring: FloatArray,
+    histogram: FloatArray,
+    power: FloatArray,
+    position: LevelArray,
+    braked: LevelArray,
+) -> int:
+    """The law of `foresight` over one trace; fills power, position and braked as `run_levels` does; returns the brakes.
+
+    The brake is the hardware's, as in POLCA's tables. While it is called or in force the law is told of no reading, for
+    the meter then shows the brake and not the load; all locks stand when it is released.
+    """
+    telemetry, command, brake, stands = ladder.delays[0], ladder.delays[1], ladder.delays[2], ladder.delays[3]
+    called = False
+    since = LONG_AGO
+    brakes = 0
+    deepest = len(ladder.fixed) - 1
+    call = np.zeros(len(offered), np.int8)
+    for k in range(len(offered)):
+        reading = power[k - telemetry] if k >= telemetry else np.nan
+        if not called and reading > ladder.brake[0]:
+            called = True
+            since = k
+            brakes += 1
+        elif called and k - since >= stands and reading < ladder.brake[1]:
+            called = False
+            since = k
+        call[k] = 1 if called else 0
+        blind = called or k - since < brake + telemetry
+        if called:
+            state[foresight.NOW_AT] = deepest
+        seen = np.nan if blind else reading
+        position[k] = _advance(
+            k * step_s, seen, 1.0, ladder.fixed, ladder.scaled, ladder.settings, state, ring, histogram
+        )
+        on = k >= brake and call[k - brake] == 1
+        braked[k] = 1 if on else 0
+        at = position[k - command] if k >= command else 0
+        if on:
+            power[k] = ladder.braked[0] + ladder.braked[1] * offered[k]
+        else:
+            power[k] = ladder.fixed[at] + ladder.scaled[at] * offered[k]
     return brakes
 
 

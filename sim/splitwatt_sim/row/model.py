@@ -16,6 +16,7 @@ Protects: without locks the row draws exactly n/40 of its trace, and no request 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -259,12 +260,12 @@ def sample_requests(trace: RowTrace, row: Row, *, count: int, seed: int) -> Requ
     prompt = rng.integers(*np.array([(w.prompt_tokens[0], w.prompt_tokens[1] + 1) for w in row.mix])[kind].T)
     output = rng.integers(*np.array([(w.output_tokens[0], w.output_tokens[1] + 1) for w in row.mix])[kind].T)
     cap_w = float(row.profile.default_cap_w)
-    work_ms = np.array(
-        [
-            (prefill_ms(row.profile, p, cap_w), o * decode_ms(row.profile, row.decode_batch, p + o / 2, cap_w))
-            for p, o in zip(prompt.tolist(), output.tolist(), strict=True)
-        ]
-    )
+    # Lengths repeat: each prompt and each mean context is asked for once.
+    prompts, of_prompt = np.unique(prompt, return_inverse=True)
+    contexts, of_context = np.unique(prompt + output / 2, return_inverse=True)
+    prefill = np.array([prefill_ms(row.profile, p, cap_w) for p in prompts.tolist()])
+    step = np.array([decode_ms(row.profile, row.decode_batch, c, cap_w) for c in contexts.tolist()])
+    work_ms = np.stack([prefill[of_prompt], output * step[of_context]], axis=1)
     return Requests(start, np.where(low, RowPriority.LOW, RowPriority.HIGH).astype(np.int8), work_ms)
 
 
@@ -291,19 +292,28 @@ class Impact:
         return self.worse_p50 < slo.p50 and self.worse_p99 < slo.p99
 
 
-def impact(requests: Requests, run: RowRun, settings: PolcaSettings, row: Row) -> dict[RowPriority, Impact]:
-    """Latency impact of a run by priority, over all requests of the sample."""
+def slowdowns(settings: PolcaSettings, row: Row, priority: RowPriority) -> FloatArray:
+    """float64[2, levels]: how many times longer each phase takes at each level."""
+    factors = np.ones((len(PHASES), len(Level)))
+    for i, phase in enumerate(PHASES):
+        profile = row.profile.phase(phase)
+        assert profile is not None
+        factors[i] = [clock_factor(row.profile, profile, float(c)) for c in clocks(settings, priority)]
+    return factors
+
+
+def impact(requests: Requests, run: RowRun, factors: Mapping[RowPriority, FloatArray]) -> dict[RowPriority, Impact]:
+    """Latency impact of a run by priority, over all requests of the sample. `factors`: `slowdowns` of each priority, by
+    what `run.in_force` counts."""
     found = {}
     for priority in RowPriority:
         mine = requests.priority == priority
+        if not mine.any():
+            found[priority] = Impact(0.0, 0.0, 0.0, 0.0)
+            continue
         work_ms = requests.work_ms[mine]
-        factors = np.ones((len(PHASES), len(Level)))
-        for i, phase in enumerate(PHASES):
-            profile = row.profile.phase(phase)
-            assert profile is not None
-            factors[i] = [clock_factor(row.profile, profile, float(c)) for c in clocks(settings, priority)]
         free_ms = work_ms.sum(axis=1)
-        took_ms = served_ms(requests.start[mine], work_ms, run.in_force, factors, STEP_S * 1000)
+        took_ms = served_ms(requests.start[mine], work_ms, run.in_force, factors[priority], STEP_S * 1000)
         assert bool(np.all(took_ms >= free_ms - 1e-6))
         before, after = np.percentile(free_ms, [50, 99]), np.percentile(took_ms, [50, 99])
         own = np.percentile(took_ms / free_ms - 1, [50, 99])
