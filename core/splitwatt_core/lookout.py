@@ -34,7 +34,18 @@ from typing import Final
 import numpy as np
 
 from splitwatt_core.clocks import Mhz, deeper, lock_at, looser, power_share, share_of_power
-from splitwatt_core.foresight import AT_S, COUNT, NEEDED_S, POSITION, TOTAL, WEIGHT, ForesightSettings, Outlook, look
+from splitwatt_core.foresight import (
+    AT_S,
+    BEFORE,
+    COUNT,
+    NEEDED_S,
+    POSITION,
+    TOTAL,
+    WEIGHT,
+    ForesightSettings,
+    Outlook,
+    look,
+)
 from splitwatt_core.policy import ClockColumns, PhaseCode, PowerSnapshot, roots_of
 from splitwatt_core.posture import CORRECTION_WINDOW_S, UNDER_DECLARED_MIN_RATIO
 from splitwatt_core.waterfill import BoolArray, FloatArray, IntArray
@@ -47,12 +58,13 @@ MAX_CLASSES: Final = 16
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What is remembered of one root. `classes`: the priorities whose prefill the ladder's positions lock, lowest first.
-    `inherits`: locks in force that no position knows stay for now. `allowed_w`, `allowed_s`: the most that caps and rest
-    allowed lately, and when; a meter shows the draw of a while ago, so caps that just fell explain what it reads."""
+    `inherited_s`: since when readings have let locks in force that no position knows be calm, None where there are none.
+    `allowed_w`, `allowed_s`: the most that caps and rest allowed lately, and when; a meter shows the draw of a while ago, so
+    caps that just fell explain what it reads."""
 
     classes: tuple[int, ...]
     outlook: Outlook
-    inherits: bool
+    inherited_s: float | None = None
     allowed_w: float = 0.0
     allowed_s: float = -math.inf
 
@@ -89,7 +101,7 @@ def keep_watch(
         )
         wanted = ladder.locks(watch.outlook.position)
         wanted = np.where(braked, deeper(wanted, ladder.brake_locks()), wanted)
-        if watch.inherits or math.isnan(reading_w):
+        if watch.inherited_s is not None or math.isnan(reading_w):
             wanted = deeper(wanted, clocks.granted_mhz)
         locks[ladder.rows] = wanted[ladder.rows]
     return locks, kept
@@ -129,7 +141,7 @@ class _Ladder:
     ) -> Watch:
         """The watch after one reading, NaN where there is none."""
         if before is None or before.classes != self.classes:
-            before = self._begin(before)
+            before = self._begin(before, now_s)
         before = before.allow(self._allowed_w, now_s)
         scaled_w = self._scaled_w()
         if scaled_w[-1] <= 0.0:
@@ -148,10 +160,14 @@ class _Ladder:
             scaled_w=scaled_w,
             settings=settings,
         )
-        waits = math.isnan(reading_w) or now_s - float(outlook.state[NEEDED_S]) < settings.dwell_s
-        return replace(before, outlook=outlook, inherits=before.inherits and waits)
+        inherited_s = before.inherited_s
+        if inherited_s is not None:
+            needed = outlook.position > 0 and outlook.state[NEEDED_S] == now_s
+            inherited_s = now_s if needed or math.isnan(reading_w) else inherited_s
+            inherited_s = None if now_s - inherited_s >= settings.dwell_s else inherited_s
+        return replace(before, outlook=outlook, inherited_s=inherited_s)
 
-    def _begin(self, before: Watch | None) -> Watch:
+    def _begin(self, before: Watch | None, now_s: float) -> Watch:
         """At the least position that is as deep as the locks in force, as far as the ladder goes. What was learned of spikes
         on another ladder holds on this one too."""
         granted, floor = self._clocks.granted_mhz, self.locks(self._size - 1)
@@ -161,13 +177,14 @@ class _Ladder:
             range(self._size - 1), True, key=lambda k: not bool(looser(self.locks(k), as_any)[on_it].any())
         )
         beyond = looser(self.locks(position), granted) & self.rows & self._works
+        inherited_s = now_s if beyond.any() else None
         outlook = Outlook.at(position)
         if before is None:
-            return Watch(self.classes, outlook, inherits=bool(beyond.any()))
+            return Watch(self.classes, outlook, inherited_s)
         state, learned = outlook.state.copy(), [WEIGHT, TOTAL, COUNT]
         state[learned] = before.outlook.state[learned]
         outlook = replace(outlook, state=state, histogram=before.outlook.histogram)
-        return replace(before, classes=self.classes, outlook=outlook, inherits=before.inherits or bool(beyond.any()))
+        return replace(before, classes=self.classes, outlook=outlook, inherited_s=inherited_s)
 
     def locks(self, position: int) -> Mhz:
         """Of all classes at this position, int32[N]."""
@@ -201,9 +218,7 @@ class _Ladder:
 
 
 def _shown(outlook: Outlook, taken_s: float) -> int:
-    """The position that was in force at `taken_s`: the one commanded last before it, else the oldest known."""
-    at_s, position = outlook.ring[:, AT_S], outlook.ring[:, POSITION]
-    if np.isnan(at_s).all():
-        return outlook.position
-    earlier = at_s <= taken_s
-    return int(position[np.nanargmax(np.where(earlier, at_s, np.nan)) if earlier.any() else np.nanargmin(at_s)])
+    """The position that was in force at `taken_s`, as `foresight.advance` reckons it."""
+    at_s = outlook.ring[:, AT_S]
+    earlier = at_s <= taken_s + 1e-9
+    return int(outlook.ring[np.nanargmax(np.where(earlier, at_s, np.nan)), POSITION] if earlier.any() else outlook.state[BEFORE])

@@ -38,9 +38,8 @@ PLAIN = PhaseAware()
 NAN = math.nan
 MIXED = [(PREFILL, HIGH, 4), (DECODE, HIGH, 4), (PREFILL, LOW, 4), (DECODE, LOW, 4), (IDLE, 0, 2)]
 HIGH_PREFILL, DECODES, LOW_PREFILL = slice(0, 4), [4, 5, 6, 7, 12, 13, 14, 15], slice(8, 12)
-CAPS_W = 8 * 735 + 8 * 399 + 2 * 200
-"""What MIXED may draw where there is room, above which a reading tells of undeclared watts (735 is cut to the legal 700)."""
 ALL_W = 8 * 700 + 8 * 399 + 2 * 200
+"""What MIXED may draw where there is room; a reading above it tells of undeclared watts."""
 FLOOR_MHZ = int(TOP_MHZ * 0.769)
 
 
@@ -187,9 +186,9 @@ def test_nothing_is_loosened_on_silence_nor_before_a_whole_dwell_of_readings(
             assert not looser(new, old).any()
             spoken = 0
             continue
+        spoken += 1
         if spoken < SETTINGS.dwell_s:
             assert not (looser(new, old) & works).any()
-        spoken += 1
 
 
 @given(runs, locks_before)
@@ -241,27 +240,29 @@ def test_a_first_decision_begins_where_the_locks_are(low: int, high: int, positi
     for reading_w in (NAN, 5_000.0):
         (decision,) = play(mixed(before), [reading_w], ALL_W)
         kept = watch(decision)
-        assert (kept.outlook.position, kept.inherits) == (position, inherits)
+        assert (kept.outlook.position, kept.inherited_s is not None) == (position, inherits)
         assert not looser(decision.max_clock_mhz, _locks(before, 18)).any()
 
 
 def test_locks_that_no_position_knows_stay_for_a_dwell_of_readings() -> None:
     """Decode locked by another policy, or by a brake before this operator started."""
     before = [0] * 4 + [1200] * 4 + [0] * 10
-    made = play(mixed(before), [NAN] * 30 + [5_000.0] * 30, ALL_W)
+    made = play(mixed(before), [NAN] * 30 + [5_000.0] * 90, ALL_W)
     decode = [int(d.max_clock_mhz[4]) for d in made]
-    assert decode == [1200] * (30 + int(SETTINGS.dwell_s)) + [0] * (30 - int(SETTINGS.dwell_s))
+    held = 29 + int(SETTINGS.dwell_s)  # the last silent second is the first of the dwell
+    assert decode == [1200] * held + [0] * (120 - held)
 
 
 def test_another_class_at_work_begins_another_ladder_where_the_locks_are_and_keeps_what_was_learned() -> None:
-    made = play(mixed(), [ALL_W + 900.0 + 50 * (i % 2) for i in range(30)], ALL_W + 1000.0)
+    limit_w = ALL_W + 1500.0
+    made = play(mixed(), [ALL_W - 1000.0] * 8 + [ALL_W + 900.0], limit_w)
     old = watch(made[-1])
     assert 0 < old.outlook.position < STEPS_PER_CLASS + 1 and old.outlook.histogram.sum() > 0
     grown = granted(mixed(), made[-1])
     priority = grown.gpus.priority.copy()
     priority[8] = LOW - 1
     grown = replace(grown, gpus=replace(grown.gpus, priority=priority))
-    decision = POLICY.decide(read(grown, NAN, ALL_W + 1000.0), 30.0)
+    decision = POLICY.decide(read(grown, NAN, limit_w), 9.0)
     new = watch(decision)
     assert (old.classes, new.classes) == ((LOW, HIGH), (LOW - 1, LOW, HIGH))
     assert new.outlook.position == old.outlook.position + STEPS_PER_CLASS
@@ -334,9 +335,10 @@ def test_undeclared_watts_that_rise_are_met_before_the_limit_is_crossed(rate_w_p
 
 def test_when_the_surge_is_over_locks_go_one_position_at_a_time() -> None:
     limit_w = ALL_W + 800.0
-    _, locks = Plant(POLICY, limit_w, lambda second: 1500.0 if 10 <= second < 60 else 0.0).run(160)
+    _, locks = Plant(POLICY, limit_w, lambda second: 1500.0 if 10 <= second < 60 else 0.0).run(280)
     low = np.array([int(lock[8]) or int(TOP_MHZ) for lock in locks])
     assert low[55] < TOP_MHZ and low[-1] == TOP_MHZ
     back = np.diff(low[60:])
+    moves = np.flatnonzero(back)
     assert (back >= 0).all() and back.max() <= (TOP_MHZ - FLOOR_MHZ) / STEPS_PER_CLASS + 2
-    assert np.flatnonzero(back)[0] >= SETTINGS.dwell_s - SETTINGS.effect_s
+    assert moves[0] >= SETTINGS.dwell_s and np.diff(moves).min() >= 1 / SETTINGS.release_per_s - 1
