@@ -1,7 +1,8 @@
 """Every tree of the fleet as its policy sees it, and what the policies say of it, put together again in the fleet's order.
 
 Protected: a policy sees its own tree and nothing else; what it remembers comes back to it alone, and not to another policy
-that takes its place; a meter that does not speak is no reading, whoever else could be asked (I5).
+that takes its place, nor when it goes on from words to deeds; a meter that does not speak is no reading, whoever else could
+be asked (I5).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.books import FIRST_JUDGEMENT_S, Book
 from splitwatt_core.budgets import BudgetSpec, Tree
+from splitwatt_core.contract import Mode
 from splitwatt_core.fleet import Fleet
 from splitwatt_core.policy import (
     BudgetColumns,
@@ -28,8 +30,10 @@ from splitwatt_core.policy import (
 )
 
 Columns = TypeVar("Columns", GpuColumns, ClockColumns, MeterColumns)
-Memories = Mapping[str, tuple[str, object]]
-"""By root: the policy's name in the spec, and what it remembers of the tree."""
+Asked = tuple[str, Mode]
+"""Policy and mode of a root's spec. What Observe decides is never in force, so it is no memory of what Strict did."""
+Memories = Mapping[str, tuple[Asked, object]]
+"""By root: who was asked, and what it remembers of the tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +72,18 @@ def decide(
     caps, clocks = fleet.granted_w.copy(), fleet.clocks.granted_mhz.copy()
     short_w = np.zeros(len(fleet.names))
     decisions: dict[str, Decision] = {}
-    kept: dict[str, tuple[str, object]] = {}
+    kept: dict[str, tuple[Asked, object]] = {}
     meter = meters(fleet, budgets=budgets, books=books, allowance_w=allowance_w, now_s=now_s)
     for realm in realms(fleet, tree=tree, budgets=budgets, books=books, meter=meter, allowance_w=allowance_w):
-        policy = budgets[realm.root].policy
-        told_by, memory = memories.get(realm.root, ("", None))
-        snapshot = replace(realm.snapshot, memory=memory if told_by == policy else None)
-        decision = policies[policy].decide(snapshot, now_s)
+        spec = budgets[realm.root]
+        asked = (spec.policy, spec.mode)
+        before, memory = memories.get(realm.root, (asked, None))
+        snapshot = replace(realm.snapshot, memory=memory if before == asked else None)
+        decision = policies[spec.policy].decide(snapshot, now_s)
         check_decision(snapshot, decision)
         caps[realm.rows], clocks[realm.rows] = decision.cap_w, decision.max_clock_mhz
         short_w[realm.members] = decision.short_w
-        decisions[realm.root], kept[realm.root] = decision, (policy, decision.memory)
+        decisions[realm.root], kept[realm.root] = decision, (asked, decision.memory)
     return Decided(caps, clocks, short_w, decisions, kept)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from splitwatt_core.contract import Health
+from splitwatt_core.contract import Health, Mode
 from splitwatt_core.policy import Decision, Policy, PowerSnapshot
 from splitwatt_core.uniform import Uniform
 from support.keepers import settled
@@ -78,6 +78,19 @@ def test_another_policy_begins_without_the_memory_of_the_first() -> None:
     assert successor.shown[0].memory is None
     operator.step()
     assert successor.last(ROOT).memory == 1
+
+
+def test_what_observe_decided_is_no_memory_of_strict() -> None:
+    world = World()
+    world.lines[ROOT].mode = Mode.OBSERVE
+    operator, spy = watched(world)
+    assert isinstance(spy.last(ROOT).memory, int), "it remembers what it said"
+    world.lines[ROOT].mode = Mode.STRICT
+    world.tell_budgets()
+    operator.step()
+    assert spy.last(ROOT).memory is None
+    operator.step()
+    assert spy.last(ROOT).memory == 1
 
 
 def test_a_deleted_tree_is_forgotten() -> None:
