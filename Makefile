@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What builds images (docker, podman or buildah), and their tag: the chart's appVersion.
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
-PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans
+PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
 .PHONY: setup controlplane demo test lint bench bench-sim reproduce $(PAGES) generate images
 
 setup: .venv/.stamp
@@ -44,4 +44,4 @@ generate: setup
 	$(BIN)/python -m splitwatt_api.generate
 
 images:
-	for name in operator agent; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done
+	for name in operator agent sim; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done

@@ -28,6 +28,9 @@ GATE_POWER: Final = "splitwatt.io/power"
 ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
 # On rendered objects: the hash of what was rendered, so that a person sees which objects one release renders alike.
 ANNOTATION_RENDERED: Final = "splitwatt.io/rendered-hash"
+# On a PowerProfile: what the planner needs of a GPU and no policy asks. Step times as JSON; memory of one GPU in GiB.
+ANNOTATION_TIMING: Final = "splitwatt.io/timing"
+ANNOTATION_MEMORY: Final = "splitwatt.io/memory-gibibytes"
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 

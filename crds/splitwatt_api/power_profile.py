@@ -2,7 +2,8 @@
 
 Policies take from here where a cap is free (above the natural draw) and where it ruins a phase (below the cliff). Every
 number names its source and how far it may be trusted; a profile of your own, measured on your GPUs, beats a shipped one.
-Step times in milliseconds are the simulator's business and stand in the core's data file alone.
+Step times in milliseconds are the simulator's business: they stand in the core's data file, and those of a user's own server in
+an annotation that the planner reads and no policy does.
 """
 
 from __future__ import annotations

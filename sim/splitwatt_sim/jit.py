@@ -53,7 +53,8 @@ else:
 
     def is_cold() -> bool:
         """Whether the next kernel has to be compiled first, which takes about half a minute."""
-        return COMPILED and not Path(numba.config.CACHE_DIR).is_dir()
+        # numba makes the folder when a kernel is declared, and an index in it when one is compiled.
+        return COMPILED and not any(Path(numba.config.CACHE_DIR).rglob("*.nbi"))
 
     def jit(function: F) -> F:
         """`function` compiled on its first call, and kept on disk."""

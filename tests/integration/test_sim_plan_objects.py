@@ -16,3 +16,8 @@ def test_the_api_server_accepts_a_plan(crds: ControlPlane, tmp_path: Path) -> No
     for kind in ("powerprofile", "powerbudget", "inferencecluster"):
         assert f"{kind}.splitwatt.io/" in taken
     assert "error" not in taken.lower()
+
+
+def test_the_api_server_accepts_the_example_of_a_server(crds: ControlPlane) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "plan" / "x1.yaml"
+    assert "powerprofile.splitwatt.io/x1 created" in crds.kubectl("apply", "--dry-run=server", "-f", example).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,23 @@ def test_an_unreadable_trace_says_so(tmp_path: Path) -> None:
         read_arrivals(tmp_path / "binary.csv")
     with pytest.raises(TraceError, match=r"cannot read the trace .*field larger"):
         read(tmp_path, GIVEN + "0,1,1," + "1" * 200_000 + "\n")
+
+
+def test_a_compressed_trace_is_the_trace(tmp_path: Path) -> None:
+    text = GIVEN + "".join(f"{i},{i / 7},{i + 1},3\n" for i in range(300))
+    plain = read(tmp_path, text)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode()))
+    packed = read_arrivals(tmp_path / "t.csv.gz")
+    assert packed.arrival_s.tolist() == plain.arrival_s.tolist() and packed.name == plain.name == "t"
+    assert packed.prompt_tokens.tolist() == plain.prompt_tokens.tolist()
+
+
+@pytest.mark.parametrize("break_it", [lambda raw: b"no gzip", lambda raw: raw[:40], lambda raw: raw[:20] + b"xxxx" + raw[24:]])
+def test_a_compressed_trace_that_is_broken_says_so(tmp_path: Path, break_it: Callable[[bytes], bytes]) -> None:
+    raw = gzip.compress((GIVEN + "0,1,1,1\n" * 50).encode())
+    (tmp_path / "t.csv.gz").write_bytes(break_it(raw))
+    with pytest.raises(TraceError, match=r"cannot read the trace .*t\.csv\.gz \("):
+        read_arrivals(tmp_path / "t.csv.gz")
 
 
 def test_a_trace_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

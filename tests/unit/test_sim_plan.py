@@ -34,6 +34,7 @@ from splitwatt_sim.plan.search import (
     robust_rate,
     splits,
 )
+from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.traces.resample import generated
 
@@ -46,6 +47,7 @@ def option(gpu: str = "H100", cap_w: int = 700) -> Option:
     return option_for(MODEL_2026, gpu, cap_w, longest_prompt=LONGEST)
 
 
+KNOWN = {name: Catalogue().gpu(name) for name in GPUS_2026}
 PREFILL, DECODE = option(), option(cap_w=380)
 GOAL = Goal(SIZES, seconds=20.0, seed=1, step_rps=10.0, misses=SLO.checker(MODEL_2026))
 
@@ -175,6 +177,12 @@ def test_no_cap_below_the_cliff_or_above_the_limit_is_tried(name: str, phase: Ph
         assert max(caps) - row.natural_w < 5, "a cap above the natural draw buys nothing"
 
 
+@pytest.mark.parametrize("phase", [Phase.PREFILL, Phase.DECODE])
+def test_no_cap_is_tried_that_a_gpu_with_a_low_or_odd_limit_does_not_take(phase: Phase) -> None:
+    odd = replace(profile_named("H100-SXM"), default_cap_w=397)
+    assert max(caps_of(odd, phase)) <= 397
+
+
 def test_the_market_pairs_every_prefill_with_every_decode_server_and_offers_unsplit_ones() -> None:
     shop = market(MODEL_2026, ["H100", "H200"], longest_prompt=LONGEST)
     pairs = shop.pairs()
@@ -200,7 +208,7 @@ def test_what_no_table_knows_is_refused(model: str, gpu: str, cap_w: int | None,
 
 def objects(design: PlanDesign) -> list[dict[str, object]]:
     return manifests(
-        design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpu_profiles=dict(GPUS_2026)
+        design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN
     )
 
 
@@ -209,7 +217,7 @@ def test_the_objects_say_what_the_design_says() -> None:
     written = list(yaml.safe_load_all(as_yaml(objects(design), header="two\nlines")))
     assert [obj["kind"] for obj in written] == ["PowerBudget", "InferenceCluster"]
     budget, cluster = PowerBudget.from_wire(written[0]), InferenceCluster.from_wire(written[1])
-    profiles = [PowerProfile.from_wire(obj).metadata.name for obj in profile_manifests(design, GPUS_2026)]
+    profiles = [PowerProfile.from_wire(obj).metadata.name for obj in profile_manifests(design, KNOWN)]
     assert profiles == ["h100-sxm", "h200-sxm"]
     assert budget.spec.limit_watts == math.ceil(design.charge_w)
     assert (cluster.spec.prefill.replicas, cluster.spec.decode.replicas) == (3, 2)
@@ -241,9 +249,8 @@ def test_the_command_plans_checks_and_writes(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "say what may be spent (--watts, --usd-per-hour or --servers) or what must be held (--rate)"),
+        ([], "say what may be spent (--watts, --power-of, --usd-per-hour or --servers) or what must be held (--rate)"),
         (["--watts", "9000", "--gpus", "H100,K80"], "no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
-        (["--watts", "9000", "--margin", "120"], "--margin must lie from 0 to below 100 percent, not 120"),
         (["--watts", "9000", "--requests", "nowhere.csv"], "there is no trace nowhere.csv"),
         (["--watts", "9000", "--gpus", ","], "--gpus names no GPU; choose from A100, H100, H200, B200"),
         (["--watts", "9000", "--seconds", "5"], "lists of 5 s hide queues: give --seconds 20 or more"),
@@ -268,6 +275,12 @@ def test_an_impossible_plan_says_so(capsys: pytest.CaptureFixture[str], tmp_path
         (["--ttft-p99-ms", "1e9"], "must lie from 1 to 600000 ms, not 1e9"),
         (["--price", "B200"], "write GPU=USD"),
         (["--check", "0"], "must be a whole number from 1, not 0"),
+        (["--margin", "120"], "argument --margin: must lie from 0 to below 100 percent, not 120"),
+        (["--profile", "none.yaml"], "argument --profile: cannot read the profile none.yaml"),
+        (["--shard", "8/8"], "argument --shard: write I/N with I from 0 to N - 1"),
+        (["--shard", "1/2", "--merge", "x"], "argument --merge: not allowed with argument --shard"),
+        (["--image", ""], "must be an image as registry/name:tag, not ''"),
+        (["--claim", "My_Claim"], "must be the name of a PersistentVolumeClaim, not 'My_Claim'"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_runs(

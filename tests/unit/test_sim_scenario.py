@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from splitwatt_cli.main import main
-from splitwatt_sim.simulate.scenario import ScenarioError, arrivals_of, pools_of, read_scenario
+from splitwatt_core.profiles import builtin
+from splitwatt_sim.servers.profile_files import profile_object
+from splitwatt_sim.servers.tables import GIB
+from splitwatt_sim.simulate.scenario import ScenarioError, arrivals_of, catalogue_of, pools_of, read_scenario
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "scenario.yaml"
 GOOD: dict[str, Any] = {
@@ -125,3 +129,30 @@ def test_the_command_answers_a_wrong_file_with_a_sentence(
 def test_it_wants_a_scenario_or_a_design(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *arguments]) == 2
     assert "give a scenario file, or --design; one of them" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_scenario_runs_on_ones_own_servers_beside_it(tmp_path: Path) -> None:
+    h100 = next(profile for profile in builtin() if profile.name == "H100-SXM")
+    mine = replace(h100, name="mine", product_names=("My GPU",), idle_w=h100.idle_w + 10)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(profile_object(mine, memory_bytes=100 * GIB)), encoding="utf-8")
+    pools = [{"role": "Mixed", "gpu": gpu, "servers": 1} for gpu in ("My GPU", "H100")]
+    scenario = read_scenario(written(tmp_path, pools=pools, profiles=["own.yaml"]))
+    catalogue = catalogue_of(scenario, beside=tmp_path)
+    (_, own), (_, known) = pools_of(scenario, longest_prompt=100, catalogue=catalogue)
+    assert catalogue.said_of({"mine", "H100"}) == [f"mine: watts {tmp_path / 'own.yaml'} (mine), times {tmp_path / 'own.yaml'}"]
+    assert own.gpu == "mine" and own.kind.idle_w == known.kind.idle_w + 80 and own.kind.kv_room > known.kind.kv_room
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"profiles": ["none.yaml"]}, "cannot read the profile"),
+        ({"profiles": "own.yaml"}, "profiles: Input should be a valid tuple"),
+        ({"fitErrorPercent": 100}, "fitErrorPercent: Input should be less than 100"),
+    ],
+)
+def test_wrong_profiles_of_a_scenario_are_answered_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], says: str
+) -> None:
+    assert main(["simulate", str(written(tmp_path, **changes)), "--out", str(tmp_path)]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())

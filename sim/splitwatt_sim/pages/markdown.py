@@ -1,13 +1,18 @@
-"""What the pages below docs/reproduce share: intervals over seeds, tables, and blocks of figures."""
+"""What the pages below docs/reproduce share: intervals over seeds, tables, blocks of figures, and lines of one width."""
 
 from __future__ import annotations
 
+import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
 MIN_SEEDS: Final = 5
 MAX_SEEDS: Final = 100
+WIDTH: Final = 120
+_ITEM: Final = re.compile(r"(- |\d+\. )")
+_AS_IT_IS: Final = ("#", "|", "    ", "!")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -46,3 +51,24 @@ def filled(text: str, blocks: dict[str, str]) -> str:
             raise ValueError(f"the block of figures {name!r} has no end")
         text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
     return text
+
+
+def wrapped(text: str) -> str:
+    """The page with its prose wrapped at `WIDTH`, items hanging; headings, tables, pictures and code stay as they are. Figures
+    are of any length, so a source cannot break its lines where the page should."""
+    blocks = re.split(r"\n{2,}", text.strip("\n"))
+    return "\n\n".join(b if b.startswith(_AS_IT_IS) else "\n".join(_filled(b)) for b in blocks) + "\n"
+
+
+def _filled(block: str) -> list[str]:
+    items: list[str] = []
+    for line in block.splitlines():
+        if not items or _ITEM.match(line):
+            items.append(line)
+        else:
+            items[-1] += f" {line.strip()}"
+    hang = [" " * len(found[0]) if (found := _ITEM.match(item)) else "" for item in items]
+    fills = zip(items, hang, strict=True)
+    return [
+        textwrap.fill(item, WIDTH, subsequent_indent=by, break_long_words=False, break_on_hyphens=False) for item, by in fills
+    ]

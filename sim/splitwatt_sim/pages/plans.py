@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,14 +23,11 @@ from splitwatt_core.contract import Phase
 from splitwatt_core.trace import TraceError
 
 from splitwatt_sim.fleet.run import run_fleet
-from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.pages.markdown import markdown
-from splitwatt_sim.plan.equal_power import LIST_S, MODEL, ORDER, SEARCH_SEED, STEP_RPS, best_split, goal_of
+from splitwatt_sim.plan.equal_power import LIST_S, ORDER, POWER_UNITS, SEARCH_SEED, STEP_RPS, Judged, goal_of
+from splitwatt_sim.plan.equal_power import judged as judged_at
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, caps_of, option_for, profile_named
 from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate
-from splitwatt_sim.reference.run import run_reference
-from splitwatt_sim.servers.designs import SPLIT, Design
-from splitwatt_sim.servers.tables import DecodeModel, builtin
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated
 
@@ -44,71 +40,11 @@ ROW_SLO: Final = Slo(2_000.0, 100.0, MARGIN)
 TRACE: Final = "AzureLLMInferenceTrace_conv.csv"
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One plan at equal power. `held`: how many unseen lists hold the searched rate, by the reference model; `all_rps`: the
-    largest grid rate that all of them hold; `first_rps`: what the list that was searched on holds by that model."""
-
-    name: str
-    found: Found
-    search_s: float
-    first_rps: float
-    held: int
-    all_rps: float
-
-
 def equal_power(sizes: Arrivals, *, seeds: Sequence[int]) -> list[Judged]:
     """The four pairs. Searched with `MARGIN` on the fleet engine, judged without one on the reference model."""
     goal = goal_of(sizes, margin=MARGIN)
-    lists = [replace(goal, seed=seed) for seed in seeds]
-    judged = []
-    for name in ORDER:
-        begun_s = time.perf_counter()
-        found = best_split(name, goal)
-        search_s = time.perf_counter() - begun_s
-        prefill, decode = SPLIT[name]
-        design = Design(name, prefill, found.design.prefill_servers, decode, found.design.decode_servers)
-        judged.append(
-            Judged(
-                name=name,
-                found=found,
-                search_s=search_s,
-                first_rps=_largest(design, [goal], found.rate_rps),
-                held=sum(_reference_holds(design, g.arrivals(found.rate_rps)) for g in lists),
-                all_rps=_largest(design, lists, found.rate_rps),
-            )
-        )
-    return judged
-
-
-def _reference_holds(design: Design, arrivals: Arrivals) -> bool:
-    measured = run_reference(
-        design,
-        arrival_s=arrivals.arrival_s,
-        prompt=arrivals.prompt_tokens,
-        output=arrivals.output_tokens,
-        tables=builtin(),
-        model=MODEL,
-        decode=DecodeModel.BATCH,
-    )
-    alone = unloaded(builtin().server(MODEL, "A100"), prompt=arrivals.prompt_tokens, output=arrivals.output_tokens)
-    return not missed_slos(slowdowns(measured, alone))
-
-
-def _largest(design: Design, lists: Sequence[Goal], from_rps: float) -> float:
-    """The largest grid rate near `from_rps` that holds on all these lists: upwards while it does, else downwards."""
-
-    def holds(rate_rps: float) -> bool:
-        return all(_reference_holds(design, goal.arrivals(rate_rps)) for goal in lists)
-
-    rate = from_rps
-    if holds(rate):
-        while holds(rate + STEP_RPS):
-            rate += STEP_RPS
-        return rate
-    while rate > 0 and not holds(rate):
-        rate -= STEP_RPS
-    return rate
+    found = [judged_at(name, goal, power_units=POWER_UNITS, seeds=seeds) for name in ORDER]
+    return [plan for plan in found if plan is not None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_core.profiles import Profile
 
-from splitwatt_sim.plan.options import REST_W, Slo, profile_named
+from splitwatt_sim.plan.options import REST_W, Slo
 from splitwatt_sim.plan.search import GPUS, LOSSES, PlanDesign, charge_w
-from splitwatt_sim.servers.table_files import to_power_profile
+from splitwatt_sim.servers.catalogue import Gpu
+from splitwatt_sim.servers.profile_files import profile_object
 
 API_VERSION: Final = "splitwatt.io/v1alpha1"
 PLAN_LABEL: Final = "splitwatt.io/plan"
@@ -26,16 +27,16 @@ class PlanObjectsError(ValueError):
 
 
 def manifests(
-    design: PlanDesign, *, name: str, namespace: str, model: str, slo: Slo, gpu_profiles: Mapping[str, str]
+    design: PlanDesign, *, name: str, namespace: str, model: str, slo: Slo, gpus: Mapping[str, Gpu]
 ) -> list[dict[str, Any]]:
-    """Objects in the order in which they are applied; each passes the API's models. `gpu_profiles`: GPU -> profile name.
+    """Objects in the order in which they are applied; each passes the API's models. `gpus`: by their names in options.
 
     Raises PlanObjectsError for an unsplit design (the API has no mixed role yet), and for what the API's bounds refuse.
     """
     decode = design.decode
     if decode is None:
         raise PlanObjectsError("the best design is unsplit, which an InferenceCluster cannot say yet: no objects are written")
-    profiles = [profile_named(gpu_profiles[gpu]) for gpu in dict.fromkeys((design.prefill.gpu, decode.gpu))]
+    profiles = [gpus[gpu].profile for gpu in dict.fromkeys((design.prefill.gpu, decode.gpu))]
     wanted: dict[str, Any] = {
         "model": {"name": model},
         "engine": {"type": "VLLM"},
@@ -59,17 +60,11 @@ def manifests(
     return objects
 
 
-def profile_manifests(design: PlanDesign, gpu_profiles: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The PowerProfiles that the plan was made with. The chart brings these too, and a profile that was measured on one's own
-    machines is the better one: so they are not among the plan's own objects."""
-    gpus = [design.prefill.gpu, *([design.decode.gpu] if design.decode else [])]
-    return [_profile(profile_named(gpu_profiles[gpu])) for gpu in dict.fromkeys(gpus)]
-
-
-def _profile(profile: Profile) -> dict[str, Any]:
-    """Without the fields that the API server fills in."""
-    written = to_power_profile(profile)
-    return _object("PowerProfile", {"name": written["metadata"]["name"]}, written["spec"])
+def profile_manifests(design: PlanDesign, gpus: Mapping[str, Gpu]) -> list[dict[str, Any]]:
+    """The PowerProfiles that the plan was made with, as they were given. The chart brings the built-in ones too, and a profile
+    that was measured on one's own machines is the better one: so they are not among the plan's own objects."""
+    bought = [design.prefill.gpu, *([design.decode.gpu] if design.decode else [])]
+    return [profile_object(gpus[gpu].written, memory_bytes=gpus[gpu].memory_bytes) for gpu in dict.fromkeys(bought)]
 
 
 def _object(kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:

@@ -11,17 +11,22 @@ from splitwatt_core.contract import Phase
 from splitwatt_core.profiles import Profile, builtin
 
 from splitwatt_sim.fleet.run import FleetRun
+from splitwatt_sim.fleet.state import Kind
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.plan.search import Option, charge_w
+from splitwatt_sim.servers.catalogue import GPUS_2026, MODEL_2026, Catalogue
 from splitwatt_sim.servers.designs import USD_PER_HOUR
-from splitwatt_sim.servers.kinds import GPU_OF_KIND, SERVER_REST_W, kind_2023
+from splitwatt_sim.servers.kinds import SERVER_REST_W, kind_of_table
 from splitwatt_sim.servers.kinds_2026 import kind_2026
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals
 
-MODEL_2026: Final = "meta-llama/Llama-3.1-70B-Instruct"
-GPUS_2026: Final[Mapping[str, str]] = {"A100": "A100-SXM-80GB", "H100": "H100-SXM", "H200": "H200-SXM", "B200": "B200"}
+__all__ = [
+    "GPUS_2026", "MODEL_2026", "REST_W", "Market", "Slo", "caps_of", "check_cap", "market", "option_for", "profile_for",
+    "profile_named", "server_kind",
+]  # fmt: skip
+
 REST_W: Final = SERVER_REST_W
 """A server beside its GPUs, at the meter. One figure for every server, of both eras."""
 PREFILL_SHARES: Final = (1.0, 0.8, 0.65, 0.5)
@@ -65,7 +70,7 @@ def profile_named(name: str) -> Profile:
 
 def caps_of(profile: Profile, phase: Phase) -> tuple[int, ...]:
     """Caps worth trying, highest first. Decode: the natural draw, above which a cap buys nothing, and the cliff. Prefill:
-    shares of the default limit. None below the cliff, where a phase collapses."""
+    shares of the default limit. None below the cliff, where a phase collapses, and none above the default limit."""
     row = profile.phase(phase)
     assert row is not None
     if phase is Phase.DECODE:
@@ -73,7 +78,8 @@ def caps_of(profile: Profile, phase: Phase) -> tuple[int, ...]:
     else:
         wanted = [profile.default_cap_w * share for share in PREFILL_SHARES]
     lowest = max(profile.min_cap_w, row.cliff_w)
-    return tuple(sorted({max(lowest, math.ceil(w / CAP_GRAIN_W) * CAP_GRAIN_W) for w in wanted}, reverse=True))
+    rounded = (max(lowest, math.ceil(w / CAP_GRAIN_W) * CAP_GRAIN_W) for w in wanted)
+    return tuple(sorted({min(profile.default_cap_w, w) for w in rounded}, reverse=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,46 +95,68 @@ class Market:
         return [*((b, None) for b in self.both), *split]
 
 
-def known_gpus(model: str) -> Mapping[str, str]:
-    """GPUs that have a table of this model, with their power profiles."""
-    return GPUS_2026 if model == MODEL_2026 else GPU_OF_KIND
+def profile_for(model: str, gpu: str, catalogue: Catalogue | None = None) -> Profile:
+    """As it is simulated. `catalogue` None, here and below: the built-in GPUs. Raises TableError for an unknown model or
+    GPU, and for one that cannot be simulated."""
+    return (catalogue or Catalogue(model)).gpu(gpu).profile
 
 
-def option_for(
-    model: str, gpu: str, cap_w: int | None, *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
-) -> Option:
-    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. Raises TableError for an unknown model or
-    GPU, and for a cap outside the GPU's range."""
-    names = known_gpus(model)
-    if gpu not in names:
-        raise TableError(f"there is no table of {model} on {gpu}; choose from {', '.join(names)}")
-    profile = profile_named(names[gpu])
-    cap_w = profile.default_cap_w if cap_w is None else cap_w
+def check_cap(profile: Profile, cap_w: int) -> None:
+    """Raises TableError for a cap outside the GPU's range."""
     if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
         raise TableError(
             f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
         )
+
+
+def server_kind(model: str, gpu: str, cap_w: int, *, longest_prompt: int, catalogue: Catalogue | None = None) -> Kind:
+    """A server of 8 of these GPUs under a cap per GPU. Raises TableError for an unknown model or GPU."""
+    known = (catalogue or Catalogue(model)).gpu(gpu)
     if model == MODEL_2026:
-        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt)
-    else:
-        tables = builtin_tables()
-        table, shape = tables.server(model, gpu), tables.shape(model)
-        kind = kind_2023(table, shape, cap_w=cap_w, longest_prompt=longest_prompt)
-    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(gpu, math.nan)
-    return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
+        return kind_2026(known.profile, cap_w=cap_w, longest_prompt=longest_prompt, memory_bytes=known.memory_bytes)
+    tables = builtin_tables()
+    table, shape = tables.server(model, known.name), tables.shape(model)
+    return kind_of_table(table, shape, known.profile, cap_w=cap_w, longest_prompt=longest_prompt)
+
+
+def option_for(
+    model: str,
+    gpu: str,
+    cap_w: int | None,
+    *,
+    longest_prompt: int,
+    usd_per_hour: Mapping[str, float] | None = None,
+    catalogue: Catalogue | None = None,
+) -> Option:
+    """A server of 8 of these GPUs under a cap per GPU, None: the default limit. Raises TableError for an unknown model or
+    GPU, and for a cap outside the GPU's range."""
+    catalogue = catalogue or Catalogue(model)
+    name, profile = catalogue.name_of(gpu), profile_for(model, gpu, catalogue)
+    cap_w = profile.default_cap_w if cap_w is None else cap_w
+    check_cap(profile, cap_w)
+    kind = server_kind(model, gpu, cap_w, longest_prompt=longest_prompt, catalogue=catalogue)
+    usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(name, math.nan)
+    return Option(name, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
 
 
 def market(
-    model: str, gpus: Sequence[str], *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
+    model: str,
+    gpus: Sequence[str],
+    *,
+    longest_prompt: int,
+    usd_per_hour: Mapping[str, float] | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Market:
     """Servers of these GPUs under every cap worth trying. Raises TableError for a model or GPU that no table knows."""
+    shelf = catalogue or Catalogue(model)
 
     def options(phase: Phase) -> tuple[Option, ...]:
-        names = known_gpus(model)
         return tuple(
-            option_for(model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour)
+            option_for(
+                model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour, catalogue=shelf
+            )
             for gpu in gpus
-            for cap_w in (caps_of(profile_named(names[gpu]), phase) if gpu in names else (None,))
+            for cap_w in caps_of(shelf.gpu(gpu).profile, phase)
         )
 
     prefill = options(Phase.PREFILL)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool
@@ -132,6 +132,18 @@ class Found:
     run: FleetRun
 
 
+class Rated(Protocol):
+    """What a design was measured to hold, however it was kept."""
+
+    @property
+    def design(self) -> PlanDesign: ...
+    @property
+    def rate_rps(self) -> float: ...
+
+
+R = TypeVar("R", bound=Rated)
+
+
 def climb(design: PlanDesign, goal: Goal, above_rps: float) -> float:
     """The largest grid rate above `above_rps` that holds, `above_rps` when none does: in doubling strides while it holds,
     then by bisection. Leans on rates that fail not holding again further up."""
@@ -242,9 +254,9 @@ def _fewest(design: Callable[[int], PlanDesign], most: int, rate_rps: float, goa
     return high
 
 
-def pareto(found: Sequence[Found]) -> list[Found]:
+def pareto(found: Sequence[R]) -> list[R]:
     """Those that no other beats in rate and charge together, by rising charge."""
-    kept: list[Found] = []
+    kept: list[R] = []
     for f in sorted(found, key=lambda f: (f.design.charge_w, -f.rate_rps)):
         if not kept or f.rate_rps > kept[-1].rate_rps:
             kept.append(f)

@@ -50,8 +50,14 @@ def profile_of(kind: str) -> Profile:
 def kind_2023(
     table: ServerTable, shape: ModelShape, *, cap_w: int | None = None, longest_prompt: int, links: Links = Links()
 ) -> Kind:
-    """A server of 8 GPUs of a 2023 table under a cap per GPU (None: uncapped)."""
-    profile = profile_of(table.kind)
+    """A server of 8 GPUs of a 2023 table under a cap per GPU (None: uncapped), with the built-in power profile."""
+    return kind_of_table(table, shape, profile_of(table.kind), cap_w=cap_w, longest_prompt=longest_prompt, links=links)
+
+
+def kind_of_table(
+    table: ServerTable, shape: ModelShape, profile: Profile, *, cap_w: int | None, longest_prompt: int, links: Links = Links()
+) -> Kind:
+    """`kind_2023` with another power profile of that GPU; both phases must be in it. Nothing is kept between calls."""
     cap = float(profile.default_cap_w if cap_w is None else cap_w)
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     prefill, decode = profile.phase(Phase.PREFILL), profile.phase(Phase.DECODE)

@@ -81,19 +81,33 @@ SERVER_REST_W: Final = Stated(kinds.SERVER_REST_W, "U", "the examples' nonGpuWat
 OVERLAPPED: Final = Links()
 
 
-def kind_2026(profile: Profile, *, cap_w: int | None = None, longest_prompt: int, links: Links = OVERLAPPED) -> Kind:
+def kind_2026(
+    profile: Profile,
+    *,
+    cap_w: int | None = None,
+    longest_prompt: int,
+    links: Links = OVERLAPPED,
+    memory_bytes: float | None = None,
+) -> Kind:
     """A server of 8 GPUs of a profile with timing under a cap per GPU (None: the default limit).
 
-    Tables cover prompts of `longest_prompt` tokens. Nothing is kept between calls: one takes a few milliseconds. Raises
-    TableError where the profile lacks what a server needs: timing of Llama-3.1-70B on 8 GPUs, both phases, a known memory.
+    Tables cover prompts of `longest_prompt` tokens. `memory_bytes`: of one GPU; None: known by the profile's name. Nothing is
+    kept between calls: one takes a few milliseconds. Raises TableError where the profile lacks what a server needs: timing of
+    Llama-3.1-70B on 8 GPUs, both phases, a memory that holds the weights.
     """
-    timing, hbm_bytes = _timing(profile), _hbm_bytes(profile)
+    timing, hbm_bytes = _timing(profile), memory_of(profile) if memory_bytes is None else memory_bytes
     cap = float(profile.default_cap_w if cap_w is None else cap_w)
     if cap < profile.min_cap_w:
         raise TableError(f"a cap of {cap:.0f} W is below the {profile.min_cap_w} W that {profile.name} takes; raise it")
     decode = profile.phase(Phase.DECODE)
     if decode is None or profile.phase(Phase.PREFILL) is None:
         raise TableError(f"profile {profile.name} does not describe both phases; add the missing one")
+    room_bytes = int(GPUS * hbm_bytes * USABLE_SHARE.value - LLAMA_70B.weights_bytes)
+    if room_bytes <= 0:
+        raise TableError(
+            f"{GPUS} x {profile.name} with {hbm_bytes / GIB:g} GiB each do not hold the {LLAMA_70B.weights_bytes / 1e9:.0f} GB "
+            f"of weights of {LLAMA_70B.name}: take GPUs with more memory"
+        )
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     kv_bytes = LLAMA_70B.kv_bytes_per_token(grouped=True)
     return Kind(
@@ -106,7 +120,7 @@ def kind_2026(profile: Profile, *, cap_w: int | None = None, longest_prompt: int
         decode_w=decode_gpus_w(profile, cap) + SERVER_REST_W.value,
         kv_s=timing.kv_ms_per_mtoken / 1e9 * phase_model.latency_factor(decode, cap),
         idle_w=GPUS * profile.idle_w + SERVER_REST_W.value,
-        kv_room=int(GPUS * hbm_bytes * USABLE_SHARE.value - LLAMA_70B.weights_bytes) // kv_bytes,
+        kv_room=room_bytes // kv_bytes,
         hand_off_s_per_token=0.0 if links.free else kv_bytes / LINK_BYTES_PER_S.value,
         hand_off_fixed_s=OVERLAP_REST_S.value if links.overlap and not links.free else 0.0,
         overlap_from_tokens=float(OVERLAP_FROM_TOKENS) if links.overlap else float("inf"),
@@ -120,8 +134,9 @@ def _timing(profile: Profile) -> Timing:
     return timing
 
 
-def _hbm_bytes(profile: Profile) -> float:
-    """By name, as a profile of the cluster is found: it carries the built-in one's name in lower case."""
+def memory_of(profile: Profile) -> float:
+    """Bytes of one GPU, by name, as a profile of the cluster is found: it carries the built-in one's name in lower case.
+    Raises TableError for another GPU."""
     for name, stated in HBM_BYTES.items():
         if profile.matches(name):
             return stated.value

@@ -133,7 +133,7 @@ def fit_timing(table: TimingTable, *, allowed_error: float = FIT_ERROR) -> Fit:
         if errors[worst] > allowed_error:
             raise TableError(
                 f"{where}: the fit misses the {what.format(*rows[worst])} by {errors[worst]:.1%}, and {allowed_error:.1%} "
-                "is allowed; measure it again or allow more"
+                "is allowed; measure it again, or allow more (--fit-error)"
             )
     try:
         timing = Timing(

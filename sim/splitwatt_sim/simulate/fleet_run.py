@@ -21,7 +21,7 @@ from splitwatt_sim.fleet.run import ROLE_NAMES, FleetRun, run_fleet
 from splitwatt_sim.fleet.state import Pool
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.search import Option
-from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, pools_of, read_scenario
+from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, catalogue_of, pools_of, read_scenario
 from splitwatt_sim.traces.arrivals import Arrivals
 
 MAX_RECORDED: Final = 20_000_000
@@ -33,13 +33,16 @@ COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
 def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Path | None) -> None:
     """Run, print, and write `simulate.json` and `simulate.png`. Raises ScenarioError, TraceError, TableError, FleetError."""
     scenario = read_scenario(path)
+    catalogue = catalogue_of(scenario, beside=path.parent)
     arrivals = arrivals_of(scenario, beside=path.parent)
-    bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()))
+    bought = pools_of(scenario, longest_prompt=int(arrivals.prompt_tokens.max()), catalogue=catalogue)
     missed_of = scenario.slos().checker(scenario.model)
     servers = sum(pool.servers for pool, _ in bought)
     seconds = min(MAX_RECORDED // servers, math.ceil(float(arrivals.arrival_s[-1])) + 1)
     run = run_fleet([pool for pool, _ in bought], arrivals, seconds=seconds)
     missed = missed_of(run, arrivals)
+    for line in catalogue.said_of({option.gpu for _, option in bought}):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(_table(run, arrivals))
     for pool, option in bought:
         role = ROLE_NAMES[pool.role]

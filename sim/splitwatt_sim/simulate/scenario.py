@@ -2,6 +2,7 @@
 
     model: meta-llama/Llama-3.1-70B-Instruct
     requests: {file: trace.csv, rate: 20, seconds: 300, seed: 1}     # without file: the seeded generator
+    profiles: [own.yaml, times.csv]                                  # your own servers; without it: the built-in ones
     pools:
       - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
       - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
@@ -21,10 +22,14 @@ from pydantic.alias_generators import to_camel
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
 from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
 from splitwatt_sim.plan.search import MAX_SERVERS, Option
+from splitwatt_sim.servers.catalogue import Catalogue
+from splitwatt_sim.servers.profile_files import read_profile_file
+from splitwatt_sim.servers.table_files import FIT_ERROR
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated, poisson, read_rate_file, with_rate_curve
 
 MAX_POOLS: Final = 16
+MAX_PROFILE_FILES: Final = 64
 MAX_REQUESTS: Final = 5_000_000
 DEFAULT_RATE: Final = 5.5
 
@@ -74,6 +79,9 @@ class Scenario(_Part):
     requests: RequestsPart = RequestsPart()
     pools: Annotated[tuple[PoolPart, ...], Field(min_length=1, max_length=MAX_POOLS)]
     slo: SloPart = SloPart()
+    profiles: Annotated[tuple[Path, ...], Field(max_length=MAX_PROFILE_FILES)] = ()
+    fit_error_percent: Annotated[float, Field(ge=0, lt=100)] = FIT_ERROR * 100
+    """How far the fit may miss a row of a timing table."""
 
     def slos(self) -> Slo:
         """Splitwise's nine slowdowns where no limit is given."""
@@ -89,7 +97,7 @@ def read_scenario(path: Path) -> Scenario:
     except yaml.YAMLError as error:
         raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo")
+        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo, profiles")
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
@@ -126,10 +134,22 @@ def arrivals_of(scenario: Scenario, *, beside: Path) -> Arrivals:
     return arrivals
 
 
-def pools_of(scenario: Scenario, *, longest_prompt: int) -> list[tuple[Pool, Option]]:
+def catalogue_of(scenario: Scenario, *, beside: Path) -> Catalogue:
+    """The GPUs that the scenario may name. Raises TableError, before any trace is read."""
+    files = tuple(read_profile_file(beside / path) for path in scenario.profiles)
+    catalogue = Catalogue(scenario.model, files, scenario.fit_error_percent / 100)
+    catalogue.check()
+    for part in scenario.pools:
+        catalogue.gpu(part.gpu)
+    return catalogue
+
+
+def pools_of(scenario: Scenario, *, longest_prompt: int, catalogue: Catalogue | None = None) -> list[tuple[Pool, Option]]:
     """Pools with what they were bought as. Raises TableError."""
     return [
         (Pool(ROLE_CODES[part.role], option.kind, part.servers), option)
         for part in scenario.pools
-        for option in [option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt)]
+        for option in [
+            option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt, catalogue=catalogue)
+        ]
     ]

@@ -14,8 +14,10 @@ offset from UTC), kvcache-ai/Mooncake FAST25-release/traces, HPMLL/BurstGPT rele
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ MAX_QUOTED_CHARS: Final = 120
 """What a message repeats of a file: enough to know the place, and still one sentence when the file is no text at all."""
 MOONCAKE_KEYS: Final = ("timestamp", "input_length", "output_length")
 MS_PER_S: Final = 1000.0
+PACKED_SUFFIX: Final = ".gz"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,20 +106,22 @@ TABLES: Final = (
 
 @contextmanager
 def opened(path: Path, *, what: str) -> Iterator[TextIO]:
-    """The file as text; what goes wrong while it is read becomes a TraceError. `what` names it: "trace", "rate file"."""
+    """The file as text, unpacked when its name ends in .gz; what goes wrong while it is read becomes a TraceError. `what`
+    names it: "trace", "rate file"."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        packed = path.suffix == PACKED_SUFFIX
+        with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
             yield lines
     except FileNotFoundError as error:
         raise TraceError(f"there is no {what} {path}; check the path") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"cannot read the {what} {path} ({error}); pass the path of a text file") from error
 
 
 def read_arrivals(path: Path) -> Arrivals:
     """The whole file, checked, named by its stem. Raises TraceError, also when it cannot be read."""
     with opened(path, what="trace") as lines:
-        return replace(parse_arrivals(lines, name=str(path)), name=path.stem)
+        return replace(parse_arrivals(lines, name=str(path)), name=Path(path.name.removesuffix(PACKED_SUFFIX)).stem)
 
 
 def parse_arrivals(lines: Iterable[str], *, name: str) -> Arrivals:

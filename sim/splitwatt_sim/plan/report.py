@@ -1,0 +1,155 @@
+"""What is made of a search: the table, the figures, the picture, and the objects to apply."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
+from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.plan.plot import draw
+from splitwatt_sim.plan.search import PlanDesign
+from splitwatt_sim.plan.sweep import Result, Search
+from splitwatt_sim.servers.catalogue import Gpu
+
+SHOWN: Final = 12
+
+
+def ranked(found: Sequence[Result], *, by_price: bool) -> list[Result]:
+    """The best first: by rate, then by what it costs, then by energy."""
+    return sorted(
+        found,
+        key=lambda f: (-f.rate_rps, f.design.usd_per_hour if by_price else f.design.charge_w, f.joules_per_token),
+    )
+
+
+def table(best: Sequence[Result], search: Search) -> Table:
+    title = f"{search.model}, {', '.join(search.gpus)}: best designs of each pair of servers (simulated)"
+    shown = Table(title=title, title_justify="left", padding=(0, 0), collapse_padding=True)
+    for name in ("prefill", "decode"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("rate\n/s", "charge\nkW", "drawn\nkW", "price\n$/h", "TTFT\nP99 ms", "TBT\nP99 ms", "J per\ntoken"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for f in best[:SHOWN]:
+        d = f.design
+        usd = "?" if math.isnan(d.usd_per_hour) else f"{d.usd_per_hour:.0f}"
+        shown.add_row(
+            f"{d.prefill_servers}×{d.prefill}", f"{d.decode_servers}×{d.decode}" if d.decode else "unsplit",
+            f"{f.rate_rps:g}", f"{d.charge_w / 1e3:.1f}", f"{f.drawn_w / 1e3:.1f}", usd,
+            f"{f.percentiles['ttft_ms_p99']:.0f}", f"{f.percentiles['tbt_ms_p99']:.0f}", f"{f.joules_per_token:.2f}",
+        )  # fmt: skip
+    return shown
+
+
+def racks(winner: Result, servers_per_rack: int) -> Table:
+    """What the fullest rack of each pool takes, and the row of all of them. A rack holds servers of one pool."""
+    title = f"the plan in racks of {servers_per_rack} servers of one pool (simulated)"
+    shown = Table(title=title, title_justify="left", padding=(0, 0), collapse_padding=True)
+    shown.add_column("", no_wrap=True)
+    for name in ("servers", "racks", "rack kW\ncharged", "rack kW\ndrawn", "all kW\ncharged", "all kW\ndrawn"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    total = 0
+    for role, option, servers, drawn_w in winner.pools():
+        count = math.ceil(servers / servers_per_rack)
+        full = min(servers, servers_per_rack)
+        total += count
+        watts = (full * option.charge_w, full * drawn_w / servers, servers * option.charge_w, drawn_w)
+        shown.add_row(f"{role}, {option}", str(servers), str(count), *(f"{w / 1e3:.1f}" for w in watts))
+    row_w = (winner.design.charge_w, winner.drawn_w)
+    shown.add_section()
+    shown.add_row("row", str(winner.design.servers), str(total), "", "", *(f"{w / 1e3:.1f}" for w in row_w))
+    return shown
+
+
+def rack_figures(winner: Result, servers_per_rack: int) -> dict[str, float]:
+    """Flat: name -> number, the unit in the name; as `racks`."""
+    values: dict[str, float] = {"servers_per_rack": servers_per_rack}
+    for role, option, servers, drawn_w in winner.pools():
+        full = min(servers, servers_per_rack)
+        values[f"{role}_racks"] = math.ceil(servers / servers_per_rack)
+        values[f"{role}_rack_charge_w"] = full * option.charge_w
+        values[f"{role}_rack_mean_w"] = full * drawn_w / servers
+    return values
+
+
+def figures(winner: Result, *, robust_rps: float, survived: int, checked: int) -> dict[str, float]:
+    """Flat: name -> number, the unit in the name."""
+    design = winner.design
+    return {
+        "rate_requests_per_s": winner.rate_rps,
+        "robust_rate_requests_per_s": robust_rps,
+        "lists_survived": survived,
+        "lists_checked": checked,
+        "prefill_servers": design.prefill_servers,
+        "decode_servers": design.decode_servers,
+        "prefill_cap_w": design.prefill.cap_w,
+        "decode_cap_w": design.decode.cap_w if design.decode else 0,
+        "charge_w": design.charge_w,
+        "joules_per_token": winner.joules_per_token,
+        **winner.percentiles,
+    }
+
+
+def write(
+    best: Sequence[Result], search: Search, values: Mapping[str, float], *, name: str, namespace: str, out: Path, console: Console
+) -> None:
+    """plan.json, plan.png, plan.yaml, profiles.yaml. `best`: ranked, at least one. Raises OSError, PlanObjectsError."""
+    out.mkdir(parents=True, exist_ok=True)
+    winner = best[0]
+    (out / "plan.json").write_text(json.dumps(dict(values), indent=1) + "\n", encoding="utf-8")
+    robust_rps, checked = values["robust_rate_requests_per_s"], int(values["lists_checked"])
+    draw(best, search, out / "plan.png", robust_rps=robust_rps, checked=checked)
+    written = ["plan.json", "plan.png"]
+    for stale in ("plan.yaml", "profiles.yaml"):
+        (out / stale).unlink(missing_ok=True)
+    sayable = next((f for f in best if f.design.decode is not None), None)
+    if sayable is None:
+        console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
+    else:
+        if sayable is not winner:
+            console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
+        rate_rps = robust_rps if sayable is winner else sayable.rate_rps
+        gpus: dict[str, Gpu] = {gpu: search.catalogue.gpu(gpu) for gpu in search.gpus}
+        write_objects(
+            sayable.design,
+            rate_rps=rate_rps,
+            name=name,
+            namespace=namespace,
+            model=search.model,
+            slo=search.slo,
+            gpus=gpus,
+            out=out,
+        )
+        written += ["plan.yaml", "profiles.yaml"]
+    console.print(f"written to {out}: {', '.join(written)}", soft_wrap=True, markup=False)
+
+
+def write_objects(
+    design: PlanDesign,
+    *,
+    rate_rps: float,
+    name: str,
+    namespace: str,
+    model: str,
+    slo: Slo,
+    gpus: Mapping[str, Gpu],
+    out: Path,
+) -> None:
+    """plan.yaml and profiles.yaml of a split design. Raises OSError, PlanObjectsError."""
+    header = (
+        f"{design}\nplanned for {rate_rps:g} requests/s (simulated), {design.charge_w:.0f} W at the meter\n"
+        "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
+    )
+    objects = manifests(design, name=name, namespace=namespace, model=model, slo=slo, gpus=gpus)
+    (out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
+    profiles = as_yaml(
+        profile_manifests(design, gpus),
+        header="What the plan was made with. The chart brings these profiles; apply them only where it is not installed.",
+    )
+    (out / "profiles.yaml").write_text(profiles, encoding="utf-8")

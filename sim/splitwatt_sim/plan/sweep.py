@@ -1,0 +1,183 @@
+"""A plan's search as numbered work items: what is asked, in how many parts, and what each part found.
+
+Theory. `Search` holds everything that decides the result. `items` makes from it a list of independent items, one for each pair
+of servers, always the same and in the same order: so item 7 means the same on every machine, and a sweep can be cut into shards
+(`plan/shards.py`) and put together again. An item's answer is a flat record of numbers. It crosses a process or a file unchanged,
+for JSON keeps every float64 to the last bit, and every way to a plan goes through it: a local run is all items on one machine.
+
+Protects: one search, one result. Nothing that an item finds depends on which other items ran beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
+
+from splitwatt_sim.plan.options import Slo, market
+from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
+from splitwatt_sim.servers.catalogue import Catalogue
+from splitwatt_sim.servers.tables import TableError
+from splitwatt_sim.traces.arrivals import Arrivals
+
+Record = dict[str, Any]
+"""{"item": number, "found": None or {counts, rate, what the run measured}}: JSON."""
+
+LISTS_PER_SLO: Final = 10
+"""A list must last this many times the longest SLO, or queues are cut off by its end and every rate looks good."""
+SHORTEST_LIST_MS: Final = 20_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is asked. `rate_rps` None: the largest rate within the limits; else the least design that holds it. `gpus`: names in
+    the catalogue. Raises TableError where a limit on money meets a GPU without a price, and where lists are too short."""
+
+    model: str
+    gpus: tuple[str, ...]
+    slo: Slo
+    limits: Limits
+    rate_rps: float | None
+    sizes: Arrivals
+    seconds: float
+    seed: int
+    step_rps: float
+    usd_per_hour: Mapping[str, float] = field(default_factory=dict)
+    catalogue: Catalogue = field(default_factory=Catalogue)
+
+    def __post_init__(self) -> None:
+        slos_ms = (self.slo.ttft_p99_ms or 0.0, self.slo.tbt_p99_ms or 0.0)
+        shortest_ms = max(LISTS_PER_SLO * max(slos_ms), SHORTEST_LIST_MS)
+        if self.seconds * 1e3 < shortest_ms:
+            raise TableError(f"lists of {self.seconds:g} s hide queues: give --seconds {shortest_ms / 1e3:g} or more")
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.sizes, self.seconds, self.seed, self.step_rps, self.slo.checker(self.model))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One pair of servers to search. `servers`: a design of these servers, without counts."""
+
+    number: int
+    servers: PlanDesign
+    limits: Limits
+    goal: Goal
+    rate_rps: float | None
+
+    def search(self) -> Found | None:
+        prefill, decode = self.servers.prefill, self.servers.decode
+        if self.rate_rps is None:
+            return largest_rate(prefill, decode, self.limits, self.goal)
+        return least_design(prefill, decode, self.rate_rps, self.limits, self.goal)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The best design of an item, and what it did on the list that the search saw. Energy and `energy_j` by role count whole
+    servers, idle ones too, from 0 to `ends_s`."""
+
+    design: PlanDesign
+    rate_rps: float
+    percentiles: Mapping[str, float]
+    energy_j: Mapping[str, float]
+    ends_s: float
+    output_tokens: int
+
+    @property
+    def joules_per_token(self) -> float:
+        return sum(self.energy_j.values()) / self.output_tokens
+
+    @property
+    def drawn_w(self) -> float:
+        """Mean of all servers."""
+        return sum(self.energy_j.values()) / self.ends_s
+
+    def pools(self) -> list[tuple[str, Option, int, float]]:
+        """Role, servers, how many, and the watts that they draw together in the mean."""
+        d, drawn_w = self.design, {role: energy_j / self.ends_s for role, energy_j in self.energy_j.items()}
+        if d.decode is None:
+            return [("unsplit", d.prefill, d.prefill_servers, drawn_w["mixed"])]
+        return [
+            ("prefill", d.prefill, d.prefill_servers, drawn_w["prefill"]),
+            ("decode", d.decode, d.decode_servers, drawn_w["decode"]),
+        ]
+
+
+def items(search: Search) -> list[Item]:
+    """Numbered from 0. Raises TableError."""
+    shop = market(
+        search.model,
+        search.gpus,
+        longest_prompt=int(search.sizes.prompt_tokens.max()),
+        usd_per_hour=search.usd_per_hour,
+        catalogue=search.catalogue,
+    )
+    priceless = sorted({option.gpu for option in shop.prefill if math.isnan(option.usd_per_hour)})
+    if math.isfinite(search.limits.usd_per_hour) and priceless:
+        raise TableError(f"no price is known of {', '.join(priceless)}: add --price {priceless[0]}=USD, or leave it out")
+    goal = search.goal
+    return [
+        Item(number, PlanDesign(prefill, 0, decode), search.limits, goal, search.rate_rps)
+        for number, (prefill, decode) in enumerate(shop.pairs())
+    ]
+
+
+def record(item: Item) -> Record:
+    """Search an item."""
+    found = item.search()
+    if found is None:
+        return {"item": item.number, "found": None}
+    run = found.run
+    return {
+        "item": item.number,
+        "found": {
+            "servers": _counts(found.design),
+            "rate_requests_per_s": found.rate_rps,
+            "percentiles_ms": run.latencies.percentiles(),
+            "energy_j": dict(run.energy_j),
+            "ends_s": run.ends_s,
+            "output_tokens": run.output_tokens,
+        },
+    }
+
+
+def result(item: Item, written: Record) -> Result | None:
+    """What `record` said of this item. Raises KeyError and TypeError where it is no such record."""
+    found = written["found"]
+    if found is None:
+        return None
+    return Result(
+        design=replace(item.servers, **{name: found["servers"][name] for name in _counts(item.servers)}),
+        rate_rps=found["rate_requests_per_s"],
+        percentiles=found["percentiles_ms"],
+        energy_j=found["energy_j"],
+        ends_s=found["ends_s"],
+        output_tokens=found["output_tokens"],
+    )
+
+
+def _counts(design: PlanDesign) -> dict[str, int]:
+    """How many servers of each role: the design's whole numbers, by name."""
+    return {f.name: value for f in fields(design) if isinstance(value := getattr(design, f.name), int)}
+
+
+_ITEMS: list[Item] = []
+
+
+def _record(at: int) -> Record:
+    return record(_ITEMS[at])
+
+
+def records(todo: Sequence[Item], *, processes: int) -> Iterator[Record]:
+    """In the order of the items. Items hold functions, so workers are forked with them instead of being sent them."""
+    _ITEMS[:] = todo
+    if processes == 1 or len(todo) <= 1:
+        yield from map(_record, range(len(todo)))
+        return
+    with ProcessPoolExecutor(min(processes, len(todo)), mp_context=multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(_record, range(len(todo)))

@@ -1,0 +1,96 @@
+"""`plan` in Splitwise's power units, and power said as people say it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from splitwatt_api.inference_cluster import InferenceCluster
+from splitwatt_api.power_budget import PowerBudget
+from splitwatt_cli.main import main
+from splitwatt_sim.plan.arguments import uncapped_w, watts
+from splitwatt_sim.plan.equal_power import goal_of, judged, named
+from splitwatt_sim.plan.search import charge_w
+from splitwatt_sim.servers.designs import parse_design
+from splitwatt_sim.traces.resample import generated
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted_w"), [("400kW", 400e3), ("0.4MW", 400e3), ("400000", 400e3), ("250 W", 250.0), ("1e3kW", 1e6)]
+)
+def test_power_is_read_as_people_write_it(text: str, wanted_w: float) -> None:
+    assert watts(text) == pytest.approx(wanted_w)
+
+
+@pytest.mark.parametrize("text", ["", "kW", "4GW", "-3kW", "0", "4 00", "1e999"])
+def test_power_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"must be"):
+        watts(text)
+
+
+def test_the_power_of_servers_is_what_a_budget_charges_them_uncapped() -> None:
+    h100_w = charge_w(cap_w=700, rest_w=2_800)
+    assert uncapped_w(parse_design("H100:40")) == pytest.approx(40 * h100_w)
+    assert uncapped_w(parse_design("HHcap:2/3")) == pytest.approx(2 * h100_w + 3 * charge_w(cap_w=350, rest_w=2_800))
+    assert uncapped_w(parse_design("HA:1/1")) == pytest.approx(h100_w + charge_w(cap_w=400, rest_w=2_800))
+
+
+def test_a_pair_is_searched_at_equal_power_and_judged_by_the_reference_model() -> None:
+    sizes = generated(requests_per_s=10.0, seconds=120.0, seed=3)
+    goal = goal_of(sizes, margin=0.03, seconds=30.0, step_rps=5.0)
+    units = parse_design("H100:8").power_units
+    plan = judged("HHcap", goal, power_units=units, seeds=range(2, 4))
+    assert plan is not None
+    design = named("HHcap", plan.found.design)
+    assert design.split and units - 44.0 < design.power_units <= units
+    assert plan.found.rate_rps > 0 and plan.found.rate_rps % 5 == 0
+    assert 0 <= plan.held <= 2 and plan.all_rps <= plan.first_rps + 3 * 5
+    # The rate that all lists hold is held by the two of them, and one step more is not.
+    assert (plan.held == 2) == (plan.all_rps >= plan.found.rate_rps)
+    assert judged("A100", goal, power_units=1.0, seeds=range(2, 3)) is None
+
+
+def test_the_command_prints_the_designs_and_writes_what_can_be_applied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["plan", "--power-of", "H100:6", "--power-units", "splitwise", "--slo", "splitwise", "--seconds", "20", "--check", "1"]
+    assert main([*line, "--out", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "264 power units, those of H100:6" in said and "(simulated)" in said and "by the reference model" in said
+    values = json.loads((tmp_path / "plan.json").read_text())
+    assert values["H100_prefill_servers"] == 6 and values["H100_decode_servers"] == 0
+    assert 44 * values["HH_prefill_servers"] + 44 * values["HH_decode_servers"] == 264
+    budget, cluster = yaml.safe_load_all((tmp_path / "plan.yaml").read_text())
+    servers = cluster["spec"]["prefill"]["replicas"], cluster["spec"]["decode"]["replicas"]
+    InferenceCluster.from_wire(cluster)
+    PowerBudget.from_wire(budget)
+    assert servers in {
+        (values[f"{name}_prefill_servers"], values[f"{name}_decode_servers"]) for name in ("HHcap", "HH", "HA", "AA")
+    }
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--power-units", "splitwise"], "needs --power-of"),
+        (["--power-units", "splitwise", "--power-of", "H100:4", "--gpus", "H100"], "--gpus says nothing"),
+        (["--power-units", "splitwise", "--power-of", "H100:4", "--on-kubernetes"], "--on-kubernetes says nothing"),
+        (["--power-of", "H100:4", "--slo", "splitwise"], "add --model bloom-176b"),
+        (["--power-of", "H100:4", "--slo", "splitwise", "--tbt-p99-ms", "50"], "exclude each other"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *options]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_design_that_is_none_is_refused_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--power-of", "X100:4"])
+    assert "HH:PROMPT/TOKEN" in capsys.readouterr().err
