@@ -94,6 +94,10 @@ class Verdict(StrEnum):
     NO_SPEC = "NoSpec"
 
 
+NOTHING_TOLD: Final = -1
+"""In place of a clock lock: this life of the agent has asked the driver for none yet."""
+
+
 @dataclass(slots=True)
 class _Gpu:
     identity: GpuIdentity
@@ -112,9 +116,18 @@ class _Gpu:
     """The highest limit that our calls for grants above the acknowledged one asked for."""
     setter_health: Health | None = None
     ineffective: bool = False
-    clock_mhz: int | None = None
+    recorded: int = NO_GRANT
+    """The newest grant that an earlier life of the agent took in."""
+    clock_mhz: int | None = NOTHING_TOLD
+    """The lock last asked of the driver; None: none."""
     readback: Readback = field(default_factory=lambda: Readback(None, None, Health.UNKNOWN))
     hung: bool = False
+
+
+def _tells_of_clocks(first: Grant, recorded: int) -> bool:
+    """Whether the first grant after a start of the agent needs a call. One that came while no agent ran may have taken a
+    lock away, which the driver still keeps; where nothing was ever granted or changed since, clocks are left alone."""
+    return first.max_clock_mhz is not None or recorded not in (NO_GRANT, first.grant)
 
 
 def watts_up(mw: int) -> int:
@@ -126,7 +139,9 @@ class Enforcer:
     """See the module's docstring. Methods are called from one thread; `now_s` is the agent's monotonic clock."""
 
     def __init__(self, *, gpus: Mapping[str, GpuIdentity], record: Record) -> None:
-        self._gpus = {uuid: _Gpu(identity) for uuid, identity in gpus.items()}
+        self._gpus = {
+            uuid: _Gpu(identity, recorded=record.grants.get(uuid, (NO_GRANT, 0))[0]) for uuid, identity in gpus.items()
+        }
         self._term = record.term
         self._high: dict[str, tuple[int, int]] = dict(record.grants)
         self._dirty = False
@@ -229,8 +244,9 @@ class Enforcer:
                     gpu.asked_mw = max(gpu.asked_mw, cap_mw)
                 set_caps.append(SetCap(uuid, cap_mw))
             if gpu.target is not None and not self._held and gpu.target.max_clock_mhz != gpu.clock_mhz:
+                if gpu.clock_mhz != NOTHING_TOLD or _tells_of_clocks(gpu.target, gpu.recorded):
+                    clocks.append(LockClock(uuid, gpu.target.max_clock_mhz))
                 gpu.clock_mhz = gpu.target.max_clock_mhz
-                clocks.append(LockClock(uuid, gpu.clock_mhz))
         persist = Record(self._term, dict(self._high)) if self._dirty else None
         return Actions(persist=persist, set_caps=tuple(set_caps), clocks=tuple(clocks))
 

@@ -10,8 +10,10 @@ dealing their watts anew would only send more writes down it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -22,7 +24,7 @@ from splitwatt_core.budgets import BudgetSpec, Tree
 from splitwatt_core.contract import NO_GRANT, Health, Phase
 from splitwatt_core.facts import PodFact
 from splitwatt_core.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
-from splitwatt_core.policy import TOLERANCE_W, GpuColumns, PhaseCode, sum_below
+from splitwatt_core.policy import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode, sum_below
 from splitwatt_core.profiles import Profile
 from splitwatt_core.roster import Placement, managed
 from splitwatt_core.transition import chain_min
@@ -31,6 +33,8 @@ LATE_ACK_S: Final = 3.0
 """A grant unacknowledged for this long is late; agents answer in well under a second."""
 MUTE_S: Final = 60.0
 """Late for this long, without a word since: no way is that slow. An agent that lives writes its status once a minute."""
+SLOTS_KEPT: Final = 1 << 17
+"""Hashes kept between steps; beyond it the least used are computed anew."""
 
 PHASE_CODE: Final = {
     Phase.UNASSIGNED: PhaseCode.UNASSIGNED,
@@ -43,7 +47,8 @@ PHASE_CODE: Final = {
 class Fleet:
     """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in `names`.
 
-    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late and mute bool[N].
+    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late and mute bool[N]. clocks, slot: as in the
+    policy's snapshot; a GPU that cannot be steered is not locked either (top_mhz 0).
     rest_w float64[B]: non-GPU, unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there.
     nodes, gpu_count int64[B].
     """
@@ -51,6 +56,8 @@ class Fleet:
     names: tuple[str, ...]
     parent: NDArray[np.int32]
     gpus: GpuColumns
+    clocks: ClockColumns
+    slot: NDArray[np.float64]
     accounts: tuple[GpuAccount, ...]
     owner: tuple[NodeAccount, ...]
     phases: tuple[Phase, ...]
@@ -86,14 +93,19 @@ class Fleet:
         return np.where(self.late, np.maximum(self.gpus.cliff_w, self.charge_w), self.gpus.cliff_w)
 
     def _fixed_at_charge(self, rows: NDArray[np.bool_]) -> Fleet:
-        """These rows bool[N] no longer steerable: exactly their charge, each in a group of its own."""
+        """These rows bool[N] no longer steerable: exactly their charge, each in a group of its own, clocks as they are."""
         if not rows.any():
             return self
         group = self.gpus.group.copy()
         group[rows] = int(group.max()) + 1 + np.arange(int(rows.sum()), dtype=np.int32)
         watts = ("min_w", "max_w", "natural_w", "cliff_w", "cap_w")
         fixed = {name: np.where(rows, self.charge_w, getattr(self.gpus, name)) for name in watts}
-        return replace(self, gpus=replace(self.gpus, group=group, **fixed), steerable=self.steerable & ~rows)
+        return replace(
+            self,
+            gpus=replace(self.gpus, group=group, **fixed),
+            clocks=replace(self.clocks, top_mhz=np.where(rows, 0.0, self.clocks.top_mhz)),
+            steerable=self.steerable & ~rows,
+        )
 
 
 def steerable(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
@@ -135,6 +147,9 @@ def build_fleet(
     owner: list[NodeAccount] = []
     phases: list[Phase] = []
     groups: dict[tuple[str, str], int] = {}
+    clocks: list[_Clock] = []
+    slots: list[float] = []
+    clock_of_model: dict[str, _Clock] = {}
     for name, b in index.items():
         own_rest_w[b] += budgets[name].fixed_w
     for placement in placements:
@@ -162,6 +177,10 @@ def build_fleet(
             acknowledged = trusted and account.acked > NO_GRANT
             answers = (can, acknowledged, late(account, now_s), mute(account, node, now_s))
             rows.append((*place, *_row(account, phase, wants, leaf, can), *answers))
+            if account.model not in clock_of_model:
+                clock_of_model[account.model] = _clock(profile_law.find(profiles, account.model))
+            clocks.append(clock_of_model[account.model] if can else _UNKNOWN_CLOCK)
+            slots.append(slot(*key))
             accounts.append(account)
             owner.append(node)
             phases.append(phase)
@@ -182,6 +201,8 @@ def build_fleet(
             cliff_w=np.array(columns[8], dtype=np.float64),
             cap_w=np.array(columns[9], dtype=np.float64),
         ),
+        clocks=_clock_columns(clocks, accounts),
+        slot=np.array(slots, dtype=np.float64),
         accounts=tuple(accounts),
         owner=tuple(owner),
         phases=tuple(phases),
@@ -194,6 +215,38 @@ def build_fleet(
         rest_w=sum_below(parent, own_rest_w) + extra_w,
         nodes=sum_below(parent, nodes).astype(np.int64),
         gpu_count=sum_below(parent, gpu_count).astype(np.int64),
+    )
+
+
+@lru_cache(maxsize=SLOTS_KEPT)
+def slot(namespace: str, name: str) -> float:
+    """A moment in 0..1, the same at every start of the operator: of a pod's GPUs, which rise as one, or ("") of one GPU."""
+    digest = hashlib.blake2b(f"{namespace}/{name}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / 2.0**32
+
+
+_Clock = tuple[float, float, float, float, float]
+"""top_mhz, min_mhz, idle_w, exponent, voltage_floor."""
+_UNKNOWN_CLOCK: Final[_Clock] = (0.0, 0.0, 0.0, 1.0, 1.0)
+
+
+def _clock(profile: Profile | None) -> _Clock:
+    if profile is None:
+        return _UNKNOWN_CLOCK
+    shape = (profile.clock_exponent_permille / 1000, profile.voltage_floor_permille / 1000)
+    return float(profile.max_clock_mhz), float(profile.min_clock_mhz), float(profile.idle_w), *shape
+
+
+def _clock_columns(clocks: Sequence[_Clock], accounts: Sequence[GpuAccount]) -> ClockColumns:
+    top, low, idle, exponent, floor = np.array(clocks, dtype=np.float64).reshape(-1, 5).T
+    granted = [0 if a.row is None else a.row.max_clock_mhz or 0 for a in accounts]
+    return ClockColumns(
+        granted_mhz=np.array(granted, dtype=np.int32),
+        top_mhz=top,
+        min_mhz=low,
+        idle_w=idle,
+        exponent=exponent,
+        voltage_floor=floor,
     )
 
 

@@ -17,6 +17,8 @@ from splitwatt_core.budgets import BudgetSpec, Tree
 from splitwatt_core.fleet import Fleet
 from splitwatt_core.policy import TOLERANCE_W
 from splitwatt_core.roster import Placement
+from splitwatt_core.survey import Survey
+from splitwatt_core.transition import chain_min
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,41 @@ class Gate:
     headroom_w: NDArray[np.float64]
     withheld_w: NDArray[np.float64]
     over_elsewhere: Set[str]
+
+
+def frozen(
+    fleet: Fleet,
+    placements: Sequence[Placement],
+    surveys: Sequence[Survey],
+    *,
+    budgets: Mapping[str, BudgetSpec],
+    books: Mapping[str, Book],
+    tree: Tree,
+    now_s: float,
+) -> dict[str, str]:
+    """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
+    found: dict[str, str] = {}
+    for p in placements:
+        # Who vanished from the list of Nodes may live on, and a predecessor's write to it may still land.
+        if not p.node.stamped and (p.node.present or p.node.object is not None):
+            unstamped = f"NodePower {p.node.name} does not carry this operator's term yet"
+            found.update(dict.fromkeys((tree.root[leaf] for leaf in p.leaves), unstamped))
+    for name, survey in zip(fleet.names, surveys, strict=True):
+        reason = books[name].raise_forbidden(budgets[name], survey, now_s)
+        if reason is not None:
+            found.setdefault(name, reason)
+        if name in tree.fault:
+            found.setdefault(name, tree.fault[name])
+    return found
+
+
+def may_raise(fleet: Fleet, gate: Gate) -> NDArray[np.bool_]:
+    """Which GPUs may be given more now as far as the gate is concerned, watts or clocks, bool[N]."""
+    shut = np.array([-1.0 if name in gate.frozen else 0.0 for name in fleet.names])
+    open_leaf = chain_min(fleet.parent, shut) >= 0.0
+    single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
+    allowed: NDArray[np.bool_] = open_leaf[fleet.gpus.leaf] & single & fleet.steerable
+    return allowed
 
 
 def withheld_w(fleet: Fleet, budgets: Mapping[str, BudgetSpec], books: Mapping[str, Book]) -> NDArray[np.float64]:

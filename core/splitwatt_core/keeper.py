@@ -11,16 +11,17 @@ until fresh reads prove it gone (R8), stale telemetry stops raises (I5).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core import gates
+from splitwatt_core import gates, snapshots
 from splitwatt_core import profiles as profile_law
 from splitwatt_core.books import Book
 from splitwatt_core.budgets import BudgetSpec, Tree, build_tree
+from splitwatt_core.clocks import next_clocks
 from splitwatt_core.contract import GRANTS_PER_TERM, MAX_TERM, Mode, NodePower
 from splitwatt_core.facts import (
     BudgetCondition,
@@ -40,12 +41,13 @@ from splitwatt_core.facts import (
 from splitwatt_core.fleet import Fleet, build_fleet
 from splitwatt_core.gates import Gate
 from splitwatt_core.ledger import NodeAccount
-from splitwatt_core.policy import BudgetColumns, Decision, Policy, PowerSnapshot, check_decision
+from splitwatt_core.policy import Policy
 from splitwatt_core.profiles import Profile
 from splitwatt_core.reporting import Judgement, report
 from splitwatt_core.roster import Placement, Roster
+from splitwatt_core.snapshots import Decided
 from splitwatt_core.survey import Survey, take_survey
-from splitwatt_core.transition import UNKNOWN_CAP, TransitionInput, chain_min, next_caps
+from splitwatt_core.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.writer import Wish, compose, stamp
 
 __all__ = [
@@ -68,17 +70,6 @@ __all__ = [
 STEP_S: Final = 1.0
 DEFAULT_SETTLE_S: Final = 0.5
 MIN_WAKE_S: Final = 0.02
-CLOCK_FREE: Final = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Decided:
-    """All roots' decisions in the fleet's order: cap_w, clock_mhz int32[N], short_w float64[B]."""
-
-    cap_w: NDArray[np.int32]
-    clock_mhz: NDArray[np.int32]
-    short_w: NDArray[np.float64]
-    by_root: Mapping[str, Decision]
 
 
 class Keeper:
@@ -103,6 +94,7 @@ class Keeper:
         self._resign: str | None = None
         self._headroom_w: dict[str, float] = {}
         self._floors_counted: Mapping[tuple[str, str], int] = {}
+        self._memories: snapshots.Memories = {}
 
     # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
 
@@ -234,7 +226,10 @@ class Keeper:
         decided = self._decide(fleet, allowance_w, now_s)
         aside = whole.steerable & ~fleet.steerable
         wanted_w = self._decide(whole, allowance_w, now_s).cap_w if aside.any() else decided.cap_w
-        frozen = self._frozen(fleet, placements, surveys, now_s)
+        self._memories = decided.memories
+        frozen = gates.frozen(
+            fleet, placements, surveys, budgets=self.budgets, books=self.books, tree=self._tree, now_s=now_s
+        )
         safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)
         single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
         gate = Gate(
@@ -247,7 +242,15 @@ class Keeper:
         assert not (aside & (fleet.granted_w == UNKNOWN_CAP)).any(), "who was granted nothing owes no acknowledgement"
         # Whoever stands aside is not counted on, but told to go down all the same: a raise that it owes may be too much now.
         cap_w = np.where(aside, np.minimum(fleet.granted_w, wanted_w), decided.cap_w).astype(np.int32)
-        writes = self._writes(fleet, placements, decided, self._next_caps(fleet, cap_w, aside, gate), now_s)
+        may_raise = gates.may_raise(fleet, gate)
+        caps = self._next_caps(fleet, cap_w, aside, gate, may_raise)
+        clocks = next_clocks(
+            target_mhz=decided.clock_mhz,
+            granted_mhz=fleet.clocks.granted_mhz,
+            steerable=fleet.steerable,
+            may_raise=may_raise,
+        )
+        writes = self._writes(fleet, placements, caps, clocks, now_s)
         self._remember_headroom(fleet, allowance_w)
         reports, fresh_notes = report(
             Judgement(
@@ -332,64 +335,21 @@ class Keeper:
 
     # --------------------------------------------------------------------------------------------- what may be given out
 
-    def _decide(self, fleet: Fleet, allowance_w: NDArray[np.float64], now_s: float) -> _Decided:
-        """Ask each root's policy about its own tree."""
-        n = len(fleet.accounts)
-        caps, clocks = fleet.granted_w.copy(), np.full(n, CLOCK_FREE, dtype=np.int32)
-        short_w = np.zeros(len(fleet.names))
-        decisions: dict[str, Decision] = {}
-        roots = [name for b, name in enumerate(fleet.names) if fleet.parent[b] < 0]
-        for root in roots:
-            members = np.array(
-                [b for b, name in enumerate(fleet.names) if self._tree.root[name] == root], dtype=np.int64
-            )
-            rows = np.flatnonzero(np.isin(fleet.gpus.leaf, members))
-            renumber = np.full(len(fleet.names), -1, dtype=np.int32)
-            renumber[members] = np.arange(len(members), dtype=np.int32)
-            columns = {f: getattr(fleet.gpus, f)[rows] for f in fleet.gpus.__dataclass_fields__}
-            columns["leaf"] = renumber[columns["leaf"]]
-            parent = fleet.parent[members]
-            snapshot = PowerSnapshot(
-                budgets=BudgetColumns(
-                    names=tuple(fleet.names[b] for b in members),
-                    parent=np.where(parent >= 0, renumber[parent], -1).astype(np.int32),
-                    allowance_w=allowance_w[members],
-                    posture=np.array([int(self.books[fleet.names[b]].posture) for b in members], dtype=np.int8),
-                ),
-                gpus=replace(fleet.gpus, **columns),
-                unassigned=self.budgets[root].unassigned,
-            )
-            decision = self._policies[self.budgets[root].policy].decide(snapshot, now_s)
-            check_decision(snapshot, decision)
-            caps[rows], clocks[rows] = decision.cap_w, decision.max_clock_mhz
-            short_w[members] = decision.short_w
-            decisions[root] = decision
-        return _Decided(caps, clocks, short_w, decisions)
-
-    def _frozen(
-        self, fleet: Fleet, placements: Sequence[Placement], surveys: Sequence[Survey], now_s: float
-    ) -> dict[str, str]:
-        """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
-        frozen: dict[str, str] = {}
-        for p in placements:
-            # Who vanished from the list of Nodes may live on, and a predecessor's write to it may still land.
-            if not p.node.stamped and (p.node.present or p.node.object is not None):
-                unstamped = f"NodePower {p.node.name} does not carry this operator's term yet"
-                frozen.update(dict.fromkeys((self._tree.root[leaf] for leaf in p.leaves), unstamped))
-        for name, survey in zip(fleet.names, surveys, strict=True):
-            reason = self.books[name].raise_forbidden(self.budgets[name], survey, now_s)
-            if reason is not None:
-                frozen.setdefault(name, reason)
-            if name in self._tree.fault:
-                frozen.setdefault(name, self._tree.fault[name])
-        return frozen
+    def _decide(self, fleet: Fleet, allowance_w: NDArray[np.float64], now_s: float) -> Decided:
+        return snapshots.decide(
+            fleet,
+            tree=self._tree,
+            budgets=self.budgets,
+            books=self.books,
+            policies=self._policies,
+            memories=self._memories,
+            allowance_w=allowance_w,
+            now_s=now_s,
+        )
 
     def _next_caps(
-        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: NDArray[np.bool_], gate: Gate
+        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: NDArray[np.bool_], gate: Gate, may_raise: NDArray[np.bool_]
     ) -> NDArray[np.int32]:
-        shut = np.array([-1.0 if name in gate.frozen else 0.0 for name in fleet.names])
-        open_leaf = chain_min(fleet.parent, shut) >= 0.0
-        single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
         # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
         reached = fleet.steerable | aside | (fleet.granted_w == UNKNOWN_CAP)
         target_w = np.where(reached, cap_w, fleet.granted_w)
@@ -403,7 +363,7 @@ class Keeper:
                 min_w=np.array([a.min_w for a in fleet.accounts], dtype=np.int32),
                 charge_w=fleet.charge_w,
                 trusted=fleet.trusted,
-                may_raise=open_leaf[fleet.gpus.leaf] & single & fleet.steerable,
+                may_raise=may_raise,
                 over_elsewhere=np.array([node.name in gate.over_elsewhere for node in fleet.owner], dtype=np.bool_),
                 loss_factor=fleet.gpus.loss_factor,
                 parent=fleet.parent,
@@ -439,8 +399,8 @@ class Keeper:
         self,
         fleet: Fleet,
         placements: Sequence[Placement],
-        decided: _Decided,
         caps: NDArray[np.int32],
+        clocks: NDArray[np.int32],
         now_s: float,
     ) -> tuple[SpecWrite, ...]:
         rows: dict[str, list[int]] = {}
@@ -454,7 +414,7 @@ class Keeper:
                 continue
             if node.stamped:
                 wishes = [
-                    Wish(fleet.accounts[i], int(caps[i]), int(decided.clock_mhz[i]), fleet.phases[i])
+                    Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i])
                     for i in rows.get(node.name, ())
                 ]
                 moves = self.roster.moves[node.name]

@@ -16,13 +16,27 @@ at its cliff, and decode of the highest too. Brake: minimum caps. "Highest" is t
 budget that has the posture. A posture of Adopting is treated as Normal: what may be granted meanwhile is the keeper's law.
 
 The margin above natural draw keeps a surprise small: a GPU that suddenly runs something hungrier is held near what was
-planned. Clocks stay unlocked in this version: the power limit is the provable bound (DESIGN section 3).
+planned.
+
+Caps are the provable bound. Ahead of them, with `ForesightSettings`, clocks are locked when a root's meter is about to show
+more than its limit: the lowest priority's prefill first, decode only in a brake (lookout).
+
+Those are targets. With a `Pace` caps come up to them step by step, each unit at its own moment; down they go at once. At a
+first decision nothing rises before its moment comes: a new start of the operator is no reason for a whole fleet to rise.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_core.clocks import Mhz
+from splitwatt_core.foresight import ForesightSettings
+from splitwatt_core.lookout import Watch, keep_watch
+from splitwatt_core.pacing import Pace, paced
+from splitwatt_core.phase_model import UNLOCKED_MHZ
 from splitwatt_core.policy import Decision, PhaseCode, Posture, PowerSnapshot, Unassigned, check_decision
 from splitwatt_core.reasons import reasons_by_kind
 from splitwatt_core.waterfill import NO_BUDGET, BoolArray, Filling, FloatArray, IntArray, Stop
@@ -30,33 +44,90 @@ from splitwatt_core.waterfill import NO_BUDGET, BoolArray, Filling, FloatArray, 
 _FLOOR, _NATURAL, _HELD, _HEADROOM, _REACHED = range(5)
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Between two decisions about one tree. `decided_s`: when the last one was. `watches`: by the names of roots."""
+
+    decided_s: float
+    watches: tuple[tuple[str, Watch], ...] = ()
+
+
 class PhaseAware:
-    """Policy; see policy.Policy. Pure: holds its two settings and no state."""
+    """Policy; see policy.Policy. Pure: holds its settings and no state."""
 
     name = "PhaseAware"
 
-    def __init__(self, *, raise_deadband_w: int = 4, headroom_percent: int = 5) -> None:
+    def __init__(
+        self,
+        *,
+        raise_deadband_w: int = 4,
+        headroom_percent: int = 5,
+        pace: Pace | None = None,
+        foresight: ForesightSettings | None = None,
+    ) -> None:
         """`raise_deadband_w`: raises of units that stand between two stages wait until they are this large (fewer writes;
-        0: none wait). `headroom_percent`: caps rise at most this far above natural draw (0: not at all)."""
+        0: none wait). `headroom_percent`: caps rise at most this far above natural draw (0: not at all). `pace` None: they
+        rise to their targets at once. `foresight` None: no clock is locked."""
         if raise_deadband_w < 0 or headroom_percent < 0:
             raise ValueError("raise_deadband_w and headroom_percent must be 0 or more")
         self._raise_deadband_w = raise_deadband_w
         self._headroom_percent = headroom_percent
+        self._pace = pace
+        self._foresight = foresight
 
     def decide(self, snapshot: PowerSnapshot, now_s: float) -> Decision:
-        """Raises ValueError on an empty legal range of caps or an unsorted tree. `now_s` is not used."""
+        """Raises ValueError on an empty legal range of caps or an unsorted tree."""
         filling = Filling(snapshot)
         stages = _Stages(snapshot, filling, headroom_percent=self._headroom_percent)
         stages.run()
-        cap_w = filling.caps_w(self._raise_deadband_w)
+        before = snapshot.memory if isinstance(snapshot.memory, Remembered) else Remembered(decided_s=now_s)
+        target_w = filling.caps_w(self._raise_deadband_w)
+        cap_w = self._paced(snapshot, filling, target_w, last_s=before.decided_s, now_s=now_s)
+        watches = dict(before.watches)
+        locks: Mhz = np.zeros(len(cap_w), dtype=np.int32)
+        if self._foresight is not None:
+            locks, watches = keep_watch(
+                snapshot,
+                braked=stages.braked[filling.units.of_gpu],
+                watches=watches,
+                settings=self._foresight,
+                now_s=now_s,
+            )
         decision = Decision(
             cap_w=cap_w,
-            max_clock_mhz=np.zeros(len(cap_w), dtype=np.int32),
+            max_clock_mhz=locks,
             short_w=filling.short_w,
-            reasons=reasons_by_kind(snapshot, unit_of_gpu=filling.units.of_gpu, cap_w=cap_w, text_of_unit=stages.text),
+            reasons=reasons_by_kind(
+                snapshot,
+                unit_of_gpu=filling.units.of_gpu,
+                cap_w=cap_w,
+                text_of_unit=stages.text,
+                marks=(("rising", cap_w < target_w), ("clock locked", locks != UNLOCKED_MHZ)),
+            ),
+            memory=Remembered(decided_s=now_s, watches=tuple(watches.items())),
         )
         check_decision(snapshot, decision)
         return decision
+
+    def _paced(
+        self, snapshot: PowerSnapshot, filling: Filling, target_w: NDArray[np.int32], *, last_s: float, now_s: float
+    ) -> NDArray[np.int32]:
+        if self._pace is None:
+            return target_w
+        units = filling.units
+        # All columns are those of units, so that a group, which has one target, also has one cap on the way to it.
+        slot = np.ones(units.count)
+        np.minimum.at(slot, units.of_gpu, 0.0 if snapshot.slot is None else snapshot.slot)
+        return paced(
+            self._pace,
+            cap_w=target_w,
+            granted_w=units.held_w[units.of_gpu],
+            cliff_w=units.cliff_w[units.of_gpu],
+            min_w=units.lo_w[units.of_gpu],
+            slot=slot[units.of_gpu],
+            last_s=last_s,
+            now_s=now_s,
+        )
 
 
 class _Stages:
@@ -68,6 +139,7 @@ class _Stages:
         self._posture, self._holder = filling.worst_posture()
         self._works: BoolArray = units.phase != PhaseCode.UNASSIGNED
         self._decodes: BoolArray = units.phase == PhaseCode.DECODE
+        self.braked: BoolArray = self._posture >= Posture.BRAKE
         trimmed, shed = self._below_highest(Posture.TRIM), self._below_highest(Posture.SHED)
         to_cliff = shed | (trimmed & self._decodes) | (self._decodes & (self._posture >= Posture.SHED))
         self._ceiling_w: FloatArray = np.where(to_cliff, units.cliff_w, units.natural_w)
@@ -91,7 +163,7 @@ class _Stages:
 
     def run(self) -> None:
         units = self._filling.units
-        free = self._posture < Posture.BRAKE
+        free = ~self.braked
         calm = self._posture < Posture.TRIM
         classes = [
             (np.flatnonzero(at & ~self._decodes), np.flatnonzero(at & self._decodes))

@@ -86,10 +86,12 @@ class GpuColumns:
 @dataclass(frozen=True, slots=True)
 class MeterColumns:
     """What the meters say of B budgets, float64[B]. limit_w: the limit in force. measured_w: NaN without a fresh reading,
-    which is not zero watts."""
+    which is not zero watts. rest_w: what is drawn below besides the snapshot's GPUs, as declared, and what a correction
+    found beyond; None where nobody says."""
 
     limit_w: NDArray[np.float64]
     measured_w: NDArray[np.float64]
+    rest_w: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,15 @@ def sum_below(parent: NDArray[np.int32], leaf_sums: NDArray[np.float64]) -> NDAr
         if parent[child] >= 0:
             total[parent[child]] += total[child]
     return total
+
+
+def roots_of(parent: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The root of each budget, int64[B]; parents stand before children."""
+    root = np.arange(len(parent))
+    for b in range(len(parent)):
+        if parent[b] >= 0:
+            root[b] = root[parent[b]]
+    return root
 
 
 def drawn_w(snapshot: PowerSnapshot, cap_w: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.policy import PhaseCode, PowerSnapshot, Reason
-from splitwatt_core.waterfill import IntArray
+from splitwatt_core.waterfill import BoolArray, IntArray
 
 _PHASES = tuple(PhaseCode)
 
 
 def reasons_by_kind(
-    snapshot: PowerSnapshot, *, unit_of_gpu: IntArray, cap_w: NDArray[np.int32], text_of_unit: Callable[[int], str]
+    snapshot: PowerSnapshot,
+    *,
+    unit_of_gpu: IntArray,
+    cap_w: NDArray[np.int32],
+    text_of_unit: Callable[[int], str],
+    marks: Sequence[tuple[str, BoolArray]] = (),
 ) -> tuple[Reason, ...]:
     """One Reason per kind, in the order (leaf, phase, priority). The text is that of the kind's first unit: all units of a
-    kind rise together, save those that span several leaves."""
+    kind have one share, save those that span several leaves. `marks`: words, each
+    with bool[N], that are added where any GPU of a kind has them."""
     gpus = snapshot.gpus
     if len(gpus.leaf) == 0:
         return ()
@@ -28,10 +34,13 @@ def reasons_by_kind(
     leaf_phase, priority = np.divmod(kinds, len(priorities))
     leaf, phase = np.divmod(leaf_phase, len(_PHASES))
     units = unit_of_gpu[first].tolist()
+    said = [text_of_unit(unit) for unit in units]
+    for word, marked in marks:
+        for kind in np.unique(kind_of_gpu[marked]).tolist():
+            said[kind] += f"; {word}"
     rows = zip(
-        leaf.tolist(), phase.tolist(), priorities[priority].tolist(), counts.tolist(), mean_w.tolist(), units, strict=True
+        leaf.tolist(), phase.tolist(), priorities[priority].tolist(), counts.tolist(), mean_w.tolist(), said, strict=True
     )
     return tuple(
-        Reason(leaf=b, phase=_PHASES[p], priority=q, gpus=n, mean_cap_w=w, text=text_of_unit(u))
-        for b, p, q, n, w, u in rows
+        Reason(leaf=b, phase=_PHASES[p], priority=q, gpus=n, mean_cap_w=w, text=text) for b, p, q, n, w, text in rows
     )

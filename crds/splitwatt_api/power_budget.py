@@ -39,6 +39,7 @@ from splitwatt_api.promql import SELECTOR_PATTERN, is_plain_selector
 class PolicyType(StrEnum):
     UNIFORM = "Uniform"
     PHASE_AWARE = "PhaseAware"
+    POLCA = "Polca"
 
 
 class PostureName(StrEnum):
@@ -64,10 +65,13 @@ class PolicyChoice(Wire):
     """Who gets how much of what may be drawn."""
 
     type: Annotated[
-        PolicyType, Field(json_schema_extra=one_of("policy.type", ("Uniform", "PhaseAware"), later="Polca"))
+        PolicyType, Field(json_schema_extra=one_of("policy.type", ("Uniform", "PhaseAware", "Polca")))
     ] = Field(
         default=PolicyType.PHASE_AWARE,
-        description="Uniform: every GPU the same. PhaseAware: by priority and phase, decode gives first.",
+        description=(
+            "Uniform: every GPU the same. PhaseAware: by priority and phase, decode gives first. Polca: for comparison, "
+            "Uniform's caps and clock locks by two thresholds."
+        ),
     )
     unassigned_gpus: Unassigned = Field(
         default=Unassigned.MINIMUM,

@@ -15,8 +15,11 @@ from typing import Final
 
 from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
+from splitwatt_core.foresight import ForesightSettings
 from splitwatt_core.keeper import Keeper
+from splitwatt_core.pacing import Pace
 from splitwatt_core.phase_aware import PhaseAware
+from splitwatt_core.polca_policy import Polca
 from splitwatt_core.policy import Policy
 from splitwatt_core.uniform import Uniform
 
@@ -54,7 +57,7 @@ class Realm:
 
 def policies() -> Mapping[str, Policy]:
     """By the name used in PowerBudget.spec.policy.type."""
-    return {policy.name: policy for policy in (Uniform(), PhaseAware())}
+    return {policy.name: policy for policy in (Uniform(), Polca(), PhaseAware(pace=Pace(), foresight=ForesightSettings()))}
 
 
 class Reign:

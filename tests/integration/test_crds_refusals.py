@@ -137,7 +137,7 @@ CASES = [
         "mode must be Observe or Strict (Oversubscribed comes later), not 'Oversubscribed'",
     ),
     ("root", {"mode": "strict"}, "mode must be Observe or Strict"),
-    ("root", {"policy.type": "Polca"}, "policy.type must be Uniform or PhaseAware (Polca comes later), not 'Polca'"),
+    ("root", {"policy.type": "Fair"}, "policy.type must be Uniform, PhaseAware or Polca, not 'Fair'"),
     ("root", {"policy.unassignedGpus": "Off"}, 'supported values: "Minimum", "Hold"'),
     ("root", {"policy.safeCapWatts": 0}, "spec.policy.safeCapWatts in body should be greater than or equal to 1"),
     # Budgets: the meter.

@@ -10,7 +10,6 @@ from splitwatt_core.phase_aware import PhaseAware
 from splitwatt_core.policy import (
     BudgetColumns,
     Decision,
-    GpuColumns,
     PhaseCode,
     Posture,
     PowerSnapshot,
@@ -20,44 +19,7 @@ from splitwatt_core.policy import (
 from splitwatt_core.uniform import Uniform
 from splitwatt_core.waterfill import Filling, Forest
 from splitwatt_lab import bench_allocator
-
-LOW, HIGH = 0, 100
-IDLE, PREFILL, DECODE = PhaseCode.UNASSIGNED, PhaseCode.PREFILL, PhaseCode.DECODE
-
-
-def rack(
-    kinds: list[tuple[PhaseCode, int, int]],
-    allowance_w: float,
-    *,
-    posture: Posture = Posture.NORMAL,
-    held_w: float = 700,
-    unassigned: Unassigned = Unassigned.MINIMUM,
-) -> PowerSnapshot:
-    """One leaf below one roomy root; `kinds` are (phase, priority, GPUs), every GPU a group of its own."""
-    rows = [(phase, priority) for phase, priority, gpus in kinds for _ in range(gpus)]
-    size = len(rows)
-    decodes = np.array([phase is DECODE for phase, _ in rows], dtype=np.bool_)
-    return PowerSnapshot(
-        budgets=BudgetColumns(
-            names=("row", "rack"),
-            parent=np.array([-1, 0], dtype=np.int32),
-            allowance_w=np.array([1e6, allowance_w]),
-            posture=np.array([Posture.NORMAL, posture], dtype=np.int8),
-        ),
-        gpus=GpuColumns(
-            leaf=np.ones(size, dtype=np.int32),
-            group=np.arange(size, dtype=np.int32),
-            phase=np.array([phase for phase, _ in rows], dtype=np.int8),
-            priority=np.array([priority for _, priority in rows], dtype=np.int16),
-            loss_factor=np.ones(size),
-            min_w=np.full(size, 200.0),
-            max_w=np.full(size, 700.0),
-            natural_w=np.where(decodes, 380.0, 700.0),
-            cliff_w=np.full(size, 350.0),
-            cap_w=np.full(size, float(held_w)),
-        ),
-        unassigned=unassigned,
-    )
+from support.forests import DECODE, HIGH, IDLE, LOW, PREFILL, rack
 
 
 def caps(decision: Decision, snapshot: PowerSnapshot) -> dict[tuple[PhaseCode, int], int]:

@@ -6,15 +6,15 @@ more lies below a full budget in which nobody who may be asked to give has more 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from splitwatt_core.pacing import Pace
 from splitwatt_core.phase_aware import PhaseAware
 from splitwatt_core.policy import (
-    BudgetColumns,
     GpuColumns,
     PhaseCode,
     Policy,
@@ -25,89 +25,15 @@ from splitwatt_core.policy import (
     drawn_w,
 )
 from splitwatt_core.uniform import Uniform
+from support.forests import snapshots
 
-MODELS = ((200, 700, 350, 700, 350, 380), (100, 400, 200, 400, 230, 250), (400, 1000, 400, 710, 430, 435))
-"""min, max, prefill cliff and natural draw, decode cliff and natural draw."""
-POLICIES: tuple[Policy, ...] = (Uniform(), PhaseAware(), PhaseAware(raise_deadband_w=0, headroom_percent=0))
+POLICIES: dict[str, Policy] = {
+    "Uniform": Uniform(),
+    "PhaseAware": PhaseAware(),
+    "PhaseAware-plain": PhaseAware(raise_deadband_w=0, headroom_percent=0),
+    "PhaseAware-paced": PhaseAware(pace=Pace()),
+}
 PLAIN = PhaseAware(raise_deadband_w=0)
-
-
-@dataclass(frozen=True)
-class Group:
-    leaves: tuple[int, ...]
-    model: int
-    phase: PhaseCode
-    priority: int
-    held_w: int
-
-
-def build(
-    parent: list[int],
-    groups: list[Group],
-    share: list[float],
-    *,
-    loss: list[float],
-    posture: list[Posture] | None = None,
-    unassigned: Unassigned = Unassigned.MINIMUM,
-) -> PowerSnapshot:
-    """`share` of each budget: 0 gives its minimum caps no more than they need, 1 its maximum caps; beyond is legal."""
-    rows = [
-        (leaf, index, g.phase, g.priority, loss[leaf], *_model(g), g.held_w)
-        for index, g in enumerate(groups)
-        for leaf in g.leaves
-    ]
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 10
-    gpus = GpuColumns(
-        leaf=np.array(columns[0], dtype=np.int32),
-        group=np.array(columns[1], dtype=np.int32),
-        phase=np.array(columns[2], dtype=np.int8),
-        priority=np.array(columns[3], dtype=np.int16),
-        loss_factor=np.array(columns[4], dtype=np.float64),
-        min_w=np.array(columns[5], dtype=np.float64),
-        max_w=np.array(columns[6], dtype=np.float64),
-        natural_w=np.array(columns[7], dtype=np.float64),
-        cliff_w=np.array(columns[8], dtype=np.float64),
-        cap_w=np.array(columns[9], dtype=np.float64),
-    )
-    budgets = BudgetColumns(
-        names=tuple(f"b{i}" for i in range(len(parent))),
-        parent=np.array(parent, dtype=np.int32),
-        allowance_w=np.zeros(len(parent)),
-        posture=np.array(posture or [Posture.NORMAL] * len(parent), dtype=np.int8),
-    )
-    bare = PowerSnapshot(budgets=budgets, gpus=gpus, unassigned=unassigned)
-    low = drawn_w(bare, gpus.min_w.astype(np.int32))
-    high = drawn_w(bare, gpus.max_w.astype(np.int32))
-    allowance_w = np.round(low + np.array(share) * (high - low) - 20)
-    return replace(bare, budgets=replace(budgets, allowance_w=allowance_w))
-
-
-def _model(g: Group) -> tuple[int, int, int, int]:
-    low, top, prefill_cliff, prefill, decode_cliff, decode = MODELS[g.model]
-    natural, cliff = (decode, decode_cliff) if g.phase is PhaseCode.DECODE else (prefill, prefill_cliff)
-    return low, top, natural, cliff
-
-
-@st.composite
-def snapshots(draw: st.DrawFn, *, calm: bool = False, spanning: bool = True, one: bool = False) -> PowerSnapshot:
-    size = 1 if one else draw(st.integers(1, 7))
-    parent = [draw(st.integers(-1, b - 1)) for b in range(size)]
-    leaves = [b for b in range(size) if b not in parent]
-    loss = [draw(st.sampled_from([1.0, 1.0625, 1.25])) for _ in range(size)]
-    groups = []
-    for _ in range(draw(st.integers(0, 12))):
-        gpus = draw(st.integers(1, 3))
-        home = draw(st.sampled_from(leaves))
-        at = tuple(draw(st.sampled_from(leaves)) if spanning else home for _ in range(gpus))
-        phase = draw(st.sampled_from(list(PhaseCode)))
-        model = draw(st.integers(0, len(MODELS) - 1))
-        held = draw(st.integers(MODELS[model][0], MODELS[model][1]))
-        alone = phase is PhaseCode.UNASSIGNED
-        groups.append(Group(at[:1] if alone else at, model, phase, draw(st.sampled_from([-5, 0, 100])), held))
-    share = [draw(st.floats(-0.1, 1.1)) for _ in range(size)]
-    posture = None if calm else [draw(st.sampled_from(list(Posture))) for _ in range(size)]
-    hold = draw(st.sampled_from(list(Unassigned)))
-    return build(parent, groups, share, loss=loss, posture=posture, unassigned=hold)
 
 
 def ancestors(snapshot: PowerSnapshot, leaf: int) -> list[int]:
@@ -133,7 +59,7 @@ def is_full(snapshot: PowerSnapshot, cap_w: np.ndarray, budget: int) -> bool:
     return bool(left_w < snapshot.gpus.loss_factor[below(snapshot, budget)].sum() + 1e-6)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=["Uniform", "PhaseAware", "PhaseAware-plain"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @given(snapshot=snapshots())
 @settings(max_examples=150, deadline=None)
 def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot: PowerSnapshot) -> None:
@@ -156,7 +82,7 @@ def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot
     assert len(kinds) == len(set(kinds)) and all(reason.text for reason in decision.reasons)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=["Uniform", "PhaseAware", "PhaseAware-plain"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @given(snapshot=snapshots(), order=st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_order_of_gpus_does_not_matter(policy: Policy, snapshot: PowerSnapshot, order: object) -> None:
@@ -264,7 +190,7 @@ def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None
 def test_nobody_loses_when_an_allowance_grows_and_small_changes_stay_small(snapshot: PowerSnapshot, more: int) -> None:
     budgets = snapshot.budgets
     grown = replace(snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + more))
-    for policy in POLICIES:
+    for policy in POLICIES.values():
         before, after = policy.decide(snapshot, 0.0).cap_w, policy.decide(grown, 0.0).cap_w
         assert bool(np.all(after >= before))
     before, after = PLAIN.decide(snapshot, 0.0).cap_w, PLAIN.decide(grown, 0.0).cap_w
@@ -279,7 +205,7 @@ def test_nobody_loses_when_the_root_grows(snapshot: PowerSnapshot, more: int) ->
     grown = replace(
         snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + np.where(budgets.parent < 0, more, 0))
     )
-    for policy in POLICIES:
+    for policy in POLICIES.values():
         assert bool(np.all(policy.decide(grown, 0.0).cap_w >= policy.decide(snapshot, 0.0).cap_w))
 
 

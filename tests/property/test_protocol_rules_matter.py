@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from splitwatt_core import enforcer, ledger, transition, writer
+from splitwatt_core import enforcer, gates, ledger, transition, writer
 from splitwatt_core.budgets import LimitState
 from splitwatt_core.contract import NO_GRANT
 from splitwatt_core.enforcer import Enforcer, Verdict
@@ -48,7 +48,7 @@ def r2_a_restart_keeps_its_term(m: pytest.MonkeyPatch) -> None:
 
 
 def r3_raises_do_not_wait_for_stamps(m: pytest.MonkeyPatch) -> None:
-    m.setattr(Keeper, "_frozen", lambda *_: {})
+    m.setattr(gates, "frozen", lambda *_, **__: {})
 
 
 def r3_another_term_is_trusted(m: pytest.MonkeyPatch) -> None:

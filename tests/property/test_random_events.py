@@ -10,14 +10,15 @@ from support.world import World
 
 EVENTS_PER_WALK = 500
 WALKS = 34
-"""Two policies and three fleets: 6 x 34 x 500 = 102 000 events."""
+"""Two policies and three fleets, and a third policy, which changes locks all the time, on the rich one: 7 x 34 x 500 events."""
+FLEETS = {"small": (1, 1, False), "wide": (2, 2, False), "rich": (1, 2, True)}
+WALKED = [(policy, fleet) for policy in ("Uniform", "PhaseAware") for fleet in FLEETS] + [("Clocked", "rich")]
 
 
-@pytest.mark.parametrize("policy", ["Uniform", "PhaseAware"])
 @pytest.mark.parametrize(
-    ("nodes_per_rack", "gpus_per_node", "rich"),
-    [(1, 1, False), (2, 2, False), (1, 2, True)],
-    ids=["small", "wide", "rich"],
+    ("policy", "nodes_per_rack", "gpus_per_node", "rich"),
+    [(policy, *FLEETS[fleet]) for policy, fleet in WALKED],
+    ids=[f"{fleet}-{policy}" for policy, fleet in WALKED],
 )
 def test_no_event_breaks_the_ledger(policy: str, nodes_per_rack: int, gpus_per_node: int, rich: bool) -> None:
     for seed in range(WALKS):

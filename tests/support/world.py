@@ -24,6 +24,7 @@ from splitwatt_core.profiles import PhaseProfile, Profile
 from splitwatt_core.roster import managed
 from splitwatt_core.uniform import Uniform
 from support.api_store import Store
+from support.clocked import Clocked
 from support.machines import DEFAULT_W, LAG_S, MIN_W, MODEL, Agent, Clock, Gpu, Node
 
 __all__ = ["DEFAULT_W", "MIN_W", "RACKS", "ROOT", "Agent", "Gpu", "Node", "Operator", "Store", "World"]
@@ -256,7 +257,7 @@ class World(Clock):
     """Watts in every rack that no budget knows of."""
     terms: int = 0
     term_step: int = 1
-    policies: dict[str, Policy] = field(default_factory=lambda: {"Uniform": Uniform(), "PhaseAware": PhaseAware()})
+    policies: dict[str, Policy] = field(default_factory=lambda: {p.name: p for p in (Uniform(), PhaseAware(), Clocked())})
 
     def __post_init__(self) -> None:
         self.lines[ROOT] = Line(None, self.limit_w)

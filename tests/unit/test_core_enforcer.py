@@ -193,6 +193,27 @@ def test_clocks_are_locked_when_the_grant_says_so_and_once() -> None:
     assert bench.tick().clocks == (LockClock("g0", None),)
 
 
+@pytest.mark.parametrize(
+    ("recorded", "first", "asked"),
+    [
+        (None, grant(5, 300), ()),  # never granted anything: clocks are not ours to change
+        (5, grant(5, 300), ()),
+        (5, grant(6, 300), (LockClock("g0", None),)),  # it may have taken a lock away while no agent ran
+        (5, grant(5, 300, max_clock_mhz=1410), (LockClock("g0", 1410),)),
+        (None, grant(5, 300, max_clock_mhz=1410), (LockClock("g0", 1410),)),
+    ],
+)
+def test_a_restarted_agent_puts_the_clocks_where_the_grant_says(
+    recorded: int | None, first: Grant, asked: tuple[LockClock, ...]
+) -> None:
+    bench = Bench(record=Record(2, {} if recorded is None else {"g0": (recorded, 300)}))
+    bench.observe(seen(1, first))
+    assert bench.tick().clocks == asked
+    assert bench.tick().clocks == ()
+    bench.observe(seen(2, grant(7, 300, max_clock_mhz=900)))
+    assert bench.tick().clocks == (LockClock("g0", 900),)
+
+
 # -------------------------------------------------------------------------------------------------------- acknowledging
 
 

@@ -188,6 +188,44 @@ def test_a_gpu_without_a_grant_stands_at_its_default() -> None:
     assert (laid.gpus.cap_w[0], laid.granted_w[0], bool(laid.trusted[0])) == (700.0, 0, False)
 
 
+# --------------------------------------------------------------------------------------------------------------- clocks
+
+
+def test_clocks_come_from_the_profile_and_the_newest_grant() -> None:
+    locked = Grant("g1", 5, cap_w=300, safe_cap_w=300, charge_w=300, max_clock_mhz=1200)
+    laid = fleet(
+        Placement(
+            node("n1", gpu("g0", model=PROFILE.name), gpu("g1", model=PROFILE.name, row=locked), gpu("new", model="Y")),
+            ("a",),
+        )
+    )
+    clocks = laid.clocks
+    assert clocks.granted_mhz.tolist() == [0, 1200, 0]
+    assert clocks.top_mhz.tolist() == [2000.0, 2000.0, 0.0] and clocks.min_mhz.tolist()[:2] == [200.0, 200.0]
+    assert (clocks.idle_w[0], clocks.exponent[0], clocks.voltage_floor[0]) == (80.0, 3.0, 0.769)
+
+
+def test_what_cannot_be_steered_cannot_be_locked() -> None:
+    owing = {"unacked_since_s": NOW_S - LATE_ACK_S - 1.0}
+    rows = (gpu("g0", model=PROFILE.name, health=Health.LOST), gpu("g1", model=PROFILE.name, **owing))
+    laid = fleet(Placement(node("n1", *rows), ("a",)))
+    assert laid.clocks.top_mhz.tolist() == [0.0, 2000.0]
+    left = laid.without_late(laid.charged_w() - laid.rest_w - 1.0)
+    assert left.clocks.top_mhz.tolist() == [0.0, 0.0] and left.clocks.granted_mhz.tolist() == [0, 0]
+
+
+def test_a_slot_is_a_gpus_own_and_one_for_all_of_a_pod() -> None:
+    work = Workload("ns", "pod")
+    pods = {("ns", "pod"): PodFact("ns", "pod", Phase.DECODE, 5)}
+    gpus = [gpu("g0", workload=work), gpu("g1", workload=work), *(gpu(f"idle{i}") for i in range(200))]
+    laid = fleet(Placement(node("n1", *gpus), ("a",)), pods=pods)
+    again = fleet(Placement(node("n1", *reversed(gpus)), ("b",)), pods=pods)
+    assert laid.slot[0] == laid.slot[1]
+    assert laid.slot.tolist() == again.slot.tolist()[::-1]
+    assert 0.0 <= laid.slot.min() < 0.05 and 0.95 < laid.slot.max() < 1.0
+    assert 0.4 < laid.slot.mean() < 0.6, "spread over the whole period"
+
+
 # --------------------------------------------------------------------------------------------------------------- survey
 
 

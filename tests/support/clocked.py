@@ -1,0 +1,25 @@
+"""A policy whose clock locks follow nothing but the time, so that new grants with the same caps come at every moment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from splitwatt_core.phase_aware import PhaseAware
+from splitwatt_core.policy import Decision, PowerSnapshot
+
+LOCKS_MHZ = (0, 800, 1400)
+TURN_S = 3.0
+"""Longer than an answer and the longest settle time of the worlds: a grant carries the charge of its moment, so locks that
+change faster than charges settle would keep them from falling."""
+
+
+class Clocked:
+    """The caps of PhaseAware; of the locks each GPU's neighbour has another."""
+
+    name = "Clocked"
+
+    def decide(self, snapshot: PowerSnapshot, now_s: float) -> Decision:
+        decision = PhaseAware().decide(snapshot, now_s)
+        turn = (np.arange(len(decision.cap_w)) + int(now_s // TURN_S)) % len(LOCKS_MHZ)
+        return replace(decision, max_clock_mhz=np.array(LOCKS_MHZ, dtype=np.int32)[turn])
