@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.contract import Phase
+from splitwatt_core.phase_model import UNLOCKED_MHZ
 from splitwatt_core.profiles import Profile, builtin
 
 from splitwatt_sim.fleet.run import FleetRun
+from splitwatt_sim.fleet.state import Kind
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.plan.search import Option, charge_w
 from splitwatt_sim.servers.designs import USD_PER_HOUR
@@ -94,26 +96,37 @@ def known_gpus(model: str) -> Mapping[str, str]:
     return GPUS_2026 if model == MODEL_2026 else GPU_OF_KIND
 
 
+def profile_for(model: str, gpu: str) -> Profile:
+    """Raises TableError for an unknown model or GPU."""
+    names = known_gpus(model)
+    if gpu not in names:
+        raise TableError(f"there is no table of {model} on {gpu}; choose from {', '.join(names)}")
+    return profile_named(names[gpu])
+
+
+def server_kind(model: str, gpu: str, cap_w: int, clock_mhz: int = UNLOCKED_MHZ, *, longest_prompt: int) -> Kind:
+    """A server of 8 of these GPUs under a cap per GPU and a clock lock (0: none). Raises TableError for an unknown model
+    or GPU."""
+    profile = profile_for(model, gpu)
+    if model == MODEL_2026:
+        return kind_2026(profile, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt)
+    tables = builtin_tables()
+    table, shape = tables.server(model, gpu), tables.shape(model)
+    return kind_2023(table, shape, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt)
+
+
 def option_for(
     model: str, gpu: str, cap_w: int | None, *, longest_prompt: int, usd_per_hour: Mapping[str, float] | None = None
 ) -> Option:
     """A server of 8 of these GPUs under a cap per GPU, None: the default limit. Raises TableError for an unknown model or
     GPU, and for a cap outside the GPU's range."""
-    names = known_gpus(model)
-    if gpu not in names:
-        raise TableError(f"there is no table of {model} on {gpu}; choose from {', '.join(names)}")
-    profile = profile_named(names[gpu])
+    profile = profile_for(model, gpu)
     cap_w = profile.default_cap_w if cap_w is None else cap_w
     if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
         raise TableError(
             f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
         )
-    if model == MODEL_2026:
-        kind = kind_2026(profile, cap_w=cap_w, longest_prompt=longest_prompt)
-    else:
-        tables = builtin_tables()
-        table, shape = tables.server(model, gpu), tables.shape(model)
-        kind = kind_2023(table, shape, cap_w=cap_w, longest_prompt=longest_prompt)
+    kind = server_kind(model, gpu, cap_w, longest_prompt=longest_prompt)
     usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(gpu, math.nan)
     return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)
 
