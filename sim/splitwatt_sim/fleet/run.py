@@ -52,7 +52,7 @@ class FleetRun:
 
 def run_fleet(pools: Sequence[Pool], arrivals: Arrivals, *, seconds: int = 0) -> FleetRun:
     """Deterministic. `seconds`: for how long each machine's mean draw per second is recorded. Raises FleetError."""
-    _check(pools, arrivals)
+    check_fleet(pools, arrivals)
     coming = COMING
     while True:
         fleet = new_fleet(
@@ -70,10 +70,11 @@ def run_fleet(pools: Sequence[Pool], arrivals: Arrivals, *, seconds: int = 0) ->
         if coming > MAX_COMING:
             raise FleetError(f"over {MAX_COMING} sequences wait for one decode machine: lower the rate or add machines")
     assert outcome == COMPLETE and int(fleet.counters[1]) == len(arrivals), "every request ends"
-    return _result(fleet, arrivals)
+    return result_of(fleet, arrivals)
 
 
-def _check(pools: Sequence[Pool], arrivals: Arrivals) -> None:
+def check_fleet(pools: Sequence[Pool], arrivals: Arrivals) -> None:
+    """Raises FleetError where the list cannot be served."""
     if len(arrivals) == 0:
         raise FleetError("the list holds no request; give one, or a higher rate")
     longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max())
@@ -88,7 +89,8 @@ def _check(pools: Sequence[Pool], arrivals: Arrivals) -> None:
             )
 
 
-def _result(fleet: Fleet, arrivals: Arrivals) -> FleetRun:
+def result_of(fleet: Fleet, arrivals: Arrivals) -> FleetRun:
+    """What a fleet that has served its whole list felt and drew."""
     requests, machines = fleet.requests, fleet.machines
     ttft_s, e2e_s = requests.prompt_end_s - arrivals.arrival_s, requests.done_s - arrivals.arrival_s
     ends_s = float(requests.done_s.max())
