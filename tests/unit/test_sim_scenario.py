@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from splitwatt_cli.main import main
-from splitwatt_sim.simulate.scenario import ScenarioError, arrivals_of, pools_of, read_scenario
+from splitwatt_sim.simulate.parts import ScenarioError
+from splitwatt_sim.simulate.scenario import arrivals_of, pools_of, read_scenario
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "scenario.yaml"
 GOOD: dict[str, Any] = {

@@ -104,6 +104,14 @@ def profile_for(model: str, gpu: str) -> Profile:
     return profile_named(names[gpu])
 
 
+def check_cap(profile: Profile, cap_w: int) -> None:
+    """Raises TableError for a cap outside the GPU's range."""
+    if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
+        raise TableError(
+            f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
+        )
+
+
 def server_kind(model: str, gpu: str, cap_w: int, clock_mhz: int = UNLOCKED_MHZ, *, longest_prompt: int) -> Kind:
     """A server of 8 of these GPUs under a cap per GPU and a clock lock (0: none). Raises TableError for an unknown model
     or GPU."""
@@ -122,10 +130,7 @@ def option_for(
     GPU, and for a cap outside the GPU's range."""
     profile = profile_for(model, gpu)
     cap_w = profile.default_cap_w if cap_w is None else cap_w
-    if not profile.min_cap_w <= cap_w <= profile.default_cap_w:
-        raise TableError(
-            f"a cap of {cap_w} W is outside {profile.min_cap_w} to {profile.default_cap_w} W, the range of {profile.name}"
-        )
+    check_cap(profile, cap_w)
     kind = server_kind(model, gpu, cap_w, longest_prompt=longest_prompt)
     usd = {**USD_PER_HOUR, **(usd_per_hour or {})}.get(gpu, math.nan)
     return Option(gpu, cap_w, kind, charge_w(cap_w=cap_w, rest_w=REST_W), usd)

@@ -6,6 +6,7 @@
       - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
       - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
     slo: {ttftP99Milliseconds: 2000, tbtP99Milliseconds: 100}
+    power: {budgets: [{name: row, limitWatts: 60000}]}                # see power_part; without it caps are fixed
 """
 
 from __future__ import annotations
@@ -15,26 +16,21 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError
+from splitwatt_api.inference_cluster import Priority, PriorityWord
 
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
-from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
+from splitwatt_sim.plan.options import MODEL_2026, Slo, check_cap, option_for, profile_for
 from splitwatt_sim.plan.search import MAX_SERVERS, Option
+from splitwatt_sim.power.setup import PowerSetup
+from splitwatt_sim.simulate.parts import Part, ScenarioError
+from splitwatt_sim.simulate.power_part import Name, PoolFacts, PowerPart, setup_of
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated, poisson, read_rate_file, with_rate_curve
 
 MAX_POOLS: Final = 16
 MAX_REQUESTS: Final = 5_000_000
 DEFAULT_RATE: Final = 5.5
-
-
-class ScenarioError(ValueError):
-    """A scenario that cannot be run; the message is one sentence that says what to change."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, frozen=True, populate_by_name=True)
 
 
 class Role(StrEnum):
@@ -46,7 +42,7 @@ class Role(StrEnum):
 ROLE_CODES: Final = {Role.PREFILL: PREFILL, Role.DECODE: DECODE, Role.MIXED: MIXED}
 
 
-class RequestsPart(_Part):
+class RequestsPart(Part):
     """`rate` with a file: Poisson arrivals with sizes drawn from it; without `rate` the file's own arrivals. `rate_file`:
     seconds,multiplier of the rate over time; the mean rate is then `rate`, or the file's own."""
 
@@ -57,23 +53,33 @@ class RequestsPart(_Part):
     rate_file: Path | None = None
 
 
-class PoolPart(_Part):
+class PoolPart(Part):
+    """`name`: for budgets; its role in lower case unless given. `cap_watts`: the caps, or under a power law the most that
+    they may be."""
+
     role: Role
     gpu: str
     servers: Annotated[int, Field(ge=1, le=MAX_SERVERS)]
     cap_watts: Annotated[int, Field(ge=1)] | None = None
+    name: Name | None = None
+    priority: Priority = PriorityWord.HIGH
+
+    @property
+    def called(self) -> str:
+        return self.name or self.role.lower()
 
 
-class SloPart(_Part):
+class SloPart(Part):
     ttft_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
     tbt_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
 
 
-class Scenario(_Part):
+class Scenario(Part):
     model: str = MODEL_2026
     requests: RequestsPart = RequestsPart()
     pools: Annotated[tuple[PoolPart, ...], Field(min_length=1, max_length=MAX_POOLS)]
     slo: SloPart = SloPart()
+    power: PowerPart | None = None
 
     def slos(self) -> Slo:
         """Splitwise's nine slowdowns where no limit is given."""
@@ -89,7 +95,7 @@ def read_scenario(path: Path) -> Scenario:
     except yaml.YAMLError as error:
         raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo")
+        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo, power")
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
@@ -133,3 +139,24 @@ def pools_of(scenario: Scenario, *, longest_prompt: int) -> list[tuple[Pool, Opt
         for part in scenario.pools
         for option in [option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt)]
     ]
+
+
+def power_of(scenario: Scenario) -> PowerSetup:
+    """What the scenario's power law is given. Raises ScenarioError, TableError."""
+    assert scenario.power is not None
+    for part in scenario.pools:
+        if part.cap_watts is not None:
+            check_cap(profile_for(scenario.model, part.gpu), part.cap_watts)
+    pools = [
+        PoolFacts(
+            name=part.called,
+            role=ROLE_CODES[part.role],
+            gpu=part.gpu,
+            profile=profile_for(scenario.model, part.gpu),
+            servers=part.servers,
+            priority=part.priority,
+            cap_watts=part.cap_watts,
+        )
+        for part in scenario.pools
+    ]
+    return setup_of(scenario.power, pools, model=scenario.model, seed=scenario.requests.seed)
