@@ -5,8 +5,8 @@ It looks from outside: true power from the engine, limits from the GPUs, charges
     sum at the meter = GPU watts * (1 + losses) + watts beside the GPUs + fixed watts,
 
 for caps and charges with what the budget declares, for true power with what the simulated servers have. A second counts
-against caps or charge if in any moment of it their sum was above the limit in force of that moment, and against draw if the
-mean of the second was above the limit in force at its beginning.
+against caps or charge if in any moment of it their sum was above the limit in force of that moment, and against draw if its
+mean was above the mean of the limit in force.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class PowerSeries:
-    """S seconds of a run. float64[B, S]: power_w true means, limit_w in force when the second began, charge_w and caps_w the
+    """S seconds of a run. float64[B, S]: power_w true means, limit_w means of the limit in force, charge_w and caps_w the
     most of the second. charge_over, caps_over bool[B, S]. cap_w float64[M, S]: a GPU's cap in each server, at the second's
     end. theta, pessimistic_theta float64[B, S]: the breaker's, with the limit in force as its rating."""
 
@@ -90,7 +90,9 @@ class Judge:
         self._rows: dict[str, list[FloatArray]] = {name: [] for name in ("power", "limit", "charge", "caps", "cap")}
         self._flags: dict[str, list[NDArray[np.bool_]]] = {"charge": [], "caps": []}
         self._begins = True
-        self._began_w = self._limit_w
+        self._looked_s = 0.0
+        self._seen_w = self._limit_w
+        self._limit_ws = self._limit_w
 
     def start(self) -> None:
         """The first second begins with the next look; what was seen before does not count."""
@@ -101,22 +103,31 @@ class Judge:
         for b, name in enumerate(self._lines.names):
             self._limit_w[b] = reports[name].limit.in_force_w
 
-    def look(self, *, charges_w: FloatArray, management_w: FloatArray) -> None:
+    def look(self, now_s: float, *, charges_w: FloatArray, management_w: FloatArray) -> None:
         """float64[M] each: the GPUs' charges and management limits in every server, in this moment."""
         self.charge_w, self.caps_w = self._lines.declared_w(charges_w), self._lines.declared_w(management_w)
         sums = {"charge": self.charge_w, "caps": self.caps_w}
         over = {name: sum_w > self._limit_w + TOLERANCE_W for name, sum_w in sums.items()}
         if self._begins:
-            self._begins, self._began_w, self._most, self._over = False, self._limit_w.copy(), sums, over
+            self._begins, self._most, self._over = False, sums, over
+            self._limit_ws = np.zeros(len(self._limit_w))
+            self._looked_s, self._seen_w = now_s, self._limit_w.copy()
             return
+        self._pass(now_s)
         for name, sum_w in sums.items():
             self._most[name] = np.maximum(self._most[name], sum_w)
             self._over[name] = self._over[name] | over[name]
 
-    def end_second(self, *, servers_w: FloatArray, management_w: FloatArray) -> FloatArray:
+    def _pass(self, now_s: float) -> None:
+        """The limit of the last look was in force until now."""
+        self._limit_ws = self._limit_ws + self._seen_w * (now_s - self._looked_s)
+        self._looked_s, self._seen_w = now_s, self._limit_w.copy()
+
+    def end_second(self, now_s: float, *, servers_w: FloatArray, management_w: FloatArray) -> FloatArray:
         """A second is over, and the next one begins with the next look; what each meter truly showed, float64[B]."""
         power_w = self._lines.true_w(servers_w)
-        now = {"power": power_w, "limit": self._began_w, "cap": management_w / GPUS, **self._most}
+        self._pass(now_s)
+        now = {"power": power_w, "limit": self._limit_ws, "cap": management_w / GPUS, **self._most}
         for name, row in now.items():
             self._rows[name].append(row)
         for name, over in self._over.items():
@@ -126,6 +137,7 @@ class Judge:
 
     def series(self, *, k_s: float, pessimistic_k_s: float) -> PowerSeries:
         rows = {name: np.array(row).T for name, row in self._rows.items()}
+        rows["limit"] = np.round(rows["limit"], 6)  # a limit that stands is one number, not a sum of parts of it
         load = rows["power"] / rows["limit"]
         return PowerSeries(
             names=self._lines.names,

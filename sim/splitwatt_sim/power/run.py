@@ -134,7 +134,7 @@ class PowerLoop:
                 heapq.heappop(self._heap)[3]()
             if self.run_s == 0.0:
                 self.judge.start()
-            self.judge.look(charges_w=self.charges_w(), management_w=self.management_w())
+            self.judge.look(self.now_s, charges_w=self.charges_w(), management_w=self.management_w())
             if watch is not None:
                 watch(self)
             if self.engine is not None and self.run_s >= second + 1:
@@ -176,7 +176,9 @@ class PowerLoop:
             if self.run_s <= 0:
                 true_w = self._lines.true_w(servers_w)
             else:
-                true_w = self.judge.end_second(servers_w=servers_w, management_w=self.management_w())
+                true_w = self.judge.end_second(
+                    self.now_s, servers_w=servers_w, management_w=self.management_w()
+                )
             for (name, meter), watts in zip(self._meters.items(), true_w.tolist(), strict=True):
                 meter.sample(watts)
                 self.keeper.on_meter(name, meter.read(self.now_s, run_s=self.run_s), self.now_s)

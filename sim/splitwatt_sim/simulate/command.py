@@ -51,7 +51,7 @@ class SimulateCommand:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("scenario", type=Path, nargs="?", help="YAML: model, requests, pools, slo, power; or give --design")
-        add("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="picture and series of a scenario (%(default)s)")
+        add("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="a scenario's picture, series (%(default)s)")
         add(
             "--design", type=_design, metavar="D",
             help="as splitwise-sim runs it: A100:70, H100:40, AA:45/25, HH:25/15, HA:25/26, HHcap:25/21; your counts",
