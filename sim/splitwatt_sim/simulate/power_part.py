@@ -76,7 +76,7 @@ class MeterPart(Part):
 
 
 class ActuatorPart(Part):
-    latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.3
+    latency_seconds: Annotated[float, Field(ge=0, le=20)] = 0.3
 
 
 class BreakerPart(Part):
@@ -172,13 +172,14 @@ def _leaves(budgets: Sequence[BudgetPart], pools: Sequence[PoolFacts]) -> Mappin
     if twice:
         raise ScenarioError(f"power.budgets: two are called {twice[0]}; give each a name of its own")
     parents = {budget.parent for budget in budgets} - {None}
-    known = {pool.name for pool in pools}
-    leaves: dict[str, tuple[str, ...]] = {}
     for budget in budgets:
         if budget.parent is not None and budget.parent not in names:
             raise ScenarioError(
                 f"power.budgets: the parent of {budget.name}, {budget.parent}, does not exist; add it or name another"
             )
+    known = {pool.name for pool in pools}
+    leaves: dict[str, tuple[str, ...]] = {}
+    for budget in budgets:
         if budget.name in parents:
             if budget.pools:
                 raise ScenarioError(
