@@ -161,11 +161,10 @@ def simulated(setup: PowerSetup, arrivals: Arrivals) -> tuple[PowerRun, Witness]
 SHAPES = st.sampled_from([{MIXED: 2}, {PREFILL: 1, DECODE: 1}, {PREFILL: 2, DECODE: 1}, {PREFILL: 1, MIXED: 1, DECODE: 2}])
 SHARES = st.floats(0.0, 1.0)
 CHANGES = st.lists(
-    st.tuples(st.integers(0, 50).map(lambda n: n / 2), st.integers(0, 2), SHARES), max_size=4
+    st.tuples(st.integers(0, 50).map(lambda n: n / 2), st.tuples(*[st.one_of(st.none(), SHARES)] * 3)), max_size=4
 )
-OUTAGES = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 15)), max_size=2).map(
-    lambda rows: tuple((float(a), float(a + length)) for a, length in rows[:1])
-)
+"""When, and the new shares of row and racks, all at once: so watts have to move from one rack to the other."""
+OUTAGES = st.sampled_from([(), ((8.0, 13.0),), ((2.0, 26.0),), ((1.5, 9.0), (12.0, 29.0))])
 METERS = st.builds(
     MeterSettings,
     delay_s=st.sampled_from([0.0, 0.5, 2.0, 3.7]),
@@ -182,10 +181,11 @@ def setups(draw: st.DrawFn) -> PowerSetup:
     servers = servers_of(shape, racks)
     budgets = budgets_of(servers, racks, draw(SHARES), draw(st.sampled_from(sorted(POLICIES))))
     changes = []
-    for at_s, which, share in draw(CHANGES):
-        budget = budgets[which % len(budgets)]
-        nodes = len(servers) if budget.parent is None else sum(server.leaf == budget.name for server in servers)
-        changes.append(LimitChange(at_s, budget.name, limit_w(nodes, share)))
+    for at_s, shares in draw(CHANGES):
+        for budget, share in zip(budgets, shares, strict=False):
+            if share is not None:
+                nodes = len(servers) if budget.parent is None else sum(x.leaf == budget.name for x in servers)
+                changes.append(LimitChange(at_s, budget.name, limit_w(nodes, share)))
     return PowerSetup(
         model=MODEL_2026,
         budgets=budgets,
