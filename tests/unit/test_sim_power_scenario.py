@@ -109,7 +109,7 @@ def leaf(name: str = "a", **changes: Any) -> dict[str, Any]:
         ({"budgets": [row(name="Row A")]}, "power.budgets.0.name: String should match pattern"),
         ({"budgets": [row(watts=3)]}, "power.budgets.0.watts: Extra inputs are not permitted"),
         ({"mode": "Oversubscribed"}, "power.mode: Input should be 'Observe' or 'Strict'"),
-        ({"policy": "Fair"}, "power.policy: Fair is unknown; use one of PhaseAware, Uniform"),
+        ({"policy": "Fair"}, "power.policy: Fair is unknown; use one of PhaseAware"),
         ({"meter": {"delaySeconds": 5}}, "power.meter.delaySeconds: Input should be less than or equal to 4"),
         ({"meter": {"outages": [[9, 9]]}}, "power.meter.outages: [9, 9] must end after it begins"),
         ({"actuator": {"latencySeconds": -1}}, "power.actuator.latencySeconds: Input should be greater than or equal to 0"),
