@@ -115,6 +115,14 @@ def test_an_idle_machine_draws_the_new_idle_power() -> None:
     assert f.machines.energy_j[0] == 160.0
 
 
+def test_a_machine_that_is_switched_off_stays_so() -> None:
+    f = fleet({MIXED: 1}, [(2.0, 512, 1)])
+    f.machines.draw_w[0] = 0.0
+    assert run_until(f, 1.0) == COMPLETE
+    retable(f, 0, SLOWER, 1.0)
+    assert (f.machines.draw_w[0], f.machines.kind[0]) == (0.0, SLOWER)
+
+
 def test_a_kind_changes_only_where_the_run_has_come_to() -> None:
     f = fleet({MIXED: 1}, [(0.0, 512, 9)])
     assert run_until(f, 0.6) == COMPLETE

@@ -36,7 +36,7 @@ def retable(f: Fleet, m: int, kind: int, at_s: float) -> None:
         machines.since_s[m] = since_s
         f.next_s[m] = max(since_s + _step_s(f, m, kind), at_s)
         machines.draw_w[m] = f.decode_w[kind, machines.batch[m]]
-    else:
+    elif machines.draw_w[m] > 0.0:  # who draws nothing is switched off
         machines.draw_w[m] = f.idle_w[kind]
     machines.kind[m] = kind
 
