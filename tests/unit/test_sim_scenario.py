@@ -64,6 +64,8 @@ def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
             "pools.0.role: Input should be 'Prefill', 'Decode' or 'Mixed'",
         ),
         ({"pool": []}, "pool: Extra inputs are not permitted"),
+        ({"slo": 7}, "slo: Input should be a mapping of keys to values"),
+        ({"power": [1]}, "power: Input should be a mapping of keys to values"),
         ({"requests": {"rate": -1}}, "requests.rate: Input should be greater than 0"),
     ],
 )

@@ -101,7 +101,8 @@ def read_scenario(path: Path) -> Scenario:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ScenarioError(f"{path}: {where}: {first['msg']}") from error
+        says = "Input should be a mapping of keys to values" if first["type"] == "model_type" else first["msg"]
+        raise ScenarioError(f"{path}: {where}: {says}") from error
     roles = {pool.role for pool in scenario.pools}
     if Role.MIXED not in roles and roles != {Role.PREFILL, Role.DECODE}:
         raise ScenarioError(f"{path}: pools: a fleet needs Prefill and Decode pools, or a Mixed one; add what is missing")
