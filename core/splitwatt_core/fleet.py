@@ -25,7 +25,7 @@ from splitwatt_core.contract import NO_GRANT, Health, Phase
 from splitwatt_core.facts import PodFact
 from splitwatt_core.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
 from splitwatt_core.policy import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode, sum_below
-from splitwatt_core.profiles import Profile
+from splitwatt_core.profiles import PhaseProfile, Profile
 from splitwatt_core.roster import Placement, managed
 from splitwatt_core.transition import chain_min
 
@@ -150,6 +150,7 @@ def build_fleet(
     clocks: list[_Clock] = []
     slots: list[float] = []
     clock_of_model: dict[str, _Clock] = {}
+    known: Known = {}
     for name, b in index.items():
         own_rest_w[b] += budgets[name].fixed_w
     for placement in placements:
@@ -168,7 +169,7 @@ def build_fleet(
                     extra_w[index[above]] += watts
         trusted = node.trusted(now_s)
         for account in node.gpus.values():
-            phase, wants = _demand(account, pods, profiles)
+            phase, wants = _demand(account, pods, profiles, known)
             key = ("", account.uuid)
             can = steerable(account, node, now_s)
             if account.workload is not None and can:
@@ -262,8 +263,12 @@ class _Demand:
     ceiling_w: int | None
 
 
+Known = dict[tuple[str, Phase, str], PhaseProfile | None]
+"""What was looked up in one step: by GPU model, phase and served model. A fleet has few of each and many GPUs."""
+
+
 def _demand(
-    account: GpuAccount, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile]
+    account: GpuAccount, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile], known: Known
 ) -> tuple[Phase, _Demand]:
     if account.workload is None:
         return Phase.UNASSIGNED, _Demand(0, account.min_w, account.min_w, None)
@@ -271,7 +276,10 @@ def _demand(
     if pod is None:
         # Somebody else's workload: nothing is known of its phase, so it is asked for no less than prefill would be.
         return Phase.PREFILL, _Demand(0, account.default_w, account.min_w, None)
-    found = profile_law.lookup(profiles, account.model, pod.phase, model=pod.model)
+    key = (account.model, pod.phase, pod.model)
+    if key not in known:
+        known[key] = profile_law.lookup(profiles, account.model, pod.phase, model=pod.model)
+    found = known[key]
     if found is None:
         found = profile_law.conservative(pod.phase, min_cap_w=account.min_w, max_cap_w=account.max_w)
     return pod.phase, _Demand(pod.priority, found.natural_w, found.cliff_w, pod.power_ceiling_w)

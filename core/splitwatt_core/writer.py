@@ -79,7 +79,7 @@ def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | 
     row = account.row
     says = (wish.cap_w, safe_w, clock)
     if row is not None and row in held and not moved and says == (row.cap_w, row.safe_cap_w, row.max_clock_mhz):
-        return replace(row, phase=wish.phase)
+        return row if row.phase is wish.phase else replace(row, phase=wish.phase)
     return Grant(
         uuid=account.uuid,
         grant=number,

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
-from splitwatt_core.foresight import ForesightSettings
 from splitwatt_core.keeper import Keeper
-from splitwatt_core.pacing import Pace
-from splitwatt_core.phase_aware import PhaseAware
-from splitwatt_core.polca_policy import Polca
-from splitwatt_core.policy import Policy
-from splitwatt_core.uniform import Uniform
+from splitwatt_core.policies import POLICIES
 
 from splitwatt_operator import serving
 from splitwatt_operator.budget_loop import BudgetLoop
@@ -55,26 +49,20 @@ class Realm:
     decisions: DecisionLog
 
 
-def policies() -> Mapping[str, Policy]:
-    """By the name used in PowerBudget.spec.policy.type."""
-    return {policy.name: policy for policy in (Uniform(), Polca(), PhaseAware(pace=Pace(), foresight=ForesightSettings()))}
-
-
 class Reign:
     """Built once the Lease is held; `run` until something ends it, and raise that."""
 
     def __init__(self, realm: Realm, lease: HeldLease, *, lease_key: Key) -> None:
         store, connection, metrics = realm.store, realm.connection, realm.metrics
-        laws = policies()
         self._realm = realm
         self._lease = lease
-        self._keeper = keeper = Keeper(term=lease.term, policies=laws)
+        self._keeper = keeper = Keeper(term=lease.term, policies=POLICIES)
         self._statuses = BudgetStatuses(connection, store, metrics=metrics, held=lease.held)
         self._performer = Performer(connection, keeper, metrics=metrics, held=lease.held, done=self._wake)
         self._loop = BudgetLoop(
             store=store,
             keeper=keeper,
-            feeder=FactFeeder(store, keeper, realm.recorder, policies=laws),
+            feeder=FactFeeder(store, keeper, realm.recorder, policies=POLICIES),
             performer=self._performer,
             telemetry=Telemetry(realm.prometheus),
             statuses=self._statuses,

@@ -22,7 +22,7 @@ from splitwatt_lab.scenario import Timeline
 from splitwatt_lab.site import MAX_RACKS, LoadSpec, SiteSpec
 from splitwatt_lab.toolbuild import Console as BuildConsole
 
-POLICIES: Final = ("PhaseAware", "Uniform")
+POLICIES: Final = ("PhaseAware", "Uniform", "Polca")
 REQUESTS_PER_S: Final = 5.5
 MIN_MINUTES: Final = 0.5
 """Shorter and the five happenings would step on each other's feet."""

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from splitwatt_core.polca import comparison, settings_for
+from splitwatt_core.polca import RowPriority, comparison, settings_for
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.fleet.state import (
     DECODE,
@@ -23,7 +23,9 @@ from splitwatt_sim.fleet.state import (
 )
 from splitwatt_sim.jit import inlined, jit, lean
 from splitwatt_sim.reference.run import run_reference
-from splitwatt_sim.row.model import Row, impact, run_row, sample_requests
+from splitwatt_sim.row.ladder import in_band, run_row_ahead
+from splitwatt_sim.row.ladder import slowdowns as ladder_slowdowns
+from splitwatt_sim.row.model import Row, impact, run_row, sample_requests, slowdowns
 from splitwatt_sim.row.trace import make
 from splitwatt_sim.servers.designs import parse_design
 from splitwatt_sim.servers.tables import builtin
@@ -122,7 +124,13 @@ def digest() -> str:
     requests = sample_requests(trace, row, count=500, seed=11)
     for settings in comparison(settings_for(row.profile)):
         levels = run_row(trace, settings, row)
-        out.update(levels.power.tobytes() + repr(impact(requests, levels, settings, row)).encode())
+        felt = impact(requests, levels, {p: slowdowns(settings, row, p) for p in RowPriority})
+        out.update(levels.power.tobytes() + repr(felt).encode())
+    for servers in (56, 80):  # with far too many the brake falls too
+        ladder, many = in_band(), Row(servers=servers)
+        positions = run_row_ahead(trace, ladder, many)
+        felt = impact(requests, positions, {p: ladder_slowdowns(ladder, many, p) for p in RowPriority})
+        out.update(positions.power.tobytes() + repr((positions.brakes, felt)).encode())
     return out.hexdigest()
 
 

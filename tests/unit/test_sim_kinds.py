@@ -151,13 +151,28 @@ def test_a_kind_asks_the_model_at_a_few_sizes_only(monkeypatch: pytest.MonkeyPat
     asked: list[int] = []
     real = phase_model.prefill_ms
 
-    def counted(profile: Profile, tokens: int, cap_w: float) -> float:
+    def counted(profile: Profile, tokens: int, cap_w: float, clock_mhz: float) -> float:
         asked.append(tokens)
-        return real(profile, tokens, cap_w)
+        return real(profile, tokens, cap_w, clock_mhz)
 
     monkeypatch.setattr(phase_model, "prefill_ms", counted)
     kind_of(H100)
     assert 1 <= len(asked) <= profiles.MAX_POINTS + 2  # a plan builds hundreds of kinds
+
+
+@pytest.mark.parametrize(("cap_w", "clock_mhz"), [(700, 1410), (400, 1410), (350, 1900), (700, 0)])
+def test_under_a_cap_and_a_clock_lock_the_stronger_brake_counts_and_the_lower_draw(cap_w: int, clock_mhz: int) -> None:
+    kind = kind_2026(H100, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=LONGEST)
+    assert kind.prefill_s[700] * 1e3 == pytest.approx(phase_model.prefill_ms(H100, 700, cap_w, clock_mhz))
+    step_s = kind.decode_s[20] + kind.kv_s * 20 * 900
+    assert step_s * 1e3 == pytest.approx(phase_model.decode_ms(H100, 20, 900, cap_w, clock_mhz))
+    for phase, load, drawn_w in (
+        (Phase.PREFILL, phase_model.prefill_load(H100, 700), kind.prefill_w[700]),
+        (Phase.DECODE, phase_model.decode_load(H100, 20), kind.decode_w[20]),
+    ):
+        wanted_w = phase_model.power_at_clock_w(H100, phase, load, clock_mhz)
+        assert drawn_w == pytest.approx(8 * min(wanted_w, cap_w) + 2800)
+    assert ("MHz" in kind.name) == (clock_mhz > 0)
 
 
 def test_a_profile_is_known_by_its_name_in_a_cluster() -> None:

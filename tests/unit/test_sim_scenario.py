@@ -14,14 +14,8 @@ from splitwatt_core.profiles import builtin
 from splitwatt_sim.fleet.state import DECODE, Failure, Flip
 from splitwatt_sim.servers.profile_files import profile_object
 from splitwatt_sim.servers.tables import GIB
-from splitwatt_sim.simulate.scenario import (
-    ScenarioError,
-    arrivals_of,
-    catalogue_of,
-    changes_of,
-    pools_of,
-    read_scenario,
-)
+from splitwatt_sim.simulate.parts import ScenarioError
+from splitwatt_sim.simulate.scenario import arrivals_of, catalogue_of, changes_of, pools_of, read_scenario
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "scenario.yaml"
 GOOD: dict[str, Any] = {
@@ -75,6 +69,8 @@ def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
             "pools.0.role: Input should be 'Prefill', 'Decode' or 'Mixed'",
         ),
         ({"pool": []}, "pool: Extra inputs are not permitted"),
+        ({"slo": 7}, "slo: Input should be a mapping of keys to values"),
+        ({"power": [1]}, "power: Input should be a mapping of keys to values"),
         ({"requests": {"rate": -1}}, "requests.rate: Input should be greater than 0"),
         ({"failures": [{"pool": 0, "server": 0}]}, "failures.0.atSeconds: Field required"),
         ({"failures": [{"pool": 0, "server": 0, "atSeconds": -1}]}, "failures.0.atSeconds: Input should be greater than"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.contract import Phase
+from splitwatt_core.phase_model import UNLOCKED_MHZ
 from splitwatt_core.profiles import Profile, builtin
 
 from splitwatt_sim.fleet.run import FleetRun
@@ -109,14 +110,25 @@ def check_cap(profile: Profile, cap_w: int) -> None:
         )
 
 
-def server_kind(model: str, gpu: str, cap_w: int, *, longest_prompt: int, catalogue: Catalogue | None = None) -> Kind:
-    """A server of 8 of these GPUs under a cap per GPU. Raises TableError for an unknown model or GPU."""
+def server_kind(
+    model: str,
+    gpu: str,
+    cap_w: int,
+    clock_mhz: int = UNLOCKED_MHZ,
+    *,
+    longest_prompt: int,
+    catalogue: Catalogue | None = None,
+) -> Kind:
+    """A server of 8 of these GPUs under a cap per GPU and a clock lock (0: none). Raises TableError for an unknown model or
+    GPU."""
     known = (catalogue or Catalogue(model)).gpu(gpu)
     if model == MODEL_2026:
-        return kind_2026(known.profile, cap_w=cap_w, longest_prompt=longest_prompt, memory_bytes=known.memory_bytes)
+        return kind_2026(
+            known.profile, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt, memory_bytes=known.memory_bytes
+        )
     tables = builtin_tables()
     table, shape = tables.server(model, known.name), tables.shape(model)
-    return kind_of_table(table, shape, known.profile, cap_w=cap_w, longest_prompt=longest_prompt)
+    return kind_of_table(table, shape, known.profile, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt)
 
 
 def option_for(

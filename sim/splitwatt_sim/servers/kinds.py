@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from splitwatt_core import phase_model
 from splitwatt_core.contract import Phase
-from splitwatt_core.profiles import Profile, builtin
+from splitwatt_core.phase_model import UNLOCKED_MHZ
+from splitwatt_core.profiles import PhaseProfile, Profile, builtin
 
 from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
 from splitwatt_sim.servers.tables import GIB, ModelShape, ServerTable, Tables, lookup_s
@@ -48,29 +49,46 @@ def profile_of(kind: str) -> Profile:
 
 @lru_cache(maxsize=256)
 def kind_2023(
-    table: ServerTable, shape: ModelShape, *, cap_w: int | None = None, longest_prompt: int, links: Links = Links()
+    table: ServerTable,
+    shape: ModelShape,
+    *,
+    cap_w: int | None = None,
+    clock_mhz: int = UNLOCKED_MHZ,
+    longest_prompt: int,
+    links: Links = Links(),
 ) -> Kind:
-    """A server of 8 GPUs of a 2023 table under a cap per GPU (None: uncapped), with the built-in power profile."""
-    return kind_of_table(table, shape, profile_of(table.kind), cap_w=cap_w, longest_prompt=longest_prompt, links=links)
+    """A server of 8 GPUs of a 2023 table under a cap per GPU (None: uncapped) and a clock lock (0: none), with the built-in
+    power profile."""
+    profile = profile_of(table.kind)
+    return kind_of_table(
+        table, shape, profile, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt, links=links
+    )
 
 
 def kind_of_table(
-    table: ServerTable, shape: ModelShape, profile: Profile, *, cap_w: int | None, longest_prompt: int, links: Links = Links()
+    table: ServerTable,
+    shape: ModelShape,
+    profile: Profile,
+    *,
+    cap_w: int | None,
+    clock_mhz: int = UNLOCKED_MHZ,
+    longest_prompt: int,
+    links: Links = Links(),
 ) -> Kind:
     """`kind_2023` with another power profile of that GPU; both phases must be in it. Nothing is kept between calls."""
     cap = float(profile.default_cap_w if cap_w is None else cap_w)
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     prefill, decode = profile.phase(Phase.PREFILL), profile.phase(Phase.DECODE)
     assert prefill is not None and decode is not None
-    prefill_s = np.maximum(lookup_s(table.prefill_s, size), 1e-6) * phase_model.latency_factor(prefill, cap)
-    decode_s = lookup_s(table.decode_s, MAX_BATCH_SEQUENCES + 1) * phase_model.latency_factor(decode, cap)
+    prefill_s = np.maximum(lookup_s(table.prefill_s, size), 1e-6) * brake(profile, prefill, cap, clock_mhz)
+    decode_s = lookup_s(table.decode_s, MAX_BATCH_SEQUENCES + 1) * brake(profile, decode, cap, clock_mhz)
     kv_bytes = shape.kv_bytes_per_token(grouped=True)
     return Kind(
-        name=f"{table.kind} at {cap:.0f} W",
+        name=named(table.kind, cap, clock_mhz),
         prefill_s=prefill_s,
-        prefill_w=prefill_gpus_w(profile, cap, size) + SERVER_REST_W,
+        prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W,
         decode_s=decode_s,
-        decode_w=decode_gpus_w(profile, cap) + SERVER_REST_W,
+        decode_w=decode_gpus_w(profile, cap, clock_mhz) + SERVER_REST_W,
         kv_s=0.0,  # the tables of 2023 do not tell the context apart
         idle_w=float(GPUS * profile.idle_w + SERVER_REST_W),
         kv_room=(GPUS * MEMORY_BYTES - shape.weights_bytes) // kv_bytes,
@@ -80,24 +98,38 @@ def kind_of_table(
     )
 
 
-def prefill_gpus_w(profile: Profile, cap_w: float, size: int) -> NDArray[np.float64]:
+def named(server: str, cap_w: float, clock_mhz: int) -> str:
+    lock = "" if clock_mhz == UNLOCKED_MHZ else f" and {clock_mhz} MHz"
+    return f"{server} at {cap_w:.0f} W{lock}"
+
+
+def brake(profile: Profile, phase: PhaseProfile, cap_w: float, clock_mhz: int) -> float:
+    """Step time over step time without cap and lock: of the two the stronger one, as in the core's phase model."""
+    return max(phase_model.latency_factor(phase, cap_w), phase_model.clock_factor(profile, phase, clock_mhz))
+
+
+def prefill_gpus_w(
+    profile: Profile, cap_w: float, size: int, clock_mhz: int = UNLOCKED_MHZ
+) -> NDArray[np.float64]:
     """float64[size]: GPU watts of the server by prompt tokens. Loads stop rising at the last load point: few are asked."""
     row = profile.phase(Phase.PREFILL)
     assert row is not None
     last = min(row.load_points[-1][0], size - 1)
-    head = [_gpu_w(profile, Phase.PREFILL, phase_model.prefill_load(profile, n), cap_w) for n in range(last + 1)]
+    loads = [phase_model.prefill_load(profile, n) for n in range(last + 1)]
+    head = [_gpu_w(profile, Phase.PREFILL, load, cap_w, clock_mhz) for load in loads]
     return GPUS * np.concatenate([head, np.full(size - last - 1, head[-1])])
 
 
-def decode_gpus_w(profile: Profile, cap_w: float) -> NDArray[np.float64]:
+def decode_gpus_w(profile: Profile, cap_w: float, clock_mhz: int = UNLOCKED_MHZ) -> NDArray[np.float64]:
     """float64[MAX_BATCH_SEQUENCES + 1]: GPU watts of the server by sequences."""
-    return GPUS * np.array(
-        [_gpu_w(profile, Phase.DECODE, phase_model.decode_load(profile, b), cap_w) for b in range(MAX_BATCH_SEQUENCES + 1)]
-    )
+    loads = [phase_model.decode_load(profile, b) for b in range(MAX_BATCH_SEQUENCES + 1)]
+    return GPUS * np.array([_gpu_w(profile, Phase.DECODE, load, cap_w, clock_mhz) for load in loads])
 
 
-def _gpu_w(profile: Profile, phase: Phase, load: float, cap_w: float) -> float:
-    return min(phase_model.demand_w(profile, phase, load), cap_w)
+def _gpu_w(profile: Profile, phase: Phase, load: float, cap_w: float, clock_mhz: int) -> float:
+    if clock_mhz == UNLOCKED_MHZ:
+        return min(phase_model.demand_w(profile, phase, load), cap_w)
+    return min(phase_model.power_at_clock_w(profile, phase, load, clock_mhz), cap_w)
 
 
 def tables_kind(tables: Tables, model: str, kind: str, *, cap_w: int | None, longest_prompt: int) -> Kind:

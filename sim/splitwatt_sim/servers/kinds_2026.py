@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from splitwatt_core import phase_model
 from splitwatt_core.contract import Phase
+from splitwatt_core.phase_model import UNLOCKED_MHZ
 from splitwatt_core.profiles import MsPoints, Profile, Timing
 
 from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
 from splitwatt_sim.servers import kinds
-from splitwatt_sim.servers.kinds import GPUS, OVERLAP_FROM_TOKENS, Links, decode_gpus_w, prefill_gpus_w
+from splitwatt_sim.servers.kinds import GPUS, OVERLAP_FROM_TOKENS, Links, brake, decode_gpus_w, named, prefill_gpus_w
 from splitwatt_sim.servers.tables import GIB, ModelShape, TableError
 
 
@@ -85,11 +86,12 @@ def kind_2026(
     profile: Profile,
     *,
     cap_w: int | None = None,
+    clock_mhz: int = UNLOCKED_MHZ,
     longest_prompt: int,
     links: Links = OVERLAPPED,
     memory_bytes: float | None = None,
 ) -> Kind:
-    """A server of 8 GPUs of a profile with timing under a cap per GPU (None: the default limit).
+    """A server of 8 GPUs of a profile with timing under a cap per GPU (None: the default limit) and a clock lock (0: none).
 
     Tables cover prompts of `longest_prompt` tokens. `memory_bytes`: of one GPU; None: known by the profile's name. Nothing is
     kept between calls: one takes a few milliseconds. Raises TableError where the profile lacks what a server needs: timing of
@@ -111,14 +113,18 @@ def kind_2026(
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     kv_bytes = LLAMA_70B.kv_bytes_per_token(grouped=True)
     return Kind(
-        name=f"{profile.name} at {cap:.0f} W",
-        prefill_s=_asked_s(lambda tokens: phase_model.prefill_ms(profile, tokens, cap), timing.prefill_points, size),
-        prefill_w=prefill_gpus_w(profile, cap, size) + SERVER_REST_W.value,
-        decode_s=_asked_s(
-            lambda batch: phase_model.decode_ms(profile, batch, 0, cap), timing.decode_points, MAX_BATCH_SEQUENCES + 1
+        name=named(profile.name, cap, clock_mhz),
+        prefill_s=_asked_s(
+            lambda tokens: phase_model.prefill_ms(profile, tokens, cap, clock_mhz), timing.prefill_points, size
         ),
-        decode_w=decode_gpus_w(profile, cap) + SERVER_REST_W.value,
-        kv_s=timing.kv_ms_per_mtoken / 1e9 * phase_model.latency_factor(decode, cap),
+        prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W.value,
+        decode_s=_asked_s(
+            lambda batch: phase_model.decode_ms(profile, batch, 0, cap, clock_mhz),
+            timing.decode_points,
+            MAX_BATCH_SEQUENCES + 1,
+        ),
+        decode_w=decode_gpus_w(profile, cap, clock_mhz) + SERVER_REST_W.value,
+        kv_s=timing.kv_ms_per_mtoken / 1e9 * brake(profile, decode, cap, clock_mhz),
         idle_w=GPUS * profile.idle_w + SERVER_REST_W.value,
         kv_room=room_bytes // kv_bytes,
         hand_off_s_per_token=0.0 if links.free else kv_bytes / LINK_BYTES_PER_S.value,

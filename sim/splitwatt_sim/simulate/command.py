@@ -18,7 +18,7 @@ from splitwatt_sim.reference.run import StuckError, run_reference
 from splitwatt_sim.servers.designs import Design, DesignError, parse_design
 from splitwatt_sim.servers.tables import DecodeModel, TableError, builtin
 from splitwatt_sim.simulate.fleet_run import simulate_scenario
-from splitwatt_sim.simulate.scenario import ScenarioError
+from splitwatt_sim.simulate.parts import ScenarioError
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated, poisson
 
@@ -50,8 +50,8 @@ class SimulateCommand:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("scenario", type=Path, nargs="?", help="YAML: model, requests, pools, slo; or give --design")
-        add("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="picture of a scenario (%(default)s)")
+        add("scenario", type=Path, nargs="?", help="YAML: model, requests, pools, slo, power; or give --design")
+        add("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="a scenario's picture, series (%(default)s)")
         add(
             "--design", type=_design, metavar="D",
             help="as splitwise-sim runs it: A100:70, H100:40, AA:45/25, HH:25/15, HA:25/26, HHcap:25/21; your counts",

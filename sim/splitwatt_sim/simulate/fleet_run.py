@@ -8,32 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import matplotlib
 import numpy as np
+from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 from splitwatt_sim.fleet.run import ROLE_NAMES, FleetError, FleetRun, run_fleet
 from splitwatt_sim.fleet.state import Pool
-from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.search import Option
+from splitwatt_sim.simulate.power_run import simulate_power
 from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, catalogue_of, changes_of, pools_of, read_scenario
+from splitwatt_sim.simulate.show import COLOURS, latency_table, slo_bars
 from splitwatt_sim.traces.arrivals import Arrivals
 
 MAX_RECORDED: Final = 20_000_000
 """Seconds times servers of power that are kept; a longer run is recorded from its beginning."""
-LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
-COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
 
 
 def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Path | None) -> None:
-    """Run, print, and write `simulate.json` and `simulate.png`. Raises ScenarioError, TraceError, TableError, FleetError."""
+    """Run, print, and write `simulate.json` and `simulate.png`; under a power law `power.csv` too. Raises ScenarioError,
+    TraceError, TableError, FleetError."""
     scenario = read_scenario(path)
     catalogue = catalogue_of(scenario, beside=path.parent)
+    if scenario.power is not None:
+        simulate_power(scenario, path, catalogue, console, out=out, figures_to=figures_to)
+        return
     arrivals = arrivals_of(scenario, beside=path.parent)
     changes = changes_of(scenario)
     # What begins again after a failure has its own tokens in its prompt.
@@ -50,7 +49,7 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
         missed = ["unfinished", *missed]
     for line in catalogue.said_of({option.gpu for _, option in bought}):
         console.print(line, soft_wrap=True, markup=False)
-    console.print(_table(run, arrivals))
+    console.print(latency_table(run, arrivals))
     for pool, option in bought:
         role = ROLE_NAMES[pool.role]
         console.print(f"  {pool.servers} x {option}, {role}: busy {run.busy[role]:.0%}")
@@ -102,17 +101,6 @@ def figures(
     }
 
 
-def _table(run: FleetRun, arrivals: Arrivals) -> Table:
-    table = Table(title=f"{len(arrivals)} requests of {arrivals.name} (simulated)", title_justify="left")
-    table.add_column("ms")
-    values = run.latencies.percentiles()
-    for p in PERCENTILES:
-        table.add_column(f"P{p}", justify="right")
-    for name, label in LABELS.items():
-        table.add_row(label, *(f"{values[f'{name}_ms_p{p}']:.1f}" for p in PERCENTILES))
-    return table
-
-
 def draw(
     run: FleetRun, scenario: Scenario, bought: Sequence[tuple[Pool, Option]], path: Path, *, title: str
 ) -> None:
@@ -137,20 +125,6 @@ def draw(
         left.axvline(flip.at_seconds, color="#9467bd", ls=":", lw=1)
     left.set(xlabel="s", ylabel="kW", title=title, xlim=(0, max(1, len(at_s) - 1)))
     left.legend(loc="lower right", fontsize=8)
-    _slo_bars(right, run, scenario)
+    slo_bars(right, run, scenario.slos())
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _slo_bars(axes: plt.Axes, run: FleetRun, scenario: Scenario) -> None:
-    values, slo = run.latencies.percentiles(), scenario.slos()
-    rows = [("TTFT", values["ttft_ms_p99"], slo.ttft_p99_ms), ("TBT", values["tbt_ms_p99"], slo.tbt_p99_ms)]
-    known = [(label, value / limit) for label, value, limit in rows if limit is not None]
-    if not known:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, f"{len(SLOWDOWN_SLOS) * 3} slowdown SLOs", ha="center")
-        return
-    colours = ["#2ca02c" if ratio < 1 else "#d62728" for _, ratio in known]
-    axes.bar([label for label, _ in known], [ratio for _, ratio in known], color=colours)
-    axes.axhline(1.0, color="black", ls="--", lw=1)
-    axes.set(title="P99 as a share of its SLO")

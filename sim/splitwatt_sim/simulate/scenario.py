@@ -11,6 +11,7 @@
       - {pool: 0, server: 2, atSeconds: 60, backAtSeconds: 120}
     flips:
       - {pool: 0, server: 5, toRole: Decode, atSeconds: 150, switchSeconds: 20}
+    power: {budgets: [{name: row, limitWatts: 60000}]}       # instead of failures and flips; see power_part
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError
+from splitwatt_api.inference_cluster import Priority, PriorityWord
 
 from splitwatt_sim.fleet.run import MAX_CHANGES
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Change, Failure, Flip, Pool
-from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
+from splitwatt_sim.plan.options import MODEL_2026, Slo, check_cap, option_for
 from splitwatt_sim.plan.search import MAX_SERVERS, Option
+from splitwatt_sim.power.setup import PowerSetup
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.profile_files import read_profile_file
 from splitwatt_sim.servers.table_files import FIT_ERROR
+from splitwatt_sim.simulate.parts import Part, ScenarioError
+from splitwatt_sim.simulate.power_part import Name, PoolFacts, PowerPart, setup_of
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated, poisson, read_rate_file, with_rate_curve
 
@@ -38,14 +42,6 @@ MAX_POOLS: Final = 16
 MAX_PROFILE_FILES: Final = 64
 MAX_REQUESTS: Final = 5_000_000
 DEFAULT_RATE: Final = 5.5
-
-
-class ScenarioError(ValueError):
-    """A scenario that cannot be run; the message is one sentence that says what to change."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, frozen=True, populate_by_name=True)
 
 
 class Role(StrEnum):
@@ -57,7 +53,7 @@ class Role(StrEnum):
 ROLE_CODES: Final = {Role.PREFILL: PREFILL, Role.DECODE: DECODE, Role.MIXED: MIXED}
 
 
-class RequestsPart(_Part):
+class RequestsPart(Part):
     """`rate` with a file: Poisson arrivals with sizes drawn from it; without `rate` the file's own arrivals. `rate_file`:
     seconds,multiplier of the rate over time; the mean rate is then `rate`, or the file's own."""
 
@@ -68,14 +64,23 @@ class RequestsPart(_Part):
     rate_file: Path | None = None
 
 
-class PoolPart(_Part):
+class PoolPart(Part):
+    """`name`: for budgets; its role in lower case unless given. `cap_watts`: the caps, or under a power law the most that
+    they may be."""
+
     role: Role
     gpu: str
     servers: Annotated[int, Field(ge=1, le=MAX_SERVERS)]
     cap_watts: Annotated[int, Field(ge=1)] | None = None
+    name: Name | None = None
+    priority: Priority = PriorityWord.HIGH
+
+    @property
+    def called(self) -> str:
+        return self.name or self.role.lower()
 
 
-class SloPart(_Part):
+class SloPart(Part):
     ttft_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
     tbt_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
 
@@ -83,7 +88,7 @@ class SloPart(_Part):
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
-class FailurePart(_Part):
+class FailurePart(Part):
     """Without `back_at_seconds` it stays down."""
 
     pool: Annotated[int, Field(ge=0)]
@@ -92,7 +97,7 @@ class FailurePart(_Part):
     back_at_seconds: Seconds | None = None
 
 
-class FlipPart(_Part):
+class FlipPart(Part):
     """From `at_seconds` on it takes nothing new; `switch_seconds` begin when it is empty."""
 
     pool: Annotated[int, Field(ge=0)]
@@ -102,7 +107,7 @@ class FlipPart(_Part):
     switch_seconds: Seconds
 
 
-class Scenario(_Part):
+class Scenario(Part):
     model: str = MODEL_2026
     requests: RequestsPart = RequestsPart()
     pools: Annotated[tuple[PoolPart, ...], Field(min_length=1, max_length=MAX_POOLS)]
@@ -112,6 +117,7 @@ class Scenario(_Part):
     """How far the fit may miss a row of a timing table."""
     failures: Annotated[tuple[FailurePart, ...], Field(max_length=MAX_CHANGES)] = ()
     flips: Annotated[tuple[FlipPart, ...], Field(max_length=MAX_CHANGES)] = ()
+    power: PowerPart | None = None
 
     def slos(self) -> Slo:
         """Splitwise's nine slowdowns where no limit is given."""
@@ -127,13 +133,14 @@ def read_scenario(path: Path) -> Scenario:
     except yaml.YAMLError as error:
         raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo, profiles")
+        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo, profiles, power")
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ScenarioError(f"{path}: {where}: {first['msg']}") from error
+        says = "Input should be a mapping of keys to values" if first["type"] == "model_type" else first["msg"]
+        raise ScenarioError(f"{path}: {where}: {says}") from error
     roles = {pool.role for pool in scenario.pools}
     if Role.MIXED not in roles and roles != {Role.PREFILL, Role.DECODE}:
         raise ScenarioError(f"{path}: pools: a fleet needs Prefill and Decode pools, or a Mixed one; add what is missing")
@@ -195,3 +202,28 @@ def pools_of(scenario: Scenario, *, longest_prompt: int, catalogue: Catalogue | 
             option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt, catalogue=catalogue)
         ]
     ]
+
+
+def power_of(scenario: Scenario, catalogue: Catalogue | None = None) -> PowerSetup:
+    """What the scenario's power law is given. Raises ScenarioError, TableError."""
+    assert scenario.power is not None
+    if scenario.failures or scenario.flips:
+        raise ScenarioError("power does not go with failures or flips yet: a server under a power law stays what it is")
+    catalogue = catalogue or Catalogue(scenario.model)
+    profiles = {part.gpu: catalogue.gpu(part.gpu).profile for part in scenario.pools}
+    for part in scenario.pools:
+        if part.cap_watts is not None:
+            check_cap(profiles[part.gpu], part.cap_watts)
+    pools = [
+        PoolFacts(
+            name=part.called,
+            role=ROLE_CODES[part.role],
+            gpu=part.gpu,
+            profile=profiles[part.gpu],
+            servers=part.servers,
+            priority=part.priority,
+            cap_watts=part.cap_watts,
+        )
+        for part in scenario.pools
+    ]
+    return setup_of(scenario.power, pools, model=scenario.model, seed=scenario.requests.seed, catalogue=catalogue)

@@ -1,0 +1,128 @@
+"""Simulated GPUs of one node and the agent on it: the core's own enforcer, setter calls that take time, draw that lags.
+
+Theory. A grant that the agent reads becomes a setter call per GPU, all at once, each in its own thread as in the real agent;
+`latency_s` later the management limit stands in the GPU and can be read back. What the GPU draws, and how fast it is,
+follows its limit DRAW_LAG_S after that. The replica is as fast as its slowest GPU, so the server's cap is the least of them.
+
+Protected: a cap counts only by readback (I6), for the enforcer sees nothing else; the lag is shorter than the time for which
+the ledger keeps a lowered cap's charge (I2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from splitwatt_core.contract import GpuStatus, NodePower, Workload
+from splitwatt_core.enforcer import Enforcer, GpuIdentity, LockClock, Readback, Record, SetCap
+from splitwatt_core.phase_model import UNLOCKED_MHZ
+
+from splitwatt_sim.power.setup import Server
+from splitwatt_sim.servers.kinds import GPUS
+
+DRAW_LAG_S: Final = 0.4
+"""A full cut is settled within half a second, as in the simulated NVML library; ledgers wait 0.5 s after the readback."""
+NAMESPACE: Final = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls to the driver that were made together and return together."""
+
+    set_caps: tuple[SetCap, ...]
+    clocks: tuple[LockClock, ...]
+
+
+@dataclass(slots=True)
+class SimulatedGpu:
+    """`management_w` as the driver reports it; nothing else limits it, so it is enforced too. `clock_mhz` 0: no lock."""
+
+    identity: GpuIdentity
+    management_w: int
+    clock_mhz: int = UNLOCKED_MHZ
+
+
+@dataclass(slots=True)
+class SimulatedNode:
+    """See the module's docstring. GPUs come up with their default limit."""
+
+    server: Server
+    gpus: dict[str, SimulatedGpu] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        profile = self.server.profile
+        low_mw, top_mw = profile.min_cap_w * 1000, profile.default_cap_w * 1000
+        for i in range(GPUS):
+            uuid = f"GPU-{self.server.name}-{i}"
+            identity = GpuIdentity(uuid, profile.name, low_mw, top_mw, top_mw)
+            self.gpus[uuid] = SimulatedGpu(identity, profile.default_cap_w)
+
+    @property
+    def boot_id(self) -> str:
+        return f"{self.server.name}-boot"
+
+    @property
+    def management_w(self) -> int:
+        """Of all its GPUs."""
+        return sum(gpu.management_w for gpu in self.gpus.values())
+
+    def cap(self) -> tuple[int, int]:
+        """Watts per GPU and clock lock in MHz (0: none) that set the replica's pace."""
+        locks = [gpu.clock_mhz for gpu in self.gpus.values() if gpu.clock_mhz != UNLOCKED_MHZ]
+        return min(gpu.management_w for gpu in self.gpus.values()), min(locks, default=UNLOCKED_MHZ)
+
+    def perform(self, calls: Calls) -> None:
+        """The driver does what it was asked, within the GPU's range."""
+        for call in calls.set_caps:
+            gpu = self.gpus[call.uuid]
+            assert gpu.identity.min_mw <= call.cap_mw <= gpu.identity.max_mw, "the enforcer asks within the legal range"
+            gpu.management_w = call.cap_mw // 1000
+        for lock in calls.clocks:
+            self.gpus[lock.uuid].clock_mhz = lock.max_mhz or UNLOCKED_MHZ
+
+    def readbacks(self) -> dict[str, Readback]:
+        return {u: Readback(gpu.management_w * 1000, gpu.management_w * 1000) for u, gpu in self.gpus.items()}
+
+
+class SimulatedAgent:
+    """One healthy agent. Its disk is durable at once."""
+
+    def __init__(self, node: SimulatedNode) -> None:
+        self._node = node
+        self._enforcer = Enforcer(gpus={u: gpu.identity for u, gpu in node.gpus.items()}, record=Record())
+        self._workloads = {uuid: Workload(NAMESPACE, node.server.name) for uuid in node.gpus}
+
+    def read(self, node_power: NodePower, now_s: float) -> Calls:
+        """Take in a version of its object; the calls that it makes now."""
+        self._enforcer.observe(node_power, consistent=True)
+        return self.look(now_s)
+
+    def returned(self, calls: Calls, now_s: float) -> None:
+        """Calls made before have returned."""
+        for call in calls.set_caps:
+            self._enforcer.setter_finished(call.uuid, now_s, None)
+
+    def look(self, now_s: float) -> Calls:
+        """Read every GPU back and decide; the calls that it makes now."""
+        set_caps: list[SetCap] = []
+        clocks: list[LockClock] = []
+        readbacks = self._node.readbacks()
+        for _ in range(2):  # raises come with the tick after the record is durable
+            actions = self._enforcer.tick(now_s, readbacks)
+            for call in actions.set_caps:
+                self._enforcer.setter_started(call.uuid, now_s)
+            set_caps.extend(actions.set_caps)
+            clocks.extend(actions.clocks)
+            if actions.persist is None:
+                break
+            self._enforcer.persisted()
+        return Calls(tuple(set_caps), tuple(clocks))
+
+    @property
+    def observed(self) -> tuple[str, int]:
+        """uid and term of the object that its status speaks of."""
+        return self._enforcer.observed_uid, self._enforcer.observed_term
+
+    def status(self) -> tuple[GpuStatus, ...]:
+        """As of the last look."""
+        return self._enforcer.status(self._workloads)

@@ -1,0 +1,66 @@
+"""What a run under the power law is given: budgets, servers, a meter, an actuator, and limits that change. Frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from splitwatt_core.budgets import BudgetSpec
+from splitwatt_core.contract import Phase
+from splitwatt_core.profiles import Profile
+
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
+from splitwatt_sim.servers.catalogue import Catalogue
+
+PHASE_OF_ROLE: Final = {PREFILL: Phase.PREFILL, MIXED: Phase.PREFILL, DECODE: Phase.DECODE}
+"""A server that does both may prefill at any moment, and wants what prefill wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One node: a server of 8 equal GPUs that runs one tensor-parallel replica. `pool`: its number in the scenario.
+    `ceiling_w`: the most that a GPU's cap may be, None: the GPU's own maximum."""
+
+    name: str
+    pool: int
+    leaf: str
+    role: int
+    gpu: str
+    profile: Profile
+    priority: int
+    ceiling_w: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterSettings:
+    """`delay_s`: age of the newest sample. `noise_percent`: standard deviation, relative. `outages`: from, to in seconds of
+    the run, in which the meter gives no answer."""
+
+    delay_s: float = 2.0
+    noise_percent: float = 1.0
+    outages: tuple[tuple[float, float], ...] = ()
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """The owner of a budget writes another limit at a second of the run."""
+
+    at_s: float
+    budget: str
+    limit_w: int
+
+
+@dataclass(frozen=True, slots=True)
+class PowerSetup:
+    """`servers` stand in the order of the fleet's machines, by role. `latency_s`: from a grant to the limit in the GPU.
+    `catalogue` None: the built-in GPUs."""
+
+    model: str
+    budgets: tuple[BudgetSpec, ...]
+    servers: tuple[Server, ...]
+    meter: MeterSettings = MeterSettings()
+    latency_s: float = 0.3
+    breaker_k_s: float = 214.0
+    changes: tuple[LimitChange, ...] = ()
+    catalogue: Catalogue | None = None

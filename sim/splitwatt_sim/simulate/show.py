@@ -1,0 +1,45 @@
+"""What every simulated run shows alike: latencies as a table, figures of what was served, P99s beside their SLOs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import matplotlib
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from splitwatt_sim.fleet.run import FleetRun
+from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
+from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.traces.arrivals import Arrivals
+
+LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
+COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
+"""By role."""
+
+
+def latency_table(run: FleetRun, arrivals: Arrivals) -> Table:
+    table = Table(title=f"{len(arrivals)} requests of {arrivals.name} (simulated)", title_justify="left")
+    table.add_column("ms")
+    values = run.latencies.percentiles()
+    for p in PERCENTILES:
+        table.add_column(f"P{p}", justify="right")
+    for name, label in LABELS.items():
+        table.add_row(label, *(f"{values[f'{name}_ms_p{p}']:.1f}" for p in PERCENTILES))
+    return table
+
+
+def slo_bars(axes: plt.Axes, run: FleetRun, slo: Slo) -> None:
+    values = run.latencies.percentiles()
+    rows = [("TTFT", values["ttft_ms_p99"], slo.ttft_p99_ms), ("TBT", values["tbt_ms_p99"], slo.tbt_p99_ms)]
+    known = [(label, value / limit) for label, value, limit in rows if limit is not None]
+    if not known:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"{len(SLOWDOWN_SLOS) * 3} slowdown SLOs", ha="center")
+        return
+    colours = ["#2ca02c" if ratio < 1 else "#d62728" for _, ratio in known]
+    axes.bar([label for label, _ in known], [ratio for _, ratio in known], color=colours)
+    axes.axhline(1.0, color="black", ls="--", lw=1)
+    axes.set(title="P99 as a share of its SLO")
