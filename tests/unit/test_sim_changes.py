@@ -68,6 +68,19 @@ def test_a_cache_that_has_not_left_its_machine_is_lost_with_it_and_one_that_has_
     assert (lost.restarted, come.restarted) == (1, 0)
 
 
+def test_a_cache_that_comes_in_the_moment_of_the_failure_waits_for_its_boundary_and_is_not_lost() -> None:
+    got = run(split(2, 1, SLOW_LINK), [(0.0, 512, 9), (0.125, 512, 3)], Failure(0, 1, 1.125))
+    joined_s = 1.25  # the first decodes from 1.0 on
+    assert s(got.latencies.e2e_ms) == [joined_s + 2 * 0.375 + 5 * 0.25, joined_s + 2 * 0.375 - 0.125]
+    assert got.restarted == 0
+
+
+def test_the_link_of_a_machine_that_is_back_is_free() -> None:
+    slow = replace(ROUND, hand_off_fixed_s=4.0)
+    got = run(split(1, 1, slow), [(0.0, 512, 3)], Failure(0, 0, 0.75, 1.0))
+    assert s(got.latencies.e2e_ms) == [1.0 + 513 / 1024 + 4.0 + 0.25]
+
+
 def test_a_cache_on_its_way_to_a_machine_that_fails_is_lost() -> None:
     got = run(split(1, 2, SLOW_LINK), [(0.0, 512, 3)], Failure(1, 0, 0.75))
     # The link is busy until 1.0 with what nobody takes, which is over when the second prompt is.

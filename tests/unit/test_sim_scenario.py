@@ -109,6 +109,13 @@ def test_failures_and_flips_are_played_and_told(tmp_path: Path, capsys: pytest.C
     assert figures["e2e_ms_p99"] > without["e2e_ms_p99"] + 4_000, "for four seconds nobody decoded"
 
 
+def test_the_example_with_a_failure_and_a_flip_runs(tmp_path: Path) -> None:
+    assert main(["simulate", str(EXAMPLE.with_name("failures.yaml")), "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "simulate.json").read_text())
+    assert figures["restarted_sequences"] > 0 and figures["role_flips"] == 1
+    assert figures["unfinished_requests"] == figures["slos_missed"] == 0
+
+
 def test_unfinished_requests_are_a_missed_slo_and_no_part_of_the_percentiles(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

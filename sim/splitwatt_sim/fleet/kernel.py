@@ -319,15 +319,19 @@ def _advance(f: Fleet, m: int, until_s: float) -> None:
 
 @inlined
 def least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
-    """The open machine of this role with the least load int64[M]; the first of equals, or NOBODY. Machines between are
-    looked at only where they would win: their numbers follow each other, which is what makes it fast."""
+    """The open machine of this role with the least load int64[M]; the first of equals, or NOBODY."""
     best, ends = f.span[role, 0], f.span[role, 1]
     if best == ends:
         return NOBODY
     lowest = load[best]
-    for m in range(best + 1, ends):
-        if load[m] < lowest and f.takes[m] == role:
-            best, lowest = m, load[m]
+    if f.span[role, 2] == ends - best:  # nobody else between, so the loop needs no branch: it is the hottest one
+        for m in range(best + 1, ends):
+            if load[m] < lowest:
+                best, lowest = m, load[m]
+    else:
+        for m in range(best + 1, ends):
+            if load[m] < lowest and f.takes[m] == role:
+                best, lowest = m, load[m]
     return int(best)
 
 

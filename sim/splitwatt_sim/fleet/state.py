@@ -80,19 +80,19 @@ class Fleet(NamedTuple):
     """N requests in order of arrival, M machines, K kinds (a server under a cap).
 
     requests REQUEST[N], machines MACHINE[M] in the order of the roles they begin with. takes int64[M]: the role for which a
-    machine takes new work, NOBODY while it takes none; span int64[ROLES, 2]: the number of the first that takes work for a
-    role, and the one after the last; equal where there is none. events EVENT[E + 1] by time, the last one never; opens_s
-    float64[M]: when a machine is open again, inf where nothing says so; next_change_s float64[1]: the earliest of events and
-    opens_s. next_s float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued and sequences; promised
-    int64[M]: tokens of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps of sequences by the
-    iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs by the time at which
-    their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration; decode_s, decode_w float64[K,
-    MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of context; idle_w float64[K]; kv_room
-    int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens from which the cache moves layer by
-    layer behind the prefill, and the fixed part is all that is left. power_w float64[M, S]: mean draw in each second; S may
-    be 0. counters int64[COUNTERS]: ARRIVED, DONE, OVERFLOWS (of `coming`; above 0 the run is void), RESTARTED (sequences
-    whose cache was lost), FLIPPED (roles changed), DRAINS (machines that drain now), PLAYED (events), OLDEST (no request
-    before this one is still to be done).
+    machine takes new work, NOBODY while it takes none; span int64[ROLES, 3]: the number of the first that takes work for a
+    role, the one after the last, equal where there is none, and how many do. events EVENT[E + 1] by time, the last one
+    never; opens_s float64[M]: when a machine is open again, inf where nothing says so; next_change_s float64[1]: the
+    earliest of events and opens_s. next_s float64[M]: nothing happens there before; pending int64[M]: prompt tokens queued
+    and sequences; promised int64[M]: tokens of KV cache. finish_key int64[M, MAX_BATCH_SEQUENCES], finish_item int32: heaps
+    of sequences by the iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs
+    by the time at which their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration;
+    decode_s, decode_w float64[K, MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of
+    context; idle_w float64[K]; kv_room int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens
+    from which the cache moves layer by layer behind the prefill, and the fixed part is all that is left. power_w float64[M,
+    S]: mean draw in each second; S may be 0. counters int64[COUNTERS]: ARRIVED, DONE, OVERFLOWS (of `coming`; above 0 the
+    run is void), RESTARTED (sequences whose cache was lost), FLIPPED (roles changed), DRAINS (machines that drain now),
+    PLAYED (events), OLDEST (no request before this one is still to be done).
     """
 
     requests: Any
@@ -237,7 +237,7 @@ def _events(pools: Sequence[Pool], changes: Sequence[Change]) -> Any:
 def regroup(takes: NDArray[np.int64], span: NDArray[np.int64], machines: Any) -> None:
     """Note which machines take new work, and between which numbers those of each role lie."""
     for role in range(ROLES):
-        span[role, 0] = span[role, 1] = 0
+        span[role, 0] = span[role, 1] = span[role, 2] = 0
     for m in range(len(machines)):
         takes[m] = NOBODY
         if machines[m].state == OPEN:
@@ -246,6 +246,7 @@ def regroup(takes: NDArray[np.int64], span: NDArray[np.int64], machines: Any) ->
             if span[role, 1] == 0:
                 span[role, 0] = m
             span[role, 1] = m + 1
+            span[role, 2] += 1
 
 
 def new_fleet(
@@ -278,7 +279,7 @@ def new_fleet(
     machines.head = machines.tail = machines.to_role = NOBODY
     idle_w = np.array([kind.idle_w for kind in kinds], np.float64)
     machines.draw_w = idle_w[machines.kind]
-    takes, span = np.zeros(m, np.int64), np.zeros((ROLES, 2), np.int64)
+    takes, span = np.zeros(m, np.int64), np.zeros((ROLES, 3), np.int64)
     regroup(takes, span, machines)
     hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens) for x in kinds]
     return Fleet(
