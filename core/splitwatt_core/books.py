@@ -19,6 +19,12 @@ FIRST_JUDGEMENT_S: Final = 3.0
 """Meters lag by a second or two: until then they may still show what was drawn before a new budget's first caps held."""
 
 
+MODEL_KEPT_S: Final = 30.0
+MODEL_SPREAD_S: Final = 1.0
+"""Agents' samples are up to a second old themselves."""
+MAX_MODELLED: Final = 128
+
+
 @dataclass(slots=True)
 class Book:
     """`measured_w` is None while nothing fresh is known; `meter_reason` then says why."""
@@ -39,6 +45,8 @@ class Book:
     correction: Correction = field(default_factory=Correction)
     state: PostureState = field(default_factory=PostureState)
     conditions: dict[str, tuple[bool, str]] = field(default_factory=dict)
+    modelled: tuple[tuple[float, float], ...] = ()
+    """When a step was, and the watts that it modelled; the newest last."""
 
     @classmethod
     def open(cls, spec: BudgetSpec, now_s: float) -> Book:
@@ -96,10 +104,15 @@ class Book:
         self.fallback = reading is None
         if spec.meter is None:
             self.correction = Correction()
+        kept = [m for m in self.modelled if 0 <= now_s - m[0] <= MODEL_KEPT_S]
+        self.modelled = (*kept[1 - MAX_MODELLED :], (now_s, survey.modelled_w))
         if reading is not None:
             self.measured_w = reading.power_w
             self.correction = self.correction.observe(
-                measured_w=reading.power_w, modelled_w=survey.modelled_w, limit_w=self.limit.in_force_w, now_s=now_s
+                measured_w=reading.power_w,
+                modelled_w=self.modelled_at(reading.sampled_s),
+                limit_w=self.limit.in_force_w,
+                now_s=now_s,
             )
         elif below_w is not None:
             self.measured_w = below_w
@@ -129,6 +142,15 @@ class Book:
                 text += f": measured {self.measured_w:.0f} W of {self.limit.in_force_w} W"
             notes.append(Note("PowerBudget", self.name, "Posture", text, warning=worse))
         return notes
+
+    def modelled_at(self, sampled_s: float) -> float:
+        """The most that the model said within `MODEL_SPREAD_S` of a sample's time; where it said nothing then, the nearest.
+
+        A meter's sample is older than the agents'. Held against what they say now, every falling load would look like watts
+        that nobody declared. Raises ValueError before the first judgement.
+        """
+        near = [modelled_w for at_s, modelled_w in self.modelled if abs(at_s - sampled_s) <= MODEL_SPREAD_S]
+        return max(near) if near else min(self.modelled, key=lambda m: abs(m[0] - sampled_s))[1]
 
     def raise_forbidden(self, spec: BudgetSpec, survey: Survey, now_s: float) -> str | None:
         """Why nothing below this budget may be raised now, None when something may (I5)."""

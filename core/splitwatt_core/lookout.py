@@ -16,7 +16,8 @@ the model cannot explain looks like load.
 
 Caps are a bound themselves (I1). As long as the reading, with the locks in force thought away, is no more than all caps
 allow and the rest declares, whatever comes cannot pass that sum, and no lock is called for. A lock therefore comes when the
-meter shows watts that nobody declared, while they are still within the limit: before the posture has to climb.
+meter shows, for longer than its noise lasts, watts that nobody declared; where the caps leave room below the limit, that is
+before the limit is crossed and the posture has to climb.
 
 Protected: no lock is loosened without a fresh reading, nor before the dwell is over. At a first decision, or when other
 classes work, the ladder begins where the locks in force are; those that no position knows (of decode, or deeper than the
@@ -47,10 +48,14 @@ from splitwatt_core.foresight import (
     look,
 )
 from splitwatt_core.policy import ClockColumns, PhaseCode, PowerSnapshot, roots_of
-from splitwatt_core.posture import CORRECTION_WINDOW_S, UNDER_DECLARED_MIN_RATIO
+from splitwatt_core.posture import CORRECTION_WINDOW_S
 from splitwatt_core.waterfill import BoolArray, FloatArray, IntArray
 
 STEPS_PER_CLASS: Final = 8
+NOISE_RATIO: Final = 0.02
+NOISE_S: Final = 1.0
+"""A reading this much of the limit above what is allowed, or alone above it, is a meter's noise: a full fleet under caps reads
+around its limit all day, and a lock for every stray reading costs prefill more than watts."""
 MAX_CLASSES: Final = 16
 """Classes of a ladder; all above are the last one's."""
 
@@ -60,13 +65,14 @@ class Watch:
     """What is remembered of one root. `classes`: the priorities whose prefill the ladder's positions lock, lowest first.
     `inherited_s`: since when readings have let locks in force that no position knows be calm, None where there are none.
     `allowed_w`, `allowed_s`: the most that caps and rest allowed lately, and when; a meter shows the draw of a while ago, so
-    caps that just fell explain what it reads."""
+    caps that just fell explain what it reads. `beyond_s`: since when it has read more than they explain, None: it does not."""
 
     classes: tuple[int, ...]
     outlook: Outlook
     inherited_s: float | None = None
     allowed_w: float = 0.0
     allowed_s: float = -math.inf
+    beyond_s: float | None = None
 
     def allow(self, allowed_w: float, now_s: float) -> Watch:
         if allowed_w >= self.allowed_w or now_s - self.allowed_s > CORRECTION_WINDOW_S:
@@ -148,9 +154,9 @@ class _Ladder:
             return before  # nobody works: there is nothing to lock, and nothing to learn from
         shown = min(_shown(before.outlook, now_s - settings.effect_s), self._size - 1)
         unlocked_w = self._fixed_w + max(reading_w - self._fixed_w, 0.0) * float(scaled_w[0] / scaled_w[shown])
-        # Less than a hundredth of the limit is a sensor's noise, as for a correction, but not above the limit itself.
-        declared_w = min(before.allowed_w + UNDER_DECLARED_MIN_RATIO * limit_w, limit_w)
-        bounded = self._allowed_w <= limit_w and unlocked_w <= declared_w
+        beyond = unlocked_w > before.allowed_w + NOISE_RATIO * limit_w
+        beyond_s = (now_s if before.beyond_s is None else before.beyond_s) if beyond else None
+        bounded = self._allowed_w <= limit_w and (beyond_s is None or now_s - beyond_s < NOISE_S)
         outlook = look(
             before.outlook,
             now_s=now_s,
@@ -165,7 +171,7 @@ class _Ladder:
             needed = outlook.position > 0 and outlook.state[NEEDED_S] == now_s
             inherited_s = now_s if needed or math.isnan(reading_w) else inherited_s
             inherited_s = None if now_s - inherited_s >= settings.dwell_s else inherited_s
-        return replace(before, outlook=outlook, inherited_s=inherited_s)
+        return replace(before, outlook=outlook, inherited_s=inherited_s, beyond_s=beyond_s)
 
     def _begin(self, before: Watch | None, now_s: float) -> Watch:
         """At the least position that is as deep as the locks in force, as far as the ladder goes. What was learned of spikes

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.clocks import lock_at, looser, power_share, share_of_power
 from splitwatt_core.foresight import ForesightSettings
-from splitwatt_core.lookout import STEPS_PER_CLASS, Watch
+from splitwatt_core.lookout import NOISE_RATIO, NOISE_S, STEPS_PER_CLASS, Watch
 from splitwatt_core.phase_aware import PhaseAware, Remembered
 from splitwatt_core.policy import Decision, MeterColumns, PhaseCode, Posture, PowerSnapshot, check_decision
 from support.forests import (
@@ -104,7 +104,7 @@ def test_the_lowest_classs_prefill_goes_first_then_the_next_and_decode_never() -
     limit_w = ALL_W + 1500.0
     seen: list[tuple[int, int]] = []
     for extra_w in range(0, 6000, 100):
-        locks = play(mixed(), [ALL_W + extra_w], limit_w)[0].max_clock_mhz
+        locks = play(mixed(), [ALL_W + extra_w] * 2, limit_w)[-1].max_clock_mhz
         assert not locks[DECODES].any() and not locks[16:].any()
         (low,), (high,) = set(locks[LOW_PREFILL].tolist()), set(locks[HIGH_PREFILL].tolist())
         assert not high or low == FLOOR_MHZ
@@ -123,7 +123,7 @@ def test_a_brake_locks_everybody_at_work_at_the_clock_of_its_minimum_cap() -> No
 
 
 def test_reasons_say_who_is_locked() -> None:
-    (decision,) = play(mixed(), [ALL_W + 1400.0], ALL_W + 1500.0)
+    _, decision = play(mixed(), [ALL_W + 1400.0] * 2, ALL_W + 1500.0)
     locked = {(r.phase, r.priority) for r in decision.reasons if r.text.endswith("; clock locked")}
     assert (PREFILL, LOW) in locked and not {(DECODE, LOW), (DECODE, HIGH)} & locked
 
@@ -157,10 +157,20 @@ def test_caps_that_just_fell_explain_what_the_meter_still_shows() -> None:
 def test_of_a_rest_that_nobody_names_all_that_is_withheld_counts() -> None:
     snapshot = mixed()
     snapshot = replace(snapshot, budgets=replace(snapshot.budgets, allowance_w=np.array([ALL_W, ALL_W])))
-    calm = POLICY.decide(metered(snapshot, ALL_W + 500.0, ALL_W + 499.0), 0.0)
-    assert not calm.max_clock_mhz.any()
-    loud = POLICY.decide(metered(snapshot, ALL_W + 500.0, ALL_W + 501.0), 0.0)
-    assert loud.max_clock_mhz.any()
+    limit_w = ALL_W + 500.0
+    believed_w = limit_w * (1 + NOISE_RATIO)
+    for reading_w, locks in ((believed_w - 1.0, False), (believed_w + 1.0, True)):
+        first = POLICY.decide(metered(snapshot, limit_w, reading_w), 0.0)
+        assert not first.max_clock_mhz.any(), "one reading is noise"
+        after = replace(metered(snapshot, limit_w, reading_w), memory=first.memory)
+        assert POLICY.decide(after, NOISE_S).max_clock_mhz.any() == locks
+
+
+def test_a_noisy_meter_of_a_full_fleet_locks_nobody() -> None:
+    """Caps stand at the limit, and the meter strays around it with a standard deviation of a hundredth."""
+    noise = np.random.default_rng(3).normal(0.0, 0.01, 600)
+    for decision in play(mixed(), (ALL_W * (1 + noise)).tolist(), ALL_W):
+        assert not decision.max_clock_mhz.any()
 
 
 # ------------------------------------------------------------------------------------------- silence, dwell, beginnings
@@ -255,14 +265,14 @@ def test_locks_that_no_position_knows_stay_for_a_dwell_of_readings() -> None:
 
 def test_another_class_at_work_begins_another_ladder_where_the_locks_are_and_keeps_what_was_learned() -> None:
     limit_w = ALL_W + 1500.0
-    made = play(mixed(), [ALL_W - 1000.0] * 8 + [ALL_W + 900.0], limit_w)
+    made = play(mixed(), [ALL_W - 1000.0] * 8 + [ALL_W + 900.0] * 2, limit_w)
     old = watch(made[-1])
     assert 0 < old.outlook.position < STEPS_PER_CLASS + 1 and old.outlook.histogram.sum() > 0
     grown = granted(mixed(), made[-1])
     priority = grown.gpus.priority.copy()
     priority[8] = LOW - 1
     grown = replace(grown, gpus=replace(grown.gpus, priority=priority))
-    decision = POLICY.decide(read(grown, NAN, limit_w), 9.0)
+    decision = POLICY.decide(read(grown, NAN, limit_w), 10.0)
     new = watch(decision)
     assert (old.classes, new.classes) == ((LOW, HIGH), (LOW - 1, LOW, HIGH))
     assert new.outlook.position == old.outlook.position + STEPS_PER_CLASS

@@ -152,3 +152,26 @@ def test_a_meter_that_was_removed_takes_its_correction_along() -> None:
     assert book.correction.power_w == 100.0, "a stale meter does not"
     judged(book, BARE, now_s=61.0)
     assert book.correction.power_w == 0.0
+
+
+def test_a_meter_that_is_late_is_held_against_the_model_of_its_samples_time() -> None:
+    """The load falls by 20 W a second for 20 s, and the meter tells of it 2 s later: nothing is undeclared."""
+    book = Book.open(SPEC, 0.0)
+
+    def load_w(at_s: float) -> float:
+        return 900.0 - 20.0 * min(max(at_s - 10.0, 0.0), 20.0)
+
+    for t in range(60):
+        book.see_meter(SPEC, MeterReading(load_w(t - 2.0), t - 2.0, 2), float(t))
+        judged(book, now_s=float(t), survey=replace(CALM, modelled_w=load_w(t)))
+        assert book.correction.power_w == 0.0, t
+
+
+def test_watts_that_nobody_declared_are_found_while_the_load_falls() -> None:
+    book = Book.open(SPEC, 0.0)
+    for t in range(60):
+        load_w = 800.0 - 5.0 * t
+        book.see_meter(SPEC, MeterReading(load_w + 10.0 + 150.0, t - 2.0, 2), float(t))
+        judged(book, now_s=float(t), survey=replace(CALM, modelled_w=load_w))
+    # The model of two seconds ago, give or take one, was 10 W to 15 W higher.
+    assert book.correction.power_w == pytest.approx(145.0, abs=5.0)
