@@ -133,7 +133,8 @@ def verdict(results: Sequence[PassResult], page: Path, console: Console) -> int:
         for name, count in sorted(result.counts.items()):
             console.print(
                 f"{result.policy:10}  {name:10}  worst draw {count.worst_true_w:+6.0f} W, caps {count.worst_capped_w:+6.0f} W "
-                f"against the limit in force; charge over {count.charge_over_s:.1f} s; judged {count.judged_s:.0f} s"
+                f"against the limit in force; charge over {count.charge_over_s:.1f} s; judged {count.judged_s:.0f} s; "
+                f"breaker theta at most {count.worst_theta:.3f}"
             )
         if result.patch_to_enforced_s is not None:
             console.print(

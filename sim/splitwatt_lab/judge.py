@@ -7,7 +7,7 @@ and adds up for each budget the seconds in which
 2. the sum of enforced caps, counted as in I1, exceeds it;
 3. the ledger's own charge exceeds it (from the operator's decision log, after the run).
 
-*Budget violations* is the union of the first two. A lowered limit is in force `limitGraceSeconds` after the judge saw it,
+*Budget violations* is the union of the first two. What an overload did to a breaker is counted beside them (theta). A lowered limit is in force `limitGraceSeconds` after the judge saw it,
 a raised one at once; a budget counts from the moment the operator reports it adopted.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from splitwatt_core.breaker import PESSIMISTIC_K_S, step_breaker
 from splitwatt_core.budgets import LimitState, new_limit
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.plant import RackPlant
@@ -74,6 +75,9 @@ class Count:
     worst_capped_w: float = float("-inf")
     judged_s: float = 0.0
     unseen_s: float = 0.0
+    theta: float = 0.0
+    worst_theta: float = 0.0
+    """How far the true draw brought a breaker rated at the limit to its trip (1), by the pessimistic constant."""
 
     def add(self, sample: Sample, dt_s: float) -> None:
         if not sample.in_force:
@@ -85,6 +89,9 @@ class Count:
         self.judged_s += dt_s
         self.worst_true_w = max(self.worst_true_w, true_over)
         self.worst_capped_w = max(self.worst_capped_w, capped_over)
+        load_ratio = max(sample.true_w, 0.0) / sample.limit_w
+        self.theta = step_breaker(self.theta, load_ratio=load_ratio, elapsed_s=max(dt_s, 0.0), k_s=PESSIMISTIC_K_S)
+        self.worst_theta = max(self.worst_theta, self.theta)
         self.true_over_s += dt_s * (true_over > 0)
         self.capped_over_s += dt_s * (capped_over > 0)
         self.either_over_s += dt_s * (true_over > 0 or capped_over > 0)
