@@ -7,8 +7,9 @@ and adds up for each budget the seconds in which
 2. the sum of enforced caps, counted as in I1, exceeds it;
 3. the ledger's own charge exceeds it (from the operator's decision log, after the run).
 
-*Budget violations* is the union of the first two. What an overload did to a breaker is counted beside them (theta). A lowered limit is in force `limitGraceSeconds` after the judge saw it,
-a raised one at once; a budget counts from the moment the operator reports it adopted.
+*Budget violations* is the union of the first two. What an overload did to a breaker is counted beside them (theta). A
+lowered limit is in force `limitGraceSeconds` after the judge saw it, a raised one at once; a budget counts from the moment
+the operator reports it adopted.
 """
 
 from __future__ import annotations
