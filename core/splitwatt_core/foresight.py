@@ -69,8 +69,8 @@ class ForesightSettings:
     effect_s: float = 3.0
     level_s: float = 8.0
     slope_s: float = 15.0
-    spike_quantile: float = 0.999
-    tail: float = 1.7
+    spike_quantile: float = 0.9999
+    tail: float = 1.4
     first_spike: float = 0.10
     memory_s: float = 86_400.0
     learnt_after: int = 1_800

@@ -1,8 +1,7 @@
 """`PhaseAware` on POLCA's row: `python -m splitwatt_sim.pages.row` runs it and writes the page, its plot and flat figures.
 
 How many servers fit on the power for 40, with no brake and all SLOs in every judged seed; where that ends and why; what
-changes with each assumption. `Polca` with the paper's numbers stands beside it. Nothing was fitted to a seed that judges:
-the law's constants were chosen while looking at seeds below 2000.
+changes with each assumption. `Polca` with the paper's numbers stands beside it. Nothing was fitted to a seed that judges.
 
 Protects: a largest number is only called so where one server more was tried and failed.
 """
@@ -30,12 +29,15 @@ from rich.table import Table
 from splitwatt_core.polca import RowPriority, settings_for
 
 from splitwatt_sim.pages.markdown import MAX_SEEDS, MIN_SEEDS, filled, markdown, spread
-from splitwatt_sim.pages.polca import FIRST_SEED, REQUESTS, SEEDS, weak_locks
+from splitwatt_sim.pages.polca import REQUESTS, SEEDS, weak_locks
 from splitwatt_sim.row import ladder, model
 from splitwatt_sim.row.ladder import LadderSettings, in_band, run_row_ahead
 from splitwatt_sim.row.model import BASE_SERVERS, MIX, SLOS, Impact, Requests, Row, RowRun, Workload
 from splitwatt_sim.row.trace import DAY_S, STEP_S, RowTrace, make
 
+FIRST_SEED: Final = 3001
+"""Seeds below 2000 were looked at while the law's constants were chosen; those from 2001 on judged an earlier choice, whose
+spike (quantile 0.999, stretched by 1.7) let rare bursts through."""
 AIM: Final = 58
 """+45 %."""
 FEWEST, MOST = 40, 90
