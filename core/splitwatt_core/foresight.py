@@ -50,12 +50,14 @@ BINS: Final = 500
 BIN: Final = 0.001
 """Spikes are kept to a thousandth of the load, up to a half."""
 MAX_WEIGHT: Final = 1e12
+SETTLED: Final = 3.0
+"""Time constants of the slope after which a prediction is one to learn from."""
 
 # Columns of a remembered decision.
 AT_S, POSITION, FORESEEN, ROOT, HIGHEST = range(5)
 # Places of the state vector.
-LEVEL, SLOPE, LAST_S, NEEDED_S, NOW_AT, BEFORE, HEAD, WEIGHT, TOTAL, COUNT = range(10)
-STATE: Final = 10
+LEVEL, SLOPE, LAST_S, NEEDED_S, NOW_AT, BEFORE, HEAD, WEIGHT, TOTAL, COUNT, BEGAN_S = range(11)
+STATE: Final = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
     # Level and slope.
     if math.isnan(state[LAST_S]):
         state[LEVEL], state[SLOPE] = load, 0.0
+        state[BEGAN_S] = now_s
         elapsed_s = 0.0
         state[NEEDED_S] = now_s
     else:
@@ -219,7 +222,8 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
     ring[head, POSITION] = commanded
     ring[head, FORESEEN] = foreseen
     ring[head, ROOT] = root
-    ring[head, HIGHEST] = -math.inf
+    # Level and slope are guesses at first: what exceeds them then is no spike.
+    ring[head, HIGHEST] = -math.inf if now_s - state[BEGAN_S] >= SETTLED * slope_s else math.nan
     state[HEAD] = float((head + 1) % RING)
     return commanded
 
