@@ -20,9 +20,8 @@ FIRST_JUDGEMENT_S: Final = 3.0
 
 
 MODEL_KEPT_S: Final = 30.0
-MODEL_SPREAD_S: Final = 1.0
-"""Agents' samples are up to a second old themselves."""
-MAX_MODELLED: Final = 128
+MODEL_EVERY_S: Final = 0.5
+"""Two steps within it are kept as the later one; so at most 2 * MODEL_KEPT_S / MODEL_EVERY_S are kept."""
 
 
 @dataclass(slots=True)
@@ -105,7 +104,9 @@ class Book:
         if spec.meter is None:
             self.correction = Correction()
         kept = [m for m in self.modelled if 0 <= now_s - m[0] <= MODEL_KEPT_S]
-        self.modelled = (*kept[1 - MAX_MODELLED :], (now_s, survey.modelled_w))
+        if len(kept) > 1 and now_s - kept[-2][0] < MODEL_EVERY_S:
+            kept.pop()  # steps may follow each other faster than the span can be held
+        self.modelled = (*kept, (now_s, survey.modelled_w))
         if reading is not None:
             self.measured_w = reading.power_w
             self.correction = self.correction.observe(
@@ -144,13 +145,17 @@ class Book:
         return notes
 
     def modelled_at(self, sampled_s: float) -> float:
-        """The most that the model said within `MODEL_SPREAD_S` of a sample's time; where it said nothing then, the nearest.
+        """What the model said at a sample's time: between the two steps around it, or at the nearest.
 
         A meter's sample is older than the agents'. Held against what they say now, every falling load would look like watts
-        that nobody declared. Raises ValueError before the first judgement.
+        that nobody declared. Raises IndexError before the first judgement.
         """
-        near = [modelled_w for at_s, modelled_w in self.modelled if abs(at_s - sampled_s) <= MODEL_SPREAD_S]
-        return max(near) if near else min(self.modelled, key=lambda m: abs(m[0] - sampled_s))[1]
+        earlier = [m for m in self.modelled if m[0] <= sampled_s]
+        later = [m for m in self.modelled if m[0] > sampled_s]
+        if not earlier or not later:
+            return (later[0] if later else earlier[-1])[1]
+        (before_s, before_w), (after_s, after_w) = earlier[-1], later[0]
+        return before_w + (after_w - before_w) * (sampled_s - before_s) / (after_s - before_s)
 
     def raise_forbidden(self, spec: BudgetSpec, survey: Survey, now_s: float) -> str | None:
         """Why nothing below this budget may be raised now, None when something may (I5)."""

@@ -125,9 +125,9 @@ class _Gpu:
 
 
 def _tells_of_clocks(first: Grant, recorded: int) -> bool:
-    """Whether the first grant after a start of the agent needs a call. One that came while no agent ran may have taken a
-    lock away, which the driver still keeps; where nothing was ever granted or changed since, clocks are left alone."""
-    return first.max_clock_mhz is not None or recorded not in (NO_GRANT, first.grant)
+    """Whether the first grant after a start of the agent needs a call. The driver may still keep a lock that was taken away
+    while no agent ran, or whose reset never came through; where nothing was ever granted, clocks are left alone."""
+    return first.max_clock_mhz is not None or recorded != NO_GRANT
 
 
 def watts_up(mw: int) -> int:
@@ -243,12 +243,20 @@ class Enforcer:
                 if gpu.called[0] > gpu.acked:
                     gpu.asked_mw = max(gpu.asked_mw, cap_mw)
                 set_caps.append(SetCap(uuid, cap_mw))
-            if gpu.target is not None and not self._held and gpu.target.max_clock_mhz != gpu.clock_mhz:
+            if gpu.target is not None and not self._held and self._may_clock(gpu, gpu.target.max_clock_mhz):
                 if gpu.clock_mhz != NOTHING_TOLD or _tells_of_clocks(gpu.target, gpu.recorded):
                     clocks.append(LockClock(uuid, gpu.target.max_clock_mhz))
                 gpu.clock_mhz = gpu.target.max_clock_mhz
         persist = Record(self._term, dict(self._high)) if self._dirty else None
         return Actions(persist=persist, set_caps=tuple(set_caps), clocks=tuple(clocks))
+
+    def _may_clock(self, gpu: _Gpu, wanted_mhz: int | None) -> bool:
+        """Whether the lock changes now. One that lets clocks rise waits for the record, as a raise of the cap does (R12)."""
+        if wanted_mhz == gpu.clock_mhz:
+            return False
+        told_mhz = gpu.clock_mhz
+        deepens = wanted_mhz is not None and (told_mhz in (None, NOTHING_TOLD) or wanted_mhz < told_mhz)
+        return deepens or not self._dirty
 
     def _wanted_mw(self, uuid: str, gpu: _Gpu, guard_w: int | None) -> int | None:
         """The limit this GPU should have, None to leave it alone."""

@@ -24,7 +24,7 @@ Action. The least position whose power(k, ahead) keeps the limit; deeper at once
 `dwell_s` after the last time that the position was needed, at most `release_per_s` positions a second, on the level itself
 without its slope, and not for less than `deadband` positions.
 
-Protects: without a reading nothing is released (I5), and such time counts for no dwell; equal inputs give equal outputs.
+Protects: without a reading nothing is released (I5), and a missing one begins the dwell anew; equal inputs give equal outputs.
 
 A ladder whose positions mean something else (other GPUs, other classes) is a new ladder: begin with `Outlook.at` the position
 whose locks are at least as deep as those in force.
@@ -159,7 +159,7 @@ def advance(  # noqa: PLR0917 - compiled code takes no keywords
     root = math.sqrt(max(state[LEVEL], 1e-6))
 
     # Learn from the decisions whose horizon is over.
-    state[WEIGHT] *= math.exp(elapsed_s / settings[7])
+    state[WEIGHT] *= math.exp(min(elapsed_s / settings[7], 30.0))
     for i in range(RING):
         if math.isnan(ring[i, HIGHEST]):
             continue

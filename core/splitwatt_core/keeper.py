@@ -329,8 +329,10 @@ class Keeper:
             up = self._tree.parent[name]
             if up is not None:
                 so_far = below_w.get(up, 0.0)
-                known = so_far is not None and book.measured_w is not None
-                below_w[up] = so_far + book.measured_w if known else None  # type: ignore[operator]
+                # A budget without nodes has nothing to measure, which must not make those above it forget what theirs read.
+                empty = book.measured_w is None and surveys[b].nodes == 0
+                mine_w = float(spec.fixed_w) if empty else book.measured_w
+                below_w[up] = None if so_far is None or mine_w is None else so_far + mine_w
         return notes
 
     # --------------------------------------------------------------------------------------------- what may be given out

@@ -56,6 +56,8 @@ NOISE_RATIO: Final = 0.02
 NOISE_S: Final = 1.0
 """A reading this much of the limit above what is allowed, or alone above it, is a meter's noise: a full fleet under caps reads
 around its limit all day, and a lock for every stray reading costs prefill more than watts."""
+MAX_DRAWN: Final = 64
+"""Late decisions that a watch keeps; at one a second they are those of a correction's window."""
 MAX_CLASSES: Final = 16
 """Classes of a ladder; all above are the last one's."""
 
@@ -65,7 +67,9 @@ class Watch:
     """What is remembered of one root. `classes`: the priorities whose prefill the ladder's positions lock, lowest first.
     `inherited_s`: since when readings have let locks in force that no position knows be calm, None where there are none.
     `allowed_w`, `allowed_s`: the most that caps and rest allowed lately, and when; a meter shows the draw of a while ago, so
-    caps that just fell explain what it reads. `beyond_s`: since when it has read more than they explain, None: it does not."""
+    caps that just fell explain what it reads. `beyond_s`: since when it has read more than they explain, None: it does not.
+    `calm_s`: since when it reads, locks and all, no more than they explain. `drawn`: of late decisions when they were, and
+    fixed and scaled watts of the unlocked ladder then; the newest last."""
 
     classes: tuple[int, ...]
     outlook: Outlook
@@ -73,11 +77,28 @@ class Watch:
     allowed_w: float = 0.0
     allowed_s: float = -math.inf
     beyond_s: float | None = None
+    calm_s: float | None = None
+    drawn: tuple[tuple[float, float, float], ...] = ()
 
     def allow(self, allowed_w: float, now_s: float) -> Watch:
-        if allowed_w >= self.allowed_w or now_s - self.allowed_s > CORRECTION_WINDOW_S:
+        if allowed_w >= self.allowed_w or not 0.0 <= now_s - self.allowed_s <= CORRECTION_WINDOW_S:
             return replace(self, allowed_w=allowed_w, allowed_s=now_s)
         return self
+
+    def draws(self, fixed_w: float, scaled_w: float, now_s: float) -> Watch:
+        kept = [d for d in self.drawn if 0.0 <= now_s - d[0] <= CORRECTION_WINDOW_S]
+        return replace(self, drawn=(*kept[1 - MAX_DRAWN :], (now_s, fixed_w, scaled_w)))
+
+    def as_now(self, reading_w: float, taken_s: float) -> float:
+        """The reading as it would be with the caps of now: a fleet that was cut since draws less for the same load, and its
+        own cut must not be taken for a rise of it. How old a reading is nobody knows to the second, so of all that stood since
+        `taken_s` the caps count that explain most."""
+        first = max((i for i, d in enumerate(self.drawn) if d[0] <= taken_s + 1e-9), default=0)
+        _, fixed_then_w, scaled_then_w = max(self.drawn[first:], key=lambda d: d[2])
+        _, fixed_w, scaled_w = self.drawn[-1]
+        if scaled_then_w <= 0.0:
+            return reading_w
+        return fixed_w + (reading_w - fixed_then_w) * scaled_w / scaled_then_w
 
 
 def keep_watch(
@@ -102,11 +123,17 @@ def keep_watch(
         name = snapshot.budgets.names[root]
         reading_w, limit_w = float(meter.measured_w[root]), float(meter.limit_w[root])
         ladder = _Ladder(snapshot, clocks, root_of_gpu == root, rest_w=_rest_w(snapshot, root))
+        brakes = bool((braked & ladder.rows).any())
+        if brakes:
+            reading_w = math.nan  # it shows the brake and not the load
         watch = kept[name] = ladder.next(
             watches.get(name), now_s=now_s, reading_w=reading_w, limit_w=limit_w, settings=settings
         )
         wanted = ladder.locks(watch.outlook.position)
-        wanted = np.where(braked, deeper(wanted, ladder.brake_locks()), wanted)
+        if brakes:
+            # No position of the ladder knows a brake's locks: they are let go after a dwell, like others of that kind.
+            watch = kept[name] = replace(watch, inherited_s=now_s)
+            wanted = np.where(braked, deeper(wanted, ladder.brake_locks()), wanted)
         if watch.inherited_s is not None or math.isnan(reading_w):
             wanted = deeper(wanted, clocks.granted_mhz)
         locks[ladder.rows] = wanted[ladder.rows]
@@ -152,26 +179,35 @@ class _Ladder:
         scaled_w = self._scaled_w()
         if scaled_w[-1] <= 0.0:
             return before  # nobody works: there is nothing to lock, and nothing to learn from
+        before = before.draws(self._fixed_w, float(scaled_w[0]), now_s)
         shown = min(_shown(before.outlook, now_s - settings.effect_s), self._size - 1)
         unlocked_w = self._fixed_w + max(reading_w - self._fixed_w, 0.0) * float(scaled_w[0] / scaled_w[shown])
-        beyond = unlocked_w > before.allowed_w + NOISE_RATIO * limit_w
-        beyond_s = (now_s if before.beyond_s is None else before.beyond_s) if beyond else None
+        explained_w = before.allowed_w + NOISE_RATIO * limit_w
+        # A reading that caps explain as it stands, for a dwell, needs no locks thought away: they may have saved nothing.
+        calm = reading_w <= explained_w
+        calm_s = min(now_s if before.calm_s is None else before.calm_s, now_s) if calm else None
+        beyond = unlocked_w > explained_w and (calm_s is None or now_s - calm_s < settings.dwell_s)
+        beyond_s = before.beyond_s
+        if not math.isnan(reading_w):
+            beyond_s = min(now_s if beyond_s is None else beyond_s, now_s) if beyond else None
         bounded = self._allowed_w <= limit_w and (beyond_s is None or now_s - beyond_s < NOISE_S)
         outlook = look(
             before.outlook,
             now_s=now_s,
-            reading_w=reading_w,
+            reading_w=before.as_now(reading_w, now_s - settings.effect_s),
             limit_w=math.inf if bounded else limit_w,
             fixed_w=np.full(self._size, self._fixed_w),
             scaled_w=scaled_w,
             settings=settings,
         )
         inherited_s = before.inherited_s
+        if inherited_s is None and self._unknown(before.outlook.position):
+            inherited_s = now_s
         if inherited_s is not None:
             needed = outlook.position > 0 and outlook.state[NEEDED_S] == now_s
             inherited_s = now_s if needed or math.isnan(reading_w) else inherited_s
             inherited_s = None if now_s - inherited_s >= settings.dwell_s else inherited_s
-        return replace(before, outlook=outlook, inherited_s=inherited_s, beyond_s=beyond_s)
+        return replace(before, outlook=outlook, inherited_s=inherited_s, beyond_s=beyond_s, calm_s=calm_s)
 
     def _begin(self, before: Watch | None, now_s: float) -> Watch:
         """At the least position that is as deep as the locks in force, as far as the ladder goes. What was learned of spikes
@@ -192,6 +228,12 @@ class _Ladder:
         outlook = replace(outlook, state=state, histogram=before.outlook.histogram)
         return replace(before, classes=self.classes, outlook=outlook, inherited_s=inherited_s)
 
+    def _unknown(self, position: int) -> bool:
+        """Whether somebody at work stands under a deeper lock than the last position, or the one before it, gave: a tree that
+        joined, a GPU whose role changed, a rack whose meter was silent while the others' locks went."""
+        known = self.locks(min(position + 1, self._size - 1))
+        return bool((looser(known, self._clocks.granted_mhz) & self.rows & self._works).any())
+
     def locks(self, position: int) -> Mhz:
         """Of all classes at this position, int32[N]."""
         steps = np.clip(position - STEPS_PER_CLASS * self._class, 0, STEPS_PER_CLASS)
@@ -210,17 +252,30 @@ class _Ladder:
     def _scaled_w(self) -> FloatArray:
         """What of each position's watts grows with the load, at the meter, float64[K]."""
         steps = range(STEPS_PER_CLASS + 1)
+        unlocked_w = self._loss * np.minimum(self._room_w, self._span_w)
+        total_w = float(unlocked_w[self._works].sum())
+        on_it = np.flatnonzero(self._class >= 0)
+        clocks, loss = _at(self._clocks, on_it), self._loss[on_it]
+        room_w, span_w, of_gpu = self._room_w[on_it], self._span_w[on_it], self._class[on_it]
+        floor = self._share(1.0)[on_it]
         draws_w = [
-            self._loss * np.minimum(self._room_w, self._span_w * power_share(self._clocks, self._share(k / STEPS_PER_CLASS)))
+            np.bincount(
+                of_gpu,
+                weights=loss * np.minimum(room_w, span_w * power_share(clocks, 1.0 - (1.0 - floor) * k / STEPS_PER_CLASS)),
+                minlength=len(self.classes),
+            )
             for k in steps
         ]
-        of_class = [[float(draws_w[k][self._class == c].sum()) for k in steps] for c in range(len(self.classes))]
-        total_w = float(draws_w[0][self._works].sum())
+        of_class = np.array(draws_w).T.tolist()
         scaled_w = [total_w]
         for drawn_w in of_class:
             scaled_w.extend(total_w - drawn_w[0] + drawn_w[k] for k in steps[1:])
             total_w += drawn_w[-1] - drawn_w[0]
         return np.array(scaled_w)
+
+
+def _at(clocks: ClockColumns, rows: IntArray) -> ClockColumns:
+    return replace(clocks, **{name: getattr(clocks, name)[rows] for name in clocks.__dataclass_fields__})
 
 
 def _shown(outlook: Outlook, taken_s: float) -> int:

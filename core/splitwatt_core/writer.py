@@ -1,7 +1,8 @@
 """Composing NodePower specs: the stamp of a new term, and grants (PROTOCOL R1, R3, R4, R6).
 
-A line is kept as it stands while nothing about it changes; a new cap, a new clock lock or a move to another rack makes a
-new grant with this round's number, which carries the charge of this moment for a successor (R4).
+A line is kept as it stands while nothing about it changes. A new cap or a move to another rack makes a new grant with this
+round's number, which carries the charge of this moment for a successor (R4); a phase or a clock lock is told under the grant
+that stands.
 """
 
 from __future__ import annotations
@@ -77,9 +78,11 @@ def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | 
     safe_w = wish.cap_w if safe_cap_w is None else min(wish.cap_w, max(safe_cap_w, account.min_w))
     clock = wish.clock_mhz or None
     row = account.row
-    says = (wish.cap_w, safe_w, clock)
-    if row is not None and row in held and not moved and says == (row.cap_w, row.safe_cap_w, row.max_clock_mhz):
-        return row if row.phase is wish.phase else replace(row, phase=wish.phase)
+    says = (wish.cap_w, safe_w)
+    if row is not None and row in held and not moved and says == (row.cap_w, row.safe_cap_w):
+        # A lock counts in no sum. As a new grant it would carry today's charge along, and owe an acknowledgement.
+        same = (row.phase, row.max_clock_mhz) == (wish.phase, clock)
+        return row if same else replace(row, phase=wish.phase, max_clock_mhz=clock)
     return Grant(
         uuid=account.uuid,
         grant=number,

@@ -2,7 +2,8 @@
 
 The fleet: nodes of eight H100, eight nodes to a rack, twenty-five racks to a row, one site above the rows. Half the GPUs
 run decode and a third prefill in tensor-parallel groups of eight, two priorities; racks have allowances of their own, so
-that many of them fill at different levels. The snapshot is built outside the measured time, as the keeper holds it.
+that many of them fill at different levels. The policies are those that the operator runs, and what they remember travels
+from one decision to the next. The snapshot is built outside the measured time, as the keeper holds it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,20 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from splitwatt_core.phase_aware import PhaseAware
-from splitwatt_core.policy import BudgetColumns, GpuColumns, PhaseCode, Policy, PowerSnapshot
-from splitwatt_core.uniform import Uniform
+from splitwatt_core.policies import POLICIES
+from splitwatt_core.policy import (
+    BudgetColumns,
+    ClockColumns,
+    GpuColumns,
+    MeterColumns,
+    PhaseCode,
+    Policy,
+    PowerSnapshot,
+)
 
 FLEETS: Final = (64, 1_000, 80_000)
 REPEATS: Final = 9
@@ -40,11 +49,12 @@ def snapshot(gpus: int, seed: int = SEED) -> PowerSnapshot:
     )
     phase = phase_of_node[node]
     decodes = phase == PhaseCode.DECODE
+    allowance_w = np.concatenate([[row_w.sum() * 0.97], row_w, rack_w])
     return PowerSnapshot(
         budgets=BudgetColumns(
             names=("site", *(f"row-{i}" for i in range(rows)), *(f"rack-{i}" for i in range(racks))),
             parent=parent,
-            allowance_w=np.concatenate([[row_w.sum() * 0.97], row_w, rack_w]),
+            allowance_w=allowance_w,
             posture=np.ones(1 + rows + racks, dtype=np.int8),
         ),
         gpus=GpuColumns(
@@ -59,16 +69,27 @@ def snapshot(gpus: int, seed: int = SEED) -> PowerSnapshot:
             cliff_w=np.full(gpus, 350.0),
             cap_w=np.full(gpus, 700.0),
         ),
+        meter=MeterColumns(limit_w=allowance_w, measured_w=0.8 * allowance_w, rest_w=np.zeros(len(allowance_w))),
+        clocks=ClockColumns(
+            granted_mhz=np.zeros(gpus, dtype=np.int32),
+            top_mhz=np.full(gpus, 1980.0),
+            min_mhz=np.full(gpus, 345.0),
+            idle_w=np.full(gpus, 80.0),
+            exponent=np.full(gpus, 3.0),
+            voltage_floor=np.full(gpus, 0.7),
+        ),
+        slot=random.random(gpus),
     )
 
 
 def decision_ms(policy: Policy, fleet: PowerSnapshot, repeats: int = REPEATS) -> float:
     """Median wall time of one `decide`, after one warm-up."""
-    policy.decide(fleet, 0.0)
+    memory = policy.decide(fleet, 0.0).memory
     times = []
     for repeat in range(repeats):
+        asked = replace(fleet, memory=memory)
         started = time.perf_counter()
-        policy.decide(fleet, float(repeat))
+        memory = policy.decide(asked, 1.0 + repeat).memory
         times.append((time.perf_counter() - started) * 1e3)
     return statistics.median(times)
 
@@ -78,8 +99,8 @@ def measure(repeats: int = REPEATS) -> dict[str, float]:
     figures = {}
     for gpus in FLEETS:
         fleet = snapshot(gpus)
-        figures[f"allocator_{gpus}_ms"] = round(decision_ms(PhaseAware(), fleet, repeats), 3)
-        figures[f"allocator_uniform_{gpus}_ms"] = round(decision_ms(Uniform(), fleet, repeats), 3)
+        figures[f"allocator_{gpus}_ms"] = round(decision_ms(POLICIES["PhaseAware"], fleet, repeats), 3)
+        figures[f"allocator_uniform_{gpus}_ms"] = round(decision_ms(POLICIES["Uniform"], fleet, repeats), 3)
     return figures
 
 

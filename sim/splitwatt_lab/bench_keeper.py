@@ -18,8 +18,7 @@ from splitwatt_core.contract import NodePower
 from splitwatt_core.facts import MeterReading, NodeFact, Plan, Written
 from splitwatt_core.keeper import Keeper
 from splitwatt_core.names import LABEL_RACK
-from splitwatt_core.phase_aware import PhaseAware
-from splitwatt_core.uniform import Uniform
+from splitwatt_core.policies import POLICIES
 
 from splitwatt_lab.bench_node import StandInNode
 from splitwatt_lab.errors import LabError
@@ -89,7 +88,7 @@ class _World:
 
 def world(gpus: int = GPUS) -> _World:
     """A keeper with nodes in racks of ten below one root, every GPU acknowledged. Raises LabError when they do not settle."""
-    keeper = Keeper(term=1, policies={policy.name: policy for policy in (Uniform(), PhaseAware())})
+    keeper = Keeper(term=1, policies=POLICIES)
     nodes = [StandInNode(f"n{k}", boot_id=f"boot-{k}") for k in range(gpus // GPUS_PER_NODE)]
     racks = {node.name: f"rack-{k // NODES_PER_RACK}" for k, node in enumerate(nodes)}
     made = _World(keeper, {node.name: node for node in nodes}, racks, {})

@@ -19,7 +19,7 @@ from support.world import World
 class Protocol(RuleBasedStateMachine):
     explorer: Explorer
 
-    @initialize(policy=st.sampled_from(["Uniform", "PhaseAware", "Clocked"]), gpus=st.integers(1, 2), rich=st.booleans())
+    @initialize(policy=st.sampled_from(["Uniform", "PhaseAware", "Polca", "Clocked"]), gpus=st.integers(1, 2), rich=st.booleans())
     def begin(self, policy: str, gpus: int, rich: bool) -> None:
         self.explorer = Explorer(World(policy=policy, gpus_per_node=gpus, rich=rich))
 

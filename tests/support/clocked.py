@@ -1,4 +1,4 @@
-"""A policy whose clock locks follow nothing but the time, so that new grants with the same caps come at every moment."""
+"""A policy whose clock locks follow nothing but the time, so that lines change at every moment under the same grants."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from splitwatt_core.phase_aware import PhaseAware
 from splitwatt_core.policy import Decision, PowerSnapshot
 
 LOCKS_MHZ = (0, 800, 1400)
-TURN_S = 3.0
-"""Longer than an answer and the longest settle time of the worlds: a grant carries the charge of its moment, so locks that
-change faster than charges settle would keep them from falling."""
+TURN_S = 1.0
 
 
 class Clocked:

@@ -18,11 +18,10 @@ from splitwatt_core.budgets import BudgetSpec, LimitState, MeterSpec, Selector
 from splitwatt_core.contract import GRANTS_PER_TERM, Mode, Phase
 from splitwatt_core.facts import MeterReading, NodeFact, Outcome, Plan, PodFact, SpecWrite, Unknown
 from splitwatt_core.keeper import Keeper
-from splitwatt_core.phase_aware import PhaseAware
+from splitwatt_core.policies import POLICIES
 from splitwatt_core.policy import Policy, Posture
 from splitwatt_core.profiles import PhaseProfile, Profile
 from splitwatt_core.roster import managed
-from splitwatt_core.uniform import Uniform
 from support.api_store import Store
 from support.clocked import Clocked
 from support.machines import DEFAULT_W, LAG_S, MIN_W, MODEL, Agent, Clock, Gpu, Node
@@ -257,7 +256,7 @@ class World(Clock):
     """Watts in every rack that no budget knows of."""
     terms: int = 0
     term_step: int = 1
-    policies: dict[str, Policy] = field(default_factory=lambda: {p.name: p for p in (Uniform(), PhaseAware(), Clocked())})
+    policies: dict[str, Policy] = field(default_factory=lambda: {**POLICIES, Clocked.name: Clocked()})
 
     def __post_init__(self) -> None:
         self.lines[ROOT] = Line(None, self.limit_w)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from splitwatt_core.budgets import Selector
 from splitwatt_core.contract import MAX_TERM, Health, Mode
 from splitwatt_core.facts import MeterFailure, MeterReading
 from splitwatt_core.keeper import Keeper, NodeFact
@@ -433,3 +434,22 @@ def test_a_node_that_no_budget_selects_is_left_alone() -> None:
     operator.keeper.on_node(NodeFact("stranger", {"rack": "z"}, "boot"), world.now_s)
     plan = operator.step()
     assert plan.create == () and condition(operator, ROOT, "Ready").reason == "Holding"
+
+
+def test_an_empty_budget_below_a_root_without_a_meter_hides_no_overload() -> None:
+    """The racks read more than the root's limit; a third budget comes, and no node is in it yet."""
+    world = World(limit_w=900)
+    operator = settled(world)
+    operator.keeper.on_budget(replace(world.budgets[ROOT], meter=None, limit_w=700), world.now_s)
+    world.undeclared_w = 200
+    operator.settle(30)
+    before = operator.last.budgets[ROOT]
+    assert before.posture is Posture.BRAKE and before.measured_w == pytest.approx(world.meter_w("a") + world.meter_w("b"))
+    empty = replace(world.budgets["a"], name="c", uid="c-1", selector=Selector({"rack": "c"}), meter=None)
+    operator.keeper.on_budget(empty, world.now_s)
+    for _ in range(40):
+        operator.watch()
+        operator.read_telemetry()
+        world.now_s += 0.6
+        after = operator.keeper.step(world.now_s).budgets[ROOT]
+    assert (after.posture, after.measured_w) == (Posture.BRAKE, pytest.approx(before.measured_w))

@@ -62,8 +62,11 @@ def test_undeclared_watts_are_met_by_locks_while_the_posture_is_normal() -> None
 
 def test_silence_and_a_restart_loosen_no_lock_and_a_calm_dwell_does() -> None:
     world, operator = world_with("PhaseAware")
-    world.undeclared_w = 300
-    until(operator, lambda: all(locks(world, "b0")))
+    for extra_w in range(0, 360, 20):
+        world.undeclared_w = extra_w
+        operator.settle(1)
+        if any(locks(world, "b0")):
+            break
     held = locks(world, "b0")
     world.undeclared_w = 0
     world.dark.add(ROOT)
@@ -97,18 +100,26 @@ def test_polca_locks_the_low_priority_at_its_thresholds_and_holds_what_another_p
 
 def test_paced_raises_arrive_and_a_new_start_raises_nothing_at_once() -> None:
     world, operator = world_with("PhaseAware")
-    full = [gpu.true_w for gpu in world.nodes["b0"].gpus.values()]
-    world.set_limit(LIMIT_W, b=2 * 420)
-    until(operator, lambda: world.nodes["b0"].true_w <= 2 * 420)
+    pods = ("first", "second")  # each GPU has a moment of its own: 0.29 and 0.85 of a slot
+    for pod in pods:
+        world.pods[("ns", pod)] = PodFact("ns", pod, Phase.PREFILL, 0)
+    world.nodes["b0"].workloads.update(
+        {uuid: Workload("ns", pod) for pod, uuid in zip(pods, world.nodes["b0"].gpus, strict=True)}
+    )
+    operator.settle(20)
+    world.set_limit(LIMIT_W, b=2 * 200)
+    until(operator, lambda: world.nodes["b0"].true_w <= 2 * 200)
     world.set_limit(LIMIT_W)
     operator.holds_lease = False
     successor = world.elect()
     successor.step()
-    assert not any(grant.cap_w > 420 for write in successor.last.writes for grant in write.spec.gpus if write.name == "b0")
+    assert not any(grant.cap_w > 200 for write in successor.last.writes for grant in write.spec.gpus if write.name == "b0")
     steps = [tuple(gpu.true_w for gpu in world.nodes["b0"].gpus.values())]
     for _ in range(20):
         successor.settle(1)
         steps.append(tuple(gpu.true_w for gpu in world.nodes["b0"].gpus.values()))
-    assert list(steps[-1]) == full
-    assert all(b - a <= 300 for one, next_ in pairwise(steps) for a, b in zip(one, next_, strict=True))
-    assert all(one == other for one, other in steps), "a pod's GPUs rise as one"
+    assert min(steps[-1]) >= 640, "natural draw, after as many steps as it takes"
+    # Out of the collapse at once, then a step of 2 s at 150 W/s at a time.
+    rises = [b - a for one, next_ in pairwise(steps) for a, b in zip(one, next_, strict=True) if a >= 400]
+    assert 0 < max(rises) <= 300
+    assert any(one != other for one, other in steps), "each at a moment of its own"

@@ -62,9 +62,9 @@ def test_a_new_cap_is_a_new_grant_that_carries_the_charge_of_now() -> None:
     assert line.charge_w == 500
 
 
-def test_a_new_clock_lock_is_a_new_grant() -> None:
+def test_a_new_clock_lock_is_told_under_the_same_grant() -> None:
     (line,) = composed(Wish(account(), 300, 1410, Phase.DECODE)).gpus
-    assert (line.grant, line.max_clock_mhz) == (99, 1410)
+    assert line == replace(ROW, max_clock_mhz=1410)
 
 
 def test_a_new_phase_is_told_under_the_same_grant() -> None:

@@ -151,4 +151,5 @@ def test_the_largest_number_holds_and_one_more_does_not(monkeypatch: pytest.Monk
 def test_the_page_has_a_place_for_every_block_and_names_the_command() -> None:
     text = (Path(__file__).parents[2] / "docs/reproduce/row.md").read_text(encoding="utf-8")
     new = filled(text, dict.fromkeys(("run", "sweep", "cases"), "FIGURES"))
+    assert f"Seeds {page.FIRST_SEED} to {page.FIRST_SEED + page.SEEDS - 1}, six weeks each" in text
     assert new.count("FIGURES") == 3 and "make reproduce-row" in text and "Simulated" in text
