@@ -13,6 +13,7 @@ import yaml
 from splitwatt_cli.main import main
 from splitwatt_core.contract import Mode
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
+from splitwatt_sim.power.run import PowerLoop
 from splitwatt_sim.power.setup import LimitChange, PowerSetup
 from splitwatt_sim.simulate.parts import ScenarioError
 from splitwatt_sim.simulate.scenario import power_of, read_scenario
@@ -233,3 +234,16 @@ def test_the_example_keeps_its_limits_and_its_slos(tmp_path: Path) -> None:
         for count in ("power", "caps", "charge"):
             assert figures[f"{budget}_{count}_above_limit_s"] == 0
     assert figures["prefill_cap_least_w"] < 400 < figures["prefill_cap_mean_w"]
+
+
+def test_a_run_that_memory_cannot_hold_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PowerLoop, "__init__", lambda *_, **__: pytest.fail("something was built"))
+    pools = [{"role": "Mixed", "gpu": "H100", "servers": 2000}]
+    power = {"budgets": [row(limitWatts=40_000_000)]}
+    path = written(tmp_path, requests={"rate": 0.01, "seconds": 1e6}, pools=pools, power=power)
+    assert main(["simulate", str(path), "--out", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "s of 2000 servers are more than the 20000000 server seconds" in said
+    assert "lower requests.seconds or servers" in said

@@ -135,3 +135,22 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
         main(["simulate", *arguments])
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a["
+    folder.mkdir()
+    odd = folder / "b]$x_{$.csv"  # its path holds [/b], which would close a style, and a broken formula
+    odd.write_text(REQUESTS, encoding="utf-8")
+    assert main(["simulate", "--design", "H100:8", "--requests", str(odd)]) == 0
+    assert "requests of b]$x_{$ (simulated)" in capsys.readouterr().out
+    assert f"there is no trace {folder / 'b]'}; check" in refused(
+        capsys, "--design", "H100:2", "--requests", str(folder / "b]")
+    )
+    pools = "slo: {tbtP99Milliseconds: 900}\npools: [{role: Mixed, gpu: H100, servers: 1}]"
+    budget = "power: {budgets: [{name: row, limitWatts: 12000}]}"
+    for number, text in enumerate((pools, f"{pools}\n{budget}")):
+        scenario = folder / f"b]$x_{{${number}.yaml"
+        scenario.write_text(f'requests: {{file: "b]$x_{{$.csv"}}\n{text}\n', encoding="utf-8")
+        assert main(["simulate", str(scenario), "--out", str(folder / "b]")]) == 0
+        assert f"written: {folder / 'b]' / 'simulate.json'}" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from splitwatt_core.trace import TraceError
 
@@ -79,7 +80,7 @@ class SimulateCommand:
             else:
                 simulate(args, console)
         except (ScenarioError, TraceError, TableError, FleetError, StuckError, OSError) as error:
-            Console(stderr=True, highlight=False).print(f"splitwatt simulate: {error}", soft_wrap=True)
+            Console(stderr=True, highlight=False).print(f"splitwatt simulate: {error}", soft_wrap=True, markup=False)
             return FAILED
         return 0
 
@@ -142,7 +143,7 @@ def figures(design: Design, measured: Latencies, slower: dict[str, float], arriv
 
 def _table(design: Design, measured: Latencies, slower: dict[str, float], arrivals: Arrivals) -> Table:
     count = len(arrivals.arrival_s)
-    table = Table(title=f"{design}: {count} requests of {arrivals.name} (simulated)", title_justify="left")
+    table = Table(title=f"{design}: {count} requests of {escape(arrivals.name)} (simulated)", title_justify="left")
     table.add_column("")
     for p in PERCENTILES:
         table.add_column(f"P{p} ms", justify="right")

@@ -18,7 +18,7 @@ from splitwatt_sim.fleet.state import Pool
 from splitwatt_sim.plan.search import Option
 from splitwatt_sim.simulate.power_run import simulate_power
 from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, catalogue_of, changes_of, pools_of, read_scenario
-from splitwatt_sim.simulate.show import COLOURS, latency_table, slo_bars
+from splitwatt_sim.simulate.show import COLOURS, latency_table, plain, slo_bars
 from splitwatt_sim.traces.arrivals import Arrivals
 
 MAX_RECORDED: Final = 20_000_000
@@ -52,7 +52,7 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
     console.print(latency_table(run, arrivals))
     for pool, option in bought:
         role = ROLE_NAMES[pool.role]
-        console.print(f"  {pool.servers} x {option}, {role}: busy {run.busy[role]:.0%}")
+        console.print(f"  {pool.servers} x {option}, {role}: busy {run.busy[role]:.0%}", soft_wrap=True, markup=False)
     console.print("all SLOs hold" if not missed else f"SLOs missed: {', '.join(missed)}", soft_wrap=True)
     if changes:
         console.print(
@@ -69,7 +69,7 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
     target = figures_to or out / "simulate.json"
     target.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draw(run, scenario, bought, out / "simulate.png", title=f"{path.stem}: {len(arrivals)} requests (simulated)")
-    console.print(f"written: {target}, {out / 'simulate.png'}")
+    console.print(f"written: {target}, {out / 'simulate.png'}", soft_wrap=True, markup=False)
 
 
 def server_watts(run: FleetRun) -> NDArray[np.float64]:
@@ -123,7 +123,7 @@ def draw(
         left.axvspan(failure.at_seconds, back_s, color="#d62728", alpha=0.12, lw=0)
     for flip in scenario.flips:
         left.axvline(flip.at_seconds, color="#9467bd", ls=":", lw=1)
-    left.set(xlabel="s", ylabel="kW", title=title, xlim=(0, max(1, len(at_s) - 1)))
+    left.set(xlabel="s", ylabel="kW", title=plain(title), xlim=(0, max(1, len(at_s) - 1)))
     left.legend(loc="lower right", fontsize=8)
     slo_bars(right, run, scenario.slos())
     figure.savefig(path, dpi=120)

@@ -13,7 +13,7 @@ from splitwatt_core.breaker import TRIP_THETA
 from splitwatt_sim.plan.options import Slo
 from splitwatt_sim.power.judge import FloatArray
 from splitwatt_sim.power.run import PowerRun
-from splitwatt_sim.simulate.show import slo_bars
+from splitwatt_sim.simulate.show import plain, slo_bars
 
 MAX_PANELS: Final = 4
 """Budgets that are drawn, the uppermost first; all are in the table and the series."""
@@ -28,6 +28,7 @@ def draw_power(
     at_s = np.arange(series.power_w.shape[1])
     figure = plt.figure(figsize=(12, 2.6 * (panels + 1) + 0.6), layout="constrained")
     grid = figure.add_gridspec(panels + 1, 2, width_ratios=(3, 1))
+    title = plain(title)
     figure.suptitle(title if panels == len(series.names) else f"{title}; first {panels} of {len(series.names)} budgets")
     first = None
     for b in range(panels):

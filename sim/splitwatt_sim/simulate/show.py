@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import matplotlib
+from rich.markup import escape
 from rich.table import Table
 
 matplotlib.use("Agg")
@@ -20,8 +21,13 @@ COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
 """By role."""
 
 
+def plain(text: str) -> str:
+    """For a picture: between two dollar signs matplotlib would read a formula."""
+    return text.replace("$", r"\$")
+
+
 def latency_table(run: FleetRun, arrivals: Arrivals) -> Table:
-    table = Table(title=f"{len(arrivals)} requests of {arrivals.name} (simulated)", title_justify="left")
+    table = Table(title=f"{len(arrivals)} requests of {escape(arrivals.name)} (simulated)", title_justify="left")
     table.add_column("ms")
     values = run.latencies.percentiles()
     for p in PERCENTILES:
