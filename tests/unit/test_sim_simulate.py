@@ -125,7 +125,7 @@ def test_bad_input_ends_with_2_and_one_sentence(
         (("--design", "HH:40"), "HH takes two counts, prompt and token machines, as in HH:25/15"),
         (("--design", "H100:2", "--rate", "0"), "must be a number above 0, not 0"),
         (("--design", "H100:2", "--seconds", "soon"), "must be a number above 0, not soon"),
-        (("--design", "H100:2", "--decode-model", "quick"), "quick"),
+        (("--design", "H100:2", "--decode-model", "quick"), "quick is unknown; use batch or splitwise-2023"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
@@ -154,3 +154,22 @@ def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path, capsys: pytes
         scenario.write_text(f'requests: {{file: "b]$x_{{$.csv"}}\n{text}\n', encoding="utf-8")
         assert main(["simulate", str(scenario), "--out", str(folder / "b]")]) == 0
         assert f"written: {folder / 'b]' / 'simulate.json'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--rate", "5", "write requests.rate in it"),
+        ("--seconds", "20", "write requests.seconds in it"),
+        ("--seed", "0", "write requests.seed in it"),
+        ("--requests", "x.csv", "write requests.file in it"),
+        ("--model", "bloom-176b", "write model in it"),
+        ("--decode-model", "batch", "it goes with --design; leave it out"),
+    ],
+)
+def test_options_of_a_design_are_refused_beside_a_scenario(
+    option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, "fleet.yaml", option, value) == (
+        f"splitwatt simulate: {option} says nothing beside a scenario: {says}"
+    )
