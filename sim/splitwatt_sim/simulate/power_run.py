@@ -67,7 +67,7 @@ def simulate_power(
     target.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     write_series(run, names, caps_w, out / "power.csv")
     title = f"{path.stem}: {len(arrivals)} requests, {scenario.power.policy}, {scenario.power.mode} (simulated)"
-    draw_power(run, names, caps_w, scenario.slos(), out / "simulate.png", title=title)
+    draw_power(run, names, caps_w, scenario.slos(), out / "simulate.png", title=title, k_s=setup.breaker_k_s)
     console.print(f"written: {target}, {out / 'simulate.png'}, {out / 'power.csv'}", soft_wrap=True, markup=False)
 
 
