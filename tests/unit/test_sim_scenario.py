@@ -78,7 +78,15 @@ def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
             {"pools": [{"role": "Both", "gpu": "H100", "servers": 2}]},
             "pools.0.role: Input should be 'Prefill', 'Decode' or 'Mixed'",
         ),
-        ({"pool": []}, "pool: Extra inputs are not permitted"),
+        (
+            {"pool": []},
+            "pool: there is no such key; keys are model, requests, pools, slo, profiles, fitErrorPercent, failures, flips, power",
+        ),
+        ({"slo": {"ttft": 3}}, "slo.ttft: there is no such key; keys are ttftP99Milliseconds, tbtP99Milliseconds"),
+        (
+            {"failures": [{"pool": 0, "server": 0, "atSeconds": 1, "back": 2}]},
+            "failures.0.back: there is no such key; keys are pool, server, atSeconds, backAtSeconds",
+        ),
         ({"slo": 7}, "slo: Input should be a mapping of keys to values"),
         ({"power": [1]}, "power: Input should be a mapping of keys to values"),
         ({"requests": {"rate": -1}}, "requests.rate: Input should be greater than 0"),
@@ -252,7 +260,8 @@ def test_the_command_runs_the_example(tmp_path: Path, capsys: pytest.CaptureFixt
     ("text", "says"),
     [
         ("pools: [", "is not YAML"),
-        ("- 1", "must hold a mapping"),
+        ("- 1", "must hold a mapping; its keys are model, requests, pools, slo, profiles, fitErrorPercent, failures"),
+        ("", "must hold a mapping; its keys are model"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1}]", "give an SLO for TTFT or TBT in milliseconds"),
         ("pools: [{role: Mixed, gpu: K80, servers: 1}]", "there is no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1, capWatts: 10}]", "a cap of 10 W is outside 200 to 700 W"),
