@@ -6,6 +6,8 @@ import csv
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -264,3 +266,22 @@ def test_few_seeds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         maxlps.main(["--seeds", "4"])
     assert "--seeds must lie in 5..100" in capsys.readouterr().err
+
+
+def test_a_fleet_that_keeps_its_slo_by_chance_at_one_rate_does_not_lower_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeping is not monotone: 6 + 4 servers keep up to 40 steps, and again at 101 alone, where the best so far ended."""
+
+    def run(fleet: SimpleNamespace, rate_rps: float, seed: int) -> SimpleNamespace:
+        steps = round(rate_rps / search.STEP_RPS)
+        keeps = steps <= 100 if fleet.prefill == 7 else steps <= 40 or steps == 101
+        return SimpleNamespace(ttft_ms=1.0 if keeps else 9.0, tbt_ms=1.0)
+
+    bench = SimpleNamespace(
+        uncapped=lambda prefill, decode: SimpleNamespace(prefill=prefill),
+        alone=lambda fleet: SimpleNamespace(ttft_ms=1.0),
+        run=run,
+    )
+    monkeypatch.setattr(search, "published_point", lambda bench, reading, static: static.fleet)
+    reading = SimpleNamespace(static_servers=10)
+    found = search.static_fleet(cast(Any, bench), cast(Any, reading), split=True)
+    assert (cast(Any, found.fleet).prefill, found.full_rps) == (7, 100 * search.STEP_RPS)

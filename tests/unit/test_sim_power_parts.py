@@ -210,8 +210,8 @@ def test_a_run_that_records_longer_than_was_guessed_goes_on() -> None:
 
 
 def test_a_run_that_does_not_end_is_given_up_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_room, "MAX_RECORDED", 60)
     run = engine([(200, 0), (200, 0)])
+    monkeypatch.setattr(engine_room, "MAX_RECORDED", 60)
     with pytest.raises(FleetError, match=r"^after \d+ s of the run requests still wait: lower the rate, or raise limits or"):
         for second in range(1, 200):
             run.advance(float(second))

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 from splitwatt_cli.main import main
 from splitwatt_core.contract import Mode
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
+from splitwatt_sim.power.run import PowerLoop
 from splitwatt_sim.power.setup import LimitChange, PowerSetup
 from splitwatt_sim.simulate.parts import ScenarioError
 from splitwatt_sim.simulate.scenario import power_of, read_scenario
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "power.yaml"
+PAGE = EXAMPLE.parents[2] / "docs" / "planning.md"
 PREFILL_POOL = {"role": "Prefill", "gpu": "H100", "servers": 3, "priority": "Low"}
 DECODE_POOL = {"role": "Decode", "gpu": "H200", "servers": 2, "capWatts": 400}
 GOOD: dict[str, Any] = {
@@ -107,10 +110,13 @@ def leaf(name: str = "a", **changes: Any) -> dict[str, Any]:
         ({"budgets": []}, "power.budgets: Tuple should have at least 1 item"),
         ({"budgets": [row(limitWatts="much")]}, "power.budgets.0.limitWatts: Input should be a valid integer"),
         ({"budgets": [row(name="Row A")]}, "power.budgets.0.name: String should match pattern"),
-        ({"budgets": [row(watts=3)]}, "power.budgets.0.watts: Extra inputs are not permitted"),
+        ({"budgets": [row(watts=3)]}, "power.budgets.0.watts: there is no such key; keys are name, limitWatts, parent, pools"),
         ({"mode": "Oversubscribed"}, "power.mode: Input should be 'Observe' or 'Strict'"),
         ({"policy": "Fair"}, "power.policy: Fair is unknown; use one of PhaseAware"),
         ({"meter": {"delaySeconds": 5}}, "power.meter.delaySeconds: Input should be less than or equal to 4"),
+        ({"meter": {"outages": [20, 10]}}, "power.meter.outages.0: write outages as a list of [from, to], both in seconds"),
+        ({"meter": {"outages": [[20]]}}, "write outages as a list of [from, to]"),
+        ({"meter": {"outages": [[-1, 5]]}}, "power.meter.outages.0.0: Input should be greater than or equal to 0"),
         ({"meter": {"outages": [[9, 9]]}}, "power.meter.outages: [9, 9] must end after it begins"),
         ({"actuator": {"latencySeconds": -1}}, "power.actuator.latencySeconds: Input should be greater than or equal to 0"),
         ({"breaker": {"kSeconds": 0}}, "power.breaker.kSeconds: Input should be greater than 0"),
@@ -226,10 +232,73 @@ def test_a_ceiling_outside_the_range_of_its_gpu_is_refused(tmp_path: Path, capsy
     assert "a cap of 20 W is outside 200 to 700 W, the range of H200-SXM" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_example_keeps_its_limits_and_its_slos(tmp_path: Path) -> None:
-    figures = run(tmp_path, EXAMPLE)
+@pytest.mark.parametrize(
+    ("policy", "mode", "called"),
+    [
+        ("PhaseAware", "Observe", "none (`Observe`)"),
+        ("Uniform", "Strict", "`Uniform`, `Strict`"),
+        ("Polca", "Strict", "`Polca`, `Strict`"),
+        ("PhaseAware", "Strict", "`PhaseAware`, `Strict`"),
+    ],
+)
+def test_the_example_keeps_its_limits_and_its_slos_and_its_figures_are_those_of_the_page(
+    tmp_path: Path, policy: str, mode: str, called: str
+) -> None:
+    raw = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    raw["power"] |= {"policy": policy, "mode": mode}
+    path = tmp_path / "power.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    figures = run(tmp_path, path)
     assert figures["slos_missed"] == 0
-    for budget in ("row", "rack-a", "rack-b"):
-        for count in ("power", "caps", "charge"):
-            assert figures[f"{budget}_{count}_above_limit_s"] == 0
-    assert figures["prefill_cap_least_w"] < 400 < figures["prefill_cap_mean_w"]
+    if mode == "Strict":
+        for budget in ("row", "rack-a", "rack-b"):
+            for count in ("power", "caps", "charge"):
+                assert figures[f"{budget}_{count}_above_limit_s"] == 0
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {called} |")]
+    (told,) = rows
+    theta, pessimistic = (figures[f"row_breaker_{name}"] for name in ("theta", "pessimistic_theta"))
+    ms = (figures["ttft_ms_p50"], figures["ttft_ms_p99"])
+    cells = [
+        called,
+        ", ".join(str(figures[f"row_{count}_above_limit_s"]) for count in ("power", "caps", "charge")),
+        f"{theta:.2f}, trips ({pessimistic:.2f})" if pessimistic >= 1 else f"{theta:.2g}, {pessimistic:.2g}",
+        ", ".join(f"{figures[f'row_{name}_w'] / 1e3:.1f}" for name in ("mean", "peak")),
+        ", ".join(f"{value:.0f}" for value in ms),
+        f"{figures['tbt_ms_p99']:.1f}",
+        f"{figures['joules_per_token']:.2f}",
+    ]
+    assert told == f"| {' | '.join(cells)} |"
+    if (policy, mode) == ("PhaseAware", "Strict"):
+        assert figures["prefill_cap_least_w"] == 395
+        with (tmp_path / "power.csv").open(encoding="utf-8") as file:
+            caps = [(float(row["prefill_cap_w"]), float(row["decode_cap_w"])) for row in csv.DictReader(file)]
+        assert {caps[0], caps[150], caps[219], caps[230], caps[262], caps[-1]} == {(636, 350), (395, 350)}
+
+
+def test_the_picture_names_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    run(tmp_path, written(tmp_path))
+    (figure,) = drawn
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(names) == ["charge of the ledger", "limit in force", "sum of caps", "true power at the meter"]
+    budget, *_, breakers = figure.axes
+    assert budget.get_legend() is None, "it would cover the lines"
+    assert breakers.get_ylabel() == "heat of the breaker"
+    assert "trips" in [text.get_text() for text in breakers.get_legend().get_texts()]
+    caps = next(line for line in budget.lines if line.get_label() == "sum of caps")
+    charge = next(line for line in budget.lines if line.get_label() == "charge of the ledger")
+    assert caps.get_linewidth() > 2 * charge.get_linewidth() and budget.lines.index(caps) < budget.lines.index(charge)
+
+
+def test_a_run_that_memory_cannot_hold_is_refused_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PowerLoop, "__init__", lambda *_, **__: pytest.fail("something was built"))
+    pools = [{"role": "Mixed", "gpu": "H100", "servers": 2000}]
+    power = {"budgets": [row(limitWatts=40_000_000)]}
+    path = written(tmp_path, requests={"rate": 0.01, "seconds": 1e6}, pools=pools, power=power)
+    assert main(["simulate", str(path), "--out", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "s of 2000 servers are more than the 20000000 server seconds" in said
+    assert "lower requests.seconds or servers" in said

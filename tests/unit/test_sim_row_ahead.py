@@ -26,6 +26,23 @@ def trace() -> RowTrace:
     return make(7, days=2)
 
 
+def test_at_every_load_above_idle_deeper_draws_no_more_and_below_it_nothing_is_run() -> None:
+    row = Row(servers=52)
+    table = columns(SETTINGS, row, settings_for(row.profile))
+    idle = row.idle_power / row.gpu_share
+    for load in np.linspace(idle, 1.0, 9):
+        drawn = table.fixed + table.scaled * load * row.scale
+        assert np.all(np.diff(drawn) <= 1e-12)
+        assert table.braked[0] + table.braked[1] * load * row.scale <= drawn[0]
+    below = table.fixed + table.scaled * 0.9 * idle * row.scale
+    assert below[-1] > below[0], "or there would be nothing to refuse"
+    steady = np.full(2000, 0.5)
+    assert len(run_row_ahead(RowTrace(1, steady), SETTINGS, row).power) == 2000
+    steady[700] = 0.9 * idle
+    with pytest.raises(ValueError, match="its GPUs would draw less than idle"):
+        run_row_ahead(RowTrace(1, steady), SETTINGS, row)
+
+
 def plain_run(offered: np.ndarray, settings: LadderSettings, row: Row) -> tuple[list[float], list[int], int]:
     """The row under `look` and a brake, without a kernel: power, positions commanded, brakes."""
     table = columns(settings, row, settings_for(row.profile))

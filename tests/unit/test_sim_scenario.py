@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from splitwatt_cli.main import main
 from splitwatt_core.profiles import builtin
+from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.fleet.state import DECODE, Failure, Flip
+from splitwatt_sim.latencies import Latencies
+from splitwatt_sim.plan.options import Slo
 from splitwatt_sim.servers.profile_files import profile_object
 from splitwatt_sim.servers.tables import GIB
+from splitwatt_sim.simulate import fleet_run
+from splitwatt_sim.simulate.fleet_run import recorded
 from splitwatt_sim.simulate.parts import ScenarioError
 from splitwatt_sim.simulate.scenario import arrivals_of, catalogue_of, changes_of, pools_of, read_scenario
+from splitwatt_sim.simulate.show import MISSED, slo_bars
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "scenario.yaml"
 GOOD: dict[str, Any] = {
@@ -68,7 +78,15 @@ def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
             {"pools": [{"role": "Both", "gpu": "H100", "servers": 2}]},
             "pools.0.role: Input should be 'Prefill', 'Decode' or 'Mixed'",
         ),
-        ({"pool": []}, "pool: Extra inputs are not permitted"),
+        (
+            {"pool": []},
+            "pool: there is no such key; keys are model, requests, pools, slo, profiles, fitErrorPercent, failures, flips, power",
+        ),
+        ({"slo": {"ttft": 3}}, "slo.ttft: there is no such key; keys are ttftP99Milliseconds, tbtP99Milliseconds"),
+        (
+            {"failures": [{"pool": 0, "server": 0, "atSeconds": 1, "back": 2}]},
+            "failures.0.back: there is no such key; keys are pool, server, atSeconds, backAtSeconds",
+        ),
         ({"slo": 7}, "slo: Input should be a mapping of keys to values"),
         ({"power": [1]}, "power: Input should be a mapping of keys to values"),
         ({"requests": {"rate": -1}}, "requests.rate: Input should be greater than 0"),
@@ -122,16 +140,77 @@ def test_unfinished_requests_are_a_missed_slo_and_no_part_of_the_percentiles(
     forever = {**FAILURE, "atSeconds": 15}
     del forever["backAtSeconds"]
     assert main(["simulate", str(written(tmp_path, failures=[forever])), "--out", str(tmp_path)]) == 0
-    assert "SLOs missed: unfinished" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
     figures = json.loads((tmp_path / "simulate.json").read_text())
+    finished = figures["requests"] - figures["unfinished_requests"]
+    assert "SLOs missed: unfinished" in said and said.startswith(f"{finished} of {figures['requests']} requests of generated")
     assert 0 < figures["unfinished_requests"] < figures["requests"] and figures["slos_missed"] >= 1
     assert figures["e2e_ms_p99"] < 20_000
+
+
+def test_the_picture_shows_what_was_not_finished_in_red() -> None:
+    latencies = Latencies(np.array([10.0]), np.array([5.0]), np.array([50.0]))
+    run = FleetRun(latencies, 9, 4.0, {"mixed": 8.0}, {"mixed": 0.5}, np.ones((1, 4)), unfinished=np.arange(3))
+    for slo in (Slo(2000, 100), Slo(None, None)):
+        figure, axes = plt.subplots()
+        slo_bars(axes, run, slo)
+        texts = [axes.get_title(), *(text.get_text() for text in axes.texts)]
+        assert any("3 requests unfinished" in text or "3 unfinished" in text for text in texts)
+        assert all(bar.get_facecolor() == to_rgba(MISSED) for bar in axes.patches)
+        plt.close(figure)
+
+
+def test_power_is_recorded_to_the_last_whole_second_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scenario = read_scenario(written(tmp_path))
+    arrivals = arrivals_of(scenario, beside=tmp_path)
+    pools = [pool for pool, _ in pools_of(scenario, longest_prompt=20_000)]
+    run = recorded(pools, arrivals, [], most_s=1000)
+    seconds = run.power_w.shape[1]
+    assert seconds == int(run.ends_s) > arrivals.arrival_s[-1] + 1
+    idle_w = np.array([pool.kind.idle_w for pool in pools for _ in range(pool.servers)])
+    assert np.all(run.power_w >= idle_w[:, None] - 1e-6), "no second looks emptier than an idle fleet"
+    monkeypatch.setattr(fleet_run, "DRAIN_S", 0)  # so the first guess is too short
+    assert np.array_equal(recorded(pools, arrivals, [], most_s=1000).power_w, run.power_w)
+    assert np.array_equal(recorded(pools, arrivals, [], most_s=7).power_w, run.power_w[:, :7])
+    # With the only decode server gone the run ends with the last arrival, in the middle of a second.
+    stopped = recorded(pools, arrivals, [Failure(1, 0, 6.5, math.inf)], most_s=1000)
+    assert len(stopped.unfinished) and stopped.ends_s <= arrivals.arrival_s[-1] + 1
+    assert np.all(stopped.power_w[:2] >= idle_w[:2, None] - 1e-6)
+
+
+def test_a_record_that_is_cut_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(fleet_run, "draw", lambda *_, title, **__: titles.append(title))
+    for most, cut in ((3 * 9, " of the first 9 s"), (3 * 900, "")):
+        monkeypatch.setattr(fleet_run, "MAX_RECORDED", most)
+        assert main(["simulate", str(written(tmp_path)), "--out", str(tmp_path)]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"kW in a second{cut}, " in said and "drawn, before conversion losses, at most" in said
+        assert titles[-1].endswith(f"requests (simulated){cut}")
+
+
+def test_pools_of_one_role_have_colours_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    pools = [*GOOD["pools"], {"role": "Prefill", "gpu": "H100", "servers": 1, "capWatts": 500}]
+    path = written(tmp_path, pools=pools, failures=[FAILURE, {**FAILURE, "atSeconds": 12, "backAtSeconds": 13}], flips=[FLIP])
+    assert main(["simulate", str(path), "--out", str(tmp_path)]) == 0
+    (figure,) = drawn
+    stacks = figure.axes[0].collections
+    assert len({tuple(stack.get_facecolor()[0]) for stack in stacks}) == len(stacks) == 3
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels.count("a server is down") == labels.count("a server flips its role") == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"failures": [{**FAILURE, "pool": 2}]}, "a failure names pool 2, and pools count from 0 to 1"),
+        ({"failures": [{**FAILURE, "atSeconds": 30, "backAtSeconds": 40}]}, "failures: 30 s is after the last request at 20 s; "
+         "move it, or raise requests.seconds"),
+        ({"flips": [FLIP, {**FLIP, "atSeconds": 30}]}, "flips: 30 s is after the last request at 20 s; move it"),
         ({"flips": [{**FLIP, "server": 2}]}, "a flip names server 2 of pool 0, whose servers count from 0 to 1"),
         ({"failures": [{**FAILURE, "backAtSeconds": 5}]}, "a machine that fails at 5 s must be back later, not at 5 s"),
         (
@@ -181,7 +260,8 @@ def test_the_command_runs_the_example(tmp_path: Path, capsys: pytest.CaptureFixt
     ("text", "says"),
     [
         ("pools: [", "is not YAML"),
-        ("- 1", "must hold a mapping"),
+        ("- 1", "must hold a mapping; its keys are model, requests, pools, slo, profiles, fitErrorPercent, failures"),
+        ("", "must hold a mapping; its keys are model"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1}]", "give an SLO for TTFT or TBT in milliseconds"),
         ("pools: [{role: Mixed, gpu: K80, servers: 1}]", "there is no table of meta-llama/Llama-3.1-70B-Instruct on K80"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1, capWatts: 10}]", "a cap of 10 W is outside 200 to 700 W"),

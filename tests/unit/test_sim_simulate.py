@@ -125,7 +125,7 @@ def test_bad_input_ends_with_2_and_one_sentence(
         (("--design", "HH:40"), "HH takes two counts, prompt and token machines, as in HH:25/15"),
         (("--design", "H100:2", "--rate", "0"), "must be a number above 0, not 0"),
         (("--design", "H100:2", "--seconds", "soon"), "must be a number above 0, not soon"),
-        (("--design", "H100:2", "--decode-model", "quick"), "quick"),
+        (("--design", "H100:2", "--decode-model", "quick"), "quick is unknown; use batch or splitwise-2023"),
     ],
 )
 def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
@@ -135,3 +135,41 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(
         main(["simulate", *arguments])
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a["
+    folder.mkdir()
+    odd = folder / "b]$x_{$.csv"  # its path holds [/b], which would close a style, and a broken formula
+    odd.write_text(REQUESTS, encoding="utf-8")
+    assert main(["simulate", "--design", "H100:8", "--requests", str(odd)]) == 0
+    assert "requests of b]$x_{$ (simulated)" in capsys.readouterr().out
+    assert f"there is no trace {folder / 'b]'}; check" in refused(
+        capsys, "--design", "H100:2", "--requests", str(folder / "b]")
+    )
+    pools = "slo: {tbtP99Milliseconds: 900}\npools: [{role: Mixed, gpu: H100, servers: 1}]"
+    budget = "power: {budgets: [{name: row, limitWatts: 12000}]}"
+    for number, text in enumerate((pools, f"{pools}\n{budget}")):
+        scenario = folder / f"b]$x_{{${number}.yaml"
+        scenario.write_text(f'requests: {{file: "b]$x_{{$.csv"}}\n{text}\n', encoding="utf-8")
+        assert main(["simulate", str(scenario), "--out", str(folder / "b]")]) == 0
+        assert f"written: {folder / 'b]' / 'simulate.json'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--rate", "5", "write requests.rate in it"),
+        ("--seconds", "20", "write requests.seconds in it"),
+        ("--seed", "0", "write requests.seed in it"),
+        ("--requests", "x.csv", "write requests.file in it"),
+        ("--model", "bloom-176b", "write model in it"),
+        ("--decode-model", "batch", "it goes with --design; leave it out"),
+    ],
+)
+def test_options_of_a_design_are_refused_beside_a_scenario(
+    option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, "fleet.yaml", option, value) == (
+        f"splitwatt simulate: {option} says nothing beside a scenario: {says}"
+    )

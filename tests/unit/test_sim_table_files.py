@@ -212,9 +212,11 @@ def test_a_file_that_is_no_table_is_refused_in_one_sentence(lines: list[str], se
         (["g,m,8,prefill,5,,,1"] * 2, r"table of m on g: prefill rows .*, but 5 follows 5"),
         (["g,m,8,decode,,5,64,1"] * 2, r"table of m on g: decode rows .*, but 5, 64 follows 5, 64"),
         (["g,m,8,decode,,5,-1,1"], r"table of m on g: decode rows .*, but 5, -1 follows the header"),
-        (["g,m,8,prefill,5,,,0"], r"table of m on g: time_ms and power_w must be finite and above 0, not as in Pre.*"),
-        (["g,m,8,decode,,5,1,nan"], r"table of m on g: time_ms and power_w must be finite and above 0, not as in Dec.*"),
-        (["g,m,8,decode,,5,1,1,inf"], r"table of m on g: time_ms and power_w must be finite and above 0, .*"),
+        (["g,m,8,prefill,5,,,-11"], r"t\.csv line 2: time_ms must be a number above 0, not -11"),
+        (["g,m,8,prefill,5,,,2", "g,m,8,prefill,6,,,abc"], r"t\.csv line 3: time_ms must be a number above 0, not abc"),
+        (["g,m,8,prefill,5,,"], r"t\.csv line 2: time_ms must be a number above 0, not empty"),
+        (["g,m,8,decode,,5,1,nan"], r"t\.csv line 2: time_ms must be a number above 0, not nan"),
+        (["g,m,8,decode,,5,1,1,inf"], r"t\.csv line 2: power_w must be a number above 0, not inf"),
     ],
 )
 def test_a_neutral_row_that_cannot_be_is_refused_in_one_sentence(rows: list[str], sentence: str) -> None:

@@ -143,7 +143,10 @@ def static_fleet(bench: Bench, reading: Reading, *, split: bool) -> Static:
             return _all(bench, fleet, steps * STEP_RPS, lambda f: f.ttft_ms <= limit_ms and f.tbt_ms <= TBT_MS)
 
         if full is None or keeps(best + 1):
-            best, full = largest(keeps, MOST_STEPS), fleet
+            # Keeping is not quite monotone in the rate, so a bisection can end below the rate that it began above.
+            found = largest(keeps, MOST_STEPS)
+            if found > best:
+                best, full = found, fleet
     if full is None or best == 0:
         raise ValueError("the static fleet keeps its SLO at no rate; look at the timing of this GPU")
     static = Static(full, best * STEP_RPS, best * STEP_RPS)

@@ -26,6 +26,8 @@ MAX_KINDS: Final = 4_096
 """Rows of tables at most; a GPU has some 500 caps and every prompt length of the list has a column."""
 MAX_RECORDED: Final = 20_000_000
 """Seconds times servers of a run."""
+DRAIN_S: Final = 64
+"""What the last requests may take before the record has to grow."""
 KIND_COLUMNS: Final = ("prefill_s", "prefill_w", "decode_s", "decode_w", "kv_s", "idle_w", "kv_room")
 
 
@@ -47,6 +49,7 @@ class Engine:
         catalogue: Catalogue | None = None,
     ) -> None:
         """`caps`: each server's cap in watts and clock lock in MHz (0: none) to begin with. Raises FleetError."""
+        check_recorded(len(servers), arrivals)
         self._servers, self._arrivals = servers, arrivals
         self._model, self._catalogue = model, catalogue or Catalogue(model)
         self._longest = int(arrivals.prompt_tokens.max())
@@ -68,7 +71,7 @@ class Engine:
             arrival_s=arrivals.arrival_s,
             prompt=arrivals.prompt_tokens,
             output=arrivals.output_tokens,
-            seconds=int(arrivals.arrival_s[-1]) + 64,
+            seconds=_seconds(arrivals),
             coming_capacity=coming,
         )
         self._kinds = 0
@@ -141,6 +144,20 @@ class Engine:
         del self._rows[key]
         self._write(row, kind)
         return row
+
+
+def check_recorded(servers: int, arrivals: Arrivals) -> None:
+    """Raises FleetError where the seconds of all servers would not fit memory; ask before anything is built."""
+    if servers * _seconds(arrivals) > MAX_RECORDED:
+        raise FleetError(
+            f"{arrivals.arrival_s[-1]:.0f} s of {servers} servers are more than the {MAX_RECORDED} server seconds of one run "
+            "under a power law: lower requests.seconds or servers"
+        )
+
+
+def _seconds(arrivals: Arrivals) -> int:
+    """To the last arrival and a while on; it grows when that is not enough."""
+    return int(arrivals.arrival_s[-1]) + DRAIN_S
 
 
 def _room(table: NDArray[Any], rows: int) -> NDArray[Any]:

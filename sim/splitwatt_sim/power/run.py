@@ -29,7 +29,7 @@ from splitwatt_core.policies import POLICIES
 from splitwatt_core.policy import Policy, Posture
 
 from splitwatt_sim.fleet.run import COMING, MAX_COMING, FleetError, FleetRun
-from splitwatt_sim.power.engine import CrowdedError, Engine
+from splitwatt_sim.power.engine import CrowdedError, Engine, check_recorded
 from splitwatt_sim.power.judge import FloatArray, Judge, Lines, PowerSeries
 from splitwatt_sim.power.meter import Meter
 from splitwatt_sim.power.plant import DRAW_LAG_S, NAMESPACE, Calls, SimulatedAgent, SimulatedNode
@@ -77,6 +77,7 @@ def run_power(
     progress: Callable[[int], None] | None = None,
 ) -> PowerRun:
     """Deterministic. `watch` is called after every moment, `progress` with every second that is over. Raises FleetError."""
+    check_recorded(len(setup.servers), arrivals)  # before the keeper has its half minute without load
     coming = COMING
     while coming <= MAX_COMING:
         try:

@@ -5,7 +5,7 @@ The row's servers run both phases, so the ladder goes by priority alone: first t
 low one's floor. Locks come from agents on the servers, so a command takes a second or two and not POLCA's 40 s out of band;
 `LadderSettings.command_latency_s` says how long, and the pages show both.
 
-Protects: deeper on the ladder never draws more, at any load.
+Protects: deeper on the ladder never draws more, at any load above idle; a trace that falls below it is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from splitwatt_core.phase_model import clock_factor
 from splitwatt_core.polca import PolcaSettings, RowPriority, settings_for
 
 from splitwatt_sim.row.kernel import LadderColumns, run_ladder
-from splitwatt_sim.row.model import PHASES, FloatArray, IntArray, Row, RowRun
+from splitwatt_sim.row.model import PHASES, FloatArray, IntArray, Row, RowRun, check_above_idle
 from splitwatt_sim.row.trace import STEP_S, RowTrace, steps_of
 
 STEPS: Final = 12
@@ -102,7 +102,9 @@ def columns(settings: LadderSettings, row: Row, brake: PolcaSettings) -> LadderC
 
 
 def run_row_ahead(trace: RowTrace, settings: LadderSettings, row: Row) -> RowRun:
-    """`PhaseAware` over one trace; `wanted` and `in_force` are positions of the ladder, one more under the brake."""
+    """`PhaseAware` over one trace; `wanted` and `in_force` are positions of the ladder, one more under the brake.
+    Raises ValueError where the trace's GPUs would draw less than idle."""
+    check_above_idle(trace, row)
     brake = settings_for(row.profile)
     offered = trace.utilisation * row.scale
     table = columns(settings, row, brake)

@@ -221,10 +221,15 @@ class RowRun:
         return float(np.count_nonzero(self.in_force)) / len(self.in_force)
 
 
-def run_row(trace: RowTrace, settings: PolcaSettings, row: Row) -> RowRun:
-    """One policy over one trace. Raises ValueError where the trace's GPUs would draw less than idle."""
+def check_above_idle(trace: RowTrace, row: Row) -> None:
+    """Below idle a lock would add power in this model. Raises ValueError."""
     if row.gpu_share * float(trace.utilisation.min()) < row.idle_power:
         raise ValueError("the trace falls so low that its GPUs would draw less than idle")
+
+
+def run_row(trace: RowTrace, settings: PolcaSettings, row: Row) -> RowRun:
+    """One policy over one trace. Raises ValueError where the trace's GPUs would draw less than idle."""
+    check_above_idle(trace, row)
     offered = trace.utilisation * row.scale
     table = columns(settings, row)
     power = np.empty_like(offered)

@@ -208,9 +208,9 @@ def read_aic_csv(
         server = (GPU_OF_SYSTEM.get(row["sys"], row["sys"]), model, tensor_parallel)
         isl, batch = int(row["isl"]), int(row["bs"])
         if row["kind"] == "ctx":
-            return server, PrefillRow(isl * batch, float(row["ttft"]))
+            return server, PrefillRow(isl * batch, _above_0(row, "ttft"))
         if row["kind"] == "gen":
-            return server, DecodeRow(batch, isl, float(row["tpot"]))
+            return server, DecodeRow(batch, isl, _above_0(row, "tpot"))
         raise ValueError(f"kind must be ctx or gen, not {row['kind']!r}")
 
     tables = _read(lines, name=name, columns=AIC_COLUMNS, parse=parse)
@@ -227,13 +227,24 @@ def read_neutral_csv(lines: Iterable[str], *, name: str) -> tuple[TimingTable, .
 
 
 def _neutral_row(row: dict[str, str]) -> tuple[Server, PrefillRow | DecodeRow]:
-    time_ms, power_w = float(row["time_ms"]), float(row[POWER_COLUMN]) if row.get(POWER_COLUMN) else None
+    time_ms, power_w = _above_0(row, "time_ms"), _above_0(row, POWER_COLUMN) if row.get(POWER_COLUMN) else None
     server = (row["gpu"], row["model"], int(row["tensor_parallel"]))
     if row["phase"] == "prefill":
         return server, PrefillRow(int(row["tokens"]), time_ms, power_w)
     if row["phase"] == "decode":
         return server, DecodeRow(int(row["batch"]), int(row["context"]), time_ms, power_w)
     raise ValueError(f"phase must be prefill or decode, not {row['phase']!r}")
+
+
+def _above_0(row: dict[str, str], column: str) -> float:
+    """Raises ValueError, to which `_read` adds file and line: a table knows neither any more."""
+    try:
+        value = float(row[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"{column} must be a number above 0, not {row[column] or 'empty'}")
+    return value
 
 
 def _read(

@@ -120,7 +120,10 @@ class Tables:
         """Raises TableError that names what there is."""
         found = self.servers.get((model, kind))
         if found is None:
-            have = ", ".join(sorted(k for m, k in self.servers if m == model)) or "none"
+            have = ", ".join(sorted(k for m, k in self.servers if m == model))
+            if not have:
+                models = ", ".join(sorted({m for m, _ in self.servers})) or "none"
+                raise TableError(f"there is no table of {model}; models with tables: {models}")
             raise TableError(f"there is no table of {model} on {kind}; tables of this model: {have}")
         return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from splitwatt_core.trace import TraceError
 
@@ -25,6 +26,13 @@ from splitwatt_sim.traces.resample import generated, poisson
 FAILED: Final = 2
 MODEL: Final = "bloom-176b"
 MAX_REQUESTS: Final = 5_000_000
+SECONDS: Final = 120.0
+SEED: Final = 1
+OF_A_SCENARIO: Final = {
+    "requests": "requests.file", "rate": "requests.rate", "seconds": "requests.seconds", "seed": "requests.seed",
+    "model": "model",
+}  # fmt: skip
+"""Options of a design, by the key that says the same in a scenario."""
 NAMES: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
 
 
@@ -45,6 +53,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _decode_model(text: str) -> DecodeModel:
+    try:
+        return DecodeModel(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is unknown; use {' or '.join(DecodeModel)}") from None
+
+
 class SimulateCommand:
     help = "run a fleet against a list of requests in virtual time: latencies, power, energy"
 
@@ -58,13 +73,13 @@ class SimulateCommand:
         )  # fmt: skip
         add("--requests", type=Path, metavar="FILE", help="requests with their arrivals; default: a seeded generator")
         add("--rate", type=_positive, metavar="R", help="Poisson arrivals at this rate per second, sizes from the file")
-        add("--seconds", type=_positive, default=120.0, help="length of such a list (%(default)s)")
-        add("--seed", type=int, default=1, help="seed of such a list (%(default)s)")
+        add("--seconds", type=_positive, help=f"length of such a list ({SECONDS:g})")
+        add("--seed", type=int, help=f"seed of such a list ({SEED})")
         add(
-            "--decode-model", type=DecodeModel, choices=list(DecodeModel), default=DecodeModel.BATCH, metavar="MODEL",
-            help="batch: decode keyed by sequences, as measured; splitwise-2023: the reference's table with its slip",
+            "--decode-model", type=_decode_model, metavar="MODEL",
+            help="batch (default): decode keyed by sequences, as measured; splitwise-2023: the reference's table with its slip",
         )  # fmt: skip
-        add("--model", default=MODEL, help="served model (%(default)s)")
+        add("--model", help=f"served model ({MODEL})")
         add("--json", type=Path, metavar="FILE", help="write the figures, name -> number")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -75,26 +90,37 @@ class SimulateCommand:
             if (args.scenario is None) == (args.design is None):
                 raise ScenarioError("give a scenario file, or --design; one of them")
             if args.scenario is not None:
+                _check_scenario_alone(args)
                 simulate_scenario(args.scenario, console, out=args.out, figures_to=args.json)
             else:
                 simulate(args, console)
         except (ScenarioError, TraceError, TableError, FleetError, StuckError, OSError) as error:
-            Console(stderr=True, highlight=False).print(f"splitwatt simulate: {error}", soft_wrap=True)
+            Console(stderr=True, highlight=False).print(f"splitwatt simulate: {error}", soft_wrap=True, markup=False)
             return FAILED
         return 0
 
 
+def _check_scenario_alone(args: argparse.Namespace) -> None:
+    """An option that is not heard must not look as if it were. Raises ScenarioError."""
+    for name, key in OF_A_SCENARIO.items():
+        if getattr(args, name) is not None:
+            raise ScenarioError(f"--{name} says nothing beside a scenario: write {key} in it")
+    if args.decode_model is not None:
+        raise ScenarioError("--decode-model says nothing beside a scenario: it goes with --design; leave it out")
+
+
 def requests_of(args: argparse.Namespace) -> Arrivals:
     """The list of requests that the command line asks for. Raises TraceError."""
+    seconds, seed = args.seconds or SECONDS, SEED if args.seed is None else args.seed
     if args.requests is None:
         rate = args.rate or 5.5
-        _bound(rate * args.seconds)
-        return generated(requests_per_s=rate, seconds=args.seconds, seed=args.seed)
+        _bound(rate * seconds)
+        return generated(requests_per_s=rate, seconds=seconds, seed=seed)
     given = read_arrivals(args.requests)
     if args.rate is None:
         return given
-    _bound(args.rate * args.seconds)
-    return poisson(given, requests_per_s=args.rate, seconds=args.seconds, seed=args.seed)
+    _bound(args.rate * seconds)
+    return poisson(given, requests_per_s=args.rate, seconds=seconds, seed=seed)
 
 
 def _bound(requests: float) -> None:
@@ -105,6 +131,7 @@ def _bound(requests: float) -> None:
 def simulate(args: argparse.Namespace, console: Console) -> None:
     """Run, print, and write what was asked for. Raises TraceError, TableError, StuckError, OSError."""
     arrivals, tables, design = requests_of(args), builtin(), args.design
+    model = args.model or MODEL
     if len(arrivals) == 0:
         raise TraceError("the list holds no request: raise --rate or --seconds")
     measured = run_reference(
@@ -113,11 +140,11 @@ def simulate(args: argparse.Namespace, console: Console) -> None:
         prompt=arrivals.prompt_tokens,
         output=arrivals.output_tokens,
         tables=tables,
-        model=args.model,
-        decode=args.decode_model,
+        model=model,
+        decode=args.decode_model or DecodeModel.BATCH,
     )
     alone = unloaded(
-        tables.server(args.model, "A100"), prompt=arrivals.prompt_tokens, output=arrivals.output_tokens
+        tables.server(model, "A100"), prompt=arrivals.prompt_tokens, output=arrivals.output_tokens
     )
     slower = slowdowns(measured, alone)
     console.print(_table(design, measured, slower, arrivals))
@@ -142,7 +169,7 @@ def figures(design: Design, measured: Latencies, slower: dict[str, float], arriv
 
 def _table(design: Design, measured: Latencies, slower: dict[str, float], arrivals: Arrivals) -> Table:
     count = len(arrivals.arrival_s)
-    table = Table(title=f"{design}: {count} requests of {arrivals.name} (simulated)", title_justify="left")
+    table = Table(title=f"{design}: {count} requests of {escape(arrivals.name)} (simulated)", title_justify="left")
     table.add_column("")
     for p in PERCENTILES:
         table.add_column(f"P{p} ms", justify="right")

@@ -56,7 +56,7 @@ def simulate_power(
     for name, cap_w in zip(names, caps_w, strict=True):
         console.print(f"  caps of {name}: {cap_w.mean():.0f} W on average, from {cap_w.min():.0f} to {cap_w.max():.0f} W")
     for told in run.told[:SHOWN_NOTES]:
-        console.print(f"  {told.at_s:7.1f} s  {told.note.name}: {told.note.message}", soft_wrap=True)
+        console.print(f"  {told.at_s:7.1f} s  {told.note.name}: {told.note.message}", soft_wrap=True, markup=False)
     if len(run.told) > SHOWN_NOTES:
         console.print(f"  and {len(run.told) - SHOWN_NOTES} more")
     values = power_figures(run, arrivals, names, caps_w, missed)
@@ -67,8 +67,8 @@ def simulate_power(
     target.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     write_series(run, names, caps_w, out / "power.csv")
     title = f"{path.stem}: {len(arrivals)} requests, {scenario.power.policy}, {scenario.power.mode} (simulated)"
-    draw_power(run, names, caps_w, scenario.slos(), out / "simulate.png", title=title)
-    console.print(f"written: {target}, {out / 'simulate.png'}, {out / 'power.csv'}", soft_wrap=True)
+    draw_power(run, names, caps_w, scenario.slos(), out / "simulate.png", title=title, k_s=setup.breaker_k_s)
+    console.print(f"written: {target}, {out / 'simulate.png'}, {out / 'power.csv'}", soft_wrap=True, markup=False)
 
 
 def _with_progress(setup: PowerSetup, arrivals: Arrivals, console: Console) -> PowerRun:

@@ -19,10 +19,10 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from splitwatt_api.inference_cluster import Priority, PriorityWord
 
 from splitwatt_sim.fleet.run import MAX_CHANGES
@@ -133,18 +133,50 @@ def read_scenario(path: Path) -> Scenario:
     except yaml.YAMLError as error:
         raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ScenarioError(f"{path} must hold a mapping with the keys model, requests, pools, slo, profiles, power")
+        raise ScenarioError(f"{path} must hold a mapping; its keys are {_keys(Scenario)}")
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        says = "Input should be a mapping of keys to values" if first["type"] == "model_type" else first["msg"]
-        raise ScenarioError(f"{path}: {where}: {says}") from error
+        loc = first["loc"]
+        raise ScenarioError(f"{path}: {'.'.join(map(str, loc))}: {_says(first['type'], loc, first['msg'])}") from error
     roles = {pool.role for pool in scenario.pools}
     if Role.MIXED not in roles and roles != {Role.PREFILL, Role.DECODE}:
         raise ScenarioError(f"{path}: pools: a fleet needs Prefill and Decode pools, or a Mixed one; add what is missing")
     return scenario
+
+
+def _says(kind: str, loc: tuple[int | str, ...], message: str) -> str:
+    """What to write instead, where pydantic does not say it."""
+    if kind == "model_type":
+        return "Input should be a mapping of keys to values"
+    if kind == "extra_forbidden":
+        return f"there is no such key; keys are {_keys(_part_at(loc[:-1]))}"
+    if "outages" in loc and kind in ("tuple_type", "missing", "too_long", "too_short"):
+        return "write outages as a list of [from, to], both in seconds, like [[190, 220]]"
+    return message
+
+
+def _keys(part: type[BaseModel]) -> str:
+    return ", ".join(field.alias or name for name, field in part.model_fields.items())
+
+
+def _part_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The part that stands at a place of a scenario."""
+    part: type[BaseModel] = Scenario
+    for name in loc:
+        for field in part.model_fields.values():
+            if field.alias == name:
+                part = _part_in(field.annotation) or part
+                break
+    return part
+
+
+def _part_in(annotation: object) -> type[BaseModel] | None:
+    """Of what a field holds, perhaps as one of many, perhaps or nothing."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((part for inner in get_args(annotation) if (part := _part_in(inner)) is not None), None)
 
 
 def arrivals_of(scenario: Scenario, *, beside: Path) -> Arrivals:
