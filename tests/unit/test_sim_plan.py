@@ -31,6 +31,7 @@ from splitwatt_sim.plan.search import (
     largest_rate,
     least_design,
     pareto,
+    rates_down,
     robust_rate,
     splits,
 )
@@ -161,6 +162,28 @@ def test_the_robust_rate_holds_on_every_list_and_the_next_step_does_not() -> Non
     assert all(g.holds(design, rate) for g in goals) and not all(g.holds(design, rate + GOAL.step_rps) for g in goals)
 
 
+@pytest.mark.parametrize(
+    ("from_rps", "step_rps", "rates"),
+    [
+        (0.3, 0.1, [0.3, 0.2, 0.1]),
+        (0.7, 0.1, [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        (15.0, 5.0, [15.0, 10.0, 5.0]),
+        (12.0, 5.0, [12.0, 7.0, 2.0]),
+        (2.0, 5.0, [2.0]),
+        (0.0, 5.0, [0.0]),
+    ],
+)
+def test_rates_go_down_in_whole_steps_and_none_is_beside_0(from_rps: float, step_rps: float, rates: list[float]) -> None:
+    assert list(rates_down(from_rps, step_rps)) == pytest.approx(rates, abs=1e-12)
+
+
+def test_a_list_without_a_request_holds_and_none_that_holds_leaves_0() -> None:
+    fine = replace(GOAL, step_rps=0.1)
+    assert not len(fine.arrivals(1e-4)) and fine.holds(PlanDesign(PREFILL, 1), 1e-4)
+    never = replace(fine, misses=lambda run, arrivals: ["ttft_ms_p99"])
+    assert robust_rate(PlanDesign(PREFILL, 1), 0.8, never, seeds=range(5, 9)) in [(0, 0.0), (0, 0.1)]
+
+
 # ------------------------------------------------------------------------------------------------------------- options
 
 
@@ -262,9 +285,27 @@ def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pyte
     assert says in " ".join(capsys.readouterr().err.split())
 
 
-def test_an_impossible_plan_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["plan", "--watts", "100", "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]) == 1
-    assert "no design holds the SLOs within these limits at 5 requests/s" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["--watts", "3000"],
+            "no server fits: the cheapest, H100 at 350 W, is charged 5712 W, and --watts is 3000: raise it to 5712 or more",
+        ),
+        (["--watts", "3000", "--servers", "2"], "is charged 5712 W, and --watts is 3000"),
+        (["--power-of", "A100:1", "--gpus", "B200"], "and --power-of is 6128: raise it to"),
+        (["--usd-per-hour", "20"], "costs 38 USD per hour, and --usd-per-hour is 20: raise it to 38 or more"),
+        (["--watts", "45000", "--ttft-p99-ms", "5"], "one request alone has a TTFT P99 of "),
+        (["--rate", "5", "--tbt-p99-ms", "2"], "one request alone has a TBT P99 of "),
+        (["--watts", "6000", "--step", "500"], "1 x H100 at 350 W, unsplit, the most that --watts 6000 holds, misses TTFT P99: "),
+        (["--servers", "3", "--rate", "900"], "ms at 900 requests/s: raise --servers or lower --rate"),
+    ],
+)
+def test_an_impossible_plan_names_the_tightest_constraint(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["plan", *arguments, "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]) == 1
+    assert says in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

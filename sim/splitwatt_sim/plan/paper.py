@@ -21,10 +21,11 @@ from rich.progress import track
 from rich.table import Table
 
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.plan.equal_power import ALL, CAP_W, Judged, goal_of, judged, named
+from splitwatt_sim.plan.equal_power import ALL, CAP_W, Judged, goal_of, judged, named, servers_of
+from splitwatt_sim.plan.misses import limits_given, why
 from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
 from splitwatt_sim.plan.report import write_objects
-from splitwatt_sim.plan.search import PlanDesign
+from splitwatt_sim.plan.search import Limits, PlanDesign
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import SPLIT, UNSPLIT
 from splitwatt_sim.servers.tables import TableError
@@ -50,13 +51,19 @@ def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
         console.print("[dim]compiling the event loops, once: about half a minute[/dim]")
     bar = track(ALL, description="searching designs", console=console, transient=True, disable=not console.is_terminal)
     tried = [judged(name, goal, power_units=power_units, seeds=seeds, model=model) for name in bar]
-    found = sorted((plan for plan in tried if plan is not None), key=lambda plan: (-plan.first_rps, -plan.all_rps))
+    found = ranked([plan for plan in tried if plan is not None])
     if not found:
-        console.print(
-            f"no design holds Splitwise's SLOs at {args.step:g} requests/s with {power_units:g} power units: "
-            "give --power-of more servers, or lower --step",
-            soft_wrap=True,
+        limits = Limits(charge_w=power_units)
+        reason = why(
+            [servers_of(name, goal, model=model) for name in ALL],
+            limits,
+            goal,
+            rate_rps=args.step,
+            lower="--step",
+            measure=Slo(margin=args.margin / 100).measure(model),
+            given=limits_given(limits, charge_option="the power of --power-of", power_units=True)[1:],
         )
+        console.print(f"no design holds Splitwise's SLOs: {reason}", soft_wrap=True, markup=False)
         return NOTHING
     console.print(_table(found, args, sizes))
     winner = found[0]
@@ -69,6 +76,12 @@ def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
     )
     _write(found, args, model=model, console=console)
     return 0
+
+
+def ranked(found: Sequence[Judged]) -> list[Judged]:
+    """The best first, by the list that was searched and then by price. The unseen lists judge what comes out; an order by them
+    would choose by luck on them."""
+    return sorted(found, key=lambda p: (-p.first_rps, -p.found.rate_rps, named(p.name, p.found.design).usd_per_hour))
 
 
 def _checked(args: argparse.Namespace) -> str:
