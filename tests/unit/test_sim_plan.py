@@ -19,6 +19,7 @@ from splitwatt_cli.main import main
 from splitwatt_core.contract import Phase
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
+from splitwatt_sim.plan import report
 from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
 from splitwatt_sim.plan.search import (
@@ -278,6 +279,17 @@ def test_the_command_plans_checks_and_writes(tmp_path: Path, capsys: pytest.Capt
         (["--watts", "9000", "--gpus", ","], "--gpus names no GPU; choose from A100, H100, H200, B200"),
         (["--watts", "9000", "--seconds", "5"], "lists of 5 s hide queues: give --seconds 20 or more"),
         (["--usd-per-hour", "100", "--gpus", "B200"], "no price is known of B200: add --price B200=USD, or leave it out"),
+        (["--watts", "9000", "--step", "0.001"], "holds no request: give a larger --step, or more --seconds"),
+        (["--rate", "0.001"], "a list of 120 s at 0.001 requests/s holds no request: give a larger --rate, or more --seconds"),
+        (["--watts", "100MW"], "--watts 100000000 holds 17507 servers, and a plan at most 2000: give --servers or less --watts"),
+        (["--power-of", "H100:2000"], "--power-of 17248000 holds 3019 servers"),
+        (["--usd-per-hour", "100000"], "--usd-per-hour 100000 holds 2631 servers"),
+        (["--servers", "2001"], "--servers is 2001, and a plan has at most 2000 servers"),
+        (["--watts", "9000", "--model", "foo"], f"--model foo is not known; choose from {MODEL_2026}, bloom-176b, llama2-70b"),
+        (["--watts", "9000", "--price", "T4=3"], "--price: there is no table of"),
+        (["--watts", "9000", "--out", __file__], f"--out wants a folder, and {__file__} is a file: name another one"),
+        (["--watts", "9000", "--out", f"{__file__}/x"], f"--out wants a folder, and {__file__} is a file"),
+        (["--watts", "9000", "--shard", "0/2", "--shards-dir", __file__], "--shards-dir wants a folder, and "),
     ],
 )
 def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,6 +365,41 @@ def test_objects_of_an_earlier_plan_do_not_stay(tmp_path: Path) -> None:
     one = ["--servers", "1", "--seconds", "20", "--step", "1", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
     assert main(["plan", *one]) == 0
     assert not (tmp_path / "plan.yaml").exists(), "one server is unsplit, which has no objects"
+
+
+def test_an_earlier_plan_that_stays_beside_no_answer_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "--watts", "3000", "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(line) == 1
+    assert "earlier plan" not in capsys.readouterr().out
+    (tmp_path / "plan.yaml").write_text("old", encoding="utf-8")
+    assert main(line) == 1
+    assert f"{tmp_path} still holds an earlier plan: plan.yaml" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "plan.yaml").read_text() == "old"
+
+
+def test_a_plan_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plan.json", "plan.yaml"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+
+    def refuses(*given: object, **more: object) -> None:
+        raise PlanObjectsError("the API does not take this plan")
+
+    monkeypatch.setattr(report, "manifests", refuses)
+    line = ["plan", "--watts", "45000", "--seconds", "20", "--step", "20", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(line) == 2
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"plan.json": "old", "plan.yaml": "old"}
+    monkeypatch.undo()
+    assert main(line) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
+    assert "old" not in (tmp_path / "plan.json").read_text()
+
+
+def test_no_pool_is_larger_than_an_inference_cluster_can_say() -> None:
+    limits = Limits(servers=2_000)
+    assert limits.room_for(PREFILL) == 1_000
+    largest = PlanDesign(PREFILL, limits.room_for(PREFILL), DECODE)
+    largest = replace(largest, decode_servers=limits.room_for(DECODE, largest))
+    assert largest.servers == 2_000 and objects(largest)
 
 
 def test_what_the_api_refuses_is_said_in_a_sentence() -> None:

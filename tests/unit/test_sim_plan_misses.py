@@ -71,7 +71,7 @@ def test_a_request_alone_that_misses_an_slo_is_told_with_its_time() -> None:
 
 def test_the_nearest_miss_is_the_nearest_of_the_largest_designs() -> None:
     limits = Limits(charge_w=20_000.0)
-    given = limits_given(limits, charge_option="--watts")[1:]
+    given = limits_given(limits, charge_option="--watts")
     said = nearest_miss(
         PAIRS, limits, GOAL, rate_rps=400.0, lower="--rate", measure=SLO.measure(MODEL_2026), given=given
     )
@@ -81,6 +81,19 @@ def test_the_nearest_miss_is_the_nearest_of_the_largest_designs() -> None:
     )  # fmt: skip
     assert form is not None and int(form[3]) > int(form[4])
     assert form[1] in ("2 x H100 at 700 W, unsplit", "1 x H100 at 700 W prefill, 2 x H100 at 350 W decode")
+
+
+def test_the_most_that_a_plan_may_have_is_no_limit_to_be_raised() -> None:
+    assert [limit.option for limit in limits_given(Limits(servers=1_999, charge_w=1e4), charge_option="--watts")] == [
+        "--servers", "--watts"
+    ]  # fmt: skip
+    assert limits_given(Limits(), charge_option="--watts") == []
+    said = nearest_miss(
+        PAIRS[:1], Limits(), replace(GOAL, step_rps=1.0), rate_rps=5.0, lower="--rate",
+        measure=Slo(1.0, 1.0).measure(MODEL_2026), given=[],
+    )  # fmt: skip
+    assert said.startswith("1000 x H100 at 700 W, unsplit, as large as a plan may be, misses ")
+    assert said.endswith("ms at 5 requests/s: loosen the SLO or lower --rate")
 
 
 def test_slowdowns_are_told_as_such() -> None:

@@ -50,10 +50,14 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     for name in ("shards", "image", "claim", "trace_claim", "output"):
         if getattr(args, name) is not None and not args.on_kubernetes:
             raise JobError(f"--{name.replace('_', '-')} speaks of a Job: add --on-kubernetes, or leave it out")
+    arguments.check_folders(args)
+    arguments.check_model(args.model)
     if args.power_units == "splitwise":
         return plan_at_equal_power(args, console)
     search = arguments.search_of(args)
+    arguments.check_lists(args, search.goal)
     whole = items(search)
+    arguments.check_servers(args, search.limits, whole)
     if args.on_kubernetes:
         return write_job(args, fingerprint(search), len(whole), console)
     if is_cold():
@@ -103,6 +107,7 @@ def finish(args: argparse.Namespace, search: Search, whole: list[Item], written:
     found = [one for item, record in zip(whole, written, strict=True) if (one := result(item, record)) is not None]
     if not found:
         console.print(_nothing(args, search, whole), soft_wrap=True, markup=False)
+        report.say_earlier(args.out, console)
         return NOTHING
     best = report.ranked(found, by_price=search.limits.by_price)
     console.print(report.table(best, search))
@@ -136,7 +141,6 @@ def finish(args: argparse.Namespace, search: Search, whole: list[Item], written:
 
 def _nothing(args: argparse.Namespace, search: Search, whole: list[Item]) -> str:
     """Why no design was found."""
-    charged_by = "--power-of" if search.limits.charge_w != args.watts else "--watts"
     reason = why(
         [item.servers for item in whole],
         search.limits,
@@ -144,7 +148,7 @@ def _nothing(args: argparse.Namespace, search: Search, whole: list[Item]) -> str
         rate_rps=args.rate or args.step,
         lower="--rate" if args.rate else "--step",
         measure=search.slo.measure(search.model),
-        given=limits_given(search.limits, charge_option=charged_by),
+        given=limits_given(search.limits, charge_option=arguments.charged_by(args, search.limits)),
     )
     return f"no design holds the SLOs: {reason}"
 

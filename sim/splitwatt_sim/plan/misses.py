@@ -16,7 +16,7 @@ import numpy as np
 
 from splitwatt_sim.fleet.run import FleetError, FleetRun, run_fleet
 from splitwatt_sim.plan.options import Figure
-from splitwatt_sim.plan.search import Goal, Limits, PlanDesign, splits
+from splitwatt_sim.plan.search import MAX_SERVERS, Goal, Limits, PlanDesign, splits
 from splitwatt_sim.traces.arrivals import Arrivals
 
 Measure = Callable[[FleetRun, Arrivals], list[Figure]]
@@ -44,14 +44,15 @@ class Limit:
 
 
 def limits_given(limits: Limits, *, charge_option: str, power_units: bool = False) -> list[Limit]:
-    """Those that are finite. `charge_option`: the option that limits the charge."""
+    """Those that were given. `charge_option`: the option that limits the charge."""
     unit = "power units" if power_units else "W"
     every = [
         Limit("--servers", limits.servers, lambda d: d.servers, lambda n: f"takes {n:.0f}"),
         Limit("--usd-per-hour", limits.usd_per_hour, lambda d: d.usd_per_hour, lambda n: f"costs {_up(n)} USD per hour"),
         Limit(charge_option, limits.charge_w, lambda d: d.charge_w, lambda n: f"is charged {_up(n)} {unit}"),
     ]
-    return [limit for limit in every if math.isfinite(limit.most)]
+    # The most that a plan may have is no limit to be raised.
+    return [limit for limit in every if limit.most < (MAX_SERVERS if limit.option == "--servers" else math.inf)]
 
 
 def why(
@@ -116,10 +117,10 @@ def nearest_miss(
     value, limit = _values(worst)
     binding = [one for one in given if one.full(design)]
     most = " and ".join(f"{one.option} {one.most:g}" for one in binding)
-    what = f"{design}, the most that {most} {'hold' if len(binding) > 1 else 'holds'}," if binding else f"{design}"
+    holds = f"the most that {most} {'hold' if len(binding) > 1 else 'holds'}" if binding else "as large as a plan may be"
     more = " or ".join(f"raise {one.option}" for one in binding[:1])
     remedy = f"{more} or lower {lower}" if more else f"loosen the SLO or lower {lower}"
-    return f"{what} misses {worst.title}: {value} of {limit} {worst.unit} at {rate_rps:g} requests/s: {remedy}"
+    return f"{design}, {holds}, misses {worst.title}: {value} of {limit} {worst.unit} at {rate_rps:g} requests/s: {remedy}"
 
 
 def _largest(pair: PlanDesign, limits: Limits, goal: Goal) -> Iterator[PlanDesign]:
