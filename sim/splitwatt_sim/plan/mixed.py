@@ -21,6 +21,7 @@ from splitwatt_sim.plan.search import Goal, PlanDesign, climb, robust_rate
 
 MAX_MOVED: Final = 4
 """Servers of one pool that become mixed. A fleet that wants more of them is better off unsplit, which is tried by itself."""
+SAME: Final = 1e-9
 LOOKED_AT: Final = 3
 """Splits, the best ones, around which mixed servers are tried."""
 
@@ -89,6 +90,7 @@ def less_cost(
     Only one is tried on the unseen lists. Trying the next one until some passes would be a search on them.
     """
     candidates = sorted((mixed for split in splits for mixed in cheaper(split)), key=cost)
+    below *= 1 - SAME  # sums of equal prices in another order differ in their last bits
     mixed = next((mixed for mixed in candidates if cost(mixed) < below and goal.holds(mixed, rate_rps)), None)
     if mixed is None:
         return None
