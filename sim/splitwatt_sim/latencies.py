@@ -54,11 +54,15 @@ def slowdowns(measured: Latencies, alone: Latencies) -> dict[str, float]:
     }
 
 
-def missed_slos(slowdown: dict[str, float], *, margin: float = 0.0) -> list[str]:
-    """Names of the SLOs that are not met with this much to spare (0.03: 3 %)."""
-    return [
-        f"{name}_p{p}"
+def slowdown_limits() -> dict[str, float]:
+    """`ttft_p50` … `e2e_p99`: the nine SLOs, flat."""
+    return {
+        f"{name}_p{p}": limit
         for name, limits in SLOWDOWN_SLOS.items()
         for p, limit in zip(PERCENTILES, limits, strict=True)
-        if not slowdown[f"{name}_p{p}"] < limit * (1 - margin)
-    ]
+    }
+
+
+def missed_slos(slowdown: dict[str, float], *, margin: float = 0.0) -> list[str]:
+    """Names of the SLOs that are not met with this much to spare (0.03: 3 %)."""
+    return [name for name, limit in slowdown_limits().items() if not slowdown[name] < limit * (1 - margin)]

@@ -94,14 +94,18 @@ def bind(plane: ControlPlane, namespace: str) -> None:
     plane.kubectl(*patch, json.dumps({"status": {"phase": "Bound"}}), "--subresource=status")
 
 
-def kubectl_lines(said: str) -> list[list[list[str]]]:
-    """The commands to type next, each as its steps."""
-    lines = [shlex.split(line) for line in said.splitlines() if line.startswith("kubectl")]
-    steps: list[list[list[str]]] = []
-    for line in lines:
-        cut = line.index("&&")
-        steps.append([line[:cut], line[cut + 1 :]])
-    return steps
+def kubectl_lines(said: str) -> list[list[str]]:
+    """The commands to type next, each as its two steps."""
+    return [line.split(" && ", 1) for line in said.splitlines() if line.startswith("kubectl")]
+
+
+def in_shell(plane: ControlPlane, command: str, tmp_path: Path) -> str:
+    """What a command says that is typed where kubectl speaks to this control plane."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "kubectl").symlink_to(plane.tools["kubectl"])
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "KUBECONFIG": str(plane.kubeconfig), "HOME": str(tmp_path)}
+    return subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, timeout=90, check=True).stdout
 
 
 def test_pods_of_a_real_job_find_the_plan_of_a_local_search(
@@ -109,13 +113,15 @@ def test_pods_of_a_real_job_find_the_plan_of_a_local_search(
 ) -> None:
     out = tmp_path / "out"
     assert main([*asked, "--on-kubernetes", "--shards", str(SHARDS), "--namespace", place, "--out", str(out)]) == 0
-    (apply, wait), (copy, merge) = kubectl_lines(capsys.readouterr().out)
+    (apply_line, wait), (copy_line, merge_line) = kubectl_lines(capsys.readouterr().out)
+    apply, copy, merge = (shlex.split(line) for line in (apply_line, copy_line, merge_line))
     dry = control_plane.kubectl(*apply[1:], "--dry-run=server")
     assert dry.stderr == "" and all(kind in dry.stdout for kind in ("configmap/", "persistentvolumeclaim/", "job.batch/", "pod/"))
 
     control_plane.kubectl(*apply[1:])
     bind(control_plane, place)
-    control_plane.kubectl(*wait[1:], timeout_s=90.0)
+    ended = in_shell(control_plane, wait, tmp_path)
+    assert ended.split()[-1] == "Complete"
     pods = get(control_plane, "pods", "-n", place, f"-l={INDEX}")["items"]
     assert sorted(int(pod["metadata"]["annotations"][INDEX]) for pod in pods) == list(range(SHARDS))
 

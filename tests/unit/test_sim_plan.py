@@ -19,6 +19,7 @@ from splitwatt_cli.main import main
 from splitwatt_core.contract import Phase
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
+from splitwatt_sim.plan import report
 from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
 from splitwatt_sim.plan.search import (
@@ -31,6 +32,7 @@ from splitwatt_sim.plan.search import (
     largest_rate,
     least_design,
     pareto,
+    rates_down,
     robust_rate,
     splits,
 )
@@ -161,6 +163,28 @@ def test_the_robust_rate_holds_on_every_list_and_the_next_step_does_not() -> Non
     assert all(g.holds(design, rate) for g in goals) and not all(g.holds(design, rate + GOAL.step_rps) for g in goals)
 
 
+@pytest.mark.parametrize(
+    ("from_rps", "step_rps", "rates"),
+    [
+        (0.3, 0.1, [0.3, 0.2, 0.1]),
+        (0.7, 0.1, [0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        (15.0, 5.0, [15.0, 10.0, 5.0]),
+        (12.0, 5.0, [12.0, 7.0, 2.0]),
+        (2.0, 5.0, [2.0]),
+        (0.0, 5.0, [0.0]),
+    ],
+)
+def test_rates_go_down_in_whole_steps_and_none_is_beside_0(from_rps: float, step_rps: float, rates: list[float]) -> None:
+    assert list(rates_down(from_rps, step_rps)) == pytest.approx(rates, abs=1e-12)
+
+
+def test_a_list_without_a_request_holds_and_none_that_holds_leaves_0() -> None:
+    fine = replace(GOAL, step_rps=0.1)
+    assert not len(fine.arrivals(1e-4)) and fine.holds(PlanDesign(PREFILL, 1), 1e-4)
+    never = replace(fine, misses=lambda run, arrivals: ["ttft_ms_p99"])
+    assert robust_rate(PlanDesign(PREFILL, 1), 0.8, never, seeds=range(5, 9)) in [(0, 0.0), (0, 0.1)]
+
+
 # ------------------------------------------------------------------------------------------------------------- options
 
 
@@ -255,6 +279,17 @@ def test_the_command_plans_checks_and_writes(tmp_path: Path, capsys: pytest.Capt
         (["--watts", "9000", "--gpus", ","], "--gpus names no GPU; choose from A100, H100, H200, B200"),
         (["--watts", "9000", "--seconds", "5"], "lists of 5 s hide queues: give --seconds 20 or more"),
         (["--usd-per-hour", "100", "--gpus", "B200"], "no price is known of B200: add --price B200=USD, or leave it out"),
+        (["--watts", "9000", "--step", "0.001"], "holds no request: give a larger --step, or more --seconds"),
+        (["--rate", "0.001"], "a list of 120 s at 0.001 requests/s holds no request: give a larger --rate, or more --seconds"),
+        (["--watts", "100MW"], "--watts 100000000 holds 17507 servers, and a plan at most 2000: give --servers or less --watts"),
+        (["--power-of", "H100:2000"], "--power-of 17248000 holds 3019 servers"),
+        (["--usd-per-hour", "100000"], "--usd-per-hour 100000 holds 2631 servers"),
+        (["--servers", "2001"], "--servers is 2001, and a plan has at most 2000 servers"),
+        (["--watts", "9000", "--model", "foo"], f"--model foo is not known; choose from {MODEL_2026}, bloom-176b, llama2-70b"),
+        (["--watts", "9000", "--price", "T4=3"], "--price: there is no table of"),
+        (["--watts", "9000", "--out", __file__], f"--out wants a folder, and {__file__} is a file: name another one"),
+        (["--watts", "9000", "--out", f"{__file__}/x"], f"--out wants a folder, and {__file__} is a file"),
+        (["--watts", "9000", "--shard", "0/2", "--shards-dir", __file__], "--shards-dir wants a folder, and "),
     ],
 )
 def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,9 +297,27 @@ def test_bad_input_gets_a_sentence(arguments: list[str], says: str, capsys: pyte
     assert says in " ".join(capsys.readouterr().err.split())
 
 
-def test_an_impossible_plan_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["plan", "--watts", "100", "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]) == 1
-    assert "no design holds the SLOs within these limits at 5 requests/s" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["--watts", "3000"],
+            "no server fits: the cheapest, H100 at 350 W, is charged 5712 W, and --watts is 3000: raise it to 5712 or more",
+        ),
+        (["--watts", "3000", "--servers", "2"], "is charged 5712 W, and --watts is 3000"),
+        (["--power-of", "A100:1", "--gpus", "B200"], "and --power-of is 6128: raise it to"),
+        (["--usd-per-hour", "20"], "costs 38 USD per hour, and --usd-per-hour is 20: raise it to 38 or more"),
+        (["--watts", "45000", "--ttft-p99-ms", "5"], "one request alone has a TTFT P99 of "),
+        (["--rate", "5", "--tbt-p99-ms", "2"], "one request alone has a TBT P99 of "),
+        (["--watts", "6000", "--step", "500"], "1 x H100 at 350 W, unsplit, the most that --watts 6000 holds, misses TTFT P99: "),
+        (["--servers", "3", "--rate", "900"], "ms at 900 requests/s: raise --servers or lower --rate"),
+    ],
+)
+def test_an_impossible_plan_names_the_tightest_constraint(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["plan", *arguments, "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]) == 1
+    assert says in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -312,6 +365,41 @@ def test_objects_of_an_earlier_plan_do_not_stay(tmp_path: Path) -> None:
     one = ["--servers", "1", "--seconds", "20", "--step", "1", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
     assert main(["plan", *one]) == 0
     assert not (tmp_path / "plan.yaml").exists(), "one server is unsplit, which has no objects"
+
+
+def test_an_earlier_plan_that_stays_beside_no_answer_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "--watts", "3000", "--seconds", "20", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(line) == 1
+    assert "earlier plan" not in capsys.readouterr().out
+    (tmp_path / "plan.yaml").write_text("old", encoding="utf-8")
+    assert main(line) == 1
+    assert f"{tmp_path} still holds an earlier plan: plan.yaml" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "plan.yaml").read_text() == "old"
+
+
+def test_a_plan_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("plan.json", "plan.yaml"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+
+    def refuses(*given: object, **more: object) -> None:
+        raise PlanObjectsError("the API does not take this plan")
+
+    monkeypatch.setattr(report, "manifests", refuses)
+    line = ["plan", "--watts", "45000", "--seconds", "20", "--step", "20", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(line) == 2
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"plan.json": "old", "plan.yaml": "old"}
+    monkeypatch.undo()
+    assert main(line) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
+    assert "old" not in (tmp_path / "plan.json").read_text()
+
+
+def test_no_pool_is_larger_than_an_inference_cluster_can_say() -> None:
+    limits = Limits(servers=2_000)
+    assert limits.room_for(PREFILL) == 1_000
+    largest = PlanDesign(PREFILL, limits.room_for(PREFILL), DECODE)
+    largest = replace(largest, decode_servers=limits.room_for(DECODE, largest))
+    assert largest.servers == 2_000 and objects(largest)
 
 
 def test_what_the_api_refuses_is_said_in_a_sentence() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import base64
 import gzip
+import os
 import random
 import re
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from splitwatt_cli.main import main
 from splitwatt_core import profiles
 from splitwatt_sim.plan.arguments import add_arguments, said_again, search_of
-from splitwatt_sim.plan.job import INDEX, JobError, Sweep, default_image, inputs, manifests
+from splitwatt_sim.plan.job import CONDITIONS, INDEX, JobError, Sweep, default_image, inputs, manifests
 from splitwatt_sim.plan.shards import fingerprint
 from splitwatt_sim.servers.profile_files import profile_object
 
@@ -73,13 +75,33 @@ def test_a_small_sweep_needs_a_job_a_claim_and_a_pod_to_copy_from(tmp_path: Path
     apply, merge = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kubectl")]
     assert shlex.split(apply) == [
         "kubectl", "apply", "--server-side", "-f", f"{tmp_path}/out/sweep.yaml", "&&",
-        "kubectl", "--namespace", "lab", "wait", "--for=condition=Complete", "--timeout=24h", f"job/{name}",
+        "until", "kubectl", "--namespace", "lab", "get", f"job/{name}", "-o", CONDITIONS,
+        "|", "grep", "-wE", "Complete|Failed;", "do", "sleep", "10;", "done",
     ]  # fmt: skip
     home = f"{tmp_path}/out/shards-{run}"
     assert shlex.split(merge) == [
         "kubectl", "--namespace", "lab", "cp", f"{name}-results:/shards/{run}", home, "&&",
         "splitwatt", "plan", *ASKED, "--name", "chat", "--namespace", "lab", "--out", f"{tmp_path}/out", "--merge", home,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", ["SuccessCriteriaMet Complete", "FailureTarget Failed"])
+def test_the_wait_ends_when_the_job_does_either_way(ends: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rendered(tmp_path, "--namespace", "lab")
+    said = capsys.readouterr().out
+    command = next(line for line in said.splitlines() if line.startswith("kubectl"))
+    (tmp_path / "answers").write_text(f"\nFailureTarget\n{ends}\n", encoding="utf-8")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    # Each question takes the next answer; to apply takes none.
+    stub = f'#!/bin/sh\n[ "$1" = apply ] && exit\nsed -n 1p {tmp_path}/answers\nsed -i 1d {tmp_path}/answers\n'
+    for name, text in (("kubectl", stub), ("sleep", "#!/bin/sh\n")):
+        (tools / name).write_text(text, encoding="utf-8")
+        (tools / name).chmod(0o755)
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    ran = subprocess.run(["sh", "-c", command], env=path, capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout.split() == ends.split(), "an earlier condition is no end"
+    assert "Should the first end with Failed, this says why: kubectl --namespace lab describe job/plan-sweep-" in said
 
 
 def test_pods_have_no_rights_and_bounded_resources(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from splitwatt_cli.main import main
 from splitwatt_sim.fleet.run import run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
 from splitwatt_sim.plan import command
-from splitwatt_sim.plan.mixed import MAX_MOVED, Beside, cheaper, less_charge, more_rate, moved
+from splitwatt_sim.plan import mixed as mixed_module
+from splitwatt_sim.plan.mixed import MAX_MOVED, Beside, cheaper, less_cost, more_rate, moved
 from splitwatt_sim.plan.objects import PlanObjectsError, manifests
 from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
 from splitwatt_sim.plan.search import Goal, Limits, Option, PlanDesign, largest_rate, least_design, robust_rate
@@ -86,25 +88,61 @@ def least(rate_rps: float) -> PlanDesign:
     return found.design
 
 
-def less(design: PlanDesign, rate_rps: float, *, below_w: float, survived: int) -> Beside | None:
-    return less_charge([design], GOAL, rate_rps=rate_rps, below_w=below_w, survived=survived, seeds=SEEDS)
+def less(
+    design: PlanDesign, rate_rps: float, *, below_w: float, survived: int, robust_rps: float = 0.0, seeds: Sequence[int] = SEEDS
+) -> Beside | None:
+    return less_cost(
+        [design], GOAL, rate_rps=rate_rps, cost=Limits().cost, below=below_w, survived=survived, robust_rps=robust_rps,
+        seeds=seeds,
+    )  # fmt: skip
 
 
-def test_less_charge_is_the_least_that_holds_the_rate_with_a_server_less() -> None:
+def test_less_cost_is_the_least_that_holds_the_rate_with_a_server_less() -> None:
     design = least(82.0)
-    beside = less(design, 82.0, below_w=design.charge_w, survived=3)
+    beside = less(design, 82.0, below_w=design.charge_w, survived=3, robust_rps=82.0)
     assert beside is not None and beside.survived == 3, "a second decode server was half empty"
     every = [mixed.charge_w for mixed in cheaper(design) if GOAL.holds(mixed, 82.0)]
     assert beside.design.charge_w == min(every) < design.charge_w
     assert less(design, 82.0, below_w=beside.design.charge_w, survived=0) is None
+    assert less(design, 82.0, below_w=design.charge_w, survived=0, robust_rps=83.0) is None, "all lists must hold as much"
 
 
 def test_a_cheaper_design_that_holds_on_fewer_unseen_lists_is_not_given() -> None:
     design = least(94.0)
     survived, _ = robust_rate(design, 94.0, GOAL, seeds=SEEDS)
-    lucky = less(design, 94.0, below_w=design.charge_w, survived=0)
+    lucky = less(design, 94.0, below_w=design.charge_w, survived=1)
     assert lucky is not None and lucky.survived < survived
     assert less(design, 94.0, below_w=design.charge_w, survived=survived) is None
+
+
+def test_only_one_design_is_tried_on_the_unseen_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[PlanDesign] = []
+
+    def none_holds(design: PlanDesign, rate_rps: float, goal: Goal, *, seeds: Sequence[int]) -> tuple[int, float]:
+        tried.append(design)
+        return 0, 0.0
+
+    monkeypatch.setattr(mixed_module, "robust_rate", none_holds)
+    design = least(82.0)
+    found = less_cost(
+        [design, design], GOAL, rate_rps=82.0, cost=Limits().cost, below=design.charge_w, survived=0, robust_rps=0.0, seeds=SEEDS
+    )
+    assert found is None, "no unseen list held it, and the second split has a design that would be next"
+    assert len(tried) == 1
+
+
+def test_where_money_alone_is_limited_the_least_design_is_the_least_price() -> None:
+    cheap_watts = replace(LEAN, usd_per_hour=90.0)
+    money, watts = Limits(usd_per_hour=1_000.0), Limits(charge_w=90_000.0, usd_per_hour=1_000.0)
+    assert money.by_price and not watts.by_price and not Limits(servers=3).by_price
+    designs = [
+        PlanDesign(FAST, p, cheap_watts, d) for p in range(1, 9) for d in range(1, 9)
+        if GOAL.holds(PlanDesign(FAST, p, cheap_watts, d), 60.0)
+    ]  # fmt: skip
+    for limits in (money, watts):
+        found = least_design(FAST, cheap_watts, 60.0, limits, GOAL)
+        assert found is not None
+        assert limits.cost(found.design) == min(map(limits.cost, designs))
 
 
 def test_mixed_servers_are_not_written_as_something_else() -> None:
@@ -147,16 +185,29 @@ def test_the_command_tells_of_mixed_servers_and_writes_what_can_be_applied(
     assert cluster["spec"]["prefill"]["replicas"] == looked[0][0].prefill_servers
 
 
-def test_a_plan_for_a_rate_asks_for_less_charge_and_says_nothing_where_there_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limits", [(), ("--usd-per-hour", "400"), ("--usd-per-hour", "400", "--watts", "90000")])
+def test_a_plan_for_a_rate_asks_for_less_of_what_was_limited_and_says_nothing_where_there_is_none(
+    limits: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
 
-    def none(splits: list[PlanDesign], goal: Goal, *, rate_rps: float, below_w: float, survived: int, seeds: range) -> None:
-        asked.extend([rate_rps, below_w, survived])
+    def none(
+        splits: list[PlanDesign],
+        goal: Goal,
+        *,
+        rate_rps: float,
+        cost: Callable[[PlanDesign], float],
+        below: float,
+        survived: int,
+        robust_rps: float,
+        seeds: range,
+    ) -> None:
+        asked.extend([rate_rps, below, survived, robust_rps, cost(PlanDesign(FAST, 1))])
 
-    monkeypatch.setattr(command, "less_charge", none)
-    figures = planned(tmp_path, "--rate", "40")
-    assert asked == [40.0, figures["charge_w"], figures["lists_survived"]]
+    monkeypatch.setattr(command, "less_cost", none)
+    figures = planned(tmp_path, "--rate", "40", *limits)
+    servers = figures["prefill_servers"] + figures["decode_servers"]
+    below, one = (servers * 38.0, 38.0) if len(limits) == 2 else (figures["charge_w"], FAST.charge_w)
+    assert asked == [40.0, below, figures["lists_survived"], figures["robust_rate_requests_per_s"], one]
     assert figures["mixed_servers"] == 0 and not any(name.startswith("with_mixed") for name in figures)
     assert "mixed" not in capsys.readouterr().out

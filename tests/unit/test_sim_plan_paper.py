@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_cli.main import main
-from splitwatt_sim.plan.arguments import uncapped_w, watts
-from splitwatt_sim.plan.equal_power import goal_of, judged, named
-from splitwatt_sim.plan.search import charge_w
+from splitwatt_core.profiles import builtin
+from splitwatt_sim.fleet.run import FleetRun
+from splitwatt_sim.latencies import Latencies
+from splitwatt_sim.plan.arguments import add_arguments, search_of, uncapped_w, watts
+from splitwatt_sim.plan.equal_power import Judged, goal_of, judged, named, servers_of
+from splitwatt_sim.plan.paper import ranked
+from splitwatt_sim.plan.search import Found, charge_w
+from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import parse_design
+from splitwatt_sim.servers.profile_files import profile_object, read_profile_file
 from splitwatt_sim.traces.resample import generated
+
+FAKE = FleetRun(Latencies(np.ones(1), np.ones(1), np.ones(1)), 1, 1.0, {}, {}, np.zeros((0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,42 @@ def test_the_power_of_servers_is_what_a_budget_charges_them_uncapped() -> None:
     assert uncapped_w(parse_design("H100:40")) == pytest.approx(40 * h100_w)
     assert uncapped_w(parse_design("HHcap:2/3")) == pytest.approx(2 * h100_w + 3 * charge_w(cap_w=350, rest_w=2_800))
     assert uncapped_w(parse_design("HA:1/1")) == pytest.approx(h100_w + charge_w(cap_w=400, rest_w=2_800))
+
+
+def test_a_profile_of_ones_own_says_the_power_of_its_gpu(tmp_path: Path) -> None:
+    h100 = next(profile for profile in builtin() if profile.name == "H100-SXM")
+    path = tmp_path / "lean.yaml"
+    path.write_text(yaml.safe_dump(profile_object(replace(h100, default_cap_w=500), memory_bytes=None)), encoding="utf-8")
+    shelf = Catalogue(files=(read_profile_file(path),))
+    assert uncapped_w(parse_design("H100:3"), shelf) == pytest.approx(3 * charge_w(cap_w=500, rest_w=2_800))
+    assert uncapped_w(parse_design("HHcap:1/1"), shelf) == pytest.approx(
+        charge_w(cap_w=500, rest_w=2_800) + charge_w(cap_w=250, rest_w=2_800)
+    )
+    args = argparse.ArgumentParser()
+    add_arguments(args)
+    search = search_of(args.parse_args(["--power-of", "H100:3", "--profile", str(path)]))
+    assert search.limits.charge_w == pytest.approx(3 * charge_w(cap_w=500, rest_w=2_800))
+
+
+def test_the_unseen_lists_do_not_rank() -> None:
+    def plan(name: str, first: float, all_lists: float, found: float = 10.0) -> Judged:
+        goal = goal_of(generated(requests_per_s=10.0, seconds=20.0, seed=3), margin=0.03)
+        servers = servers_of(name, goal)
+        design = replace(servers, prefill_servers=2, decode_servers=2 if servers.decode else 0)
+        return Judged(name, Found(design, found, FAKE), 0.0, first, 0, all_lists)
+
+    lucky, plain = plan("HH", 20.0, 20.0, found=10.0), plan("HHcap", 20.0, 5.0, found=15.0)
+    assert [p.name for p in ranked([lucky, plain])] == ["HHcap", "HH"], "by what the search found, not by luck afterwards"
+    cheap = plan("AA", 20.0, 5.0)
+    assert [p.name for p in ranked([lucky, cheap])] == ["AA", "HH"], "then by price"
+
+
+def test_where_nothing_holds_the_limit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "--power-units", "splitwise", "--power-of", "H100:1", "--step", "50", "--seconds", "20", "--check", "1"]
+    assert main([*line, "--out", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the most that the power of --power-of 44 holds, misses " in said
+    assert "times an unloaded server of 8 A100 at 50 requests/s: raise the power of --power-of or lower --step" in said
 
 
 def test_a_pair_is_searched_at_equal_power_and_judged_by_the_reference_model() -> None:
@@ -79,6 +125,9 @@ def test_the_command_prints_the_designs_and_writes_what_can_be_applied(
         (["--power-units", "splitwise"], "needs --power-of"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--gpus", "H100"], "--gpus says nothing"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--on-kubernetes"], "--on-kubernetes says nothing"),
+        (["--power-units", "splitwise", "--power-of", "H100:4", "--seconds", "19"], "lists of 19 s hide queues"),
+        (["--power-units", "splitwise", "--power-of", "H100:4", "--step", "0.001"], "give a larger --step"),
+        (["--power-units", "splitwise", "--power-of", "H100:4", "--model", "foo"], "--model foo is not known; choose from"),
         (["--power-of", "H100:4", "--slo", "splitwise"], "add --model bloom-176b"),
         (["--power-of", "H100:4", "--slo", "splitwise", "--tbt-p99-ms", "50"], "exclude each other"),
     ],

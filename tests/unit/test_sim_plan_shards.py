@@ -208,6 +208,70 @@ def test_a_shard_that_lacks_numbers_is_refused(tmp_path: Path) -> None:
         merged(tmp_path, RUN, WHOLE)
 
 
+FOUND = next(written for written in map(record, WHOLE) if written["found"] is not None)
+"""An item's record as it is written."""
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("percentiles_ms", "e2e_ms_p50"), None),
+        (("percentiles_ms", "tbt_ms_p99"), float("nan")),
+        (("percentiles_ms", "ttft_ms_p99"), "12"),
+        (("percentiles_ms",), []),
+        (("energy_j", "mixed"), None),
+        (("energy_j", "mixed"), float("inf")),
+        (("energy_j",), 7),
+        (("output_tokens",), 0),
+        (("output_tokens",), 12.5),
+        (("output_tokens",), True),
+        (("ends_s",), 0.0),
+        (("rate_requests_per_s",), -5.0),
+        pytest.param(("rate_requests_per_s",), 10**400, id="larger than a float"),
+        (("servers", "prefill_servers"), 0),
+        (("servers", "prefill_servers"), 1e300),
+        (("servers",), None),
+    ],
+)
+def test_a_record_of_which_no_plan_can_be_made_is_refused(tmp_path: Path, path: tuple[str, ...], value: object) -> None:
+    """`value` None: left out."""
+    number = FOUND["item"]
+    assert result(WHOLE[number], FOUND) is not None and WHOLE[number].servers.decode is None
+    broken = json.loads(json.dumps(FOUND))
+    place = broken["found"]
+    for key in path[:-1]:
+        place = place[key]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    records = [broken if r["item"] == number else r for r in blank(Shard(number % 2, 2))]
+    write_shard(tmp_path, Shard(number % 2, 2), RUN, records)
+    with pytest.raises(ShardError, match=r"lacks what a result needs; remove it, or run that shard again"):
+        merged(tmp_path, RUN, WHOLE)
+
+
+@pytest.mark.parametrize("name", ["shard-00-of-2.json", "shard-0-of-02.json", "shard-\u0660-of-2.json", "shard-0-of-0.json"])
+def test_a_name_that_no_shard_is_given_is_not_read(tmp_path: Path, name: str) -> None:
+    filled(tmp_path, 2)
+    (tmp_path / name).write_text("{", encoding="utf-8")
+    assert len(merged(tmp_path, RUN, WHOLE)) == len(WHOLE)
+
+
+def test_a_shard_beyond_its_set_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    write_shard(tmp_path, Shard(3, 2), RUN, [{"item": n, "found": None} for n in (3, 5, 7, 9, 11)])
+    with pytest.raises(ShardError, match=r"shard-3-of-2\.json does not hold what its name says"):
+        merged(tmp_path, RUN, WHOLE)
+
+
+def test_options_that_are_no_mapping_make_no_shard(tmp_path: Path) -> None:
+    path = write_shard(tmp_path, Shard(0, 2), RUN, blank(Shard(0, 2)))
+    path.write_text(path.read_text().replace('"options": {', '"options": 3, "other": {'), encoding="utf-8")
+    with pytest.raises(ShardError, match="is no shard of a plan"):
+        merged(tmp_path, RUN, WHOLE)
+
+
 def test_a_write_that_fails_leaves_the_shard_as_it_was(tmp_path: Path) -> None:
     path = write_shard(tmp_path, Shard(0, 2), RUN, blank(Shard(0, 2)))
     before = path.read_bytes()

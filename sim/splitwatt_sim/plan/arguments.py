@@ -13,15 +13,15 @@ from typing import Final
 from splitwatt_core.trace import TraceError
 
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, REST_W, Slo
-from splitwatt_sim.plan.search import Limits, charge_w
+from splitwatt_sim.plan.search import MAX_SERVERS, Goal, Limits, charge_w
 from splitwatt_sim.plan.shards import MAX_SHARDS, Shard
-from splitwatt_sim.plan.sweep import Search
+from splitwatt_sim.plan.sweep import Item, Search
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import Design, DesignError, parse_design
-from splitwatt_sim.servers.kinds import profile_of
 from splitwatt_sim.servers.profile_files import ProfileFile, read_profile_file
 from splitwatt_sim.servers.table_files import FIT_ERROR
 from splitwatt_sim.servers.tables import TableError
+from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated
 
@@ -190,19 +190,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search_of(args: argparse.Namespace) -> Search:
     """Raises TableError and TraceError, with what is wrong in the options before the trace is read."""
-    limits = Limits(
-        charge_w=min(args.watts or math.inf, math.inf if args.power_of is None else uncapped_w(args.power_of)),
-        usd_per_hour=args.usd_per_hour or math.inf,
-        **({"servers": args.servers} if args.servers else {}),
-    )
-    if args.rate is None and limits == Limits():
+    if not any((args.rate, args.watts, args.power_of, args.usd_per_hour, args.servers)):
         raise TraceError("say what may be spent (--watts, --power-of, --usd-per-hour or --servers) or what must be held (--rate)")
     catalogue = Catalogue(args.model, tuple(args.profile), args.fit_error / 100)
     catalogue.check()
+    limits = Limits(
+        charge_w=min(args.watts or math.inf, math.inf if args.power_of is None else uncapped_w(args.power_of, catalogue)),
+        usd_per_hour=args.usd_per_hour or math.inf,
+        **({"servers": args.servers} if args.servers else {}),
+    )
     gpus = _gpus(args, catalogue)
     for gpu in gpus:
         catalogue.gpu(gpu)
-    usd_per_hour = {catalogue.name_of(gpu): usd for gpu, usd in args.price}
+    try:
+        usd_per_hour = {catalogue.name_of(gpu): usd for gpu, usd in args.price}
+    except TableError as error:
+        raise TableError(f"--price: {error}") from error
     return Search(
         model=args.model,
         gpus=gpus,
@@ -233,11 +236,68 @@ def _sizes(args: argparse.Namespace) -> Arrivals:
     return generated(requests_per_s=10.0, seconds=GENERATED_S, seed=args.seed)
 
 
-def uncapped_w(these: Design) -> float:
-    """What a budget charges these servers at their GPUs' default limits, capped ones at half of it (Splitwise's HHcap)."""
+def charged_by(args: argparse.Namespace, limits: Limits) -> str:
+    """The option that limits the charge."""
+    return "--watts" if limits.charge_w == args.watts else "--power-of"
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """Before minutes of search: that their result can be written. Raises TableError."""
+    for name in ("out", "shards_dir"):
+        path: Path | None = getattr(args, name)
+        there = None if path is None else next((p for p in (path, *path.parents) if p.exists()), None)
+        if there is not None and not there.is_dir():
+            raise TableError(f"--{name.replace('_', '-')} wants a folder, and {there} is a file: name another one")
+
+
+def check_model(model: str) -> None:
+    """Raises TableError that lists the models."""
+    known = (MODEL_2026, *sorted(builtin_tables().shapes))
+    if model not in known:
+        raise TableError(f"--model {model} is not known; choose from {', '.join(known)}")
+
+
+def check_lists(args: argparse.Namespace, goal: Goal) -> None:
+    """Raises TableError where the first list of a search would hold no request."""
+    option, rate_rps = ("--rate", args.rate) if args.rate else ("--step", args.step)
+    if not len(goal.arrivals(rate_rps)):
+        raise TableError(
+            f"a list of {args.seconds:g} s at {rate_rps:g} requests/s holds no request: give a larger {option}, or more --seconds"
+        )
+
+
+def check_servers(args: argparse.Namespace, limits: Limits, whole: Sequence[Item]) -> None:
+    """Raises TableError where a limit leaves room for more servers than a plan may have: the count would be the limit then, and
+    nobody asked for that one."""
+    if args.servers is not None:
+        if args.servers > MAX_SERVERS:
+            raise TableError(f"--servers is {args.servers}, and a plan has at most {MAX_SERVERS} servers: give less")
+        return
+    if args.rate is not None:  # the least fleet fills no limit
+        return
+    options = [o for item in whole for o in (item.servers.prefill, item.servers.decode) if o is not None]
+    holds: list[tuple[float, str, str]] = []
+    if math.isfinite(limits.charge_w):
+        leanest_w = min(o.charge_w for o in options)
+        holds.append((limits.charge_w / leanest_w, charged_by(args, limits), f"{limits.charge_w:.0f}"))
+    if math.isfinite(limits.usd_per_hour):
+        cheapest = min(o.usd_per_hour for o in options)
+        holds.append((limits.usd_per_hour / cheapest, "--usd-per-hour", f"{limits.usd_per_hour:g}"))
+    servers, option, most = min(holds, default=(0.0, "", ""))
+    if math.floor(servers + 1e-9) > MAX_SERVERS:
+        raise TableError(
+            f"{option} {most} holds {math.floor(servers + 1e-9)} servers, and a plan at most {MAX_SERVERS}: give --servers or "
+            f"less {option}"
+        )
+
+
+def uncapped_w(these: Design, catalogue: Catalogue | None = None) -> float:
+    """What a budget charges these servers at their GPUs' default limits, capped ones at half of it (Splitwise's HHcap). A
+    profile of one's own says the limit of its GPU."""
+    shelf = catalogue or Catalogue()
 
     def one_w(kind: str) -> float:
-        default_w = profile_of(kind.removesuffix("-capped")).default_cap_w
+        default_w = shelf.gpu(kind.removesuffix("-capped")).profile.default_cap_w
         return charge_w(cap_w=default_w / 2 if kind.endswith("-capped") else default_w, rest_w=REST_W)
 
     return one_w(these.prompt_kind) * these.prompt_machines + one_w(these.token_kind) * these.token_machines

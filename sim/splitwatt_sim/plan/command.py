@@ -15,7 +15,8 @@ from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.jit import is_cold
 from splitwatt_sim.plan import arguments, report
 from splitwatt_sim.plan.job import JobError, write_job
-from splitwatt_sim.plan.mixed import LOOKED_AT, Beside, less_charge, more_rate
+from splitwatt_sim.plan.misses import limits_given, why
+from splitwatt_sim.plan.mixed import LOOKED_AT, Beside, less_cost, more_rate
 from splitwatt_sim.plan.objects import PlanObjectsError
 from splitwatt_sim.plan.paper import plan_at_equal_power
 from splitwatt_sim.plan.search import robust_rate
@@ -49,10 +50,14 @@ def plan(args: argparse.Namespace, console: Console) -> int:
     for name in ("shards", "image", "claim", "trace_claim", "output"):
         if getattr(args, name) is not None and not args.on_kubernetes:
             raise JobError(f"--{name.replace('_', '-')} speaks of a Job: add --on-kubernetes, or leave it out")
+    arguments.check_folders(args)
+    arguments.check_model(args.model)
     if args.power_units == "splitwise":
         return plan_at_equal_power(args, console)
     search = arguments.search_of(args)
+    arguments.check_lists(args, search.goal)
     whole = items(search)
+    arguments.check_servers(args, search.limits, whole)
     if args.on_kubernetes:
         return write_job(args, fingerprint(search), len(whole), console)
     if is_cold():
@@ -101,13 +106,10 @@ def finish(args: argparse.Namespace, search: Search, whole: list[Item], written:
     """Rank, show, check, write. The same for a local search and for one from shards."""
     found = [one for item, record in zip(whole, written, strict=True) if (one := result(item, record)) is not None]
     if not found:
-        console.print(
-            f"no design holds the SLOs within these limits at {args.rate or args.step:g} requests/s: raise a limit, loosen an "
-            f"SLO, or lower {'--rate' if args.rate else '--step'}",
-            soft_wrap=True,
-        )
+        console.print(_nothing(args, search, whole), soft_wrap=True, markup=False)
+        report.say_earlier(args.out, console)
         return NOTHING
-    best = report.ranked(found, by_price=args.usd_per_hour is not None and args.watts is None)
+    best = report.ranked(found, by_price=search.limits.by_price)
     console.print(report.table(best, search))
     winner = best[0]
     with console.status("trying lists that the search did not see"):
@@ -137,6 +139,20 @@ def finish(args: argparse.Namespace, search: Search, whole: list[Item], written:
     return 0
 
 
+def _nothing(args: argparse.Namespace, search: Search, whole: list[Item]) -> str:
+    """Why no design was found."""
+    reason = why(
+        [item.servers for item in whole],
+        search.limits,
+        search.goal,
+        rate_rps=args.rate or args.step,
+        lower="--rate" if args.rate else "--step",
+        measure=search.slo.measure(search.model),
+        given=limits_given(search.limits, charge_option=arguments.charged_by(args, search.limits)),
+    )
+    return f"no design holds the SLOs: {reason}"
+
+
 def _beside(
     best: Sequence[Result], search: Search, args: argparse.Namespace, *, robust_rps: float, survived: int
 ) -> Beside | None:
@@ -145,8 +161,16 @@ def _beside(
     seeds = range(args.seed + 1, args.seed + 1 + args.check)
     if args.rate is None:
         return more_rate(splits, search.goal, above_rps=best[0].rate_rps, robust_above_rps=robust_rps, seeds=seeds)
-    below_w = best[0].design.charge_w
-    return less_charge(splits, search.goal, rate_rps=args.rate, below_w=below_w, survived=survived, seeds=seeds)
+    return less_cost(
+        splits,
+        search.goal,
+        rate_rps=args.rate,
+        cost=search.limits.cost,
+        below=search.limits.cost(best[0].design),
+        survived=survived,
+        robust_rps=robust_rps,
+        seeds=seeds,
+    )
 
 
 COMMAND = PlanCommand()

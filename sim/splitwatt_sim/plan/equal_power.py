@@ -13,7 +13,7 @@ from typing import Final
 
 from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
 from splitwatt_sim.plan.options import Slo
-from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate
+from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, rates_down
 from splitwatt_sim.reference.run import run_reference
 from splitwatt_sim.servers.designs import RATED_POWER_UNITS, SPLIT, UNSPLIT, USD_PER_HOUR, Design
 from splitwatt_sim.servers.kinds import tables_kind
@@ -53,6 +53,12 @@ def best_split(name: str, goal: Goal, *, power_units: float = POWER_UNITS, model
 
 def best_design(name: str, goal: Goal, *, power_units: float, model: str = MODEL) -> Found | None:
     """The best of one of `ALL`, None where not even one step of the rate holds."""
+    servers = servers_of(name, goal, model=model)
+    return largest_rate(servers.prefill, servers.decode, Limits(charge_w=power_units), goal)
+
+
+def servers_of(name: str, goal: Goal, *, model: str = MODEL) -> PlanDesign:
+    """The servers of one of `ALL`, without counts, charged in power units."""
     longest = int(goal.sizes.prompt_tokens.max())
 
     def option(kind: str) -> Option:
@@ -60,11 +66,10 @@ def best_design(name: str, goal: Goal, *, power_units: float, model: str = MODEL
         table = tables_kind(builtin(), model, gpu, cap_w=CAP_W[kind], longest_prompt=longest)
         return Option(gpu, CAP_W[kind], table, RATED_POWER_UNITS[kind], USD_PER_HOUR[kind])
 
-    limits = Limits(charge_w=power_units)
     if name in UNSPLIT:
-        return largest_rate(option(UNSPLIT[name]), None, limits, goal)
+        return PlanDesign(option(UNSPLIT[name]), 0)
     prefill, decode = SPLIT[name]
-    return largest_rate(option(prefill), option(decode), limits, goal)
+    return PlanDesign(option(prefill), 0, option(decode))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,8 @@ def named(name: str, design: PlanDesign) -> Design:
 
 
 def _reference_holds(design: Design, arrivals: Arrivals, model: str) -> bool:
+    if not len(arrivals):
+        return True
     measured = run_reference(
         design,
         arrival_s=arrivals.arrival_s,
@@ -127,11 +134,9 @@ def _largest(design: Design, lists: Sequence[Goal], from_rps: float, model: str)
     def holds(rate_rps: float) -> bool:
         return all(_reference_holds(design, goal.arrivals(rate_rps), model) for goal in lists)
 
-    rate = from_rps
-    if holds(rate):
-        while holds(rate + step_rps):
-            rate += step_rps
-        return rate
-    while rate > 0 and not holds(rate):
-        rate -= step_rps
-    return max(rate, 0.0)
+    if not holds(from_rps):
+        return next((rate for rate in rates_down(from_rps, step_rps) if holds(rate)), 0.0)
+    above = 0
+    while holds(from_rps + (above + 1) * step_rps):
+        above += 1
+    return from_rps + above * step_rps

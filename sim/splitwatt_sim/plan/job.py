@@ -45,6 +45,8 @@ SHARD_LIMITS: Final = {"requests": {"cpu": "1", "memory": "512Mi"}, "limits": {"
 READER_LIMITS: Final = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}}
 CLAIM_SIZE: Final = "1Gi"
 CONTAINER: Final = "plan"
+CONDITIONS: Final = 'jsonpath={.status.conditions[?(@.status=="True")].type}'
+"""Those of a Job that are true, for kubectl's `-o`."""
 BAD_INPUT: Final = 2
 """The command's exit code for options that no second try makes right."""
 
@@ -282,16 +284,19 @@ def write_job(args: argparse.Namespace, run: Fingerprint, item_count: int, conso
     )  # fmt: skip
     for command in next_commands(sweep, target, home, again):
         console.print(f"\n{command}", soft_wrap=True, markup=False)
+    why = f"kubectl --namespace {sweep.namespace} describe job/{sweep.job}"
+    console.print(f"\nShould the first end with Failed, this says why: {why}", soft_wrap=True, markup=False)
     return 0
 
 
 def next_commands(sweep: Sweep, manifest: Path, home: Path, again: Sequence[str]) -> tuple[str, str]:
-    """Apply and wait; bring the results home and merge them. Applied by the server: a ConfigMap of more than 256 KiB does not
-    fit the annotation that kubectl would keep beside it."""
+    """Apply, and wait until the Job is complete or has failed (`kubectl wait` knows one of them only); bring the results home and
+    merge them. Applied by the server: a ConfigMap of more than 256 KiB does not fit the annotation that kubectl would keep
+    beside it."""
     kubectl = f"kubectl --namespace {sweep.namespace}"
     return (
         f"kubectl apply --server-side -f {shlex.quote(str(manifest))} && "
-        f"{kubectl} wait --for=condition=Complete --timeout=24h job/{sweep.job}",
+        f"until {kubectl} get job/{sweep.job} -o {shlex.quote(CONDITIONS)} | grep -wE 'Complete|Failed'; do sleep 10; done",
         f"{kubectl} cp {sweep.reader}:{sweep.folder} {shlex.quote(str(home))} && "
         f"{shlex.join(['splitwatt', *again, '--merge', str(home)])}",
     )

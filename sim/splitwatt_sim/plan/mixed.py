@@ -5,7 +5,7 @@ that does both takes what either has no room for, by the router's rule (`fleet.k
 the shorter one.
 
 Two questions, as in `search`. For the largest rate a few servers of either pool become mixed ones, which costs nothing: the
-charge stays. For the least charge one server goes, and a few of the others become mixed.
+charge stays. For the least cost one server goes, and a few of the others become mixed.
 
 Protected: a design with mixed servers is given only where it beats the best one without, on the list that was searched and
 on lists that no search saw; never the same rate for the same charge, which is no reason to run three pools.
@@ -13,7 +13,7 @@ on lists that no search saw; never the same rate for the same charge, which is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,6 +21,7 @@ from splitwatt_sim.plan.search import Goal, PlanDesign, climb, robust_rate
 
 MAX_MOVED: Final = 4
 """Servers of one pool that become mixed. A fleet that wants more of them is better off unsplit, which is tried by itself."""
+SAME: Final = 1e-9
 LOOKED_AT: Final = 3
 """Splits, the best ones, around which mixed servers are tried."""
 
@@ -71,18 +72,27 @@ def more_rate(
     return Beside(best, best_rps, robust_rps, survived) if robust_rps > robust_above_rps else None
 
 
-def less_charge(
-    splits: Sequence[PlanDesign], goal: Goal, *, rate_rps: float, below_w: float, survived: int, seeds: Sequence[int]
+def less_cost(
+    splits: Sequence[PlanDesign],
+    goal: Goal,
+    *,
+    rate_rps: float,
+    cost: Callable[[PlanDesign], float],
+    below: float,
+    survived: int,
+    robust_rps: float,
+    seeds: Sequence[int],
 ) -> Beside | None:
-    """The design with mixed servers and the least charge below `below_w`, that of the best design without, which holds
-    `rate_rps` on the list that was searched and on as many unseen ones as that design (`survived`). None where there is
-    none."""
-    candidates = sorted((mixed for split in splits for mixed in cheaper(split)), key=lambda mixed: mixed.charge_w)
-    for mixed in candidates:
-        if mixed.charge_w >= below_w:
-            break
-        if goal.holds(mixed, rate_rps):
-            held, robust_rps = robust_rate(mixed, rate_rps, goal, seeds=seeds)
-            if held >= survived:
-                return Beside(mixed, rate_rps, robust_rps, held)
-    return None
+    """The design with mixed servers and the least cost below `below`, that of the best design without, which holds `rate_rps`
+    on the list that was searched. None where there is none, and where the unseen lists bear it out less than that design:
+    fewer of them hold that rate than `survived`, or none does, or all of them hold less than `robust_rps`.
+
+    Only one is tried on the unseen lists. Trying the next one until some passes would be a search on them.
+    """
+    candidates = sorted((mixed for split in splits for mixed in cheaper(split)), key=cost)
+    below *= 1 - SAME  # sums of equal prices in another order differ in their last bits
+    mixed = next((mixed for mixed in candidates if cost(mixed) < below and goal.holds(mixed, rate_rps)), None)
+    if mixed is None:
+        return None
+    held, robust = robust_rate(mixed, rate_rps, goal, seeds=seeds)
+    return Beside(mixed, rate_rps, robust, held) if held >= max(survived, 1) and robust >= robust_rps else None

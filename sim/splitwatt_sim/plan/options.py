@@ -13,7 +13,7 @@ from splitwatt_core.profiles import Profile, builtin
 
 from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.fleet.state import Kind
-from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
+from splitwatt_sim.latencies import slowdown_limits, slowdowns, unloaded
 from splitwatt_sim.plan.search import Option, charge_w
 from splitwatt_sim.servers.catalogue import GPUS_2026, MODEL_2026, Catalogue
 from splitwatt_sim.servers.designs import USD_PER_HOUR
@@ -24,7 +24,7 @@ from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals
 
 __all__ = [
-    "GPUS_2026", "MODEL_2026", "REST_W", "Market", "Slo", "caps_of", "check_cap", "market", "option_for", "profile_for",
+    "GPUS_2026", "MODEL_2026", "REST_W", "Figure", "Market", "Slo", "caps_of", "check_cap", "market", "option_for", "profile_for",
     "profile_named", "server_kind",
 ]  # fmt: skip
 
@@ -33,6 +33,27 @@ REST_W: Final = SERVER_REST_W
 PREFILL_SHARES: Final = (1.0, 0.8, 0.65, 0.5)
 """Caps tried for prefill, as shares of the default limit; every watt below the natural draw costs time there."""
 CAP_GRAIN_W: Final = 5
+MS: Final = "ms"
+TIMES: Final = "times an unloaded server of 8 A100"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a run did by one SLO. `limit`: the SLO less its margin; `unit`: `MS` or `TIMES`."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+
+    @property
+    def missed(self) -> bool:
+        return not self.value < self.limit
+
+    @property
+    def title(self) -> str:
+        """`ttft_ms_p99` as people say it: TTFT P99."""
+        return self.name.replace("_ms_", " ").replace("_", " ").upper()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +66,32 @@ class Slo:
 
     def checker(self, model: str) -> Callable[[FleetRun, Arrivals], list[str]]:
         """Names of the SLOs that a run misses. Raises TableError where slowdowns have no base for the model."""
+        measure = self.measure(model)
+
+        def missed(run: FleetRun, arrivals: Arrivals) -> list[str]:
+            return [figure.name for figure in measure(run, arrivals) if figure.missed]
+
+        return missed
+
+    def measure(self, model: str) -> Callable[[FleetRun, Arrivals], list[Figure]]:
+        """Every SLO with what a run did. Raises TableError as `checker` does."""
         if self.ttft_p99_ms is None and self.tbt_p99_ms is None:
             if model == MODEL_2026:
                 raise TableError(f"{model} has no table to count slowdowns by: give an SLO for TTFT or TBT in milliseconds")
             base = builtin_tables().server(model, "A100")
 
-            def relative(run: FleetRun, arrivals: Arrivals) -> list[str]:
+            def relative(run: FleetRun, arrivals: Arrivals) -> list[Figure]:
                 alone = unloaded(base, prompt=arrivals.prompt_tokens, output=arrivals.output_tokens)
-                return missed_slos(slowdowns(run.latencies, alone), margin=self.margin)
+                values = slowdowns(run.latencies, alone)
+                return [Figure(n, values[n], limit * (1 - self.margin), TIMES) for n, limit in slowdown_limits().items()]
 
             return relative
         limits = {"ttft_ms_p99": self.ttft_p99_ms, "tbt_ms_p99": self.tbt_p99_ms}
 
-        def absolute(run: FleetRun, arrivals: Arrivals) -> list[str]:
+        def absolute(run: FleetRun, arrivals: Arrivals) -> list[Figure]:
             del arrivals
             values = run.latencies.percentiles()
-            return [n for n, limit in limits.items() if limit is not None and values[n] >= limit * (1 - self.margin)]
+            return [Figure(n, values[n], limit * (1 - self.margin), MS) for n, limit in limits.items() if limit is not None]
 
         return absolute
 

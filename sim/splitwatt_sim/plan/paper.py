@@ -21,10 +21,13 @@ from rich.progress import track
 from rich.table import Table
 
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.plan.equal_power import ALL, CAP_W, Judged, goal_of, judged, named
+from splitwatt_sim.plan.arguments import check_lists
+from splitwatt_sim.plan.equal_power import ALL, CAP_W, Judged, goal_of, judged, named, servers_of
+from splitwatt_sim.plan.misses import limits_given, why
 from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
-from splitwatt_sim.plan.report import write_objects
-from splitwatt_sim.plan.search import PlanDesign
+from splitwatt_sim.plan.report import say_earlier, staged, write_objects
+from splitwatt_sim.plan.search import Limits, PlanDesign
+from splitwatt_sim.plan.sweep import check_seconds
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import SPLIT, UNSPLIT
 from splitwatt_sim.servers.tables import TableError
@@ -45,18 +48,26 @@ def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
     model = _checked(args)
     sizes = _sizes(args)
     goal = goal_of(sizes, margin=args.margin / 100, seconds=args.seconds, seed=args.seed, step_rps=args.step, model=model)
+    check_lists(args, goal)
     power_units, seeds = args.power_of.power_units, range(args.seed + 1, args.seed + 1 + args.check)
     if is_cold():
         console.print("[dim]compiling the event loops, once: about half a minute[/dim]")
     bar = track(ALL, description="searching designs", console=console, transient=True, disable=not console.is_terminal)
     tried = [judged(name, goal, power_units=power_units, seeds=seeds, model=model) for name in bar]
-    found = sorted((plan for plan in tried if plan is not None), key=lambda plan: (-plan.first_rps, -plan.all_rps))
+    found = ranked([plan for plan in tried if plan is not None])
     if not found:
-        console.print(
-            f"no design holds Splitwise's SLOs at {args.step:g} requests/s with {power_units:g} power units: "
-            "give --power-of more servers, or lower --step",
-            soft_wrap=True,
+        limits = Limits(charge_w=power_units)
+        reason = why(
+            [servers_of(name, goal, model=model) for name in ALL],
+            limits,
+            goal,
+            rate_rps=args.step,
+            lower="--step",
+            measure=Slo(margin=args.margin / 100).measure(model),
+            given=limits_given(limits, charge_option="the power of --power-of", power_units=True),
         )
+        console.print(f"no design holds Splitwise's SLOs: {reason}", soft_wrap=True, markup=False)
+        say_earlier(args.out, console)
         return NOTHING
     console.print(_table(found, args, sizes))
     winner = found[0]
@@ -71,6 +82,12 @@ def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def ranked(found: Sequence[Judged]) -> list[Judged]:
+    """The best first, by the list that was searched and then by price. The unseen lists judge what comes out; an order by them
+    would choose by luck on them."""
+    return sorted(found, key=lambda p: (-p.first_rps, -p.found.rate_rps, named(p.name, p.found.design).usd_per_hour))
+
+
 def _checked(args: argparse.Namespace) -> str:
     """The model. Raises TableError for options that do not go together."""
     if args.power_of is None:
@@ -78,6 +95,7 @@ def _checked(args: argparse.Namespace) -> str:
     for name in WITHOUT:
         if getattr(args, name):
             raise TableError(f"--{name.replace('_', '-')} says nothing to --power-units splitwise: leave one of them out")
+    check_seconds(args.seconds)
     # Only tables of 2023 have power in the paper's units; the model served by default is of 2026.
     return PAPER_MODEL if args.model == MODEL_2026 else str(args.model)
 
@@ -127,13 +145,18 @@ def _figures(found: Sequence[Judged], args: argparse.Namespace) -> dict[str, flo
 
 
 def _write(found: Sequence[Judged], args: argparse.Namespace, *, model: str, console: Console) -> None:
-    out: Path = args.out
-    out.mkdir(parents=True, exist_ok=True)
+    with staged(args.out) as folder:
+        written = _write_to(folder, found, args, model=model, console=console)
+    console.print(f"written to {args.out}: {', '.join(written)}", soft_wrap=True, markup=False)
+
+
+def _write_to(
+    out: Path, found: Sequence[Judged], args: argparse.Namespace, *, model: str, console: Console
+) -> list[str]:
+    """Names of the files written."""
     (out / "plan.json").write_text(json.dumps(_figures(found, args), indent=1) + "\n", encoding="utf-8")
     _draw(found, args, out / "plan.png")
     written = ["plan.json", "plan.png"]
-    for stale in ("plan.yaml", "profiles.yaml"):
-        (out / stale).unlink(missing_ok=True)
     best = next((plan for plan in found if plan.name not in UNSPLIT), None)
     if best is None:
         console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
@@ -154,7 +177,7 @@ def _write(found: Sequence[Judged], args: argparse.Namespace, *, model: str, con
             out=out,
         )
         written += ["plan.yaml", "profiles.yaml"]
-    console.print(f"written to {out}: {', '.join(written)}", soft_wrap=True, markup=False)
+    return written
 
 
 def _charged(plan: Judged, model: str) -> PlanDesign:

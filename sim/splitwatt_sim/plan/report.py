@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from rich.console import Console
@@ -117,15 +119,47 @@ def mixed_figures(beside: Beside | None) -> dict[str, float]:
 def write(
     best: Sequence[Result], search: Search, values: Mapping[str, float], *, name: str, namespace: str, out: Path, console: Console
 ) -> None:
-    """plan.json, plan.png, plan.yaml, profiles.yaml. `best`: ranked, at least one. Raises OSError, PlanObjectsError."""
+    """plan.json, plan.png, plan.yaml, profiles.yaml: all of them, or none where one cannot be written. `best`: ranked, at least
+    one. Raises OSError, PlanObjectsError."""
+    with staged(out) as folder:
+        written = _write(best, search, values, name=name, namespace=namespace, out=folder, console=console)
+    console.print(f"written to {out}: {', '.join(written)}", soft_wrap=True, markup=False)
+
+
+FILES: Final = ("plan.json", "plan.png", "plan.yaml", "profiles.yaml")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to write a plan's files to. They take the place of an earlier plan's in `out` once all are there: half of one
+    plan beside half of another would be applied as one."""
     out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".plan-", dir=out) as made:
+        folder = Path(made)
+        yield folder
+        for stale in FILES:
+            if not (folder / stale).exists():
+                (out / stale).unlink(missing_ok=True)
+        for path in sorted(folder.iterdir()):
+            path.replace(out / path.name)
+
+
+def say_earlier(out: Path, console: Console) -> None:
+    """Where nothing was found: that what lies there is not the answer."""
+    there = [name for name in FILES if (out / name).exists()]
+    if there:
+        console.print(f"{out} still holds an earlier plan: {', '.join(there)}", soft_wrap=True, markup=False)
+
+
+def _write(
+    best: Sequence[Result], search: Search, values: Mapping[str, float], *, name: str, namespace: str, out: Path, console: Console
+) -> list[str]:
+    """Names of the files written."""
     winner = best[0]
     (out / "plan.json").write_text(json.dumps(dict(values), indent=1) + "\n", encoding="utf-8")
     robust_rps, checked = values["robust_rate_requests_per_s"], int(values["lists_checked"])
     draw(best, search, out / "plan.png", robust_rps=robust_rps, checked=checked)
     written = ["plan.json", "plan.png"]
-    for stale in ("plan.yaml", "profiles.yaml"):
-        (out / stale).unlink(missing_ok=True)
     sayable = next((f for f in best if f.design.decode is not None), None)
     if sayable is None:
         console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
@@ -145,7 +179,7 @@ def write(
             out=out,
         )
         written += ["plan.yaml", "profiles.yaml"]
-    console.print(f"written to {out}: {', '.join(written)}", soft_wrap=True, markup=False)
+    return written
 
 
 def write_objects(

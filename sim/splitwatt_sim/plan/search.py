@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
+from splitwatt_core.render_spec import MAX_REPLICAS
+
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool
 from splitwatt_sim.traces.arrivals import Arrivals
@@ -27,6 +29,10 @@ LOSSES: Final = 0.04
 """Conversion losses on GPU watts, as the examples declare them (`overheadPercent`)."""
 GPUS: Final = 8
 MAX_SERVERS: Final = 2_000
+MAX_POOL: Final = MAX_REPLICAS
+"""Servers of one pool: as many replicas as an InferenceCluster can say, or a plan could not be applied."""
+OFF_GRID: Final = 1e-6
+"""Of a step: nearer to the grid than this is on it."""
 TYPICAL_BATCH: Final = 32
 FEW_SERVERS: Final = 128
 PLENTY: Final = 8
@@ -102,13 +108,22 @@ class Limits:
     def room_for(self, option: Option, spent: PlanDesign | None = None) -> int:
         """How many servers of this option fit beside what is spent."""
         charge_w, usd, servers = (spent.charge_w, spent.usd_per_hour, spent.servers) if spent else (0.0, 0.0, 0)
-        counts = [float(self.servers - servers)]
+        counts = [float(self.servers - servers), float(MAX_POOL)]
         if math.isfinite(self.charge_w):
             counts.append((self.charge_w - charge_w) / option.charge_w)
         if math.isfinite(self.usd_per_hour):
             assert not math.isnan(option.usd_per_hour), f"{option} has no price, and money is limited"
             counts.append((self.usd_per_hour - usd) / option.usd_per_hour)
         return max(0, math.floor(min(counts) + 1e-9))
+
+    @property
+    def by_price(self) -> bool:
+        """Whether the least design is the one with the least price: where money alone is limited."""
+        return math.isfinite(self.usd_per_hour) and math.isinf(self.charge_w)
+
+    def cost(self, design: PlanDesign) -> float:
+        """What the least design has least of: dollars per hour, or watts."""
+        return design.usd_per_hour if self.by_price else design.charge_w
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +141,9 @@ class Goal:
         return poisson(self.sizes, requests_per_s=rate_rps, seconds=self.seconds, seed=self.seed)
 
     def holds(self, design: PlanDesign, rate_rps: float) -> bool:
+        """A list without a request has nobody to keep waiting: it holds."""
         arrivals = self.arrivals(rate_rps)
-        return not self.misses(run_fleet(design.pools(), arrivals), arrivals)
+        return not len(arrivals) or not self.misses(run_fleet(design.pools(), arrivals), arrivals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +223,22 @@ def measured(design: PlanDesign, rate_rps: float, goal: Goal) -> Found:
 def least_design(
     prefill: Option, decode: Option | None, rate_rps: float, limits: Limits, goal: Goal
 ) -> Found | None:
-    """The design of these options with the least charge that holds this rate within the limits, None when none does."""
+    """The design of these options with the least cost (`Limits.cost`) that holds this rate within the limits, None when none
+    does."""
     if decode is None:
         servers = _fewest(lambda n: PlanDesign(prefill, n), limits.room_for(prefill), rate_rps, goal)
         return None if servers is None else measured(PlanDesign(prefill, servers), rate_rps, goal)
     best: PlanDesign | None = None
+    cost, one_more = limits.cost, limits.cost(PlanDesign(decode, 1))
     for p in range(_first_prefill(prefill, decode, rate_rps, limits, goal), limits.room_for(prefill) + 1):
         alone = PlanDesign(prefill, p, decode)
-        if best is not None and alone.charge_w + decode.charge_w >= best.charge_w:
+        if best is not None and cost(alone) + one_more >= cost(best):
             break
         most = limits.room_for(decode, alone)
         if math.isinf(limits.charge_w) and math.isinf(limits.usd_per_hour):
             most = min(most, PLENTY * max(p, FEW_SERVERS // 8))
         if best is not None:
-            most = min(most, math.ceil((best.charge_w - alone.charge_w) / decode.charge_w) - 1)
+            most = min(most, math.ceil((cost(best) - cost(alone)) / one_more) - 1)
         count = _fewest(partial(_with_decode, alone), most, rate_rps, goal)
         if count is not None:
             best = replace(alone, decode_servers=count)
@@ -274,10 +292,20 @@ def robust_rate(design: PlanDesign, rate_rps: float, goal: Goal, *, seeds: Seque
     """On lists that the search never saw: how many hold this rate, and the largest grid rate up to it that all hold."""
     goals = [replace(goal, seed=seed) for seed in seeds]
     survived = sum(g.holds(design, rate_rps) for g in goals)
-    rate = rate_rps
-    while rate > 0 and not all(g.holds(design, rate) for g in goals):
-        rate -= goal.step_rps
-    return survived, max(rate, 0.0)
+    below = rates_down(rate_rps, goal.step_rps)
+    return survived, next((rate for rate in below if all(g.holds(design, rate) for g in goals)), 0.0)
+
+
+def rates_down(from_rps: float, step_rps: float) -> Iterator[float]:
+    """This rate, and each that is whole steps below it and above 0. Steps are counted: a difference of floats taken again and
+    again ends beside 0, at a rate of 1e-17 that asks for no request."""
+    steps = from_rps / step_rps
+    whole = round(steps)
+    if abs(steps - whole) > OFF_GRID:  # a given rate need not lie on the grid
+        yield from (from_rps - below * step_rps for below in range(math.ceil(steps)))
+        return
+    yield from_rps
+    yield from (left * step_rps for left in range(whole - 1, 0, -1))
 
 
 def charge_w(*, cap_w: float, rest_w: float, gpus: int = GPUS) -> float:

@@ -31,7 +31,8 @@ from splitwatt_sim.plan.sweep import Item, Record, Search, result
 KIND: Final = "splitwatt plan shard, simulated"
 PACKAGES: Final = ("splitwatt_core", "splitwatt_sim")
 CODE_SUFFIXES: Final = (".py", ".json")
-FILE: Final = re.compile(r"shard-(?P<shard>\d+)-of-(?P<of>\d+)\.json")
+FILE: Final = re.compile(r"shard-(?P<shard>0|[1-9][0-9]{0,8})-of-(?P<of>[1-9][0-9]{0,8})\.json")
+"""As `Shard.file_name` writes it: one name for each shard, so that none is read twice."""
 MAX_SHARDS: Final = 10_000
 MAX_NAMED: Final = 8
 """Shards that a message names before it counts the rest."""
@@ -169,19 +170,20 @@ def read_shard(path: Path, run: Fingerprint, whole: Sequence[Item]) -> list[Reco
         of_run = Fingerprint(**raw["run"])
         results: list[Record] = list(raw["results"])
         numbers = [written["item"] for written in results]
+        differs = run.differs(of_run)
     except OSError as error:
         raise ShardError(f"cannot read {path} ({error}); make it readable, or run that shard again") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{path} is no shard of a plan; remove it, or run that shard again") from error
-    if differs := run.differs(of_run):
+    if differs:
         raise ShardError(f"{path} is of another run, made with {differs}; remove it, or give the options it was made with")
-    mine = shard.share(whole)
-    if kind != KIND or has != (shard.number, shard.of) or numbers != [item.number for item in mine]:
+    mine = shard.share(whole) if shard.number < shard.of else []
+    if shard.number >= shard.of or kind != KIND or has != (shard.number, shard.of) or numbers != [item.number for item in mine]:
         raise ShardError(f"{path} does not hold what its name says; remove it, or run that shard again")
     try:
         for item, written in zip(mine, results, strict=True):
             result(item, written)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path} lacks what a result needs; remove it, or run that shard again") from error
     return results
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
+from splitwatt_sim.fleet.run import ROLE_NAMES
+from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.options import Slo, market
-from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
+from splitwatt_sim.plan.search import MAX_SERVERS, Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.traces.arrivals import Arrivals
@@ -29,6 +32,14 @@ Record = dict[str, Any]
 LISTS_PER_SLO: Final = 10
 """A list must last this many times the longest SLO, or queues are cut off by its end and every rate looks good."""
 SHORTEST_LIST_MS: Final = 20_000.0
+PERCENTILE_NAMES: Final = tuple(f"{name}_ms_p{p}" for name in SLOWDOWN_SLOS for p in PERCENTILES)
+
+
+def check_seconds(seconds: float, *, longest_slo_ms: float = 0.0) -> None:
+    """Raises TableError where lists are too short."""
+    shortest_ms = max(LISTS_PER_SLO * longest_slo_ms, SHORTEST_LIST_MS)
+    if seconds * 1e3 < shortest_ms:
+        raise TableError(f"lists of {seconds:g} s hide queues: give --seconds {shortest_ms / 1e3:g} or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +61,7 @@ class Search:
 
     def __post_init__(self) -> None:
         slos_ms = (self.slo.ttft_p99_ms or 0.0, self.slo.tbt_p99_ms or 0.0)
-        shortest_ms = max(LISTS_PER_SLO * max(slos_ms), SHORTEST_LIST_MS)
-        if self.seconds * 1e3 < shortest_ms:
-            raise TableError(f"lists of {self.seconds:g} s hide queues: give --seconds {shortest_ms / 1e3:g} or more")
+        check_seconds(self.seconds, longest_slo_ms=max(slos_ms))
 
     @property
     def goal(self) -> Goal:
@@ -147,18 +156,43 @@ def record(item: Item) -> Record:
 
 
 def result(item: Item, written: Record) -> Result | None:
-    """What `record` said of this item. Raises KeyError and TypeError where it is no such record."""
+    """What `record` said of this item. Raises KeyError, TypeError and ValueError where it is no such record: what passes can be
+    ranked, printed and written."""
     found = written["found"]
     if found is None:
         return None
+    counts = {name: found["servers"][name] for name in _counts(item.servers)}
+    if not all(type(count) is int and 0 <= count <= MAX_SERVERS for count in counts.values()):
+        raise ValueError("counts of servers are whole numbers")
+    design = replace(item.servers, **counts)
+    if not all(servers > 0 for _, _, servers in design.parts):
+        raise ValueError("each role has a server")
+    if type(found["output_tokens"]) is not int or found["output_tokens"] < 1:
+        raise ValueError("a run without a token measures nothing")
     return Result(
-        design=replace(item.servers, **{name: found["servers"][name] for name in _counts(item.servers)}),
-        rate_rps=found["rate_requests_per_s"],
-        percentiles=found["percentiles_ms"],
-        energy_j=found["energy_j"],
-        ends_s=found["ends_s"],
+        design=design,
+        rate_rps=_above_0(found["rate_requests_per_s"]),
+        percentiles={name: _number(found["percentiles_ms"][name]) for name in PERCENTILE_NAMES},
+        energy_j={role: _number(found["energy_j"][role]) for role in (ROLE_NAMES[pool.role] for pool in design.pools())},
+        ends_s=_above_0(found["ends_s"]),
         output_tokens=found["output_tokens"],
     )
+
+
+def _number(value: object) -> float:
+    """Finite, and 0 or more: requests of one token have no time between tokens."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError("a number is wanted")
+    if not 0 <= value <= sys.float_info.max:  # a whole number in JSON may be larger than any float
+        raise ValueError("a finite number from 0 is wanted")
+    return value
+
+
+def _above_0(value: object) -> float:
+    number = _number(value)
+    if not number > 0:
+        raise ValueError("a number above 0 is wanted")
+    return number
 
 
 def _counts(design: PlanDesign) -> dict[str, int]:
