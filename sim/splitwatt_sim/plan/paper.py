@@ -112,10 +112,9 @@ def _table(found: Sequence[Judged], args: argparse.Namespace, sizes: Arrivals) -
         f"sizes of {sizes.name} (simulated)"
     )
     shown = Table(title=title, title_justify="left")
-    shown.add_column("design", no_wrap=True)
+    shown.add_column("design", no_wrap=True, min_width=len("HHcap:20/28"))
     for name in (
-        "$/h", "found, with\nmargin", "same list, by\nreference model", f"of {args.check} unseen\nlists hold it",
-        "all of them\nhold",
+        "$/h", "found, with\nmargin", "same list,\nreference", f"of {args.check} unseen\nhold it", f"all {args.check}\nhold",
     ):  # fmt: skip
         shown.add_column(name, justify="right", no_wrap=True)
     for plan in found:
