@@ -131,8 +131,7 @@ def keep_watch(
         )
         wanted = ladder.locks(watch.outlook.position)
         if brakes:
-            # No position of the ladder knows a brake's locks: they are let go after a dwell, like others of that kind.
-            watch = kept[name] = replace(watch, inherited_s=now_s)
+            # No position of the ladder knows these: like others of that kind they are let go after a dwell.
             wanted = np.where(braked, deeper(wanted, ladder.brake_locks()), wanted)
         if watch.inherited_s is not None or math.isnan(reading_w):
             wanted = deeper(wanted, clocks.granted_mhz)

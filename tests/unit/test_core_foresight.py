@@ -179,3 +179,26 @@ def test_a_lock_that_keeps_the_limit_is_found_where_there_is_one(load: float) ->
     assert position == len(FIXED_W) - 1 or power_w(position, reckoned) <= LIMIT_W + 1e-6 or power_w(position, load) <= LIMIT_W
     if position > 0:
         assert power_w(position - 1, reckoned) > LIMIT_W - 1e-6
+
+
+def test_nothing_is_learned_from_the_first_guesses() -> None:
+    """A start into a rising load: level and slope do not know it yet, which is no spike of it."""
+    rising = [0.1 + 0.01 * min(k, 30) for k in range(600)]
+    last = play(rising)[-1]
+    assert last.state[COUNT] > 400 and last.histogram[int(0.02 / BIN) :].sum() == 0.0
+
+
+def test_readings_years_apart_are_no_error() -> None:
+    first = see(Outlook(), 0.0, 500.0)
+    assert see(first, 3e9, 500.0).position == first.position
+
+
+def test_a_decision_whose_horizon_had_no_reading_teaches_nothing() -> None:
+    outlook = play([0.5] * 60)[-1]
+    known = outlook.state[COUNT]
+    for k in range(60, 70):
+        outlook = see(outlook, float(k), math.nan)
+    after = see(outlook, 70.0, power_w(0, 0.5))
+    # Of the last decisions those before the gap had readings within their horizon; the last one had none.
+    assert known <= after.state[COUNT] < known + QUIET.horizon_s
+    assert after.position == 0
