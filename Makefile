@@ -25,7 +25,7 @@ test: controlplane
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/lint-imports
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: controlplane

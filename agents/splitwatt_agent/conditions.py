@@ -68,9 +68,7 @@ def report_of(view: View) -> Report:
     conditions = [_ready(view), _caps_enforced(view)]
     if view.mode is Mode.OVERSUBSCRIBED:
         conditions.append(
-            Condition(
-                LEASE_HELD, False, "LeaseNotFollowed", "This agent follows no Lease, so it applies safe caps only."
-            )
+            Condition(LEASE_HELD, False, "LeaseNotFollowed", "This agent follows no Lease, so it applies safe caps only.")
         )
     return Report(view.observed_uid, view.observed_term, view.boot_id, view.gpus, tuple(conditions))
 
@@ -87,9 +85,7 @@ def to_wire(report: Report, *, written_at: str, transitions: Mapping[str, str]) 
         )
         for c in report.conditions
     )
-    wire = status_to_wire(
-        Status(report.observed_uid, report.observed_term, report.boot_id, report.gpus, conditions)
-    )
+    wire = status_to_wire(Status(report.observed_uid, report.observed_term, report.boot_id, report.gpus, conditions))
     wire["gpuCount"] = len(report.gpus)
     wire["healthyGpuCount"] = sum(gpu.health is Health.OK for gpu in report.gpus)
     enforced_w = [gpu.enforced_w for gpu in report.gpus if gpu.enforced_w is not None]

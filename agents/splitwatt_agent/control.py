@@ -262,9 +262,7 @@ class Control:
     def _start_setter(self, session: Session, call: SetCap, now_s: float) -> None:
         session.enforcer.setter_started(call.uuid, now_s)
         self._outstanding[call.uuid] += 1
-        future = daemon_call(
-            f"set-{call.uuid[-8:]}", partial(self._port.set_management_limit_mw, call.uuid, call.cap_mw)
-        )
+        future = daemon_call(f"set-{call.uuid[-8:]}", partial(self._port.set_management_limit_mw, call.uuid, call.cap_mw))
         future.add_done_callback(partial(self._setter_returned, call))
 
     def _setter_returned(self, call: SetCap, future: asyncio.Future[None]) -> None:

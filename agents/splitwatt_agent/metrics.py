@@ -91,14 +91,10 @@ class AgentCollector(Collector):
 
     def _own(self) -> Iterable[Metric]:
         node = (self._node,)
-        errors = CounterMetricFamily(
-            names.M_AGENT_NVML_ERRORS, "NVML calls that failed.", labels=(names.L_NODE, "call", "code")
-        )
+        errors = CounterMetricFamily(names.M_AGENT_NVML_ERRORS, "NVML calls that failed.", labels=(names.L_NODE, "call", "code"))
         for (call, code), count in self._control.nvml_errors.items():
             errors.add_metric((*node, call, code), count)
-        writes = CounterMetricFamily(
-            names.M_AGENT_STATUS_WRITES, "Status writes by outcome.", labels=(names.L_NODE, "outcome")
-        )
+        writes = CounterMetricFamily(names.M_AGENT_STATUS_WRITES, "Status writes by outcome.", labels=(names.L_NODE, "outcome"))
         for outcome in ("Done", "Rejected", "Unknown"):
             writes.add_metric((*node, outcome), self._link.writes[outcome])
         live = GaugeMetricFamily(names.M_AGENT_WATCH_LIVE, "1 while the NodePower is watched.", labels=(names.L_NODE,))

@@ -153,9 +153,7 @@ class NodePowerLink:
                 "uid": observed.uid,
                 "resourceVersion": str(observed.resource_version),
             },
-            "status": to_wire(
-                report, written_at=now, transitions={kind: since for kind, (_, since) in changes.items()}
-            ),
+            "status": to_wire(report, written_at=now, transitions={kind: since for kind, (_, since) in changes.items()}),
         }
         self._written_s = time.monotonic()
         stored = await self._connection.apply(

@@ -123,7 +123,7 @@ class Upkeep:
 
 
 def _turn_persistence_on(port: NvmlPort, uuid: str) -> str:
-    """"" once the driver says that persistence mode is on, else why not. Raises NvmlError."""
+    """ "" once the driver says that persistence mode is on, else why not. Raises NvmlError."""
     if not port.persistence_mode(uuid):
         port.enable_persistence_mode(uuid)
         if not port.persistence_mode(uuid):

@@ -61,16 +61,12 @@ class WorkloadPoll:
         try:
             while True:
                 try:
-                    owners = owners_of(
-                        await method(ListPodResourcesRequest(), timeout=ANSWER_S), resource_prefix=RESOURCE_PREFIX
-                    )
+                    owners = owners_of(await method(ListPodResourcesRequest(), timeout=ANSWER_S), resource_prefix=RESOURCE_PREFIX)
                 except (GRPCError, StreamTerminatedError, OSError, TimeoutError) as error:
                     self._failed(error)
                 else:
                     self.up, self._control.workloads_error = True, ""
-                    self._control.workloads = {
-                        uuid: Workload(owner.namespace, owner.pod) for uuid, owner in owners.items()
-                    }
+                    self._control.workloads = {uuid: Workload(owner.namespace, owner.pod) for uuid, owner in owners.items()}
                 await asyncio.sleep(POLL_S)
         finally:
             channel.close()

@@ -30,18 +30,14 @@ def load_commands() -> tuple[dict[str, Command], dict[str, str]]:
         try:
             found[entry.name] = entry.load()
         except ImportError as error:
-            missing[entry.name] = (
-                f"needs {error.name or error}; install the extra that brings it: pip install 'splitwatt[sim]'"
-            )
+            missing[entry.name] = f"needs {error.name or error}; install the extra that brings it: pip install 'splitwatt[sim]'"
     return found, missing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code of the command; 2 on a wrong command line, 130 after Ctrl-C."""
     commands, missing = load_commands()
-    parser = argparse.ArgumentParser(
-        prog="splitwatt", description="Power-aware split prefill/decode serving on Kubernetes."
-    )
+    parser = argparse.ArgumentParser(prog="splitwatt", description="Power-aware split prefill/decode serving on Kubernetes.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
         command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))

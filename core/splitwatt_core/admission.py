@@ -110,9 +110,7 @@ def _standing(snapshot: AdmissionSnapshot) -> dict[Name, set[Role]]:
     return standing
 
 
-def _units(
-    snapshot: AdmissionSnapshot, standing: Mapping[Name, set[Role]]
-) -> tuple[list[_Unit], dict[Name, Verdict]]:
+def _units(snapshot: AdmissionSnapshot, standing: Mapping[Name, set[Role]]) -> tuple[list[_Unit], dict[Name, Verdict]]:
     """What is to be admitted, in order, and the clusters that wait for their own pods to be created."""
     waiting: dict[tuple[Name, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):

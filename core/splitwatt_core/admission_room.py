@@ -73,14 +73,10 @@ class House:
     def _offer(self, key: object, need: PodNeed) -> Kind:
         found = {}
         for leaf, nodes in self._by_leaf.items():
-            fit = tuple(
-                n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.matches(n.labels)
-            )
+            fit = tuple(n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.matches(n.labels))
             if fit:
                 found[leaf] = fit
-        extra_w = {
-            leaf: max(_extra_w(need, node) for node in found.get(leaf, nodes)) for leaf, nodes in self._by_leaf.items()
-        }
+        extra_w = {leaf: max(_extra_w(need, node) for node in found.get(leaf, nodes)) for leaf, nodes in self._by_leaf.items()}
         return Kind(key, found, extra_w)
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
@@ -150,11 +146,7 @@ class Room:
 
     def best_fit(self, need: PodNeed, leaf: str, claimed: Mapping[str, Name]) -> str | None:
         """The fullest node that still has the GPUs: large holes are kept for large replicas."""
-        fits = [
-            n.name
-            for n in self.house.usable(need).get(leaf, ())
-            if self.free[n.name] >= need.gpus and n.name not in claimed
-        ]
+        fits = [n.name for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in claimed]
         return min(fits, key=lambda name: (self.free[name], name), default=None)
 
     def slack_w(self, leaf: str) -> float:

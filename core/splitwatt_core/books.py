@@ -93,9 +93,7 @@ class Book:
     def advance(self, now_s: float) -> None:
         self.limit = self.limit.at(now_s)
 
-    def judge(
-        self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool, below_w: float | None
-    ) -> list[Note]:
+    def judge(self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool, below_w: float | None) -> list[Note]:
         """Settle this step's measurement, correction, adoption and posture. `below_w`: what the children measured together
         with this budget's own fixed watts, None at a leaf or when a child measured nothing."""
         notes: list[Note] = []

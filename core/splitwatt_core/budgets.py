@@ -101,9 +101,7 @@ class LimitState:
         state = self
         for limit_w, at_s in sorted(self.pending, key=lambda p: p[1]):
             if at_s <= now_s:
-                state = replace(
-                    state, in_force_w=min(limit_w, state.in_force_w), since_s=at_s, pending=state.pending[1:]
-                )
+                state = replace(state, in_force_w=min(limit_w, state.in_force_w), since_s=at_s, pending=state.pending[1:])
         return state
 
 
@@ -173,9 +171,7 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
             continue
         above = budgets.get(budget.parent)
         if above is None:
-            fault[name] = (
-                f"spec.parent names PowerBudget {budget.parent!r}, which does not exist: create it or name another"
-            )
+            fault[name] = f"spec.parent names PowerBudget {budget.parent!r}, which does not exist: create it or name another"
         elif above.selector is not None:
             fault[name] = (
                 f"spec.parent names {budget.parent!r}, which selects nodes itself: "

@@ -34,9 +34,7 @@ def _rank(lock_mhz: Mhz) -> Mhz:
     return np.where(lock_mhz == UNLOCKED_MHZ, _HIGHEST, lock_mhz).astype(np.int32)
 
 
-def next_clocks(
-    *, target_mhz: Mhz, granted_mhz: Mhz, steerable: NDArray[np.bool_], may_raise: NDArray[np.bool_]
-) -> Mhz:
+def next_clocks(*, target_mhz: Mhz, granted_mhz: Mhz, steerable: NDArray[np.bool_], may_raise: NDArray[np.bool_]) -> Mhz:
     """The locks to stand in the specs after this step, int32[N]. `granted_mhz`: those of the newest grants.
 
     Deepened at once, loosened only where a cap might rise: what makes a raise of watts unwise makes one of clocks unwise.

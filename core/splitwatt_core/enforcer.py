@@ -139,9 +139,7 @@ class Enforcer:
     """See the module's docstring. Methods are called from one thread; `now_s` is the agent's monotonic clock."""
 
     def __init__(self, *, gpus: Mapping[str, GpuIdentity], record: Record) -> None:
-        self._gpus = {
-            uuid: _Gpu(identity, recorded=record.grants.get(uuid, (NO_GRANT, 0))[0]) for uuid, identity in gpus.items()
-        }
+        self._gpus = {uuid: _Gpu(identity, recorded=record.grants.get(uuid, (NO_GRANT, 0))[0]) for uuid, identity in gpus.items()}
         self._term = record.term
         self._high: dict[str, tuple[int, int]] = dict(record.grants)
         self._dirty = False
@@ -223,9 +221,7 @@ class Enforcer:
 
     # ---------------------------------------------------------------------------------------------------- what it says
 
-    def tick(
-        self, now_s: float, readbacks: Mapping[str, Readback], *, guard_w: Mapping[str, int] | None = None
-    ) -> Actions:
+    def tick(self, now_s: float, readbacks: Mapping[str, Readback], *, guard_w: Mapping[str, int] | None = None) -> Actions:
         """Decide this round's calls from the readbacks of all GPUs. A GPU that is missing from `readbacks` is unknown.
 
         Every readback must have begun after the last `setter_finished` of its GPU. `guard_w` holds the node guard's

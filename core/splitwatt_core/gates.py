@@ -97,9 +97,7 @@ def safe_sums_over(
     return over
 
 
-def over_elsewhere(
-    fleet: Fleet, placements: Sequence[Placement], tree: Tree, headroom_w: NDArray[np.float64]
-) -> frozenset[str]:
+def over_elsewhere(fleet: Fleet, placements: Sequence[Placement], tree: Tree, headroom_w: NDArray[np.float64]) -> frozenset[str]:
     """Nodes that also count, by a move or a conflict, in a budget whose sum is above its limit outside their own path."""
     over = {name for name, left_w in zip(fleet.names, headroom_w, strict=True) if left_w < -TOLERANCE_W}
     return frozenset(p.node.name for p in placements for leaf in p.leaves[1:] if not over.isdisjoint(tree.chain(leaf)))

@@ -123,9 +123,7 @@ class Keeper:
 
     def on_node(self, node: NodeFact, now_s: float) -> None:
         if self.roster.see_node(node):
-            self._notes.append(
-                Note("Node", node.name, "NodeRebooted", "new boot: its GPUs count at their default limit")
-            )
+            self._notes.append(Note("Node", node.name, "NodeRebooted", "new boot: its GPUs count at their default limit"))
         self._refresh(self.roster.account(node.name), now_s)
 
     def on_node_gone(self, name: str, now_s: float) -> None:
@@ -227,9 +225,7 @@ class Keeper:
         aside = whole.steerable & ~fleet.steerable
         wanted_w = self._decide(whole, allowance_w, now_s).cap_w if aside.any() else decided.cap_w
         self._memories = decided.memories
-        frozen = gates.frozen(
-            fleet, placements, surveys, budgets=self.budgets, books=self.books, tree=self._tree, now_s=now_s
-        )
+        frozen = gates.frozen(fleet, placements, surveys, budgets=self.budgets, books=self.books, tree=self._tree, now_s=now_s)
         safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)
         single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
         gate = Gate(
@@ -415,10 +411,7 @@ class Keeper:
             if node.object is None or node.name in self._in_flight or (node.stamped and not node.present):
                 continue
             if node.stamped:
-                wishes = [
-                    Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i])
-                    for i in rows.get(node.name, ())
-                ]
+                wishes = [Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i]) for i in rows.get(node.name, ())]
                 moves = self.roster.moves[node.name]
                 spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
             else:

@@ -126,9 +126,7 @@ def keep_watch(
         brakes = bool((braked & ladder.rows).any())
         if brakes:
             reading_w = math.nan  # it shows the brake and not the load
-        watch = kept[name] = ladder.next(
-            watches.get(name), now_s=now_s, reading_w=reading_w, limit_w=limit_w, settings=settings
-        )
+        watch = kept[name] = ladder.next(watches.get(name), now_s=now_s, reading_w=reading_w, limit_w=limit_w, settings=settings)
         wanted = ladder.locks(watch.outlook.position)
         if brakes:
             # No position of the ladder knows these: like others of that kind they are let go after a dwell.
@@ -168,9 +166,7 @@ class _Ladder:
         self._fixed_w = rest_w + float((self._loss * clocks.idle_w)[below].sum())
         self._allowed_w = rest_w + float((self._loss * gpus.cap_w)[below].sum())
 
-    def next(
-        self, before: Watch | None, *, now_s: float, reading_w: float, limit_w: float, settings: ForesightSettings
-    ) -> Watch:
+    def next(self, before: Watch | None, *, now_s: float, reading_w: float, limit_w: float, settings: ForesightSettings) -> Watch:
         """The watch after one reading, NaN where there is none."""
         if before is None or before.classes != self.classes:
             before = self._begin(before, now_s)
@@ -214,9 +210,7 @@ class _Ladder:
         granted, floor = self._clocks.granted_mhz, self.locks(self._size - 1)
         as_any = np.where(looser(floor, granted), floor, granted).astype(np.int32)
         on_it = self._class >= 0
-        position = bisect_left(
-            range(self._size - 1), True, key=lambda k: not bool(looser(self.locks(k), as_any)[on_it].any())
-        )
+        position = bisect_left(range(self._size - 1), True, key=lambda k: not bool(looser(self.locks(k), as_any)[on_it].any()))
         beyond = looser(self.locks(position), granted) & self.rows & self._works
         inherited_s = now_s if beyond.any() else None
         outlook = Outlook.at(position)

@@ -198,9 +198,7 @@ class _Stages:
         if stage == _FLOOR and short_w[budget] > 0:
             return f"minimum cap; {names[budget]} misses {short_w[budget]:.0f} W even so"
         if stage == _FLOOR:
-            return (
-                f"below its cliff, {share:.0%} of the way up from minimum: the cliffs do not all fit in {names[budget]}"
-            )
+            return f"below its cliff, {share:.0%} of the way up from minimum: the cliffs do not all fit in {names[budget]}"
         if stage == _NATURAL:
             return f"gives to {names[budget]}: {share:.0%} of the way from cliff to natural draw"
         if not self._works[unit]:

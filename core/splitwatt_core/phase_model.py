@@ -90,9 +90,7 @@ def prefill_ms(profile: Profile, tokens: int, cap_w: float, clock_mhz: float = U
     return base_ms * _brake(profile, _require(profile, Phase.PREFILL), cap_w, clock_mhz)
 
 
-def decode_ms(
-    profile: Profile, batch: int, context_tokens: float, cap_w: float, clock_mhz: float = UNLOCKED_MHZ
-) -> float:
+def decode_ms(profile: Profile, batch: int, context_tokens: float, cap_w: float, clock_mhz: float = UNLOCKED_MHZ) -> float:
     """Time of one decode step of `batch` sequences with `context_tokens` tokens of context each (their mean); an empty
     batch takes none. Cap, clock and errors as in `prefill_ms`."""
     if batch <= 0 or context_tokens < 0:

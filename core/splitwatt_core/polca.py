@@ -161,9 +161,7 @@ class PolcaSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.t1 < self.t2 < self.brake_above:
-            raise ValueError(
-                f"thresholds must satisfy 0 < T1 < T2 < brake, not {self.t1}, {self.t2}, {self.brake_above}"
-            )
+            raise ValueError(f"thresholds must satisfy 0 < T1 < T2 < brake, not {self.t1}, {self.t2}, {self.brake_above}")
         if not (0 < self.t1_release < self.t1 and self.t1_release < self.t2_release < self.t2):
             raise ValueError(f"releases {self.t1_release}, {self.t2_release} must rise, each below its threshold")
         if not 0 < self.brake_mhz < self.low_t2_mhz <= min(self.low_t1_mhz, self.high_t2_mhz):
@@ -204,9 +202,7 @@ def translate_mhz(paper_mhz: int, *, top_clock_mhz: int, min_clock_mhz: int) -> 
     clock that is not positive or an empty range.
     """
     if paper_mhz <= 0 or not 0 < min_clock_mhz <= top_clock_mhz:
-        raise ValueError(
-            f"clock {paper_mhz} MHz and range {min_clock_mhz}..{top_clock_mhz} MHz must be positive and in order"
-        )
+        raise ValueError(f"clock {paper_mhz} MHz and range {min_clock_mhz}..{top_clock_mhz} MHz must be positive and in order")
     return min(max(round(paper_mhz * top_clock_mhz / PAPER_TOP_CLOCK_MHZ), min_clock_mhz), top_clock_mhz)
 
 

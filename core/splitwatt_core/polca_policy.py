@@ -82,8 +82,7 @@ class Polca:
             tree.lock(locks, state.level, held=machine.inherits or utilisation is None)
         said = {name: _TEXT[machine.state.level] for name, machine in machines}
         reasons = tuple(
-            replace(reason, text=f"{reason.text}; {said[names[int(root_of_budget[reason.leaf])]]}")
-            for reason in decision.reasons
+            replace(reason, text=f"{reason.text}; {said[names[int(root_of_budget[reason.leaf])]]}") for reason in decision.reasons
         )
         return replace(decision, max_clock_mhz=locks, reasons=reasons, memory=PolcaMemory(tuple(machines)))
 

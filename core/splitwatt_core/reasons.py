@@ -38,9 +38,5 @@ def reasons_by_kind(
     for word, marked in marks:
         for kind in np.unique(kind_of_gpu[marked]).tolist():
             said[kind] += f"; {word}"
-    rows = zip(
-        leaf.tolist(), phase.tolist(), priorities[priority].tolist(), counts.tolist(), mean_w.tolist(), said, strict=True
-    )
-    return tuple(
-        Reason(leaf=b, phase=_PHASES[p], priority=q, gpus=n, mean_cap_w=w, text=text) for b, p, q, n, w, text in rows
-    )
+    rows = zip(leaf.tolist(), phase.tolist(), priorities[priority].tolist(), counts.tolist(), mean_w.tolist(), said, strict=True)
+    return tuple(Reason(leaf=b, phase=_PHASES[p], priority=q, gpus=n, mean_cap_w=w, text=text) for b, p, q, n, w, text in rows)

@@ -155,9 +155,7 @@ def _stamped(manifest: Manifest) -> Manifest:
 
 
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    template = lay_over(
-        _template(cluster, role, context), cluster.role(role).template, where=f"spec.{role.value}.template"
-    )
+    template = lay_over(_template(cluster, role, context), cluster.role(role).template, where=f"spec.{role.value}.template")
     spec = {
         "replicas": cluster.role(role).replicas,
         "selector": {"matchLabels": selector_labels(cluster.name, role)},

@@ -137,9 +137,7 @@ def _gpus_asked(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _unchanged(
-    template: Mapping[str, Any], merged: Mapping[str, Any], path: tuple[str, str], where: str, advice: str
-) -> None:
+def _unchanged(template: Mapping[str, Any], merged: Mapping[str, Any], path: tuple[str, str], where: str, advice: str) -> None:
     outer, inner = path
     kept = (merged[outer].get(inner) or {}) if outer in merged else {}
     for key, value in template[outer].get(inner, {}).items():

@@ -110,9 +110,7 @@ def _ready(j: Judgement, b: int, name: str, book: Book) -> BudgetCondition:
         text = f"nodes selected by several budgets: {_some(clashes)}; make the nodeSelectors disjoint"
         return BudgetCondition("Ready", False, "OverlappingSelectors", text)
     if not book.adopted and not j.surveys[b].nodes:
-        return BudgetCondition(
-            "Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector"
-        )
+        return BudgetCondition("Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector")
     if not book.adopted:
         return BudgetCondition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
     if _observes(j, name):
@@ -152,9 +150,7 @@ def _within(book: Book, survey: Survey, *, observes: bool) -> BudgetCondition:
 def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> BudgetCondition:
     if spec.meter is None:
         if book.measured_w is None:
-            return BudgetCondition(
-                "TelemetryFresh", False, "AgentsSilent", "no meter, and not every agent gave a sample lately"
-            )
+            return BudgetCondition("TelemetryFresh", False, "AgentsSilent", "no meter, and not every agent gave a sample lately")
         return BudgetCondition("TelemetryFresh", True, "AgentsSum", "no meter: the agents' sum is used")
     if book.fresh_reading(spec, now_s) is None:
         return BudgetCondition("TelemetryFresh", False, "MeterStale", f"no fresh meter reading: {book.meter_reason}")
@@ -167,9 +163,7 @@ def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> BudgetCondition:
 def _enforced(sick: list[str]) -> BudgetCondition:
     if sick:
         return BudgetCondition("CapsEnforced", False, "GpusNotCapped", f"{len(sick)} GPUs: {_some(sick)}")
-    return BudgetCondition(
-        "CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both"
-    )
+    return BudgetCondition("CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both")
 
 
 def _feasible(j: Judgement, b: int, name: str) -> BudgetCondition:

@@ -121,9 +121,7 @@ class Roster:
     def to_create(self, placements: Sequence[Placement]) -> tuple[str, ...]:
         """Present nodes without a NodePower, each asked for once until `created`."""
         names = [
-            p.node.name
-            for p in placements
-            if p.node.present and p.node.object is None and p.node.name not in self._creating
+            p.node.name for p in placements if p.node.present and p.node.object is None and p.node.name not in self._creating
         ]
         self._creating.update(names)
         return tuple(names)

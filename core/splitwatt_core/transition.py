@@ -72,9 +72,7 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     caps[lower] = t.target_w[lower]
     # No grant yet, or its true cap unknown: below a sum that is too high even a "lowering" may raise the truth.
     first = ~known
-    caps[first] = np.where(
-        over[first], t.min_w[first], np.minimum(t.target_w[first], t.charge_w[first].astype(np.int32))
-    )
+    caps[first] = np.where(over[first], t.min_w[first], np.minimum(t.target_w[first], t.charge_w[first].astype(np.int32)))
     blind = known & ~t.trusted & over
     caps[blind] = np.minimum(caps[blind], t.min_w[blind])
 
@@ -112,9 +110,7 @@ def _affordable(t: TransitionInput, above: NDArray[np.bool_], extra_w: NDArray[n
     return accepted
 
 
-def _spend(
-    t: TransitionInput, members: NDArray[np.intp], extra_w: NDArray[np.float64], left_w: NDArray[np.float64]
-) -> bool:
+def _spend(t: TransitionInput, members: NDArray[np.intp], extra_w: NDArray[np.float64], left_w: NDArray[np.float64]) -> bool:
     """Take the members' watts from every budget above them, or change nothing and say False."""
     spent: list[tuple[int, float]] = []
     for i in members:
@@ -135,6 +131,4 @@ def check_sums(t: TransitionInput, caps: NDArray[np.int32]) -> None:
     lift_w = np.maximum(caps - t.charge_w, 0.0) * t.loss_factor
     lifted_w = sum_below(t.parent, np.bincount(t.leaf, weights=lift_w, minlength=len(t.parent)).astype(np.float64))
     bad = np.flatnonzero((lifted_w > TOLERANCE_W) & (lifted_w > t.headroom_w + TOLERANCE_W))
-    assert bad.size == 0, (
-        f"budget {int(bad[0])}: a decision lifts {lifted_w[bad[0]]:.1f} W over {t.headroom_w[bad[0]]:.1f} W"
-    )
+    assert bad.size == 0, f"budget {int(bad[0])}: a decision lifts {lifted_w[bad[0]]:.1f} W over {t.headroom_w[bad[0]]:.1f} W"

@@ -334,9 +334,7 @@ class _Fill:
             raise AssertionError("a stage took more rounds than there are budgets")
         self._account()
 
-    def _weight_w(
-        self, leaves: BoolArray, units: BoolArray, factor_leaf: FloatArray, factor_unit: FloatArray
-    ) -> FloatArray:
+    def _weight_w(self, leaves: BoolArray, units: BoolArray, factor_leaf: FloatArray, factor_unit: FloatArray) -> FloatArray:
         own = np.where(leaves, self._leaf_weight_w * factor_leaf, 0.0)
         if len(self._span_unit):
             weight = np.where(units[self._span_unit], self._span_weight_w * factor_unit[self._span_unit], 0.0)

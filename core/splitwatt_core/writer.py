@@ -41,9 +41,7 @@ def stamp(p: Placement, *, term: int, root: BudgetSpec) -> Spec:
     )
 
 
-def compose(
-    p: Placement, wishes: Iterable[Wish], *, term: int, number: int, root: BudgetSpec, moves: dict[str, int]
-) -> Spec:
+def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, root: BudgetSpec, moves: dict[str, int]) -> Spec:
     """The spec that says all wishes. `number` is this round's grant number. Marks in `moves` which grant follows a move."""
     assert p.node.object is not None
     old = p.node.object.spec

@@ -74,7 +74,7 @@ def one_of(field: str, values: tuple[str, ...], later: str = "") -> SchemaExtra:
         kept = {key: schema[key] for key in ("description", "default") if key in schema}
         schema.clear()
         listed = ", ".join(f"'{value}'" for value in values)
-        rule = Rule(f"self in [{listed}]", message, expression=f"\"{message}, not '\" + self + \"'\"")
+        rule = Rule(f"self in [{listed}]", message, expression=f'"{message}, not \'" + self + "\'"')
         schema.update(type="string", maxLength=32, **kept, **kubernetes(rule))
 
     return apply
@@ -86,9 +86,7 @@ class Wire(BaseModel):
     The API server refuses them too where the writer asks for it (fieldValidation=Strict, kubectl's default). Without it
     they are pruned, with a warning, before any rule or admission policy could see them."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
-    )
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
     @classmethod
     def from_wire(cls, raw: Mapping[str, Any], *, lenient: bool = False) -> Self:
@@ -128,9 +126,7 @@ class Condition(Wire):
     reason: str = Field(min_length=1, max_length=128, description="Why, in one word in CamelCase.")
     message: str = Field(default="", max_length=4096, description="Why, in a sentence with the numbers.")
     last_transition_time: Timestamp = Field(description="When `status` changed last.")
-    observed_generation: Generation | None = Field(
-        default=None, description="The metadata.generation this was judged on."
-    )
+    observed_generation: Generation | None = Field(default=None, description="The metadata.generation this was judged on.")
 
 
 Conditions = Annotated[

@@ -99,9 +99,7 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
 def selector_to_core(selector: LabelSelector) -> Selector:
     return Selector(
         match_labels=dict(selector.match_labels),
-        match_expressions=tuple(
-            Requirement(r.key, r.operator, tuple(r.values)) for r in selector.match_expressions
-        ),
+        match_expressions=tuple(Requirement(r.key, r.operator, tuple(r.values)) for r in selector.match_expressions),
     )
 
 
@@ -133,9 +131,7 @@ def _adopted(status: PowerBudgetStatus | None) -> bool:
     return status is not None and status.posture not in (None, PostureName.ADOPTING)
 
 
-def budget_status(
-    report: BudgetReport, *, generation: int, previous: Mapping[str, Any] | None, now_s: float
-) -> dict[str, Any]:
+def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[str, Any] | None, now_s: float) -> dict[str, Any]:
     """The whole `status` to apply. `previous` is the status as last read or written: a condition whose status did not
     change keeps its time, and an adoption that a predecessor measured is not forgotten. Watts are rounded to whole
     ones, the charge up and the limits as they are."""
@@ -148,9 +144,7 @@ def budget_status(
             "observed_generation": generation,
             "limit_in_force_watts": report.limit.in_force_w,
             "limit_in_force_since": rfc3339(report.limit.since_s),
-            "pending_limits": [
-                {"watts": limit_w, "in_force_at": rfc3339(at_s)} for limit_w, at_s in report.limit.pending
-            ],
+            "pending_limits": [{"watts": limit_w, "in_force_at": rfc3339(at_s)} for limit_w, at_s in report.limit.pending],
             "charge_watts": _up(report.charge_w),
             "measured_watts": None if report.measured_w is None else max(0, round(report.measured_w)),
             "short_watts": _up(report.short_w) or None,

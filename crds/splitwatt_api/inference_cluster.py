@@ -52,16 +52,13 @@ Priority = Annotated[
             Rule(
                 "type(self) == int ? "
                 f"(int(self) >= {MIN_PRIORITY} && int(self) <= {MAX_PRIORITY}) : (string(self) in ['High', 'Low'])",
-                f"priority must be High, Low, or a whole number from {MIN_PRIORITY} to {MAX_PRIORITY} "
-                "(High is 100, Low is 0)",
+                f"priority must be High, Low, or a whole number from {MIN_PRIORITY} to {MAX_PRIORITY} (High is 100, Low is 0)",
             ),
             int_or_string=True,
         )
     ),
 ]
-FreeForm = Annotated[
-    dict[str, Any], WithJsonSchema({"type": "object", **kubernetes(preserve_unknown_fields=True)})
-]
+FreeForm = Annotated[dict[str, Any], WithJsonSchema({"type": "object", **kubernetes(preserve_unknown_fields=True)})]
 """An object whose fields belong to someone else (a pod spec, a connector's settings)."""
 
 
@@ -78,9 +75,9 @@ class ModelRef(Wire):
 class Engine(Wire):
     """The inference engine of both pools."""
 
-    type: Annotated[
-        EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))
-    ] = Field(description="VLLM, or Emulated: our own small engine for simulated GPUs.")
+    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))] = Field(
+        description="VLLM, or Emulated: our own small engine for simulated GPUs."
+    )
     image: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
     )
@@ -118,9 +115,9 @@ class TemplateMetadata(Wire):
     """Labels and annotations added to a role's pods."""
 
     labels: Labels = Field(default_factory=dict, description="Labels to add; those under splitwatt.io/ are ours.")
-    annotations: Annotated[
-        dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)
-    ] = Field(default_factory=dict, description="Annotations to add.")
+    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
+        default_factory=dict, description="Annotations to add."
+    )
 
 
 class PodTemplate(Wire):
@@ -161,16 +158,12 @@ class RolePool(Wire):
 class KvTransfer(Wire):
     """How the KV cache gets from prefill to decode."""
 
-    connector: str = Field(
-        default=DEFAULT_CONNECTOR, min_length=1, max_length=128, description="vLLM's KV connector."
-    )
+    connector: str = Field(default=DEFAULT_CONNECTOR, min_length=1, max_length=128, description="vLLM's KV connector.")
     side_channel_port: Port = Field(
         default=DEFAULT_SIDE_CHANNEL_PORT,
         description="Port of each pod where decode asks prefill for the KV cache's addresses.",
     )
-    extra_config: FreeForm | None = Field(
-        default=None, description="Passed to the connector as kv_connector_extra_config."
-    )
+    extra_config: FreeForm | None = Field(default=None, description="Passed to the connector as kv_connector_extra_config.")
 
 
 class InferenceClusterSpec(Wire):
@@ -182,9 +175,7 @@ class InferenceClusterSpec(Wire):
         default=PriorityWord.HIGH,
         description="Who keeps watts when they are short: High (100), Low (0) or a class of your own; higher keeps more.",
     )
-    slo: Slo = Field(
-        default_factory=Slo, description="What the service promises.", json_schema_extra={"default": {}}
-    )
+    slo: Slo = Field(default_factory=Slo, description="What the service promises.", json_schema_extra={"default": {}})
     prefill: RolePool = Field(description="The pool that reads prompts; it follows TTFT.")
     decode: RolePool = Field(description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas.")
     kv_transfer: KvTransfer = Field(

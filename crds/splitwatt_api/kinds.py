@@ -173,12 +173,8 @@ KINDS: Final = (
             Column("Idle W", ".spec.idleWatts", description="Draw without work."),
             Column("Min W", ".spec.minCapWatts", description="The lowest cap."),
             Column("Default W", ".spec.defaultCapWatts", description="The cap after a reboot."),
-            Column(
-                "Prefill W", '.spec.phases[?(@.phase=="Prefill")].naturalDrawWatts', description="Natural prefill draw."
-            ),
-            Column(
-                "Decode W", '.spec.phases[?(@.phase=="Decode")].naturalDrawWatts', description="Natural decode draw."
-            ),
+            Column("Prefill W", '.spec.phases[?(@.phase=="Prefill")].naturalDrawWatts', description="Natural prefill draw."),
+            Column("Decode W", '.spec.phases[?(@.phase=="Decode")].naturalDrawWatts', description="Natural decode draw."),
             AGE,
         ),
     ),

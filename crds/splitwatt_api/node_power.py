@@ -40,15 +40,11 @@ class GpuGrant(Wire):
     grant: GrantNumber = Field(description="The grant's number; never used twice for a GPU, later ones are higher.")
     cap_watts: GpuWatts = Field(description="The power limit to set, in watts.")
     safe_cap_watts: GpuWatts = Field(description="The power limit that is safe without the operator, in watts.")
-    charge_watts: GpuWatts = Field(
-        description="What the operator counts for the GPU until this grant is acknowledged, in watts."
-    )
+    charge_watts: GpuWatts = Field(description="What the operator counts for the GPU until this grant is acknowledged, in watts.")
     max_clock_megahertz: Megahertz | None = Field(
         default=None, description="Lock the SM clock to at most this, in MHz; absent: no lock."
     )
-    phase: Phase = Field(
-        default=Phase.UNASSIGNED, description="What its workload does: Unassigned, Prefill or Decode."
-    )
+    phase: Phase = Field(default=Phase.UNASSIGNED, description="What its workload does: Unassigned, Prefill or Decode.")
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
@@ -139,13 +135,9 @@ class GpuReport(Wire):
 class NodePowerStatus(Wire):
     """The agent's word; nobody else writes it."""
 
-    observed_uid: str = Field(
-        default="", alias="observedUID", max_length=64, description="The object this speaks of."
-    )
+    observed_uid: str = Field(default="", alias="observedUID", max_length=64, description="The object this speaks of.")
     observed_term: Term = Field(default=0, description="The highest term the agent has accepted.")
-    boot_id: str = Field(
-        default="", alias="bootID", max_length=256, description="The boot and driver load of the readbacks."
-    )
+    boot_id: str = Field(default="", alias="bootID", max_length=256, description="The boot and driver load of the readbacks.")
     gpu_count: Count | None = Field(default=None, description="How many GPUs are reported.")
     healthy_gpu_count: Count | None = Field(default=None, description="How many of them have health OK.")
     enforced_cap_watts_total: NodeWatts | None = Field(

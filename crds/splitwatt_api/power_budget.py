@@ -56,17 +56,13 @@ class Aggregate(StrEnum):
     SUM = "Sum"
 
 
-BudgetMode = Annotated[
-    Mode, Field(json_schema_extra=one_of("mode", ("Observe", "Strict"), later="Oversubscribed"))
-]
+BudgetMode = Annotated[Mode, Field(json_schema_extra=one_of("mode", ("Observe", "Strict"), later="Oversubscribed"))]
 
 
 class PolicyChoice(Wire):
     """Who gets how much of what may be drawn."""
 
-    type: Annotated[
-        PolicyType, Field(json_schema_extra=one_of("policy.type", ("Uniform", "PhaseAware", "Polca")))
-    ] = Field(
+    type: Annotated[PolicyType, Field(json_schema_extra=one_of("policy.type", ("Uniform", "PhaseAware", "Polca")))] = Field(
         default=PolicyType.PHASE_AWARE,
         description=(
             "Uniform: every GPU the same. PhaseAware: by priority and phase, decode gives first. Polca: for comparison, "
@@ -118,7 +114,7 @@ class Meter(Wire):
     @classmethod
     def _plain(cls, value: str) -> str:
         if not is_plain_selector(value):
-            raise ValueError(f"{value!r} is not a plain vector selector like rack_power_watts{{rack=\"a1\"}}")
+            raise ValueError(f'{value!r} is not a plain vector selector like rack_power_watts{{rack="a1"}}')
         return value
 
 
@@ -248,9 +244,7 @@ class PowerBudgetStatus(Wire):
     short_watts: BudgetWattsOrZero | None = Field(
         default=None, description="How many watts are missing even with every GPU at its minimum cap."
     )
-    posture: PostureName | None = Field(
-        default=None, description="The budget's state: Adopting, Normal, Trim, Shed or Brake."
-    )
+    posture: PostureName | None = Field(default=None, description="The budget's state: Adopting, Normal, Trim, Shed or Brake.")
     nodes: Count | None = Field(default=None, description="How many nodes are charged to it.")
     gpus: Count | None = Field(default=None, description="How many GPUs are charged to it.")
     adoption_milliseconds: int | None = Field(
@@ -287,5 +281,3 @@ class PowerBudget(Wire):
 
 def posture_name(posture: Posture) -> PostureName:
     return PostureName(posture.name.capitalize())
-
-

@@ -117,9 +117,7 @@ class Connection:
         self._dynamic = DynamicClient(self._client)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._client.close()
 
     # ------------------------------------------------------------------------------------------------------- reading
@@ -190,9 +188,7 @@ class Connection:
         kind = resource or resource_of(manifest)
         return await self.request_json(
             "PATCH",
-            kind.path(
-                namespace=_namespace_of(kind, manifest), name=manifest["metadata"]["name"], subresource=subresource
-            ),
+            kind.path(namespace=_namespace_of(kind, manifest), name=manifest["metadata"]["name"], subresource=subresource),
             query=[("fieldManager", field_manager), ("force", "true" if force else "false")],
             body=manifest,
             content_type=APPLY,
@@ -320,9 +316,7 @@ def _namespace_of(resource: ResourceType, manifest: Mapping[str, Any]) -> str | 
     return str(namespace)
 
 
-def selectors(
-    *, name: str | None, label_selector: str | None, field_selector: str | None
-) -> Sequence[tuple[str, str]]:
+def selectors(*, name: str | None, label_selector: str | None, field_selector: str | None) -> Sequence[tuple[str, str]]:
     if name is not None:
         by_name = f"metadata.name={name}"
         field_selector = by_name if field_selector is None else f"{by_name},{field_selector}"

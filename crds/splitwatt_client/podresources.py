@@ -44,10 +44,7 @@ def _classes() -> dict[str, Any]:
                 field.type_name = f".v1.{kind}"
     pool = descriptor_pool.DescriptorPool()  # our own: another user of the same package name must not collide
     pool.Add(proto)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"v1.{name}"))
-        for name in _MESSAGES
-    }
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"v1.{name}")) for name in _MESSAGES}
 
 
 _CLASSES: Final = _classes()

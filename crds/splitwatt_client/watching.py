@@ -129,17 +129,13 @@ async def watch(
 class _Stream:
     """One watch, resumable: remembers the version of the last event or bookmark."""
 
-    def __init__(
-        self, connection: Connection, resource: ResourceType, *, version: str, max_silence_s: float
-    ) -> None:
+    def __init__(self, connection: Connection, resource: ResourceType, *, version: str, max_silence_s: float) -> None:
         self._connection = connection
         self._resource = resource
         self._version = version
         self._limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=max_silence_s)
 
-    async def follow(
-        self, query: list[tuple[str, str]], *, namespace: str | None
-    ) -> AsyncGenerator[Changed | Deleted, None]:
+    async def follow(self, query: list[tuple[str, str]], *, namespace: str | None) -> AsyncGenerator[Changed | Deleted, None]:
         """Events until the server ends the watch. Raises _GoneError, Rejected, OutcomeUnknown."""
         try:
             response = await self._connection.open(
@@ -176,9 +172,7 @@ class _Stream:
         return Deleted(obj) if kind == "DELETED" else Changed(obj)
 
 
-def _query(
-    name: str | None, label_selector: str | None, field_selector: str | None, timeout_s: int
-) -> list[tuple[str, str]]:
+def _query(name: str | None, label_selector: str | None, field_selector: str | None, timeout_s: int) -> list[tuple[str, str]]:
     return [
         *selectors(name=name, label_selector=label_selector, field_selector=field_selector),
         ("watch", "true"),

@@ -88,9 +88,7 @@ class Application:
             prometheus = await stack.enter_async_context(Prometheus(options.prometheus_url))
             recorder = Recorder(connection, metrics, instance=options.identity)
             realm = Realm(store, connection, prometheus, metrics, recorder, decisions)
-            watches = Watches(
-                store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals
-            )
+            watches = Watches(store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals)
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
             await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync))
 

@@ -112,9 +112,7 @@ class FactFeeder:
         try:
             node_power = node_power_from_wire(obj)
         except UnreadableError as error:
-            self._recorder.note(
-                subject_of(obj), reason="Unreadable", message=f"ignored: {sentence_of(error)}", warning=True
-            )
+            self._recorder.note(subject_of(obj), reason="Unreadable", message=f"ignored: {sentence_of(error)}", warning=True)
             return
         self._keeper.on_node_power(node_power, now_s)
 

@@ -27,9 +27,7 @@ class Metrics:
         self._measured = gauge(names.M_BUDGET_MEASURED_WATTS, "What the budget's meter shows", _BUDGET)
         self._posture = gauge(names.M_BUDGET_POSTURE, "0 Adopting, 1 Normal, 2 Trim, 3 Shed, 4 Brake", _BUDGET)
         self._fresh = gauge(names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _BUDGET)
-        self.api_writes = Counter(
-            names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry
-        )
+        self.api_writes = Counter(names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry)
         self.query_failures = Counter(names.M_QUERY_FAILURES, "Prometheus queries without an answer", registry=registry)
         self.events_dropped = Counter(names.M_EVENTS_DROPPED, "Events not sent, for their number", registry=registry)
         self.decision_s = Histogram(

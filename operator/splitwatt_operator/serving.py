@@ -197,14 +197,10 @@ class Serving:
         name = Name(spec.namespace, spec.name)
         standing = self._admitter.standings.get(name)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
-            self._recorder.note(
-                subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True
-            )
+            self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
         return status_of(
             spec,
-            {
-                role: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, role), spec.namespace) for role in Role
-            },
+            {role: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, role), spec.namespace) for role in Role},
             standing=standing,
             latency=self._slo.latencies.get(name, Latency()),
             problems=problems,

@@ -167,9 +167,7 @@ class Admitter:
         if pod is not None:
             self._store.apply(Kind.POD, pod)
 
-    def _show(
-        self, snapshot: AdmissionSnapshot, admissions: Sequence[Admission], verdicts: Mapping[Name, Verdict]
-    ) -> None:
+    def _show(self, snapshot: AdmissionSnapshot, admissions: Sequence[Admission], verdicts: Mapping[Name, Verdict]) -> None:
         floors = _floors_w(snapshot, admissions)
         admitted: dict[Name, dict[Role, int]] = {}
         staying = [h.need for h in snapshot.held if not h.terminating]
@@ -192,9 +190,7 @@ class Admitter:
         if obj is None:
             return
         parts = [f"{a.need.pod.name} in {a.leaf} ({a.reserve_w:.0f} W)" for a in admissions]
-        self._recorder.note(
-            subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}."
-        )
+        self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
 def _floors_w(snapshot: AdmissionSnapshot, admissions: Sequence[Admission]) -> dict[Name, float]:

@@ -98,9 +98,7 @@ class Applier:
             # The watch sees labelled objects only: somebody else's may stand there unseen.
             live = await self._connection.get(resource_of(manifest), key.name, namespace=key.namespace)
         if live is not None and not _ours(live, uid, known):
-            outcome.problems.append(
-                f"{kind.value} {key.name} exists already and is not ours: rename it or this InferenceCluster"
-            )
+            outcome.problems.append(f"{kind.value} {key.name} exists already and is not ours: rename it or this InferenceCluster")
             outcome.retry_s = LONGEST_REPAIR_PAUSE_S
             return
         edited = False
@@ -134,9 +132,7 @@ class Applier:
                     continue
                 try:
                     self._metrics.count_write(kind.value)
-                    await self._connection.delete(
-                        resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"]
-                    )
+                    await self._connection.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"])
                     self._applied.pop((kind, key), None)
                     log.info("removed %s, no longer rendered", kind.value, extra={"object": key.name})
                 except ApiError as error:

@@ -181,9 +181,7 @@ class Surveyor:
         read = [self._cache.get(obj, convert.profile_from_wire) for obj in objects]
         return [*(profile for profile in read if profile is not None), *profile_law.builtin()]
 
-    def _nodes(
-        self, budgets: Mapping[str, BudgetSpec], pods: Iterable[JsonObject]
-    ) -> list[tuple[NodeRoom, GpuKind | None]]:
+    def _nodes(self, budgets: Mapping[str, BudgetSpec], pods: Iterable[JsonObject]) -> list[tuple[NodeRoom, GpuKind | None]]:
         """Every node that exactly one leaf selects; one that two select is charged to both and takes nobody."""
         used: dict[str, int] = {}
         for pod in pods:
@@ -300,9 +298,9 @@ def _need(pod: JsonObject, clusters: Mapping[Name, ClusterSpec], floors: _Floors
 def required_terms(pod: JsonObject) -> Sequence[Mapping[str, Any]]:
     """The pod's required node affinity terms, any of which is enough."""
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
-    terms: Sequence[Mapping[str, Any]] = (
-        affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    ).get("nodeSelectorTerms") or ()
+    terms: Sequence[Mapping[str, Any]] = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get(
+        "nodeSelectorTerms"
+    ) or ()
     return terms
 
 

@@ -71,6 +71,4 @@ class SloMeter:
 
     async def _p99_ms(self, prometheus: Prometheus, metric: str, role: Role) -> dict[Name, int]:
         samples = await prometheus.vector(p99_query(metric, role))
-        return {
-            Name(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")): round(1000 * s.value) for s in samples
-        }
+        return {Name(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")): round(1000 * s.value) for s in samples}

@@ -163,9 +163,7 @@ def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
     asked = [row for row in asked if row[1] is not None]
     if not asked:
         return Condition("SLOAttained", "Unknown", "NoSLO", "spec.slo asks for nothing.")
-    words = ", ".join(
-        f"{name} P99 {'unknown' if got is None else f'{got} ms'} of {limit} ms" for name, limit, got in asked
-    )
+    words = ", ".join(f"{name} P99 {'unknown' if got is None else f'{got} ms'} of {limit} ms" for name, limit, got in asked)
     if any(got is not None and limit is not None and got > limit for _, limit, got in asked):
         return Condition("SLOAttained", "False", "Missed", f"{words}.")
     if any(got is None for _, _, got in asked):

@@ -54,9 +54,7 @@ class _Shown:
 class BudgetStatuses:
     """`show` every step; it starts the writes that are due. `held` guards each send (R2)."""
 
-    def __init__(
-        self, connection: Connection, store: Store, *, metrics: Metrics, held: Callable[[float], bool]
-    ) -> None:
+    def __init__(self, connection: Connection, store: Store, *, metrics: Metrics, held: Callable[[float], bool]) -> None:
         self._connection = connection
         self._store = store
         self._metrics = metrics
@@ -186,12 +184,8 @@ def judged(
     return tuple(found.values())
 
 
-def unreadable_status(
-    sentence: str, previous: Mapping[str, Any], *, generation: int, now_s: float
-) -> dict[str, Any]:
+def unreadable_status(sentence: str, previous: Mapping[str, Any], *, generation: int, now_s: float) -> dict[str, Any]:
     """For a budget that was never readable: what is there already, and Ready=False."""
     ready = BudgetCondition("Ready", False, "InvalidSpec", sentence)
-    rows = convert.conditions(
-        (ready,), generation=generation, previous=list(previous.get("conditions", [])), now_s=now_s
-    )
+    rows = convert.conditions((ready,), generation=generation, previous=list(previous.get("conditions", [])), now_s=now_s)
     return {**previous, "conditions": rows}

@@ -83,9 +83,7 @@ def kept_lease(key: Key, own: Key) -> bool:
 class Watches:
     """`run` until cancelled. `relisted` is set whenever a stream began anew and the store may hold what is gone."""
 
-    def __init__(
-        self, store: Store, login: KopfLogin, *, own_lease: Key, after_spawn: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, store: Store, login: KopfLogin, *, own_lease: Key, after_spawn: Callable[[], None] = lambda: None) -> None:
         self._store = store
         self._login = login
         self._own_lease = own_lease
@@ -109,9 +107,7 @@ class Watches:
             self.relisted.set()
 
     async def _run_once(self) -> str:
-        tasks = await kopf.spawn_tasks(
-            registry=self._registry(), settings=self._settings(), standalone=True, clusterwide=True
-        )
+        tasks = await kopf.spawn_tasks(registry=self._registry(), settings=self._settings(), standalone=True, clusterwide=True)
         self._after_spawn()  # kopf takes over the signal handlers; whoever owns the process takes them back
         try:
             done, _ = await asyncio.wait([*tasks, self._failed], return_when=asyncio.FIRST_COMPLETED)
@@ -128,9 +124,9 @@ class Watches:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry, id="login", backoff=RECONNECT_DELAYS_S[-1])(self._login.login)
         for watched in WATCHED:
-            kopf.on.event(
-                watched.group, watched.version, watched.resource.plural, registry=registry, id=watched.kind.value
-            )(self._handler(watched.kind))
+            kopf.on.event(watched.group, watched.version, watched.resource.plural, registry=registry, id=watched.kind.value)(
+                self._handler(watched.kind)
+            )
         return registry
 
     def _settings(self) -> kopf.OperatorSettings:

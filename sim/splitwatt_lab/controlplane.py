@@ -117,9 +117,7 @@ class ControlPlane:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -265,9 +263,7 @@ class ControlPlane:
             kubeconfig.write_for_certificate(
                 self._kubeconfig_of(name), server=self.url, authority=self._places.cluster_authority, client=pair
             )
-        self._places.scheduler_config.write_text(
-            components.scheduler_config(self._kubeconfig_of(Component.SCHEDULER))
-        )
+        self._places.scheduler_config.write_text(components.scheduler_config(self._kubeconfig_of(Component.SCHEDULER)))
 
     def _kubeconfig_of(self, name: str) -> Path:
         return self.directory / f"{name}.kubeconfig"
@@ -335,6 +331,4 @@ class ControlPlane:
     def _await_default_account(self) -> None:
         """Pods are refused until the controller-manager has made their namespace's service account."""
         path = "/api/v1/namespaces/default/serviceaccounts/default"
-        self.group[Component.CONTROLLER_MANAGER].await_ready(
-            lambda: self._http.get(path).status_code == 200, timeout_s=READY_S
-        )
+        self.group[Component.CONTROLLER_MANAGER].await_ready(lambda: self._http.get(path).status_code == 200, timeout_s=READY_S)

@@ -48,9 +48,7 @@ class DemoCommand:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         number = parser.add_argument
-        number(
-            "--minutes", type=_between(MIN_MINUTES, 600, float), default=3.0, help="length of the load (%(default)s)"
-        )
+        number("--minutes", type=_between(MIN_MINUTES, 600, float), default=3.0, help="length of the load (%(default)s)")
         number("--racks", type=_between(1, MAX_RACKS, int), default=2, help="racks (%(default)s)")
         number("--nodes-per-rack", type=_between(2, 40, int), default=4, help="GPU servers per rack (%(default)s)")
         number("--gpus-per-node", type=_between(1, 16, int), default=8, help="GPUs per server (%(default)s)")
@@ -137,9 +135,7 @@ def verdict(results: Sequence[PassResult], page: Path, console: Console) -> int:
                 f"breaker theta at most {count.worst_theta:.3f}"
             )
         if result.patch_to_enforced_s is not None:
-            console.print(
-                f"{result.policy:10}  from kubectl patch to the last enforced cap: {result.patch_to_enforced_s:.2f} s"
-            )
+            console.print(f"{result.policy:10}  from kubectl patch to the last enforced cap: {result.patch_to_enforced_s:.2f} s")
     violations_s = results[0].violations_s
     # Rounded up: anything above nothing must not print as 0.0.
     shown_s = violations_s if violations_s == 0 else max(violations_s, 0.1)

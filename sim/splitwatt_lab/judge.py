@@ -215,9 +215,7 @@ class Judge:
         for node, twin in self._twins.items():
             gpus = twin.read_all()
             enforced = tuple(round(gpu.enforced_mw / 1000) for gpu in gpus)
-            self.looks[node] = NodeLook(
-                sum(gpu.power_w for gpu in gpus), sum(gpu.enforced_mw for gpu in gpus) / 1000.0, enforced
-            )
+            self.looks[node] = NodeLook(sum(gpu.power_w for gpu in gpus), sum(gpu.enforced_mw for gpu in gpus) / 1000.0, enforced)
         true_w, capped_w = self._sums()
         for name in list(self.views):
             limit = self._limits[name] = self._limits[name].at(now_s)
@@ -257,11 +255,7 @@ class Judge:
         last: dict[str, dict[str, Any]] = {}
         for row in rows:
             before = last.get(row["budget"])
-            if (
-                before is not None
-                and before["posture"] != "Adopting"
-                and before["charge_w"] > before["in_force_w"] + 0.5
-            ):
+            if before is not None and before["posture"] != "Adopting" and before["charge_w"] > before["in_force_w"] + 0.5:
                 self.counts.setdefault(row["budget"], Count()).charge_over_s += row["time_s"] - before["time_s"]
             last[row["budget"]] = row
         return rows

@@ -69,9 +69,7 @@ class LiveView:
             Layout(name="bottom"),
         )
         layout["bottom"].split_row(
-            Layout(
-                Panel(Group(self._caps(live), Text(), self._latency()), title="caps and latency", title_align="left")
-            ),
+            Layout(Panel(Group(self._caps(live), Text(), self._latency()), title="caps and latency", title_align="left")),
             Layout(Panel(self._happened(live), title="what happened", title_align="left")),
         )
         return layout
@@ -219,9 +217,6 @@ class HeadlessView:
         if live.clock_s is None or time.monotonic() - self._last_s < self.EVERY_S:
             return
         self._last_s = time.monotonic()
-        words = [
-            f"{name} {s.true_w:.0f}/{s.limit_w} W (caps {s.capped_w:.0f})"
-            for name, s in sorted(live.judge.latest.items())
-        ]
+        words = [f"{name} {s.true_w:.0f}/{s.limit_w} W (caps {s.capped_w:.0f})" for name, s in sorted(live.judge.latest.items())]
         over_s = live.judge.violations_s()
         self._console.print(f"{live.clock_s:6.1f} s  {'  '.join(words)}  over {over_s:.1f} s", highlight=False)

@@ -127,7 +127,5 @@ def _merge(plane: ControlPlane, path: str, body: Mapping[str, Any]) -> None:
 def _check(response: httpx.Response) -> dict[str, Any]:
     answer: dict[str, Any] = response.json()
     if response.is_error:
-        raise LabError(
-            f"{response.request.method} {response.request.url.path} was refused: {answer.get('message', answer)}"
-        )
+        raise LabError(f"{response.request.method} {response.request.url.path} was refused: {answer.get('message', answer)}")
     return answer

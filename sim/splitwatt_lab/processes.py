@@ -103,9 +103,7 @@ class Process:
                     f"{self.name} ended with code {code} before it was ready: {telling_line(self.log)} (log: {self.log})"
                 )
             if time.monotonic() - started_s > timeout_s:
-                raise LabError(
-                    f"{self.name} was not ready after {timeout_s:g} s: {telling_line(self.log)} (log: {self.log})"
-                )
+                raise LabError(f"{self.name} was not ready after {timeout_s:g} s: {telling_line(self.log)} (log: {self.log})")
             time.sleep(_POLL_S)
 
 
@@ -143,9 +141,7 @@ class ProcessGroup:
         self._socket = ours
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     @property

@@ -44,9 +44,7 @@ def program() -> Path:
 class Prometheus:
     """One server under `group`, its data in `directory`. `rules` are Prometheus rule files."""
 
-    def __init__(
-        self, group: ProcessGroup, directory: Path, *, rules: Sequence[Path] = (), port: int | None = None
-    ) -> None:
+    def __init__(self, group: ProcessGroup, directory: Path, *, rules: Sequence[Path] = (), port: int | None = None) -> None:
         self._group = group
         self._directory = directory
         self._rules = rules
@@ -132,9 +130,7 @@ class Prometheus:
                 {
                     "job_name": job,
                     "honor_labels": honor_labels,
-                    "file_sd_configs": [
-                        {"files": [str(self._directory / "targets" / f"{job}.json")], "refresh_interval": "1s"}
-                    ],
+                    "file_sd_configs": [{"files": [str(self._directory / "targets" / f"{job}.json")], "refresh_interval": "1s"}],
                 }
                 for job, honor_labels in JOBS.items()
             ],

@@ -18,9 +18,7 @@ def write_report(results: Sequence[PassResult], directory: Path, *, site: Mappin
     directory.mkdir(parents=True, exist_ok=True)
     rows = [figures.as_json(result) for result in results]
     (directory / "report.json").write_text(json.dumps({"site": dict(site), "passes": rows}, indent=1))
-    environment = Environment(
-        loader=PackageLoader("splitwatt_lab"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    environment = Environment(loader=PackageLoader("splitwatt_lab"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template("report.html").render(
         site=site,
         passes=[

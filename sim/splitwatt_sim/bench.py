@@ -93,9 +93,7 @@ def pools_of(design: Design, arrivals: Arrivals) -> list[Pool]:
 
 def first(arrivals: Arrivals, count: int) -> Arrivals:
     """The first requests of a list, all of a shorter one."""
-    return Arrivals(
-        arrivals.arrival_s[:count], arrivals.prompt_tokens[:count], arrivals.output_tokens[:count], arrivals.name
-    )
+    return Arrivals(arrivals.arrival_s[:count], arrivals.prompt_tokens[:count], arrivals.output_tokens[:count], arrivals.name)
 
 
 def rates_requests_per_s(run: Callable[[], object], *, requests: int, runs: int) -> list[float]:
@@ -141,9 +139,7 @@ def measure(arrivals: Arrivals, stage: Callable[[str], None], *, runs: int = RUN
     values: dict[str, float] = {}
     for name, design in (("fleet_split", SPLIT), ("fleet_unsplit", UNSPLIT)):
         stage(f"{name.replace('_', ' ')}: {design}, {len(arrivals)} requests, {runs} runs and one that compiles")
-        rates = rates_requests_per_s(
-            partial(run_fleet, pools_of(design, arrivals), arrivals), requests=len(arrivals), runs=runs
-        )
+        rates = rates_requests_per_s(partial(run_fleet, pools_of(design, arrivals), arrivals), requests=len(arrivals), runs=runs)
         values["requests_per_s_per_core" if design is SPLIT else f"{name}_requests_per_s"] = max(rates)
         values[f"{name}_median_requests_per_s"] = statistics.median(rates)
     some, few = first(arrivals, REFERENCE_REQUESTS), first(arrivals, PLAIN_REQUESTS)

@@ -56,11 +56,7 @@ def slowdowns(measured: Latencies, alone: Latencies) -> dict[str, float]:
 
 def slowdown_limits() -> dict[str, float]:
     """`ttft_p50` … `e2e_p99`: the nine SLOs, flat."""
-    return {
-        f"{name}_p{p}": limit
-        for name, limits in SLOWDOWN_SLOS.items()
-        for p, limit in zip(PERCENTILES, limits, strict=True)
-    }
+    return {f"{name}_p{p}": limit for name, limits in SLOWDOWN_SLOS.items() for p, limit in zip(PERCENTILES, limits, strict=True)}
 
 
 def missed_slos(slowdown: dict[str, float], *, margin: float = 0.0) -> list[str]:

@@ -73,9 +73,7 @@ class Twin:
         for node in config.nodes:
             self._racks[node.rack].append(self._nodes[node.name].gpus)
         self._meters = {
-            rack: RackMeter(
-                rack=rack, delay_s=config.meter.delay_s, noise_percent=config.meter.noise_percent, seed=config.seed
-            )
+            rack: RackMeter(rack=rack, delay_s=config.meter.delay_s, noise_percent=config.meter.noise_percent, seed=config.seed)
             for rack in self._racks
         }
         self._asked: set[ClusterKey] = set()
@@ -94,13 +92,9 @@ class Twin:
                 server = PodResourcesServer(self._nodes[node.name].devices, node.pod_resources_socket)
                 await server.start()
                 stack.push_async_callback(server.stop)
-            runner: web.AppRunner = await serve(
-                TwinCollector(self._snapshot), host=self._config.host, port=self._config.port
-            )
+            runner: web.AppRunner = await serve(TwinCollector(self._snapshot), host=self._config.host, port=self._config.port)
             stack.push_async_callback(runner.cleanup)
-            connection = await stack.enter_async_context(
-                Connection(self._config.kubeconfig, user_agent="splitwatt-twin")
-            )
+            connection = await stack.enter_async_context(Connection(self._config.kubeconfig, user_agent="splitwatt-twin"))
             log.info("serving /metrics on %s:%d for %d nodes", self._config.host, self._config.port, len(self._nodes))
             watching = asyncio.create_task(self._watch_pods(connection))
             pulsing = asyncio.create_task(self._pulse(connection))

@@ -177,10 +177,7 @@ class DecodeEngine:
             self.due_s = self._stretch.end(self._stretch.steps)
 
     def _fits(self, request: Request) -> bool:
-        return (
-            len(self._running) < MAX_DECODE_BATCH
-            and self._reserved_tokens + request.kv_tokens <= self.kv_capacity_tokens
-        )
+        return len(self._running) < MAX_DECODE_BATCH and self._reserved_tokens + request.kv_tokens <= self.kv_capacity_tokens
 
     def _begin(self, now_s: float) -> None:
         while self._waiting and self._fits(self._waiting[0]):

@@ -28,9 +28,7 @@ Engine = PrefillEngine | DecodeEngine
 class Fleet:
     """`finished` is called with every request that is complete, `touched` with every engine whose work may have changed."""
 
-    def __init__(
-        self, *, now_s: float, finished: Callable[[Request], None], touched: Callable[[Engine], None]
-    ) -> None:
+    def __init__(self, *, now_s: float, finished: Callable[[Request], None], touched: Callable[[Engine], None]) -> None:
         self.now_s = now_s
         self.events = 0
         self.clusters: dict[ClusterKey, Cluster] = {}

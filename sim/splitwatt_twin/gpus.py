@@ -113,9 +113,7 @@ class GpuGroup:
         return self._scale_s * max(prefill_ms(self.profile, tokens, cap, clock) for cap, clock in self._distinct())
 
     def decode_s(self, batch: int, context_tokens: float) -> float:
-        return self._scale_s * max(
-            decode_ms(self.profile, batch, context_tokens, cap, clock) for cap, clock in self._distinct()
-        )
+        return self._scale_s * max(decode_ms(self.profile, batch, context_tokens, cap, clock) for cap, clock in self._distinct())
 
     def work(self, engine: Engine) -> None:
         """Demands what the engine's present batch draws uncapped; idle when it has none."""

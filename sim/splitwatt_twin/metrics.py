@@ -89,9 +89,7 @@ def _replicas(replicas: Sequence[ReplicaView]) -> Iterable[Metric]:
         for r in replicas:
             counter.add_metric(r.labels, value(r.engine.stats))
         yield counter
-    success = CounterMetricFamily(
-        names.M_VLLM_SUCCESS, "Requests finished.", labels=[*_POD_LABELS, "finished_reason"]
-    )
+    success = CounterMetricFamily(names.M_VLLM_SUCCESS, "Requests finished.", labels=[*_POD_LABELS, "finished_reason"])
     for r in replicas:
         success.add_metric([*r.labels, "stop"], r.engine.stats.successes)
     yield success
@@ -116,9 +114,7 @@ def _clusters(clusters: Iterable[Cluster]) -> Iterable[Metric]:
     arrived = CounterMetricFamily(names.M_TWIN_ARRIVED, "Requests that arrived.", labels=_CLUSTER_LABELS)
     requeued = CounterMetricFamily(names.M_TWIN_REQUEUED, "Requests that lost their replica.", labels=_CLUSTER_LABELS)
     waiting = GaugeMetricFamily(names.M_TWIN_WAITING, "Requests with no replica to go to.", labels=_CLUSTER_LABELS)
-    dropped = CounterMetricFamily(
-        names.M_TWIN_DROPPED, "Requests that were refused.", labels=[*_CLUSTER_LABELS, names.L_REASON]
-    )
+    dropped = CounterMetricFamily(names.M_TWIN_DROPPED, "Requests that were refused.", labels=[*_CLUSTER_LABELS, names.L_REASON])
     for c in clusters:
         labels = [c.key.namespace, c.key.name]
         arrived.add_metric(labels, c.counts.arrived)

@@ -37,10 +37,7 @@ class PodResourcesServer:
 
     async def _list(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
-        owners = {
-            DeviceOwner(namespace=pod.namespace, pod=pod.name): self._devices.device_ids(pod)
-            for pod in self._devices.held
-        }
+        owners = {DeviceOwner(namespace=pod.namespace, pod=pod.name): self._devices.device_ids(pod) for pod in self._devices.held}
         await stream.send_message(response_of(owners, resource_name=GPU_RESOURCE))
 
     async def start(self) -> None:

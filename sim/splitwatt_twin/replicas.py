@@ -129,9 +129,7 @@ class Replicas:
                     "pod %s: %s leaves no room for a KV cache on %d GPUs; emulated with %d tokens",
                     pod.key, shape.name, len(group.gpus), MIN_KV_TOKENS,
                 )  # fmt: skip
-            engine = DecodeEngine(
-                name=pod.key.name, pace=group, kv_capacity_tokens=max(MIN_KV_TOKENS, capacity), stats=stats
-            )
+            engine = DecodeEngine(name=pod.key.name, pace=group, kv_capacity_tokens=max(MIN_KV_TOKENS, capacity), stats=stats)
         self._catch_up()
         replica.engine = engine
         self._engines[engine] = replica
@@ -152,9 +150,7 @@ class Replicas:
     def check_health(self) -> None:
         """Engines end on lost GPUs and start again when the GPUs are back."""
         for replica in list(self._replicas.values()):
-            if replica.group is not None and (replica.engine is not None) != (
-                replica.pod.ready and replica.group.healthy
-            ):
+            if replica.group is not None and (replica.engine is not None) != (replica.pod.ready and replica.group.healthy):
                 self._settle(replica)
 
     def drive(self, engine: Engine) -> None:
@@ -177,9 +173,7 @@ class Replicas:
 
     def views(self) -> list[ReplicaView]:
         return [
-            ReplicaView(
-                pod=r.pod.key, cluster=r.pod.cluster, role=r.pod.role.value, model=r.pod.model, engine=r.engine
-            )
+            ReplicaView(pod=r.pod.key, cluster=r.pod.cluster, role=r.pod.role.value, model=r.pod.model, engine=r.engine)
             for r in self._replicas.values()
             if r.engine is not None
         ]

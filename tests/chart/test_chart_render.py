@@ -157,9 +157,9 @@ def test_the_alert_fires_above_the_limit_and_only_there(tmp_path: Any) -> None:
     expected = {"severity": "critical", "budget": "rack-a1"}
     text = {
         "summary": "rack-a1 draws 26kW, more than its limit in force",
-        "description": yaml.safe_load((CHART / "rules" / "budgets.yaml").read_text())["groups"][0]["rules"][0][
-            "annotations"
-        ]["description"].replace("{{ $labels.budget }}", "rack-a1"),
+        "description": yaml.safe_load((CHART / "rules" / "budgets.yaml").read_text())["groups"][0]["rules"][0]["annotations"][
+            "description"
+        ].replace("{{ $labels.budget }}", "rack-a1"),
     }
     cases = tmp_path / "cases.yaml"
     cases.write_text(

@@ -76,9 +76,7 @@ def test_a_setter_that_does_nothing_is_noticed(bench: AgentBench) -> None:
     eventually("the lie is told", lambda: bench.line(0).get("health") == "CapNotEnforced")
     assert bench.acked(0) == 0
     assert bench.line(0)["managementCapWatts"] == 700
-    condition = eventually(
-        "a condition", lambda: (c := bench.condition("CapsEnforced")).get("status") == "False" and c
-    )
+    condition = eventually("a condition", lambda: (c := bench.condition("CapsEnforced")).get("status") == "False" and c)
     assert condition["reason"] == "CapNotEnforced"
     assert bench.twin.uuids[0] in condition["message"]
     assert "granted 400 W, management limit 700 W" in condition["message"]

@@ -270,7 +270,5 @@ def test_a_node_without_a_driver_says_so_and_waits(bench: AgentBench) -> None:
     bench.create()
     bench.start(env={"LD_LIBRARY_PATH": ""})
     bench.grant({0: 300})
-    condition = eventually(
-        "it is told", lambda: (c := bench.condition("Ready")).get("reason") == "NVMLUnavailable" and c
-    )
+    condition = eventually("it is told", lambda: (c := bench.condition("Ready")).get("reason") == "NVMLUnavailable" and c)
     assert "LIBRARY_NOT_FOUND" in condition["message"]

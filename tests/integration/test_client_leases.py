@@ -25,9 +25,7 @@ async def api(control_plane: ControlPlane) -> AsyncIterator[Connection]:
 
 
 def candidate(api: Connection, namespace: str, identity: str = "same-name") -> HeldLease:
-    return HeldLease(
-        api, namespace=namespace, name="power", identity=identity, field_manager="test", duration_s=DURATION_S
-    )
+    return HeldLease(api, namespace=namespace, name="power", identity=identity, field_manager="test", duration_s=DURATION_S)
 
 
 async def nothing_seen() -> int:
@@ -108,13 +106,9 @@ async def test_a_holder_without_answers_stops_before_anybody_else_starts(
         assert time.monotonic() > lost_s
 
 
-async def test_a_renewal_that_landed_unheard_is_recognised(
-    control_plane: ControlPlane, namespace: str, tmp_path: Path
-) -> None:
+async def test_a_renewal_that_landed_unheard_is_recognised(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
     async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=0.5) as shaky:
-        holder = HeldLease(
-            shaky, namespace=namespace, name="power", identity="a", field_manager="test", duration_s=10
-        )
+        holder = HeldLease(shaky, namespace=namespace, name="power", identity="a", field_manager="test", duration_s=10)
         assert await acquired(holder) == 1
         keeping = asyncio.create_task(holder.keep())
         proxy.answers = False
@@ -130,9 +124,7 @@ async def test_a_renewal_that_landed_unheard_is_recognised(
 async def test_a_taken_lease_is_noticed_at_the_next_renewal(api: Connection, namespace: str) -> None:
     holder = candidate(api, namespace)
     await acquired(holder)
-    await api.patch(
-        LEASES, "power", {"spec": {"holderIdentity": "thief"}}, namespace=namespace, field_manager="thief"
-    )
+    await api.patch(LEASES, "power", {"spec": {"holderIdentity": "thief"}}, namespace=namespace, field_manager="thief")
     with pytest.raises(LeaseLostError, match="held by thief"):
         await asyncio.wait_for(holder.keep(), PATIENCE_S)
     assert not holder.held(time.monotonic())

@@ -103,9 +103,7 @@ async def test_forbidden_is_a_refusal(control_plane: ControlPlane, namespace: st
 
 async def test_a_merge_patch_takes_out_what_apply_cannot(api: Connection, namespace: str) -> None:
     await api.apply(config_map(namespace), field_manager="somebody")
-    patched = await api.patch(
-        CONFIG_MAPS, "note", {"data": {"value": None}}, namespace=namespace, field_manager=MANAGER
-    )
+    patched = await api.patch(CONFIG_MAPS, "note", {"data": {"value": None}}, namespace=namespace, field_manager=MANAGER)
     assert not patched.get("data")
     patched = await api.patch(
         CONFIG_MAPS, "note", [{"op": "add", "path": "/data", "value": {"a": "b"}}], namespace=namespace,
@@ -137,9 +135,7 @@ async def test_a_lost_answer_is_unknown_and_the_write_was_sent_once(
     assert len(made) == 1, "it landed although nobody heard of it, and it was not repeated"
 
 
-async def test_a_connection_cut_in_the_middle_is_unknown(
-    control_plane: ControlPlane, namespace: str, tmp_path: Path
-) -> None:
+async def test_a_connection_cut_in_the_middle_is_unknown(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
     async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig) as shaky:
         await shaky.apply(config_map(namespace), field_manager=MANAGER)
         proxy.answers = False

@@ -152,9 +152,7 @@ async def test_a_watch_that_dies_silently_is_noticed(
         await events.aclose()
 
 
-async def test_changes_arrive_after_the_api_server_restarts(
-    control_plane: ControlPlane, api: Connection, namespace: str
-) -> None:
+async def test_changes_arrive_after_the_api_server_restarts(control_plane: ControlPlane, api: Connection, namespace: str) -> None:
     events = watch(api, CONFIG_MAPS, namespace=namespace, name="mine")
     assert isinstance(await following(events), Synced)
     for value in range(5):

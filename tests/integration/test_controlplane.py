@@ -267,9 +267,7 @@ def test_a_port_in_use_is_one_sentence_and_nothing_is_started() -> None:
     assert set(psutil.Process().children(recursive=True)) == before
 
 
-def test_a_free_port_taken_at_the_last_moment_is_replaced_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_free_port_taken_at_the_last_moment_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         offered = iter([taken.getsockname()[1]])
         choose = ports.free_port
@@ -279,9 +277,7 @@ def test_a_free_port_taken_at_the_last_moment_is_replaced_by_another(
             assert plane.kubectl("get", "--raw", "/readyz").stdout == "ok"
 
 
-def test_a_failing_component_is_named_with_its_log_and_nothing_remains(
-    tmp_path: Path, control_plane: ControlPlane
-) -> None:
+def test_a_failing_component_is_named_with_its_log_and_nothing_remains(tmp_path: Path, control_plane: ControlPlane) -> None:
     broken = tmp_path / "kube-scheduler"
     broken.write_text("#!/bin/sh\necho 'fatal: the moon is in the wrong phase' >&2\nexit 3\n")
     broken.chmod(0o755)

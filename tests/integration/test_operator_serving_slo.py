@@ -71,9 +71,7 @@ def engines() -> Iterator[Engines]:
     made.close()
 
 
-async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(
-    engines: Engines, tmp_path: Path
-) -> None:
+async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(engines: Engines, tmp_path: Path) -> None:
     changed: list[Name] = []
     chat = Name("s", "chat")
     with ProcessGroup(tmp_path / "processes") as group:

@@ -75,9 +75,7 @@ class Lab:
 
     def start(self) -> None:
         with (self.folder / "twin.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "splitwatt_twin", "--config", str(self.config())], stderr=log
-            )
+            self.process = subprocess.Popen([sys.executable, "-m", "splitwatt_twin", "--config", str(self.config())], stderr=log)
         wait_for("the twin answers", lambda: self.answers() or self.process is None or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
 

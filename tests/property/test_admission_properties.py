@@ -200,10 +200,7 @@ def test_every_cluster_that_fits_alone_is_admitted_once_others_leave(house: Admi
     born = {
         c.cluster
         for c in house.clusters
-        if all(
-            c.replicas[role] == 0 or any(n.cluster == c.cluster and n.role is role for n in house.waiting)
-            for role in Role
-        )
+        if all(c.replicas[role] == 0 or any(n.cluster == c.cluster and n.role is role for n in house.waiting) for role in Role)
     }
     admissible = set()
     for want in house.clusters:
@@ -257,9 +254,7 @@ def rack(headroom_w: float, *, row_w: float = 1e6, nodes: int = 2, free: int = 8
             BudgetRoom("row", row_w),
             BudgetRoom("rack", headroom_w, parent="row", selector=Selector({"rack": "a"})),
         ),
-        nodes=tuple(
-            NodeRoom(f"n{i}", "rack", {"rack": "a"}, 8, free, "h100", IDLE_W["h100"], 1.0) for i in range(nodes)
-        ),
+        nodes=tuple(NodeRoom(f"n{i}", "rack", {"rack": "a"}, 8, free, "h100", IDLE_W["h100"], 1.0) for i in range(nodes)),
         clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 1, Role.DECODE: 1}),),
         waiting=(pod(CHAT, Role.PREFILL, 0, gpus=8, pool=None), pod(CHAT, Role.DECODE, 0, gpus=8, pool=None)),
     )
@@ -328,9 +323,7 @@ def test_a_lost_role_comes_back_before_anyone_grows() -> None:
     chat = HeldPod(pod(CHAT, Role.PREFILL, 0, gpus=8, pool=None), "rack", node="n2", counted_gpus=8)
     house = replace(
         house,
-        nodes=tuple(
-            NodeRoom(f"n{i}", "rack", {"rack": "a"}, 8, 8 if i == 3 else 0, "h100", 200.0, 1.0) for i in range(4)
-        ),
+        nodes=tuple(NodeRoom(f"n{i}", "rack", {"rack": "a"}, 8, 8 if i == 3 else 0, "h100", 200.0, 1.0) for i in range(4)),
         clusters=(
             ClusterWant(CHAT, 100, {Role.PREFILL: 1, Role.DECODE: 1}),
             ClusterWant(BATCH, 100, {Role.PREFILL: 1, Role.DECODE: 2}),
@@ -360,9 +353,7 @@ def test_a_cluster_whose_pods_are_not_born_yet_waits_for_them() -> None:
 
 def test_a_role_scaled_to_zero_is_not_waited_for() -> None:
     house = rack(10_000)
-    house = replace(
-        house, clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 1, Role.DECODE: 0}),), waiting=house.waiting[:1]
-    )
+    house = replace(house, clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 1, Role.DECODE: 0}),), waiting=house.waiting[:1])
     assert [a.need.role for a in plan_admission(house).admissions] == [Role.PREFILL]
 
 
@@ -387,8 +378,6 @@ def test_the_dearest_node_that_the_scheduler_may_pick_is_reserved() -> None:
 def test_roles_grow_in_the_ratio_that_was_asked_for() -> None:
     house = rack(1e6, nodes=16)
     waiting = [pod(CHAT, role, i, gpus=8, pool=None) for role, n in ((Role.PREFILL, 3), (Role.DECODE, 6)) for i in range(n)]
-    house = replace(
-        house, clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 3, Role.DECODE: 6}),), waiting=tuple(waiting)
-    )
+    house = replace(house, clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 3, Role.DECODE: 6}),), waiting=tuple(waiting))
     roles = "".join(a.need.role.value[0] for a in plan_admission(house).admissions)
     assert roles == "pdddpddpd", "the first pair, then whoever lags most; of equals decode"

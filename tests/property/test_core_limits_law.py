@@ -33,9 +33,7 @@ def said(words: list[tuple[float, int]], since_s: float, until_s: float) -> list
 
 @settings(max_examples=300, deadline=None)
 @given(history=HISTORIES, later_s=st.floats(0.0, 12.0))
-def test_in_force_is_never_below_everything_said_within_the_grace(
-    history: list[tuple[float, int]], later_s: float
-) -> None:
+def test_in_force_is_never_below_everything_said_within_the_grace(history: list[tuple[float, int]], later_s: float) -> None:
     words, state = play(history)
     now_s = words[-1][0] + later_s
     assert state.at(now_s).in_force_w >= min(said(words, now_s - GRACE_S, now_s))
@@ -43,9 +41,7 @@ def test_in_force_is_never_below_everything_said_within_the_grace(
 
 @settings(max_examples=300, deadline=None)
 @given(history=HISTORIES, later_s=st.floats(0.0, 12.0))
-def test_in_force_is_never_above_everything_said_within_the_grace(
-    history: list[tuple[float, int]], later_s: float
-) -> None:
+def test_in_force_is_never_above_everything_said_within_the_grace(history: list[tuple[float, int]], later_s: float) -> None:
     words, state = play(history)
     now_s = words[-1][0] + later_s
     assert state.at(now_s).in_force_w <= max(said(words, now_s - GRACE_S - 1e-9, now_s))

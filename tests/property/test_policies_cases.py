@@ -164,9 +164,7 @@ def test_a_waiting_raise_never_keeps_a_cap_below_its_cliff() -> None:
 
 
 def test_reasons_name_who_is_short() -> None:
-    texts = {
-        r.phase: r.text for r in PhaseAware().decide(rack(MIXED, FLOORS_W + 700), 0.0).reasons if r.priority == HIGH
-    }
+    texts = {r.phase: r.text for r in PhaseAware().decide(rack(MIXED, FLOORS_W + 700), 0.0).reasons if r.priority == HIGH}
     assert texts[PREFILL] == "gives to rack: 50% of the way from cliff to natural draw"
     assert texts[DECODE] == "gives to rack: 0% of the way from cliff to natural draw"
     short = PhaseAware().decide(rack(MIXED, 3_990), 0.0).reasons
@@ -183,9 +181,7 @@ def test_reasons_name_who_is_short() -> None:
         assert text in {r.text for r in said}
     assert {r.text for r in Uniform().decide(rack(MIXED, 10_000), 0.0).reasons} == {"an equal share of rack"}
     assert {r.text for r in Uniform().decide(rack(MIXED, 99_999), 0.0).reasons} == {"maximum cap"}
-    assert {r.text for r in Uniform().decide(rack(MIXED, 3_990), 0.0).reasons} == {
-        "minimum cap; rack misses 10 W even so"
-    }
+    assert {r.text for r in Uniform().decide(rack(MIXED, 3_990), 0.0).reasons} == {"minimum cap; rack misses 10 W even so"}
     assert {r.text for r in Uniform().decide(rack(MIXED, 9_999, posture=Posture.BRAKE), 0.0).reasons} == {
         "brake in rack: minimum cap"
     }
@@ -193,9 +189,7 @@ def test_reasons_name_who_is_short() -> None:
 
 def test_bad_input_says_what_to_change() -> None:
     snapshot = rack([(PREFILL, LOW, 2)], 1_000)
-    empty = replace(
-        snapshot, gpus=replace(snapshot.gpus, min_w=np.array([200.0, 350.2]), max_w=np.array([700.0, 350.8]))
-    )
+    empty = replace(snapshot, gpus=replace(snapshot.gpus, min_w=np.array([200.0, 350.2]), max_w=np.array([700.0, 350.8])))
     with pytest.raises(ValueError, match=r"GPU row 1: no whole watt lies between min_w 350\.2 and max_w 350\.8"):
         PhaseAware().decide(empty, 0.0)
     with pytest.raises(ValueError, match="sort them"):
@@ -215,9 +209,7 @@ def test_sums_of_80_000_doubles_stay_within_every_allowance() -> None:
     fleet = bench_allocator.snapshot(80_000)
     for policy in (Uniform(), PhaseAware()):
         check_decision(fleet, policy.decide(fleet, 0.0))
-    exact = replace(
-        fleet, budgets=replace(fleet.budgets, allowance_w=fleet.budgets.allowance_w * 0 + 1.04 * 80_000 * 333)
-    )
+    exact = replace(fleet, budgets=replace(fleet.budgets, allowance_w=fleet.budgets.allowance_w * 0 + 1.04 * 80_000 * 333))
     assert set(Uniform().decide(exact, 0.0).cap_w.tolist()) <= {332, 333}
 
 

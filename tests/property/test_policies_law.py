@@ -180,9 +180,7 @@ def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None
                         return False
             return True
 
-        assert any(
-            is_full(snapshot, cap_w, b) and all(fair(j) for j in below(snapshot, b)) for b in above(snapshot, int(i))
-        )
+        assert any(is_full(snapshot, cap_w, b) and all(fair(j) for j in below(snapshot, b)) for b in above(snapshot, int(i)))
 
 
 @given(snapshot=snapshots(calm=True, one=True), more=st.integers(0, 2000))
@@ -202,9 +200,7 @@ def test_nobody_loses_when_an_allowance_grows_and_small_changes_stay_small(snaps
 @settings(max_examples=80, deadline=None)
 def test_nobody_loses_when_the_root_grows(snapshot: PowerSnapshot, more: int) -> None:
     budgets = snapshot.budgets
-    grown = replace(
-        snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + np.where(budgets.parent < 0, more, 0))
-    )
+    grown = replace(snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + np.where(budgets.parent < 0, more, 0)))
     for policy in POLICIES.values():
         assert bool(np.all(policy.decide(grown, 0.0).cap_w >= policy.decide(snapshot, 0.0).cap_w))
 

@@ -177,9 +177,9 @@ def test_a_noisy_meter_of_a_full_fleet_locks_nobody() -> None:
 
 
 locks_before = st.lists(st.sampled_from([0, 300, 900, 1550, 1700, 1950]), min_size=18, max_size=18)
-runs = st.lists(
-    st.tuples(st.one_of(st.just(NAN), st.floats(0, 14_000)), st.integers(1, 25)), min_size=1, max_size=6
-).map(lambda many: [reading for reading, count in many for _ in range(count)])
+runs = st.lists(st.tuples(st.one_of(st.just(NAN), st.floats(0, 14_000)), st.integers(1, 25)), min_size=1, max_size=6).map(
+    lambda many: [reading for reading, count in many for _ in range(count)]
+)
 
 
 @given(runs, locks_before, st.sampled_from([ALL_W + 200.0, ALL_W + 1500.0]))
@@ -212,9 +212,7 @@ def test_equal_inputs_give_equal_outputs(readings: list[float], before: list[int
 
 @given(snapshots(), st.data())
 @settings(max_examples=120, deadline=None)
-def test_for_any_forest_caps_are_those_without_locks_and_locks_within_range(
-    snapshot: PowerSnapshot, data: st.DataObject
-) -> None:
+def test_for_any_forest_caps_are_those_without_locks_and_locks_within_range(snapshot: PowerSnapshot, data: st.DataObject) -> None:
     size = len(snapshot.gpus.leaf)
     before = data.draw(st.lists(st.sampled_from([0, 500, 1500, 1900]), min_size=size, max_size=size))
     tops = data.draw(st.lists(st.sampled_from([0.0, TOP_MHZ]), min_size=size, max_size=size))

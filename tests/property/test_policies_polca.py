@@ -45,9 +45,9 @@ MIXED = [(PREFILL, HIGH, 2), (DECODE, LOW, 2), (IDLE, HIGH + 1, 1)]
 LIMIT_W = 10_000.0
 NAN = float("nan")
 
-readings = st.lists(
-    st.tuples(st.one_of(st.just(NAN), st.floats(0.5, 1.05)), st.integers(1, 30)), min_size=1, max_size=8
-).map(lambda runs: [share for share, count in runs for _ in range(count)])
+readings = st.lists(st.tuples(st.one_of(st.just(NAN), st.floats(0.5, 1.05)), st.integers(1, 30)), min_size=1, max_size=8).map(
+    lambda runs: [share for share, count in runs for _ in range(count)]
+)
 """Shares of the limit that stay for a while, and times without a reading."""
 locked = st.sampled_from([0, 300, 408, 1500, 1574, 1809, 1851])
 

@@ -312,9 +312,7 @@ CASES: list[tuple[Patch, Callable[[], None]]] = [
 
 
 @pytest.mark.parametrize(("leave_out", "scene"), CASES, ids=[patch.__name__ for patch, _ in CASES])
-def test_without_this_rule_a_scene_fails(
-    leave_out: Patch, scene: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_this_rule_a_scene_fails(leave_out: Patch, scene: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     scene()
     leave_out(monkeypatch)
     with pytest.raises(AssertionError):

@@ -192,8 +192,7 @@ def test_with_a_machine_for_each_request_and_phase_nobody_waits_longer_than_in_a
 ) -> None:
     kind = fitted(UNEVEN, rows, spare=MANY, kv_s=1.7e-6, hand_off=(1e-5, 0.005, 512.0))
     few, many = (
-        run_fleet(pools_of((p, 0, d), kind), arrivals(rows)).latencies
-        for p, d in ((prefill, decode), (len(rows), len(rows)))
+        run_fleet(pools_of((p, 0, d), kind), arrivals(rows)).latencies for p, d in ((prefill, decode), (len(rows), len(rows)))
     )
     assert (many.ttft_ms <= few.ttft_ms * (1 + 1e-9)).all()
     assert (many.e2e_ms <= few.e2e_ms * (1 + 1e-9)).all()

@@ -42,9 +42,7 @@ TOP_W = 1.04 * 8 * H100.default_cap_w + SERVER_REST_W
 def servers_of(shape: dict[int, int], racks: int) -> tuple[Server, ...]:
     """High priority in every other server."""
     roles = [role for role in sorted(shape) for _ in range(shape[role])]
-    return tuple(
-        Server(f"s{i}", role, f"rack-{i % racks}", role, "H100", H100, 100 * (i % 2)) for i, role in enumerate(roles)
-    )
+    return tuple(Server(f"s{i}", role, f"rack-{i % racks}", role, "H100", H100, 100 * (i % 2)) for i, role in enumerate(roles))
 
 
 def budgets_of(servers: tuple[Server, ...], racks: int, share: float, policy: str) -> tuple[BudgetSpec, ...]:
@@ -100,9 +98,7 @@ class Witness:
         self.loop.keeper.step = watched  # type: ignore[method-assign]
 
     def decided(self, plan: Plan) -> None:
-        after_w = dict(
-            zip(self.loop.judge._lines.names, self.loop.judge._lines.declared_w(self.loop.charges_w()), strict=True)
-        )
+        after_w = dict(zip(self.loop.judge._lines.names, self.loop.judge._lines.declared_w(self.loop.charges_w()), strict=True))
         for name, report in plan.budgets.items():
             managed = all(self.loop.keeper.roster.nodes[s.name].gpus for s in self.setup.servers)
             if managed:  # before, nodes are charged a flat rate that servers have no GPUs for
@@ -162,9 +158,7 @@ def simulated(setup: PowerSetup, arrivals: Arrivals) -> tuple[PowerRun, Witness]
 
 SHAPES = st.sampled_from([{MIXED: 2}, {PREFILL: 1, DECODE: 1}, {PREFILL: 2, DECODE: 1}, {PREFILL: 1, MIXED: 1, DECODE: 2}])
 SHARES = st.floats(0.0, 1.0)
-CHANGES = st.lists(
-    st.tuples(st.integers(0, 50).map(lambda n: n / 2), st.tuples(*[st.one_of(st.none(), SHARES)] * 3)), max_size=4
-)
+CHANGES = st.lists(st.tuples(st.integers(0, 50).map(lambda n: n / 2), st.tuples(*[st.one_of(st.none(), SHARES)] * 3)), max_size=4)
 """When, and the new shares of row and racks, all at once: so watts have to move from one rack to the other."""
 OUTAGES = st.sampled_from([(), ((8.0, 13.0),), ((2.0, 26.0),), ((1.5, 9.0), (12.0, 29.0))])
 METERS = st.builds(

@@ -23,9 +23,7 @@ class Pace:
         return 0.008 + batch * 2e-4 + batch * context_tokens * 1e-7
 
 
-REQUESTS = st.lists(
-    st.tuples(st.floats(0, 0.2), st.integers(1, 3000), st.integers(1, 80)), min_size=1, max_size=60
-)
+REQUESTS = st.lists(st.tuples(st.floats(0, 0.2), st.integers(1, 3000), st.integers(1, 80)), min_size=1, max_size=60)
 # (seconds until it, role, what): a replica is added, or the oldest one of the role is lost.
 CHANGES = st.lists(
     st.tuples(st.floats(0, 0.5), st.sampled_from(["prefill", "decode"]), st.sampled_from(["add", "lose"])), max_size=15
@@ -34,9 +32,7 @@ CHANGES = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(REQUESTS, CHANGES)
-def test_requests_and_tokens_are_conserved(
-    requests: list[tuple[float, int, int]], changes: list[tuple[float, str, str]]
-) -> None:
+def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]], changes: list[tuple[float, str, str]]) -> None:
     done: list[Request] = []
     fleet = Fleet(now_s=0.0, finished=done.append, touched=lambda _: None)
     link = KvLink(bytes_per_token=327_680, gbit_per_s=400, remainder_s=0.005)

@@ -79,9 +79,7 @@ class AgentBench:
         self.folder.mkdir(parents=True)
         self.boot_id_file = self.folder / "boot_id"
         self.boot_id_file.write_text("boot-1\n")
-        self.twin = NodeTwin.create(
-            self.folder / "gpus", gpus=[H100_SXM] * gpus, boot_id="boot-1", node_name=self.node
-        )
+        self.twin = NodeTwin.create(self.folder / "gpus", gpus=[H100_SXM] * gpus, boot_id="boot-1", node_name=self.node)
         self.state_dir = self.folder / "state"
         self.port = 0
         self.log = self.folder / "agent.log"
@@ -91,9 +89,7 @@ class AgentBench:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for process in self._processes:
             process.kill()
             process.wait()
@@ -126,14 +122,10 @@ class AgentBench:
         """For a process that shall find the simulated NVML."""
         return {**os.environ, **environment(self.twin.path)}
 
-    def kubelet(
-        self, socket: Path, pods: Mapping[tuple[str, str], Iterable[int]]
-    ) -> subprocess.Popen[bytes]:
+    def kubelet(self, socket: Path, pods: Mapping[tuple[str, str], Iterable[int]]) -> subprocess.Popen[bytes]:
         """Somebody who answers PodResources: (namespace, pod) -> GPU indices."""
         wanted = [[namespace, pod, [self.twin.uuids[i] for i in gpus]] for (namespace, pod), gpus in pods.items()]
-        process = subprocess.Popen(
-            [sys.executable, "-c", _KUBELET, str(socket), json.dumps(wanted)], stdin=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([sys.executable, "-c", _KUBELET, str(socket), json.dumps(wanted)], stdin=subprocess.DEVNULL)
         self._processes.append(process)
         eventually("the socket is there", socket.exists)
         return process

@@ -63,9 +63,7 @@ def arrivals(rows: list[Row]) -> Arrivals:
     return Arrivals(np.array(arrival_s, np.float64), np.array(prompt), np.array(output), "scene")
 
 
-def started(
-    pools: list[Pool], rows: list[Row], *, seconds: int = 0, changes: Sequence[Change] = ()
-) -> Fleet:
+def started(pools: list[Pool], rows: list[Row], *, seconds: int = 0, changes: Sequence[Change] = ()) -> Fleet:
     """Idle machines, and these rows to come."""
     given = arrivals(rows)
     return new_fleet(

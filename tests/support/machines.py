@@ -139,9 +139,7 @@ class Agent:
                 self.enforcer.observe(obj, consistent=False)
 
     def readbacks(self) -> dict[str, Readback]:
-        return {
-            u: Readback(g.true_w * 1000, g.enforced_w * 1000, power_mw=g.draw_w * 1000) for u, g in self.node.gpus.items()
-        }
+        return {u: Readback(g.true_w * 1000, g.enforced_w * 1000, power_mw=g.draw_w * 1000) for u, g in self.node.gpus.items()}
 
     def tick(self, guard_w: Mapping[str, int] | None = None) -> Actions:
         """One round; `guard_w` stands in for the node guard's ceilings."""

@@ -91,9 +91,7 @@ class Operator:
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid
-            self.keeper.on_budget(
-                replace(spec, limit_state=kept if known else None, adopted=adopted and known), world.now_s
-            )
+            self.keeper.on_budget(replace(spec, limit_state=kept if known else None, adopted=adopted and known), world.now_s)
         for pod in world.pods.values():
             self.keeper.on_pod(pod)
         for node in world.nodes.values():

@@ -119,9 +119,7 @@ def test_any_limit_state_comes_back(in_force_w: int, since_s: float, pending: li
 
 
 def test_an_adopting_budget_is_not_adopted_after_a_restart() -> None:
-    status = convert.budget_status(
-        report(posture=Posture.ADOPTING, adoption_s=None), generation=3, previous=None, now_s=NOW_S
-    )
+    status = convert.budget_status(report(posture=Posture.ADOPTING, adoption_s=None), generation=3, previous=None, now_s=NOW_S)
     assert status["posture"] == "Adopting"
     assert "adoptionMilliseconds" not in status
     assert not convert.budget_from_wire(budget(LEAF, status)).adopted

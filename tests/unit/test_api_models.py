@@ -73,7 +73,7 @@ def test_what_a_template_removes_with_null_survives() -> None:
         "rack_power_watts{rack='a1',site!=\"x\"}",
         'pdu:power{outlet=~"1|2", rack!~"b.*",}',
         r'p{name="quote \" and brace }"}',
-        " spaced { rack = \"a1\" } ",
+        ' spaced { rack = "a1" } ',
         "empty{}",
     ],
 )
@@ -96,7 +96,7 @@ def test_plain_selectors_are_taken(selector: str) -> None:
         'rack_power_watts{rack="a1"',
         "rack_power_watts{rack=a1}",
         'rack_power_watts{rack=="a1"}',
-        'rack_power_watts{,}',
+        "rack_power_watts{,}",
         "",
     ],
 )

@@ -61,9 +61,7 @@ def test_it_trips_in_the_very_moment_that_was_told(theta: float, load: float, k_
         (1.10, 16 * 60.0, 18 * 60.0),  # Meta: a rack takes 10 % for about 17 minutes
     ],
 )
-def test_with_the_nominal_constant_it_trips_within_published_times(
-    load: float, at_least_s: float, at_most_s: float
-) -> None:
+def test_with_the_nominal_constant_it_trips_within_published_times(load: float, at_least_s: float, at_most_s: float) -> None:
     assert at_least_s < trips_in_s(0.0, load_ratio=load) < at_most_s
 
 

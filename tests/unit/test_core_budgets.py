@@ -78,9 +78,7 @@ def test_a_missing_parent_is_named_and_its_child_stands_alone() -> None:
 
 def test_a_parent_that_selects_nodes_is_refused_as_a_parent() -> None:
     t = tree(budget("a", "b", leaf=True), budget("b", leaf=True))
-    assert t.fault == {
-        "a": "spec.parent names 'b', which selects nodes itself: remove spec.nodeSelector from it or name another"
-    }
+    assert t.fault == {"a": "spec.parent names 'b', which selects nodes itself: remove spec.nodeSelector from it or name another"}
 
 
 def test_a_cycle_is_spelled_out_to_each_of_its_members_and_to_nobody_else() -> None:

@@ -234,9 +234,7 @@ def test_a_survey_counts_who_is_silent_unmeasured_and_unadopted() -> None:
     silent.sample_s = NOW_S - 60.0
     bare = node("n2")
     bare.sample_s = float("-inf")
-    found = survey(
-        Placement(silent, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",))
-    )
+    found = survey(Placement(silent, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",)))
     assert (found["a"].silent, found["a"].unmeasured, found["a"].unadopted, found["a"].nodes) == (1, 2, 1, 2)
     assert (found["row"].silent, found["row"].unmeasured, found["row"].unadopted, found["row"].nodes) == (1, 2, 1, 3)
     assert found["b"].modelled_w == 120.0 + 60.0

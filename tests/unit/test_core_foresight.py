@@ -21,9 +21,7 @@ QUIET = ForesightSettings(first_spike=0.0, spike_quantile=0.5, tail=1.0)
 
 
 def see(outlook: Outlook, now_s: float, reading_w: float, settings: ForesightSettings = QUIET) -> Outlook:
-    return look(
-        outlook, now_s=now_s, reading_w=reading_w, limit_w=LIMIT_W, fixed_w=FIXED_W, scaled_w=SCALED_W, settings=settings
-    )
+    return look(outlook, now_s=now_s, reading_w=reading_w, limit_w=LIMIT_W, fixed_w=FIXED_W, scaled_w=SCALED_W, settings=settings)
 
 
 def power_w(position: int, load: float) -> float:
@@ -122,9 +120,7 @@ def test_a_start_with_locks_in_force_keeps_them_until_they_are_needless() -> Non
     assert seen[-1].position < 7
 
 
-@pytest.mark.parametrize(
-    ("fixed_w", "scaled_w"), [([0.0], [1.0, 1.0]), ([], []), ([0.0, 0.0], [1.0, 0.0]), ([0.0], [math.nan])]
-)
+@pytest.mark.parametrize(("fixed_w", "scaled_w"), [([0.0], [1.0, 1.0]), ([], []), ([0.0, 0.0], [1.0, 0.0]), ([0.0], [math.nan])])
 def test_ladders_without_sense_are_refused(fixed_w: list[float], scaled_w: list[float]) -> None:
     with pytest.raises(ValueError, match="ladder"):
         look(

@@ -214,9 +214,7 @@ def test_a_row_that_never_exceeds_t1_is_never_locked(readings: list[float]) -> N
 
 
 @given(utilisations, st.sampled_from(FOUR))
-def test_the_brake_comes_above_one_hundred_percent_and_only_there(
-    readings: list[float], settings: PolcaSettings
-) -> None:
+def test_the_brake_comes_above_one_hundred_percent_and_only_there(readings: list[float], settings: PolcaSettings) -> None:
     levels = [Level.FREE, *play(*readings, settings=settings)[0]]
     for reading, before, after in zip(readings, levels, levels[1:], strict=False):
         if before is not Level.BRAKE:
@@ -240,9 +238,7 @@ def test_high_priority_is_locked_only_after_low_priority_stood_at_its_deeper_loc
 
 
 @given(utilisations, st.sampled_from(FOUR))
-def test_commands_carried_out_leave_the_clocks_that_the_level_wants(
-    readings: list[float], settings: PolcaSettings
-) -> None:
+def test_commands_carried_out_leave_the_clocks_that_the_level_wants(readings: list[float], settings: PolcaSettings) -> None:
     levels, sent = play(*readings, settings=settings)
     clock = {(path, p): 0 for path in Path for p in RowPriority}
     for command in sent:

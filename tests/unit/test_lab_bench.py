@@ -91,9 +91,7 @@ def run(out: Path, *arguments: str, **measured: Callable[[Bench], dict[str, floa
 
 
 def test_a_figure_above_its_aim_is_shown_as_such_and_is_no_failure(tmp_path: Path) -> None:
-    code, shown, file = run(
-        tmp_path, "--only=agent", agent=lambda _: {"agent_core_percent": 3.5, "agent_rss_mib": 80.0}
-    )
+    code, shown, file = run(tmp_path, "--only=agent", agent=lambda _: {"agent_core_percent": 3.5, "agent_rss_mib": 80.0})
     assert code == 0
     rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
     assert "≤ 1" in rows["agent_core_percent"] and " no " in rows["agent_core_percent"]
@@ -102,9 +100,7 @@ def test_a_figure_above_its_aim_is_shown_as_such_and_is_no_failure(tmp_path: Pat
     assert all(isinstance(value, int | float) for value in file.values())
 
 
-def test_what_cannot_be_measured_is_named_and_the_others_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_measured_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(_: Bench) -> dict[str, float]:
         raise LabError("the operator ended with code 1")
 

@@ -70,8 +70,7 @@ def test_what_is_missing_in_kubebuilder_assets_is_one_sentence(
     with pytest.raises(LabError) as missing:
         ensure_tools()
     assert str(missing.value) == (
-        f"KUBEBUILDER_ASSETS is set to {assets} but kwok and helm are not there; "
-        "put them there or unset KUBEBUILDER_ASSETS"
+        f"KUBEBUILDER_ASSETS is set to {assets} but kwok and helm are not there; put them there or unset KUBEBUILDER_ASSETS"
     )
 
 
@@ -181,9 +180,7 @@ def test_two_builds_at_once_build_each_program_once(fake_go: Path, monkeypatch: 
     assert sorted((fake_go / "packages").read_text().split()) == sorted(tool.package for tool in TOOLS)
 
 
-def test_the_cache_is_keyed_by_every_pin_and_flag(
-    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_is_keyed_by_every_pin_and_flag(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = toolchain.pins_hash()
     assert before == toolchain.pins_hash()
     monkeypatch.setattr(toolchain, "BUILD_FLAGS", ("-trimpath",))

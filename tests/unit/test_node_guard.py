@@ -11,9 +11,7 @@ from splitwatt_core.node_guard import GuardInput, GuardSettings, NodeGuard
 
 TICK_S = 0.2
 CAP_W, MIN_W, MAX_W = 450, 200, 700
-HELD = GuardInput(
-    cap_w=CAP_W, min_w=MIN_W, max_w=MAX_W, management_mw=CAP_W * 1000, enforced_mw=CAP_W * 1000, power_mw=400_000
-)
+HELD = GuardInput(cap_w=CAP_W, min_w=MIN_W, max_w=MAX_W, management_mw=CAP_W * 1000, enforced_mw=CAP_W * 1000, power_mw=400_000)
 SICK = replace(HELD, management_mw=700_000, enforced_mw=700_000, power_mw=690_000)
 
 
@@ -206,9 +204,7 @@ def test_a_cut_of_the_allotment_is_not_mistaken_for_a_fault() -> None:
         caps = node.guard.step(node.now_s, node.limit_w, hot)
         node.now_s += TICK_S
         assert set(caps.values()) == {300}
-    node.given = {
-        uuid: replace(g, management_mw=300_000, enforced_mw=300_000, power_mw=299_000) for uuid, g in hot.items()
-    }
+    node.given = {uuid: replace(g, management_mw=300_000, enforced_mw=300_000, power_mw=299_000) for uuid, g in hot.items()}
     assert set(node.run(5).values()) == {300} and node.guard.lowered == {}
 
 

@@ -167,9 +167,7 @@ def test_a_hang_ends_by_itself_after_its_seconds(node: NodeTwin, client: NvmlCli
 def test_other_threads_of_a_process_go_on_while_one_hangs(node: NodeTwin, client: NvmlClient) -> None:
     node.set_fault(0, Fault.hang())
     client.ask("globals().update(threading=__import__('threading'))")
-    client.ask(
-        "globals().update(t=threading.Thread(target=n.nvmlDeviceSetPowerManagementLimit, args=(gpu(0), 300000)))"
-    )
+    client.ask("globals().update(t=threading.Thread(target=n.nvmlDeviceSetPowerManagementLimit, args=(gpu(0), 300000)))")
     client.ask("t.start()")
     assert client.limits(0) == (500_000, 500_000)
     client.set_limit(1, 300_000)

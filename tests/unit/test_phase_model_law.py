@@ -94,9 +94,7 @@ def test_prefill_is_monotone(
 
 
 @given(any_profile, pairs(batches), pairs(st.integers(0, 100_000)), pairs(caps))
-def test_decode_is_monotone(
-    profile: Profile, batch: tuple[int, int], context: tuple[int, int], cap: tuple[float, float]
-) -> None:
+def test_decode_is_monotone(profile: Profile, batch: tuple[int, int], context: tuple[int, int], cap: tuple[float, float]) -> None:
     (few, many), (short, long), (low, high) = batch, context, cap
     assert law.decode_ms(profile, few, short, high) <= law.decode_ms(profile, many, long, low) + 1e-9
     assert math.isfinite(law.decode_ms(profile, many, long, 0, 1))

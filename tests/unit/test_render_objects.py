@@ -98,12 +98,8 @@ def test_pods_are_born_gated_labelled_and_on_their_pool(role: Role) -> None:
     assert engine_of(cluster(), role)["resources"] == {"requests": gpus, "limits": gpus}
 
 
-@pytest.mark.parametrize(
-    ("role", "gpus", "kv_role"), [(Role.PREFILL, "8", "kv_producer"), (Role.DECODE, "4", "kv_consumer")]
-)
-def test_the_engine_is_told_its_model_its_gpus_and_its_side_of_the_kv_transfer(
-    role: Role, gpus: str, kv_role: str
-) -> None:
+@pytest.mark.parametrize(("role", "gpus", "kv_role"), [(Role.PREFILL, "8", "kv_producer"), (Role.DECODE, "4", "kv_consumer")])
+def test_the_engine_is_told_its_model_its_gpus_and_its_side_of_the_kv_transfer(role: Role, gpus: str, kv_role: str) -> None:
     spec = cluster(
         engine=EngineSpec(EngineType.VLLM, port=9000, args=("--max-model-len=8192",)),
         kv_transfer=KvTransferSpec(side_channel_port=5700, extra_config={"backends": ["UCX"]}),
@@ -134,9 +130,7 @@ def test_the_emulated_engine_speaks_the_same_names_from_our_own_image() -> None:
     assert ours["image"] == "twin:test"
     assert theirs["image"] == "vllm:test"
     assert "command" not in ours
-    assert {k: v for k, v in ours.items() if k != "image"} == {
-        k: v for k, v in theirs.items() if k not in ("image", "command")
-    }
+    assert {k: v for k, v in ours.items() if k != "image"} == {k: v for k, v in theirs.items() if k not in ("image", "command")}
     own = EngineSpec(EngineType.EMULATED, image="mine:1")
     assert engine_of(cluster(engine=own), Role.DECODE)["image"] == "mine:1"
 

@@ -38,9 +38,7 @@ def rows(arrivals: Arrivals) -> list[tuple[float, int, int]]:
 
 def columns(at_s: list[float], prompt: list[int] | None = None, output: list[int] | None = None) -> Arrivals:
     tokens = list(range(1, len(at_s) + 1))
-    return Arrivals(
-        np.array(at_s, np.float64), np.array(prompt or tokens, np.int64), np.array(output or tokens, np.int64), "c"
-    )
+    return Arrivals(np.array(at_s, np.float64), np.array(prompt or tokens, np.int64), np.array(output or tokens, np.int64), "c")
 
 
 def same(a: Arrivals, b: Arrivals) -> bool:
@@ -71,10 +69,7 @@ def test_azure_2023_begins_at_zero(tmp_path: Path) -> None:
 
 
 def test_azure_2024_gives_an_offset_from_utc_and_sometimes_no_fraction(tmp_path: Path) -> None:
-    text = (
-        AZURE
-        + "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01+00:00,7,6\n2024-05-10 02:00:02+02:00,8,9\n"
-    )
+    text = AZURE + "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01+00:00,7,6\n2024-05-10 02:00:02+02:00,8,9\n"
     got = read(tmp_path, text)
     assert got.arrival_s == pytest.approx([0.0, 0.99007, 1.99007], abs=1e-6)
     assert got.prompt_tokens.tolist() == [2162, 7, 8] and got.output_tokens.tolist() == [5, 6, 9]

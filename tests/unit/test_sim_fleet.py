@@ -131,9 +131,7 @@ def test_the_sequences_of_a_mixed_iteration_take_their_place_in_the_batch() -> N
 
 def test_a_batch_holds_512_sequences_and_the_others_wait_for_one_to_finish() -> None:
     got = run(unsplit(), [(0.0, 1, 2)] * 600)
-    prompts = (
-        1 + 1.1 * 600
-    ) / 1024  # the first starts alone, and its second token comes with the prompts of the others
+    prompts = (1 + 1.1 * 600) / 1024  # the first starts alone, and its second token comes with the prompts of the others
     full = prompts + 513 / 8
     ends = [prompts, *[full] * 512, *[full + 88 / 8] * 87]
     assert got.latencies.e2e_ms.tolist() == pytest.approx([1e3 * end for end in ends], rel=1e-12)
@@ -209,6 +207,7 @@ def test_a_fleet_without_decode_machines_serves_all_in_its_mixed_pool() -> None:
 
 
 # The same as the specification.
+
 
 @settings(max_examples=400)
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1 / 4096]), HAND_OFFS)
@@ -365,8 +364,7 @@ def test_a_request_larger_than_the_memory_of_its_machines_is_refused() -> None:
     with pytest.raises(FleetError) as refused:
         run([Pool(PREFILL, small, 1), Pool(DECODE, small, 1)], [(0.0, 512, 88), (0.0, 512, 89)])
     assert str(refused.value) == (
-        "a request of 601 tokens does not fit the 600 tokens of KV cache of small: "
-        "leave it out, or use servers with more memory"
+        "a request of 601 tokens does not fit the 600 tokens of KV cache of small: leave it out, or use servers with more memory"
     )
     # A prompt machine keeps no sequence.
     assert run([Pool(PREFILL, small, 1), Pool(DECODE, ROUND, 1)], [(0.0, 512, 89)]).output_tokens == 89

@@ -9,11 +9,7 @@ from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, misse
 from splitwatt_sim.servers.tables import ServerTable
 
 NAMES = [f"{name}_p{p}" for name in SLOWDOWN_SLOS for p in PERCENTILES]
-AT_LIMIT = {
-    f"{name}_p{p}": limit
-    for name, limits in SLOWDOWN_SLOS.items()
-    for p, limit in zip(PERCENTILES, limits, strict=True)
-}
+AT_LIMIT = {f"{name}_p{p}": limit for name, limits in SLOWDOWN_SLOS.items() for p, limit in zip(PERCENTILES, limits, strict=True)}
 """Every slowdown exactly what is no longer allowed."""
 
 

@@ -150,9 +150,7 @@ def test_the_front_is_what_nobody_beats_in_rate_and_charge(rows: list[tuple[int,
         theirs = [(o.rate_rps, -o.design.charge_w) for o in found]
         return any(t != mine and t[0] >= mine[0] and t[1] >= mine[1] for t in theirs)
 
-    assert {(f.rate_rps, f.design.charge_w) for f in front} == {
-        (f.rate_rps, f.design.charge_w) for f in found if not beaten(f)
-    }
+    assert {(f.rate_rps, f.design.charge_w) for f in front} == {(f.rate_rps, f.design.charge_w) for f in found if not beaten(f)}
 
 
 def test_the_robust_rate_holds_on_every_list_and_the_next_step_does_not() -> None:
@@ -231,9 +229,7 @@ def test_what_no_table_knows_is_refused(model: str, gpu: str, cap_w: int | None,
 
 
 def objects(design: PlanDesign) -> list[dict[str, object]]:
-    return manifests(
-        design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN
-    )
+    return manifests(design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN)
 
 
 def test_the_objects_say_what_the_design_says() -> None:
@@ -413,5 +409,3 @@ def test_more_decode_servers_never_miss_what_fewer_held(seed: int) -> None:
     goal = replace(GOAL, seed=seed)
     held = [goal.holds(PlanDesign(PREFILL, 3, DECODE, d), 60.0) for d in range(1, 6)]
     assert held == sorted(held)
-
-

@@ -72,9 +72,7 @@ def test_a_request_alone_that_misses_an_slo_is_told_with_its_time() -> None:
 def test_the_nearest_miss_is_the_nearest_of_the_largest_designs() -> None:
     limits = Limits(charge_w=20_000.0)
     given = limits_given(limits, charge_option="--watts")
-    said = nearest_miss(
-        PAIRS, limits, GOAL, rate_rps=400.0, lower="--rate", measure=SLO.measure(MODEL_2026), given=given
-    )
+    said = nearest_miss(PAIRS, limits, GOAL, rate_rps=400.0, lower="--rate", measure=SLO.measure(MODEL_2026), given=given)
     form = re.fullmatch(
         r"(.+), the most that --watts 20000 holds, misses (TTFT|TBT) P99: (\d+) of (\d+) ms at 400 requests/s: "
         r"raise --watts or lower --rate", said,

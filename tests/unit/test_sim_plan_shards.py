@@ -84,9 +84,7 @@ def test_processes_change_nothing_and_keep_the_order() -> None:
     assert list(records(some, processes=2)) == list(records(some, processes=1)) == [record(item) for item in some]
 
 
-def test_merged_shards_give_the_plan_of_a_local_search_bit_for_bit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merged_shards_give_the_plan_of_a_local_search_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rest = ["--check", "2", "--name", "chat"]
     assert main(["plan", *ASKED, *rest, "--jobs", "2", "--out", str(tmp_path / "local")]) == 0
     local = capsys.readouterr().out.removeprefix("compiling the event loop, once: about half a minute\n")

@@ -91,9 +91,7 @@ def test_budgets_that_name_one_pool_share_its_servers(tmp_path: Path) -> None:
     ]
     pools = [{"role": "Mixed", "gpu": "H100", "servers": 5, "name": "both"}]
     got = setup(tmp_path, power={"budgets": budgets}, pools=pools)
-    assert [(s.name, s.leaf, s.role) for s in got.servers] == [
-        (f"both-{i}", "ab"[i % 2], MIXED) for i in range(5)
-    ]
+    assert [(s.name, s.leaf, s.role) for s in got.servers] == [(f"both-{i}", "ab"[i % 2], MIXED) for i in range(5)]
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -217,9 +215,7 @@ def test_uniform_gives_all_the_same_and_a_ceiling_holds(tmp_path: Path) -> None:
     assert 400 < figures["prefill_cap_mean_w"] < 700
 
 
-def test_an_event_after_the_last_request_is_refused_by_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_event_after_the_last_request_is_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, power={"events": [{"atSeconds": 400, "budget": "row", "limitWatts": 30000}]})
     assert main(["simulate", str(path), "--out", str(tmp_path)]) == 2
     said = " ".join(capsys.readouterr().err.split())

@@ -269,8 +269,6 @@ def test_the_models_of_2023_take_ones_own_watts_with_their_own_times(tmp_path: P
     mine = own("my-h100", H100.product_names[0], timing=None, idle_w=99)
     catalogue = Catalogue("bloom-176b", (saved(tmp_path, wire(mine), wire(own())),))
     assert catalogue.names() == ["A100", "H100"]
-    asked, plain = (
-        option_for("bloom-176b", "H100", 350, longest_prompt=100, catalogue=c).kind for c in (catalogue, None)
-    )
+    asked, plain = (option_for("bloom-176b", "H100", 350, longest_prompt=100, catalogue=c).kind for c in (catalogue, None))
     assert asked.idle_w - plain.idle_w == 8 * (99 - H100.idle_w)
     assert asked.decode_s.tolist() == plain.decode_s.tolist()

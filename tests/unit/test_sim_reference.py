@@ -52,9 +52,7 @@ def split(prompt: int = 1, token: int = 1, token_kind: str = "quick") -> Design:
     return Design("split", "quick", prompt, token_kind, token)
 
 
-def run(
-    design: Design, rows: list[Row], *, model: str = "light", decode: DecodeModel = DecodeModel.BATCH
-) -> Latencies:
+def run(design: Design, rows: list[Row], *, model: str = "light", decode: DecodeModel = DecodeModel.BATCH) -> Latencies:
     arrival_s, prompt, output = zip(*rows, strict=True)
     return run_reference(
         design,
@@ -334,9 +332,7 @@ def test_a_hand_off_without_memory_at_the_receiver_tries_again_after_a_second() 
 PROMPTS = st.integers(256, 4000)
 """Below 228 tokens a mixed batch would take less than a step of one sequence, and a request could be faster than alone."""
 OUTPUTS = st.integers(1, 40)
-ROWS = st.lists(
-    st.tuples(st.integers(0, 80).map(lambda n: n / 8), PROMPTS, OUTPUTS), min_size=1, max_size=25
-).map(sorted)
+ROWS = st.lists(st.tuples(st.integers(0, 80).map(lambda n: n / 8), PROMPTS, OUTPUTS), min_size=1, max_size=25).map(sorted)
 DESIGNS = st.sampled_from([unsplit(), unsplit(2), split(), split(2, 1), split(1, 2), split(2, 2, "slow")])
 
 

@@ -130,9 +130,7 @@ def test_a_kind_changes_only_where_the_run_has_come_to() -> None:
         retable(f, 0, SLOWER, 0.7)
 
 
-ROWS = st.lists(
-    st.tuples(st.floats(0.0, 8.0), st.integers(1, 3000), st.integers(1, 40)), min_size=1, max_size=20
-).map(sorted)
+ROWS = st.lists(st.tuples(st.floats(0.0, 8.0), st.integers(1, 3000), st.integers(1, 40)), min_size=1, max_size=20).map(sorted)
 CHANGES = st.lists(st.tuples(st.floats(0.01, 12.0), st.integers(0, 2), st.integers(0, 2)), max_size=12).map(sorted)
 SHAPES = st.sampled_from([{MIXED: 3}, {PREFILL: 1, DECODE: 2}, {PREFILL: 1, MIXED: 1, DECODE: 1}])
 

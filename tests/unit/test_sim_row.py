@@ -94,9 +94,7 @@ def test_correlated_noise_keeps_its_variance() -> None:
 # ----------------------------------------------------------------------------------------------------------------- row
 
 
-def by_commands(
-    offered: np.ndarray, settings: PolcaSettings, row: Row
-) -> tuple[list[float], list[Level], list[tuple[int, ...]]]:
+def by_commands(offered: np.ndarray, settings: PolcaSettings, row: Row) -> tuple[list[float], list[Level], list[tuple[int, ...]]]:
     """The row again, slowly: the core's `step` and a list of commands on their way, no shared code with the kernel."""
     state, power, levels, in_force, on_their_way = PolcaState(), [], [], [], []
     lock = dict.fromkeys(RowPriority, 0)

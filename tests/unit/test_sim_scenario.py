@@ -208,8 +208,10 @@ def test_pools_of_one_role_have_colours_of_their_own(tmp_path: Path, monkeypatch
     ("changes", "says"),
     [
         ({"failures": [{**FAILURE, "pool": 2}]}, "a failure names pool 2, and pools count from 0 to 1"),
-        ({"failures": [{**FAILURE, "atSeconds": 30, "backAtSeconds": 40}]}, "failures: 30 s is after the last request at 20 s; "
-         "move it, or raise requests.seconds"),
+        (
+            {"failures": [{**FAILURE, "atSeconds": 30, "backAtSeconds": 40}]},
+            "failures: 30 s is after the last request at 20 s; move it, or raise requests.seconds",
+        ),
         ({"flips": [FLIP, {**FLIP, "atSeconds": 30}]}, "flips: 30 s is after the last request at 20 s; move it"),
         ({"flips": [{**FLIP, "server": 2}]}, "a flip names server 2 of pool 0, whose servers count from 0 to 1"),
         ({"failures": [{**FAILURE, "backAtSeconds": 5}]}, "a machine that fails at 5 s must be back later, not at 5 s"),

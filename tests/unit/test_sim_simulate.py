@@ -88,9 +88,7 @@ def test_without_a_file_requests_are_generated(tmp_path: Path) -> None:
     assert got["requests"] == len(generated(requests_per_s=4.0, seconds=30.0, seed=2))
 
 
-def test_the_table_names_design_and_phases_and_says_simulated(
-    trace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_names_design_and_phases_and_says_simulated(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--design", "H100:8", "--requests", str(trace)]) == 0
     said = capsys.readouterr().out
     for word in ("H100:8: 200 requests of requests (simulated)", "TTFT", "TBT", "E2E", "all nine SLOs hold"):
@@ -99,9 +97,7 @@ def test_the_table_names_design_and_phases_and_says_simulated(
     assert "SLOs missed: ttft_p50" in capsys.readouterr().out
 
 
-def test_bad_input_ends_with_2_and_one_sentence(
-    tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_ends_with_2_and_one_sentence(tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = ("--design", "H100:2", "--requests", str(trace))
     missing = str(tmp_path / "none.csv")
     assert refused(capsys, "--design", "H100:2", "--requests", missing) == (
@@ -144,9 +140,7 @@ def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path, capsys: pytes
     odd.write_text(REQUESTS, encoding="utf-8")
     assert main(["simulate", "--design", "H100:8", "--requests", str(odd)]) == 0
     assert "requests of b]$x_{$ (simulated)" in capsys.readouterr().out
-    assert f"there is no trace {folder / 'b]'}; check" in refused(
-        capsys, "--design", "H100:2", "--requests", str(folder / "b]")
-    )
+    assert f"there is no trace {folder / 'b]'}; check" in refused(capsys, "--design", "H100:2", "--requests", str(folder / "b]"))
     pools = "slo: {tbtP99Milliseconds: 900}\npools: [{role: Mixed, gpu: H100, servers: 1}]"
     budget = "power: {budgets: [{name: row, limitWatts: 12000}]}"
     for number, text in enumerate((pools, f"{pools}\n{budget}")):

@@ -57,9 +57,7 @@ def test_decode_is_asked_by_sequences_unless_the_slipped_model_is_wanted() -> No
 
 
 def test_a_server_without_a_slipped_table_says_which_model_to_use() -> None:
-    with pytest.raises(
-        TableError, match=r"^B200 has no table for decode model splitwise-2023; use --decode-model batch$"
-    ):
+    with pytest.raises(TableError, match=r"^B200 has no table for decode model splitwise-2023; use --decode-model batch$"):
         ServerTable("B200", "m", PREFILL, DECODE).decode_points(DecodeModel.SPLITWISE_2023)
 
 

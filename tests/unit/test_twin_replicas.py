@@ -44,9 +44,7 @@ class Lab:
         self.now_s = 0.0
         self.done: list[Request] = []
         self.twins = {
-            name: NodeTwin.create(
-                folder / name, gpus=[H100_SXM] * 8, boot_id="b", node_name=name, manual_clock=True
-            )
+            name: NodeTwin.create(folder / name, gpus=[H100_SXM] * 8, boot_id="b", node_name=name, manual_clock=True)
             for name in ("n1", "n2")
         }
         self.nodes = {}

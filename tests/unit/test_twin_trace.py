@@ -102,9 +102,7 @@ def test_replay_keeps_sizes_order_and_gaps_and_goes_round() -> None:
 
 def test_arrivals_keep_the_wanted_rate_on_a_rising_curve() -> None:
     curve = RateCurve(((0.0, 1.0), (100.0, 3.0)))
-    times = [
-        a.at_s for a in arrivals(generate("r"), requests_per_s=20, curve=curve, begin_s=0, end_s=200)
-    ]
+    times = [a.at_s for a in arrivals(generate("r"), requests_per_s=20, curve=curve, begin_s=0, end_s=200)]
     assert times == sorted(times) and times[-1] < 200
     first, second = sum(t < 50 for t in times), sum(t >= 100 for t in times)
     assert first == pytest.approx(20 * 50 * 1.5, rel=0.1)

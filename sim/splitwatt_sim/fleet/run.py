@@ -72,14 +72,10 @@ class FleetRun:
         if not len(self.unfinished):
             return arrivals
         kept = np.delete(np.arange(len(arrivals)), self.unfinished)
-        return Arrivals(
-            arrivals.arrival_s[kept], arrivals.prompt_tokens[kept], arrivals.output_tokens[kept], arrivals.name
-        )
+        return Arrivals(arrivals.arrival_s[kept], arrivals.prompt_tokens[kept], arrivals.output_tokens[kept], arrivals.name)
 
 
-def run_fleet(
-    pools: Sequence[Pool], arrivals: Arrivals, *, seconds: int = 0, changes: Sequence[Change] = ()
-) -> FleetRun:
+def run_fleet(pools: Sequence[Pool], arrivals: Arrivals, *, seconds: int = 0, changes: Sequence[Change] = ()) -> FleetRun:
     """Deterministic. `seconds`: for how long each machine's mean draw per second is recorded. `changes`: machines that fail
     or change their role, in any order. Raises FleetError."""
     check_fleet(pools, arrivals)

@@ -145,9 +145,7 @@ def pop(keys: Any, items: NDArray[np.int32], size: int) -> int:
         if down >= last:
             break
         other = down + 1
-        if other < last and (
-            keys[other] < keys[down] or (keys[other] == keys[down] and items[other] < items[down])
-        ):
+        if other < last and (keys[other] < keys[down] or (keys[other] == keys[down] and items[other] < items[down])):
             down = other
         if key < keys[down] or (key == keys[down] and item <= items[down]):
             break

@@ -121,9 +121,7 @@ def static_margin_w(rest_w: float, max_cap_w: float) -> float:
     return PUBLISHED.static_w - rest_w - (1 + LOSSES) * max_cap_w
 
 
-def caps_for(
-    policy: Policy, reading: Reading, profile: Profile, *, prefill_servers: int, decode_servers: int
-) -> Caps | None:
+def caps_for(policy: Policy, reading: Reading, profile: Profile, *, prefill_servers: int, decode_servers: int) -> Caps | None:
     """What the policy gives the two pools of one budget (`decode_servers` 0: an unsplit fleet, which it takes for prefill);
     None where even minimum caps do not fit. Raises AssertionError if the caps' sum exceeds the budget."""
     servers = prefill_servers + decode_servers

@@ -234,4 +234,3 @@ def judge(bench: Bench, reading: Reading, fleet: Fleet, static: Static, seeds: S
         tuple(reading.share(f.gpus_w, fleet.servers) for f in ours),
         tuple(reading.share(f.peak_gpus_w, fleet.servers) for f in ours),
     )
-

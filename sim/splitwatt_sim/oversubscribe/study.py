@@ -189,9 +189,7 @@ def run_study(lists: int, tick: Callable[[str], None]) -> Results:
     fixed = benches[FIXED]
     tick("the static fleets")
     statics = {
-        (name, split): static_fleet(bench, two_rooms, split=split)
-        for name, bench in benches.items()
-        for split in (True, False)
+        (name, split): static_fleet(bench, two_rooms, split=split) for name, bench in benches.items() for split in (True, False)
     }
     ours, unsplit = statics[fixed.sizes.name, True], statics[fixed.sizes.name, False]
     loads = [static if load is None else at_load(static, load) for static in (ours, unsplit) for load in (*LOADS, None)]
@@ -228,9 +226,7 @@ def _reaches_aim(bench: Bench, reading: Reading, static: Static) -> bool:
     return best_fleet(bench, reading, OURS, static, servers) is not None
 
 
-def variants(
-    bench: Bench, base: Reading, static: Static, read: Sequence[RestRead], seeds: Sequence[int]
-) -> tuple[Case, ...]:
+def variants(bench: Bench, base: Reading, static: Static, read: Sequence[RestRead], seeds: Sequence[int]) -> tuple[Case, ...]:
     """Our way against the split static fleet, one assumption changed at a time; the static fleet is searched anew where the
     change touches it."""
     own = min(r.rest_w for r in read if r.split)
@@ -286,4 +282,3 @@ def points(bench: Bench, reading: Reading, way: Way, static: Static, seeds: Sequ
         verdict = judge(bench, reading, min(tried, key=lambda t: t[0])[1], static, seeds)
         found.append(Point(way, reading.per_room(servers), fmean(change.ttft for change in verdict.changes)))
     return found
-

@@ -152,7 +152,7 @@ that no search saw.
 
 ## Split and caps, decided together
 
-{MODEL_2026}, servers of 8 {' or '.join(gpus)}, a row budget of {ROW_W / 1e3:.0f} kW as a PowerBudget charges it,
+{MODEL_2026}, servers of 8 {" or ".join(gpus)}, a row budget of {ROW_W / 1e3:.0f} kW as a PowerBudget charges it,
 TTFT P99 below {ROW_SLO.ttft_p99_ms:.0f} ms and TBT P99 below {ROW_SLO.tbt_p99_ms:.0f} ms with {MARGIN:.0%} to spare. Each
 way chooses the best it can of what it may decide, on the list of seed {SEARCH_SEED}. What it chose was then run on
 {len(seeds)} lists that no search saw: the largest rate, up to the one found, that all of them hold.

@@ -177,14 +177,10 @@ def verdicts(results: Results) -> list[tuple[str, bool, str]]:
     ):
         target = getattr(Targets(), name)
         worst = max(abs(getattr(t, name) / target - 1) for t in results.traces)
-        lines.append(
-            (f"trace: {wanted}, within 3 % (relative)", worst <= TOLERANCE, f"largest miss {100 * worst:.1f} %")
-        )
+        lines.append((f"trace: {wanted}, within 3 % (relative)", worst <= TOLERANCE, f"largest miss {100 * worst:.1f} %"))
     judged = results.of("Polca", JUDGED)
     brakes = [o.brakes for o in judged]
-    lines.append(
-        ("`Polca` never brakes", sum(brakes) == 0, f"{sum(brakes)} brakes in {len(brakes)} seeds of six weeks")
-    )
+    lines.append(("`Polca` never brakes", sum(brakes) == 0, f"{sum(brakes)} brakes in {len(brakes)} seeds of six weeks"))
     p50, p99, high_p50, high_p99 = (100 * max(latency(o) for o in judged) for latency in LATENCIES)
     found = f"at worst P50 / P99 grow by {p50:.2f} / {p99:.2f} % (low) and {high_p50:.2f} / {high_p99:.2f} % (high priority)"
     lines.append(("`Polca` meets all SLOs", all(o.meets for o in judged), found))
@@ -297,9 +293,7 @@ def plot(trace: RowTrace, path: Path) -> None:
     day = int(trace.utilisation.argmax()) // per_day
     span = slice(day * per_day, (day + 1) * per_day)
     hour = np.arange(per_day) * STEP_S / 3600
-    figure, (top, bottom) = plt.subplots(
-        2, 1, sharex=True, figsize=(10, 6.5), height_ratios=(3, 1), layout="constrained"
-    )
+    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(10, 6.5), height_ratios=(3, 1), layout="constrained")
     top.plot(hour, 100 * trace.utilisation[span] * row.scale, lw=0.3, color="#bbbbbb", label="52 servers unlocked")
     top.plot(hour, 100 * run.power[span], lw=0.3, color="#1f5fa8", label="52 servers under Polca")
     lines = (
@@ -356,13 +350,9 @@ def write_flat(results: Results, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m splitwatt_sim.pages.polca", description="POLCA's row, simulated."
-    )
+    parser = argparse.ArgumentParser(prog="python -m splitwatt_sim.pages.polca", description="POLCA's row, simulated.")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how many seeds judge, {MIN_SEEDS} to {MAX_SEEDS}")
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs/reproduce"), help="folder of polca.md; the plot goes to ../img"
-    )
+    parser.add_argument("--out", type=Path, default=Path("docs/reproduce"), help="folder of polca.md; the plot goes to ../img")
     parser.add_argument("--flat", type=Path, default=Path("out/reproduce_polca.csv"), help="figures, one line per run")
     options = parser.parse_args(arguments)
     if not MIN_SEEDS <= options.seeds <= MAX_SEEDS:

@@ -314,9 +314,7 @@ def _slo(args: argparse.Namespace) -> Slo:
     return Slo(args.ttft_p99_ms or DEFAULT_TTFT_MS, args.tbt_p99_ms or DEFAULT_TBT_MS, margin)
 
 
-def said_again(
-    args: argparse.Namespace, *, requests: str | None, profiles: Sequence[str], also: Sequence[str] = ()
-) -> list[str]:
+def said_again(args: argparse.Namespace, *, requests: str | None, profiles: Sequence[str], also: Sequence[str] = ()) -> list[str]:
     """A command line, from `plan` on, that asks for the same search; files under the paths that they have where it is typed.
     `also`: further options of `WRITTEN`. What is at its default is left out."""
     parser = argparse.ArgumentParser()

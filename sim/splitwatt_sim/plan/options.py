@@ -195,9 +195,7 @@ def market(
 
     def options(phase: Phase) -> tuple[Option, ...]:
         return tuple(
-            option_for(
-                model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour, catalogue=shelf
-            )
+            option_for(model, gpu, cap_w, longest_prompt=longest_prompt, usd_per_hour=usd_per_hour, catalogue=shelf)
             for gpu in gpus
             for cap_w in caps_of(shelf.gpu(gpu).profile, phase)
         )

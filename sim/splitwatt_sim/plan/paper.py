@@ -149,9 +149,7 @@ def _write(found: Sequence[Judged], args: argparse.Namespace, *, model: str, con
     console.print(f"written to {args.out}: {', '.join(written)}", soft_wrap=True, markup=False)
 
 
-def _write_to(
-    out: Path, found: Sequence[Judged], args: argparse.Namespace, *, model: str, console: Console
-) -> list[str]:
+def _write_to(out: Path, found: Sequence[Judged], args: argparse.Namespace, *, model: str, console: Console) -> list[str]:
     """Names of the files written."""
     (out / "plan.json").write_text(json.dumps(_figures(found, args), indent=1) + "\n", encoding="utf-8")
     _draw(found, args, out / "plan.png")

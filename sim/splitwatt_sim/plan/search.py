@@ -202,9 +202,7 @@ def splits(prefill: Option, decode: Option, limits: Limits, sizes: Arrivals) -> 
     return iter(sorted(usable, key=lambda d: abs(d.prefill_servers / d.servers - share)))
 
 
-def largest_rate(
-    prefill: Option, decode: Option | None, limits: Limits, goal: Goal
-) -> Found | None:
+def largest_rate(prefill: Option, decode: Option | None, limits: Limits, goal: Goal) -> Found | None:
     """The design of these options with the largest rate within the limits, None when none holds one step."""
     best_rps, best = 0.0, None
     unsplit = PlanDesign(prefill, limits.room_for(prefill))
@@ -220,9 +218,7 @@ def measured(design: PlanDesign, rate_rps: float, goal: Goal) -> Found:
     return Found(design, rate_rps, run_fleet(design.pools(), goal.arrivals(rate_rps)))
 
 
-def least_design(
-    prefill: Option, decode: Option | None, rate_rps: float, limits: Limits, goal: Goal
-) -> Found | None:
+def least_design(prefill: Option, decode: Option | None, rate_rps: float, limits: Limits, goal: Goal) -> Found | None:
     """The design of these options with the least cost (`Limits.cost`) that holds this rate within the limits, None when none
     does."""
     if decode is None:
@@ -311,4 +307,3 @@ def rates_down(from_rps: float, step_rps: float) -> Iterator[float]:
 def charge_w(*, cap_w: float, rest_w: float, gpus: int = GPUS) -> float:
     """What a budget counts for a server at the meter (invariant I1): GPU caps with losses, and the rest."""
     return float((1 + LOSSES) * gpus * cap_w + rest_w)
-

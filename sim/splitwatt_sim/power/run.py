@@ -90,9 +90,7 @@ def run_power(
 class PowerLoop:
     """One run. `now_s` is the clock of all facts; requests begin at WARM_UP_S."""
 
-    def __init__(
-        self, setup: PowerSetup, arrivals: Arrivals, *, policies: Mapping[str, Policy], coming: int = COMING
-    ) -> None:
+    def __init__(self, setup: PowerSetup, arrivals: Arrivals, *, policies: Mapping[str, Policy], coming: int = COMING) -> None:
         self._setup, self._arrivals, self._coming = setup, arrivals, coming
         self.now_s = 0.0
         self.keeper = Keeper(term=TERM, policies=policies)
@@ -104,9 +102,7 @@ class PowerLoop:
         """Watts and MHz that bind each server's draw now; they follow the limits in its GPUs."""
         lines = Lines(setup.budgets, setup.servers)
         self._lines = lines
-        self._meters = {
-            name: Meter(setup.meter, number=b, begins_s=0.0) for b, name in enumerate(lines.names)
-        }
+        self._meters = {name: Meter(setup.meter, number=b, begins_s=0.0) for b, name in enumerate(lines.names)}
         self._budgets = {budget.name: budget for budget in setup.budgets}
         self.judge = Judge(lines)
         self.engine: Engine | None = None
@@ -161,9 +157,7 @@ class PowerLoop:
             server = node.server
             self.keeper.on_node(NodeFact(server.name, {LEAF_LABEL: server.leaf}, node.boot_id), self.now_s)
             self.keeper.on_pod(
-                PodFact(
-                    NAMESPACE, server.name, PHASE_OF_ROLE[server.role], server.priority, self._setup.model, server.ceiling_w
-                )
+                PodFact(NAMESPACE, server.name, PHASE_OF_ROLE[server.role], server.priority, self._setup.model, server.ceiling_w)
             )
         for change in self._setup.changes:
             self._at(WARM_UP_S + change.at_s, OWNERS, partial(self._change_limit, change))
@@ -178,9 +172,7 @@ class PowerLoop:
             if self.run_s <= 0:
                 true_w = self._lines.true_w(servers_w)
             else:
-                true_w = self.judge.end_second(
-                    self.now_s, servers_w=servers_w, management_w=self.management_w()
-                )
+                true_w = self.judge.end_second(self.now_s, servers_w=servers_w, management_w=self.management_w())
             for (name, meter), watts in zip(self._meters.items(), true_w.tolist(), strict=True):
                 meter.sample(watts)
                 self.keeper.on_meter(name, meter.read(self.now_s, run_s=self.run_s), self.now_s)
@@ -212,9 +204,7 @@ class PowerLoop:
 
     def _change_limit(self, change: LimitChange) -> None:
         old = self._budgets[change.budget]
-        self._budgets[change.budget] = changed = replace(
-            old, limit_w=change.limit_w, generation=old.generation + 1
-        )
+        self._budgets[change.budget] = changed = replace(old, limit_w=change.limit_w, generation=old.generation + 1)
         self.keeper.on_budget(changed, self.now_s)
         self._wake(self.now_s)
 

@@ -37,9 +37,7 @@ class Question:
 
     def arrivals(self, rate_rps: float) -> Arrivals:
         """The list for one rate; the same for every design."""
-        return poisson(
-            self.sizes, requests_per_s=rate_rps, seconds=self.seconds, seed=self.seed, paired=self.paired
-        )
+        return poisson(self.sizes, requests_per_s=rate_rps, seconds=self.seconds, seed=self.seed, paired=self.paired)
 
 
 def holds(design: Design, arrivals: Arrivals, question: Question) -> bool:
@@ -54,9 +52,7 @@ def holds(design: Design, arrivals: Arrivals, question: Question) -> bool:
         model=question.model,
         decode=question.decode,
     )
-    alone = unloaded(
-        question.tables.server(question.model, BASELINE), prompt=columns["prompt"], output=columns["output"]
-    )
+    alone = unloaded(question.tables.server(question.model, BASELINE), prompt=columns["prompt"], output=columns["output"])
     return not missed_slos(slowdowns(measured, alone), margin=question.margin)
 
 

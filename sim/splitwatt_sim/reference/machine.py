@@ -66,8 +66,7 @@ def _enqueue(s: State, m: int, task: int) -> None:
         middle = (low + high) // 2
         other = s.queues[WAITING, m, middle]
         before = s.tasks[task].passed_over < s.tasks[other].passed_over or (
-            s.tasks[task].passed_over == s.tasks[other].passed_over
-            and s.requests[r].arrival_s < s.requests[other // 2].arrival_s
+            s.tasks[task].passed_over == s.tasks[other].passed_over and s.requests[r].arrival_s < s.requests[other // 2].arrival_s
         )
         if before:
             high = middle

@@ -75,4 +75,3 @@ def run_reference(
         raise StuckError(f"{undone} requests of {len(prompt)} can never run on {design}: shorten them or add machines")
     ttft_s, e2e_s = state.requests.prompt_end_s - arrival_s, state.requests.done_s - arrival_s
     return Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / output * 1e3, e2e_s * 1e3)
-

@@ -43,9 +43,7 @@ REQUEST: Final = np.dtype(
 )  # fmt: skip
 """prompt, output: tokens. held: bytes of KV cache. prompt_at, token_at: machines, -1 before arrival."""
 
-TASK: Final = np.dtype(
-    [("status", "i1"), ("in_batch", "?"), ("passed_over", "i4"), ("generated", "i8"), ("stamp", "i8")]
-)
+TASK: Final = np.dtype([("status", "i1"), ("in_batch", "?"), ("passed_over", "i4"), ("generated", "i8"), ("stamp", "i8")])
 """passed_over: iterations that began without it. stamp: the last batch its request was chosen for (prompt tasks only)."""
 
 MACHINE: Final = np.dtype(

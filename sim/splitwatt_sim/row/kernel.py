@@ -55,9 +55,7 @@ class TableColumns(NamedTuple):
 
 
 @jit
-def run_levels(
-    offered: FloatArray, table: TableColumns, power: FloatArray, level: LevelArray, braked: LevelArray
-) -> int:
+def run_levels(offered: FloatArray, table: TableColumns, power: FloatArray, level: LevelArray, braked: LevelArray) -> int:
     """One policy over one trace; fills power, level and braked; returns how often the machine went to the brake.
 
     offered float64[T]: power when nothing is locked, as a share of provisioned power; power float64[T] likewise, as drawn.
@@ -146,9 +144,7 @@ def run_ladder(  # noqa: PLR0917 - compiled code takes no keywords
         if called:
             state[foresight.NOW_AT] = deepest
         seen = np.nan if blind else reading
-        position[k] = _advance(
-            k * step_s, seen, 1.0, ladder.fixed, ladder.scaled, ladder.settings, state, ring, histogram
-        )
+        position[k] = _advance(k * step_s, seen, 1.0, ladder.fixed, ladder.scaled, ladder.settings, state, ring, histogram)
         on = k >= brake and call[k - brake] == 1
         braked[k] = 1 if on else 0
         at = position[k - command] if k >= command else 0
@@ -160,9 +156,7 @@ def run_ladder(  # noqa: PLR0917 - compiled code takes no keywords
 
 
 @jit
-def served_ms(
-    start: IntArray, work_ms: FloatArray, clock_at: LevelArray, factors: FloatArray, step_ms: float
-) -> FloatArray:
+def served_ms(start: IntArray, work_ms: FloatArray, clock_at: LevelArray, factors: FloatArray, step_ms: float) -> FloatArray:
     """Time each request takes while clocks change under it, float64[Q] in ms.
 
     start int64[Q]: step of its arrival. work_ms float64[Q, 2]: prefill and decode uncapped, one after the other. clock_at

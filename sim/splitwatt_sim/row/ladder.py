@@ -73,9 +73,7 @@ def clocks(settings: LadderSettings, row: Row) -> IntArray:
 
 def _power(row: Row, pairs: IntArray) -> tuple[FloatArray, FloatArray]:
     """fixed, scaled float64[K] of `LadderColumns` for pairs of clocks int64[K, 2]."""
-    above = np.array(
-        [sum(row.class_share(p) * row.above_idle(p, int(pair[p])) for p in RowPriority) for pair in pairs]
-    )
+    above = np.array([sum(row.class_share(p) * row.above_idle(p, int(pair[p])) for p in RowPriority) for pair in pairs])
     fixed = row.scale * row.idle_power * (1.0 - above)
     return fixed, (1.0 - row.gpu_share) + row.gpu_share * above
 

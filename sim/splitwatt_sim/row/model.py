@@ -141,9 +141,7 @@ class Row:
             rate = w.share * _part(w, priority)
             cap_w = float(self.profile.default_cap_w)
             prefill_w = demand_w(self.profile, Phase.PREFILL, prefill_load(self.profile, prompt)) - self.profile.idle_w
-            decode_w = (
-                demand_w(self.profile, Phase.DECODE, decode_load(self.profile, self.decode_batch)) - self.profile.idle_w
-            )
+            decode_w = demand_w(self.profile, Phase.DECODE, decode_load(self.profile, self.decode_batch)) - self.profile.idle_w
             step_ms = decode_ms(self.profile, self.decode_batch, prompt + output / 2, cap_w)
             prefill += rate * prefill_w * prefill_ms(self.profile, prompt, cap_w)
             decode += rate * decode_w * output * step_ms / self.decode_batch

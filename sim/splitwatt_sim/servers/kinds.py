@@ -60,9 +60,7 @@ def kind_2023(
     """A server of 8 GPUs of a 2023 table under a cap per GPU (None: uncapped) and a clock lock (0: none), with the built-in
     power profile."""
     profile = profile_of(table.kind)
-    return kind_of_table(
-        table, shape, profile, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt, links=links
-    )
+    return kind_of_table(table, shape, profile, cap_w=cap_w, clock_mhz=clock_mhz, longest_prompt=longest_prompt, links=links)
 
 
 def kind_of_table(
@@ -108,9 +106,7 @@ def brake(profile: Profile, phase: PhaseProfile, cap_w: float, clock_mhz: int) -
     return max(phase_model.latency_factor(phase, cap_w), phase_model.clock_factor(profile, phase, clock_mhz))
 
 
-def prefill_gpus_w(
-    profile: Profile, cap_w: float, size: int, clock_mhz: int = UNLOCKED_MHZ
-) -> NDArray[np.float64]:
+def prefill_gpus_w(profile: Profile, cap_w: float, size: int, clock_mhz: int = UNLOCKED_MHZ) -> NDArray[np.float64]:
     """float64[size]: GPU watts of the server by prompt tokens. Loads stop rising at the last load point: few are asked."""
     row = profile.phase(Phase.PREFILL)
     assert row is not None

@@ -68,9 +68,7 @@ SHAPE: Final[Mapping[str, Stated]] = {
         "8192 each, and 80 layers of query and output 8192 x 8192, key and value 8192 x 1024, three of 8192 x 28672",
     ),
 }
-LLAMA_70B: Final = ModelShape(
-    "meta-llama/Llama-3.1-70B-Instruct", **{name: int(stated.value) for name, stated in SHAPE.items()}
-)
+LLAMA_70B: Final = ModelShape("meta-llama/Llama-3.1-70B-Instruct", **{name: int(stated.value) for name, stated in SHAPE.items()})
 
 LINK_BYTES_PER_S: Final = Stated(
     400e9 / 8, "P", "Splitwise (arXiv:2311.18677): one link of 400 Gb/s for an H100 server; taken for every server here"
@@ -114,9 +112,7 @@ def kind_2026(
     kv_bytes = LLAMA_70B.kv_bytes_per_token(grouped=True)
     return Kind(
         name=named(profile.name, cap, clock_mhz),
-        prefill_s=_asked_s(
-            lambda tokens: phase_model.prefill_ms(profile, tokens, cap, clock_mhz), timing.prefill_points, size
-        ),
+        prefill_s=_asked_s(lambda tokens: phase_model.prefill_ms(profile, tokens, cap, clock_mhz), timing.prefill_points, size),
         prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W.value,
         decode_s=_asked_s(
             lambda batch: phase_model.decode_ms(profile, batch, 0, cap, clock_mhz),

@@ -155,9 +155,7 @@ def _permille(errors: NDArray[np.float64]) -> int:
     return math.ceil(round(1000 * float(errors.max()), 6))
 
 
-def _fit_decode(
-    at: NDArray[np.intp], mtokens: NDArray[np.float64], ms: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
+def _fit_decode(at: NDArray[np.intp], mtokens: NDArray[np.float64], ms: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Base ms of each batch, and ms per million tokens, of least squared relative error. `at`: a row's batch."""
     weight = 1 / ms**2
     total = np.bincount(at, weight).astype(np.float64)

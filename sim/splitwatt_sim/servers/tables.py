@@ -138,9 +138,7 @@ class Tables:
 def builtin() -> Tables:
     """The tables of 2023: BLOOM-176B and Llama2-70B on servers of 8 A100 or 8 H100, tensor parallel 8."""
     raw = json.loads(files(__package__).joinpath("tables_2023.json").read_text(encoding="utf-8"))
-    shapes = {
-        name: ModelShape(name, **{k: v["value"] for k, v in fields.items()}) for name, fields in raw["models"].items()
-    }
+    shapes = {name: ModelShape(name, **{k: v["value"] for k, v in fields.items()}) for name, fields in raw["models"].items()}
     servers = {
         (model, kind): ServerTable(kind, model, **{name: _points(rows) for name, rows in fields.items()})
         for model, kinds in raw["servers"].items()

@@ -143,9 +143,7 @@ def simulate(args: argparse.Namespace, console: Console) -> None:
         model=model,
         decode=args.decode_model or DecodeModel.BATCH,
     )
-    alone = unloaded(
-        tables.server(model, "A100"), prompt=arrivals.prompt_tokens, output=arrivals.output_tokens
-    )
+    alone = unloaded(tables.server(model, "A100"), prompt=arrivals.prompt_tokens, output=arrivals.output_tokens)
     slower = slowdowns(measured, alone)
     console.print(_table(design, measured, slower, arrivals))
     missed = missed_slos(slower)

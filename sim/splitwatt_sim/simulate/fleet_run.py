@@ -125,9 +125,7 @@ def server_watts(run: FleetRun) -> NDArray[np.float64]:
     return np.asarray(run.power_w.sum(axis=0))
 
 
-def figures(
-    run: FleetRun, arrivals: Arrivals, bought: Sequence[tuple[Pool, Option]], missed: Sequence[str]
-) -> dict[str, float]:
+def figures(run: FleetRun, arrivals: Arrivals, bought: Sequence[tuple[Pool, Option]], missed: Sequence[str]) -> dict[str, float]:
     """Flat: name -> number, the unit in the name."""
     drawn_w = server_watts(run)
     return {
@@ -149,9 +147,7 @@ def figures(
     }
 
 
-def draw(
-    run: FleetRun, scenario: Scenario, bought: Sequence[tuple[Pool, Option]], path: Path, *, title: str
-) -> None:
+def draw(run: FleetRun, scenario: Scenario, bought: Sequence[tuple[Pool, Option]], path: Path, *, title: str) -> None:
     """Power over time, by the role that servers begin with, under what is charged; failures as red bands, flips as dotted
     lines; and P99s beside their SLOs. Writes a PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=(3, 1), layout="constrained")

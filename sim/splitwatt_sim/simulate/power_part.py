@@ -216,9 +216,7 @@ def _servers(pools: Sequence[PoolFacts], leaves: Mapping[str, tuple[str, ...]]) 
         priority = PRIORITY[pool.priority] if isinstance(pool.priority, PriorityWord) else pool.priority
         for i in range(pool.servers):
             leaf = places[i % len(places)]
-            servers.append(
-                Server(f"{pool.name}-{i}", number, leaf, pool.role, pool.gpu, pool.profile, priority, pool.cap_watts)
-            )
+            servers.append(Server(f"{pool.name}-{i}", number, leaf, pool.role, pool.gpu, pool.profile, priority, pool.cap_watts))
     return tuple(sorted(servers, key=lambda server: server.role))
 
 

@@ -1,17 +1,17 @@
 """A scenario for `splitwatt simulate`: pools of servers under caps, a list of requests, SLOs; one YAML file.
 
-    model: meta-llama/Llama-3.1-70B-Instruct
-    requests: {file: trace.csv, rate: 20, seconds: 300, seed: 1}     # without file: the seeded generator
-    profiles: [own.yaml, times.csv]                                  # your own servers; without it: the built-in ones
-    pools:
-      - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
-      - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
-    slo: {ttftP99Milliseconds: 2000, tbtP99Milliseconds: 100}
-    failures:                                                # pools and servers count from 0, pools as they are listed
-      - {pool: 0, server: 2, atSeconds: 60, backAtSeconds: 120}
-    flips:
-      - {pool: 0, server: 5, toRole: Decode, atSeconds: 150, switchSeconds: 20}
-    power: {budgets: [{name: row, limitWatts: 60000}]}       # instead of failures and flips; see power_part
+model: meta-llama/Llama-3.1-70B-Instruct
+requests: {file: trace.csv, rate: 20, seconds: 300, seed: 1}     # without file: the seeded generator
+profiles: [own.yaml, times.csv]                                  # your own servers; without it: the built-in ones
+pools:
+  - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
+  - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
+slo: {ttftP99Milliseconds: 2000, tbtP99Milliseconds: 100}
+failures:                                                # pools and servers count from 0, pools as they are listed
+  - {pool: 0, server: 2, atSeconds: 60, backAtSeconds: 120}
+flips:
+  - {pool: 0, server: 5, toRole: Decode, atSeconds: 150, switchSeconds: 20}
+power: {budgets: [{name: row, limitWatts: 60000}]}       # instead of failures and flips; see power_part
 """
 
 from __future__ import annotations
@@ -230,9 +230,7 @@ def pools_of(scenario: Scenario, *, longest_prompt: int, catalogue: Catalogue | 
     return [
         (Pool(ROLE_CODES[part.role], option.kind, part.servers), option)
         for part in scenario.pools
-        for option in [
-            option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt, catalogue=catalogue)
-        ]
+        for option in [option_for(scenario.model, part.gpu, part.cap_watts, longest_prompt=longest_prompt, catalogue=catalogue)]
     ]
 
 

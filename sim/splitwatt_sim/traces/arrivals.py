@@ -57,9 +57,7 @@ class Arrivals:
         for column, kind in (("arrival_s", np.float64), ("prompt_tokens", np.int64), ("output_tokens", np.int64)):
             values = getattr(self, column)
             if values.shape != (n,) or values.dtype != kind:
-                raise TraceError(
-                    f"{self.name}: {column} must be {np.dtype(kind)}[{n}], not {values.dtype}{list(values.shape)}"
-                )
+                raise TraceError(f"{self.name}: {column} must be {np.dtype(kind)}[{n}], not {values.dtype}{list(values.shape)}")
             if kind is np.int64 and n and not 1 <= int(values.min()) <= int(values.max()) <= MAX_TOKENS:
                 raise TraceError(f"{self.name}: {column} must be from 1 to {MAX_TOKENS}")
             # A view of its own: the caller's array stays as writable as it was.
@@ -67,9 +65,7 @@ class Arrivals:
             own.flags.writeable = False
             object.__setattr__(self, column, own)
         # Written so that a NaN fails it too.
-        if n and not (
-            self.arrival_s[0] >= 0 and (np.diff(self.arrival_s) >= 0).all() and self.arrival_s[-1] < math.inf
-        ):
+        if n and not (self.arrival_s[0] >= 0 and (np.diff(self.arrival_s) >= 0).all() and self.arrival_s[-1] < math.inf):
             raise TraceError(f"{self.name}: arrival_s must be finite, 0 or more, and must not fall")
 
     def __len__(self) -> int:
@@ -180,17 +176,13 @@ class _Columns:
 
     def add(self, line: int, when: str, prompt: str, output: str) -> None:
         if len(self._at) == MAX_TRACE_ROWS:
-            raise TraceError(
-                f"{self._name} line {line}: a trace may have at most {MAX_TRACE_ROWS} requests; cut the file there"
-            )
+            raise TraceError(f"{self._name} line {line}: a trace may have at most {MAX_TRACE_ROWS} requests; cut the file there")
         try:
             at = float(when)
         except ValueError:
             at = math.nan
         if not 0 <= at < math.inf:
-            raise TraceError(
-                f'{self._name} line {line}: {self._names[0]} must be a number, 0 or more, not "{quoted(when)}"'
-            )
+            raise TraceError(f'{self._name} line {line}: {self._names[0]} must be a number, 0 or more, not "{quoted(when)}"')
         self._at.append(at)
         self._prompt.append(self._tokens(line, 1, prompt))
         self._output.append(self._tokens(line, 2, output))

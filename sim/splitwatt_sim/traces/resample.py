@@ -75,9 +75,7 @@ def generated(
     run begins just after a request, which is most likely within a burst. Raises TraceError on arguments out of bounds.
     """
     if not 0 < cv <= MAX_GAP_CV:
-        raise TraceError(
-            f"the coefficient of variation of the gaps must be above 0 and at most {MAX_GAP_CV:g}, not {cv}"
-        )
+        raise TraceError(f"the coefficient of variation of the gaps must be above 0 and at most {MAX_GAP_CV:g}, not {cv}")
     gaps, prompts, outputs = _streams(seed)
     at_s = _renewal_s(gaps, shape=gamma_shape(cv), requests_per_s=requests_per_s, seconds=seconds)
     n = len(at_s)
@@ -91,9 +89,7 @@ def scaled(arrivals: Arrivals, requests_per_s: float) -> Arrivals:
     _above_zero("requests_per_s", requests_per_s)
     factor = arrivals.requests_per_s / requests_per_s
     name = f"{arrivals.name} at {requests_per_s:g}/s"
-    return Arrivals(
-        arrivals.arrival_s * factor, arrivals.prompt_tokens, arrivals.output_tokens, name, arrivals.left_out
-    )
+    return Arrivals(arrivals.arrival_s * factor, arrivals.prompt_tokens, arrivals.output_tokens, name, arrivals.left_out)
 
 
 def with_rate_curve(arrivals: Arrivals, curve: RateCurve, *, requests_per_s: float, seconds: float) -> Arrivals:
@@ -125,9 +121,7 @@ def read_rate_file(path: Path) -> RateCurve:
         reader = csv.reader(lines)
         header = [cell.strip() for cell in next(reader, [])]
         if any(column not in header for column in RATE_COLUMNS):
-            raise TraceError(
-                f"{path}: the first line must name {', '.join(RATE_COLUMNS)} (it has: {quoted(', '.join(header))})"
-            )
+            raise TraceError(f"{path}: the first line must name {', '.join(RATE_COLUMNS)} (it has: {quoted(', '.join(header))})")
         when, multiplier = (header.index(column) for column in RATE_COLUMNS)
         points: list[tuple[float, float]] = []
         for cells in reader:
@@ -158,9 +152,7 @@ def _above_zero(what: str, value: float) -> None:
 def _bounded(requests: float) -> float:
     # Written so that a NaN or an overflow fails it too.
     if not requests <= MAX_REQUESTS:
-        raise TraceError(
-            f"a run may have at most {MAX_REQUESTS} requests, not {requests:.0f}; lower its rate or its seconds"
-        )
+        raise TraceError(f"a run may have at most {MAX_REQUESTS} requests, not {requests:.0f}; lower its rate or its seconds")
     return requests
 
 

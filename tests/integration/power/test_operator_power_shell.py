@@ -15,9 +15,7 @@ def test_nodes_of_a_leaf_get_a_stamped_node_power_without_grants(datacenter: Any
     operator = datacenter.active_operator()
     [term] = operator.reigns()
     for node in (first, second):
-        stamped = datacenter.eventually(
-            "a stamp", lambda name=node.name: (datacenter.node_power(name) or {}).get("spec")
-        )
+        stamped = datacenter.eventually("a stamp", lambda name=node.name: (datacenter.node_power(name) or {}).get("spec"))
         assert stamped["term"] == term
         assert stamped["forUID"] == datacenter.node_power(node.name)["metadata"]["uid"]
         assert stamped["budgets"] == [budget]
@@ -150,14 +148,10 @@ def test_a_changed_limit_is_decided_on_at_once(datacenter: Any) -> None:
     operator = datacenter.active_operator()
     datacenter.eventually("a decision", lambda: operator.decisions(budget))
     datacenter.budget("leaf", limitWatts=45000, limitGraceSeconds=3)
-    raised = datacenter.eventually(
-        "the raise", lambda: [row for row in operator.decisions(budget) if row["limit_w"] == 45000]
-    )[0]
+    raised = datacenter.eventually("the raise", lambda: [row for row in operator.decisions(budget) if row["limit_w"] == 45000])[0]
     assert raised["in_force_w"] == 45000
     datacenter.budget("leaf", limitWatts=30000, limitGraceSeconds=3)
-    lowered = datacenter.eventually(
-        "the cut", lambda: [row for row in operator.decisions(budget) if row["limit_w"] == 30000]
-    )[0]
+    lowered = datacenter.eventually("the cut", lambda: [row for row in operator.decisions(budget) if row["limit_w"] == 30000])[0]
     assert lowered["in_force_w"] == 45000
     in_force = datacenter.eventually(
         "the cut in force", lambda: [row for row in operator.decisions(budget) if row["in_force_w"] == 30000]
