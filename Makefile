@@ -38,7 +38,7 @@ bench-sim: setup
 export SPLITWATT_DATA ?= $(wildcard ../shared/data)
 reproduce: $(PAGES)
 $(PAGES): reproduce-%: setup
-	$(BIN)/python -m splitwatt_sim.pages.$* $(ARGS)
+	$(BIN)/python -m splitwatt_papers.pages.$* $(ARGS)
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate

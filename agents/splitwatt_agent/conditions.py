@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from splitwatt_core.contract import Condition, GpuStatus, Health, Mode, Status, status_to_wire
-from splitwatt_core.enforcer import Verdict
+from splitwatt_core.protocol.contract import Condition, GpuStatus, Health, Mode, Status, status_to_wire
+from splitwatt_core.protocol.enforcer import Verdict
 
 UNACKED_GRACE_S: Final = 2.0
 """A grant may take this long to be applied before CapsEnforced speaks of it."""

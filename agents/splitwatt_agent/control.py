@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from splitwatt_core.contract import ContractError, GpuStatus, Health, Mode, NodePower, Workload, node_power_from_wire
-from splitwatt_core.enforcer import Actions, Readback, SetCap, Verdict
+from splitwatt_core.protocol.contract import ContractError, GpuStatus, Health, Mode, NodePower, Workload, node_power_from_wire
+from splitwatt_core.protocol.enforcer import Actions, Readback, SetCap, Verdict
 
 from splitwatt_agent import session as sessions
 from splitwatt_agent.conditions import Report, View, report_of

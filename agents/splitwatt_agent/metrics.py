@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from splitwatt_core import names
-from splitwatt_core.contract import Health, Phase
+from splitwatt_core.protocol.contract import Health, Phase
 
 from splitwatt_agent.control import Control
 from splitwatt_agent.node_power import NodePowerLink

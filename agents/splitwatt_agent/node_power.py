@@ -31,8 +31,8 @@ from splitwatt_client import (
     watch,
 )
 from splitwatt_client.resources import NODE_POWERS
-from splitwatt_core.contract import NodePower
 from splitwatt_core.names import FIELD_MANAGER_AGENT
+from splitwatt_core.protocol.contract import NodePower
 
 from splitwatt_agent.conditions import Report, to_wire
 from splitwatt_agent.control import Control

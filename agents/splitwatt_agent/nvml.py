@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import pynvml
-from splitwatt_core.contract import MAX_GPUS_PER_NODE, Health
-from splitwatt_core.enforcer import GpuIdentity
+from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, Health
+from splitwatt_core.protocol.enforcer import GpuIdentity
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.contract import Health
-from splitwatt_core.enforcer import Readback
+from splitwatt_core.protocol.contract import Health
+from splitwatt_core.protocol.enforcer import Readback
 
 from splitwatt_agent.nvml import NvmlError, NvmlPort
 

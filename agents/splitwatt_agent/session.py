@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from splitwatt_core.contract import Mode, NodePower
-from splitwatt_core.enforcer import Enforcer, GpuIdentity, Readback, Record
-from splitwatt_core.node_guard import GuardInput, NodeGuard
+from splitwatt_core.protocol.contract import Mode, NodePower
+from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record
+from splitwatt_core.protocol.node_guard import GuardInput, NodeGuard
 
 from splitwatt_agent.nvml import Inventory, NvmlPort
 from splitwatt_agent.state_dir import StateDir

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from splitwatt_core.enforcer import GpuIdentity, Record
+from splitwatt_core.protocol.enforcer import GpuIdentity, Record
 
 RECORD_FILE: Final = "record.json"
 INVENTORY_FILE: Final = "inventory.json"

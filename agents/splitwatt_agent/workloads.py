@@ -19,7 +19,7 @@ from splitwatt_client.podresources import (
     ListPodResourcesResponse,
     owners_of,
 )
-from splitwatt_core.contract import Workload
+from splitwatt_core.protocol.contract import Workload
 
 from splitwatt_agent.control import Control
 

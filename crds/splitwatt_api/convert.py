@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from splitwatt_core.budgets import BudgetSpec, LimitState, MeterSpec, Requirement, Selector
-from splitwatt_core.contract import Mode
-from splitwatt_core.facts import BudgetCondition, BudgetReport
-from splitwatt_core.policy import Unassigned
-from splitwatt_core.render_spec import (
+from splitwatt_core.budget.facts import BudgetCondition, BudgetReport
+from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.clusters import (
     PRIORITY_HIGH,
     PRIORITY_LOW,
     ClusterSpec,
@@ -25,6 +23,8 @@ from splitwatt_core.render_spec import (
     RoleSpec,
     SloSpec,
 )
+from splitwatt_core.policies.signature import Unassigned
+from splitwatt_core.protocol.contract import Mode
 
 from splitwatt_api.base import LabelSelector
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from splitwatt_core.contract import Phase
+from splitwatt_core.gpus.profiles import PhaseProfile, Profile
 from splitwatt_core.names import LABEL_MANAGED_BY, MANAGED_BY
-from splitwatt_core.profiles import PhaseProfile, Profile
+from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_api.base import ObjectMeta
 from splitwatt_api.power_profile import (

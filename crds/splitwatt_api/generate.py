@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from splitwatt_core import profiles
+from splitwatt_core.gpus import profiles
 
 from splitwatt_api.convert_profile import profile_to_api
 from splitwatt_api.kinds import KINDS

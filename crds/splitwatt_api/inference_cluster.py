@@ -10,8 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, WithJsonSchema
-from splitwatt_core.contract import MAX_GPUS_PER_NODE
-from splitwatt_core.render_spec import (
+from splitwatt_core.clusters import (
     DEFAULT_CONNECTOR,
     DEFAULT_ENGINE_PORT,
     DEFAULT_SIDE_CHANNEL_PORT,
@@ -19,6 +18,7 @@ from splitwatt_core.render_spec import (
     MAX_REPLICAS,
     EngineType,
 )
+from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE
 
 from splitwatt_api.base import (
     Conditions,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
-from splitwatt_core.contract import GRANTS_PER_TERM, MAX_GPUS_PER_NODE, MAX_TERM, Health, Mode, Phase
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_GPUS_PER_NODE, MAX_TERM, Health, Mode, Phase
 
 from splitwatt_api.base import (
     Conditions,

@@ -12,9 +12,10 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator
-from splitwatt_core.budgets import MAX_PENDING_LIMITS
-from splitwatt_core.contract import Mode
-from splitwatt_core.policy import Posture, Unassigned
+from splitwatt_core.budget.tree import MAX_PENDING_LIMITS
+from splitwatt_core.columns import Posture
+from splitwatt_core.policies.signature import Unassigned
+from splitwatt_core.protocol.contract import Mode
 
 from splitwatt_api.base import (
     BudgetWatts,

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final, Literal
 
 from pydantic import ConfigDict, Field
-from splitwatt_core.profiles import MAX_POINTS
+from splitwatt_core.gpus.profiles import MAX_POINTS
 
 from splitwatt_api.base import GpuWatts, Megahertz, ObjectMeta, Rule, Wire, kubernetes
 

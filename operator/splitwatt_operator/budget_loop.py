@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from splitwatt_core.keeper import Keeper, Note, Plan
+from splitwatt_core.budget.keeper import Keeper, Note, Plan
 from splitwatt_core.names import API_GROUP, API_VERSION
 
 from splitwatt_operator.decision_log import DecisionLog

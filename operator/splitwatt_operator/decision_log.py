@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from splitwatt_core.keeper import BudgetReport
+from splitwatt_core.budget.keeper import BudgetReport
 
 log = logging.getLogger(__name__)
 

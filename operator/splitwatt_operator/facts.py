@@ -13,12 +13,12 @@ from typing import Final
 from pydantic import ValidationError
 from splitwatt_api import convert
 from splitwatt_api.convert_profile import profile_from_wire
-from splitwatt_core.budgets import BudgetSpec
-from splitwatt_core.contract import ContractError, Phase, node_power_from_wire
-from splitwatt_core.keeper import Keeper, NodeFact, PodFact
+from splitwatt_core.budget.keeper import Keeper, NodeFact, PodFact
+from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.clusters import PRIORITY_LOW, ClusterSpec, Role, SpecError
+from splitwatt_core.gpus.profiles import Profile, builtin
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_ROLE, MANAGED_BY
-from splitwatt_core.profiles import Profile, builtin
-from splitwatt_core.render_spec import PRIORITY_LOW, ClusterSpec, Role, SpecError
+from splitwatt_core.protocol.contract import ContractError, Phase, node_power_from_wire
 
 from splitwatt_operator.recorder import Recorder, Subject
 from splitwatt_operator.store import Change, JsonObject, Key, Kind, Store

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from splitwatt_core import names
-from splitwatt_core.keeper import BudgetReport
+from splitwatt_core.budget.keeper import BudgetReport
 
 _BUDGET = (names.L_BUDGET,)
 

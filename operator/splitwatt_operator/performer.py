@@ -16,10 +16,10 @@ from typing import Any, Final
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_client.resources import NODE_POWERS, NODES
-from splitwatt_core.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
-from splitwatt_core.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
-from splitwatt_core.keeper import Rejected as NotWritten
+from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
+from splitwatt_core.budget.keeper import Rejected as NotWritten
 from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
+from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 
 from splitwatt_operator.metrics import Metrics
 

@@ -14,8 +14,8 @@ from typing import Final
 
 from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
-from splitwatt_core.keeper import Keeper
-from splitwatt_core.policies import POLICIES
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.policies.shipped import POLICIES
 
 from splitwatt_operator import serving
 from splitwatt_operator.budget_loop import BudgetLoop

@@ -18,11 +18,11 @@ from typing import Any, Final
 from splitwatt_api import convert
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
-from splitwatt_core.admission_snapshot import Name
-from splitwatt_core.keeper import Keeper
+from splitwatt_core.admission.snapshot import Name
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR, LABEL_CLUSTER
-from splitwatt_core.render import Manifest, RenderContext, object_name, render
-from splitwatt_core.render_spec import ClusterSpec, Role
+from splitwatt_core.rendering.render import Manifest, RenderContext, object_name, render
 
 from splitwatt_operator.facts import UnreadableError, sentence_of, subject_of
 from splitwatt_operator.metrics import Metrics

@@ -19,11 +19,11 @@ from typing import Any, Final
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_client.resources import PODS
-from splitwatt_core.admission import plan_admission
-from splitwatt_core.admission_snapshot import Admission, AdmissionSnapshot, Name, Verdict
-from splitwatt_core.budgets import Selector
+from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.snapshot import Admission, AdmissionSnapshot, Name, Verdict
+from splitwatt_core.budget.tree import Selector
+from splitwatt_core.clusters import Role
 from splitwatt_core.names import ANNOTATION_BUDGET, FIELD_MANAGER_OPERATOR, GATE_POWER
-from splitwatt_core.render_spec import Role
 
 from splitwatt_operator.facts import subject_of
 from splitwatt_operator.metrics import Metrics

@@ -20,7 +20,7 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_client.resources import resource_of
 from splitwatt_core.names import ANNOTATION_RENDERED, FIELD_MANAGER_OPERATOR
-from splitwatt_core.render_drift import fingerprint
+from splitwatt_core.rendering.drift import fingerprint
 
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.store import JsonObject, Key, Kind, Store, version_of

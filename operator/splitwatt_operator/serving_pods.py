@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_api import convert
-from splitwatt_core import profiles as profile_law
-from splitwatt_core.admission_snapshot import (
+from splitwatt_core.admission.snapshot import (
     AdmissionSnapshot,
     BudgetRoom,
     ClusterWant,
@@ -22,13 +21,14 @@ from splitwatt_core.admission_snapshot import (
     NodeRoom,
     PodNeed,
 )
-from splitwatt_core.budgets import BudgetSpec, Requirement, Selector, build_tree
-from splitwatt_core.contract import GpuStatus, Mode, status_from_wire
-from splitwatt_core.keeper import Keeper
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.budget.tree import BudgetSpec, Requirement, Selector, build_tree
+from splitwatt_core.clusters import ClusterSpec, Role
+from splitwatt_core.gpus import profiles as profile_law
+from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, GPU_RESOURCE, LABEL_CLUSTER, LABEL_ROLE
-from splitwatt_core.profiles import Profile
-from splitwatt_core.render import cluster_label
-from splitwatt_core.render_spec import ClusterSpec, Role
+from splitwatt_core.protocol.contract import GpuStatus, Mode, status_from_wire
+from splitwatt_core.rendering.render import cluster_label
 
 from splitwatt_operator.facts import ENDED_PHASES, UnreadableError, sentence_of, shipped
 from splitwatt_operator.store import JsonObject, Kind, Store

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.admission_snapshot import Name
+from splitwatt_core.admission.snapshot import Name
+from splitwatt_core.clusters import Role
 from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
-from splitwatt_core.render_spec import Role
 
 from splitwatt_operator.prometheus import Prometheus, QueryError
 

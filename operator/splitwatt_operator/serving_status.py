@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_api.convert import rfc3339
+from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import API_GROUP, API_VERSION
-from splitwatt_core.render import selector_text
-from splitwatt_core.render_spec import ClusterSpec, Role
+from splitwatt_core.rendering.render import selector_text
 
 from splitwatt_operator.serving_admission import Standing
 from splitwatt_operator.serving_slo import Latency

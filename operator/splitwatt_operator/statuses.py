@@ -20,7 +20,7 @@ from typing import Any, Final
 from splitwatt_api import convert
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError
-from splitwatt_core.keeper import BudgetCondition, BudgetReport
+from splitwatt_core.budget.keeper import BudgetCondition, BudgetReport
 from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
 
 from splitwatt_operator.metrics import Metrics

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.budgets import BudgetSpec
-from splitwatt_core.keeper import MeterFailure, MeterReading
+from splitwatt_core.budget.keeper import MeterFailure, MeterReading
+from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.names import L_NODE, M_GPU_POWER_WATTS
 
 from splitwatt_operator.prometheus import Prometheus, QueryError, QueryInvalidError, Sample

@@ -15,16 +15,9 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from splitwatt_core.policies import POLICIES
-from splitwatt_core.policy import (
-    BudgetColumns,
-    ClockColumns,
-    GpuColumns,
-    MeterColumns,
-    PhaseCode,
-    Policy,
-    PowerSnapshot,
-)
+from splitwatt_core.columns import BudgetColumns, ClockColumns, GpuColumns, MeterColumns, PhaseCode
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.policies.signature import Policy, PowerSnapshot
 
 FLEETS: Final = (64, 1_000, 80_000)
 REPEATS: Final = 9

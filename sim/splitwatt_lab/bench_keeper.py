@@ -13,12 +13,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import Final
 
-from splitwatt_core.budgets import BudgetSpec, MeterSpec, Selector
-from splitwatt_core.contract import NodePower
-from splitwatt_core.facts import MeterReading, NodeFact, Plan, Written
-from splitwatt_core.keeper import Keeper
+from splitwatt_core.budget.facts import MeterReading, NodeFact, Plan, Written
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector
 from splitwatt_core.names import LABEL_RACK
-from splitwatt_core.policies import POLICIES
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.protocol.contract import NodePower
 
 from splitwatt_lab.bench_node import StandInNode
 from splitwatt_lab.errors import LabError

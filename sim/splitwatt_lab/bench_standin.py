@@ -31,8 +31,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from splitwatt_client import ApiError, Changed, Connection, Deleted, Interrupted, Object, Synced, watch
 from splitwatt_client.resources import NODE_POWERS
-from splitwatt_core.contract import GpuStatus, NodePower, node_power_from_wire, status_to_wire
 from splitwatt_core.names import FIELD_MANAGER_AGENT, L_GPU, L_NODE, L_RACK, M_GPU_POWER_WATTS, M_RACK_POWER_WATTS
+from splitwatt_core.protocol.contract import GpuStatus, NodePower, node_power_from_wire, status_to_wire
 from splitwatt_nvml_twin.plant import RackPlant
 
 from splitwatt_lab.bench_node import StandInNode

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from splitwatt_core.trace import TraceError, parse_trace
 from splitwatt_nvml_twin.build import BuildError
+from splitwatt_truth.trace import TraceError, parse_trace
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.live import HeadlessView, LiveView

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from splitwatt_core.breaker import PESSIMISTIC_K_S, step_breaker
-from splitwatt_core.budgets import LimitState, new_limit
+from splitwatt_core.budget.tree import LimitState, new_limit
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.plant import RackPlant
+from splitwatt_truth.breaker import PESSIMISTIC_K_S, step_breaker
 
 from splitwatt_lab.errors import LabError
 

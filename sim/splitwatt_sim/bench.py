@@ -27,14 +27,14 @@ from typing import Final
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from splitwatt_core.trace import TraceError
+from splitwatt_papers.equal_power.search import ORDER, best_split, goal_of
+from splitwatt_papers.reference.run import StuckError, run_reference
+from splitwatt_truth.trace import TraceError
 
 from splitwatt_sim.fleet.plain import run_plain
 from splitwatt_sim.fleet.run import FleetError, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
 from splitwatt_sim.jit import COMPILED
-from splitwatt_sim.plan.equal_power import ORDER, best_split, goal_of
-from splitwatt_sim.reference.run import StuckError, run_reference
 from splitwatt_sim.servers.designs import Design, parse_design
 from splitwatt_sim.servers.kinds import tables_kind
 from splitwatt_sim.servers.tables import DecodeModel, builtin

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from splitwatt_client import ApiError
-from splitwatt_core.trace import TraceError
+from splitwatt_truth.trace import TraceError
 
 from splitwatt_twin.app import run
 from splitwatt_twin.arrivals import read_trace

@@ -24,9 +24,9 @@ from typing import Any, Final
 from aiohttp import web
 from splitwatt_client import ApiError, Changed, Connection, Deleted, Interrupted, Rejected, Synced, watch
 from splitwatt_client.resources import INFERENCE_CLUSTERS, PODS
+from splitwatt_core.clusters import PRIORITY_HIGH
 from splitwatt_core.names import LABEL_CLUSTER
-from splitwatt_core.render_spec import PRIORITY_HIGH
-from splitwatt_core.trace import TraceRow
+from splitwatt_truth.trace import TraceRow
 
 from splitwatt_twin.config import LOW_PRIORITY_SHARE, TwinConfig
 from splitwatt_twin.devices import NodeDevices

@@ -1,7 +1,7 @@
 """Where requests come from: a trace or a seeded generator, paced to a wanted rate over the run.
 
 Both give (gap, prompt tokens, output tokens) with gaps of mean 1 in operational time; `ArrivalStream` maps them onto
-the run (see splitwatt_core.trace). Same seed, same requests, whatever the machine does.
+the run (see splitwatt_truth.trace). Same seed, same requests, whatever the machine does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitwatt_core.trace import (
+from splitwatt_truth.trace import (
     CONV_GAP_CV,
     CONV_OUTPUT_TOKENS,
     CONV_PROMPT_TOKENS,

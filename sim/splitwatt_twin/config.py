@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from splitwatt_core.trace import RateCurve, TraceError
 from splitwatt_nvml_twin.plant import RackPlant
+from splitwatt_truth.trace import RateCurve, TraceError
 
 from splitwatt_twin.requests import ClusterKey
 

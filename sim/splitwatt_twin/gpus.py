@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from splitwatt_core.contract import Phase
-from splitwatt_core.phase_model import UNLOCKED_MHZ, decode_load, decode_ms, demand_w, prefill_load, prefill_ms
-from splitwatt_core.profiles import Profile, builtin, find
+from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ, decode_load, decode_ms, demand_w, prefill_load, prefill_ms
+from splitwatt_core.gpus.profiles import Profile, builtin, find
+from splitwatt_core.protocol.contract import Phase
 from splitwatt_nvml_twin.handle import Demand, GpuTruth, NodeTwin
 
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from splitwatt_core.trace import TraceRow
+from splitwatt_truth.trace import TraceRow
 
 from splitwatt_twin.arrivals import Sample, arrivals, generate, replay
 from splitwatt_twin.config import TwinConfig

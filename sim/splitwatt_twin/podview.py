@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from splitwatt_core.clusters import Role
 from splitwatt_core.names import GPU_RESOURCE, LABEL_CLUSTER, LABEL_ROLE
-from splitwatt_core.render_spec import Role
 
 from splitwatt_twin.requests import ClusterKey, PodKey
 

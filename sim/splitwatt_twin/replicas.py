@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitwatt_core.render_spec import Role
+from splitwatt_core.clusters import Role
 
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import yaml
-from splitwatt_core import profiles
-from splitwatt_core.contract import Status as NodeStatus
-from splitwatt_core.contract import status_to_wire
+from splitwatt_core.gpus import profiles
+from splitwatt_core.protocol.contract import Status as NodeStatus
+from splitwatt_core.protocol.contract import status_to_wire
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.install import NAMESPACE, RELEASE, install_chart, uninstall_chart

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
-from splitwatt_core.contract import GRANTS_PER_TERM, Grant, Mode, Phase, Spec, spec_to_wire
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, Grant, Mode, Phase, Spec, spec_to_wire
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_nvml_twin.handle import NodeTwin, environment

@@ -8,7 +8,12 @@ import sys
 from typing import Any
 
 import numpy as np
-from splitwatt_core.polca import RowPriority, comparison, settings_for
+from splitwatt_core.policies.polca_table import RowPriority, comparison, settings_for
+from splitwatt_papers.reference.run import run_reference
+from splitwatt_papers.row.ladder import in_band, run_row_ahead
+from splitwatt_papers.row.ladder import slowdowns as ladder_slowdowns
+from splitwatt_papers.row.model import Row, impact, run_row, sample_requests, slowdowns
+from splitwatt_papers.row.trace import make
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.fleet.state import (
     DECODE,
@@ -22,11 +27,6 @@ from splitwatt_sim.fleet.state import (
     Pool,
 )
 from splitwatt_sim.jit import inlined, jit, lean
-from splitwatt_sim.reference.run import run_reference
-from splitwatt_sim.row.ladder import in_band, run_row_ahead
-from splitwatt_sim.row.ladder import slowdowns as ladder_slowdowns
-from splitwatt_sim.row.model import Row, impact, run_row, sample_requests, slowdowns
-from splitwatt_sim.row.trace import make
 from splitwatt_sim.servers.designs import parse_design
 from splitwatt_sim.servers.tables import builtin
 from splitwatt_sim.traces.arrivals import Arrivals

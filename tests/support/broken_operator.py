@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core import keeper
-from splitwatt_core.transition import TransitionInput
+from splitwatt_core.budget import keeper
+from splitwatt_core.budget.transition import TransitionInput
 from splitwatt_operator.__main__ import main
 
 FULL_W = 700

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from splitwatt_core.phase_aware import PhaseAware
-from splitwatt_core.policy import Decision, PowerSnapshot
+from splitwatt_core.policies.phase_aware import PhaseAware
+from splitwatt_core.policies.signature import Decision, PowerSnapshot
 
 LOCKS_MHZ = (0, 800, 1400)
 TURN_S = 1.0

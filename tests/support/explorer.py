@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from splitwatt_core.contract import Mode, NodePower, Phase, Workload
-from splitwatt_core.facts import PodFact
+from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.protocol.contract import Mode, NodePower, Phase, Workload
 from support.world import DEFAULT_W, RACKS, ROOT, Agent, Gpu, Node, World
 
 Pick = Callable[[int], int]

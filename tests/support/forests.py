@@ -6,18 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
-from splitwatt_core.policy import (
-    BudgetColumns,
-    ClockColumns,
-    Decision,
-    GpuColumns,
-    MeterColumns,
-    PhaseCode,
-    Posture,
-    PowerSnapshot,
-    Unassigned,
-    drawn_w,
-)
+from splitwatt_core.columns import BudgetColumns, ClockColumns, GpuColumns, MeterColumns, PhaseCode, Posture
+from splitwatt_core.policies.signature import Decision, PowerSnapshot, Unassigned, drawn_w
 
 LOW, HIGH = 0, 100
 IDLE, PREFILL, DECODE = PhaseCode.UNASSIGNED, PhaseCode.PREFILL, PhaseCode.DECODE

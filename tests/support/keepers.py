@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitwatt_core.facts import BudgetCondition
+from splitwatt_core.budget.facts import BudgetCondition
 from support.world import Operator, World
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.contract import NodePower, Status, Workload
-from splitwatt_core.enforcer import Actions, Enforcer, GpuIdentity, Readback, Record
-from splitwatt_core.node_guard import GuardInput, NodeGuard
+from splitwatt_core.protocol.contract import NodePower, Status, Workload
+from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, Readback, Record
+from splitwatt_core.protocol.node_guard import GuardInput, NodeGuard
 from support.api_store import Store
 
 DEFAULT_W, MIN_W = 700, 200

@@ -6,9 +6,9 @@ b. Kept as functions so that a test can play a scene on broken code and see it f
 
 from __future__ import annotations
 
-from splitwatt_core.contract import NO_GRANT, Health, Status
-from splitwatt_core.enforcer import Record, Verdict
-from splitwatt_core.facts import SpecWrite, Unknown
+from splitwatt_core.budget.facts import SpecWrite, Unknown
+from splitwatt_core.protocol.contract import NO_GRANT, Health, Status
+from splitwatt_core.protocol.enforcer import Record, Verdict
 from support.world import DEFAULT_W, MIN_W, Agent, Gpu, Operator, World
 
 LIMIT_W = 900

@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from splitwatt_core.budgets import BudgetSpec, LimitState, MeterSpec, Selector
-from splitwatt_core.contract import GRANTS_PER_TERM, Mode, Phase
-from splitwatt_core.facts import MeterReading, NodeFact, Outcome, Plan, PodFact, SpecWrite, Unknown
-from splitwatt_core.keeper import Keeper
-from splitwatt_core.policies import POLICIES
-from splitwatt_core.policy import Policy, Posture
-from splitwatt_core.profiles import PhaseProfile, Profile
-from splitwatt_core.roster import managed
+from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, PodFact, SpecWrite, Unknown
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.budget.roster import managed
+from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Selector
+from splitwatt_core.columns import Posture
+from splitwatt_core.gpus.profiles import PhaseProfile, Profile
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.policies.signature import Policy
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, Mode, Phase
 from support.api_store import Store
 from support.clocked import Clocked
 from support.machines import DEFAULT_W, LAG_S, MIN_W, MODEL, Agent, Clock, Gpu, Node

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from splitwatt_core.trace import TraceError
+from splitwatt_truth.trace import TraceError
 
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, REST_W, Slo
 from splitwatt_sim.plan.search import MAX_SERVERS, Goal, Limits, charge_w

@@ -9,7 +9,8 @@ from typing import Final
 
 from rich.console import Console
 from rich.progress import track
-from splitwatt_core.trace import TraceError
+from splitwatt_papers.equal_power.command import plan_at_equal_power
+from splitwatt_truth.trace import TraceError
 
 from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.jit import is_cold
@@ -18,7 +19,6 @@ from splitwatt_sim.plan.job import JobError, write_job
 from splitwatt_sim.plan.misses import limits_given, why
 from splitwatt_sim.plan.mixed import LOOKED_AT, Beside, less_cost, more_rate
 from splitwatt_sim.plan.objects import PlanObjectsError
-from splitwatt_sim.plan.paper import plan_at_equal_power
 from splitwatt_sim.plan.search import robust_rate
 from splitwatt_sim.plan.shards import Fingerprint, Shard, ShardError, fingerprint, merged, read_shard, write_shard
 from splitwatt_sim.plan.sweep import Item, Record, Result, Search, items, records, result

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
-from splitwatt_core.profiles import Profile
+from splitwatt_core.gpus.profiles import Profile
 
 from splitwatt_sim.plan.options import REST_W, Slo
 from splitwatt_sim.plan.search import GPUS, LOSSES, PlanDesign, charge_w

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.contract import Phase
-from splitwatt_core.phase_model import UNLOCKED_MHZ
-from splitwatt_core.profiles import Profile, builtin
+from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
+from splitwatt_core.gpus.profiles import Profile, builtin
+from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.fleet.state import Kind

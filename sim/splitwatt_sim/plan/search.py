@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
-from splitwatt_core.render_spec import MAX_REPLICAS
+from splitwatt_core.clusters import MAX_REPLICAS
 
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool

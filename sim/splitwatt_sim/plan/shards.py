@@ -29,7 +29,7 @@ import numpy as np
 from splitwatt_sim.plan.sweep import Item, Record, Search, result
 
 KIND: Final = "splitwatt plan shard, simulated"
-PACKAGES: Final = ("splitwatt_core", "splitwatt_sim")
+PACKAGES: Final = ("splitwatt_core", "splitwatt_truth", "splitwatt_sim")
 CODE_SUFFIXES: Final = (".py", ".json")
 FILE: Final = re.compile(r"shard-(?P<shard>0|[1-9][0-9]{0,8})-of-(?P<of>[1-9][0-9]{0,8})\.json")
 """As `Shard.file_name` writes it: one name for each shard, so that none is read twice."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core.breaker import step_breaker
-from splitwatt_core.budgets import BudgetSpec, build_tree
-from splitwatt_core.facts import BudgetReport
-from splitwatt_core.policy import TOLERANCE_W
+from splitwatt_core.budget.facts import BudgetReport
+from splitwatt_core.budget.tree import BudgetSpec, build_tree
+from splitwatt_core.columns import TOLERANCE_W
+from splitwatt_truth.breaker import step_breaker
 
 from splitwatt_sim.plan.search import LOSSES
 from splitwatt_sim.power.setup import Server

@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 import numpy as np
-from splitwatt_core.facts import MeterFailure, MeterReading
+from splitwatt_core.budget.facts import MeterFailure, MeterReading
 
 from splitwatt_sim.power.setup import MeterSettings
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.contract import GpuStatus, NodePower, Workload
-from splitwatt_core.enforcer import Enforcer, GpuIdentity, LockClock, Readback, Record, SetCap
-from splitwatt_core.phase_model import UNLOCKED_MHZ
+from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
+from splitwatt_core.protocol.contract import GpuStatus, NodePower, Workload
+from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, LockClock, Readback, Record, SetCap
 
 from splitwatt_sim.power.setup import Server
 from splitwatt_sim.servers.kinds import GPUS

@@ -21,12 +21,13 @@ from functools import partial
 from typing import Final
 
 import numpy as np
-from splitwatt_core.breaker import PESSIMISTIC_K_S
-from splitwatt_core.contract import Status
-from splitwatt_core.facts import NodeFact, Note, Plan, PodFact
-from splitwatt_core.keeper import Keeper
-from splitwatt_core.policies import POLICIES
-from splitwatt_core.policy import Policy, Posture
+from splitwatt_core.budget.facts import NodeFact, Note, Plan, PodFact
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.columns import Posture
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.policies.signature import Policy
+from splitwatt_core.protocol.contract import Status
+from splitwatt_truth.breaker import PESSIMISTIC_K_S
 
 from splitwatt_sim.fleet.run import COMING, MAX_COMING, FleetError, FleetRun
 from splitwatt_sim.power.engine import CrowdedError, Engine, check_recorded

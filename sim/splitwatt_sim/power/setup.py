@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.budgets import BudgetSpec
-from splitwatt_core.contract import Phase
-from splitwatt_core.profiles import Profile
+from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.gpus.profiles import Profile
+from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
 from splitwatt_sim.servers.catalogue import Catalogue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from splitwatt_core.contract import NodePower, Status
-from splitwatt_core.facts import Outcome, Rejected, SpecWrite, Written
+from splitwatt_core.budget.facts import Outcome, Rejected, SpecWrite, Written
+from splitwatt_core.protocol.contract import NodePower, Status
 
 
 class Site:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from splitwatt_core.contract import Phase
-from splitwatt_core.profiles import Profile, ProfileError, Timing, builtin
+from splitwatt_core.gpus.profiles import Profile, ProfileError, Timing, builtin
+from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.servers.kinds import GPU_OF_KIND, GPUS
 from splitwatt_sim.servers.kinds_2026 import HBM_BYTES, LLAMA_70B

@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core import phase_model
-from splitwatt_core.contract import Phase
-from splitwatt_core.phase_model import UNLOCKED_MHZ
-from splitwatt_core.profiles import PhaseProfile, Profile, builtin
+from splitwatt_core.gpus import phase_model
+from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
+from splitwatt_core.gpus.profiles import PhaseProfile, Profile, builtin
+from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
 from splitwatt_sim.servers.tables import GIB, ModelShape, ServerTable, Tables, lookup_s

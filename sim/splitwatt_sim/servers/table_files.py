@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from splitwatt_api.convert_profile import profile_to_api
-from splitwatt_core.profiles import Profile, ProfileError, Timing
+from splitwatt_core.gpus.profiles import Profile, ProfileError, Timing
 
 from splitwatt_sim.servers.tables import MAX_ROWS, TableError
 

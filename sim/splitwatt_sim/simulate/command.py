@@ -10,12 +10,12 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from splitwatt_core.trace import TraceError
+from splitwatt_papers.reference.run import StuckError, run_reference
+from splitwatt_truth.trace import TraceError
 
 from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.jit import is_cold
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns, unloaded
-from splitwatt_sim.reference.run import StuckError, run_reference
 from splitwatt_sim.servers.designs import Design, DesignError, parse_design
 from splitwatt_sim.servers.tables import DecodeModel, TableError, builtin
 from splitwatt_sim.simulate.fleet_run import simulate_scenario

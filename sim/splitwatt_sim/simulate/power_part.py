@@ -24,11 +24,11 @@ from typing import Annotated, Final
 from pydantic import Field
 from splitwatt_api.convert import PRIORITY
 from splitwatt_api.inference_cluster import PriorityWord
-from splitwatt_core.breaker import NOMINAL_K_S
-from splitwatt_core.budgets import BudgetSpec, MeterSpec, Selector, Tree, build_tree
-from splitwatt_core.contract import Mode
-from splitwatt_core.policies import POLICIES
-from splitwatt_core.profiles import Profile
+from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector, Tree, build_tree
+from splitwatt_core.gpus.profiles import Profile
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.protocol.contract import Mode
+from splitwatt_truth.breaker import NOMINAL_K_S
 
 from splitwatt_sim.plan.search import LOSSES
 from splitwatt_sim.power.run import LEAF_LABEL

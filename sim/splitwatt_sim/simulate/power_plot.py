@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
-from splitwatt_core.breaker import PESSIMISTIC_K_S, TRIP_THETA
+from splitwatt_truth.breaker import PESSIMISTIC_K_S, TRIP_THETA
 
 from splitwatt_sim.plan.options import Slo
 from splitwatt_sim.power.judge import FloatArray

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from splitwatt_core.breaker import PESSIMISTIC_K_S, TRIP_THETA
+from splitwatt_truth.breaker import PESSIMISTIC_K_S, TRIP_THETA
 
 from splitwatt_sim.power.judge import FloatArray
 from splitwatt_sim.power.run import PowerRun, run_power

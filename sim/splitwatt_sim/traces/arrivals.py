@@ -28,7 +28,7 @@ from typing import Final, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core.trace import COLUMNS, MAX_TOKENS, MAX_TRACE_ROWS, TraceError, parse_trace
+from splitwatt_truth.trace import COLUMNS, MAX_TOKENS, MAX_TRACE_ROWS, TraceError, parse_trace
 
 MAX_QUOTED_CHARS: Final = 120
 """What a message repeats of a file: enough to know the place, and still one sentence when the file is no text at all."""

@@ -1,7 +1,7 @@
 """New arrivals from old ones: another rate, a day's curve, a seeded draw, or the fitted conversation trace alone.
 
 Two ways of asking "what if more came". *Replay* keeps the source's own arrivals, bursts and order, and changes the pace:
-`scaled` by one factor, `with_rate_curve` along a curve of the day, through operational time u (see splitwatt_core.trace):
+`scaled` by one factor, `with_rate_curve` along a curve of the day, through operational time u (see splitwatt_truth.trace):
 the request at u arrives at the t with  rate * Integral(multiplier, 0..t) = u. *Resampling* keeps the sizes alone and draws
 the gaps: exponential for `poisson`, gamma of a given coefficient of variation for `generated`; both are renewal processes,
 with a gap before the first request.
@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core.trace import (
+from splitwatt_truth.trace import (
     CONV_GAP_CV,
     CONV_OUTPUT_TOKENS,
     CONV_PROMPT_TOKENS,

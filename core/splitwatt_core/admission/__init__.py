@@ -1,0 +1,1 @@
+"""Which pods may leave their gate, and in which leaf budget."""

@@ -1,0 +1,194 @@
+"""Where pods could go: watts left per budget, free GPUs per node, and what has to be reserved where.
+
+`House` is what a snapshot says and never changes; `Room` is what is left of it as pods are placed, and can be given back.
+Invariant: `Room.place` takes watts from the leaf and from every budget above it, or from none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, Name, NodeRoom, PodNeed
+from splitwatt_core.budget.tree import MAX_DEPTH
+from splitwatt_core.columns import TOLERANCE_W
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    need: PodNeed
+    leaf: str
+    node: str
+    reserve_w: float
+
+
+@dataclass(slots=True)
+class Claims:
+    """What waiting units hold back from everyone behind them, each with who claims it."""
+
+    nodes: dict[str, Name] = field(default_factory=dict)
+    budgets: dict[str, Name] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a snapshot offers to pods that ask for the same. `extra_w`: meter watts per GPU, by leaf."""
+
+    key: object
+    nodes: Mapping[str, tuple[NodeRoom, ...]]
+    extra_w: Mapping[str, float]
+
+
+class House:
+    """The unchanging part of a snapshot: which budgets stand above a leaf, which nodes a pod may use there."""
+
+    def __init__(self, snapshot: AdmissionSnapshot) -> None:
+        self.budgets: dict[str, BudgetRoom] = {b.name: b for b in snapshot.budgets}
+        self.nodes: dict[str, NodeRoom] = {n.name: n for n in snapshot.nodes if n.leaf in self.budgets}
+        self._by_leaf: dict[str, list[NodeRoom]] = {}
+        for node in sorted(self.nodes.values(), key=lambda n: n.name):
+            self._by_leaf.setdefault(node.leaf, []).append(node)
+        self._offers: dict[object, Kind] = {}
+        self._kinds: dict[str, Kind] = {}
+
+    def chain(self, leaf: str) -> Iterator[BudgetRoom]:
+        """The leaf and its ancestors; ends at a parent that is not there, and at a cycle."""
+        name: str | None = leaf
+        for _ in range(MAX_DEPTH):
+            room = self.budgets.get(name) if name is not None else None
+            if room is None:
+                return
+            yield room
+            name = room.parent
+
+    def kind_of(self, need: PodNeed) -> Kind:
+        """Pods of one kind are interchangeable for placement."""
+        if need.uid not in self._kinds:
+            key = (need.gpus, repr((need.selector, need.terms)), tuple(sorted(need.floor_w.items())))
+            if key not in self._offers:
+                self._offers[key] = self._offer(key, need)
+            self._kinds[need.uid] = self._offers[key]
+        return self._kinds[need.uid]
+
+    def _offer(self, key: object, need: PodNeed) -> Kind:
+        found = {}
+        for leaf, nodes in self._by_leaf.items():
+            fit = tuple(n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.matches(n.labels))
+            if fit:
+                found[leaf] = fit
+        extra_w = {leaf: max(_extra_w(need, node) for node in found.get(leaf, nodes)) for leaf, nodes in self._by_leaf.items()}
+        return Kind(key, found, extra_w)
+
+    def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
+        """By leaf, the nodes that the pod could run on if they were empty."""
+        return self.kind_of(need).nodes
+
+    def reserve_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
+        """The formula above for `gpus` of the pod's GPUs, on the dearest node that the scheduler may pick."""
+        return self.kind_of(need).extra_w.get(leaf, 0.0) * gpus
+
+    def reserve_on_w(self, held: HeldPod, gpus: int) -> float:
+        """The same for a pod past its gate: on its own node once it is bound."""
+        node = self.nodes.get(held.node or "")
+        if node is not None:
+            return _extra_w(held.need, node) * gpus
+        return self.reserve_w(held.need, held.leaf, gpus) if held.leaf is not None else 0.0
+
+
+def _extra_w(need: PodNeed, node: NodeRoom) -> float:
+    """Meter watts that one GPU's floor needs beyond what the headroom counts for it idle. A GPU of unknown kind counts as
+    the dearest kind the pod knows."""
+    floor_w = need.floor_w.get(node.gpu_kind, max(need.floor_w.values(), default=0.0))
+    return max(0.0, floor_w - node.idle_floor_w) * node.loss_factor
+
+
+class Room:
+    """Watts left per budget and free GPUs per node, as units are placed."""
+
+    def __init__(self, house: House, left_w: dict[str, float], free: dict[str, int]) -> None:
+        self.house, self.left_w, self.free = house, left_w, free
+
+    @classmethod
+    def now(cls, house: House, held: Sequence[HeldPod]) -> Room:
+        """What is left after all pods past their gates."""
+        left_w = {b.name: b.headroom_floor_w for b in house.budgets.values()}
+        room = cls(house, left_w, {n.name: n.free_gpus for n in house.nodes.values()})
+        for pod in sorted(held, key=lambda h: (-h.need.gpus, h.need.pod)):
+            leaf = _leaf_of(house, pod)
+            if leaf is None:
+                continue
+            room.take_w(leaf, house.reserve_on_w(pod, max(0, pod.need.gpus - pod.counted_gpus)))
+            if pod.node is None and (node := room.best_fit(pod.need, leaf, {})) is not None:
+                room.free[node] -= pod.need.gpus
+        return room
+
+    @classmethod
+    def empty(cls, house: House, held: Sequence[HeldPod]) -> Room:
+        """What would be left if every pod of ours left."""
+        left_w = {b.name: b.headroom_floor_w for b in house.budgets.values()}
+        room = cls(house, left_w, {n.name: n.gpus for n in house.nodes.values()})
+        for pod in held:
+            if (leaf := _leaf_of(house, pod)) is not None:
+                room.take_w(leaf, -house.reserve_on_w(pod, min(pod.need.gpus, pod.counted_gpus)))
+        return room
+
+    def take_w(self, leaf: str, watts: float) -> None:
+        for budget in self.house.chain(leaf):
+            self.left_w[budget.name] -= watts
+
+    def short(self, leaf: str, need_w: float) -> BudgetRoom | None:
+        """The budget from the leaf up that has the fewest watts left, if `need_w` does not fit below it."""
+        binding = [b for b in self.house.chain(leaf) if b.binding]
+        tightest = min(binding, key=lambda b: self.left_w[b.name], default=None)
+        if tightest is None or need_w <= 0 or need_w <= self.left_w[tightest.name] + TOLERANCE_W:
+            return None
+        return tightest
+
+    def best_fit(self, need: PodNeed, leaf: str, claimed: Mapping[str, Name]) -> str | None:
+        """The fullest node that still has the GPUs: large holes are kept for large replicas."""
+        fits = [n.name for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in claimed]
+        return min(fits, key=lambda name: (self.free[name], name), default=None)
+
+    def slack_w(self, leaf: str) -> float:
+        return min(self.left_w[b.name] for b in self.house.chain(leaf))
+
+    def place(self, pods: Sequence[PodNeed], claims: Claims) -> tuple[Choice, ...] | None:
+        """A leaf for every pod, taken; or None, and nothing is taken. Leaves with most watts left come first, which
+        spreads a cluster over failure domains and leaves every leaf room above its floors."""
+        if not pods:
+            return ()
+        need, rest = pods[0], pods[1:]
+        usable = self.house.usable(need)
+        for leaf in sorted(usable, key=lambda name: (-self.slack_w(name), name)):
+            reserve_w = self.house.reserve_w(need, leaf, need.gpus)
+            if self.short(leaf, reserve_w) is not None:
+                continue
+            if reserve_w > 0 and any(b.name in claims.budgets for b in self.house.chain(leaf)):
+                continue
+            node = self.best_fit(need, leaf, claims.nodes)
+            if node is None:
+                continue
+            self.take_w(leaf, reserve_w)
+            self.free[node] -= need.gpus
+            others = self.place(rest, claims)
+            if others is not None:
+                return (Choice(need, leaf, node, reserve_w), *others)
+            self.give_back((Choice(need, leaf, node, reserve_w),))
+        return None
+
+    def give_back(self, choices: Iterable[Choice]) -> None:
+        for choice in choices:
+            self.take_w(choice.leaf, -choice.reserve_w)
+            self.free[choice.node] += choice.need.gpus
+
+    def could_place(self, pods: Sequence[PodNeed]) -> bool:
+        """Whether they would fit; nothing is taken."""
+        placed = self.place(pods, Claims())
+        self.give_back(placed or ())
+        return placed is not None
+
+
+def _leaf_of(house: House, held: HeldPod) -> str | None:
+    """A bound pod draws where its node is, whatever its annotation says."""
+    node = house.nodes.get(held.node or "")
+    return node.leaf if node is not None else held.leaf

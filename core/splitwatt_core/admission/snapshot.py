@@ -1,0 +1,136 @@
+"""What power admission looks at, and what it answers: frozen data between the shell and `admission.plan_admission`.
+
+Watts of budgets are watts at the meter; watts per GPU are watts at the GPU. A node's `idle_floor_w` is what the budgets'
+`headroom_floor_w` already counts for each of its GPUs that runs none of our pods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from splitwatt_core.budget.tree import Selector
+from splitwatt_core.clusters import Role
+
+
+class Name(NamedTuple):
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRoom:
+    """One PowerBudget, leaf or not.
+
+    `headroom_floor_w`: meter watts that could still be promised to floors below it, all GPUs that are counted there at
+    their floors (`Keeper.floor_headroom_w`); negative when floors do not fit. `binding` False: its tree is in mode
+    Observe, which decides and reports but holds nothing back. `selector` is a leaf's, None elsewhere.
+    """
+
+    name: str
+    headroom_floor_w: float
+    parent: str | None = None
+    selector: Selector | None = None
+    binding: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRoom:
+    """One schedulable node of a leaf.
+
+    `gpus`: allocatable. `free_gpus`: those that no bound pod holds. `gpu_kind`: key into a pod's `floor_w`, "" while no
+    agent has reported the node's GPUs. `loss_factor`: watts at the meter per GPU watt.
+    """
+
+    name: str
+    leaf: str
+    labels: Mapping[str, str]
+    gpus: int
+    free_gpus: int
+    gpu_kind: str = ""
+    idle_floor_w: float = 0.0
+    loss_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PodNeed:
+    """What a pod asks for. `floor_w`: by GPU kind, the watts below which one of its GPUs must never be capped.
+
+    It may run on nodes that match `selector` and, when there are `terms`, at least one of those.
+    """
+
+    pod: Name
+    uid: str
+    cluster: Name
+    role: Role
+    gpus: int
+    floor_w: Mapping[str, float]
+    selector: Selector = field(default_factory=Selector)
+    terms: tuple[Selector, ...] = ()
+    created_s: float = 0.0
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        return self.selector.matches(labels) and (not self.terms or any(term.matches(labels) for term in self.terms))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPod:
+    """A pod past its gate. `leaf`: where its floor is reserved (its annotation) or, when bound, its node's.
+
+    `counted_gpus`: its GPUs whose floor the budgets' headroom counts already, because the node's agent reports the pod on
+    them; for the rest the reservation counts. `node` None: admitted, not yet scheduled. A terminating pod holds what it
+    has until it is gone, but no longer stands for its role.
+    """
+
+    need: PodNeed
+    leaf: str | None
+    node: str | None = None
+    counted_gpus: int = 0
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterWant:
+    cluster: Name
+    priority: int
+    replicas: Mapping[Role, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSnapshot:
+    """`waiting`: pods behind the gate. Pods of clusters that are not in `clusters` stay there."""
+
+    budgets: tuple[BudgetRoom, ...]
+    nodes: tuple[NodeRoom, ...]
+    clusters: tuple[ClusterWant, ...]
+    waiting: tuple[PodNeed, ...]
+    held: tuple[HeldPod, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Lift this pod's gate and tighten its node affinity to `selector`, the leaf's. `reserve_w` is at the meter."""
+
+    need: PodNeed
+    leaf: str
+    selector: Selector
+    reserve_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The condition PowerAdmitted of one cluster. `reason` is one CamelCase word, `message` has the numbers."""
+
+    admitted: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPlan:
+    admissions: tuple[Admission, ...]
+    verdicts: Mapping[Name, Verdict]

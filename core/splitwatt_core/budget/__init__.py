@@ -1,0 +1,1 @@
+"""A tree of budgets kept within its limits: facts in, one plan per step out. `keeper` is the way in."""

@@ -1,0 +1,133 @@
+"""What the operator's shell tells the keeper, and what the keeper answers: frozen data, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from splitwatt_core.budget.tree import LimitState
+from splitwatt_core.columns import Posture
+from splitwatt_core.policies.signature import Reason
+from splitwatt_core.protocol.contract import NodePower, Phase, Spec
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFact:
+    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID."""
+
+    name: str
+    labels: Mapping[str, str]
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodFact:
+    """A pod of ours that holds GPUs: which phase it runs and how it ranks. `natural_w`/`cliff_w` override the profile's."""
+
+    namespace: str
+    name: str
+    phase: Phase
+    priority: int
+    model: str = ""
+    power_ceiling_w: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterReading:
+    """One budget's meter: watts, and when the oldest contributing sample was taken (same clock as `now_s`)."""
+
+    power_w: float
+    sampled_s: float
+    series: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeterFailure:
+    """The query failed, or gave no data: not the same as zero watts (I5)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpecWrite:
+    """One NodePower spec to write, tied to the version it was decided on (R1)."""
+
+    name: str
+    uid: str
+    resource_version: int
+    spec: Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The API server's answer: the write is in this version."""
+
+    node_power: NodePower
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The API server said no (409 conflict, 404, 422): this write did not and will not happen."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Time-out, lost connection, 5xx: it may have happened, or may yet."""
+
+    reason: str
+
+
+Outcome = Written | Rejected | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetCondition:
+    type: str
+    status: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReport:
+    """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
+
+    name: str
+    limit: LimitState
+    charge_w: float
+    measured_w: float | None
+    posture: Posture
+    nodes: int
+    gpus: int
+    short_w: float
+    adoption_s: float | None
+    conditions: tuple[BudgetCondition, ...]
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a person would want to know: becomes a Kubernetes Event on `kind`/`name`."""
+
+    kind: str
+    name: str
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now. `create`: nodes whose NodePower is to be created, without spec (R3). `writes`: at most one per
+    object, and none while another is in flight. `verify`: nodes to read afresh, Node and NodePower both (R8).
+    `resign`: a higher term was seen, the process must stop at once (R2). `wake_s`: call again by then at the latest."""
+
+    create: tuple[str, ...] = ()
+    writes: tuple[SpecWrite, ...] = ()
+    verify: tuple[str, ...] = ()
+    budgets: Mapping[str, BudgetReport] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+    resign: str | None = None
+    wake_s: float = 0.0

@@ -1,0 +1,441 @@
+"""The operator's whole power law in one place: facts in, one plan per step out.
+
+A `Keeper` is one operator start (one term). The shell feeds it everything that watches, reads, queries and write results
+say, calls `step` about once a second (and at once after a budget changed), performs the plan, and reports each write's
+outcome. The keeper never trusts silence: a write whose outcome is unknown stays charged (R6), an absent object is charged
+until fresh reads prove it gone (R8), stale telemetry stops raises (I5).
+
+    facts --> ledger: who may draw what --> policy: who should draw what --> transition: lower, read back, raise --> writes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwatt_core.budget import gates, snapshots
+from splitwatt_core.budget.books import Book
+from splitwatt_core.budget.facts import (
+    BudgetCondition,
+    BudgetReport,
+    MeterFailure,
+    MeterReading,
+    NodeFact,
+    Note,
+    Outcome,
+    Plan,
+    PodFact,
+    Rejected,
+    SpecWrite,
+    Unknown,
+    Written,
+)
+from splitwatt_core.budget.fleet import Fleet, build_fleet
+from splitwatt_core.budget.gates import Gate
+from splitwatt_core.budget.reports import Judgement, report
+from splitwatt_core.budget.roster import Placement, Roster
+from splitwatt_core.budget.snapshots import Decided
+from splitwatt_core.budget.survey import Survey, take_survey
+from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
+from splitwatt_core.budget.tree import BudgetSpec, Tree, build_tree
+from splitwatt_core.budget.writer import Wish, compose, stamp
+from splitwatt_core.gpus import profiles as profile_law
+from splitwatt_core.gpus.profiles import Profile
+from splitwatt_core.policies.clocks import next_clocks
+from splitwatt_core.policies.signature import Policy
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_TERM, Mode, NodePower
+from splitwatt_core.protocol.ledger import NodeAccount
+
+__all__ = [
+    "BudgetCondition",
+    "BudgetReport",
+    "Keeper",
+    "MeterFailure",
+    "MeterReading",
+    "NodeFact",
+    "Note",
+    "Outcome",
+    "Plan",
+    "PodFact",
+    "Rejected",
+    "SpecWrite",
+    "Unknown",
+    "Written",
+]
+
+STEP_S: Final = 1.0
+DEFAULT_SETTLE_S: Final = 0.5
+MIN_WAKE_S: Final = 0.02
+
+
+class Keeper:
+    """See the module's docstring. Not thread-safe; all times are seconds of one wall clock (Unix time)."""
+
+    def __init__(self, *, term: int, policies: Mapping[str, Policy], profiles: Sequence[Profile] | None = None) -> None:
+        """`term` comes from the Lease (R2). `policies` by the name used in PowerBudget.spec.policy.type."""
+        if not 0 < term <= MAX_TERM:
+            raise ValueError(f"term must be between 1 and {MAX_TERM}, not {term}")
+        self._term = term
+        self._round = 0
+        self._policies = policies
+        self._profiles: Sequence[Profile] = profile_law.builtin() if profiles is None else profiles
+        self.budgets: dict[str, BudgetSpec] = {}
+        self.books: dict[str, Book] = {}
+        self._tree: Tree = build_tree({})
+        self.roster = Roster()
+        self._pods: dict[tuple[str, str], PodFact] = {}
+        self._in_flight: dict[str, SpecWrite] = {}
+        self._settle_s_by_leaves: dict[tuple[str, ...], float] = {}
+        self._notes: list[Note] = []
+        self._resign: str | None = None
+        self._headroom_w: dict[str, float] = {}
+        self._floors_counted: Mapping[tuple[str, str], int] = {}
+        self._memories: snapshots.Memories = {}
+
+    # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
+
+    def on_budget(self, spec: BudgetSpec, now_s: float) -> None:
+        book = self.books.get(spec.name)
+        if book is None or book.uid != spec.uid:
+            book = self.books[spec.name] = Book.open(spec, now_s)
+        self._notes.extend(book.see_limit(spec, now_s))
+        self.budgets[spec.name] = spec
+        self._replant()
+
+    def on_budget_gone(self, name: str, now_s: float) -> None:
+        """Its nodes hold their caps (I5); nothing is charged to it any more."""
+        self.budgets.pop(name, None)
+        self.books.pop(name, None)
+        self._headroom_w.pop(name, None)
+        self._replant()
+
+    def _replant(self) -> None:
+        self._tree = build_tree(self.budgets)
+        self._settle_s_by_leaves.clear()
+
+    def on_profiles(self, profiles: Sequence[Profile]) -> None:
+        """The PowerProfiles in force, most specific first."""
+        self._profiles = profiles
+
+    def on_node(self, node: NodeFact, now_s: float) -> None:
+        if self.roster.see_node(node):
+            self._notes.append(Note("Node", node.name, "NodeRebooted", "new boot: its GPUs count at their default limit"))
+        self._refresh(self.roster.account(node.name), now_s)
+
+    def on_node_gone(self, name: str, now_s: float) -> None:
+        """The Node vanished; its charge stays with its NodePower, or until fresh reads find neither (R8)."""
+        account = self.roster.nodes.get(name)
+        if account is not None:
+            account.present = False
+            self._refresh(account, now_s)
+
+    def on_node_lease(self, node: str, renewed_s: float) -> None:
+        account = self.roster.nodes.get(node)
+        if account is not None:
+            account.lease_s = max(account.lease_s, renewed_s)
+
+    def on_node_power(self, node_power: NodePower, now_s: float) -> None:
+        known = max(node_power.spec.term if node_power.spec is not None else 0, node_power.status.observed_term)
+        if known > self._term:
+            self._resign = (
+                f"NodePower {node_power.name} knows term {known}, above ours ({self._term}): another operator took over, "
+                "or the API server's store was restored"
+            )
+        account = self.roster.account(node_power.name)
+        if account.observe(node_power, now_s, term=self._term):
+            self._refresh(account, now_s)
+
+    def on_node_power_gone(self, name: str, now_s: float, uid: str = "") -> None:
+        """`uid` of the deleted object, where known: a late word of an earlier object is ignored."""
+        account = self.roster.nodes.get(name)
+        if account is not None and account.forget_object(uid):
+            self._refresh(account, now_s)
+
+    def on_absence_verified(self, name: str, now_s: float) -> None:
+        """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8)."""
+        self.roster.forget(name)
+
+    def on_pod(self, pod: PodFact) -> None:
+        self._pods[(pod.namespace, pod.name)] = pod
+
+    def on_pod_gone(self, namespace: str, name: str) -> None:
+        self._pods.pop((namespace, name), None)
+
+    def on_meter(self, budget: str, reading: MeterReading | MeterFailure, now_s: float) -> None:
+        book, spec = self.books.get(budget), self.budgets.get(budget)
+        if book is not None and spec is not None:
+            book.see_meter(spec, reading, now_s)
+
+    def on_agent_power(self, node: str, power_w: float, sampled_s: float) -> None:
+        """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
+        account = self.roster.nodes.get(node)
+        if account is not None and sampled_s >= account.sample_s:
+            account.sample_s, account.sample_w = sampled_s, power_w
+
+    def on_outcome(self, write: SpecWrite, outcome: Outcome, now_s: float) -> None:
+        """Charged since `step`; only an acknowledgement retires it, whatever the outcome (R6)."""
+        if self._in_flight.get(write.name) is write:
+            del self._in_flight[write.name]
+        if isinstance(outcome, Written):
+            self.on_node_power(outcome.node_power, now_s)
+
+    def on_created(self, name: str, node_power: NodePower | None, now_s: float) -> None:
+        """A NodePower of `Plan.create` was created, or (None) could not be."""
+        self.roster.created(name)
+        if node_power is not None:
+            self.on_node_power(node_power, now_s)
+
+    # -------------------------------------------------------------------------------------------------------- the step
+
+    def step(self, now_s: float) -> Plan:
+        """Decide. Grants in the returned writes are already charged."""
+        notes, self._notes = self._notes, []
+        for account in self.roster.nodes.values():
+            self._refresh(account, now_s)
+        for book in self.books.values():
+            book.advance(now_s)
+        placements, conflicts = self.roster.placements(self.budgets, observing=self._observing())
+        fleet = build_fleet(
+            tree=self._tree,
+            budgets=self.budgets,
+            placements=placements,
+            pods=self._pods,
+            profiles=self._profiles,
+            now_s=now_s,
+        )
+        surveys = take_survey(
+            fleet,
+            placements,
+            budgets=self.budgets,
+            tree=self._tree,
+            opened_s={name: book.opened_s for name, book in self.books.items()},
+            now_s=now_s,
+        )
+        charged_w = np.array([survey.charged_w for survey in surveys])
+        target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
+        notes.extend(self._judge(fleet, surveys, now_s))
+        withheld_w = gates.withheld_w(fleet, self.budgets, self.books)
+        allowance_w = target_w - withheld_w - fleet.rest_w
+        whole, fleet = fleet, fleet.without_late(allowance_w)
+        decided = self._decide(fleet, allowance_w, now_s)
+        aside = whole.steerable & ~fleet.steerable
+        wanted_w = self._decide(whole, allowance_w, now_s).cap_w if aside.any() else decided.cap_w
+        self._memories = decided.memories
+        frozen = gates.frozen(fleet, placements, surveys, budgets=self.budgets, books=self.books, tree=self._tree, now_s=now_s)
+        safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)
+        single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
+        gate = Gate(
+            frozen=frozen.keys() | safe_over.keys(),
+            nodes=single,
+            headroom_w=target_w - charged_w,
+            withheld_w=withheld_w,
+            over_elsewhere=gates.over_elsewhere(fleet, placements, self._tree, target_w - charged_w),
+        )
+        assert not (aside & (fleet.granted_w == UNKNOWN_CAP)).any(), "who was granted nothing owes no acknowledgement"
+        # Whoever stands aside is not counted on, but told to go down all the same: a raise that it owes may be too much now.
+        cap_w = np.where(aside, np.minimum(fleet.granted_w, wanted_w), decided.cap_w).astype(np.int32)
+        may_raise = gates.may_raise(fleet, gate)
+        caps = self._next_caps(fleet, cap_w, aside, gate, may_raise)
+        clocks = next_clocks(
+            target_mhz=decided.clock_mhz,
+            granted_mhz=fleet.clocks.granted_mhz,
+            steerable=fleet.steerable,
+            may_raise=may_raise,
+        )
+        writes = self._writes(fleet, placements, caps, clocks, now_s)
+        self._remember_headroom(fleet, allowance_w)
+        reports, fresh_notes = report(
+            Judgement(
+                fleet=fleet,
+                tree=self._tree,
+                budgets=self.budgets,
+                books=self.books,
+                surveys=surveys,
+                short_w=decided.short_w,
+                safe_over_w=safe_over,
+                conflicts=conflicts,
+                frozen=frozen,
+                decisions=decided.by_root,
+                mute=fleet.mute & aside,
+            ),
+            now_s,
+        )
+        return Plan(
+            create=self.roster.to_create(placements),
+            writes=writes,
+            verify=self.roster.to_verify(now_s),
+            budgets=reports,
+            notes=(*notes, *self._drain_notes(), *fresh_notes),
+            resign=self._resign,
+            wake_s=self._wake(now_s),
+        )
+
+    def _drain_notes(self) -> list[Note]:
+        notes, self._notes = self._notes, []
+        return notes
+
+    # ------------------------------------------------------------------------------------------------- where nodes stand
+
+    def _settle_s(self, account: NodeAccount) -> float:
+        """The longest of all budgets that count the node: its watts are not free before every one of them says so."""
+        spec = account.object.spec if account.object is not None else None
+        names = spec.budgets if spec is not None else ()
+        if names not in self._settle_s_by_leaves:
+            counting = {up for leaf in names if leaf in self.budgets for up in self._tree.chain(leaf)}
+            self._settle_s_by_leaves[names] = max(
+                (self.budgets[name].settle_ms / 1000.0 for name in counting), default=DEFAULT_SETTLE_S
+            )
+        return self._settle_s_by_leaves[names]
+
+    def _refresh(self, account: NodeAccount, now_s: float) -> None:
+        account.refresh(now_s, settle_s=self._settle_s(account))
+
+    def _root(self, p: Placement) -> BudgetSpec:
+        """The root that rules the node. Below a budget whose place in its tree is wrong the tree's mode is unknown: what was
+        begun there goes on, and nothing new begins."""
+        root = self.budgets[self._tree.root[p.leaves[0]]]
+        if root.name not in self._tree.fault:
+            return root
+        written = p.node.object.spec if p.node.object is not None else None
+        return replace(root, mode=Mode.OBSERVE if written is None else written.mode)
+
+    def _observing(self) -> frozenset[str]:
+        """Budgets of trees that grant nothing."""
+        return frozenset(
+            name
+            for name, root in self._tree.root.items()
+            if root not in self._tree.fault and self.budgets[root].mode is Mode.OBSERVE
+        )
+
+    def _judge(self, fleet: Fleet, surveys: Sequence[Survey], now_s: float) -> list[Note]:
+        """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
+        notes: list[Note] = []
+        below_w: dict[str, float | None] = {}
+        for b in range(len(fleet.names) - 1, -1, -1):
+            name = fleet.names[b]
+            spec, book = self.budgets[name], self.books[name]
+            adopted = surveys[b].unadopted == 0 and surveys[b].nodes > 0
+            children_w = below_w.get(name)
+            own_w = None if children_w is None else children_w + spec.fixed_w
+            notes.extend(book.judge(spec, surveys[b], now_s, adopted=adopted, below_w=own_w))
+            up = self._tree.parent[name]
+            if up is not None:
+                so_far = below_w.get(up, 0.0)
+                # A budget without nodes has nothing to measure, which must not make those above it forget what theirs read.
+                empty = book.measured_w is None and surveys[b].nodes == 0
+                mine_w = float(spec.fixed_w) if empty else book.measured_w
+                below_w[up] = None if so_far is None or mine_w is None else so_far + mine_w
+        return notes
+
+    # --------------------------------------------------------------------------------------------- what may be given out
+
+    def _decide(self, fleet: Fleet, allowance_w: NDArray[np.float64], now_s: float) -> Decided:
+        return snapshots.decide(
+            fleet,
+            tree=self._tree,
+            budgets=self.budgets,
+            books=self.books,
+            policies=self._policies,
+            memories=self._memories,
+            allowance_w=allowance_w,
+            now_s=now_s,
+        )
+
+    def _next_caps(
+        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: NDArray[np.bool_], gate: Gate, may_raise: NDArray[np.bool_]
+    ) -> NDArray[np.int32]:
+        # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
+        reached = fleet.steerable | aside | (fleet.granted_w == UNKNOWN_CAP)
+        target_w = np.where(reached, cap_w, fleet.granted_w)
+        return next_caps(
+            TransitionInput(
+                leaf=fleet.gpus.leaf,
+                group=fleet.gpus.group,
+                priority=fleet.gpus.priority,
+                target_w=target_w.astype(np.int32),
+                granted_w=fleet.granted_w,
+                min_w=np.array([a.min_w for a in fleet.accounts], dtype=np.int32),
+                charge_w=fleet.charge_w,
+                trusted=fleet.trusted,
+                may_raise=may_raise,
+                over_elsewhere=np.array([node.name in gate.over_elsewhere for node in fleet.owner], dtype=np.bool_),
+                loss_factor=fleet.gpus.loss_factor,
+                parent=fleet.parent,
+                headroom_w=gate.headroom_w,
+                reserve_w=gate.withheld_w,
+            )
+        )
+
+    def _remember_headroom(self, fleet: Fleet, allowance_w: NDArray[np.float64]) -> None:
+        left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.floor_w())
+        self._headroom_w = {name: float(left_w[b]) for b, name in enumerate(fleet.names)}
+        counted: dict[tuple[str, str], int] = {}
+        for i, account in enumerate(fleet.accounts):
+            if account.workload is not None and fleet.steerable[i] and not fleet.late[i]:
+                key = (account.workload.namespace, account.workload.pod)
+                if key in self._pods:
+                    counted[key] = counted.get(key, 0) + 1
+        self._floors_counted = counted
+
+    def floor_headroom_w(self, budget: str) -> float:
+        """Meter watts that could still be promised to floors below this budget: its allowance less the cliffs of all GPUs
+        that run something and the minimum of those that do not, as of the last step. Zero for an unknown budget."""
+        return self._headroom_w.get(budget, 0.0)
+
+    def floors_counted(self) -> Mapping[tuple[str, str], int]:
+        """By (namespace, pod): how many of its GPUs that headroom counts at their cliff. Of the same step, so that power
+        admission neither drops a reservation too early nor counts it twice."""
+        return self._floors_counted
+
+    # --------------------------------------------------------------------------------------------------------- writes
+
+    def _writes(
+        self,
+        fleet: Fleet,
+        placements: Sequence[Placement],
+        caps: NDArray[np.int32],
+        clocks: NDArray[np.int32],
+        now_s: float,
+    ) -> tuple[SpecWrite, ...]:
+        rows: dict[str, list[int]] = {}
+        for i, node in enumerate(fleet.owner):
+            rows.setdefault(node.name, []).append(i)
+        number = self._term * GRANTS_PER_TERM + self._round + 1
+        writes: list[SpecWrite] = []
+        for p in placements:
+            node, root = p.node, self._root(p)
+            if node.object is None or node.name in self._in_flight or (node.stamped and not node.present):
+                continue
+            if node.stamped:
+                wishes = [Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i]) for i in rows.get(node.name, ())]
+                moves = self.roster.moves[node.name]
+                spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
+            else:
+                spec = stamp(p, term=self._term, root=root)
+            if spec == node.object.spec:
+                continue
+            for grant in spec.gpus:
+                if grant.uuid in node.gpus:
+                    node.gpus[grant.uuid].learn(grant)
+            self._refresh(node, now_s)
+            write = SpecWrite(node.name, node.object.uid, node.object.resource_version, spec)
+            self._in_flight[node.name] = write
+            writes.append(write)
+        if writes:
+            self._round += 1
+            if self._round + 1 >= GRANTS_PER_TERM:
+                self._resign = "this term's grant numbers are used up: restart for a new term"
+        return tuple(writes)
+
+    def _wake(self, now_s: float) -> float:
+        """When the next thing falls due: a charge that settles, a limit that comes into force, the next second."""
+        due = [now_s + STEP_S]
+        for account in self.roster.nodes.values():
+            due.extend(at for gpu in account.gpus.values() if (at := gpu.settles_at_s) is not None)
+        for book in self.books.values():
+            due.extend(at for _, at in book.limit.pending)
+        return max(now_s + MIN_WAKE_S, min(due))

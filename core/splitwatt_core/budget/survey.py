@@ -1,0 +1,92 @@
+"""What the fleet shows below each budget at one moment: charged, modelled, measured by whom, adopted by now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from splitwatt_core.budget.fleet import Fleet
+from splitwatt_core.budget.roster import Placement, managed
+from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.protocol.contract import Health, Mode
+from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
+from splitwatt_core.trees import sum_below
+
+UNMANAGED_AFTER_S: Final = 30.0
+"""A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One budget. Watts at the meter.
+
+    modelled_w: agents' GPU watts with losses (of a silent agent: its GPUs' charges, or what it does not tell would look like
+    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
+    fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
+    acknowledged nor known to be incapable. nodes: all of them.
+    """
+
+    charged_w: float
+    modelled_w: float
+    silent: int
+    unmeasured: int
+    unadopted: int
+    nodes: int
+
+
+def take_survey(
+    fleet: Fleet,
+    placements: Sequence[Placement],
+    *,
+    budgets: Mapping[str, BudgetSpec],
+    tree: Tree,
+    opened_s: Mapping[str, float],
+    now_s: float,
+) -> tuple[Survey, ...]:
+    """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
+    index = {name: b for b, name in enumerate(fleet.names)}
+    agent_w, silent, unmeasured, unadopted = (np.zeros(len(index)) for _ in range(4))
+    for p in placements:
+        leaf = p.leaves[0]
+        b = index[leaf]
+        stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+        charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
+        agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
+        silent[b] += managed(p.node) and stale
+        unmeasured[b] += stale
+        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
+        unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
+    charged_w = fleet.charged_w()
+    modelled_w = sum_below(fleet.parent, agent_w) + fleet.rest_w
+    silent, unmeasured, unadopted = (sum_below(fleet.parent, own) for own in (silent, unmeasured, unadopted))
+    return tuple(
+        Survey(
+            charged_w=float(charged_w[b]),
+            modelled_w=float(modelled_w[b]),
+            silent=int(silent[b]),
+            unmeasured=int(unmeasured[b]),
+            unadopted=int(unadopted[b]),
+            nodes=int(fleet.nodes[b]),
+        )
+        for b in range(len(index))
+    )
+
+
+def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:
+    """Every GPU acknowledged, or found incapable and charged its default limit (I1). Whose agent is dead is incapable."""
+    node = p.node
+    if node.present and not node.stamped:
+        return False
+    if observing:
+        return True
+    if not managed(node):
+        return open_for_s > UNMANAGED_AFTER_S
+    alive = node.alive(now_s)
+    return all(
+        (gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling)
+        or (gpu.charge_w >= gpu.default_w and (not alive or gpu.health is not Health.OK))
+        for gpu in node.gpus.values()
+    )

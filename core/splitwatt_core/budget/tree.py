@@ -1,0 +1,211 @@
+"""PowerBudgets as frozen data: selectors, the tree, and the limit in force.
+
+A raised limit is in force at once; a lowered one after a grace period that starts when a fenced operator first saw it
+(I1, R9). Decisions aim at the lower of the two from the first moment; only the judgement waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from splitwatt_core.policies.signature import Unassigned
+from splitwatt_core.protocol.contract import Mode
+
+MAX_PENDING_LIMITS: Final = 16
+"""Lowered limits that wait for their grace; beyond it the two newest are merged to the earlier date."""
+MAX_DEPTH: Final = 16
+"""Levels of budgets: region, site, hall, row, rack and room to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One matchExpressions entry; operator is In, NotIn, Exists or DoesNotExist."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case "DoesNotExist":
+                return self.key not in labels
+        raise ValueError(f"selector operator must be In, NotIn, Exists or DoesNotExist, not {self.operator!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A Kubernetes label selector: all labels and all requirements hold. The empty one matches every node."""
+
+    match_labels: Mapping[str, str] = field(default_factory=dict)
+    match_expressions: tuple[Requirement, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        return all(labels.get(k) == v for k, v in self.match_labels.items()) and all(
+            requirement.matches(labels) for requirement in self.match_expressions
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MeterSpec:
+    selector: str
+    aggregate: str = "Sum"
+    expected_series: int = 1
+    max_age_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """`pending`: lowered limits that wait for their grace, each with the Unix time at which it comes into force."""
+
+    spec_w: int
+    in_force_w: int
+    since_s: float
+    pending: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def target_w(self) -> int:
+        """What decisions aim at."""
+        return min(self.spec_w, self.in_force_w)
+
+    def observe(self, spec_w: int, now_s: float, grace_s: float) -> LimitState:
+        """An active operator sees `spec_w` in the spec at `now_s`."""
+        state = self.at(now_s)
+        if spec_w >= state.in_force_w:
+            return replace(
+                state,
+                spec_w=spec_w,
+                in_force_w=spec_w,
+                since_s=now_s if spec_w > state.in_force_w else state.since_s,
+                pending=(),
+            )
+        # A limit lowered and then raised part of the way: the higher value takes over the earlier date, for the owner
+        # asked for at most that much since then.
+        due = min((at_s for limit_w, at_s in state.pending if limit_w <= spec_w), default=now_s + grace_s)
+        pending = [(limit_w, at_s) for limit_w, at_s in state.pending if limit_w > spec_w and at_s < due]
+        pending.append((spec_w, due))
+        if len(pending) > MAX_PENDING_LIMITS:
+            (_, early), (low_w, _) = pending[-2:]
+            pending[-2:] = [(low_w, early)]
+        return replace(state, spec_w=spec_w, pending=tuple(pending))
+
+    def at(self, now_s: float) -> LimitState:
+        """The state at a later time: pending limits whose grace is over are in force."""
+        state = self
+        for limit_w, at_s in sorted(self.pending, key=lambda p: p[1]):
+            if at_s <= now_s:
+                state = replace(state, in_force_w=min(limit_w, state.in_force_w), since_s=at_s, pending=state.pending[1:])
+        return state
+
+
+def new_limit(spec_w: int, now_s: float) -> LimitState:
+    return LimitState(spec_w=spec_w, in_force_w=spec_w, since_s=now_s)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """One PowerBudget. `selector` None: not a leaf. Root-only fields are ignored below the root.
+    `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
+    brought it into force."""
+
+    name: str
+    uid: str
+    generation: int
+    limit_w: int
+    parent: str | None = None
+    mode: Mode = Mode.STRICT
+    policy: str = "PhaseAware"
+    unassigned: Unassigned = Unassigned.MINIMUM
+    safe_cap_w: int | None = None
+    reserve_w: int = 0
+    selector: Selector | None = None
+    non_gpu_w_per_node: int = 0
+    unmanaged_w_per_node: int = 0
+    fixed_w: int = 0
+    overhead_percent: int = 0
+    meter: MeterSpec | None = None
+    limit_grace_s: float = 5.0
+    settle_ms: int = 500
+    limit_state: LimitState | None = None
+    adopted: bool = False
+
+    @property
+    def loss_factor(self) -> float:
+        """Watts at the meter per GPU watt."""
+        return 1.0 + self.overhead_percent / 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A forest in order, parents before children. `fault` names budgets whose place in it is wrong, with the sentence
+    that says what to change; such a budget stands as a root of its own, so that its limit is still kept. Mode and policy
+    of its tree are unknown then, so nodes that hold no grants yet are granted none."""
+
+    order: tuple[str, ...]
+    parent: Mapping[str, str | None]
+    root: Mapping[str, str]
+    fault: Mapping[str, str]
+
+    def chain(self, name: str) -> tuple[str, ...]:
+        """The budget and all its ancestors, itself first."""
+        found = [name]
+        while (up := self.parent[found[-1]]) is not None:
+            found.append(up)
+        return tuple(found)
+
+
+def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
+    """Order the forest and say what is wrong with it: a missing parent, a cycle, a parent that selects nodes itself."""
+    parent: dict[str, str | None] = {}
+    fault: dict[str, str] = {}
+    for name, budget in sorted(budgets.items()):
+        parent[name] = budget.parent
+        if budget.parent is None:
+            continue
+        above = budgets.get(budget.parent)
+        if above is None:
+            fault[name] = f"spec.parent names PowerBudget {budget.parent!r}, which does not exist: create it or name another"
+        elif above.selector is not None:
+            fault[name] = (
+                f"spec.parent names {budget.parent!r}, which selects nodes itself: "
+                "remove spec.nodeSelector from it or name another"
+            )
+        else:
+            wrong = _wrong_above(budgets, name)
+            if wrong is not None:
+                fault[name] = wrong
+        if name in fault:
+            parent[name] = None
+    order: list[str] = []
+    root: dict[str, str] = {}
+    children: dict[str | None, list[str]] = {}
+    for name in sorted(parent):
+        children.setdefault(parent[name], []).append(name)
+    stack = [(name, name) for name in reversed(children.get(None, []))]
+    while stack:
+        name, top = stack.pop()
+        order.append(name)
+        root[name] = top
+        stack.extend((child, top) for child in reversed(children.get(name, [])))
+    return Tree(order=tuple(order), parent=parent, root=root, fault=fault)
+
+
+def _wrong_above(budgets: Mapping[str, BudgetSpec], start: str) -> str | None:
+    """What is wrong with the way up from `start`: it comes back to it, or has too many levels."""
+    path = [start]
+    while (above := budgets.get(path[-1])) is not None and above.parent is not None:
+        if above.parent == start:
+            return f"spec.parent closes a cycle ({' -> '.join((*path, start))}): remove spec.parent from one of them"
+        if above.parent in path:
+            return None  # the cycle lies above: its own members are faulted
+        path.append(above.parent)
+        if len(path) > MAX_DEPTH:
+            return f"spec.parent puts it more than {MAX_DEPTH} levels deep: name a budget higher up, or remove it"
+    return None

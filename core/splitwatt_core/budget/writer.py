@@ -1,0 +1,92 @@
+"""Composing NodePower specs: the stamp of a new term, and grants (PROTOCOL R1, R3, R4, R6).
+
+A line is kept as it stands while nothing about it changes. A new cap or a move to another rack makes a new grant with this
+round's number, which carries the charge of this moment for a successor (R4); a phase or a clock lock is told under the grant
+that stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from splitwatt_core.budget.roster import DROPPED, Placement
+from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, Phase, Spec
+from splitwatt_core.protocol.ledger import GpuAccount
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one GPU's line should say. `clock_mhz` 0: no lock. `cap_w` 0: nothing can be granted yet."""
+
+    account: GpuAccount
+    cap_w: int
+    clock_mhz: int
+    phase: Phase
+
+
+def stamp(p: Placement, *, term: int, root: BudgetSpec) -> Spec:
+    """The present term on the object, and nothing else new (R3). Lines written for another object must not come to life."""
+    assert p.node.object is not None
+    old = p.node.object.spec
+    kept = old if old is not None and old.for_uid == p.node.object.uid else None
+    return Spec(
+        term=term,
+        for_uid=p.node.object.uid,
+        mode=root.mode,
+        node_limit_w=kept.node_limit_w if kept is not None else None,
+        budgets=p.leaves,
+        gpus=kept.gpus if kept is not None else (),
+    )
+
+
+def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, root: BudgetSpec, moves: dict[str, int]) -> Spec:
+    """The spec that says all wishes. `number` is this round's grant number. Marks in `moves` which grant follows a move."""
+    assert p.node.object is not None
+    old = p.node.object.spec
+    held = frozenset(old.gpus) if old is not None else frozenset()
+    moved = any(since == NO_GRANT for since in moves.values())
+    grants = []
+    limit_w = 0
+    for wish in wishes:
+        row = wish.account.row
+        if root.mode is Mode.OBSERVE or wish.cap_w <= 0:
+            if row is not None and row in held:
+                grants.append(row)  # Observe grants nothing, and takes nothing back
+            limit_w += wish.account.charge_w
+            continue
+        grants.append(_line(wish, held, number=number, safe_cap_w=root.safe_cap_w, moved=moved))
+        # What a sick GPU may draw is charged already, and its rack's neighbours pay for it: the guard need not cut again.
+        limit_w += wish.cap_w if wish.account.health is Health.OK else max(wish.cap_w, wish.account.charge_w)
+    if moved:
+        moves.update({leaf: number for leaf, since in moves.items() if since == NO_GRANT})
+    return Spec(
+        term=term,
+        for_uid=p.node.object.uid,
+        mode=root.mode,
+        node_limit_w=limit_w if grants and root.mode is not Mode.OBSERVE else None,
+        budgets=tuple(leaf for leaf in p.leaves if moves.get(leaf) != DROPPED),
+        gpus=tuple(grants),
+    )
+
+
+def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | None, moved: bool) -> Grant:
+    account = wish.account
+    safe_w = wish.cap_w if safe_cap_w is None else min(wish.cap_w, max(safe_cap_w, account.min_w))
+    clock = wish.clock_mhz or None
+    row = account.row
+    says = (wish.cap_w, safe_w)
+    if row is not None and row in held and not moved and says == (row.cap_w, row.safe_cap_w):
+        # A lock counts in no sum. As a new grant it would carry today's charge along, and owe an acknowledgement.
+        same = (row.phase, row.max_clock_mhz) == (wish.phase, clock)
+        return row if same else replace(row, phase=wish.phase, max_clock_mhz=clock)
+    return Grant(
+        uuid=account.uuid,
+        grant=number,
+        cap_w=wish.cap_w,
+        safe_cap_w=safe_w,
+        charge_w=max(account.charge_w, wish.cap_w),
+        max_clock_mhz=clock,
+        phase=wish.phase,
+    )

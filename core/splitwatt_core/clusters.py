@@ -1,0 +1,118 @@
+"""The core's view of an `InferenceCluster`: what rendering and power admission need to know, as frozen data.
+
+Built from the API models in one place (`splitwatt_api.convert`), with every default already filled in. Invariant: a
+`ClusterSpec` is complete, so rendering needs no look at anything else; what it cannot render raises `SpecError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, Phase
+
+PRIORITY_HIGH: Final = 100
+"""`priority: High`; integers between and beyond are classes of the user's own. Higher is served first."""
+PRIORITY_LOW: Final = 0
+
+DEFAULT_ENGINE_PORT: Final = 8000
+"""vLLM's own default port for its OpenAI-compatible API, /health and /metrics."""
+DEFAULT_SIDE_CHANNEL_PORT: Final = 5600
+"""vLLM's default VLLM_NIXL_SIDE_CHANNEL_PORT: where decode asks prefill for the KV cache's addresses."""
+DEFAULT_CONNECTOR: Final = "NixlConnector"
+
+MAX_REPLICAS: Final = 1000
+MAX_ENGINE_ARGS: Final = 64
+
+
+class SpecError(ValueError):
+    """A cluster that cannot be rendered; the message is one sentence that says what to change."""
+
+
+class EngineType(StrEnum):
+    VLLM = "VLLM"
+    EMULATED = "Emulated"
+
+
+class Role(StrEnum):
+    """Values of the labels splitwatt.io/role and llm-d.ai/role."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+    @property
+    def phase(self) -> Phase:
+        return Phase.PREFILL if self is Role.PREFILL else Phase.DECODE
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `render_overlay`.
+
+    `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy.
+    """
+
+    replicas: int
+    gpus_per_replica: int
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    power_ceiling_w: int | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replicas <= MAX_REPLICAS:
+            raise SpecError(f"replicas must be between 0 and {MAX_REPLICAS}, not {self.replicas}")
+        if not 1 <= self.gpus_per_replica <= MAX_GPUS_PER_NODE:
+            raise SpecError(f"gpusPerReplica must be between 1 and {MAX_GPUS_PER_NODE}, not {self.gpus_per_replica}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """`image` None: the release's default for this engine type. `args` are appended to the rendered ones."""
+
+    type: EngineType
+    image: str | None = None
+    port: int = DEFAULT_ENGINE_PORT
+    args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.args) > MAX_ENGINE_ARGS:
+            raise SpecError(f"engine.args has {len(self.args)} entries; at most {MAX_ENGINE_ARGS} are taken")
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransferSpec:
+    """`extra_config` becomes kv_connector_extra_config as it is."""
+
+    connector: str = DEFAULT_CONNECTOR
+    side_channel_port: int = DEFAULT_SIDE_CHANNEL_PORT
+    extra_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SloSpec:
+    """None: not asked for."""
+
+    ttft_p99_ms: int | None = None
+    tbt_p99_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """One InferenceCluster. `uid` and `generation` come from its metadata."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    model: str
+    engine: EngineSpec
+    prefill: RoleSpec
+    decode: RoleSpec
+    priority: int = PRIORITY_HIGH
+    slo: SloSpec = field(default_factory=SloSpec)
+    kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
+
+    def role(self, role: Role) -> RoleSpec:
+        return self.prefill if role is Role.PREFILL else self.decode

@@ -1,0 +1,352 @@
+"""The agent's half of the protocol: which caps to set, and what may be acknowledged (PROTOCOL R10-R15).
+
+One `Enforcer` per node, fed by the agent's loop: versions of the node's own NodePower, readbacks of every GPU, and the
+begin and end of every setter call. It answers with setter calls to make and with the status lines to report.
+
+What it protects: an acknowledgement of grant g means that g was applied, that no setter call of that GPU is outstanding
+(a hung one may still complete), and that the management limit *and* the enforced limit were read back at or below g's
+cap. Nothing here ever raises a cap because something is missing: without a readable object the caps are held (R15), and
+what was persisted may only lower (R11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Workload
+
+RETRY_S: Final = 1.0
+"""Wait between two setter calls that should have had the same effect."""
+HUNG_S: Final = 2.0
+"""A setter call that has not returned for this long is called hung; a lower cap is then set beside it."""
+MAX_OUTSTANDING: Final = 4
+"""Setter calls of one GPU that may hang at once; beyond it we only wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuIdentity:
+    """What never changes while the driver is loaded. Milliwatts, as NVML gives them."""
+
+    uuid: str
+    model: str
+    min_mw: int
+    max_mw: int
+    default_mw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Readback:
+    """One GPU read at one moment. None: the call failed; `health` then says how."""
+
+    management_mw: int | None
+    enforced_mw: int | None
+    health: Health = Health.OK
+    power_mw: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is persisted before it is applied (R12): the highest term, and per GPU the highest grant with its cap in watts."""
+
+    term: int = 0
+    grants: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SetCap:
+    """Call nvmlDeviceSetPowerManagementLimit(cap_mw) on this GPU, in its own thread: it may hang."""
+
+    uuid: str
+    cap_mw: int
+
+
+@dataclass(frozen=True, slots=True)
+class LockClock:
+    """Lock SM clocks to at most `max_mhz`; None resets the lock."""
+
+    uuid: str
+    max_mhz: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """First make `persist` durable (when not None) and say so by `Enforcer.persisted`, then make the calls. Calls beside a
+    record only lower: they are right even where the disk refuses. Raises come with the next tick after `persisted`, so
+    tick again at once."""
+
+    persist: Record | None = None
+    set_caps: tuple[SetCap, ...] = ()
+    clocks: tuple[LockClock, ...] = ()
+
+
+class Verdict(StrEnum):
+    """What became of an observed object; all but ACCEPTED leave every cap as it is."""
+
+    ACCEPTED = "Accepted"
+    ABSENT = "Absent"
+    UNSYNCED = "Unsynced"
+    OLDER_VERSION = "OlderVersion"
+    WRONG_UID = "WrongUID"
+    LOWER_TERM = "LowerTerm"
+    NO_SPEC = "NoSpec"
+
+
+NOTHING_TOLD: Final = -1
+"""In place of a clock lock: this life of the agent has asked the driver for none yet."""
+
+
+@dataclass(slots=True)
+class _Gpu:
+    identity: GpuIdentity
+    target: Grant | None = None
+    set_ok: int = NO_GRANT
+    """The grant for which a setter call last reported success."""
+    acked: int = NO_GRANT
+    acked_cap_w: int = 0
+    starts: list[float] = field(default_factory=list)
+    """When the calls began that have not returned, oldest first. One that returns is taken for the newest: hung calls are
+    old, and calling one hung too early only lets a lower cap be set beside it."""
+    started_s: float = float("-inf")
+    called: tuple[int, int] = (NO_GRANT, 0)
+    """Grant and milliwatts of the last setter call."""
+    asked_mw: int = 0
+    """The highest limit that our calls for grants above the acknowledged one asked for."""
+    setter_health: Health | None = None
+    ineffective: bool = False
+    recorded: int = NO_GRANT
+    """The newest grant that an earlier life of the agent took in."""
+    clock_mhz: int | None = NOTHING_TOLD
+    """The lock last asked of the driver; None: none."""
+    readback: Readback = field(default_factory=lambda: Readback(None, None, Health.UNKNOWN))
+    hung: bool = False
+
+
+def _tells_of_clocks(first: Grant, recorded: int) -> bool:
+    """Whether the first grant after a start of the agent needs a call. The driver may still keep a lock that was taken away
+    while no agent ran, or whose reset never came through; where nothing was ever granted, clocks are left alone."""
+    return first.max_clock_mhz is not None or recorded != NO_GRANT
+
+
+def watts_up(mw: int) -> int:
+    """Milliwatts to whole watts, upwards: a reported limit must never look lower than it is."""
+    return -(-mw // 1000)
+
+
+class Enforcer:
+    """See the module's docstring. Methods are called from one thread; `now_s` is the agent's monotonic clock."""
+
+    def __init__(self, *, gpus: Mapping[str, GpuIdentity], record: Record) -> None:
+        self._gpus = {uuid: _Gpu(identity, recorded=record.grants.get(uuid, (NO_GRANT, 0))[0]) for uuid, identity in gpus.items()}
+        self._term = record.term
+        self._high: dict[str, tuple[int, int]] = dict(record.grants)
+        self._dirty = False
+        self._synced = False
+        self._held = True
+        self._uid = ""
+        self._version = 0
+        self._observed_term = 0
+        self._unknown: tuple[str, ...] = ()
+
+    # ------------------------------------------------------------------------------------------------ what it is told
+
+    def observe(self, node_power: NodePower | None, *, consistent: bool) -> Verdict:
+        """Take in a version of the object. `consistent` says it came from a quorum read, not from a cache or a watch;
+        after a start nothing counts before the first consistent one (R11). None: the object is absent (R15)."""
+        if not self._synced and not consistent:
+            return Verdict.UNSYNCED
+        self._synced = True
+        if node_power is None:
+            self._held = True
+            return Verdict.ABSENT
+        if node_power.resource_version < self._version:
+            return Verdict.OLDER_VERSION
+        self._version = node_power.resource_version
+        if node_power.uid != self._uid:
+            self._uid = node_power.uid
+            self._observed_term = 0
+            for gpu in self._gpus.values():
+                gpu.acked, gpu.set_ok = NO_GRANT, NO_GRANT
+        self._held = True
+        spec = node_power.spec
+        if spec is None:
+            return Verdict.NO_SPEC
+        if spec.for_uid != node_power.uid:
+            return Verdict.WRONG_UID
+        if spec.term < self._term:
+            self._observed_term = self._term  # so that the operator learns which term it has to exceed (R2)
+            return Verdict.LOWER_TERM
+        self._held = False
+        self._observed_term = spec.term
+        if spec.term > self._term:
+            self._term, self._dirty = spec.term, True
+        self._unknown = tuple(row.uuid for row in spec.gpus if row.uuid not in self._gpus)
+        named = {row.uuid: row for row in spec.gpus}
+        for uuid, gpu in self._gpus.items():
+            row = named.get(uuid)
+            if row is None:
+                gpu.target = None
+                continue
+            high_grant, high_cap_w = self._high.get(uuid, (NO_GRANT, 0))
+            if row.grant < high_grant or (row.grant == high_grant and row.cap_w != high_cap_w) or row.grant <= NO_GRANT:
+                continue  # R12: lower than something already taken in
+            if row.grant > high_grant:
+                self._high[uuid] = (row.grant, row.cap_w)
+                self._dirty = True
+            gpu.target = row
+        return Verdict.ACCEPTED
+
+    def persisted(self) -> None:
+        """The record of the last `Actions.persist` is durable."""
+        self._dirty = False
+
+    def setter_started(self, uuid: str, now_s: float) -> None:
+        """Call before the NVML setter is entered."""
+        gpu = self._gpus[uuid]
+        gpu.starts.append(now_s)
+        gpu.started_s = now_s
+
+    def setter_finished(self, uuid: str, now_s: float, error: Health | None) -> None:
+        """Call when it returned; `error` None means it reported success, which proves nothing yet."""
+        gpu = self._gpus[uuid]
+        assert gpu.starts, f"{uuid}: a setter call ended that never began"
+        gpu.starts.pop()
+        gpu.setter_health = error
+        if error is None:
+            gpu.set_ok = gpu.called[0]
+        # What was read before or during the call says nothing about the time after it.
+        gpu.readback = Readback(None, None, gpu.readback.health, gpu.readback.power_mw)
+
+    # ---------------------------------------------------------------------------------------------------- what it says
+
+    def tick(self, now_s: float, readbacks: Mapping[str, Readback], *, guard_w: Mapping[str, int] | None = None) -> Actions:
+        """Decide this round's calls from the readbacks of all GPUs. A GPU that is missing from `readbacks` is unknown.
+
+        Every readback must have begun after the last `setter_finished` of its GPU. `guard_w` holds the node guard's
+        ceilings in watts; they only ever lower.
+        """
+        set_caps: list[SetCap] = []
+        clocks: list[LockClock] = []
+        for uuid, gpu in self._gpus.items():
+            gpu.readback = readbacks.get(uuid, Readback(None, None, Health.UNKNOWN))
+            gpu.hung = bool(gpu.starts) and now_s - gpu.starts[0] >= HUNG_S
+            self._acknowledge(gpu)
+            cap_mw = self._wanted_mw(uuid, gpu, None if guard_w is None else guard_w.get(uuid))
+            if cap_mw is not None and self._may_call(gpu, cap_mw, now_s):
+                gpu.called = (gpu.target.grant if gpu.target else NO_GRANT, cap_mw)
+                if gpu.called[0] > gpu.acked:
+                    gpu.asked_mw = max(gpu.asked_mw, cap_mw)
+                set_caps.append(SetCap(uuid, cap_mw))
+            if gpu.target is not None and not self._held and self._may_clock(gpu, gpu.target.max_clock_mhz):
+                if gpu.clock_mhz != NOTHING_TOLD or _tells_of_clocks(gpu.target, gpu.recorded):
+                    clocks.append(LockClock(uuid, gpu.target.max_clock_mhz))
+                gpu.clock_mhz = gpu.target.max_clock_mhz
+        persist = Record(self._term, dict(self._high)) if self._dirty else None
+        return Actions(persist=persist, set_caps=tuple(set_caps), clocks=tuple(clocks))
+
+    def _may_clock(self, gpu: _Gpu, wanted_mhz: int | None) -> bool:
+        """Whether the lock changes now. One that lets clocks rise waits for the record, as a raise of the cap does (R12)."""
+        if wanted_mhz == gpu.clock_mhz:
+            return False
+        told_mhz = gpu.clock_mhz
+        deepens = wanted_mhz is not None and (told_mhz in (None, NOTHING_TOLD) or wanted_mhz < told_mhz)
+        return deepens or not self._dirty
+
+    def _wanted_mw(self, uuid: str, gpu: _Gpu, guard_w: int | None) -> int | None:
+        """The limit this GPU should have, None to leave it alone."""
+        now_mw = gpu.readback.management_mw
+        if now_mw is None:
+            return None
+        recorded = self._high.get(uuid)
+        cap_w = gpu.target.cap_w if gpu.target is not None else (recorded[1] if recorded else None)
+        if cap_w is None:
+            return None
+        if guard_w is not None:
+            cap_w = min(cap_w, guard_w)
+        cap_mw = min(max(cap_w * 1000, gpu.identity.min_mw), gpu.identity.max_mw)
+        if cap_mw == now_mw:
+            return None
+        if cap_mw > now_mw and (gpu.target is None or self._held or self._dirty):
+            return None  # only a present, accepted and persisted grant may raise
+        return cap_mw
+
+    @staticmethod
+    def _may_call(gpu: _Gpu, cap_mw: int, now_s: float) -> bool:
+        lowers = gpu.readback.management_mw is not None and cap_mw < gpu.readback.management_mw
+        if gpu.starts and not (lowers and gpu.hung and len(gpu.starts) < MAX_OUTSTANDING):
+            return False
+        repeats = gpu.called == (gpu.target.grant if gpu.target else NO_GRANT, cap_mw)
+        gpu.ineffective = repeats and lowers
+        return not repeats or now_s - gpu.started_s >= RETRY_S
+
+    def _acknowledge(self, gpu: _Gpu) -> None:
+        back = gpu.readback
+        if back.management_mw is None or back.enforced_mw is None:
+            return  # nothing new is known: what was acknowledged stands
+        limit_mw = max(back.management_mw, back.enforced_mw)
+        # Calls of ours for newer grants explain a limit up to their caps: the operator counts those grants as well, and what
+        # was acknowledged before stands.
+        if gpu.acked > NO_GRANT and limit_mw > max(gpu.acked_cap_w * 1000, gpu.asked_mw):
+            gpu.acked = NO_GRANT  # a reset, or somebody else's setter: no longer true
+        target = gpu.target
+        if target is None or self._held or self._dirty or gpu.starts:
+            return
+        if limit_mw > target.cap_w * 1000:
+            return
+        gpu.ineffective = False
+        # Below the cap without a call of ours would acknowledge a raise that is still to come (scene 1).
+        if gpu.set_ok == target.grant or back.management_mw == min(target.cap_w * 1000, gpu.identity.max_mw):
+            gpu.acked, gpu.acked_cap_w, gpu.asked_mw = target.grant, target.cap_w, 0
+
+    def status(self, workloads: Mapping[str, Workload]) -> tuple[GpuStatus, ...]:
+        """The lines for `status.gpus`, from the last tick's readbacks."""
+        return tuple(
+            GpuStatus(
+                uuid=uuid,
+                acked_grant=gpu.acked,
+                management_w=None if gpu.readback.management_mw is None else watts_up(gpu.readback.management_mw),
+                enforced_w=None if gpu.readback.enforced_mw is None else watts_up(gpu.readback.enforced_mw),
+                min_w=watts_up(gpu.identity.min_mw),
+                max_w=gpu.identity.max_mw // 1000,
+                default_w=watts_up(gpu.identity.default_mw),
+                model=gpu.identity.model,
+                health=self.health(uuid),
+                workload=workloads.get(uuid),
+            )
+            for uuid, gpu in self._gpus.items()
+        )
+
+    def health(self, uuid: str) -> Health:
+        gpu = self._gpus[uuid]
+        if gpu.readback.health is not Health.OK:
+            return gpu.readback.health
+        if gpu.hung:
+            return Health.HUNG
+        if gpu.setter_health is not None:
+            return gpu.setter_health
+        return Health.CAP_NOT_ENFORCED if gpu.ineffective else Health.OK
+
+    @property
+    def observed_uid(self) -> str:
+        return self._uid
+
+    @property
+    def observed_term(self) -> int:
+        return self._observed_term
+
+    @property
+    def unknown_gpus(self) -> tuple[str, ...]:
+        """UUIDs that the spec grants to but this node does not have."""
+        return self._unknown
+
+    def granted_cap_w(self, uuid: str) -> int | None:
+        """The cap of the newest accepted grant, None when there is none."""
+        target = self._gpus[uuid].target
+        return target.cap_w if target is not None else None
+
+    def granted_phase(self, uuid: str) -> str | None:
+        """`Prefill`, `Decode` or `Unassigned`, as the grant says; None when there is no grant."""
+        target = self._gpus[uuid].target
+        return target.phase.value if target is not None else None

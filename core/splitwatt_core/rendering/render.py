@@ -1,0 +1,288 @@
+"""From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
+
+Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
+KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: one Service on the decode pods, the way in for
+clients without a router; a decode engine that gets a request without KV parameters computes the prompt itself.
+
+Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
+more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
+
+Sources: vLLM's NixlConnector guide for flags and environment; llm-d for the role label.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from splitwatt_core.clusters import ClusterSpec, EngineType, Role, SpecError
+from splitwatt_core.names import (
+    ANNOTATION_RENDERED,
+    API_GROUP,
+    API_VERSION,
+    GATE_POWER,
+    GPU_RESOURCE,
+    LABEL_CLUSTER,
+    LABEL_LLMD_ROLE,
+    LABEL_MANAGED_BY,
+    LABEL_ROLE,
+    MANAGED_BY,
+)
+from splitwatt_core.rendering.drift import digest
+from splitwatt_core.rendering.overlay import lay_over
+
+Manifest = dict[str, Any]
+
+MAX_NAME_CHARS: Final = 63
+"""A DNS label: the bound of Service names and of label values."""
+_NAME_HASH_CHARS: Final = 8
+_DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+ENGINE_CONTAINER: Final = "engine"
+PORT_HTTP: Final = "http"
+PORT_KV: Final = "kv-side"
+SHM_SIZE: Final = "16Gi"
+"""Upper bound of /dev/shm, which tensor-parallel workers use; the container default of 64 MiB crashes them."""
+
+PROBE_PATH: Final = "/health"
+STARTUP_PERIOD_S: Final = 10
+STARTUP_FAILURES: Final = 360
+"""An hour: the first start may download hundreds of gigabytes of weights."""
+READY_PERIOD_S: Final = 5
+READY_FAILURES: Final = 3
+LIVE_PERIOD_S: Final = 10
+LIVE_FAILURES: Final = 6
+PROBE_TIMEOUT_S: Final = 5
+
+DRAIN_S: Final = 60
+"""Grace for requests in flight; the longest decode of the conversation trace takes under 50 s."""
+NO_DEADLINE_S: Final = 2**31 - 1
+"""Kubernetes reads this as "no progress deadline": a pod may wait behind the power gate for as long as power is short."""
+REVISIONS_KEPT: Final = 3
+
+KV_ROLE: Final = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+_OWN_FLAGS: Final = ("--port", "--tensor-parallel-size", "-tp", "--kv-transfer-config")
+
+
+@dataclass(frozen=True, slots=True)
+class RenderContext:
+    """What the release decides. `version` of our own image is that of the operator."""
+
+    vllm_image: str = "vllm/vllm-openai:v0.12.0"
+    emulated_image: str = "splitwatt-twin:0.1.0"
+
+
+def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
+    """Every object of the cluster, each with the hash of its own content as an annotation.
+
+    Raises SpecError when the cluster asks for something that cannot be rendered.
+    """
+    objects = [_cluster_service(cluster)]
+    for role in Role:
+        objects += [_deployment(cluster, role, context), _role_service(cluster, role), _disruption_budget(cluster, role)]
+    return tuple(_stamped(manifest) for manifest in objects)
+
+
+def object_name(cluster: str, role: Role | None = None) -> str:
+    """The name of a cluster's objects: `NAME` or `NAME-ROLE`, as a DNS label of at most 63 characters.
+
+    A name that is too long, or no DNS label, is cut and gets a hash of the whole, so that two never meet.
+    """
+    whole = cluster if role is None else f"{cluster}-{role.value}"
+    if len(whole) <= MAX_NAME_CHARS and _DNS_LABEL.fullmatch(whole):
+        return whole
+    tail = "" if role is None else f"-{role.value}"
+    base = re.sub(r"[^-a-z0-9]", "-", cluster.lower())
+    if not base[:1].isalpha():
+        base = f"c{base}"
+    room = MAX_NAME_CHARS - len(tail) - _NAME_HASH_CHARS - 1
+    return f"{base[:room].rstrip('-')}-{digest(whole)[:_NAME_HASH_CHARS]}{tail}"
+
+
+def cluster_label(cluster: str) -> str:
+    """The value of the label splitwatt.io/cluster: the name itself wherever it fits."""
+    if len(cluster) <= MAX_NAME_CHARS:
+        return cluster
+    room = MAX_NAME_CHARS - _NAME_HASH_CHARS - 1
+    return f"{cluster[:room].rstrip('-.')}-{digest(cluster)[:_NAME_HASH_CHARS]}"
+
+
+def selector_labels(cluster: str, role: Role) -> dict[str, str]:
+    """What selects one role's pods. Immutable in a Deployment, so it holds nothing that a release might change."""
+    return {LABEL_CLUSTER: cluster_label(cluster), LABEL_ROLE: role.value}
+
+
+def selector_text(cluster: str, role: Role) -> str:
+    """The same as a string, as the scale subresource wants it."""
+    return ",".join(f"{key}={value}" for key, value in sorted(selector_labels(cluster, role).items()))
+
+
+# -------------------------------------------------------------------------------------------------------------- objects
+
+
+def _object(cluster: ClusterSpec, api_version: str, kind: str, role: Role | None, spec: Mapping[str, Any]) -> Manifest:
+    labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_CLUSTER: cluster_label(cluster.name)}
+    if role is not None:
+        labels |= {LABEL_ROLE: role.value, LABEL_LLMD_ROLE: role.value}
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "namespace": cluster.namespace,
+            "name": object_name(cluster.name, role),
+            "labels": labels,
+            "ownerReferences": [
+                {
+                    "apiVersion": f"{API_GROUP}/{API_VERSION}",
+                    "kind": "InferenceCluster",
+                    "name": cluster.name,
+                    "uid": cluster.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": dict(spec),
+    }
+
+
+def _stamped(manifest: Manifest) -> Manifest:
+    metadata = {**manifest["metadata"], "annotations": {ANNOTATION_RENDERED: digest(manifest)}}
+    return {**manifest, "metadata": metadata}
+
+
+def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+    template = lay_over(_template(cluster, role, context), cluster.role(role).template, where=f"spec.{role.value}.template")
+    spec = {
+        "replicas": cluster.role(role).replicas,
+        "selector": {"matchLabels": selector_labels(cluster.name, role)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+        "progressDeadlineSeconds": NO_DEADLINE_S,
+        "revisionHistoryLimit": REVISIONS_KEPT,
+        "template": template,
+    }
+    return _object(cluster, "apps/v1", "Deployment", role, spec)
+
+
+def _cluster_service(cluster: ClusterSpec) -> Manifest:
+    spec = {
+        "type": "ClusterIP",
+        "selector": selector_labels(cluster.name, Role.DECODE),
+        "ports": [_service_port(PORT_HTTP, cluster.engine.port)],
+    }
+    return _object(cluster, "v1", "Service", None, spec)
+
+
+def _role_service(cluster: ClusterSpec, role: Role) -> Manifest:
+    spec = {
+        "clusterIP": "None",
+        "selector": selector_labels(cluster.name, role),
+        "ports": [
+            _service_port(PORT_HTTP, cluster.engine.port),
+            _service_port(PORT_KV, cluster.kv_transfer.side_channel_port),
+        ],
+    }
+    return _object(cluster, "v1", "Service", role, spec)
+
+
+def _service_port(name: str, port: int) -> dict[str, Any]:
+    return {"name": name, "port": port, "protocol": "TCP", "targetPort": name}
+
+
+def _disruption_budget(cluster: ClusterSpec, role: Role) -> Manifest:
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": selector_labels(cluster.name, role)},
+        # A pod that waits behind the gate is never ready; it must not keep a node from being drained.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return _object(cluster, "policy/v1", "PodDisruptionBudget", role, spec)
+
+
+# ----------------------------------------------------------------------------------------------------------------- pods
+
+
+def _template(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+    labels = selector_labels(cluster.name, role) | {LABEL_LLMD_ROLE: role.value, LABEL_MANAGED_BY: MANAGED_BY}
+    spec: dict[str, Any] = {
+        "schedulingGates": [{"name": GATE_POWER}],
+        "containers": [_engine(cluster, role, context)],
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHM_SIZE}}],
+        "tolerations": [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}],
+        "terminationGracePeriodSeconds": DRAIN_S,
+        "automountServiceAccountToken": False,
+        # A Service named `vllm` would otherwise set VLLM_PORT, which the engine reads as its own setting.
+        "enableServiceLinks": False,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    if selector := dict(cluster.role(role).node_selector):
+        spec["nodeSelector"] = selector
+    return {"metadata": {"labels": labels}, "spec": spec}
+
+
+def _engine(cluster: ClusterSpec, role: Role, context: RenderContext) -> dict[str, Any]:
+    gpus = str(cluster.role(role).gpus_per_replica)
+    container: dict[str, Any] = {
+        "name": ENGINE_CONTAINER,
+        "image": _image(cluster, context),
+        "args": engine_args(cluster, role),
+        "env": [
+            {"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(cluster.kv_transfer.side_channel_port)},
+        ],
+        "ports": [
+            {"name": PORT_HTTP, "containerPort": cluster.engine.port, "protocol": "TCP"},
+            {"name": PORT_KV, "containerPort": cluster.kv_transfer.side_channel_port, "protocol": "TCP"},
+        ],
+        "resources": {"requests": {GPU_RESOURCE: gpus}, "limits": {GPU_RESOURCE: gpus}},
+        "startupProbe": _probe(STARTUP_PERIOD_S, STARTUP_FAILURES),
+        "readinessProbe": _probe(READY_PERIOD_S, READY_FAILURES),
+        "livenessProbe": _probe(LIVE_PERIOD_S, LIVE_FAILURES),
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "securityContext": {"allowPrivilegeEscalation": False},
+    }
+    if cluster.engine.type is EngineType.VLLM:
+        container["command"] = ["vllm", "serve"]  # said outright: the image's entry point changed between releases
+    return container
+
+
+def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
+    """The engine's command line. The emulated engine takes the same one.
+
+    Raises SpecError when the user's arguments name a flag that is rendered.
+    """
+    for arg in cluster.engine.args:
+        flag = arg.split("=", 1)[0]
+        if flag in _OWN_FLAGS or flag.startswith("--kv-transfer-config."):
+            raise SpecError(f"spec.engine.args must not set {flag}; it follows from gpusPerReplica, port and kvTransfer")
+    transfer: dict[str, Any] = {"kv_connector": cluster.kv_transfer.connector, "kv_role": KV_ROLE[role]}
+    if cluster.kv_transfer.extra_config:
+        transfer["kv_connector_extra_config"] = dict(cluster.kv_transfer.extra_config)
+    return [
+        cluster.model,
+        "--port",
+        str(cluster.engine.port),
+        "--tensor-parallel-size",
+        str(cluster.role(role).gpus_per_replica),
+        "--kv-transfer-config",
+        json.dumps(transfer, sort_keys=True, separators=(",", ":")),
+        *cluster.engine.args,
+    ]
+
+
+def _image(cluster: ClusterSpec, context: RenderContext) -> str:
+    if cluster.engine.image is not None:
+        return cluster.engine.image
+    return context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
+
+
+def _probe(period_s: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": PROBE_PATH, "port": PORT_HTTP},
+        "periodSeconds": period_s,
+        "failureThreshold": failures,
+        "timeoutSeconds": PROBE_TIMEOUT_S,
+    }

@@ -1,0 +1,1 @@
+"""What only reproduces published results: reference models, rows, rooms and the pages below docs/reproduce."""

@@ -1,0 +1,1 @@
+"""Splitwise at equal provisioned power, in the units of the paper."""

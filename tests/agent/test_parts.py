@@ -1,0 +1,328 @@
+"""The agent's parts that need no driver: its memory on disk, what it reports, which GPUs it lists, and stepping over hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+from splitwatt_agent.conditions import CAPS_ENFORCED, READY, View, report_of, to_wire
+from splitwatt_agent.nvml import Inventory, NvmlError
+from splitwatt_agent.session import take_stock, without_leased_watts
+from splitwatt_agent.state_dir import StateDir, StateDirError
+from splitwatt_agent.threads import Sweeper, daemon_call
+from splitwatt_agent.workloads import ArgumentError, socket_path
+from splitwatt_client import podresources, resources
+from splitwatt_core import names
+from splitwatt_core.protocol.contract import Condition, GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire
+from splitwatt_core.protocol.enforcer import GpuIdentity, Record, Verdict
+
+PATIENCE_S = 30.0
+
+
+def identity(name: str, default_mw: int = 700_000) -> GpuIdentity:
+    return GpuIdentity(uuid=name, model="H100", min_mw=200_000, max_mw=700_000, default_mw=default_mw)
+
+
+def line(uuid: str, **changes: object) -> GpuStatus:
+    good = GpuStatus(
+        uuid=uuid, acked_grant=5, management_w=400, enforced_w=390, min_w=200, max_w=700, default_w=700, model="H100"
+    )
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+def view(*gpus: GpuStatus, **changes: object) -> View:
+    good = View(
+        observed_uid="u", observed_term=3, boot_id="b", gpus=gpus, granted_w={gpu.uuid: 400 for gpu in gpus},
+        overdue_s={}, persistence={}, verdict=Verdict.ACCEPTED, unknown_gpus=(), mode=Mode.STRICT, lowered={},
+        trouble="", disk_error="", contract_error="", workloads_error="",
+    )  # fmt: skip
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+def condition(seen: View, kind: str) -> Condition:
+    return next(c for c in report_of(seen).conditions if c.type == kind)
+
+
+# ------------------------------------------------------------------------------------------------------- memory on disk
+
+
+def test_the_record_survives_and_a_first_start_has_none(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    assert state.read_record() == Record()
+    record = Record(term=7, grants={"GPU-a": (7_000_000_003, 400)})
+    state.write_record(record)
+    state.close()
+    again = StateDir(tmp_path / "state")
+    assert again.read_record() == record
+    again.close()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"term": 1}', '{"term": "x", "grants": {}}', '{"term": 1, "grants": {"a": [1]}}'])
+def test_a_record_that_cannot_be_understood_stops_the_start(tmp_path: Path, text: str) -> None:
+    state = StateDir(tmp_path)
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(StateDirError, match=r"record\.json cannot be understood"):
+        state.read_record()
+    state.close()
+
+
+def test_a_torn_write_leaves_the_old_record(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    state.write_record(Record(term=1, grants={}))
+    (tmp_path / ".record.json.new").write_text("half a fi")
+    assert state.read_record().term == 1
+    state.close()
+
+
+def test_the_inventory_counts_for_one_boot_only(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    state.write_inventory("boot-1", [identity("GPU-a")])
+    assert state.read_inventory("boot-1") == (identity("GPU-a"),)
+    assert state.read_inventory("boot-2") == ()
+    state.close()
+
+
+def test_one_state_directory_has_one_agent(tmp_path: Path) -> None:
+    first = StateDir(tmp_path)
+    with pytest.raises(StateDirError, match="one node has one agent"):
+        StateDir(tmp_path)
+    first.close()
+    StateDir(tmp_path).close()
+
+
+def test_a_state_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateDirError, match="name a folder to write to"):
+        StateDir(tmp_path / "file" / "state")
+
+
+# ---------------------------------------------------------------------------------------------------- which GPUs to list
+
+
+def lost(index: int) -> tuple[int, NvmlError]:
+    return index, NvmlError(call="nvmlDeviceGetHandleByIndex", code=pynvml.NVML_ERROR_GPU_IS_LOST)
+
+
+def test_a_gpu_of_this_boot_that_is_silent_stays_listed() -> None:
+    gpus, silent = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
+    assert set(gpus) == {"a", "b"}
+    assert silent == {"b"}
+
+
+def test_a_gpu_without_a_name_stands_in_with_the_largest_default_limit() -> None:
+    gpus, silent = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
+    assert silent == {"unreadable-index-2"}
+    assert gpus["unreadable-index-2"].default_mw == 700_000
+
+
+def test_with_nothing_readable_nothing_is_listed() -> None:
+    assert take_stock(Inventory((), (lost(0),)), ()) == ({}, frozenset())
+
+
+# ------------------------------------------------------------------------------------------------------------- reporting
+
+
+def test_all_well() -> None:
+    seen = view(line("a"), line("b"))
+    assert condition(seen, READY).status
+    enforced = condition(seen, CAPS_ENFORCED)
+    assert (enforced.status, enforced.reason) == (True, "ReadBack")
+    assert {c.type for c in report_of(seen).conditions} == {READY, CAPS_ENFORCED}
+
+
+@pytest.mark.parametrize(
+    ("health", "reason"),
+    [
+        (Health.LOST, "GPULost"),
+        (Health.HUNG, "CallHung"),
+        (Health.NO_PERMISSION, "NoPermission"),
+        (Health.CAP_NOT_ENFORCED, "CapNotEnforced"),
+        (Health.NOT_SUPPORTED, "NotSupported"),
+        (Health.UNKNOWN, "Unreadable"),
+    ],
+)
+def test_every_kind_of_sick_gpu_has_a_reason_and_a_sentence(health: Health, reason: str) -> None:
+    enforced = condition(view(line("a"), line("b", health=health)), CAPS_ENFORCED)
+    assert (enforced.status, enforced.reason) == (False, reason)
+    assert "b " in enforced.message
+    assert "a " not in enforced.message.split("b ")[0]
+
+
+def test_the_sentence_has_the_numbers() -> None:
+    enforced = condition(view(line("a", health=Health.CAP_NOT_ENFORCED, management_w=700)), CAPS_ENFORCED)
+    assert "(granted 400 W, management limit 700 W, enforced 390 W)" in enforced.message
+
+
+def test_a_grant_in_progress_is_no_failure_and_an_overdue_one_is() -> None:
+    assert condition(view(line("a"), overdue_s={"a": 0.4}), CAPS_ENFORCED).status
+    assert condition(view(line("a"), overdue_s={"a": 5.0}), CAPS_ENFORCED).reason == "NotAcknowledged"
+
+
+def test_persistence_mode_that_cannot_be_turned_on_is_told() -> None:
+    enforced = condition(view(line("a"), persistence={"a": "answered NO_PERMISSION"}), CAPS_ENFORCED)
+    assert (enforced.status, enforced.reason) == (False, "PersistenceModeOff")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"trouble": "no library"}, "NVMLUnavailable"),
+        ({"contract_error": "spec.mode"}, "InvalidSpec"),
+        ({"disk_error": "full"}, "StateNotDurable"),
+        ({"verdict": Verdict.WRONG_UID}, "WrongUID"),
+        ({"verdict": Verdict.LOWER_TERM}, "LowerTerm"),
+        ({"unknown_gpus": ("x",)}, "UnknownGPUs"),
+        ({"verdict": None}, "NotSynced"),
+        ({"gpus": ()}, "NoGPUs"),
+    ],
+)
+def test_what_keeps_the_agent_from_its_work_is_a_reason(changes: dict[str, object], reason: str) -> None:
+    ready = condition(view(line("a"), **changes), READY)
+    assert (ready.status, ready.reason) == (False, reason)
+
+
+def test_a_report_without_times_changes_only_with_the_facts() -> None:
+    assert report_of(view(line("a"))) == report_of(view(line("a")))
+    before, after = report_of(view(line("a"))), report_of(view(line("a", enforced_w=391)))
+    assert before != after
+    assert before.urgent_part() == after.urgent_part()
+    assert before.urgent_part() != report_of(view(line("a", acked_grant=6))).urgent_part()
+
+
+def test_the_wire_form_can_be_read_back_and_has_the_columns() -> None:
+    report = report_of(view(line("a"), line("b", health=Health.LOST, management_w=None, enforced_w=None)))
+    since = {READY: "2030-01-01T00:00:00Z", CAPS_ENFORCED: "2030-01-01T00:00:00Z"}
+    wire = to_wire(report, written_at="2030-01-01T00:01:00Z", transitions=since)
+    assert status_from_wire(json.loads(json.dumps(wire))).gpus == report.gpus
+    assert (wire["gpuCount"], wire["healthyGpuCount"]) == (2, 1)
+    assert "enforcedCapWattsTotal" not in wire, "a sum with an unknown in it is unknown"
+    later = to_wire(report, written_at="2030-01-01T00:02:00Z", transitions=since)
+    assert later != wire, "the sign of life must change the object"
+
+
+def test_leased_watts_are_not_used() -> None:
+    grant = Grant(uuid="a", grant=1, cap_w=600, safe_cap_w=350, charge_w=700)
+    seen = NodePower("n", "u", 1, Spec(term=1, for_uid="u", mode=Mode.OVERSUBSCRIBED, gpus=(grant,)))
+    used = without_leased_watts(seen).spec
+    assert used is not None
+    assert used.gpus[0].cap_w == 350
+    strict = replace(seen, spec=replace(used, mode=Mode.STRICT, gpus=(grant,)))
+    assert without_leased_watts(strict) is strict
+
+
+# ------------------------------------------------------------------------------------------------------ stepping over hangs
+
+
+async def nothing_stuck(sweeper: Sweeper[Any]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while sweeper.stuck:  # noqa: ASYNC110 - the sweeper has no event to wait for, and needs none
+            await asyncio.sleep(0.01)
+
+
+async def test_a_sweep_steps_over_what_hangs_and_takes_it_back_afterwards() -> None:
+    sweeper: Sweeper[str] = Sweeper(stall_s=0.1)
+    release = threading.Event()
+    hangs = {"b", "d"}
+
+    def read(name: str) -> str:
+        if name in hangs:
+            release.wait(PATIENCE_S)
+        return f"read {name}"
+
+    everything = ("a", "b", "c", "d", "e")
+    assert set(await sweeper.sweep(everything, read)) == {"a", "c", "e"}
+    assert sweeper.stuck == hangs
+    assert set(await sweeper.sweep(everything, read)) == {"a", "c", "e"}, "and at once, without waiting again"
+    hangs = set()
+    release.set()
+    await nothing_stuck(sweeper)
+    assert set(await sweeper.sweep(everything, read)) == set(everything)
+    sweeper.close()
+
+
+async def test_reads_at_the_edge_of_hanging_never_leave_a_name_behind() -> None:
+    """The stall and the return race each other here; whoever wins, every name comes back."""
+    sweeper: Sweeper[int] = Sweeper(stall_s=0.02)
+    pause = threading.Event()
+
+    def read(name: str) -> int:
+        pause.wait(0.02)
+        return 1
+
+    for _ in range(30):
+        await sweeper.sweep(("a", "b", "c"), read)
+    await nothing_stuck(sweeper)
+    sweeper.close()
+
+
+async def test_a_call_in_its_own_thread_carries_its_outcome() -> None:
+    def fails() -> None:
+        raise NvmlError(call="x", code=pynvml.NVML_ERROR_NO_PERMISSION)
+
+    assert await daemon_call("ok", lambda: 7) == 7
+    with pytest.raises(NvmlError) as error:
+        await daemon_call("fails", fails)
+    assert error.value.health is Health.NO_PERMISSION
+
+
+# --------------------------------------------------------------------------------------------------------------- borders
+
+
+def test_nvml_errors_say_what_they_mean() -> None:
+    def of(code: int) -> NvmlError:
+        return NvmlError(call="c", code=code)
+
+    assert of(pynvml.NVML_ERROR_GPU_IS_LOST).health is Health.LOST
+    assert of(pynvml.NVML_ERROR_NOT_SUPPORTED).health is Health.NOT_SUPPORTED
+    assert of(pynvml.NVML_ERROR_UNKNOWN).health is Health.UNKNOWN
+    assert of(pynvml.NVML_ERROR_DRIVER_NOT_LOADED).driver_gone
+    assert not of(pynvml.NVML_ERROR_GPU_IS_LOST).driver_gone
+    assert str(of(pynvml.NVML_ERROR_TIMEOUT)) == "c answered TIMEOUT"
+
+
+def test_socket_paths() -> None:
+    assert socket_path("") is None
+    assert socket_path("unix:/run/k.sock") == Path("/run/k.sock")
+    assert socket_path("unix:///run/k.sock") == Path("/run/k.sock")
+    with pytest.raises(ArgumentError, match="unix:PATH"):
+        socket_path("/run/k.sock")
+
+
+def test_pod_resources_are_read_past_unknown_fields_and_shared_devices() -> None:
+    owner = podresources.DeviceOwner("serving", "decode-0")
+    answer = podresources.response_of({owner: ["GPU-a", "GPU-b::1"]}, resource_name="nvidia.com/gpu")
+    other = podresources.response_of({podresources.DeviceOwner("x", "y"): ["nic-0"]}, resource_name="example.com/nic")
+    unknown_field = b"\xf2\x01\x03abc"
+    message = podresources.ListPodResourcesResponse.FromString(
+        answer.SerializeToString() + other.SerializeToString() + unknown_field
+    )
+    assert podresources.owners_of(message, resource_prefix="nvidia.com/") == {"GPU-a": owner, "GPU-b": owner}
+
+
+def test_the_clients_paths_are_those_of_the_api() -> None:
+    ours = (resources.NODE_POWERS, resources.POWER_BUDGETS, resources.INFERENCE_CLUSTERS, resources.POWER_PROFILES)
+    crds = Path(__file__).resolve().parents[2] / "crds"
+    for resource in ours:
+        assert resource.api_version == f"{names.API_GROUP}/{names.API_VERSION}"
+        text = (crds / f"{resource.plural}.{names.API_GROUP}.yaml").read_text()
+        assert f"scope: {'Namespaced' if resource.namespaced else 'Cluster'}" in text
+        assert f"kind: {resource.kind}\n" in text
+    assert resources.PODS.path(namespace="a", name="b", subresource="status") == "/api/v1/namespaces/a/pods/b/status"
+    with pytest.raises(ValueError, match="needs a namespace"):
+        resources.PODS.path(name="b")
+
+
+def test_the_agent_stays_small() -> None:
+    """Heavy packages that only other rooms need must not come along."""
+    heavy = ("numpy", "kopf", "grpc", "httpx", "rich")
+    code = f"import sys, splitwatt_agent.__main__; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

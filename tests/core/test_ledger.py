@@ -1,0 +1,331 @@
+"""What a GPU is charged: acknowledgements, silence, reboots, replaced and lost GPUs, restarts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, NodePower, Spec, Status
+from splitwatt_core.protocol.ledger import (
+    AGENT_STATUS_SILENT_S,
+    MAX_OPEN_GRANTS,
+    UNPROVEN_GRACE_S,
+    GpuAccount,
+    NodeAccount,
+    OpenGrant,
+)
+
+TERM = 2
+NOW_S = 1000.0
+SETTLE_S = 0.5
+
+
+def line(number: int, cap_w: int, charge_w: int | None = None, uuid: str = "g0") -> Grant:
+    return Grant(uuid, number, cap_w=cap_w, safe_cap_w=cap_w, charge_w=charge_w or cap_w)
+
+
+def reading(acked: int, management_w: int | None, uuid: str = "g0", **more: object) -> GpuStatus:
+    facts = {"min_w": 200, "max_w": 700, "default_w": 700, **more}
+    return GpuStatus(uuid, acked, management_w, management_w, **facts)  # type: ignore[arg-type]
+
+
+def version(
+    number: int,
+    *grants: Grant,
+    status: tuple[GpuStatus, ...] = (),
+    uid: str = "u1",
+    boot: str = "boot-1",
+    term: int = TERM,
+    observed_uid: str | None = None,
+) -> NodePower:
+    return NodePower(
+        "n1",
+        uid,
+        number,
+        Spec(term=term, for_uid=uid, gpus=grants),
+        Status(observed_uid=uid if observed_uid is None else observed_uid, boot_id=boot, gpus=status),
+    )
+
+
+def node(*versions: NodePower, boot: str = "boot-1") -> NodeAccount:
+    account = NodeAccount("n1")
+    account.see_boot(boot)
+    for seen in versions:
+        account.observe(seen, NOW_S, term=TERM)
+    account.refresh(NOW_S, settle_s=SETTLE_S)
+    return account
+
+
+def charge_w(account: NodeAccount, now_s: float = NOW_S + 10.0, uuid: str = "g0") -> int:
+    account.refresh(now_s, settle_s=SETTLE_S)
+    return account.gpus[uuid].charge_w
+
+
+def settled_w(account: NodeAccount) -> int:
+    """What is charged once everything that may fall has fallen."""
+    charge_w(account, NOW_S + 19.0)
+    return charge_w(account, NOW_S + 20.0)
+
+
+# ------------------------------------------------------------------------------------------------------ acknowledgements
+
+
+def test_before_any_acknowledgement_a_gpu_is_charged_its_default() -> None:
+    assert charge_w(node(version(1, status=(reading(0, 300),)))) == 700
+    assert charge_w(node(version(1, line(5, 300, 700), status=(reading(0, 300),)))) == 700
+
+
+def test_an_acknowledged_grant_is_charged_at_its_cap_even_when_the_readback_is_lower() -> None:
+    assert charge_w(node(version(1, line(5, 450), status=(reading(5, 250),)))) == 450
+
+
+def test_a_readback_above_the_cap_counts() -> None:
+    assert charge_w(node(version(1, line(5, 300), status=(reading(5, 520),)))) == 520
+
+
+def test_an_unacknowledged_raise_is_charged_at_once() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    account.gpus["g0"].learn(line(6, 650))
+    assert charge_w(account) == 650
+
+
+def test_an_overwritten_raise_stays_charged_through_what_its_successor_carries() -> None:
+    account = node(version(9, line(7, 300, 650), status=(reading(5, 300),)))
+    assert charge_w(account) == 650
+    account.observe(version(10, line(7, 300, 650), status=(reading(7, 300),)), NOW_S, term=TERM)
+    assert settled_w(account) == 300
+
+
+def test_a_charge_falls_a_settle_time_after_the_readback() -> None:
+    account = node(version(1, line(5, 600), status=(reading(5, 600),)))
+    account.observe(version(2, line(6, 300), status=(reading(6, 300),)), NOW_S + 1.0, term=TERM)
+    assert charge_w(account, NOW_S + 1.0) == 600
+    assert account.gpus["g0"].settles_at_s == NOW_S + 1.0 + SETTLE_S
+    assert charge_w(account, NOW_S + 1.49) == 600
+    assert charge_w(account, NOW_S + 1.51) == 300
+    assert account.gpus["g0"].settles_at_s is None
+
+
+def test_a_limit_that_cannot_be_read_keeps_what_was_last_read() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 420),)))
+    lost = reading(5, None, health=Health.LOST)
+    account.observe(version(2, line(5, 300), status=(lost,)), NOW_S, term=TERM)
+    assert charge_w(account) == 420
+
+
+def test_a_successor_that_never_read_a_lost_gpus_limit_charges_its_default() -> None:
+    assert charge_w(node(version(1, line(5, 300), status=(reading(5, None, health=Health.LOST),)))) == 700
+
+
+# ------------------------------------------------------------------------------------------- objects, boots and versions
+
+
+def test_an_older_version_changes_nothing() -> None:
+    account = node(version(5, line(5, 600), status=(reading(5, 600),)))
+    assert not account.observe(version(4, line(4, 300), status=(reading(4, 300),)), NOW_S, term=TERM)
+    assert not account.observe(version(5, line(5, 300), status=(reading(5, 300),)), NOW_S, term=TERM)
+    assert charge_w(account) == 600
+
+
+def test_a_status_about_another_object_may_raise_the_charge_but_not_lower_it() -> None:
+    account = node(version(1, line(5, 600), status=(reading(5, 600),)))
+    other = version(2, line(5, 600), status=(reading(5, 650, default_w=640),), observed_uid="u0")
+    account.observe(other, NOW_S, term=TERM)
+    assert charge_w(account) == 650
+    lower = version(3, line(5, 600), status=(reading(5, 200, default_w=640),), observed_uid="u0")
+    account.observe(lower, NOW_S, term=TERM)
+    assert charge_w(account) == 650
+
+
+def test_a_spec_written_for_another_object_allows_nothing() -> None:
+    old = replace(version(1, line(9, 690)), uid="u2")
+    account = NodeAccount("n1")
+    account.observe(old, NOW_S, term=TERM)
+    assert account.gpus == {} and not account.stamped
+
+
+def test_a_new_boot_charges_the_default_until_a_grant_is_acknowledged_under_it() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    assert account.see_boot("boot-2")
+    assert charge_w(account) == 700
+    account.observe(version(2, line(5, 300), status=(reading(5, 300),), boot="boot-2"), NOW_S, term=TERM)
+    assert settled_w(account) == 300
+    assert not account.see_boot("boot-2")
+
+
+def test_a_status_may_tell_of_the_new_boot_before_the_node_does() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    account.observe(version(2, line(5, 300), status=(reading(5, 300),), boot="boot-2"), NOW_S, term=TERM)
+    assert charge_w(account) == 700
+    account.see_boot("boot-2")
+    assert settled_w(account) == 300
+
+
+def test_another_term_on_a_stamped_object_charges_the_default_until_it_is_stamped_again() -> None:
+    good = version(1, line(5, 300), status=(reading(5, 300),))
+    account = node(good)
+    assert account.stamped
+    account.observe(replace(good, resource_version=2, spec=replace(good.spec, term=1)), NOW_S, term=TERM)  # type: ignore[type-var]
+    assert not account.stamped
+    assert charge_w(account) == 700
+    account.observe(replace(good, resource_version=3), NOW_S, term=TERM)
+    assert settled_w(account) == 300
+
+
+def test_a_deleted_object_leaves_its_grants_charged_and_trusts_nobody() -> None:
+    account = node(version(1, line(5, 690), line(5, 300, uuid="g1"), status=(reading(5, 690), reading(5, 300, "g1"))))
+    assert not account.forget_object("another")
+    assert account.forget_object("u1")
+    assert (charge_w(account), charge_w(account, uuid="g1")) == (700, 700)
+    assert not account.forget_object("u1")
+
+
+def test_a_gone_word_without_uid_is_believed() -> None:
+    assert node(version(1)).forget_object("")
+
+
+# ----------------------------------------------------------------------------------------------- GPUs that come and go
+
+
+TWO = (reading(5, 300), reading(5, 300, "g1"))
+LINES = (line(5, 300), line(5, 300, uuid="g1"))
+
+
+def test_an_empty_inventory_is_no_inventory() -> None:
+    account = node(version(1, *LINES, status=TWO))
+    account.observe(version(2, *LINES), NOW_S, term=TERM)
+    assert (charge_w(account), charge_w(account, uuid="g1")) == (700, 700)
+
+
+def test_a_gpu_that_leaves_the_inventory_of_a_running_machine_is_charged_its_default() -> None:
+    account = node(version(1, *LINES, status=TWO))
+    account.observe(version(2, *LINES, status=TWO[:1]), NOW_S, term=TERM)
+    assert (charge_w(account), charge_w(account, uuid="g1")) == (300, 700)
+    assert account.gpus["g1"].health is Health.LOST
+
+
+def test_a_gpu_that_was_replaced_while_the_node_was_down_is_charged_nothing() -> None:
+    account = node(version(1, *LINES, status=TWO))
+    account.see_boot("boot-2")
+    fresh = (reading(0, 700), reading(0, 700, "g2"))
+    account.observe(version(2, *LINES, status=fresh, boot="boot-2"), NOW_S, term=TERM)
+    assert sorted(account.gpus) == ["g0", "g2"]
+    account.observe(version(3, *LINES, status=(reading(5, 300), fresh[1]), boot="boot-2"), NOW_S, term=TERM)
+    assert sorted(account.gpus) == ["g0", "g2"], "a line that the old spec still has does not bring it back"
+
+
+def test_a_gpu_that_was_put_back_counts_again() -> None:
+    account = node(version(1, *LINES, status=TWO))
+    account.see_boot("boot-2")
+    account.observe(version(2, *LINES, status=TWO[:1], boot="boot-2"), NOW_S, term=TERM)
+    assert "g1" not in account.gpus
+    account.see_boot("boot-3")
+    account.observe(version(3, *LINES, status=TWO, boot="boot-3"), NOW_S, term=TERM)
+    assert charge_w(account, uuid="g1") >= 300
+
+
+def test_a_successor_charges_a_line_whose_gpu_the_inventory_lacks_until_it_is_released_by_hand() -> None:
+    account = node(version(1, line(5, 300), line(5, 300, 550, uuid="g1"), status=TWO[:1]))
+    assert charge_w(account, uuid="g1") == 550
+    account.forget_object("u1")
+    account.observe(version(9, status=(reading(0, 300),), uid="u2"), NOW_S, term=TERM)
+    assert sorted(account.gpus) == ["g0"]
+
+
+# ------------------------------------------------------------------------------------------------------- proof of life
+
+
+def silent(account: NodeAccount, for_s: float, *, lease: bool) -> NodeAccount:
+    at_s = NOW_S
+    while at_s < NOW_S + for_s:
+        at_s += 5.0
+        if lease:
+            account.lease_s = at_s
+        account.refresh(at_s, settle_s=SETTLE_S)
+    return account
+
+
+def test_a_silent_agent_keeps_its_charge_while_the_node_lease_proves_the_boot() -> None:
+    account = silent(node(version(1, line(5, 300), status=(reading(5, 300),))), 600.0, lease=True)
+    assert charge_w(account, NOW_S + 601.0) == 300
+    assert not account.alive(NOW_S + 601.0)
+
+
+def test_without_that_proof_it_is_charged_its_default_after_the_grace() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    silent(account, AGENT_STATUS_SILENT_S + UNPROVEN_GRACE_S - 10.0, lease=False)
+    assert account.gpus["g0"].charge_w == 300
+    silent(account, AGENT_STATUS_SILENT_S + UNPROVEN_GRACE_S + 10.0, lease=False)
+    assert account.gpus["g0"].charge_w == 700
+
+
+def test_life_that_returns_restores_trust() -> None:
+    account = silent(node(version(1, line(5, 300), status=(reading(5, 300),))), 300.0, lease=False)
+    assert account.gpus["g0"].charge_w == 700
+    account.sample_s = NOW_S + 300.0
+    assert charge_w(account, NOW_S + 301.0) == 700, "settling"
+    account.sample_s = NOW_S + 302.0
+    assert charge_w(account, NOW_S + 302.0) == 300
+
+
+def test_a_heartbeat_from_the_future_proves_nothing_later() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    account.sample_s = account.lease_s = NOW_S + 86_400.0
+    silent(account, 600.0, lease=False)
+    assert account.gpus["g0"].charge_w == 700
+
+
+def test_a_vanished_node_whose_agent_lives_is_still_trusted() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    account.present = False
+    account.sample_s = NOW_S + 10.0
+    assert charge_w(account) == 300
+
+
+# ---------------------------------------------------------------------------------------------------- grants under way
+
+
+def test_a_grant_that_waits_for_its_acknowledgement_is_timed_from_the_first_one() -> None:
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    gpu = account.gpus["g0"]
+    gpu.learn(line(6, 400))
+    charge_w(account, NOW_S + 1.0)
+    gpu.learn(line(7, 410))
+    charge_w(account, NOW_S + 2.0)
+    assert gpu.unacked_since_s == NOW_S + 1.0
+    gpu.acknowledge(7)
+    charge_w(account, NOW_S + 3.0)
+    assert gpu.unacked_since_s is None
+
+
+def test_learning_the_same_line_again_changes_nothing() -> None:
+    gpu = GpuAccount("g0", 700, 200, 700)
+    gpu.learn(line(5, 300))
+    gpu.learn(line(5, 300))
+    assert gpu.open == [OpenGrant(5, 300, 300)]
+    assert gpu.latest_cap_w == 300
+
+
+def test_an_older_line_is_counted_but_is_not_the_newest() -> None:
+    gpu = GpuAccount("g0", 700, 200, 700)
+    assert gpu.latest_cap_w is None
+    gpu.learn(line(7, 300))
+    gpu.learn(line(6, 650))
+    assert gpu.latest_cap_w == 300
+    assert gpu.bound_w(trusted=False) == 700
+
+
+@pytest.mark.parametrize("acked", [0, 3, 40, 41, 90, 199, 200])
+def test_folding_open_grants_never_lowers_the_bound(acked: int) -> None:
+    folded = GpuAccount("g0", 100, 100, 700, reported_w=100)
+    whole = GpuAccount("g0", 100, 100, 700, reported_w=100)
+    for number in range(1, 201):
+        grant = line(number, 100 + (number * 37) % 500)
+        folded.learn(grant)
+        whole.open.append(OpenGrant(number, grant.cap_w, grant.charge_w))
+    assert len(folded.open) == MAX_OPEN_GRANTS
+    for gpu in (folded, whole):
+        gpu.acknowledge(acked)
+    assert folded.bound_w(trusted=True) >= whole.bound_w(trusted=True)
+    folded.acknowledge(200)
+    assert folded.open == [OpenGrant(200, 100 + (200 * 37) % 500, 100 + (200 * 37) % 500)]

@@ -1,0 +1,136 @@
+"""Postures and corrections: what a budget's meter makes it do."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from splitwatt_core.budget.posture import (
+    BRAKE_RATIO,
+    CORRECTION_HOLD_S,
+    RELEASE_DWELL_S,
+    TABLE,
+    Correction,
+    PostureState,
+    step_posture,
+)
+from splitwatt_core.columns import Posture
+from splitwatt_core.policies.signature import CORRECTION_WINDOW_S
+
+LIMIT_W = 1000.0
+
+
+def play(*ratios: float | None, period_s: float = 1.0, state: PostureState | None = None) -> list[Posture]:
+    """One reading a second, oldest first."""
+    state = state or PostureState(Posture.NORMAL)
+    seen = []
+    for i, ratio in enumerate(ratios):
+        state = step_posture(state, ratio=ratio, adopted=True, now_s=i * period_s)
+        seen.append(state.posture)
+    return seen
+
+
+def test_a_budget_that_is_not_adopted_only_adopts() -> None:
+    brake = PostureState(Posture.BRAKE, 1.0, None)
+    assert step_posture(brake, ratio=2.0, adopted=False, now_s=3.0) == PostureState(Posture.ADOPTING)
+
+
+def test_adoption_ends_in_normal_even_without_a_reading() -> None:
+    assert step_posture(PostureState(), ratio=None, adopted=True, now_s=0.0).posture is Posture.NORMAL
+
+
+def test_above_the_limit_it_trims_at_once_sheds_after_two_seconds_and_brakes_after_six() -> None:
+    seen = play(*[1.01] * 8)
+    assert seen == [Posture.TRIM] * 2 + [Posture.SHED] * 4 + [Posture.BRAKE] * 2
+
+
+def test_far_above_the_limit_it_brakes_at_once() -> None:
+    assert play(BRAKE_RATIO + 0.01) == [Posture.BRAKE]
+
+
+def test_exactly_at_the_limit_nothing_happens() -> None:
+    assert play(*[1.0] * 20) == [Posture.NORMAL] * 20
+
+
+def test_a_moment_below_the_limit_begins_the_count_anew() -> None:
+    assert play(1.01, 1.01, 0.99, 1.01, 1.01) == [Posture.TRIM] * 5
+
+
+def test_it_comes_down_one_step_for_each_dwell_well_below_the_limit() -> None:
+    seen = play(1.2, *[0.9] * 35)
+    steps = [i for i in range(1, len(seen)) if seen[i] is not seen[i - 1]]
+    assert seen[0] is Posture.BRAKE and seen[-1] is Posture.NORMAL
+    assert [b - a for a, b in itertools.pairwise(steps)] == [RELEASE_DWELL_S] * 2
+    assert seen[steps[0]] is Posture.SHED and seen[steps[1]] is Posture.TRIM
+
+
+def test_between_release_and_limit_it_stays() -> None:
+    assert set(play(1.2, *[0.98] * 60)) == {Posture.BRAKE}
+
+
+def test_a_meter_that_says_nothing_changes_nothing() -> None:
+    assert play(1.2, *[None] * 60)[-1] is Posture.BRAKE
+    assert play(0.5, *[None] * 60)[-1] is Posture.NORMAL
+
+
+def test_time_without_data_does_not_count_towards_a_release() -> None:
+    seen = play(1.2, 0.9, *[None] * 60, 0.9)
+    assert seen[-1] is Posture.BRAKE
+    assert play(1.2, 0.9, *[None] * 60, *[0.9] * 11)[-1] is Posture.SHED
+
+
+def test_the_table_goes_from_the_harshest_to_the_mildest() -> None:
+    assert [rule.to for rule in TABLE] == sorted((rule.to for rule in TABLE), reverse=True)
+
+
+# --------------------------------------------------------------------------------------------------------- corrections
+
+
+def correct(*gaps_w: float, period_s: float = 1.0, state: Correction | None = None, start_s: float = 0.0) -> Correction:
+    state = state or Correction()
+    for i, gap_w in enumerate(gaps_w):
+        state = state.observe(measured_w=500.0 + gap_w, modelled_w=500.0, limit_w=LIMIT_W, now_s=start_s + i * period_s)
+    return state
+
+
+def test_a_lasting_gap_between_meter_and_model_is_believed() -> None:
+    assert correct(*[80.0] * 5).power_w == 0.0
+    assert correct(*[80.0] * 6).power_w == 80.0
+
+
+def test_the_smallest_gap_of_the_window_counts() -> None:
+    assert correct(80.0, 60.0, 90.0, 80.0, 80.0, 80.0).power_w == 60.0
+
+
+def test_a_step_in_load_is_no_gap() -> None:
+    assert correct(0.0, 0.0, 300.0, 300.0, 0.0, 0.0, 0.0, 0.0).power_w == 0.0
+
+
+def test_noise_and_a_model_above_the_meter_are_no_gap() -> None:
+    assert correct(*[9.0] * 10).power_w == 0.0
+    assert correct(*[-200.0] * 10).power_w == 0.0
+
+
+@pytest.mark.parametrize("period_s", [0.05, 0.1, 0.26, 1.0, 4.9])
+def test_it_learns_however_fast_decisions_follow_each_other(period_s: float) -> None:
+    count = int(2 * CORRECTION_WINDOW_S / period_s) + 2
+    learnt = correct(*[80.0] * count, period_s=period_s)
+    assert learnt.power_w == 80.0
+    assert len(learnt.gaps) <= 22
+
+
+def test_what_was_learnt_holds_for_a_minute_and_is_then_measured_anew() -> None:
+    learnt = correct(*[80.0] * 6)
+    assert correct(*[20.0] * 30, state=learnt, start_s=6.0).power_w == 80.0
+    late_s = CORRECTION_HOLD_S + 10.0
+    assert correct(*[20.0] * 10, state=learnt, start_s=late_s).power_w == 20.0
+
+
+def test_one_reading_after_a_silence_is_not_a_window() -> None:
+    quiet = correct(*[0.0] * 8)
+    assert correct(80.0, state=quiet, start_s=100.0).power_w == 0.0
+
+
+def test_it_is_not_forgotten_for_want_of_a_full_window() -> None:
+    learnt = correct(*[80.0] * 6)
+    assert correct(80.0, 80.0, state=learnt, start_s=CORRECTION_HOLD_S + 100.0).power_w == 80.0

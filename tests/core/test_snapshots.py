@@ -1,0 +1,231 @@
+"""What policies are shown: their own tree, meters that speak, locks in force, and what they remembered themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from splitwatt_core.policies.signature import Decision, Policy, PowerSnapshot
+from splitwatt_core.policies.uniform import Uniform
+from splitwatt_core.protocol.contract import Health, Mode
+from support.keepers import settled
+from support.world import ROOT, Operator, World
+
+
+@dataclass
+class Spy:
+    """Uniform's caps, a lock of its own, and a memory that counts its decisions. Keeps what it was shown."""
+
+    name: str = "Spy"
+    lock_mhz: int = 0
+    shown: list[PowerSnapshot] = field(default_factory=list)
+
+    def decide(self, snapshot: PowerSnapshot, now_s: float) -> Decision:
+        self.shown.append(snapshot)
+        decision = Uniform().decide(snapshot, now_s)
+        locks = np.full(len(decision.cap_w), self.lock_mhz, dtype=np.int32)
+        told = snapshot.memory if isinstance(snapshot.memory, int) else 0
+        return replace(decision, max_clock_mhz=locks, memory=told + 1)
+
+    def last(self, root: str) -> PowerSnapshot:
+        return next(seen for seen in reversed(self.shown) if seen.budgets.names[0] == root)
+
+
+def watched(world: World, **more: Policy) -> tuple[Operator, Spy]:
+    spy = Spy()
+    world.policy = spy.name
+    world.policies = {**world.policies, spy.name: spy, **more}
+    world.tell_budgets()
+    return settled(world), spy
+
+
+def locks(world: World, node: str) -> list[int | None]:
+    spec = world.store.objects[node].spec
+    assert spec is not None
+    return [grant.max_clock_mhz for grant in spec.gpus]
+
+
+def two_trees() -> World:
+    world = World(limit_w=900)
+    world.lines[ROOT].exists = False
+    for rack in ("a", "b"):
+        world.lines[rack].parent = None
+    return world
+
+
+def test_each_tree_is_shown_alone_with_its_own_memory() -> None:
+    operator, spy = watched(two_trees())
+    for root in ("a", "b"):
+        seen = spy.last(root)
+        assert seen.budgets.names == (root,) and seen.gpus.leaf.tolist() == [0]
+        assert seen.slot is not None and seen.slot.shape == (1,)
+        assert seen.clocks is not None and seen.clocks.top_mhz.tolist() == [2000.0]
+    for _ in range(2):
+        before = {root: spy.last(root).memory for root in ("a", "b")}
+        operator.step()
+        assert {root: spy.last(root).memory for root in ("a", "b")} == {root: n + 1 for root, n in before.items()}  # type: ignore[operator]
+
+
+def test_another_policy_begins_without_the_memory_of_the_first() -> None:
+    world = World()
+    successor = Spy("Other")
+    operator, spy = watched(world, Other=successor)
+    assert isinstance(spy.last(ROOT).memory, int)
+    world.policy = "Other"
+    world.tell_budgets()
+    operator.step()
+    assert successor.shown[0].memory is None
+    operator.step()
+    assert successor.last(ROOT).memory == 1
+
+
+def test_what_observe_decided_is_no_memory_of_strict() -> None:
+    world = World()
+    world.lines[ROOT].mode = Mode.OBSERVE
+    operator, spy = watched(world)
+    assert isinstance(spy.last(ROOT).memory, int), "it remembers what it said"
+    world.lines[ROOT].mode = Mode.STRICT
+    world.tell_budgets()
+    operator.step()
+    assert spy.last(ROOT).memory is None
+    operator.step()
+    assert spy.last(ROOT).memory == 1
+
+
+def test_a_deleted_tree_is_forgotten() -> None:
+    world = two_trees()
+    operator, spy = watched(world)
+    world.lines["a"].exists = False
+    world.tell_budgets()
+    operator.step()
+    world.lines["a"].exists = True
+    world.tell_budgets()
+    operator.step()
+    assert spy.last("a").memory is None and spy.last("b").memory is not None
+
+
+def test_where_a_late_gpu_stands_aside_both_decisions_start_from_one_memory_and_the_one_that_acts_is_kept() -> None:
+    world = World(limit_w=900)
+    operator, spy = watched(world)
+    world.agents["a0"].crash()
+    world.set_limit(600)
+    for _ in range(8):
+        world.now_s += 1.0
+        operator.watch()
+        operator.step()
+        while operator.sent:
+            operator.arrive()
+        world.agents["b0"].run()
+    acts, asks = spy.shown[-2:]
+    assert acts.memory == asks.memory, "asked twice in one step, about the fleet with and without it"
+    operator.step()
+    assert spy.shown[-2].memory == acts.memory + 1  # type: ignore[operator]
+
+
+# -------------------------------------------------------------------------------------------------------------- meters
+
+
+def read(spy: Spy) -> dict[str, float]:
+    seen = spy.last(ROOT)
+    assert seen.meter is not None
+    return dict(zip(seen.budgets.names, seen.meter.measured_w.tolist(), strict=True))
+
+
+def test_meters_that_speak_are_shown_with_the_limit_in_force() -> None:
+    world = World(limit_w=900)
+    _, spy = watched(world)
+    world.set_limit(800)
+    world.active.step()
+    seen = spy.last(ROOT)
+    assert seen.meter is not None and seen.meter.limit_w.tolist() == [900.0, 900.0, 900.0], "in its grace the old one holds"
+    assert read(spy) == pytest.approx({name: world.meter_w(name) for name in (ROOT, "a", "b")})
+
+
+def test_a_silent_meter_is_no_reading_though_agents_could_be_asked() -> None:
+    world = World(limit_w=900)
+    operator, spy = watched(world)
+    world.dark.add("a")
+    world.now_s += 6.0
+    operator.step()
+    assert operator.last.budgets["a"].measured_w is not None, "the agents' sum, for people"
+    assert np.isnan(read(spy)["a"]) and read(spy)["b"] > 0 and read(spy)[ROOT] > 0
+
+
+def test_without_a_meter_of_its_own_a_root_reads_what_all_its_children_read_or_nothing() -> None:
+    world = World(limit_w=900)
+    operator, spy = watched(world)
+    bare = replace(world.budgets[ROOT], meter=None)
+    operator.keeper.on_budget(bare, world.now_s)
+    operator.step()
+    assert read(spy)[ROOT] == pytest.approx(read(spy)["a"] + read(spy)["b"])
+    world.dark.add("a")
+    world.now_s += 6.0
+    operator.step()
+    assert np.isnan(read(spy)[ROOT]) and read(spy)["b"] > 0
+
+
+def test_nothing_is_read_before_a_budgets_first_caps_can_show() -> None:
+    world = World(limit_w=900)
+    spy = Spy()
+    world.policies = {**world.policies, spy.name: spy}
+    world.policy = spy.name
+    world.tell_budgets()
+    operator = world.elect()
+    for _ in range(20):
+        operator.settle(1)
+        book = operator.keeper.books[ROOT]
+        assert np.isnan(read(spy)[ROOT]) == (not book.adopted or world.now_s - book.adopted_s < 3.0)
+    assert read(spy)[ROOT] > 0
+
+
+# --------------------------------------------------------------------------------------------------------------- clocks
+
+
+def test_a_lock_is_granted_under_the_same_cap_and_shown_to_the_policy() -> None:
+    world = World(limit_w=900)
+    operator, spy = watched(world)
+    before = world.store.objects["a0"].spec.gpus[0]  # type: ignore[union-attr]
+    charged_w = operator.last.budgets[ROOT].charge_w
+    spy.lock_mhz = 1200
+    operator.step()
+    assert operator.last.budgets[ROOT].charge_w == charged_w
+    operator.settle(2)
+    after = world.store.objects["a0"].spec.gpus[0]  # type: ignore[union-attr]
+    assert (after.cap_w, after.max_clock_mhz, after.grant) == (before.cap_w, 1200, before.grant)
+    assert operator.last.budgets[ROOT].charge_w == charged_w
+    shown = spy.last(ROOT).clocks
+    assert shown is not None and shown.granted_mhz.tolist() == [1200, 1200]
+
+
+def test_a_lock_is_deepened_under_a_stale_meter_but_not_loosened() -> None:
+    world = World(limit_w=900)
+    operator, spy = watched(world)
+    spy.lock_mhz = 1200
+    operator.settle(2)
+    world.dark.add("a")
+    world.now_s += 6.0
+    spy.lock_mhz = 0
+    operator.settle(2)
+    assert (locks(world, "a0"), locks(world, "b0")) == ([1200], [None])
+    spy.lock_mhz = 1000
+    operator.settle(2)
+    assert (locks(world, "a0"), locks(world, "b0")) == ([1000], [1000])
+
+
+def test_a_gpu_that_cannot_be_steered_keeps_its_lock() -> None:
+    world = World(limit_w=900)
+    operator, spy = watched(world)
+    spy.lock_mhz = 1200
+    operator.settle(2)
+    operator.keeper.roster.nodes["a0"].gpus["a0-g0"].health = Health.LOST
+    for lock in (1000, 0):
+        spy.lock_mhz = lock
+        operator.step()
+        written = {write.name: [g.max_clock_mhz for g in write.spec.gpus] for write in operator.last.writes}
+        assert written.get("a0", [1200]) == [1200]
+        assert written["b0"] == [lock or None]
+        while operator.sent:
+            operator.arrive()
+        world.agents["b0"].run()
+        operator.keeper.on_node_power(world.store.objects["b0"], world.now_s)

@@ -1,0 +1,92 @@
+"""Latencies as the operator reads them, from a real Prometheus that scrapes an engine's histogram."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from splitwatt_core.admission.snapshot import Name
+from splitwatt_lab.processes import ProcessGroup
+from splitwatt_lab.prometheus import Prometheus as Server
+from splitwatt_operator.prometheus import Prometheus
+from splitwatt_operator.serving_slo import Latency, SloMeter
+
+PATIENCE_S = 60.0
+BUCKETS_S = (0.1, 0.2, 0.6, 1.0)
+TTFT_MS, TBT_MS = 596, 99
+"""Prometheus interpolates within a bucket: 99 % of the way through (0.2, 0.6] and (0, 0.1]."""
+PARTIAL = (Latency(), Latency(ttft_p99_ms=TTFT_MS), Latency(tbt_p99_ms=TBT_MS))
+"""What may be read before both histograms were scraped twice."""
+
+
+class Engines:
+    """Two engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1]."""
+
+    def __init__(self) -> None:
+        engines, started_s = self, time.monotonic()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = engines.text(10 * (time.monotonic() - started_s)).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def text(self, count: float) -> str:
+        rows = []
+        for metric, role, upper_s in (
+            ("vllm:time_to_first_token_seconds", "prefill", 0.6),
+            ("vllm:inter_token_latency_seconds", "decode", 0.1),
+        ):
+            labels = f'namespace="s",cluster="chat",role="{role}",pod="chat-{role}-0"'
+            rows.append(f"# TYPE {metric} histogram")
+            for le in (*BUCKETS_S, "+Inf"):
+                below = count if le == "+Inf" or le >= upper_s else 0.0
+                rows.append(f'{metric}_bucket{{{labels},le="{le}"}} {below}')
+            rows += [f"{metric}_count{{{labels}}} {count}", f"{metric}_sum{{{labels}}} {count * upper_s}"]
+        return "\n".join([*rows, ""])
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def engines() -> Iterator[Engines]:
+    made = Engines()
+    yield made
+    made.close()
+
+
+async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(engines: Engines, tmp_path: Path) -> None:
+    changed: list[Name] = []
+    chat = Name("s", "chat")
+    with ProcessGroup(tmp_path / "processes") as group:
+        server = Server(group, tmp_path / "prometheus")
+        server.set_targets("twin", {engines.address: {}})
+        server.start()
+        async with Prometheus(server.url, timeout_s=5.0) as client:
+            meter = SloMeter(client, changed.append)
+            await meter.read()
+            async with asyncio.timeout(PATIENCE_S):
+                while meter.latencies.get(chat, Latency()) in PARTIAL:
+                    await asyncio.sleep(0.2)
+                    await meter.read()
+            assert meter.latencies == {chat: Latency(TTFT_MS, TBT_MS)}
+            assert set(changed) == {chat}
+            group.close()
+            await meter.read()
+            assert meter.latencies == {}

@@ -1,0 +1,80 @@
+"""When a budget's status is worth a write, and what the shell adds to the keeper's conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from splitwatt_core.budget.keeper import BudgetCondition
+from splitwatt_operator.statuses import (
+    IDLE_EVERY_S,
+    MIN_GAP_S,
+    NUMBERS_EVERY_S,
+    judged,
+    unreadable_status,
+    waits_s,
+)
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    base = {
+        "limitInForceWatts": 10000,
+        "chargeWatts": 9000,
+        "measuredWatts": 8000,
+        "posture": "Normal",
+        "conditions": [
+            {"type": "Ready", "status": "True", "reason": "Holding", "message": "limit 10000 W is kept"},
+            {"type": "WithinBudget", "status": "True", "reason": "Within", "message": ""},
+        ],
+    }
+    return {**base, **changed}
+
+
+def condition(kind: str, value: str, reason: str, message: str) -> list[dict[str, Any]]:
+    return [{"type": kind, "status": value, "reason": reason, "message": message}]
+
+
+def test_an_equal_status_is_never_written_again() -> None:
+    assert waits_s(status(), status()) == float("inf")
+
+
+def test_a_judgement_is_written_at_once() -> None:
+    for changed in (
+        {"posture": "Brake"},
+        {"limitInForceWatts": 9999},
+        {"pendingLimits": [{"watts": 1, "inForceAt": "x"}]},
+        {"conditions": condition("Ready", "False", "Adopting", "")},
+    ):
+        assert waits_s(status(), status(**changed)) == MIN_GAP_S
+    named = status(conditions=condition("Ready", "False", "InvalidTree", "the parent is missing"))
+    renamed = status(conditions=condition("Ready", "False", "InvalidTree", "a cycle through a and b"))
+    assert waits_s(named, renamed) == MIN_GAP_S
+
+
+def test_moving_numbers_wait() -> None:
+    assert waits_s(status(), status(measuredWatts=8500)) == NUMBERS_EVERY_S
+    assert waits_s(status(), status(measuredWatts=8010)) == IDLE_EVERY_S
+    lost = status()
+    del lost["measuredWatts"]
+    assert waits_s(status(), lost) == NUMBERS_EVERY_S
+    over = [status(conditions=condition("WithinBudget", "False", "Over", f"measured {watts} W")) for watts in (11, 12)]
+    assert waits_s(*over) == NUMBERS_EVERY_S
+
+
+def test_the_shell_adds_what_only_it_knows() -> None:
+    known = (BudgetCondition("Ready", True, "Holding", ""), BudgetCondition("TelemetryFresh", False, "MeterStale", "x"))
+    assert judged(known, None, None) == known
+    rows = {row.type: row for row in judged(known, "the selector sums", "limitWatts: too new")}
+    assert rows["TelemetryFresh"] == BudgetCondition("TelemetryFresh", False, "InvalidSelector", "the selector sums")
+    assert not rows["Ready"].status
+    assert rows["Ready"].reason == "InvalidSpec"
+    assert "limitWatts: too new" in rows["Ready"].message
+
+
+def test_an_unreadable_budget_keeps_what_its_status_said() -> None:
+    before = status(conditions=[])
+    after = unreadable_status("limitWatts: no", before, generation=3, now_s=0.0)
+    assert after["limitInForceWatts"] == 10000
+    [row] = after["conditions"]
+    assert (row["type"], row["status"], row["reason"], row["observedGeneration"]) == ("Ready", "False", "InvalidSpec", 3)
+    again = unreadable_status("limitWatts: no", after, generation=3, now_s=99.0)
+    assert again["conditions"][0]["lastTransitionTime"] == row["lastTransitionTime"]
