@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from splitwatt_core.policies.shipped import foresight
+from splitwatt_core.policies import foresight
 
 KERNEL: Final = re.compile(rb"^@(jit|lean|inlined)$|^def advance\(", re.MULTILINE)
 """A line that begins a kernel: here, or the core's law that is compiled as it stands."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core.policies.shipped import foresight
+from splitwatt_core.policies import foresight
 from splitwatt_sim.jit import jit
 
 FloatArray = NDArray[np.float64]

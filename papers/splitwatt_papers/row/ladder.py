@@ -15,9 +15,9 @@ from typing import Final
 
 import numpy as np
 from splitwatt_core.gpus.phase_model import clock_factor
+from splitwatt_core.policies import foresight
 from splitwatt_core.policies.foresight import ForesightSettings
 from splitwatt_core.policies.polca_table import PolcaSettings, RowPriority, settings_for
-from splitwatt_core.policies.shipped import foresight
 from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_papers.row.kernel import LadderColumns, run_ladder
