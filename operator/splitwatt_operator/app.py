@@ -19,20 +19,20 @@ from splitwatt_client.leases import HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES, NODE_POWERS
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR
 
-from splitwatt_operator.budget_loop import SupersededError
-from splitwatt_operator.canary import BlindError
-from splitwatt_operator.credentials import KopfLogin
-from splitwatt_operator.decision_log import DecisionLog, LogFileError
+from splitwatt_operator.budgets.decision_log import DecisionLog, LogFileError
+from splitwatt_operator.budgets.loop import SupersededError
+from splitwatt_operator.cluster.canary import BlindError
+from splitwatt_operator.cluster.credentials import KopfLogin
+from splitwatt_operator.cluster.resync import Resync
+from splitwatt_operator.cluster.store import Key, Store
+from splitwatt_operator.cluster.watch import WatchError, Watches
 from splitwatt_operator.http import ListenError, serve
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
-from splitwatt_operator.prometheus import Prometheus
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.reign import Realm, Reign
-from splitwatt_operator.resync import Resync
-from splitwatt_operator.store import Key, Store
 from splitwatt_operator.supervise import first_to_end
-from splitwatt_operator.watch import WatchError, Watches
+from splitwatt_operator.telemetry.prometheus import Prometheus
 
 log = logging.getLogger(__name__)
 

@@ -17,19 +17,19 @@ from splitwatt_client.leases import HeldLease
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
 
-from splitwatt_operator import serving
-from splitwatt_operator.budget_loop import BudgetLoop
-from splitwatt_operator.canary import Canary
-from splitwatt_operator.decision_log import DecisionLog
-from splitwatt_operator.facts import FactFeeder
+from splitwatt_operator.budgets.decision_log import DecisionLog
+from splitwatt_operator.budgets.loop import BudgetLoop
+from splitwatt_operator.budgets.performer import Performer
+from splitwatt_operator.budgets.statuses import BudgetStatuses
+from splitwatt_operator.cluster.canary import Canary
+from splitwatt_operator.cluster.facts import FactFeeder
+from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.performer import Performer
-from splitwatt_operator.prometheus import Prometheus
 from splitwatt_operator.recorder import Recorder
-from splitwatt_operator.statuses import BudgetStatuses
-from splitwatt_operator.store import Key, Store
+from splitwatt_operator.serving import loop as serving
 from splitwatt_operator.supervise import first_to_end
-from splitwatt_operator.telemetry import Telemetry
+from splitwatt_operator.telemetry.meters import Telemetry
+from splitwatt_operator.telemetry.prometheus import Prometheus
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from splitwatt_core.protocol.contract import status_to_wire
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.install import NAMESPACE, RELEASE, install_chart, uninstall_chart
-from splitwatt_operator.watch import WATCHED, Watched
+from splitwatt_operator.cluster.watch import WATCHED, Watched
 
 from .conftest import CHART, NODES
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from splitwatt_operator.canary import BlindError, Canary
-from splitwatt_operator.decision_log import DecisionLog, LogFileError
-from splitwatt_operator.facts import pod_fact, sentence_of
+from splitwatt_operator.budgets.decision_log import DecisionLog, LogFileError
+from splitwatt_operator.cluster.canary import BlindError, Canary
+from splitwatt_operator.cluster.facts import pod_fact, sentence_of
+from splitwatt_operator.cluster.store import Key, Kind, Store
 from splitwatt_operator.http import ListenError, parse_address, serve
 from splitwatt_operator.logs import JsonFormatter
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import parse
-from splitwatt_operator.store import Key, Kind, Store
 from splitwatt_operator.supervise import first_to_end
 
 LEASE = Key("splitwatt-system", "splitwatt-operator")

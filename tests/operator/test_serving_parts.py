@@ -15,13 +15,13 @@ from splitwatt_core.budget.tree import Requirement, Selector
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.policies.uniform import Uniform
-from splitwatt_operator import serving_queue
-from splitwatt_operator.serving_admission import Standing, gate_patch
-from splitwatt_operator.serving_pods import Surveyor, gpus_of
-from splitwatt_operator.serving_queue import QueueFullError, WorkQueue
-from splitwatt_operator.serving_slo import Latency, p99_query
-from splitwatt_operator.serving_status import condition_rows, invalid_status, status_of, waits_s
-from splitwatt_operator.store import Kind, Store
+from splitwatt_operator.cluster.store import Kind, Store
+from splitwatt_operator.serving import queue as serving_queue
+from splitwatt_operator.serving.admission import Standing, gate_patch
+from splitwatt_operator.serving.pods import Surveyor, gpus_of
+from splitwatt_operator.serving.queue import QueueFullError, WorkQueue
+from splitwatt_operator.serving.slo import Latency, p99_query
+from splitwatt_operator.serving.status import condition_rows, invalid_status, status_of, waits_s
 
 # -------------------------------------------------------------------------------------------------------------- profiles
 
@@ -401,7 +401,7 @@ def test_slo_is_attained_missed_or_unknown(latency: Latency, status: str, words:
 
 
 def test_the_time_of_a_transition_is_kept_while_the_status_stays() -> None:
-    from splitwatt_operator.serving_status import Condition
+    from splitwatt_operator.serving.status import Condition
 
     first = condition_rows([Condition("Ready", "False", "A", "a")], 1, {}, 10.0)
     same = condition_rows([Condition("Ready", "False", "B", "b")], 2, {"conditions": first}, 20.0)

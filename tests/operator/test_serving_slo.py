@@ -13,8 +13,8 @@ import pytest
 from splitwatt_core.admission.snapshot import Name
 from splitwatt_lab.processes import ProcessGroup
 from splitwatt_lab.prometheus import Prometheus as Server
-from splitwatt_operator.prometheus import Prometheus
-from splitwatt_operator.serving_slo import Latency, SloMeter
+from splitwatt_operator.serving.slo import Latency, SloMeter
+from splitwatt_operator.telemetry.prometheus import Prometheus
 
 PATIENCE_S = 60.0
 BUCKETS_S = (0.1, 0.2, 0.6, 1.0)

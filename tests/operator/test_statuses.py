@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from splitwatt_core.budget.keeper import BudgetCondition
-from splitwatt_operator.statuses import (
+from splitwatt_operator.budgets.statuses import (
     IDLE_EVERY_S,
     MIN_GAP_S,
     NUMBERS_EVERY_S,

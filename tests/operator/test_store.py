@@ -6,9 +6,9 @@ import itertools
 from typing import Any
 
 import pytest
-from splitwatt_operator import store as store_module
-from splitwatt_operator.slim import slim
-from splitwatt_operator.store import Change, Key, Kind, Store
+from splitwatt_operator.cluster import store as store_module
+from splitwatt_operator.cluster.slim import slim
+from splitwatt_operator.cluster.store import Change, Key, Kind, Store
 
 
 def budget(name: str, version: int, **spec: Any) -> dict[str, Any]:

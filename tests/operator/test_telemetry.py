@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
-from splitwatt_operator.prometheus import Prometheus, QueryError, QueryInvalidError, Sample
-from splitwatt_operator.selector import problem_of, problem_of_tree
-from splitwatt_operator.telemetry import AGENT_POWER_QUERY, AGENT_TIME_QUERY, PART, Telemetry, meter_query, reading_of
+from splitwatt_operator.telemetry.meters import AGENT_POWER_QUERY, AGENT_TIME_QUERY, PART, Telemetry, meter_query, reading_of
+from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError, QueryInvalidError, Sample
+from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
 PLAIN = 'rack_power_watts{rack="a1"}'
 Answer = Callable[[str, str], tuple[int, Any]]

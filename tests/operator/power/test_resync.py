@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from splitwatt_client.connection import Connection
-from splitwatt_operator.resync import Resync
-from splitwatt_operator.store import Key, Kind, Store
-from splitwatt_operator.watch import WatchError
+from splitwatt_operator.cluster.resync import Resync
+from splitwatt_operator.cluster.store import Key, Kind, Store
+from splitwatt_operator.cluster.watch import WatchError
 
 LEASE = Key("nowhere", "splitwatt-operator")
 
@@ -59,8 +59,8 @@ async def test_the_store_becomes_what_the_lists_say(datacenter: Any) -> None:
 
 
 async def test_a_relist_makes_it_look_again(datacenter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitwatt_operator.resync.PAUSE_S", 0.1)
-    monkeypatch.setattr("splitwatt_operator.resync.LAG_ALLOWED_S", 0.1)
+    monkeypatch.setattr("splitwatt_operator.cluster.resync.PAUSE_S", 0.1)
+    monkeypatch.setattr("splitwatt_operator.cluster.resync.LAG_ALLOWED_S", 0.1)
     budget = datacenter.budget("leaf", limitWatts=40000)
     store, relisted = Store(), asyncio.Event()
     async with Connection(datacenter.plane.kubeconfig) as connection:

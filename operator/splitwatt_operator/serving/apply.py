@@ -22,8 +22,8 @@ from splitwatt_client.resources import resource_of
 from splitwatt_core.names import ANNOTATION_RENDERED, FIELD_MANAGER_OPERATOR
 from splitwatt_core.rendering.drift import fingerprint
 
+from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store, version_of
 from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.store import JsonObject, Key, Kind, Store, version_of
 
 log = logging.getLogger(__name__)
 

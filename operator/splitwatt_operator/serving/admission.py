@@ -25,11 +25,11 @@ from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import Role
 from splitwatt_core.names import ANNOTATION_BUDGET, FIELD_MANAGER_OPERATOR, GATE_POWER
 
-from splitwatt_operator.facts import subject_of
+from splitwatt_operator.cluster.facts import subject_of
+from splitwatt_operator.cluster.store import JsonObject, Kind, Store
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.recorder import Recorder
-from splitwatt_operator.serving_pods import Surveyor, gated, required_terms
-from splitwatt_operator.store import JsonObject, Kind, Store
+from splitwatt_operator.serving.pods import Surveyor, gated, required_terms
 
 log = logging.getLogger(__name__)
 

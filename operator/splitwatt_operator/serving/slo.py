@@ -16,7 +16,7 @@ from splitwatt_core.admission.snapshot import Name
 from splitwatt_core.clusters import Role
 from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
 
-from splitwatt_operator.prometheus import Prometheus, QueryError
+from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError
 
 log = logging.getLogger(__name__)
 

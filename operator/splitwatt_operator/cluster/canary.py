@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from splitwatt_operator.cluster.store import Change, Key, Kind, Store, Subscription
 from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.store import Change, Key, Kind, Store, Subscription
 
 SILENCE_S: Final = 30.0
 CHECK_PERIOD_S: Final = 1.0

@@ -30,8 +30,8 @@ from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, GPU_RESOURCE, LA
 from splitwatt_core.protocol.contract import GpuStatus, Mode, status_from_wire
 from splitwatt_core.rendering.render import cluster_label
 
-from splitwatt_operator.facts import ENDED_PHASES, UnreadableError, sentence_of, shipped
-from splitwatt_operator.store import JsonObject, Kind, Store
+from splitwatt_operator.cluster.facts import ENDED_PHASES, UnreadableError, sentence_of, shipped
+from splitwatt_operator.cluster.store import JsonObject, Kind, Store
 
 log = logging.getLogger(__name__)
 

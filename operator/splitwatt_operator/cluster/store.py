@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from splitwatt_operator.slim import slim
+from splitwatt_operator.cluster.slim import slim
 
 JsonObject = Mapping[str, Any]
 MAX_TOMBSTONES: Final = 4096

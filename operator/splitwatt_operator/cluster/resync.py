@@ -19,8 +19,8 @@ from typing import Final
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
 
-from splitwatt_operator.store import Key, Kind, Store, key_of, version_of
-from splitwatt_operator.watch import WATCHED, Watched, WatchError, kept_lease
+from splitwatt_operator.cluster.store import Key, Kind, Store, key_of, version_of
+from splitwatt_operator.cluster.watch import WATCHED, Watched, WatchError, kept_lease
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from splitwatt_client.errors import ApiError
 from splitwatt_core.budget.keeper import BudgetCondition, BudgetReport
 from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
 
+from splitwatt_operator.cluster.store import JsonObject, Kind, Store
 from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.store import JsonObject, Kind, Store
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.names import L_NODE, M_GPU_POWER_WATTS
 
-from splitwatt_operator.prometheus import Prometheus, QueryError, QueryInvalidError, Sample
-from splitwatt_operator.selector import problem_of, problem_of_tree
+from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError, QueryInvalidError, Sample
+from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from typing import Final
 from splitwatt_core.budget.keeper import Keeper, Note, Plan
 from splitwatt_core.names import API_GROUP, API_VERSION
 
-from splitwatt_operator.decision_log import DecisionLog
-from splitwatt_operator.facts import FACT_KINDS, QUIET_KINDS, FactFeeder, subject_of
+from splitwatt_operator.budgets.decision_log import DecisionLog
+from splitwatt_operator.budgets.performer import Performer
+from splitwatt_operator.budgets.statuses import BudgetStatuses
+from splitwatt_operator.cluster.facts import FACT_KINDS, QUIET_KINDS, FactFeeder, subject_of
+from splitwatt_operator.cluster.store import Kind, Store
 from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.performer import Performer
 from splitwatt_operator.recorder import Recorder, Subject
-from splitwatt_operator.statuses import BudgetStatuses
-from splitwatt_operator.store import Kind, Store
-from splitwatt_operator.telemetry import Readings, Telemetry
+from splitwatt_operator.telemetry.meters import Readings, Telemetry
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import API_GROUP, API_VERSION
 from splitwatt_core.rendering.render import selector_text
 
-from splitwatt_operator.serving_admission import Standing
-from splitwatt_operator.serving_slo import Latency
-from splitwatt_operator.store import JsonObject
+from splitwatt_operator.cluster.store import JsonObject
+from splitwatt_operator.serving.admission import Standing
+from splitwatt_operator.serving.slo import Latency
 
 NUMBERS_EVERY_S: Final = 15.0
 MAX_MESSAGE_CHARS: Final = 1024

@@ -20,8 +20,8 @@ from splitwatt_core.gpus.profiles import Profile, builtin
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_ROLE, MANAGED_BY
 from splitwatt_core.protocol.contract import ContractError, Phase, node_power_from_wire
 
+from splitwatt_operator.cluster.store import Change, JsonObject, Key, Kind, Store
 from splitwatt_operator.recorder import Recorder, Subject
-from splitwatt_operator.store import Change, JsonObject, Key, Kind, Store
 
 log = logging.getLogger(__name__)
 

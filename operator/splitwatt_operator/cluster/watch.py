@@ -20,8 +20,8 @@ from splitwatt_client import resources
 from splitwatt_client.resources import ResourceType
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY
 
-from splitwatt_operator.credentials import KopfLogin
-from splitwatt_operator.store import Key, Kind, Store, key_of, version_of
+from splitwatt_operator.cluster.credentials import KopfLogin
+from splitwatt_operator.cluster.store import Key, Kind, Store, key_of, version_of
 
 log = logging.getLogger(__name__)
 

@@ -24,18 +24,18 @@ from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR, LABEL_CLUSTER
 from splitwatt_core.rendering.render import Manifest, RenderContext, object_name, render
 
-from splitwatt_operator.facts import UnreadableError, sentence_of, subject_of
+from splitwatt_operator.cluster.facts import UnreadableError, sentence_of, subject_of
+from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
 from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.prometheus import Prometheus
 from splitwatt_operator.recorder import Recorder
-from splitwatt_operator.serving_admission import Admitter
-from splitwatt_operator.serving_apply import OWNED_KINDS, Applier
-from splitwatt_operator.serving_pods import Surveyor
-from splitwatt_operator.serving_queue import WorkQueue
-from splitwatt_operator.serving_slo import Latency, SloMeter
-from splitwatt_operator.serving_status import invalid_status, manifest_of, status_of, waits_s
-from splitwatt_operator.store import Change, JsonObject, Kind, Store
+from splitwatt_operator.serving.admission import Admitter
+from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.pods import Surveyor
+from splitwatt_operator.serving.queue import WorkQueue
+from splitwatt_operator.serving.slo import Latency, SloMeter
+from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
 from splitwatt_operator.supervise import first_to_end
+from splitwatt_operator.telemetry.prometheus import Prometheus
 
 log = logging.getLogger(__name__)
 

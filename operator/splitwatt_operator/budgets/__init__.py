@@ -1,0 +1,1 @@
+"""The budget loop: one decision a second, performed and shown."""

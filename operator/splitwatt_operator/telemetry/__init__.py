@@ -1,0 +1,1 @@
+"""What meters and agents say, asked of Prometheus."""
