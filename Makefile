@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane demo test lint bench bench-sim reproduce $(PAGES) generate images
+.PHONY: setup controlplane demo test lint bench bench-sim reproduce $(PAGES) house generate images
 
 setup: .venv/.stamp
 
@@ -26,7 +26,7 @@ test: controlplane
 
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/python docs/house.py --check
 
 bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)
@@ -39,6 +39,10 @@ export SPLITWATT_DATA ?= $(wildcard ../shared/data)
 reproduce: $(PAGES)
 $(PAGES): reproduce-%: setup
 	$(BIN)/python -m splitwatt_papers.pages.$* $(ARGS)
+
+# The pictures and the table of rooms in docs/architecture.md.
+house: setup
+	$(BIN)/python docs/house.py $(ARGS)
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate

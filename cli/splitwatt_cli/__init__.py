@@ -1,0 +1,1 @@
+"""The `splitwatt` command: finds the subcommands that rooms register, and nothing else."""

@@ -1,0 +1,1 @@
+"""The operator's shell: watches, loops and one pen around the core's law."""
