@@ -7,16 +7,16 @@ Oversubscribed mode `LeaseHeld`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from splitwatt_core.protocol.contract import Condition, GpuStatus, Health, Mode, Status, status_to_wire
+from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition, merge
+from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, Status
 from splitwatt_core.protocol.enforcer import Verdict
 
 UNACKED_GRACE_S: Final = 2.0
 """A grant may take this long to be applied before CapsEnforced speaks of it."""
-MAX_MESSAGE_CHARS: Final = 4000
 
 READY: Final = "Ready"
 CAPS_ENFORCED: Final = "CapsEnforced"
@@ -73,30 +73,25 @@ def report_of(view: View) -> Report:
     return Report(view.observed_uid, view.observed_term, view.boot_id, view.gpus, tuple(conditions))
 
 
-def to_wire(report: Report, *, written_at: str, transitions: Mapping[str, str]) -> dict[str, Any]:
-    """The status as the API has it, with the sums of its printer columns. `transitions`: condition type -> RFC 3339."""
-    conditions = tuple(
-        Condition(
-            c.type,
-            c.status,
-            c.reason,
-            f"{c.message} Said at {written_at}." if c.type == READY else c.message,
-            transitions[c.type],
-        )
-        for c in report.conditions
+def status_to_write(report: Report, *, written_at: str, previous: Iterable[Condition]) -> Status:
+    """The status as it is to stand, after `previous`. `written_at` (RFC 3339) is said in Ready's message, so that a sign of
+    life is a new version even where nothing else changed."""
+    said = f" Said at {written_at}."
+    conditions = [
+        replace(c, message=c.message[: MAX_MESSAGE_CHARS - len(said)] + said) if c.type == READY else c for c in report.conditions
+    ]
+    return Status(
+        observed_uid=report.observed_uid,
+        observed_term=report.observed_term,
+        boot_id=report.boot_id,
+        gpus=report.gpus,
+        conditions=merge(conditions, previous, now=written_at),
     )
-    wire = status_to_wire(Status(report.observed_uid, report.observed_term, report.boot_id, report.gpus, conditions))
-    wire["gpuCount"] = len(report.gpus)
-    wire["healthyGpuCount"] = sum(gpu.health is Health.OK for gpu in report.gpus)
-    enforced_w = [gpu.enforced_w for gpu in report.gpus if gpu.enforced_w is not None]
-    if report.gpus and len(enforced_w) == len(report.gpus):
-        wire["enforcedCapWattsTotal"] = sum(enforced_w)
-    return wire
 
 
 def _ready(view: View) -> Condition:
     def no(reason: str, message: str) -> Condition:
-        return Condition(READY, False, reason, message[:MAX_MESSAGE_CHARS])
+        return Condition(READY, False, reason, message)
 
     if view.trouble:
         return no("NVMLUnavailable", f"No GPU can be read: {view.trouble}; limits stay as the driver has them.")
@@ -144,7 +139,7 @@ def _caps_enforced(view: View) -> Condition:
             troubles.append((trouble[0], f"{gpu.uuid} {trouble[1]}{_limits(view, gpu)}."))
     if troubles:
         message = " ".join(sentence for _, sentence in troubles)
-        return Condition(CAPS_ENFORCED, False, troubles[0][0], message[:MAX_MESSAGE_CHARS])
+        return Condition(CAPS_ENFORCED, False, troubles[0][0], message)
     if view.trouble:
         return Condition(CAPS_ENFORCED, False, "NVMLUnavailable", "No limit can be read back.")
     if not view.granted_w:

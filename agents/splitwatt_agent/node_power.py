@@ -31,10 +31,11 @@ from splitwatt_client import (
     watch,
 )
 from splitwatt_client.resources import NODE_POWERS
+from splitwatt_core.conditions import Condition
 from splitwatt_core.names import FIELD_MANAGER_AGENT
-from splitwatt_core.protocol.contract import NodePower
+from splitwatt_core.protocol.contract import NodePower, status_to_wire
 
-from splitwatt_agent.conditions import Report, to_wire
+from splitwatt_agent.conditions import Report, status_to_write
 from splitwatt_agent.control import Control
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class NodePowerLink:
         self._resync = asyncio.Event()
         self._written: Report | None = None
         self._written_s = float("-inf")
-        self._transitions: dict[str, tuple[bool, str]] = {}
+        self._said: tuple[Condition, ...] = ()
+        """The conditions of our last write."""
         self.live = False
         """Whether the watch is connected, as far as is known."""
         self.writes: Counter[str] = Counter()
@@ -140,11 +142,8 @@ class NodePowerLink:
 
     async def _send(self, observed: NodePower, report: Report) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        changes = {c.type: (c.status, now) for c in report.conditions}
-        known = {c.type: (c.status, c.last_transition) for c in observed.status.conditions} | self._transitions
-        for kind, (status, _) in changes.items():
-            if kind in known and known[kind][0] == status and known[kind][1]:
-                changes[kind] = known[kind]
+        # What we wrote last counts before what was observed, which may be older.
+        status = status_to_write(report, written_at=now, previous=(*observed.status.conditions, *self._said))
         manifest = {
             "apiVersion": NODE_POWERS.api_version,
             "kind": NODE_POWERS.kind,
@@ -153,14 +152,14 @@ class NodePowerLink:
                 "uid": observed.uid,
                 "resourceVersion": str(observed.resource_version),
             },
-            "status": to_wire(report, written_at=now, transitions={kind: since for kind, (_, since) in changes.items()}),
+            "status": status_to_wire(status),
         }
         self._written_s = time.monotonic()
         stored = await self._connection.apply(
             manifest, field_manager=FIELD_MANAGER_AGENT, subresource="status", resource=NODE_POWERS
         )
         self.writes["Done"] += 1
-        self._written, self._transitions = report, changes
+        self._written, self._said = report, status.conditions
         self._control.offer(stored, consistent=False)
 
     async def _read_now(self) -> bool:

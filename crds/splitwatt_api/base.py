@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from splitwatt_core.conditions import MAX_CONDITIONS, MAX_MESSAGE_CHARS, MAX_REASON_CHARS, MAX_TYPE_CHARS
 from splitwatt_core.names import API_GROUP, API_VERSION
 
 GROUP_VERSION: Final = f"{API_GROUP}/{API_VERSION}"
@@ -25,7 +26,6 @@ MAX_BUDGET_WATTS: Final = 1_000_000_000
 MAX_NODE_WATTS: Final = 1_000_000
 MAX_GPU_WATTS: Final = 10_000
 MAX_CLOCK_MEGAHERTZ: Final = 10_000
-MAX_CONDITIONS: Final = 16
 MAX_LABELS: Final = 32
 
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
@@ -121,10 +121,10 @@ Labels = Annotated[dict[str, LabelValue], Field(max_length=MAX_LABELS)]
 class Condition(Wire):
     """One aspect of the state; `type` says which, `reason` why in one word, `message` for people."""
 
-    type: str = Field(min_length=1, max_length=64, description="Which aspect, for example Ready.")
+    type: str = Field(min_length=1, max_length=MAX_TYPE_CHARS, description="Which aspect, for example Ready.")
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds: True, False or Unknown.")
-    reason: str = Field(min_length=1, max_length=128, description="Why, in one word in CamelCase.")
-    message: str = Field(default="", max_length=4096, description="Why, in a sentence with the numbers.")
+    reason: str = Field(min_length=1, max_length=MAX_REASON_CHARS, description="Why, in one word in CamelCase.")
+    message: str = Field(default="", max_length=MAX_MESSAGE_CHARS, description="Why, in a sentence with the numbers.")
     last_transition_time: Timestamp = Field(description="When `status` changed last.")
     observed_generation: Generation | None = Field(default=None, description="The metadata.generation this was judged on.")
 

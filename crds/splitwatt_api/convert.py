@@ -8,11 +8,11 @@ RFC 3339 with microseconds on the wire, so that a limit's grace survives a resta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from splitwatt_core.budget.facts import BudgetCondition, BudgetReport
+from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Requirement, Selector
 from splitwatt_core.clusters import (
     PRIORITY_HIGH,
@@ -23,6 +23,7 @@ from splitwatt_core.clusters import (
     RoleSpec,
     SloSpec,
 )
+from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire, merge
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
 
@@ -45,7 +46,6 @@ __all__ = [
 ]  # fmt: skip
 
 PRIORITY: Final = {PriorityWord.HIGH: PRIORITY_HIGH, PriorityWord.LOW: PRIORITY_LOW}
-MAX_MESSAGE_CHARS: Final = 4096
 
 
 def unix_s(timestamp: str) -> float:
@@ -152,9 +152,7 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
             "nodes": report.nodes,
             "gpus": report.gpus,
             "adoption_milliseconds": adoption_ms,
-            "conditions": conditions(
-                report.conditions, generation=generation, previous=(previous or {}).get("conditions", []), now_s=now_s
-            ),
+            "conditions": conditions(report.conditions, generation=generation, previous=previous or {}, now_s=now_s),
         }
     )
     return status.to_wire()
@@ -166,30 +164,17 @@ def _up(power_w: float) -> int:
 
 
 def conditions(
-    wanted: tuple[BudgetCondition, ...],
+    new: Sequence[Condition],
     *,
     generation: int,
-    previous: list[Mapping[str, Any]],
+    previous: Mapping[str, Any],
     now_s: float,
+    keep_others: bool = False,
 ) -> list[dict[str, Any]]:
-    """metav1.Conditions; `lastTransitionTime` is kept from `previous` where the status is the same."""
-    known = {row.get("type"): row for row in previous}
-    rows: list[dict[str, Any]] = []
-    for condition in wanted:
-        word = "True" if condition.status else "False"
-        old = known.get(condition.type, {})
-        since = old.get("lastTransitionTime") if old.get("status") == word else None
-        rows.append(
-            {
-                "type": condition.type,
-                "status": word,
-                "reason": condition.reason,
-                "message": condition.message[:MAX_MESSAGE_CHARS],
-                "lastTransitionTime": since or rfc3339(now_s),
-                "observedGeneration": generation,
-            }
-        )
-    return rows
+    """`status.conditions` by the core's `merge`, over those of the status `previous`."""
+    known = [condition_from_wire(row) for row in previous.get("conditions") or ()]
+    merged = merge(new, known, now=rfc3339(now_s), generation=generation, keep_others=keep_others)
+    return [condition_to_wire(condition) for condition in merged]
 
 
 # --------------------------------------------------------------------------------------------------- InferenceCluster

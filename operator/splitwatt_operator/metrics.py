@@ -54,7 +54,7 @@ class Metrics:
             self._in_force.labels(name).set(report.limit.in_force_w)
             self._charge.labels(name).set(report.charge_w)
             self._posture.labels(name).set(int(report.posture))
-            fresh = next((c.status for c in report.conditions if c.type == "TelemetryFresh"), False)
+            fresh = any(c.status for c in report.conditions if c.type == "TelemetryFresh")
             self._fresh.labels(name).set(fresh)
             # Without a reading the gauge says NaN, never zero watts (I5).
             self._measured.labels(name).set(float("nan") if report.measured_w is None else report.measured_w)

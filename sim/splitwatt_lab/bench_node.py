@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.protocol.contract import Condition, GpuStatus, NodePower, Status
+from splitwatt_core.conditions import Condition
+from splitwatt_core.protocol.contract import GpuStatus, NodePower, Status
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record, Verdict
 from splitwatt_nvml_twin.handle import gpu_uuid
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel

@@ -13,7 +13,7 @@ from typing import Any
 
 import pynvml
 import pytest
-from splitwatt_agent.conditions import CAPS_ENFORCED, READY, View, report_of, to_wire
+from splitwatt_agent.conditions import CAPS_ENFORCED, READY, View, report_of, status_to_write
 from splitwatt_agent.nvml import Inventory, NvmlError
 from splitwatt_agent.session import take_stock, without_leased_watts
 from splitwatt_agent.state_dir import StateDir, StateDirError
@@ -21,7 +21,8 @@ from splitwatt_agent.threads import Sweeper, daemon_call
 from splitwatt_agent.workloads import ArgumentError, socket_path
 from splitwatt_client import podresources, resources
 from splitwatt_core import names
-from splitwatt_core.protocol.contract import Condition, GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire
+from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition
+from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire, status_to_wire
 from splitwatt_core.protocol.enforcer import GpuIdentity, Record, Verdict
 
 PATIENCE_S = 30.0
@@ -199,13 +200,31 @@ def test_a_report_without_times_changes_only_with_the_facts() -> None:
 
 def test_the_wire_form_can_be_read_back_and_has_the_columns() -> None:
     report = report_of(view(line("a"), line("b", health=Health.LOST, management_w=None, enforced_w=None)))
-    since = {READY: "2030-01-01T00:00:00Z", CAPS_ENFORCED: "2030-01-01T00:00:00Z"}
-    wire = to_wire(report, written_at="2030-01-01T00:01:00Z", transitions=since)
-    assert status_from_wire(json.loads(json.dumps(wire))).gpus == report.gpus
+    status = status_to_write(report, written_at="2030-01-01T00:01:00Z", previous=())
+    wire = status_to_wire(status)
+    assert status_from_wire(json.loads(json.dumps(wire))) == status
+    assert status.gpus == report.gpus
     assert (wire["gpuCount"], wire["healthyGpuCount"]) == (2, 1)
     assert "enforcedCapWattsTotal" not in wire, "a sum with an unknown in it is unknown"
-    later = to_wire(report, written_at="2030-01-01T00:02:00Z", transitions=since)
-    assert later != wire, "the sign of life must change the object"
+
+
+def test_the_sign_of_life_changes_the_object_and_no_transition() -> None:
+    report = report_of(view(line("a")))
+    first = status_to_write(report, written_at="2030-01-01T00:01:00Z", previous=())
+    later = status_to_write(report, written_at="2030-01-01T00:02:00Z", previous=first.conditions)
+    assert later != first
+    assert [c.last_transition for c in later.conditions] == ["2030-01-01T00:01:00Z"] * 2
+    lost = report_of(view(line("a", health=Health.LOST)))
+    turned = status_to_write(lost, written_at="2030-01-01T00:03:00Z", previous=later.conditions)
+    since = {c.type: c.last_transition for c in turned.conditions}
+    assert since == {READY: "2030-01-01T00:01:00Z", CAPS_ENFORCED: "2030-01-01T00:03:00Z"}
+
+
+def test_a_long_trouble_leaves_room_for_the_sign_of_life() -> None:
+    report = report_of(view(line("a"), trouble="no driver " * 1000))
+    ready = status_to_write(report, written_at="2030-01-01T00:01:00Z", previous=()).conditions[0]
+    assert len(ready.message) == MAX_MESSAGE_CHARS
+    assert ready.message.endswith(" Said at 2030-01-01T00:01:00Z.")
 
 
 def test_leased_watts_are_not_used() -> None:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from splitwatt_api import convert
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import PostureName
-from splitwatt_core.budget.facts import BudgetCondition, BudgetReport
+from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.tree import LimitState, MeterSpec, Requirement, Selector
 from splitwatt_core.clusters import EngineType
 from splitwatt_core.columns import Posture
+from splitwatt_core.conditions import Condition
 from splitwatt_core.gpus import profiles
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
@@ -56,7 +57,7 @@ def report(**changes: Any) -> BudgetReport:
         "gpus": 32,
         "short_w": 0.0,
         "adoption_s": 2.3456,
-        "conditions": (BudgetCondition("Ready", True, "Holding", "limit 26000 W is kept"),),
+        "conditions": (Condition("Ready", True, "Holding", "limit 26000 W is kept"),),
     }
     return BudgetReport(**{**fields, **changes})
 
@@ -144,13 +145,13 @@ def test_unknown_watts_are_absent_and_charges_are_never_rounded_down() -> None:
 def test_a_condition_keeps_its_time_until_it_turns() -> None:
     first = convert.budget_status(report(), generation=3, previous=None, now_s=NOW_S)
     same = convert.budget_status(
-        report(conditions=(BudgetCondition("Ready", True, "RaisesHeld", "other words"),)),
+        report(conditions=(Condition("Ready", True, "RaisesHeld", "other words"),)),
         generation=4,
         previous=first,
         now_s=NOW_S + 10,
     )
     turned = convert.budget_status(
-        report(conditions=(BudgetCondition("Ready", False, "InvalidTree", "no"),)),
+        report(conditions=(Condition("Ready", False, "InvalidTree", "no"),)),
         generation=4,
         previous=same,
         now_s=NOW_S + 20,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from splitwatt_api.node_power import NodePower
+from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import (
     GRANTS_PER_TERM,
     MAX_TERM,
-    Condition,
     GpuStatus,
     Grant,
     Health,

@@ -7,9 +7,9 @@ from dataclasses import fields
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import (
     MAX_GPUS_PER_NODE,
-    Condition,
     GpuStatus,
     Grant,
     Health,

@@ -21,7 +21,7 @@ from splitwatt_operator.serving.admission import Standing, gate_patch
 from splitwatt_operator.serving.pods import Surveyor, gpus_of
 from splitwatt_operator.serving.queue import QueueFullError, WorkQueue
 from splitwatt_operator.serving.slo import Latency, p99_query
-from splitwatt_operator.serving.status import condition_rows, invalid_status, status_of, waits_s
+from splitwatt_operator.serving.status import invalid_status, status_of, waits_s
 
 # -------------------------------------------------------------------------------------------------------------- profiles
 
@@ -398,15 +398,6 @@ def test_slo_is_attained_missed_or_unknown(latency: Latency, status: str, words:
     assert row[0] == status
     assert words in row[2]
     assert conditions(prefill=deployment(2), latency=latency)["SLOAttained"][1] == "NoSLO"
-
-
-def test_the_time_of_a_transition_is_kept_while_the_status_stays() -> None:
-    from splitwatt_operator.serving.status import Condition
-
-    first = condition_rows([Condition("Ready", "False", "A", "a")], 1, {}, 10.0)
-    same = condition_rows([Condition("Ready", "False", "B", "b")], 2, {"conditions": first}, 20.0)
-    other = condition_rows([Condition("Ready", "True", "C", "c")], 2, {"conditions": same}, 30.0)
-    assert same[0]["lastTransitionTime"] == first[0]["lastTransitionTime"] != other[0]["lastTransitionTime"]
 
 
 def test_judgements_are_written_at_once_and_numbers_seldom() -> None:

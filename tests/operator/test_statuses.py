@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from splitwatt_core.budget.keeper import BudgetCondition
+from splitwatt_core.conditions import Condition
 from splitwatt_operator.budgets.statuses import (
     IDLE_EVERY_S,
     MIN_GAP_S,
@@ -61,10 +61,10 @@ def test_moving_numbers_wait() -> None:
 
 
 def test_the_shell_adds_what_only_it_knows() -> None:
-    known = (BudgetCondition("Ready", True, "Holding", ""), BudgetCondition("TelemetryFresh", False, "MeterStale", "x"))
+    known = (Condition("Ready", True, "Holding", ""), Condition("TelemetryFresh", False, "MeterStale", "x"))
     assert judged(known, None, None) == known
     rows = {row.type: row for row in judged(known, "the selector sums", "limitWatts: too new")}
-    assert rows["TelemetryFresh"] == BudgetCondition("TelemetryFresh", False, "InvalidSelector", "the selector sums")
+    assert rows["TelemetryFresh"] == Condition("TelemetryFresh", False, "InvalidSelector", "the selector sums")
     assert not rows["Ready"].status
     assert rows["Ready"].reason == "InvalidSpec"
     assert "limitWatts: too new" in rows["Ready"].message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitwatt_core.budget.facts import BudgetCondition
+from splitwatt_core.conditions import Condition
 from support.world import Operator, World
 
 
@@ -13,7 +13,7 @@ def settled(world: World, rounds: int = 10) -> Operator:
     return operator
 
 
-def condition(operator: Operator, budget: str, kind: str) -> BudgetCondition:
+def condition(operator: Operator, budget: str, kind: str) -> Condition:
     return next(c for c in operator.last.budgets[budget].conditions if c.type == kind)
 
 

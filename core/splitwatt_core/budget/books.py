@@ -43,7 +43,7 @@ class Book:
     fallback: bool = False
     correction: Correction = field(default_factory=Correction)
     state: PostureState = field(default_factory=PostureState)
-    conditions: dict[str, tuple[bool, str]] = field(default_factory=dict)
+    conditions: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
     modelled: tuple[tuple[float, float], ...] = ()
     """When a step was, and the watts that it modelled; the newest last."""
 

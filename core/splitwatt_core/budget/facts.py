@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from splitwatt_core.budget.tree import LimitState
 from splitwatt_core.columns import Posture
+from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Reason
 from splitwatt_core.protocol.contract import NodePower, Phase, Spec
 
@@ -83,14 +84,6 @@ Outcome = Written | Rejected | Unknown
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetCondition:
-    type: str
-    status: bool
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class BudgetReport:
     """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
 
@@ -103,7 +96,7 @@ class BudgetReport:
     gpus: int
     short_w: float
     adoption_s: float | None
-    conditions: tuple[BudgetCondition, ...]
+    conditions: tuple[Condition, ...]
     reasons: tuple[Reason, ...] = ()
 
 

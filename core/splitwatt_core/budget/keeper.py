@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from splitwatt_core.budget import gates, snapshots
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import (
-    BudgetCondition,
     BudgetReport,
     MeterFailure,
     MeterReading,
@@ -51,7 +50,6 @@ from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_TERM, Mode, No
 from splitwatt_core.protocol.ledger import NodeAccount
 
 __all__ = [
-    "BudgetCondition",
     "BudgetReport",
     "Keeper",
     "MeterFailure",

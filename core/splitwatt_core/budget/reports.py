@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
-from splitwatt_core.budget.facts import BudgetCondition, BudgetReport, Note
+from splitwatt_core.budget.facts import BudgetReport, Note
 from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.columns import TOLERANCE_W, Posture
+from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Decision, Reason
 from splitwatt_core.protocol.contract import Health, Mode
 
@@ -103,27 +104,27 @@ def _sick_by_leaf(j: Judgement) -> dict[str, list[str]]:
     return found
 
 
-def _ready(j: Judgement, b: int, name: str, book: Book) -> BudgetCondition:
+def _ready(j: Judgement, b: int, name: str, book: Book) -> Condition:
     if name in j.tree.fault:
-        return BudgetCondition("Ready", False, "InvalidTree", j.tree.fault[name])
+        return Condition("Ready", False, "InvalidTree", j.tree.fault[name])
     clashes = [f"{node} ({' and '.join(leaves)})" for node, leaves in sorted(j.conflicts.items()) if name in leaves]
     if clashes:
         text = f"nodes selected by several budgets: {_some(clashes)}; make the nodeSelectors disjoint"
-        return BudgetCondition("Ready", False, "OverlappingSelectors", text)
+        return Condition("Ready", False, "OverlappingSelectors", text)
     if not book.adopted and not j.surveys[b].nodes:
-        return BudgetCondition("Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector")
+        return Condition("Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector")
     if not book.adopted:
-        return BudgetCondition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
+        return Condition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
     if _observes(j, name):
-        return BudgetCondition("Ready", True, "Observing", "mode is Observe: decides and reports, grants nothing")
+        return Condition("Ready", True, "Observing", "mode is Observe: decides and reports, grants nothing")
     frozen = next((j.frozen[up] for up in j.tree.chain(name) if up in j.frozen), None)
     if frozen is not None:
-        return BudgetCondition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {frozen}")
+        return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {frozen}")
     silent = _mute_nodes(j, name)
     if silent:
         text = f"limit {book.limit.spec_w} W is kept; grants to {_some(silent)} are not acknowledged: look at those agents"
-        return BudgetCondition("Ready", True, "AcknowledgementsLate", text)
-    return BudgetCondition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
+        return Condition("Ready", True, "AcknowledgementsLate", text)
+    return Condition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
 
 
 def _mute_nodes(j: Judgement, name: str) -> list[str]:
@@ -133,51 +134,49 @@ def _mute_nodes(j: Judgement, name: str) -> list[str]:
     return sorted({fleet.owner[i].name for i in below})
 
 
-def _within(book: Book, survey: Survey, *, observes: bool) -> BudgetCondition:
+def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
     limit_w = book.limit.in_force_w
     if not book.adopted:
-        return BudgetCondition("WithinBudget", False, "Adopting", "not in force yet")
+        return Condition("WithinBudget", False, "Adopting", "not in force yet")
     if book.measured_w is not None and book.measured_w > limit_w:
-        return BudgetCondition(
-            "WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured_w:.0f} W, limit {limit_w} W"
-        )
+        return Condition("WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured_w:.0f} W, limit {limit_w} W")
     if survey.charged_w > limit_w + TOLERANCE_W:
         text = f"charged {survey.charged_w:.0f} W, limit {limit_w} W: {survey.charged_w - limit_w:.0f} W over"
         text += "; mode is Observe, nothing is lowered" if observes else ", lowering"
-        return BudgetCondition("WithinBudget", False, "ChargedAboveLimit", text)
-    return BudgetCondition("WithinBudget", True, "Within", "charge and measurement are within the limit in force")
+        return Condition("WithinBudget", False, "ChargedAboveLimit", text)
+    return Condition("WithinBudget", True, "Within", "charge and measurement are within the limit in force")
 
 
-def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> BudgetCondition:
+def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> Condition:
     if spec.meter is None:
         if book.measured_w is None:
-            return BudgetCondition("TelemetryFresh", False, "AgentsSilent", "no meter, and not every agent gave a sample lately")
-        return BudgetCondition("TelemetryFresh", True, "AgentsSum", "no meter: the agents' sum is used")
+            return Condition("TelemetryFresh", False, "AgentsSilent", "no meter, and not every agent gave a sample lately")
+        return Condition("TelemetryFresh", True, "AgentsSum", "no meter: the agents' sum is used")
     if book.fresh_reading(spec, now_s) is None:
-        return BudgetCondition("TelemetryFresh", False, "MeterStale", f"no fresh meter reading: {book.meter_reason}")
+        return Condition("TelemetryFresh", False, "MeterStale", f"no fresh meter reading: {book.meter_reason}")
     if book.correction.power_w > 0:
         text = f"the meter shows {book.correction.power_w:.0f} W more than declared: raise nonGpuWattsPerNode or fixedWatts"
-        return BudgetCondition("TelemetryFresh", True, "NonGpuUnderDeclared", text)
-    return BudgetCondition("TelemetryFresh", True, "Fresh", "the meter's samples are fresh")
+        return Condition("TelemetryFresh", True, "NonGpuUnderDeclared", text)
+    return Condition("TelemetryFresh", True, "Fresh", "the meter's samples are fresh")
 
 
-def _enforced(sick: list[str]) -> BudgetCondition:
+def _enforced(sick: list[str]) -> Condition:
     if sick:
-        return BudgetCondition("CapsEnforced", False, "GpusNotCapped", f"{len(sick)} GPUs: {_some(sick)}")
-    return BudgetCondition("CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both")
+        return Condition("CapsEnforced", False, "GpusNotCapped", f"{len(sick)} GPUs: {_some(sick)}")
+    return Condition("CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both")
 
 
-def _feasible(j: Judgement, b: int, name: str) -> BudgetCondition:
+def _feasible(j: Judgement, b: int, name: str) -> Condition:
     if name in j.safe_over_w:
         text = f"safe caps need {j.safe_over_w[name]:.0f} W more than the limit: lower policy.safeCapWatts or raise the limit"
-        return BudgetCondition("Feasible", False, "SafeCapsAboveLimit", text)
+        return Condition("Feasible", False, "SafeCapsAboveLimit", text)
     if j.short_w[b] > 0:
         text = f"minimum caps need {j.short_w[b]:.0f} W more than the limit: raise limitWatts or remove nodes"
-        return BudgetCondition("Feasible", False, "MinimumCapsAboveLimit", text)
-    return BudgetCondition("Feasible", True, "Feasible", "minimum caps fit the limit")
+        return Condition("Feasible", False, "MinimumCapsAboveLimit", text)
+    return Condition("Feasible", True, "Feasible", "minimum caps fit the limit")
 
 
-def _turned(name: str, book: Book, conditions: tuple[BudgetCondition, ...]) -> list[Note]:
+def _turned(name: str, book: Book, conditions: tuple[Condition, ...]) -> list[Note]:
     notes: list[Note] = []
     for c in conditions:
         before = book.conditions.get(c.type)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
+from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire
 from splitwatt_core.names import API_GROUP, API_VERSION
 
 GRANTS_PER_TERM: Final = 10**9
@@ -105,15 +106,6 @@ class GpuStatus:
     model: str = ""
     health: Health = Health.OK
     workload: Workload | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    type: str
-    status: bool
-    reason: str
-    message: str
-    last_transition: str = ""  # RFC 3339; set by the shell
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,16 +252,7 @@ def status_from_wire(raw: Mapping[str, Any]) -> Status:
         observed_term=_get(raw, "observedTerm", int, "status", 0),
         boot_id=_get(raw, "bootID", str, "status", ""),
         gpus=tuple(_gpu_status_from(row, f"status.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "status"))),
-        conditions=tuple(
-            Condition(
-                type=row.get("type", ""),
-                status=row.get("status") == "True",
-                reason=row.get("reason", ""),
-                message=row.get("message", ""),
-                last_transition=row.get("lastTransitionTime", ""),
-            )
-            for row in _list(raw, "conditions", dict, "status")
-        ),
+        conditions=tuple(condition_from_wire(row) for row in _list(raw, "conditions", dict, "status")),
     )
 
 
@@ -308,16 +291,7 @@ def status_to_wire(status: Status) -> dict[str, Any]:
         "bootID": status.boot_id,
         **_summary(status.gpus),
         "gpus": [gpu(g) for g in status.gpus],
-        "conditions": [
-            {
-                "type": c.type,
-                "status": "True" if c.status else "False",
-                "reason": c.reason,
-                "message": c.message,
-                "lastTransitionTime": c.last_transition,
-            }
-            for c in status.conditions
-        ],
+        "conditions": [condition_to_wire(c) for c in status.conditions],
     }
 
 

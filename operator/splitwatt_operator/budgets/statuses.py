@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from typing import Any, Final
 from splitwatt_api import convert
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError
-from splitwatt_core.budget.keeper import BudgetCondition, BudgetReport
+from splitwatt_core.budget.keeper import BudgetReport
+from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
 from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
@@ -36,7 +36,6 @@ RETRY_S: Final = 5.0
 NOTABLE_SHARE: Final = 0.02
 """Of the limit: a number that moved by less is refreshed at `IDLE_EVERY_S` only."""
 MAX_CONCURRENT: Final = 8
-_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
 
 
@@ -146,46 +145,42 @@ def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     """How old the written status must be before the new one is worth a write."""
     if old == new:
         return float("inf")
-    if judgement_of(old) != judgement_of(new):
+    before, after = _conditions(old), _conditions(new)
+    if change_of(before, after) >= Change.WORDS or _still(old) != _still(new):
         return MIN_GAP_S
     notable_w = NOTABLE_SHARE * float(new.get("limitInForceWatts") or 0)
     for field in NUMBERS:
-        before, after = old.get(field), new.get(field)
-        if (before is None) != (after is None):
+        was, now = old.get(field), new.get(field)
+        if (was is None) != (now is None):
             return NUMBERS_EVERY_S
-        if before is not None and after is not None and abs(after - before) > notable_w:
+        if was is not None and now is not None and abs(now - was) > notable_w:
             return NUMBERS_EVERY_S
-    return NUMBERS_EVERY_S if _words(old) != _words(new) else IDLE_EVERY_S
+    # People read the numbers in the words about what does not hold.
+    failing = [[c for c in conditions if not c.status] for conditions in (before, after)]
+    return NUMBERS_EVERY_S if change_of(*failing) is not Change.NOTHING else IDLE_EVERY_S
 
 
-def _words(status: Mapping[str, Any]) -> list[str]:
-    """Messages of conditions that do not hold: people read the numbers in them."""
-    return [c.get("message", "") for c in status.get("conditions", []) if c["status"] == "False"]
+def _still(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not move all the time."""
+    return {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
 
 
-def judgement_of(status: Mapping[str, Any]) -> object:
-    """All of a status but its moving numbers, also those that conditions quote."""
-    still = {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
-    conditions = [
-        (c["type"], c["status"], c["reason"], _NUMBER.sub("#", c.get("message", ""))) for c in status.get("conditions", [])
-    ]
-    return still, sorted(conditions)
+def _conditions(status: Mapping[str, Any]) -> list[Condition]:
+    return [condition_from_wire(row) for row in status.get("conditions", ())]
 
 
-def judged(
-    conditions: Sequence[BudgetCondition], invalid_meter: str | None, unreadable: str | None
-) -> tuple[BudgetCondition, ...]:
+def judged(conditions: Sequence[Condition], invalid_meter: str | None, unreadable: str | None) -> tuple[Condition, ...]:
     """The keeper's conditions, with what only the shell knows: why a selector or a newer spec cannot be used."""
     found = {condition.type: condition for condition in conditions}
     if invalid_meter is not None:
-        found["TelemetryFresh"] = BudgetCondition("TelemetryFresh", False, "InvalidSelector", invalid_meter)
+        found["TelemetryFresh"] = Condition("TelemetryFresh", False, "InvalidSelector", invalid_meter)
     if unreadable is not None:
-        found["Ready"] = BudgetCondition("Ready", False, "InvalidSpec", f"the former spec stays in force: {unreadable}")
+        found["Ready"] = Condition("Ready", False, "InvalidSpec", f"the former spec stays in force: {unreadable}")
     return tuple(found.values())
 
 
 def unreadable_status(sentence: str, previous: Mapping[str, Any], *, generation: int, now_s: float) -> dict[str, Any]:
     """For a budget that was never readable: what is there already, and Ready=False."""
-    ready = BudgetCondition("Ready", False, "InvalidSpec", sentence)
-    rows = convert.conditions((ready,), generation=generation, previous=list(previous.get("conditions", [])), now_s=now_s)
+    ready = Condition("Ready", False, "InvalidSpec", sentence)
+    rows = convert.conditions([ready], generation=generation, previous=previous, now_s=now_s)
     return {**previous, "conditions": rows}

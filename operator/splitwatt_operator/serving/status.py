@@ -7,11 +7,11 @@ and numbers that merely move are refreshed every `NUMBERS_EVERY_S`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from splitwatt_api.convert import rfc3339
+from splitwatt_api import convert
 from splitwatt_core.clusters import ClusterSpec, Role
+from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
 from splitwatt_core.names import API_GROUP, API_VERSION
 from splitwatt_core.rendering.render import selector_text
 
@@ -20,22 +20,7 @@ from splitwatt_operator.serving.admission import Standing
 from splitwatt_operator.serving.slo import Latency
 
 NUMBERS_EVERY_S: Final = 15.0
-MAX_MESSAGE_CHARS: Final = 1024
 NUMBERS: Final = ("powerFloorWatts", "ttftP99Milliseconds", "tbtP99Milliseconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """`status` is "True", "False" or "Unknown"."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
-
-    @property
-    def true(self) -> bool:
-        return self.status == "True"
 
 
 def status_of(
@@ -54,7 +39,7 @@ def status_of(
     conditions = [_ready(problems, power, roles), *roles.values(), power, _slo_condition(spec, latency)]
     status: dict[str, Any] = {
         "observedGeneration": spec.generation,
-        "conditions": condition_rows(conditions, spec.generation, previous, now_s),
+        "conditions": convert.conditions(conditions, generation=spec.generation, previous=previous, now_s=now_s),
     }
     for role in Role:
         numbers = (deployments[role] or {}).get("status", {})
@@ -77,10 +62,9 @@ def invalid_status(cluster: JsonObject, sentence: str, now_s: float) -> dict[str
     """For a cluster that cannot be read or rendered: its objects stay as they are, and Ready says why."""
     previous = cluster.get("status") or {}
     generation = cluster["metadata"].get("generation", 0)
-    ready = Condition("Ready", "False", "InvalidSpec", sentence)
-    kept = [row for row in previous.get("conditions", []) if row["type"] != "Ready"]
-    rows = condition_rows([ready], generation, previous, now_s)
-    return {**previous, "observedGeneration": generation, "conditions": [*rows, *kept]}
+    ready = Condition("Ready", False, "InvalidSpec", sentence)
+    rows = convert.conditions([ready], generation=generation, previous=previous, now_s=now_s, keep_others=True)
+    return {**previous, "observedGeneration": generation, "conditions": rows}
 
 
 def manifest_of(cluster: JsonObject, status: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,60 +82,38 @@ def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     """How old the written status must be before the new one is worth a write."""
     if old == new:
         return float("inf")
-    return NUMBERS_EVERY_S if judgement_of(old) == judgement_of(new) else 0.0
+    change = change_of(*([condition_from_wire(row) for row in status.get("conditions", ())] for status in (old, new)))
+    return 0.0 if change is Change.JUDGEMENT or _still(old) != _still(new) else NUMBERS_EVERY_S
 
 
-def judgement_of(status: Mapping[str, Any]) -> object:
-    still = {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
-    rows = [(c["type"], c["status"], c["reason"], c.get("observedGeneration")) for c in status.get("conditions", [])]
-    return still, sorted(rows, key=str)
-
-
-def condition_rows(
-    conditions: Sequence[Condition], generation: int, previous: Mapping[str, Any], now_s: float
-) -> list[dict[str, Any]]:
-    """metav1.Conditions; the time of a transition is kept while the status stays the same."""
-    known = {row["type"]: row for row in previous.get("conditions", [])}
-    rows = []
-    for condition in conditions:
-        old = known.get(condition.type)
-        since = old["lastTransitionTime"] if old is not None and old["status"] == condition.status else rfc3339(now_s)
-        rows.append(
-            {
-                "type": condition.type,
-                "status": condition.status,
-                "reason": condition.reason,
-                "message": condition.message[:MAX_MESSAGE_CHARS],
-                "lastTransitionTime": since,
-                "observedGeneration": generation,
-            }
-        )
-    return rows
+def _still(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not move all the time."""
+    return {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
 
 
 def _role_condition(spec: ClusterSpec, role: Role, deployment: JsonObject | None) -> Condition:
     kind = f"{role.value.capitalize()}Ready"
     wanted = spec.role(role).replicas
     if deployment is None:
-        return Condition(kind, "False", "NotCreated", f"The Deployment of the {role.value} role does not exist yet.")
+        return Condition(kind, False, "NotCreated", f"The Deployment of the {role.value} role does not exist yet.")
     numbers = deployment.get("status", {})
     ready, updated = numbers.get("readyReplicas", 0), numbers.get("updatedReplicas", 0)
     current = numbers.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
     if wanted == 0:
-        return Condition(kind, "True", "ScaledToZero", "No replicas are asked for.")
+        return Condition(kind, True, "ScaledToZero", "No replicas are asked for.")
     message = f"{ready} of {wanted} replicas are ready."
     if not current or updated < wanted:
-        return Condition(kind, "False", "RollingOut", f"{message[:-1]}, {updated} of {wanted} are up to date.")
+        return Condition(kind, False, "RollingOut", f"{message[:-1]}, {updated} of {wanted} are up to date.")
     if ready < wanted:
-        return Condition(kind, "False", "ReplicasNotReady", message)
-    return Condition(kind, "True", "AllReplicasReady", message)
+        return Condition(kind, False, "ReplicasNotReady", message)
+    return Condition(kind, True, "AllReplicasReady", message)
 
 
 def _power_condition(standing: Standing | None) -> Condition:
     if standing is None:
-        return Condition("PowerAdmitted", "Unknown", "NotDecided", "Power admission has not looked at this cluster yet.")
+        return Condition("PowerAdmitted", None, "NotDecided", "Power admission has not looked at this cluster yet.")
     verdict = standing.verdict
-    return Condition("PowerAdmitted", "True" if verdict.admitted else "False", verdict.reason, verdict.message)
+    return Condition("PowerAdmitted", verdict.admitted, verdict.reason, verdict.message)
 
 
 def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
@@ -162,21 +124,21 @@ def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
     ]
     asked = [row for row in asked if row[1] is not None]
     if not asked:
-        return Condition("SLOAttained", "Unknown", "NoSLO", "spec.slo asks for nothing.")
+        return Condition("SLOAttained", None, "NoSLO", "spec.slo asks for nothing.")
     words = ", ".join(f"{name} P99 {'unknown' if got is None else f'{got} ms'} of {limit} ms" for name, limit, got in asked)
     if any(got is not None and limit is not None and got > limit for _, limit, got in asked):
-        return Condition("SLOAttained", "False", "Missed", f"{words}.")
+        return Condition("SLOAttained", False, "Missed", f"{words}.")
     if any(got is None for _, _, got in asked):
-        return Condition("SLOAttained", "Unknown", "NoData", f"{words}: no requests in the last minute, or no metrics.")
-    return Condition("SLOAttained", "True", "Attained", f"{words}.")
+        return Condition("SLOAttained", None, "NoData", f"{words}: no requests in the last minute, or no metrics.")
+    return Condition("SLOAttained", True, "Attained", f"{words}.")
 
 
 def _ready(problems: Sequence[str], power: Condition, roles: Mapping[Role, Condition]) -> Condition:
     if problems:
-        return Condition("Ready", "False", "ObjectsNotApplied", " ".join(problems))
-    if power.status == "False":
-        return Condition("Ready", "False", "WaitingForPower", power.message)
-    if not all(condition.true for condition in roles.values()):
-        words = " ".join(f"{role.value}: {c.message}" for role, c in roles.items() if not c.true)
-        return Condition("Ready", "False", "RolesNotReady", words)
-    return Condition("Ready", "True", "Serving", "Every replica of both roles is ready.")
+        return Condition("Ready", False, "ObjectsNotApplied", " ".join(problems))
+    if power.status is False:
+        return Condition("Ready", False, "WaitingForPower", power.message)
+    if not all(condition.status for condition in roles.values()):
+        words = " ".join(f"{role.value}: {c.message}" for role, c in roles.items() if not c.status)
+        return Condition("Ready", False, "RolesNotReady", words)
+    return Condition("Ready", True, "Serving", "Every replica of both roles is ready.")
