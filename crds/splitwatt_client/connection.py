@@ -15,7 +15,6 @@ import asyncio
 import json
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -27,10 +26,8 @@ from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.dynamic import DynamicClient
 
 from splitwatt_client.errors import ApiError, ConfigurationError, OutcomeUnknown, Rejected, failure_of
+from splitwatt_client.reading import Object, ObjectList
 from splitwatt_client.resources import ResourceType, resource_of
-
-Object = dict[str, Any]
-"""One API object as decoded JSON."""
 
 DEFAULT_REQUEST_TIMEOUT_S: Final = 10.0
 KEEPALIVE_IDLE_S: Final = 15
@@ -39,14 +36,6 @@ KEEPALIVE_PROBES: Final = 3
 APPLY: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectList:
-    """A consistent list and the version it was taken at, from which a watch may go on."""
-
-    items: tuple[Object, ...]
-    resource_version: str
 
 
 def _open_socket(address: tuple[Any, ...]) -> socket.socket:

@@ -19,8 +19,9 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from splitwatt_client.connection import Connection, Object
+from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
+from splitwatt_client.reading import Object
 from splitwatt_client.resources import LEASES
 
 DEFAULT_DURATION_S: Final = 10

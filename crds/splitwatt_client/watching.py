@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from splitwatt_client.connection import Connection, Object, selectors
+from splitwatt_client.connection import Connection, selectors
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected, failure_of
+from splitwatt_client.reading import Object
 from splitwatt_client.resources import ResourceType
 
 SERVER_TIMEOUT_S: Final = 240

@@ -86,7 +86,7 @@ class Application:
                 Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
             )
             prometheus = await stack.enter_async_context(Prometheus(options.prometheus_url))
-            recorder = Recorder(connection, metrics, instance=options.identity)
+            recorder = Recorder(metrics, instance=options.identity)
             realm = Realm(store, connection, prometheus, metrics, recorder, decisions)
             watches = Watches(store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals)
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError
-from splitwatt_core.names import FIELD_MANAGER_OPERATOR
+from splitwatt_client.errors import OutcomeUnknown, Rejected
 
 from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +60,7 @@ class _Entry:
 class Recorder:
     """`instance` names this process in the Events."""
 
-    def __init__(self, connection: Connection, metrics: Metrics, *, instance: str) -> None:
-        self._connection = connection
+    def __init__(self, metrics: Metrics, *, instance: str) -> None:
         self._metrics = metrics
         self._instance = instance
         self._queue: asyncio.Queue[_Entry] = asyncio.Queue(maxsize=MAX_QUEUED)
@@ -93,8 +91,8 @@ class Recorder:
     def _said_within(self, now_s: float, key: tuple[Subject, str, str], gap_s: float) -> bool:
         return now_s - self._said.get(key, float("-inf")) < gap_s
 
-    async def run(self, may_write: Callable[[], bool]) -> None:
-        """Send what is queued until cancelled; only while `may_write` says that this replica is the active one."""
+    async def run(self, pen: Pen) -> None:
+        """Send what is queued until cancelled."""
         loop = asyncio.get_running_loop()
         tokens, refilled_s = float(MAX_BURST), loop.time()
         while True:
@@ -105,16 +103,15 @@ class Recorder:
                 await asyncio.sleep((1.0 - tokens) / EVENTS_PER_S)
                 tokens, refilled_s = 1.0, loop.time()
             tokens -= 1.0
-            if not may_write():
-                self._metrics.events_dropped.inc()
-                continue
-            try:
-                self._metrics.count_write("Event")
-                await self._connection.create(self._manifest(entry), field_manager=FIELD_MANAGER_OPERATOR)
-            except ApiError as error:
-                # An Event is a courtesy: its loss must not stop anything, and the log line above has its words.
-                self._metrics.events_dropped.inc()
-                log.warning("event not recorded: %s", error)
+            # An Event is a courtesy: its loss must not stop anything, and the log line above has its words.
+            match await pen.create(self._manifest(entry)):
+                case Stored():
+                    pass
+                case NotSent():
+                    self._metrics.events_dropped.inc()
+                case Rejected() | OutcomeUnknown() as error:
+                    self._metrics.events_dropped.inc()
+                    log.warning("event not recorded: %s", error)
 
     def _manifest(self, entry: _Entry) -> Mapping[str, Any]:
         subject = entry.subject

@@ -25,6 +25,7 @@ from splitwatt_operator.cluster.canary import Canary
 from splitwatt_operator.cluster.facts import FactFeeder
 from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import Pen
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import loop as serving
 from splitwatt_operator.supervise import first_to_end
@@ -57,8 +58,9 @@ class Reign:
         self._realm = realm
         self._lease = lease
         self._keeper = keeper = Keeper(term=lease.term, policies=POLICIES)
-        self._statuses = BudgetStatuses(connection, store, metrics=metrics, held=lease.held)
-        self._performer = Performer(connection, keeper, metrics=metrics, held=lease.held, done=self._wake)
+        self._pen = pen = Pen(connection, metrics, held=lease.held)
+        self._statuses = BudgetStatuses(pen, store)
+        self._performer = Performer(connection, pen, keeper, done=self._wake)
         self._loop = BudgetLoop(
             store=store,
             keeper=keeper,
@@ -84,14 +86,13 @@ class Reign:
                 budgets=self._loop.run(),
                 telemetry=self._loop.measure(),
                 canary=self._canary.run(),
-                events=realm.recorder.run(lambda: self._lease.held(time.monotonic())),
+                events=realm.recorder.run(self._pen),
                 serving=serving.run(
                     realm.store,
                     realm.connection,
+                    self._pen,
                     self._keeper,
                     recorder=realm.recorder,
-                    metrics=realm.metrics,
-                    held=self._lease.held,
                     prometheus=realm.prometheus,
                 ),
             )

@@ -1,8 +1,8 @@
 """Performs a keeper's plan against the API server, and tells the keeper what became of every part of it.
 
-Every send asks the Lease first, by the monotonic clock (R2), and carries the uid and resourceVersion of the object it
-was decided on (R1). Outcomes are three, never two: written, refused, unknown (R6). Sends run concurrently under one
-bound; the keeper asks for no second one about the same object before it was told of the first.
+Every spec goes through the pen (R2) and carries the uid and resourceVersion of the object it was decided on (R1). Outcomes
+are three, never two: written, not written, unknown (R6). Sends run concurrently under one bound; the keeper asks for no
+second one about the same object before it was told of the first.
 """
 
 from __future__ import annotations
@@ -13,41 +13,33 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
+from splitwatt_client.reading import Reader
 from splitwatt_client.resources import NODE_POWERS, NODES
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
-from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
+from splitwatt_core.names import API_GROUP, API_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 
-from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_SENDS: Final = 32
+MAX_CONCURRENT_READS: Final = 32
 CREATE_RETRY_S: Final = 5.0
 """Pause after a NodePower could not be created or read."""
 
 
 class Performer:
-    """`held` says whether the Lease is surely still ours; `done` is called after each outcome, to decide again at once."""
+    """`done` is called after each outcome, to decide again at once."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        keeper: Keeper,
-        *,
-        metrics: Metrics,
-        held: Callable[[float], bool],
-        done: Callable[[], None],
-    ) -> None:
-        self._connection = connection
+    def __init__(self, reader: Reader, pen: Pen, keeper: Keeper, *, done: Callable[[], None]) -> None:
+        self._reader = reader
+        self._pen = pen.lane(MAX_CONCURRENT_SENDS)
         self._keeper = keeper
-        self._metrics = metrics
-        self._held = held
         self._done = done
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SENDS)
+        self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
         self._verifying: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
@@ -83,38 +75,32 @@ class Performer:
         self._done()
 
     async def _write(self, write: SpecWrite) -> None:
-        outcome: Outcome
-        async with self._slots:
-            if not self._held(time.monotonic()):
-                outcome = NotWritten("not sent: the Lease is not surely held")
-            else:
-                outcome = await self._send(write)
+        outcome = await self._send(write)
         self._keeper.on_outcome(write, outcome, time.time())
 
     async def _send(self, write: SpecWrite) -> Outcome:
-        manifest = node_power_to_apply(write.name, write.uid, write.resource_version, write.spec)
-        self._metrics.count_write("NodePower")
-        try:
-            answer = await self._connection.apply(manifest, field_manager=FIELD_MANAGER_OPERATOR)
-        except Rejected as refusal:
-            log.info("grant refused: %s", refusal, extra={"node": write.name, "term": write.spec.term})
-            return NotWritten(str(refusal))
-        except ApiError as error:
-            log.warning("grant of unknown outcome: %s", error, extra={"node": write.name, "term": write.spec.term})
-            return Unknown(str(error))
-        try:
-            return Written(node_power_from_wire(answer))
-        except ContractError as error:
-            log.error("the API server answered with an unreadable NodePower: %s", error, extra={"node": write.name})
-            return Unknown(str(error))
+        about = {"node": write.name, "term": write.spec.term}
+        match await self._pen.apply(node_power_to_apply(write.name, write.uid, write.resource_version, write.spec)):
+            case Stored(answer):
+                try:
+                    return Written(node_power_from_wire(answer))
+                except ContractError as error:
+                    log.error("the API server answered with an unreadable NodePower: %s", error, extra=about)
+                    return Unknown(str(error))
+            case NotSent() as unsent:
+                return NotWritten(str(unsent))
+            case Rejected() as refusal:
+                log.info("grant refused: %s", refusal, extra=about)
+                return NotWritten(str(refusal))
+            case OutcomeUnknown() as error:
+                log.warning("grant of unknown outcome: %s", error, extra=about)
+                return Unknown(str(error))
 
     async def _create(self, name: str) -> None:
         """Without spec (R3): the grants come later, tied to this object's uid."""
         node_power: NodePower | None = None
         try:
-            async with self._slots:
-                if self._held(time.monotonic()):
-                    node_power = await self._create_or_read(name)
+            node_power = await self._create_or_read(name)
         except (ApiError, ContractError) as error:
             log.warning("NodePower not created: %s", error, extra={"node": name})
         if node_power is None:
@@ -123,21 +109,23 @@ class Performer:
 
     async def _create_or_read(self, name: str) -> NodePower | None:
         manifest = {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": "NodePower", "metadata": {"name": name}}
-        self._metrics.count_write("NodePower")
-        try:
-            return node_power_from_wire(await self._connection.create(manifest, field_manager=FIELD_MANAGER_OPERATOR))
-        except Rejected as refusal:
-            if not refusal.conflict:
-                raise
-        found = await self._connection.get(NODE_POWERS, name)
-        return None if found is None else node_power_from_wire(found)
+        match await self._pen.create(manifest):
+            case Stored(answer):
+                return node_power_from_wire(answer)
+            case NotSent():
+                return None
+            case Rejected(conflict=True):
+                found = await self._reader.get(NODE_POWERS, name)
+                return None if found is None else node_power_from_wire(found)
+            case Rejected() | OutcomeUnknown() as error:
+                raise error
 
     async def _verify(self, name: str) -> None:
         """Fresh reads of both objects (R8): only two definite absences release the charge."""
         try:
-            async with self._slots:
-                node_power = await self._connection.get(NODE_POWERS, name)
-                node = await self._connection.get(NODES, name)
+            async with self._reads:
+                node_power = await self._reader.get(NODE_POWERS, name)
+                node = await self._reader.get(NODES, name)
         except ApiError as error:
             log.warning("cannot verify that a node is gone: %s", error, extra={"node": name})
             return

@@ -12,19 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from splitwatt_api import convert
-from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError
+from splitwatt_client.errors import OutcomeUnknown, Rejected
 from splitwatt_core.budget.keeper import BudgetReport
 from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
-from splitwatt_core.names import API_GROUP, API_VERSION, FIELD_MANAGER_OPERATOR
+from splitwatt_core.names import API_GROUP, API_VERSION
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
-from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +50,12 @@ class _Shown:
 
 
 class BudgetStatuses:
-    """`show` every step; it starts the writes that are due. `held` guards each send (R2)."""
+    """`show` every step; it starts the writes that are due."""
 
-    def __init__(self, connection: Connection, store: Store, *, metrics: Metrics, held: Callable[[float], bool]) -> None:
-        self._connection = connection
+    def __init__(self, pen: Pen, store: Store) -> None:
+        self._pen = pen.lane(MAX_CONCURRENT)
         self._store = store
-        self._metrics = metrics
-        self._held = held
         self._shown: dict[str, _Shown] = {}
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def show(
@@ -128,15 +124,14 @@ class BudgetStatuses:
             "status": status,
         }
         try:
-            async with self._slots:
-                if not self._held(time.monotonic()):
-                    return
-                self._metrics.count_write("PowerBudget/status")
-                await self._connection.apply(manifest, field_manager=FIELD_MANAGER_OPERATOR, subresource="status")
-            shown.status, shown.written_s = status, time.monotonic()
-        except ApiError as error:
-            shown.not_before_s = time.monotonic() + RETRY_S
-            log.warning("status not written: %s", error, extra={"budget": name})
+            match await self._pen.apply(manifest, subresource="status"):
+                case Stored():
+                    shown.status, shown.written_s = status, time.monotonic()
+                case NotSent():
+                    pass  # the next step offers it again
+                case Rejected() | OutcomeUnknown() as error:
+                    shown.not_before_s = time.monotonic() + RETRY_S
+                    log.warning("status not written: %s", error, extra={"budget": name})
         finally:
             shown.writing = False
 

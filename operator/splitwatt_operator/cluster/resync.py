@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.reading import Reader
 
 from splitwatt_operator.cluster.store import Key, Kind, Store, key_of, version_of
 from splitwatt_operator.cluster.watch import WATCHED, Watched, WatchError, kept_lease
@@ -45,9 +45,9 @@ class Resync:
     """`first` returns when the store is complete; `run` then keeps it so until cancelled. Both raise WatchError when the
     API server's store went back in time."""
 
-    def __init__(self, store: Store, connection: Connection, *, own_lease: Key, relisted: asyncio.Event) -> None:
+    def __init__(self, store: Store, reader: Reader, *, own_lease: Key, relisted: asyncio.Event) -> None:
         self._store = store
-        self._connection = connection
+        self._reader = reader
         self._own_lease = own_lease
         self._relisted = relisted
 
@@ -89,7 +89,7 @@ class Resync:
     async def _compare(self, watched: Watched, *, lag_allowed_s: float) -> Findings:
         kind, store, findings = watched.kind, self._store, Findings()
         seen_before = store.highest(kind)
-        listing = await self._connection.list(watched.resource, label_selector=watched.label_selector)
+        listing = await self._reader.list(watched.resource, label_selector=watched.label_selector)
         listed_at = int(listing.resource_version)
         if listed_at < seen_before:
             raise WatchError(

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
+from splitwatt_client.reading import Reader
 from splitwatt_client.resources import PODS
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.snapshot import Admission, AdmissionSnapshot, Name, Verdict
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import Role
-from splitwatt_core.names import ANNOTATION_BUDGET, FIELD_MANAGER_OPERATOR, GATE_POWER
+from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER
 
 from splitwatt_operator.cluster.facts import subject_of
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
-from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.pods import Surveyor, gated, required_terms
 
@@ -66,19 +65,17 @@ class Admitter:
         self,
         *,
         store: Store,
-        connection: Connection,
+        reader: Reader,
+        pen: Pen,
         surveyor: Surveyor,
         recorder: Recorder,
-        metrics: Metrics,
-        held: Callable[[float], bool],
         changed: Callable[[Name], None],
     ) -> None:
         self._store = store
-        self._connection = connection
+        self._reader = reader
+        self._pen = pen
         self._surveyor = surveyor
         self._recorder = recorder
-        self._metrics = metrics
-        self._held = held
         self._changed = changed
         self._assumed: dict[str, _Lift] = {}
         self.standings: dict[Name, Standing] = {}
@@ -126,41 +123,35 @@ class Admitter:
             pod = self._store.get(Kind.POD, need.pod.name, need.pod.namespace)
             if pod is None or pod["metadata"]["uid"] != need.uid or not gated(pod):
                 return  # gone, or done already: the next look settles it
-            if not self._held(time.monotonic()):
-                return  # the reign is about to end, and its assumptions with it
-            lift.sent_s = asyncio.get_running_loop().time()
-            await self._patch(pod, lift.admission)
+            await self._patch(pod, lift)
 
-    async def _patch(self, pod: JsonObject, admission: Admission) -> None:
+    async def _patch(self, pod: JsonObject, lift: _Lift) -> None:
         """After an unknown outcome the store holds a fresh read of the pod, where possible."""
-        need = admission.need
-        self._metrics.count_write("Pod")
-        try:
-            answer = await self._connection.patch(
-                PODS,
-                need.pod.name,
-                gate_patch(pod, leaf=admission.leaf, selector=admission.selector),
-                namespace=need.pod.namespace,
-                field_manager=FIELD_MANAGER_OPERATOR,
-            )
-        except Rejected as refusal:
-            # Nothing was stored: the watts are free again, and the next look decides on a fresh version.
-            self._assumed.pop(need.uid, None)
-            log.info("gate not lifted: %s", refusal, extra={"pod": str(need.pod)})
-            return
-        except ApiError as error:
-            log.warning("gate lifted perhaps: %s", error, extra={"pod": str(need.pod)})
-            await self._reread(need.pod)
-            return
-        self._store.apply(Kind.POD, answer)
-        log.info(
-            "gate lifted",
-            extra={"pod": str(need.pod), "budget": admission.leaf, "reserve_w": round(admission.reserve_w)},
-        )
+        admission, need = lift.admission, lift.admission.need
+        patch = gate_patch(pod, leaf=admission.leaf, selector=admission.selector)
+        sent_s = asyncio.get_running_loop().time()
+        match await self._pen.patch(PODS, need.pod.name, patch, namespace=need.pod.namespace):
+            case Stored(answer):
+                lift.sent_s = sent_s
+                self._store.apply(Kind.POD, answer)
+                log.info(
+                    "gate lifted",
+                    extra={"pod": str(need.pod), "budget": admission.leaf, "reserve_w": round(admission.reserve_w)},
+                )
+            case NotSent():
+                pass  # the same one is due again, or the reign is about to end and its assumptions with it
+            case Rejected() as refusal:
+                # Nothing was stored: the watts are free again, and the next look decides on a fresh version.
+                self._assumed.pop(need.uid, None)
+                log.info("gate not lifted: %s", refusal, extra={"pod": str(need.pod)})
+            case OutcomeUnknown() as error:
+                lift.sent_s = sent_s
+                log.warning("gate lifted perhaps: %s", error, extra={"pod": str(need.pod)})
+                await self._reread(need.pod)
 
     async def _reread(self, name: Name) -> None:
         try:
-            pod = await self._connection.get(PODS, name.name, namespace=name.namespace)
+            pod = await self._reader.get(PODS, name.name, namespace=name.namespace)
         except ApiError as error:
             log.warning("pod not read: %s", error, extra={"pod": str(name)})
             return

@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
+from splitwatt_client.reading import Reader
 from splitwatt_client.resources import resource_of
-from splitwatt_core.names import ANNOTATION_RENDERED, FIELD_MANAGER_OPERATOR
+from splitwatt_core.names import ANNOTATION_RENDERED
 from splitwatt_core.rendering.drift import fingerprint
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store, version_of
-from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +51,23 @@ class _Applied:
 @dataclass(slots=True)
 class Outcome:
     """`problems`: one sentence per object that is not as rendered. `repaired`: objects put right after an edit.
-    `retry_s`: look again by then, None when nothing is owed."""
+    `retry_s`: look again by then, None when nothing is owed. `unsent`: the Lease was not surely held, so all from there on was
+    left as it is."""
 
     problems: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     retry_s: float | None = None
     failed: bool = False
+    unsent: bool = False
 
 
 class Applier:
     """One for all clusters. Calls for one cluster must not overlap."""
 
-    def __init__(self, connection: Connection, store: Store, metrics: Metrics) -> None:
-        self._connection = connection
+    def __init__(self, reader: Reader, pen: Pen, store: Store) -> None:
+        self._reader = reader
+        self._pen = pen
         self._store = store
-        self._metrics = metrics
         self._applied: dict[tuple[Kind, Key], _Applied] = {}
 
     async def bring(self, uid: str, manifests: Sequence[Mapping[str, Any]]) -> Outcome:
@@ -81,6 +83,8 @@ class Applier:
                 reason = error.message if isinstance(error, Rejected) else str(error)
                 outcome.problems.append(f"{manifest['kind']} {key.name}: {reason}")
                 outcome.failed = True
+            if outcome.unsent:
+                return outcome
         await self._prune(uid, wanted, outcome)
         return outcome
 
@@ -96,7 +100,7 @@ class Applier:
         live = self._store.get(kind, key.name, key.namespace)
         if known is None and live is None:
             # The watch sees labelled objects only: somebody else's may stand there unseen.
-            live = await self._connection.get(resource_of(manifest), key.name, namespace=key.namespace)
+            live = await self._reader.get(resource_of(manifest), key.name, namespace=key.namespace)
         if live is not None and not _ours(live, uid, known):
             outcome.problems.append(f"{kind.value} {key.name} exists already and is not ours: rename it or this InferenceCluster")
             outcome.retry_s = LONGEST_REPAIR_PAUSE_S
@@ -114,9 +118,14 @@ class Applier:
         if edited and known is not None and (pause_s := _pause_s(known)) > 0:
             outcome.retry_s = pause_s if outcome.retry_s is None else min(outcome.retry_s, pause_s)
             return
-        self._metrics.count_write(kind.value)
-        answer = await self._connection.apply(manifest, field_manager=FIELD_MANAGER_OPERATOR, force=True)
-        self._store.apply(kind, answer)
+        match await self._pen.apply(manifest):
+            case Stored(answer):
+                self._store.apply(kind, answer)
+            case NotSent():
+                outcome.unsent = True
+                return
+            case Rejected() | OutcomeUnknown() as error:
+                raise error
         now = _Applied(rendered, fingerprint(answer, manifest), version_of(answer), uid, answer["metadata"]["uid"])
         if edited and known is not None:
             now.repairs, now.repaired_s = known.repairs + 1, asyncio.get_running_loop().time()
@@ -130,14 +139,16 @@ class Applier:
                 key = Key(meta["namespace"], meta["name"])
                 if controller_uid(live) != uid or (kind, key) in wanted or meta.get("deletionTimestamp"):
                     continue
-                try:
-                    self._metrics.count_write(kind.value)
-                    await self._connection.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"])
-                    self._applied.pop((kind, key), None)
-                    log.info("removed %s, no longer rendered", kind.value, extra={"object": key.name})
-                except ApiError as error:
-                    outcome.problems.append(f"{kind.value} {key.name} could not be removed: {error}")
-                    outcome.failed = True
+                match await self._pen.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"]):
+                    case Stored():
+                        self._applied.pop((kind, key), None)
+                        log.info("removed %s, no longer rendered", kind.value, extra={"object": key.name})
+                    case NotSent():
+                        outcome.unsent = True
+                        return
+                    case Rejected() | OutcomeUnknown() as error:
+                        outcome.problems.append(f"{kind.value} {key.name} could not be removed: {error}")
+                        outcome.failed = True
 
 
 def controller_uid(obj: JsonObject) -> str | None:

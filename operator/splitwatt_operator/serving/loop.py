@@ -4,7 +4,8 @@ A change of a cluster, of an object it owns or of its admission puts the cluster
 it, bring the objects to what was rendered, and write the status. One bad cluster waits for its next try while the others
 go on. Power admission runs beside it, and so does the look at latencies.
 
-Protected: nothing is sent without the Lease, and deletion needs nobody: what a cluster owns goes by garbage collection.
+Protected: without the Lease nothing is sent and nothing forgotten, it waits for the next look; and deletion needs nobody:
+what a cluster owns goes by garbage collection.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from splitwatt_api import convert
-from splitwatt_client.connection import Connection
-from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
+from splitwatt_client.reading import Reader
 from splitwatt_core.admission.snapshot import Name
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterSpec, Role
-from splitwatt_core.names import FIELD_MANAGER_OPERATOR, LABEL_CLUSTER
+from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.rendering.render import Manifest, RenderContext, object_name, render
 
 from splitwatt_operator.cluster.facts import UnreadableError, sentence_of, subject_of
 from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
-from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
@@ -43,27 +44,23 @@ WORKERS: Final = 4
 RECHECK_S: Final = 300.0
 """Every cluster is looked at this often even when nothing is heard of it."""
 LEASE_PAUSE_S: Final = 1.0
+"""Before the next look when something was not sent for want of the Lease."""
 
 REASONS_WORTH_AN_EVENT: Final = ("InsufficientPower", "InsufficientGPUs", "NoMatchingNodes", "WaitingForTurn")
 
 
 async def run(
     store: Store,
-    connection: Connection,
+    reader: Reader,
+    pen: Pen,
     keeper: Keeper,
     *,
     recorder: Recorder,
-    metrics: Metrics,
-    held: Callable[[float], bool],
     prometheus: Prometheus | None = None,
     context: RenderContext | None = None,
 ) -> None:
-    """Serve until cancelled. `held` says whether the Lease is surely ours at a monotonic time; without `prometheus`
-    latencies stay unknown."""
-    serving = Serving(
-        store, connection, keeper, recorder=recorder, metrics=metrics, held=held,
-        prometheus=prometheus, context=context or RenderContext(),
-    )  # fmt: skip
+    """Serve until cancelled. Without `prometheus` latencies stay unknown."""
+    serving = Serving(store, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context or RenderContext())
     await serving.run()
 
 
@@ -73,27 +70,23 @@ class Serving:
     def __init__(
         self,
         store: Store,
-        connection: Connection,
+        reader: Reader,
+        pen: Pen,
         keeper: Keeper,
         *,
         recorder: Recorder,
-        metrics: Metrics,
-        held: Callable[[float], bool],
         prometheus: Prometheus | None,
         context: RenderContext,
     ) -> None:
         self._store = store
-        self._connection = connection
+        self._pen = pen
         self._recorder = recorder
-        self._metrics = metrics
-        self._held = held
         self._context = context
         self._queue: WorkQueue[Name] = WorkQueue()
-        self._applier = Applier(connection, store, metrics)
+        self._applier = Applier(reader, pen, store)
         self._slo = SloMeter(prometheus, self._queue.add)
         self._admitter = Admitter(
-            store=store, connection=connection, surveyor=Surveyor(store, keeper), recorder=recorder, metrics=metrics,
-            held=held, changed=self._queue.add,
+            store=store, reader=reader, pen=pen, surveyor=Surveyor(store, keeper), recorder=recorder, changed=self._queue.add,
         )  # fmt: skip
         self._owner: dict[Change, Name] = {}
         """Whose each owned object is, for when it is deleted and its labels with it."""
@@ -168,26 +161,25 @@ class Serving:
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             self._forget(name)
             return None
-        if not self._held(time.monotonic()):
-            return LEASE_PAUSE_S
         try:
             spec, manifests = self._rendered(obj)
         except UnreadableError as error:
             sentence = sentence_of(error)
             self._recorder.note(subject_of(obj), reason="InvalidSpec", message=sentence, warning=True)
-            await self._show(obj, invalid_status(obj, sentence, time.time()))
-            return RECHECK_S
+            return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, sentence, time.time())))
         outcome = await self._applier.bring(spec.uid, manifests)
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
             )
+        if outcome.unsent:
+            return LEASE_PAUSE_S
         for problem in outcome.problems:
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
         due_s = await self._show(obj, self._status(obj, spec, outcome.problems))
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return min(RECHECK_S if outcome.retry_s is None else outcome.retry_s, RECHECK_S if due_s is None else due_s)
+        return _sooner(RECHECK_S, outcome.retry_s, due_s)
 
     def _rendered(self, obj: JsonObject) -> tuple[ClusterSpec, tuple[Manifest, ...]]:
         spec = convert.cluster_from_wire(obj)
@@ -217,17 +209,16 @@ class Serving:
         due_s = waits_s(old, status) - (time.monotonic() - written_s)
         if due_s > 0:
             return None if due_s == float("inf") else due_s
-        self._metrics.count_write("InferenceCluster/status")
-        try:
-            answer = await self._connection.apply(
-                manifest_of(obj, status), field_manager=FIELD_MANAGER_OPERATOR, subresource="status"
-            )
-        except Rejected as refusal:
-            if refusal.not_found or refusal.conflict:
-                return None  # deleted meanwhile, or made anew: the watch brings the news
-            raise
-        self._written[name] = (uid, status, time.monotonic())
-        self._store.apply(Kind.CLUSTER, answer)
+        match await self._pen.apply(manifest_of(obj, status), subresource="status"):
+            case Stored(answer):
+                self._written[name] = (uid, status, time.monotonic())
+                self._store.apply(Kind.CLUSTER, answer)
+            case NotSent():
+                return LEASE_PAUSE_S
+            case Rejected(not_found=True) | Rejected(conflict=True):
+                pass  # deleted meanwhile, or made anew: the watch brings the news
+            case Rejected() | OutcomeUnknown() as error:
+                raise error
         return None
 
     def _forget(self, name: Name) -> None:
@@ -235,3 +226,8 @@ class Serving:
         self._queue.forget(name)
         self._written.pop(name, None)
         self._asked.pop(name, None)
+
+
+def _sooner(*pauses_s: float | None) -> float:
+    """The shortest; None is none."""
+    return min(pause_s for pause_s in pauses_s if pause_s is not None)
