@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from splitwatt_client.resources import (
     SERVICES,
     ResourceType,
 )
+from splitwatt_core.budget.facts import Outcome, Plan, SpecWrite
+from splitwatt_core.budget.facts import Rejected as NotWritten
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.protocol.contract import Mode, Spec
 from splitwatt_lab.controlplane import ControlPlane
+from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.cluster.store import Kind, Store
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
@@ -59,6 +64,16 @@ def note(namespace: str, name: str = "note", **metadata: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace, **metadata}}
 
 
+def inference_cluster(namespace: str) -> dict[str, Any]:
+    pool = {"replicas": 1, "gpusPerReplica": 8, "nodeSelector": {"pool": "p"}}
+    return {
+        "apiVersion": INFERENCE_CLUSTERS.api_version,
+        "kind": "InferenceCluster",
+        "metadata": {"name": "chat", "namespace": namespace},
+        "spec": {"model": {"name": "test/model"}, "engine": {"type": "Emulated"}, "prefill": pool, "decode": pool},
+    }
+
+
 async def eventually(what: str, probe: Callable[[], bool]) -> None:
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -75,12 +90,8 @@ async def owned(api: Connection, namespace: str) -> int:
 
 
 async def test_an_operator_deposed_in_the_middle_of_a_burst_sends_nothing_more(api: Connection, namespace: str) -> None:
-    pool = {"replicas": 1, "gpusPerReplica": 8, "nodeSelector": {"pool": "p"}}
-    spec = {"model": {"name": "test/model"}, "engine": {"type": "Emulated"}, "prefill": pool, "decode": pool}
-    meta = {"name": "chat", "namespace": namespace}
-    manifest = {"apiVersion": INFERENCE_CLUSTERS.api_version, "kind": "InferenceCluster", "metadata": meta, "spec": spec}
     store, ink = Store(), Ink(sends=3)
-    store.apply(Kind.CLUSTER, await api.create(manifest))
+    store.apply(Kind.CLUSTER, await api.create(inference_cluster(namespace)))
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
     task = asyncio.create_task(serving.run(store, api, ink.pen(api), keeper, recorder=recorder))
     try:
@@ -102,13 +113,57 @@ async def test_an_operator_deposed_in_the_middle_of_a_burst_sends_nothing_more(a
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_waited_for_its_turn_is_not_sent_when_the_lease_went_meanwhile(api: Connection, namespace: str) -> None:
-    ink = Ink(sends=1)
-    lane = ink.pen(api).lane(1)
-    outcomes = await asyncio.gather(*(lane.apply(note(namespace, f"note-{i}")) for i in range(4)))
-    assert [type(outcome) for outcome in outcomes] == [Stored, NotSent, NotSent, NotSent]
+async def test_a_sentence_that_was_not_sent_is_said_as_soon_as_the_lease_is_back(
+    api: Connection, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await api.create(inference_cluster(namespace))
+    store, ink = Store(), Ink(sends=0)
+    store.apply(Kind.CLUSTER, {**made, "spec": {**made["spec"], "prefill": "none"}})
+    keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
+    with caplog.at_level(logging.WARNING):
+        task = asyncio.create_task(serving.run(store, api, ink.pen(api), keeper, recorder=recorder))
+        try:
+            await eventually("it was looked at", lambda: any("prefill" in message for message in caplog.messages))
+            assert ink.sent() == {}
+            ink.sends = 1
+            await eventually("its status", lambda: ink.sent() == {"InferenceCluster/status": 1})
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_grant_that_was_not_sent_is_no_longer_in_flight() -> None:
+    """To the ledger it is as a refusal: it never happened, and the next step may decide anew."""
+    told: list[Outcome] = []
+
+    class Listening(Keeper):
+        def on_outcome(self, write: SpecWrite, outcome: Outcome, now_s: float) -> None:
+            told.append(outcome)
+            super().on_outcome(write, outcome, now_s)
+
+    nowhere, ink, done = Connection(), Ink(sends=0), asyncio.Event()
+    performer = Performer(nowhere, ink.pen(nowhere), Listening(term=1, policies=POLICIES), done=done.set)
+    performer.start(Plan(writes=(SpecWrite("n1", "u1", 1, Spec(term=1, for_uid="u1", mode=Mode.STRICT)),)))
+    await asyncio.wait_for(done.wait(), PATIENCE_S)
+    await performer.stop()
+    assert told == [NotWritten("not sent: the Lease is not surely held")]
+    assert ink.sent() == {}
+
+
+async def test_what_waited_for_its_turn_is_not_sent_when_the_lease_went_meanwhile(
+    crds: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    async with flaky(crds, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=PATIENCE_S) as connection:
+        ink = Ink(sends=9)
+        lane = ink.pen(connection).lane(1)
+        proxy.answers = False
+        tasks = [asyncio.create_task(lane.apply(note(namespace))) for _ in range(3)]
+        await eventually("the first is under way", lambda: proxy.connections > 0)
+        ink.sends, proxy.answers = 0, True
+        proxy.cut()
+        outcomes = await asyncio.gather(*tasks)
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown, NotSent, NotSent]
     assert ink.sent() == {"ConfigMap": 1}
-    assert await api.get(CONFIG_MAPS, "note-1", namespace=namespace) is None
 
 
 async def test_lanes_do_not_wait_for_each_other(crds: ControlPlane, namespace: str, tmp_path: Path) -> None:
