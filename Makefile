@@ -32,7 +32,7 @@ bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)
 
 bench-sim: setup
-	$(BIN)/python -m splitwatt_sim.bench $(ARGS)
+	$(BIN)/python -m splitwatt_papers.bench $(ARGS)
 
 # The pages below docs/reproduce. SPLITWATT_DATA names the folder of the public traces; without it a generator stands in.
 export SPLITWATT_DATA ?= $(wildcard ../shared/data)

@@ -1,4 +1,4 @@
-"""`splitwatt plan --power-units splitwise`: Splitwise's designs at equal provisioned power, in the paper's own units.
+"""`splitwatt papers plan`: Splitwise's designs at equal provisioned power, in the paper's own units.
 
 For comparison with published splits. What a budget of yours would charge, and caps beyond the paper's half power, are the
 planner's usual question (watts).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,38 +20,88 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.plan.arguments import check_lists
+from splitwatt_sim.plan.arguments import add_list_arguments, add_output_arguments, design, taken
+from splitwatt_sim.plan.command_options import OutputOptions, SearchOptions
+from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.misses import limits_given, why
-from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
+from splitwatt_sim.plan.options import Slo, option_for
 from splitwatt_sim.plan.report import say_earlier, staged, write_objects
+from splitwatt_sim.plan.resolve import MODELS_2023, check_folders, check_lists, check_model, sizes_of
 from splitwatt_sim.plan.search import Limits, PlanDesign
 from splitwatt_sim.plan.sweep import check_seconds
 from splitwatt_sim.servers.catalogue import Catalogue
-from splitwatt_sim.servers.designs import SPLIT, UNSPLIT
+from splitwatt_sim.servers.designs import SPLIT, UNSPLIT, Design
 from splitwatt_sim.servers.tables import TableError
-from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
-from splitwatt_sim.traces.resample import generated
+from splitwatt_sim.traces.arrivals import Arrivals
+from splitwatt_truth.trace import TraceError
 
-from splitwatt_papers.equal_power.search import ALL, CAP_W, Judged, goal_of, judged, named, servers_of
+from splitwatt_papers.equal_power.search import (
+    ALL,
+    CAP_W,
+    LIST_S,
+    MODEL,
+    SEARCH_SEED,
+    STEP_RPS,
+    Judged,
+    goal_of,
+    judged,
+    named,
+    servers_of,
+)
+from splitwatt_papers.reference.run import StuckError
 
 NOTHING: Final = 1
-PAPER_MODEL: Final = "bloom-176b"
-WITHOUT: Final = (
-    "watts", "usd_per_hour", "servers", "gpus", "profile", "rate", "ttft_p99_ms", "tbt_p99_ms", "shard", "merge",
-    "on_kubernetes", "servers_per_rack", "price",
-)  # fmt: skip
-"""Options of the planner's usual question that mean nothing here."""
+FAILED: Final = 2
 
 
-def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
-    """Search, judge, show, write. Raises TableError, TraceError, FleetError, PlanObjectsError, OSError."""
-    model = _checked(args)
-    sizes = _sizes(args)
-    goal = goal_of(sizes, margin=args.margin / 100, seconds=args.seconds, seed=args.seed, step_rps=args.step, model=model)
-    check_lists(args, goal)
-    power_units, seeds = args.power_of.power_units, range(args.seed + 1, args.seed + 1 + args.check)
-    if is_cold():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EqualPowerOptions:
+    """`power_of`: servers whose power is to be spent; the others as the planner's."""
+
+    power_of: Design
+    requests: Path | None = None
+    model: str = MODEL
+    margin_percent: float = 3.0
+    list_s: float = LIST_S
+    step_rps: float = STEP_RPS
+    seed: int = SEARCH_SEED
+
+
+class EqualPowerCommand:
+    help = "Splitwise's designs at equal provisioned power, in the paper's own units"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--power-of", type=design, metavar="DESIGN", help="servers whose power is to be spent, as in H100:40")
+        add("--requests", "--trace", type=Path, metavar="FILE", help="requests whose sizes are drawn from; default: a generator")
+        add("--model", default=MODEL, help="served model (%(default)s)")
+        add_list_arguments(parser, SearchOptions(list_s=LIST_S, step_rps=STEP_RPS, seed=SEARCH_SEED))
+        add_output_arguments(parser, OutputOptions())
+
+    def run(self, args: argparse.Namespace) -> int:
+        try:
+            if args.power_of is None:
+                raise PlanError("a plan at equal power needs --power-of, servers whose power is to be spent, as in H100:40")
+            options, output = taken(EqualPowerOptions, args), taken(OutputOptions, args)
+            return plan_at_equal_power(options, output, Console(highlight=False))
+        except (PlanError, TraceError, TableError, FleetError, StuckError, OSError) as error:
+            Console(stderr=True, highlight=False).print(f"splitwatt papers plan: {error}", soft_wrap=True, markup=False)
+            return FAILED
+
+
+def plan_at_equal_power(options: EqualPowerOptions, output: OutputOptions, console: Console) -> int:
+    """Search, judge, show, write. Raises PlanError, TableError, TraceError, FleetError, StuckError, OSError."""
+    check_folders({"--out": output.out})
+    check_model(options.model, MODELS_2023)
+    check_seconds(options.list_s)
+    margin, model = options.margin_percent / 100, options.model
+    sizes = sizes_of(options.requests, seed=options.seed)
+    goal = goal_of(sizes, margin=margin, seconds=options.list_s, seed=options.seed, step_rps=options.step_rps, model=model)
+    check_lists(goal, options.step_rps, option="--step")
+    power_units, seeds = options.power_of.power_units, range(options.seed + 1, options.seed + 1 + output.checked)
+    if is_cold() or is_cold("splitwatt_papers"):
         console.print("[dim]compiling the event loops, once: about half a minute[/dim]")
     bar = track(ALL, description="searching designs", console=console, transient=True, disable=not console.is_terminal)
     tried = [judged(name, goal, power_units=power_units, seeds=seeds, model=model) for name in bar]
@@ -61,24 +112,26 @@ def plan_at_equal_power(args: argparse.Namespace, console: Console) -> int:
             [servers_of(name, goal, model=model) for name in ALL],
             limits,
             goal,
-            rate_rps=args.step,
+            rate_rps=options.step_rps,
             lower="--step",
-            measure=Slo(margin=args.margin / 100).measure(model),
+            measure=Slo(margin=margin).measure(model),
             given=limits_given(limits, charge_option="the power of --power-of", power_units=True),
         )
         console.print(f"no design holds Splitwise's SLOs: {reason}", soft_wrap=True, markup=False)
-        say_earlier(args.out, console)
+        say_earlier(output.out, console)
         return NOTHING
-    console.print(_table(found, args, sizes))
+    console.print(_table(found, options.power_of, checked=output.checked, sizes=sizes))
     winner = found[0]
     base = next((plan for plan in found if plan.name == "H100"), None)
     against = "" if base is None or base is winner else f", {winner.first_rps / base.first_rps:.2f} times H100 unsplit"
     console.print(
         f"best: {named(winner.name, winner.found.design)}: {winner.first_rps:g} requests/s by the reference model{against}; all "
-        f"{args.check} unseen lists hold {winner.all_rps:g}",
+        f"{output.checked} unseen lists hold {winner.all_rps:g}",
         soft_wrap=True,
     )
-    _write(found, args, model=model, console=console)
+    with staged(output.out) as folder:
+        written = _write(found, options, replace(output, out=folder), console)
+    console.print(f"written to {output.out}: {', '.join(written)}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -88,33 +141,15 @@ def ranked(found: Sequence[Judged]) -> list[Judged]:
     return sorted(found, key=lambda p: (-p.first_rps, -p.found.rate_rps, named(p.name, p.found.design).usd_per_hour))
 
 
-def _checked(args: argparse.Namespace) -> str:
-    """The model. Raises TableError for options that do not go together."""
-    if args.power_of is None:
-        raise TableError("--power-units splitwise needs --power-of, servers whose power is to be spent, as in H100:40")
-    for name in WITHOUT:
-        if getattr(args, name):
-            raise TableError(f"--{name.replace('_', '-')} says nothing to --power-units splitwise: leave one of them out")
-    check_seconds(args.seconds)
-    # Only tables of 2023 have power in the paper's units; the model served by default is of 2026.
-    return PAPER_MODEL if args.model == MODEL_2026 else str(args.model)
-
-
-def _sizes(args: argparse.Namespace) -> Arrivals:
-    if args.requests is not None:
-        return read_arrivals(args.requests)
-    return generated(requests_per_s=10.0, seconds=600.0, seed=args.seed)
-
-
-def _table(found: Sequence[Judged], args: argparse.Namespace, sizes: Arrivals) -> Table:
+def _table(found: Sequence[Judged], power_of: Design, *, checked: int, sizes: Arrivals) -> Table:
     title = (
-        f"Requests/s within Splitwise's nine SLOs at {args.power_of.power_units:g} power units, those of {args.power_of}; "
+        f"Requests/s within Splitwise's nine SLOs at {power_of.power_units:g} power units, those of {power_of}; "
         f"sizes of {sizes.name} (simulated)"
     )
     shown = Table(title=title, title_justify="left")
     shown.add_column("design", no_wrap=True, min_width=len("HHcap:20/28"))
     for name in (
-        "$/h", "found, with\nmargin", "same list,\nreference", f"of {args.check} unseen\nhold it", f"all {args.check}\nhold",
+        "$/h", "found, with\nmargin", "same list,\nreference", f"of {checked} unseen\nhold it", f"all {checked}\nhold",
     ):  # fmt: skip
         shown.add_column(name, justify="right", no_wrap=True)
     for plan in found:
@@ -126,9 +161,9 @@ def _table(found: Sequence[Judged], args: argparse.Namespace, sizes: Arrivals) -
     return shown
 
 
-def _figures(found: Sequence[Judged], args: argparse.Namespace) -> dict[str, float]:
+def _figures(found: Sequence[Judged], power_of: Design, *, checked: int) -> dict[str, float]:
     """Flat: name -> number, the unit in the name."""
-    values: dict[str, float] = {"power_units": args.power_of.power_units, "lists_checked": args.check}
+    values: dict[str, float] = {"power_units": power_of.power_units, "lists_checked": checked}
     for plan in found:
         design = named(plan.name, plan.found.design)
         values |= {
@@ -143,16 +178,12 @@ def _figures(found: Sequence[Judged], args: argparse.Namespace) -> dict[str, flo
     return values
 
 
-def _write(found: Sequence[Judged], args: argparse.Namespace, *, model: str, console: Console) -> None:
-    with staged(args.out) as folder:
-        written = _write_to(folder, found, args, model=model, console=console)
-    console.print(f"written to {args.out}: {', '.join(written)}", soft_wrap=True, markup=False)
-
-
-def _write_to(out: Path, found: Sequence[Judged], args: argparse.Namespace, *, model: str, console: Console) -> list[str]:
+def _write(found: Sequence[Judged], options: EqualPowerOptions, output: OutputOptions, console: Console) -> list[str]:
     """Names of the files written."""
-    (out / "plan.json").write_text(json.dumps(_figures(found, args), indent=1) + "\n", encoding="utf-8")
-    _draw(found, args, out / "plan.png")
+    power_of, model, checked = options.power_of, options.model, output.checked
+    figures = _figures(found, power_of, checked=checked)
+    (output.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _draw(found, power_of, output.out / "plan.png", checked=checked)
     written = ["plan.json", "plan.png"]
     best = next((plan for plan in found if plan.name not in UNSPLIT), None)
     if best is None:
@@ -160,18 +191,15 @@ def _write_to(out: Path, found: Sequence[Judged], args: argparse.Namespace, *, m
     else:
         if best is not found[0]:
             console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
-        design = _charged(best, model)
-        catalogue = Catalogue(model)
-        assert design.decode is not None
+        charged, catalogue = _charged(best, model), Catalogue(model)
+        assert charged.decode is not None
         write_objects(
-            design,
+            charged,
+            output,
             rate_rps=best.all_rps,
-            name=args.name,
-            namespace=args.namespace,
             model=model,
-            slo=Slo(margin=args.margin / 100),
-            gpus={gpu: catalogue.gpu(gpu) for gpu in (design.prefill.gpu, design.decode.gpu)},
-            out=out,
+            slo=Slo(margin=options.margin_percent / 100),
+            gpus={gpu: catalogue.gpu(gpu) for gpu in (charged.prefill.gpu, charged.decode.gpu)},
         )
         written += ["plan.yaml", "profiles.yaml"]
     return written
@@ -185,20 +213,20 @@ def _charged(plan: Judged, model: str) -> PlanDesign:
     return PlanDesign(prefill, design.prefill_servers, decode, design.decode_servers)
 
 
-def _draw(found: Sequence[Judged], args: argparse.Namespace, path: Path) -> None:
+def _draw(found: Sequence[Judged], power_of: Design, path: Path, *, checked: int) -> None:
     """Bars: what the search found, and what all unseen lists hold. Writes a PNG."""
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.6 * len(found)), layout="constrained")
     for at, plan in enumerate(found):
         axes.barh(at - 0.19, plan.first_rps, height=0.36, color="#0072b2", label="the search's list" if at == 0 else None)
         axes.barh(at + 0.19, plan.all_rps, height=0.36, color="#56b4e9",
-                  label=f"all {args.check} unseen lists" if at == 0 else None)  # fmt: skip
+                  label=f"all {checked} unseen lists" if at == 0 else None)  # fmt: skip
         axes.text(plan.first_rps, at - 0.19, f" {plan.first_rps:g}", va="center")
         axes.text(plan.all_rps, at + 0.19, f" {plan.all_rps:g}", va="center")
     axes.set_yticks(range(len(found)), [str(named(plan.name, plan.found.design)) for plan in found])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(max(plan.first_rps, plan.all_rps) for plan in found))
     axes.set_xlabel("requests per second within Splitwise's nine SLOs, by the reference model")
-    axes.set_title(f"Designs at the power of {args.power_of} in Splitwise's units (simulated)")
+    axes.set_title(f"Designs at the power of {power_of} in Splitwise's units (simulated)")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)

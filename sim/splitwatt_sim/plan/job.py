@@ -11,7 +11,6 @@ costs no try, and what fails otherwise is tried again without stopping the other
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import re
 import shlex
@@ -25,7 +24,9 @@ from typing import Any, Final
 import yaml
 from rich.console import Console
 
-from splitwatt_sim.plan.arguments import WRITTEN, said_again
+from splitwatt_sim.plan.arguments import said_again
+from splitwatt_sim.plan.command_options import PlanOptions
+from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.shards import Fingerprint
 
 DEFAULT_SHARDS: Final = 16
@@ -51,7 +52,7 @@ BAD_INPUT: Final = 2
 """The command's exit code for options that no second try makes right."""
 
 
-class JobError(ValueError):
+class JobError(PlanError):
     """A sweep that cannot become a Job; the message is one sentence that says what to change."""
 
 
@@ -250,34 +251,35 @@ def default_image() -> str:
         raise JobError("the version of splitwatt is not known here: give --image") from error
 
 
-def write_job(args: argparse.Namespace, run: Fingerprint, item_count: int, console: Console) -> int:
-    """Write the manifest of the parsed options, and print what to type next. Raises JobError, OSError."""
-    if args.shards is not None and args.shards > item_count:
+def write_job(options: PlanOptions, run: Fingerprint, item_count: int, console: Console) -> int:
+    """Write the manifest of what is asked, and print what to type next. Raises JobError, OSError."""
+    job, output, requests = options.job, options.output, options.search.requests
+    if job.shards is not None and job.shards > item_count:
         raise JobError(f"there are {item_count} pairs of servers to search: give --shards {item_count} or less")
-    if args.trace_claim is not None and args.requests is None:
+    if job.trace_claim is not None and requests is None:
         raise JobError("--trace-claim holds the file of --requests: give that too, it is looked at here and never copied")
-    paths = [file.path for file in args.profile]
-    given = inputs(requests=args.requests, profiles=paths, on_claim=args.trace_claim is not None)
+    paths = [file.path for file in options.search.profiles]
+    given = inputs(requests=requests, profiles=paths, on_claim=job.trace_claim is not None)
     sweep = Sweep(
-        name=args.name,
-        namespace=args.namespace,
+        name=output.name,
+        namespace=output.namespace,
         run=run.short,
-        shards=args.shards or min(item_count, DEFAULT_SHARDS),
-        image=args.image or default_image(),
-        claim=args.claim,
-        trace_claim=args.trace_claim,
+        shards=job.shards or min(item_count, DEFAULT_SHARDS),
+        image=job.image or default_image(),
+        claim=job.claim,
+        trace_claim=job.trace_claim,
     )
-    objects = manifests(sweep, given, said_again(args, requests=given.requests, profiles=given.profiles))
-    target: Path = args.output or args.out / "sweep.yaml"
+    objects = manifests(sweep, given, said_again(options, requests=given.requests, profiles=given.profiles))
+    target = job.output or output.out / "sweep.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(
         f"# {sweep.shards} shards of {item_count} pairs of servers, one pod each. `kubectl delete -f` this file takes all away.\n"
         + "---\n".join(yaml.safe_dump(obj, sort_keys=False, width=120) for obj in objects),
         encoding="utf-8",
     )
-    home = args.out / f"shards-{sweep.run}"
-    requests = None if args.requests is None else str(args.requests)
-    again = said_again(args, requests=requests, profiles=[str(path) for path in paths], also=WRITTEN)
+    home = output.out / f"shards-{sweep.run}"
+    here = None if requests is None else str(requests)
+    again = said_again(options, requests=here, profiles=[str(path) for path in paths], with_output=True)
     console.print(
         f"written to {target}: a Job of {sweep.shards} pods for {item_count} pairs of servers, image {sweep.image}. Type next:",
         soft_wrap=True, markup=False,

@@ -12,6 +12,7 @@ from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_core.gpus.profiles import Profile
 
+from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import REST_W, Slo
 from splitwatt_sim.plan.search import GPUS, LOSSES, PlanDesign, charge_w
 from splitwatt_sim.servers.catalogue import Gpu
@@ -22,7 +23,7 @@ PLAN_LABEL: Final = "splitwatt.io/plan"
 POOL_LABEL: Final = "splitwatt.io/pool"
 
 
-class PlanObjectsError(ValueError):
+class PlanObjectsError(PlanError):
     """A plan that this version's API cannot say; the message is one sentence."""
 
 

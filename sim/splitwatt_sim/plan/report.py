@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -13,6 +14,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from splitwatt_sim.plan.command_options import OutputOptions
 from splitwatt_sim.plan.mixed import Beside
 from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.options import Slo
@@ -116,14 +118,12 @@ def mixed_figures(beside: Beside | None) -> dict[str, float]:
     }
 
 
-def write(
-    best: Sequence[Result], search: Search, values: Mapping[str, float], *, name: str, namespace: str, out: Path, console: Console
-) -> None:
+def write(best: Sequence[Result], search: Search, values: Mapping[str, float], output: OutputOptions, console: Console) -> None:
     """plan.json, plan.png, plan.yaml, profiles.yaml: all of them, or none where one cannot be written. `best`: ranked, at least
     one. Raises OSError, PlanObjectsError."""
-    with staged(out) as folder:
-        written = _write(best, search, values, name=name, namespace=namespace, out=folder, console=console)
-    console.print(f"written to {out}: {', '.join(written)}", soft_wrap=True, markup=False)
+    with staged(output.out) as folder:
+        written = _write(best, search, values, replace(output, out=folder), console)
+    console.print(f"written to {output.out}: {', '.join(written)}", soft_wrap=True, markup=False)
 
 
 FILES: Final = ("plan.json", "plan.png", "plan.yaml", "profiles.yaml")
@@ -152,10 +152,10 @@ def say_earlier(out: Path, console: Console) -> None:
 
 
 def _write(
-    best: Sequence[Result], search: Search, values: Mapping[str, float], *, name: str, namespace: str, out: Path, console: Console
+    best: Sequence[Result], search: Search, values: Mapping[str, float], output: OutputOptions, console: Console
 ) -> list[str]:
     """Names of the files written."""
-    winner = best[0]
+    winner, out = best[0], output.out
     (out / "plan.json").write_text(json.dumps(dict(values), indent=1) + "\n", encoding="utf-8")
     robust_rps, checked = values["robust_rate_requests_per_s"], int(values["lists_checked"])
     draw(best, search, out / "plan.png", robust_rps=robust_rps, checked=checked)
@@ -170,38 +170,28 @@ def _write(
         gpus: dict[str, Gpu] = {gpu: search.catalogue.gpu(gpu) for gpu in search.gpus}
         write_objects(
             sayable.design,
+            output,
             rate_rps=rate_rps,
-            name=name,
-            namespace=namespace,
             model=search.model,
             slo=search.slo,
             gpus=gpus,
-            out=out,
         )
         written += ["plan.yaml", "profiles.yaml"]
     return written
 
 
 def write_objects(
-    design: PlanDesign,
-    *,
-    rate_rps: float,
-    name: str,
-    namespace: str,
-    model: str,
-    slo: Slo,
-    gpus: Mapping[str, Gpu],
-    out: Path,
+    design: PlanDesign, output: OutputOptions, *, rate_rps: float, model: str, slo: Slo, gpus: Mapping[str, Gpu]
 ) -> None:
     """plan.yaml and profiles.yaml of a split design. Raises OSError, PlanObjectsError."""
     header = (
         f"{design}\nplanned for {rate_rps:g} requests/s (simulated), {design.charge_w:.0f} W at the meter\n"
         "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
     )
-    objects = manifests(design, name=name, namespace=namespace, model=model, slo=slo, gpus=gpus)
-    (out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
+    objects = manifests(design, name=output.name, namespace=output.namespace, model=model, slo=slo, gpus=gpus)
+    (output.out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
     profiles = as_yaml(
         profile_manifests(design, gpus),
         header="What the plan was made with. The chart brings these profiles; apply them only where it is not installed.",
     )
-    (out / "profiles.yaml").write_text(profiles, encoding="utf-8")
+    (output.out / "profiles.yaml").write_text(profiles, encoding="utf-8")

@@ -26,7 +26,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from splitwatt_sim.plan.sweep import Item, Record, Search, result
+from splitwatt_sim.plan.errors import PlanError
+from splitwatt_sim.plan.sweep import Item, Record, RecordError, Search, result
 
 KIND: Final = "splitwatt plan shard, simulated"
 PACKAGES: Final = ("splitwatt_core", "splitwatt_truth", "splitwatt_sim")
@@ -38,7 +39,7 @@ MAX_NAMED: Final = 8
 """Shards that a message names before it counts the rest."""
 
 
-class ShardError(ValueError):
+class ShardError(PlanError):
     """Shards that do not make one sweep; the message is one sentence that says what to change."""
 
 
@@ -183,7 +184,7 @@ def read_shard(path: Path, run: Fingerprint, whole: Sequence[Item]) -> list[Reco
     try:
         for item, written in zip(mine, results, strict=True):
             result(item, written)
-    except (KeyError, TypeError, ValueError) as error:
+    except RecordError as error:
         raise ShardError(f"{path} lacks what a result needs; remove it, or run that shard again") from error
     return results
 

@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from splitwatt_sim.fleet.run import ROLE_NAMES
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
+from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import Slo, market
 from splitwatt_sim.plan.search import MAX_SERVERS, Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
 from splitwatt_sim.servers.catalogue import Catalogue
-from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.traces.arrivals import Arrivals
 
 Record = dict[str, Any]
@@ -35,17 +35,21 @@ SHORTEST_LIST_MS: Final = 20_000.0
 PERCENTILE_NAMES: Final = tuple(f"{name}_ms_p{p}" for name in SLOWDOWN_SLOS for p in PERCENTILES)
 
 
+class RecordError(PlanError):
+    """A record that no search of an item has written."""
+
+
 def check_seconds(seconds: float, *, longest_slo_ms: float = 0.0) -> None:
-    """Raises TableError where lists are too short."""
+    """Raises PlanError where lists are too short."""
     shortest_ms = max(LISTS_PER_SLO * longest_slo_ms, SHORTEST_LIST_MS)
     if seconds * 1e3 < shortest_ms:
-        raise TableError(f"lists of {seconds:g} s hide queues: give --seconds {shortest_ms / 1e3:g} or more")
+        raise PlanError(f"lists of {seconds:g} s hide queues: give --seconds {shortest_ms / 1e3:g} or more")
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """What is asked. `rate_rps` None: the largest rate within the limits; else the least design that holds it. `gpus`: names in
-    the catalogue. Raises TableError where a limit on money meets a GPU without a price, and where lists are too short."""
+    the catalogue. Raises PlanError where a limit on money meets a GPU without a price, and where lists are too short."""
 
     model: str
     gpus: tuple[str, ...]
@@ -118,7 +122,7 @@ class Result:
 
 
 def items(search: Search) -> list[Item]:
-    """Numbered from 0. Raises TableError."""
+    """Numbered from 0. Raises PlanError, TableError."""
     shop = market(
         search.model,
         search.gpus,
@@ -128,7 +132,7 @@ def items(search: Search) -> list[Item]:
     )
     priceless = sorted({option.gpu for option in shop.prefill if math.isnan(option.usd_per_hour)})
     if math.isfinite(search.limits.usd_per_hour) and priceless:
-        raise TableError(f"no price is known of {', '.join(priceless)}: add --price {priceless[0]}=USD, or leave it out")
+        raise PlanError(f"no price is known of {', '.join(priceless)}: add --price {priceless[0]}=USD, or leave it out")
     goal = search.goal
     return [
         Item(number, PlanDesign(prefill, 0, decode), search.limits, goal, search.rate_rps)
@@ -156,19 +160,25 @@ def record(item: Item) -> Record:
 
 
 def result(item: Item, written: Record) -> Result | None:
-    """What `record` said of this item. Raises KeyError, TypeError and ValueError where it is no such record: what passes can be
-    ranked, printed and written."""
-    found = written["found"]
-    if found is None:
-        return None
+    """What `record` said of this item. Raises RecordError where it is no such record: what passes can be ranked, printed and
+    written."""
+    try:
+        found = written["found"]
+        return None if found is None else _result(item, found)
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"the record of item {item.number} has not what a run measures: {error}") from error
+
+
+def _result(item: Item, found: Mapping[str, Any]) -> Result:
+    """Raises KeyError, TypeError, RecordError."""
     counts = {name: found["servers"][name] for name in _counts(item.servers)}
     if not all(type(count) is int and 0 <= count <= MAX_SERVERS for count in counts.values()):
-        raise ValueError("counts of servers are whole numbers")
+        raise RecordError(f"counts of servers are whole numbers from 0 to {MAX_SERVERS}")
     design = replace(item.servers, **counts)
     if not all(servers > 0 for _, _, servers in design.parts):
-        raise ValueError("each role has a server")
+        raise RecordError("each role has a server")
     if type(found["output_tokens"]) is not int or found["output_tokens"] < 1:
-        raise ValueError("a run without a token measures nothing")
+        raise RecordError("a run without a token measures nothing")
     return Result(
         design=design,
         rate_rps=_above_0(found["rate_requests_per_s"]),
@@ -182,16 +192,16 @@ def result(item: Item, written: Record) -> Result | None:
 def _number(value: object) -> float:
     """Finite, and 0 or more: requests of one token have no time between tokens."""
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError("a number is wanted")
+        raise RecordError(f"a number is wanted, not {value!r}")
     if not 0 <= value <= sys.float_info.max:  # a whole number in JSON may be larger than any float
-        raise ValueError("a finite number from 0 is wanted")
+        raise RecordError("a finite number from 0 is wanted")
     return value
 
 
 def _above_0(value: object) -> float:
     number = _number(value)
     if not number > 0:
-        raise ValueError("a number above 0 is wanted")
+        raise RecordError("a number above 0 is wanted")
     return number
 
 

@@ -1,1 +1,1 @@
-"""`splitwatt simulate`: one design or one scenario, run once."""
+"""`splitwatt simulate`: one scenario, run once."""

@@ -1,4 +1,4 @@
-"""`python -m splitwatt_sim.bench`: how many requests per second the simulators take, on one core of this machine.
+"""`python -m splitwatt_papers.bench`: how many requests per second the simulators take, on one core of this machine.
 
 Theory. Every rate is requests over processor time of this one process, so that other work on the machine counts less; best
 and median of a few runs, after one that compiles. A run counts whole, from a list of requests to its latencies: state made,
@@ -27,10 +27,6 @@ from typing import Final
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from splitwatt_papers.equal_power.search import ORDER, best_split, goal_of
-from splitwatt_papers.reference.run import StuckError, run_reference
-from splitwatt_truth.trace import TraceError
-
 from splitwatt_sim.fleet.plain import run_plain
 from splitwatt_sim.fleet.run import FleetError, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
@@ -38,14 +34,18 @@ from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.servers.designs import Design, parse_design
 from splitwatt_sim.servers.kinds import tables_kind
 from splitwatt_sim.servers.tables import DecodeModel, builtin
-from splitwatt_sim.simulate.command import MODEL, requests_of
 from splitwatt_sim.traces.arrivals import Arrivals
+from splitwatt_truth.trace import TraceError
+
+from splitwatt_papers.equal_power.search import ORDER, best_split, goal_of
+from splitwatt_papers.lists import ListOptions, requests_of
+from splitwatt_papers.reference.command import MODEL, add_list_arguments, list_options
+from splitwatt_papers.reference.run import StuckError, run_reference
 
 FAILED: Final = 2
 SPLIT: Final = parse_design("HH:25/15")
 UNSPLIT: Final = parse_design("H100:40")
-RATE: Final = 70.0
-SECONDS: Final = 4_500.0
+LIST: Final = ListOptions(rate_rps=70.0, seconds=4_500.0)
 RUNS: Final = 5
 SLOWER_RUNS: Final = 3
 REFERENCE_REQUESTS: Final = 50_000
@@ -121,7 +121,7 @@ def first_run_s() -> float:
 
 def compile_s() -> float:
     """`first_run_s` in a new process with an empty cache. Raises BenchError."""
-    code = "import sys; from splitwatt_sim.bench import first_run_s; sys.stdout.write(str(first_run_s()))"
+    code = "import sys; from splitwatt_papers.bench import first_run_s; sys.stdout.write(str(first_run_s()))"
     with tempfile.TemporaryDirectory() as cache:
         try:
             done = subprocess.run(
@@ -192,14 +192,12 @@ def table(values: Mapping[str, float]) -> Table:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m splitwatt_sim.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m splitwatt_papers.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("out/bench-sim.json"), metavar="FILE", help="figures, flat (%(default)s)")
-    add("--requests", type=Path, metavar="FILE", help="take sizes from this list; default: a seeded generator")
-    add("--rate", type=float, default=RATE, metavar="R", help="arrivals per second (%(default)s)")
-    add("--seconds", type=float, default=SECONDS, help="length of the list (%(default)s)")
-    add("--seed", type=int, default=1, help="seed of the list (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/bench-sim.json"), metavar="FILE", help="figures, flat (%(default)s)"
+    )
+    add_list_arguments(parser, LIST)
     return parser.parse_args(argv)
 
 
@@ -210,11 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not COMPILED:
             raise BenchError("the simulators are interpreted here, which says nothing of their speed: install numba")
-        if not (args.rate > 0 and args.seconds > 0):
-            raise BenchError("--rate and --seconds must be numbers above 0")
-        arrivals = requests_of(args)
-        if not len(arrivals):
-            raise BenchError("the list holds no request: raise --rate or --seconds")
+        arrivals = requests_of(list_options(args))
         with console.status("") as status:
 
             def stage(what: str) -> None:
@@ -230,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     except (BenchError, FleetError, StuckError, TraceError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"splitwatt_sim.bench: {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"splitwatt_papers.bench: {error}", soft_wrap=True)
         return FAILED
     console.print(table(values))
     console.print(f"{arrivals.name}; figures: {args.out}", soft_wrap=True)
