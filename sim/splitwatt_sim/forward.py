@@ -39,7 +39,7 @@ def to_papers(line: Sequence[str], *, instead_of: str) -> int:
     parser = argparse.ArgumentParser(prog=f"splitwatt {PAPERS}")
     command.add_arguments(parser)
     now = shlex.join(["splitwatt", PAPERS, *line])
-    said = f"{instead_of} is a command of its own now, and still found from here: {now}"
+    said = f"{instead_of} still works, and is a command of its own now: {now}"
     Console(stderr=True, highlight=False).print(said, soft_wrap=True, markup=False)
     return command.run(parser.parse_args(list(line)))
 

@@ -20,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_cli.main import main
 from splitwatt_core.gpus import profiles
-from splitwatt_sim.plan.arguments import add_arguments, said_again, search_of
+from splitwatt_sim.plan.arguments import add_arguments, options_of, said_again
+from splitwatt_sim.plan.command_options import PlanOptions
 from splitwatt_sim.plan.job import CONDITIONS, INDEX, JobError, Sweep, default_image, inputs, manifests
+from splitwatt_sim.plan.resolve import search_of
 from splitwatt_sim.plan.shards import fingerprint
 from splitwatt_sim.servers.profile_files import profile_object
 
@@ -29,10 +31,10 @@ ASKED = ["--servers", "3", "--seconds", "20", "--step", "20"]
 H100 = next(profile for profile in profiles.builtin() if profile.name == "H100-SXM")
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> PlanOptions:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return parser.parse_args(arguments)
+    return options_of(parser.parse_args(arguments))
 
 
 def trace(folder: Path, rows: int, name: str = "conv.csv") -> Path:
@@ -233,9 +235,25 @@ OPTIONS = st.fixed_dictionaries(
 @given(options=OPTIONS, shards=st.integers(1, 9))
 def test_a_command_line_that_is_said_again_asks_the_same(options: dict[str, object], shards: int) -> None:
     said = [part for option, value in options.items() for part in (option, str(value))]
-    args = parsed([*said, "--price", "H200=60", "--on-kubernetes", "--shards", str(shards), "--check", "9", "--name", "x"])
-    again = said_again(args, requests=None, profiles=[])
+    asked = parsed(
+        [
+            *said,
+            "--price",
+            "H200=60",
+            "--on-kubernetes",
+            "--shards",
+            str(shards),
+            "--check",
+            "9",
+            "--name",
+            "x",
+            "--servers-per-rack",
+            "3",
+        ]
+    )
+    again = said_again(asked, requests=None, profiles=[])
     assert again[0] == "plan" and "--check" not in again and "--on-kubernetes" not in again
-    assert fingerprint(search_of(parsed(again[1:]))) == fingerprint(search_of(args))
-    whole = parsed(said_again(args, requests=None, profiles=[], also=("check", "name"))[1:])
-    assert (whole.check, whole.name) == (9, "x")
+    assert fingerprint(search_of(parsed(again[1:]).search)) == fingerprint(search_of(asked.search))
+    whole = parsed(said_again(asked, requests=None, profiles=[], with_output=True)[1:])
+    assert whole.search == asked.search and whole.output == asked.output and whole.output.checked == 9
+    assert whole.servers_per_rack == asked.servers_per_rack == 3

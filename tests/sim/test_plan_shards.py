@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_cli.main import main
+from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import MODEL_2026, Slo
 from splitwatt_sim.plan.search import Limits
 from splitwatt_sim.plan.shards import Shard, ShardError, code, fingerprint, merged, read_shard, write_shard
 from splitwatt_sim.plan.sweep import Item, Record, Search, items, record, records, result
 from splitwatt_sim.servers.catalogue import Catalogue
-from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.traces.resample import generated
 
 FILES = ("plan.json", "plan.png", "plan.yaml", "profiles.yaml")
@@ -294,9 +294,9 @@ def test_the_short_name_of_a_run_does_not_hang_on_the_code() -> None:
 
 
 def test_a_question_without_a_price_or_with_short_lists_is_refused() -> None:
-    with pytest.raises(TableError, match="no price is known of B200: add --price B200=USD, or leave it out"):
+    with pytest.raises(PlanError, match="no price is known of B200: add --price B200=USD, or leave it out"):
         items(replace(SEARCH, gpus=("B200",), limits=Limits(usd_per_hour=100.0), catalogue=Catalogue()))
-    with pytest.raises(TableError, match="lists of 19 s hide queues: give --seconds 20 or more"):
+    with pytest.raises(PlanError, match="lists of 19 s hide queues: give --seconds 20 or more"):
         replace(SEARCH, seconds=19.0)
 
 
