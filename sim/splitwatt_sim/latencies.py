@@ -8,8 +8,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_sim.servers.tables import ServerTable, lookup_s
-
 PERCENTILES: Final = (50, 90, 99)
 SLOWDOWN_SLOS: Final = {"ttft": (2.0, 3.0, 6.0), "tbt": (1.25, 1.5, 5.0), "e2e": (1.25, 1.5, 5.0)}
 """Largest slowdowns at `PERCENTILES` against an unloaded server of 8 A100, all strict (arXiv:2311.18677, table of SLOs)."""
@@ -33,15 +31,6 @@ class Latencies:
             for name, column in self.columns().items()
             for p, value in zip(PERCENTILES, np.percentile(column, PERCENTILES), strict=True)
         }
-
-
-def unloaded(table: ServerTable, *, prompt: NDArray[np.int64], output: NDArray[np.int64]) -> Latencies:
-    """Each request alone on this server, as Splitwise's evaluation counts it: the time per token is read at the prompt's
-    length, from the table that the reference asks (by tokens)."""
-    size = int(prompt.max()) + 1
-    ttft = lookup_s(table.prefill_s, size)[prompt] * 1e3
-    tbt = lookup_s(table.slipped_s or table.decode_s, size)[prompt] * 1e3
-    return Latencies(ttft, tbt, ttft + tbt * (output - 1))
 
 
 def slowdowns(measured: Latencies, alone: Latencies) -> dict[str, float]:

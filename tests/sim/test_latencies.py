@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns, unloaded
+from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns
+from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.tables import ServerTable
 
 NAMES = [f"{name}_p{p}" for name in SLOWDOWN_SLOS for p in PERCENTILES]

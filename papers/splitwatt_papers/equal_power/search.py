@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
+from splitwatt_sim.latencies import missed_slos, slowdowns
 from splitwatt_sim.plan.options import Slo
 from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, rates_down
+from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.designs import RATED_POWER_UNITS, SPLIT, UNSPLIT, USD_PER_HOUR, Design
 from splitwatt_sim.servers.kinds import tables_kind
 from splitwatt_sim.servers.tables import DecodeModel, builtin

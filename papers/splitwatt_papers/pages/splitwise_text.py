@@ -197,7 +197,7 @@ then asked with the *number of sequences*, so that every batch below 128 is read
 - It is a slip of a simulator, not of Splitwise's measurements on machines, and no proof against splitting: other splits do
   better under the right key. There the reference has HHcap 20/28 at 120 requests/s against 85 for H100:40, on a grid of 5
   (not run here).
-- It is kept as `--decode-model splitwise-2023`, for comparison alone; the default is `batch`.
+- It is kept as `splitwatt papers simulate --decode-model splitwise-2023`, for comparison alone; the default is `batch`.
 
 ## 5. What differs from the paper, and why
 

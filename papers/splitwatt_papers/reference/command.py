@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns, unloaded
+from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, Latencies, missed_slos, slowdowns
 from splitwatt_sim.plan.arguments import design, positive
+from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.designs import Design
 from splitwatt_sim.servers.tables import DecodeModel, TableError, builtin
 from splitwatt_sim.simulate.show import LABELS

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_sim.latencies import missed_slos, slowdowns, unloaded
+from splitwatt_sim.latencies import missed_slos, slowdowns
+from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.designs import Design
 from splitwatt_sim.servers.tables import DecodeModel, Tables
 from splitwatt_sim.traces.arrivals import Arrivals

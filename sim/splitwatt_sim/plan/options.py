@@ -13,8 +13,9 @@ from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.fleet.state import Kind
-from splitwatt_sim.latencies import slowdown_limits, slowdowns, unloaded
+from splitwatt_sim.latencies import slowdown_limits, slowdowns
 from splitwatt_sim.plan.search import Option, charge_w
+from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.catalogue import GPUS_2026, MODEL_2026, Catalogue
 from splitwatt_sim.servers.designs import USD_PER_HOUR
 from splitwatt_sim.servers.kinds import SERVER_REST_W, kind_of_table
