@@ -234,6 +234,7 @@ def flags() -> Mapping[str, str]:
     """Field -> its option on the command line."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
+    # argparse lists its options nowhere else.
     return {action.dest: action.option_strings[0] for action in parser._actions}
 
 
