@@ -41,11 +41,11 @@ class ListenError(Exception):
 
 async def run(settings: Settings, port: NvmlPort) -> None:
     """Until SIGTERM or SIGINT. Raises StateDirError, ListenError, ConfigurationError before anything was touched."""
-    state = StateDir(settings.state_dir)
+    state_dir = StateDir(settings.state_dir)
     try:
         control = Control(
             port=port,
-            state=state,
+            state_dir=state_dir,
             node=settings.node,
             boot_id_file=settings.boot_id_file,
             sample_period_s=settings.sample_period_s,
@@ -63,12 +63,12 @@ async def run(settings: Settings, port: NvmlPort) -> None:
                 ) from error
             log.info("agent of %s on http://%s:%d", settings.node, settings.listen_host, bound)
             try:
-                parts = [control.run(), link.watch(), link.resync(), link.write()]
+                parts = [control.run(link), link.watch(), link.resync(), link.write()]
                 await _until_signal(parts if poll is None else [*parts, poll.run()])
             finally:
                 await server.close()
     finally:
-        state.close()
+        state_dir.close()
 
 
 async def _until_signal(parts: Sequence[Coroutine[None, None, None]]) -> None:
