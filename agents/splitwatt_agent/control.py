@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 from splitwatt_core.protocol.contract import Health, Workload
 from splitwatt_core.protocol.enforcer import Actions
+from splitwatt_shell.waiting import woken
 
 from splitwatt_agent import session as sessions
 from splitwatt_agent import state as states
@@ -120,11 +121,7 @@ class Control:
                 self._state = await self._tick(before, listener)
                 if self._state.report != before.report:
                     listener.report_changed()
-                try:
-                    async with asyncio.timeout(max(0.0, begun_s + self._period_s - self._state.ticked_s)):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
+                await woken(self._wake, within_s=begun_s + self._period_s - self._state.ticked_s)
         finally:
             self._hardware.close()
 

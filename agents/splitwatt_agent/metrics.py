@@ -1,4 +1,4 @@
-"""/metrics and /healthz. One custom collector turns the control loop's last state into samples when it is asked.
+"""What /metrics and /healthz say: a collector turns the control loop's last state into samples when it is asked.
 
 What it protects: a metric never claims to be fresh when its reading is not. A reading older than `STALE_S`, or one that
 failed, is left out, so that Prometheus sees a gap; "no data" is never a zero, and never the last value repeated.
@@ -11,10 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from splitwatt_core import names
 from splitwatt_core.protocol.contract import Health, Phase
@@ -107,32 +104,7 @@ class AgentCollector(Collector):
             yield up
 
 
-class MetricsServer:
-    """Serves both paths on one address."""
-
-    def __init__(self, collector: AgentCollector, control: Control) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
-        self._control = control
-        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None))
-
-    async def start(self, *, host: str, port: int) -> int:
-        """The port in use (useful with port 0). Raises OSError."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
-
-    async def close(self) -> None:
-        await self._runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        if request.path == "/metrics":
-            return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-        if request.path == "/healthz":
-            silent_s = time.monotonic() - self._control.state.ticked_s
-            if silent_s <= WEDGED_S:
-                return web.Response(text="ok\n")
-            return web.Response(status=503, text=f"the control loop has not come round for {silent_s:.0f} s\n")
-        return web.Response(status=404, text="/metrics or /healthz\n")
+def health_of(control: Control) -> str | None:
+    """One sentence when the control loop is wedged."""
+    silent_s = time.monotonic() - control.state.ticked_s
+    return None if silent_s <= WEDGED_S else f"the control loop has not come round for {silent_s:.0f} s"

@@ -34,6 +34,7 @@ from splitwatt_client.resources import NODE_POWERS
 from splitwatt_core.conditions import Condition
 from splitwatt_core.names import FIELD_MANAGER_AGENT
 from splitwatt_core.protocol.contract import NodePower, status_to_wire
+from splitwatt_shell.waiting import woken
 
 from splitwatt_agent.conditions import Report, status_to_write
 from splitwatt_agent.control import Control
@@ -104,7 +105,7 @@ class NodePowerLink:
             state = self._control.state
             observed, report = state.observed, state.report
             if observed is None or report is None:
-                await self._sleep_or_wake(SIGN_OF_LIFE_S)
+                await woken(self._wake, within_s=SIGN_OF_LIFE_S)
                 continue
             try:
                 await self._send(observed, report)
@@ -128,7 +129,7 @@ class NodePowerLink:
             left_s = due_s - time.monotonic()
             if left_s <= 0:
                 return
-            await self._sleep_or_wake(left_s)
+            await woken(self._wake, within_s=left_s)
 
     def _due_s(self) -> float:
         report, written = self._control.state.report, self._written
@@ -137,13 +138,6 @@ class NodePowerLink:
         if written is None or report.urgent_part() != written.urgent_part():
             return self._written_s + URGENT_SPACING_S
         return self._written_s + SPACING_S
-
-    async def _sleep_or_wake(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return
 
     async def _send(self, observed: NodePower, report: Report) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
