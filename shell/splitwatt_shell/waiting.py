@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -27,21 +27,11 @@ async def woken(event: asyncio.Event, *, within_s: float | None) -> bool:
     return True
 
 
-def poll_until(what: str, look: Callable[[], T], *, within_s: float, pause_s: float = PAUSE_S) -> T:
+def poll_until(what: str, look: Callable[[], T | None], *, within_s: float, pause_s: float = PAUSE_S) -> T:
     """The first true answer of `look`, which is asked once at least. Raises NotInTimeError; what `look` raises passes."""
     deadline_s = time.monotonic() + within_s
     while not (answer := look()):
         if time.monotonic() > deadline_s:
             raise NotInTimeError(f"not within {within_s:g} s: {what}; last seen: {answer!r}")
         time.sleep(pause_s)
-    return answer
-
-
-async def poll_until_async(what: str, look: Callable[[], Awaitable[T]], *, within_s: float, pause_s: float = PAUSE_S) -> T:
-    """As `poll_until`, on the loop."""
-    deadline_s = time.monotonic() + within_s
-    while not (answer := await look()):
-        if time.monotonic() > deadline_s:
-            raise NotInTimeError(f"not within {within_s:g} s: {what}; last seen: {answer!r}")
-        await asyncio.sleep(pause_s)
     return answer

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,14 @@ from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import Process, ProcessGroup
+from support.waiting import eventually
 
-PATIENCE_S = 90.0
-"""The machine is shared: this bounds a hang, it does not measure anything."""
 POLL_S = 0.1
 OURS = "/apis/splitwatt.io/v1alpha1"
 H100_MODEL, MIN_W, MAX_W, CLIFF_W = "NVIDIA H100 80GB HBM3", 200, 700, 350
 GPUS = 8
 PAIR_W = 2 * GPUS * (CLIFF_W - MIN_W)
 """What a prefill and a decode replica of 8 GPUs each need above the minimum caps of their nodes."""
-
-
-def eventually(what: str, probe: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
-    deadline_s = time.monotonic() + within_s
-    while not (answer := probe()):
-        assert time.monotonic() < deadline_s, f"{what}: not within {within_s:g} s"
-        time.sleep(POLL_S)
-    return answer
 
 
 class ScriptedAgents:

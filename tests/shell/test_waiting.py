@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from splitwatt_shell.waiting import NotInTimeError, poll_until, poll_until_async, woken
+from splitwatt_shell.waiting import NotInTimeError, poll_until, woken
 
 
 async def test_an_event_wakes_or_the_time_is_over() -> None:
@@ -41,23 +41,7 @@ def test_polling_gives_the_first_true_answer() -> None:
     assert poll_until("it is there", lambda: next(answers), within_s=30.0, pause_s=0.0) == "there"
 
 
-async def test_polling_on_the_loop_leaves_the_loop_free() -> None:
-    seen: list[int] = []
-
-    async def look() -> bool:
-        return len(seen) >= 2
-
-    for delay_s in (0.01, 0.02):
-        asyncio.get_running_loop().call_later(delay_s, seen.append, 1)
-    assert await poll_until_async("both came", look, within_s=30.0, pause_s=0.001)
-
-
-async def test_what_does_not_come_is_told_with_what_was_seen_last() -> None:
-    async def look() -> list[str]:
-        return []
-
-    with pytest.raises(NotInTimeError, match=r"^not within 0.02 s: the pod runs; last seen: \[\]$"):
-        await poll_until_async("the pod runs", look, within_s=0.02, pause_s=0.001)
+def test_what_does_not_come_is_told_with_what_was_seen_last() -> None:
     began_s = time.monotonic()
     with pytest.raises(NotInTimeError, match=r"^not within 0.02 s: the pod runs; last seen: None$"):
         poll_until("the pod runs", lambda: None, within_s=0.02, pause_s=0.001)
