@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 from splitwatt_core.protocol.contract import Health, Workload
 from splitwatt_core.protocol.enforcer import Actions
+from splitwatt_core.protocol.node_guard import guard_inputs
 from splitwatt_shell.waiting import woken
 
 from splitwatt_agent import session as sessions
@@ -155,7 +156,7 @@ class Control:
             return self._end_session(state, state.trouble)
         now_s = time.monotonic()
         readbacks = session.readbacks(readings, self._hardware.stuck)
-        ceilings = sessions.guard_ceilings(session, now_s=now_s, node_limit_w=state.node_limit_w, readbacks=readbacks)
+        ceilings = session.guard.step(now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks))
         actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings)
         state = replace(state, standing=session.standing(state.workloads))
         await self._perform(session, actions)

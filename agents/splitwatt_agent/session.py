@@ -16,7 +16,7 @@ from typing import Final
 
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record
-from splitwatt_core.protocol.node_guard import GuardInput, NodeGuard
+from splitwatt_core.protocol.node_guard import NodeGuard
 
 from splitwatt_agent.nvml import Inventory, NvmlPort
 from splitwatt_agent.sampling import Reading
@@ -121,25 +121,3 @@ def without_leased_watts(seen: NodePower) -> NodePower:
         return seen
     gpus = tuple(replace(grant, cap_w=min(grant.cap_w, grant.safe_cap_w)) for grant in spec.gpus)
     return replace(seen, spec=replace(spec, gpus=gpus))
-
-
-def guard_ceilings(
-    session: Session, *, now_s: float, node_limit_w: int | None, readbacks: Mapping[str, Readback]
-) -> Mapping[str, int]:
-    """The node guard's ceilings in watts for this tick."""
-    unread = Readback(None, None)
-    return session.guard.step(
-        now_s,
-        node_limit_w,
-        {
-            uuid: GuardInput(
-                cap_w=session.enforcer.granted_cap_w(uuid),
-                min_w=-(-gpu.min_mw // 1000),
-                max_w=gpu.max_mw // 1000,
-                management_mw=readbacks.get(uuid, unread).management_mw,
-                enforced_mw=readbacks.get(uuid, unread).enforced_mw,
-                power_mw=readbacks.get(uuid, unread).power_mw,
-            )
-            for uuid, gpu in session.gpus.items()
-        },
-    )
