@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splitwatt_client import ConfigurationError
+from splitwatt_shell.address import AddressError, parse_address
+from splitwatt_shell.serve import ListenError
 
-from splitwatt_agent.agent import ListenError, Settings, run
+from splitwatt_agent.agent import Settings, run
 from splitwatt_agent.nvml import PynvmlPort
 from splitwatt_agent.state_dir import StateDirError
 from splitwatt_agent.workloads import ArgumentError, socket_path
@@ -38,9 +40,6 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--kubeconfig", type=Path, default=None, metavar="FILE", help="default: in-cluster")
     parser.add_argument("--sample-hz", type=float, default=5.0, metavar="HZ")
     given = parser.parse_args(argv)
-    host, _, port = given.listen.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        parser.error(f"--listen must be HOST:PORT, not {given.listen!r}")
     if not 0.1 <= given.sample_hz <= MAX_SAMPLE_HZ:
         parser.error(f"--sample-hz must be from 0.1 to {MAX_SAMPLE_HZ:g}, not {given.sample_hz:g}")
     if not given.node_name:
@@ -48,15 +47,15 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     if not given.boot_id_file.is_file():
         parser.error(f"--boot-id-file {given.boot_id_file} is not a file that can be read")
     try:
+        listen = parse_address(given.listen)
         pod_resources = socket_path(given.pod_resources)
-    except ArgumentError as error:
+    except (AddressError, ArgumentError) as error:
         parser.error(str(error))
     return Settings(
         node=given.node_name,
         state_dir=given.state_dir,
         boot_id_file=given.boot_id_file,
-        listen_host=host.strip("[]"),
-        listen_port=int(port),
+        listen=listen,
         pod_resources=pod_resources,
         kubeconfig=given.kubeconfig,
         sample_period_s=1.0 / given.sample_hz,

@@ -1,4 +1,4 @@
-"""/metrics and /healthz. One custom collector turns the control loop's last readings into samples when it is asked.
+"""What /metrics and /healthz say: a collector turns the control loop's last state into samples when it is asked.
 
 What it protects: a metric never claims to be fresh when its reading is not. A reading older than `STALE_S`, or one that
 failed, is left out, so that Prometheus sees a gap; "no data" is never a zero, and never the last value repeated.
@@ -11,16 +11,14 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from splitwatt_core import names
 from splitwatt_core.protocol.contract import Health, Phase
 
 from splitwatt_agent.control import Control
 from splitwatt_agent.node_power import NodePowerLink
+from splitwatt_agent.state import State
 from splitwatt_agent.workloads import WorkloadPoll
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,7 @@ _GPU_ROLE: Final = (names.L_NODE, names.L_GPU, names.L_ROLE)
 
 
 class AgentCollector(Collector):
-    """Samples of one agent. Reads the loop's state, so it must be asked on the loop's thread."""
+    """Samples of one agent, from the state that the control loop has put up last. Ask it on the loop's thread."""
 
     def __init__(self, control: Control, link: NodePowerLink, poll: WorkloadPoll | None, *, node: str) -> None:
         self._control = control
@@ -46,9 +44,9 @@ class AgentCollector(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        control = self._control
-        fresh = time.monotonic() - control.read_at_s <= STALE_S and control.session is not None
-        readings = control.readings if fresh else {}
+        state = self._control.state
+        fresh = time.monotonic() - state.read_at_s <= STALE_S and not state.trouble
+        readings = state.readings if fresh else {}
         power = GaugeMetricFamily(names.M_GPU_POWER_WATTS, "Instant power draw.", labels=_GPU_ROLE)
         enforced = GaugeMetricFamily(names.M_GPU_ENFORCED_CAP_WATTS, "Enforced power limit.", labels=_GPU_ROLE)
         management = GaugeMetricFamily(names.M_GPU_MANAGEMENT_CAP_WATTS, "Power management limit.", labels=_GPU_ROLE)
@@ -60,21 +58,19 @@ class AgentCollector(Collector):
         mismatch = CounterMetricFamily(
             names.M_GPU_CAP_MISMATCH, "Setter calls that reported success and left a higher limit.", labels=_GPU
         )
-        session = control.session
-        for gpu in control.gpus:
+        for gpu in state.standing.gpus:
             uuid = gpu.uuid
             here = (self._node, uuid)
-            phase = session.enforcer.granted_phase(uuid) if session is not None else None
-            with_role = (*here, phase or Phase.UNASSIGNED.value)
+            grant = state.standing.granted.get(uuid)
+            with_role = (*here, Phase.UNASSIGNED.value if grant is None else grant.phase)
             healthy.add_metric(here, 1.0 if gpu.health is Health.OK else 0.0)
-            mismatch.add_metric(here, control.mismatches[uuid])
-            cap_w = session.enforcer.granted_cap_w(uuid) if session is not None else None
-            if cap_w is not None:
-                granted.add_metric(with_role, cap_w)
+            mismatch.add_metric(here, state.mismatches.get(uuid, 0))
+            if grant is not None:
+                granted.add_metric(with_role, grant.cap_w)
             reading = readings.get(uuid)
             if reading is None:
                 continue
-            back, facts = reading.readback, control.facts.get(uuid)
+            back, facts = reading.readback, state.facts.get(uuid)
             for family, value_mw in (
                 (power, back.power_mw), (enforced, back.enforced_mw), (management, back.management_mw)
             ):  # fmt: skip
@@ -87,12 +83,12 @@ class AgentCollector(Collector):
             if facts is not None and facts.power_capped is not None:
                 capped.add_metric(here, float(facts.power_capped))
         yield from (power, enforced, management, granted, energy, clock, capped, healthy, mismatch)
-        yield from self._own()
+        yield from self._own(state)
 
-    def _own(self) -> Iterable[Metric]:
+    def _own(self, state: State) -> Iterable[Metric]:
         node = (self._node,)
         errors = CounterMetricFamily(names.M_AGENT_NVML_ERRORS, "NVML calls that failed.", labels=(names.L_NODE, "call", "code"))
-        for (call, code), count in self._control.nvml_errors.items():
+        for (call, code), count in state.nvml_errors.items():
             errors.add_metric((*node, call, code), count)
         writes = CounterMetricFamily(names.M_AGENT_STATUS_WRITES, "Status writes by outcome.", labels=(names.L_NODE, "outcome"))
         for outcome in ("Done", "Rejected", "Unknown"):
@@ -108,32 +104,7 @@ class AgentCollector(Collector):
             yield up
 
 
-class MetricsServer:
-    """Serves both paths on one address."""
-
-    def __init__(self, collector: AgentCollector, control: Control) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
-        self._control = control
-        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None))
-
-    async def start(self, *, host: str, port: int) -> int:
-        """The port in use (useful with port 0). Raises OSError."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
-
-    async def close(self) -> None:
-        await self._runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        if request.path == "/metrics":
-            return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-        if request.path == "/healthz":
-            silent_s = time.monotonic() - self._control.ticked_s
-            if silent_s <= WEDGED_S:
-                return web.Response(text="ok\n")
-            return web.Response(status=503, text=f"the control loop has not come round for {silent_s:.0f} s\n")
-        return web.Response(status=404, text="/metrics or /healthz\n")
+def health_of(control: Control) -> str | None:
+    """One sentence when the control loop is wedged."""
+    silent_s = time.monotonic() - control.state.ticked_s
+    return None if silent_s <= WEDGED_S else f"the control loop has not come round for {silent_s:.0f} s"

@@ -34,6 +34,7 @@ from splitwatt_client.resources import NODE_POWERS
 from splitwatt_core.conditions import Condition
 from splitwatt_core.names import FIELD_MANAGER_AGENT
 from splitwatt_core.protocol.contract import NodePower, status_to_wire
+from splitwatt_shell.waiting import woken
 
 from splitwatt_agent.conditions import Report, status_to_write
 from splitwatt_agent.control import Control
@@ -50,7 +51,7 @@ RETRY_MAX_S: Final = 10.0
 
 
 class NodePowerLink:
-    """See the module's docstring."""
+    """See the module's docstring. It listens to the control loop, and reads what that has put up last."""
 
     def __init__(self, connection: Connection, control: Control, *, node: str) -> None:
         self._connection = connection
@@ -66,8 +67,6 @@ class NodePowerLink:
         """Whether the watch is connected, as far as is known."""
         self.writes: Counter[str] = Counter()
         """Status writes by outcome: Done, Rejected, Unknown."""
-        control.on_report = self._wake.set
-        control.on_resync = self._resync.set
 
     async def watch(self) -> None:
         """Until cancelled: every version of the object goes into the control loop's inbox."""
@@ -83,6 +82,12 @@ class NodePowerLink:
                 case Interrupted(failure=failure):
                     log.warning("NodePower %s cannot be watched: %s", self._node, failure)
 
+    def report_changed(self) -> None:
+        self._wake.set()
+
+    def read_anew(self) -> None:
+        self._resync.set()
+
     async def resync(self) -> None:
         """Until cancelled: a consistent read whenever the control loop needs one (a new driver load)."""
         while True:
@@ -97,9 +102,10 @@ class NodePowerLink:
         backoff_s = RETRY_MIN_S
         while True:
             await self._await_reason()
-            observed, report = self._control.observed, self._control.report
+            state = self._control.state
+            observed, report = state.observed, state.report
             if observed is None or report is None:
-                await self._sleep_or_wake(SIGN_OF_LIFE_S)
+                await woken(self._wake, within_s=SIGN_OF_LIFE_S)
                 continue
             try:
                 await self._send(observed, report)
@@ -123,22 +129,15 @@ class NodePowerLink:
             left_s = due_s - time.monotonic()
             if left_s <= 0:
                 return
-            await self._sleep_or_wake(left_s)
+            await woken(self._wake, within_s=left_s)
 
     def _due_s(self) -> float:
-        report, written = self._control.report, self._written
+        report, written = self._control.state.report, self._written
         if report is None or report == written:
             return self._written_s + SIGN_OF_LIFE_S
         if written is None or report.urgent_part() != written.urgent_part():
             return self._written_s + URGENT_SPACING_S
         return self._written_s + SPACING_S
-
-    async def _sleep_or_wake(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return
 
     async def _send(self, observed: NodePower, report: Report) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

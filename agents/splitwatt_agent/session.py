@@ -11,17 +11,41 @@ default limit of its siblings.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from splitwatt_core.protocol.contract import Mode, NodePower
+from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record
-from splitwatt_core.protocol.node_guard import GuardInput, NodeGuard
+from splitwatt_core.protocol.node_guard import NodeGuard
 
 from splitwatt_agent.nvml import Inventory, NvmlPort
+from splitwatt_agent.sampling import Reading
 from splitwatt_agent.state_dir import StateDir
 
 UNREADABLE_PREFIX: Final = "unreadable-index-"
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The newest accepted grant of one GPU. `phase`: `Prefill`, `Decode` or `Unassigned`."""
+
+    cap_w: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What enforcer and guard say after a tick. `lowered`: ceilings that the guard has in force, in watts."""
+
+    observed_uid: str = ""
+    observed_term: int = 0
+    gpus: tuple[GpuStatus, ...] = ()
+    granted: Mapping[str, Granted] = field(default_factory=dict)
+    unknown_gpus: tuple[str, ...] = ()
+    lowered: Mapping[str, int] = field(default_factory=dict)
+
+
+NO_SESSION: Final = Standing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +56,34 @@ class Session:
     """GPUs in `gpus` that this start could not speak to."""
     enforcer: Enforcer
     guard: NodeGuard
+
+    def standing(self, workloads: Mapping[str, Workload]) -> Standing:
+        """After a tick, before anything is waited for: a setter that returns makes the readback of its GPU void."""
+        enforcer = self.enforcer
+        granted = {}
+        for uuid in self.gpus:
+            cap_w, phase = enforcer.granted_cap_w(uuid), enforcer.granted_phase(uuid)
+            if cap_w is not None and phase is not None:
+                granted[uuid] = Granted(cap_w, phase)
+        return Standing(
+            observed_uid=enforcer.observed_uid,
+            observed_term=enforcer.observed_term,
+            gpus=enforcer.status(workloads),
+            granted=granted,
+            unknown_gpus=enforcer.unknown_gpus,
+            lowered=self.guard.lowered,
+        )
+
+    def readbacks(self, readings: Mapping[str, Reading], stuck: frozenset[str]) -> dict[str, Readback]:
+        """By GPU; `stuck` are those whose read has not returned."""
+        readbacks = {uuid: reading.readback for uuid, reading in readings.items()}
+        readbacks |= dict.fromkeys(stuck, Readback(None, None, Health.HUNG))
+        readbacks |= dict.fromkeys(self.silent, Readback(None, None, Health.LOST))
+        return readbacks
+
+    def answers(self, found: Inventory) -> bool:
+        """Whether a scan found a GPU that this session takes for silent, or does not know."""
+        return any(gpu.uuid in self.silent or gpu.uuid not in self.gpus for gpu in found.gpus)
 
 
 def begin(port: NvmlPort, state: StateDir, *, boot_id: str, record: Record) -> Session:
@@ -69,25 +121,3 @@ def without_leased_watts(seen: NodePower) -> NodePower:
         return seen
     gpus = tuple(replace(grant, cap_w=min(grant.cap_w, grant.safe_cap_w)) for grant in spec.gpus)
     return replace(seen, spec=replace(spec, gpus=gpus))
-
-
-def guard_ceilings(
-    session: Session, *, now_s: float, node_limit_w: int | None, readbacks: Mapping[str, Readback]
-) -> Mapping[str, int]:
-    """The node guard's ceilings in watts for this tick."""
-    unread = Readback(None, None)
-    return session.guard.step(
-        now_s,
-        node_limit_w,
-        {
-            uuid: GuardInput(
-                cap_w=session.enforcer.granted_cap_w(uuid),
-                min_w=-(-gpu.min_mw // 1000),
-                max_w=gpu.max_mw // 1000,
-                management_mw=readbacks.get(uuid, unread).management_mw,
-                enforced_mw=readbacks.get(uuid, unread).enforced_mw,
-                power_mw=readbacks.get(uuid, unread).power_mw,
-            )
-            for uuid, gpu in session.gpus.items()
-        },
-    )

@@ -1,6 +1,7 @@
 """What the agent remembers on its host: the record of PROTOCOL R12, the GPUs of this boot, and that it is the only one.
 
-Files are replaced whole (temporary file, fsync, rename, fsync of the folder), so a crash leaves the old or the new one.
+Files are replaced whole (temporary file, fsync, rename, fsync of the folder), so a crash, a full disk or a failing one leaves
+the old or the new one, and a write that raised is not durable: the caller asks again, and raises no cap meanwhile.
 A file that cannot be understood stops the start with a sentence: guessing could apply a grant that was already outdone.
 """
 
@@ -10,6 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,13 +120,16 @@ class StateDir:
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         target, temporary = self._path / name, self._path / f".{name}.new"
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            os.write(file, json.dumps(content).encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.replace(temporary, target)  # noqa: PTH105 - beside os.fsync of the same two names
+            with temporary.open("wb") as file:  # buffered: a disk that takes half of it raises, and is not believed
+                file.write(json.dumps(content).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError:
+            with suppress(OSError):  # the disk that refused may refuse this as well; the next write empties the file
+                temporary.unlink()
+            raise
         folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)

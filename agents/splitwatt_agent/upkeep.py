@@ -48,7 +48,7 @@ class DurableRecord:
         # A disk that is known to hang is not waited for again in every cycle.
         await asyncio.wait({future}, timeout=0.0 if self.error else PERSIST_WAIT_S)
         if not future.done():
-            self.error = "the disk has not answered"
+            self.error = self.error or "the disk has not answered"
             return False
         self._writing = None
         error = future.exception()

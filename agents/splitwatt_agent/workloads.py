@@ -45,12 +45,13 @@ def socket_path(argument: str) -> Path | None:
 
 
 class WorkloadPoll:
-    """Keeps `control.workloads` equal to kubelet's answer."""
+    """Tells the control loop what kubelet answers."""
 
     def __init__(self, socket: Path, control: Control) -> None:
         self._socket = socket
         self._control = control
         self.up = False
+        self._told = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -65,14 +66,15 @@ class WorkloadPoll:
                 except (GRPCError, StreamTerminatedError, OSError, TimeoutError) as error:
                     self._failed(error)
                 else:
-                    self.up, self._control.workloads_error = True, ""
-                    self._control.workloads = {uuid: Workload(owner.namespace, owner.pod) for uuid, owner in owners.items()}
+                    self.up, self._told = True, False
+                    self._control.hear_workloads({u: Workload(owner.namespace, owner.pod) for u, owner in owners.items()})
                 await asyncio.sleep(POLL_S)
         finally:
             channel.close()
 
     def _failed(self, error: Exception) -> None:
         reason = f"kubelet's PodResources at {self._socket} did not answer ({str(error) or type(error).__name__})"
-        if self.up or not self._control.workloads_error:
+        if not self._told:
             log.warning("%s", reason)
-        self.up, self._control.workloads_error = False, reason
+        self.up, self._told = False, True
+        self._control.miss_workloads(reason)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -18,6 +17,8 @@ from splitwatt_client.errors import ApiError, ConfigurationError
 from splitwatt_client.leases import HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES, NODE_POWERS
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR
+from splitwatt_shell.serve import ListenError, serve
+from splitwatt_shell.supervise import first_to_end, on_stop_signal
 
 from splitwatt_operator.budgets.decision_log import DecisionLog, LogFileError
 from splitwatt_operator.budgets.loop import SupersededError
@@ -26,12 +27,10 @@ from splitwatt_operator.cluster.credentials import KopfLogin
 from splitwatt_operator.cluster.resync import Resync
 from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.cluster.watch import WatchError, Watches
-from splitwatt_operator.http import ListenError, serve
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.reign import Realm, Reign
-from splitwatt_operator.supervise import first_to_end
 from splitwatt_operator.telemetry.prometheus import Prometheus
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ class Application:
         async with AsyncExitStack() as stack:
             decisions = DecisionLog(options.decision_log)
             stack.callback(decisions.close)
-            await stack.enter_async_context(serve(options.listen, metrics, self._health))
+            await stack.enter_async_context(serve(options.listen, metrics.registry, health=self._health))
             connection = await stack.enter_async_context(
                 Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
             )
@@ -138,9 +137,7 @@ class Application:
         return None if self._reign is None else self._reign.problem()
 
     def _take_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        on_stop_signal(self._stop.set)
 
 
 async def highest_term(connection: Connection) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from splitwatt_core import names
 from splitwatt_core.budget.keeper import BudgetReport
 
@@ -58,6 +58,3 @@ class Metrics:
             self._fresh.labels(name).set(fresh)
             # Without a reading the gauge says NaN, never zero watts (I5).
             self._measured.labels(name).set(float("nan") if report.measured_w is None else report.measured_w)
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)

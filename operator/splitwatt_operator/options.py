@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from splitwatt_shell.address import Address, AddressError, parse_address
+
 LEASE_NAME: Final = "splitwatt-operator"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -19,7 +21,7 @@ class Options:
     """`kubeconfig` None: in-cluster. `identity` names this process in the Lease and in Events."""
 
     prometheus_url: str
-    listen: str
+    listen: Address
     namespace: str
     kubeconfig: Path | None
     decision_log: Path | None
@@ -44,9 +46,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     given = parser.parse_args(arguments)
     if not given.prometheus_url.startswith(("http://", "https://")):
         parser.error(f"--prometheus-url {given.prometheus_url!r} must begin with http:// or https://")
+    try:
+        listen = parse_address(given.listen)
+    except AddressError as error:
+        parser.error(str(error))
     return Options(
         prometheus_url=given.prometheus_url,
-        listen=given.listen,
+        listen=listen,
         namespace=given.namespace,
         kubeconfig=given.kubeconfig,
         decision_log=given.decision_log,

@@ -16,6 +16,7 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.budgets.decision_log import DecisionLog
 from splitwatt_operator.budgets.loop import BudgetLoop
@@ -28,7 +29,6 @@ from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import loop as serving
-from splitwatt_operator.supervise import first_to_end
 from splitwatt_operator.telemetry.meters import Telemetry
 from splitwatt_operator.telemetry.prometheus import Prometheus
 

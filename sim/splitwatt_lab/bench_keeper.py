@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.budget.facts import MeterReading, NodeFact, Plan, Written
+from splitwatt_core.budget.facts import MeterReading, NodeFact, Plan
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector
 from splitwatt_core.names import LABEL_RACK
 from splitwatt_core.policies.shipped import POLICIES
-from splitwatt_core.protocol.contract import NodePower
+from splitwatt_truth.store import ObjectStore
 
 from splitwatt_lab.bench_node import StandInNode
 from splitwatt_lab.errors import LabError
@@ -43,14 +43,8 @@ class _World:
     keeper: Keeper
     nodes: dict[str, StandInNode]
     racks: dict[str, str]
-    objects: dict[str, NodePower]
-    version: int = 0
+    store: ObjectStore = field(default_factory=ObjectStore)
     now_s: float = START_S
-
-    def put(self, obj: NodePower) -> NodePower:
-        self.version += 1
-        stored = self.objects[obj.name] = replace(obj, resource_version=self.version)
-        return stored
 
     def step(self) -> tuple[Plan, float]:
         """One step with what came of it, and the milliseconds of the step itself."""
@@ -60,18 +54,19 @@ class _World:
         plan = self.keeper.step(self.now_s)
         took_ms = (time.perf_counter() - started_s) * 1e3
         for name in plan.create:
-            self.keeper.on_created(name, self.put(NodePower(name, f"uid-{name}", 0)), self.now_s)
+            self.keeper.on_created(name, self.store.create(name), self.now_s)
             self._answer(name)
         for write in plan.writes:
-            stored = self.put(replace(self.objects[write.name], spec=write.spec))
-            self.keeper.on_outcome(write, Written(stored), self.now_s)
+            self.keeper.on_outcome(write, self.store.write_spec(write), self.now_s)
             self._answer(write.name)
         return plan, took_ms
 
     def _answer(self, name: str) -> None:
         node = self.nodes[name]
-        node.see(self.objects[name], self.now_s, consistent=True)
-        answered = self.put(replace(self.objects[name], status=node.status()))
+        seen = self.store.objects[name]
+        node.see(seen, self.now_s, consistent=True)
+        answered = self.store.write_status(name, seen.uid, seen.resource_version, node.status())
+        assert answered is not None, "nobody else writes"
         node.see(answered, self.now_s, consistent=False)
         self.keeper.on_node_power(answered, self.now_s)
 
@@ -91,7 +86,7 @@ def world(gpus: int = GPUS) -> _World:
     keeper = Keeper(term=1, policies=POLICIES)
     nodes = [StandInNode(f"n{k}", boot_id=f"boot-{k}") for k in range(gpus // GPUS_PER_NODE)]
     racks = {node.name: f"rack-{k // NODES_PER_RACK}" for k, node in enumerate(nodes)}
-    made = _World(keeper, {node.name: node for node in nodes}, racks, {})
+    made = _World(keeper, {node.name: node for node in nodes}, racks)
     keeper.on_budget(root(len(nodes)), made.now_s)
     for rack in dict.fromkeys(racks.values()):
         keeper.on_budget(

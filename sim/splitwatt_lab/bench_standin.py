@@ -24,8 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -34,6 +32,10 @@ from splitwatt_client.resources import NODE_POWERS
 from splitwatt_core.names import FIELD_MANAGER_AGENT, L_GPU, L_NODE, L_RACK, M_GPU_POWER_WATTS, M_RACK_POWER_WATTS
 from splitwatt_core.protocol.contract import GpuStatus, NodePower, node_power_from_wire, status_to_wire
 from splitwatt_nvml_twin.plant import RackPlant
+from splitwatt_shell.address import AddressError, parse_address
+from splitwatt_shell.serve import ListenError, serve
+from splitwatt_shell.supervise import first_to_end
+from splitwatt_shell.waiting import woken
 
 from splitwatt_lab.bench_node import StandInNode
 
@@ -71,8 +73,7 @@ class Writer:
             seen = self.node.observed
             due_s = self._due_s(seen) - time.monotonic()
             if seen is None or due_s > 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(due_s, 0.0) if seen is not None else None)
+                await woken(self._wake, within_s=None if seen is None else due_s)
                 continue
             try:
                 async with self._slots:
@@ -158,27 +159,14 @@ async def run(config: Mapping[str, Any]) -> None:
     racks: dict[str, list[StandInNode]] = {}
     for row in config["nodes"]:
         racks.setdefault(row["rack"], []).append(StandInNode(row["name"], row["boot_id"], row["gpus"]))
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(FleetCollector(racks))
-
-    async def metrics(_: web.BaseRequest) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    runner = web.ServerRunner(web.Server(metrics, access_log=None))
-    await runner.setup()
-    host, _, port = config["listen"].rpartition(":")
-    try:
-        await web.TCPSite(runner, host, int(port)).start()
-        async with Connection(Path(config["kubeconfig"]), user_agent="splitwatt-bench") as connection:
-            slots = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
-            nodes = [node for rack in racks.values() for node in rack]
-            writers = {node.name: Writer(node, connection, slots) for node in nodes}
-            async with asyncio.TaskGroup() as group:
-                group.create_task(follow(connection, writers))
-                for writer in writers.values():
-                    group.create_task(writer.run())
-    finally:
-        await runner.cleanup()
+    async with (
+        serve(parse_address(config["listen"], option="listen"), FleetCollector(racks)),
+        Connection(Path(config["kubeconfig"]), user_agent="splitwatt-bench") as connection,
+    ):
+        slots = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
+        writers = {node.name: Writer(node, connection, slots) for rack in racks.values() for node in rack}
+        parts = {f"writer of {name}": writer.run() for name, writer in writers.items()}
+        await first_to_end(watch=follow(connection, writers), **parts)
 
 
 def main() -> int:
@@ -190,7 +178,7 @@ def main() -> int:
         asyncio.run(run(json.loads(args.config.read_text())))
     except KeyboardInterrupt:
         pass
-    except OSError as error:
+    except (AddressError, ListenError, OSError) as error:
         sys.stderr.write(f"splitwatt_lab.bench_standin: {error}\n")
         return 1
     return 0

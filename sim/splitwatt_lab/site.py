@@ -27,6 +27,7 @@ import httpx
 from splitwatt_nvml_twin.handle import NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
 from splitwatt_nvml_twin.plant import RackPlant
+from splitwatt_shell.waiting import NotInTimeError, poll_until
 
 from splitwatt_lab import nodes as lab_nodes
 from splitwatt_lab.controlplane import ControlPlane
@@ -297,8 +298,8 @@ class Site:
     def await_(self, what: str, holds: Callable[[], bool], *, timeout_s: float) -> float:
         """Poll until `holds`; the seconds it took. Raises LabError naming `what`."""
         started_s = time.monotonic()
-        while not holds():
-            if time.monotonic() - started_s > timeout_s:
-                raise LabError(f"{what}: not after {timeout_s:g} s (logs: {self.plane.logs.parent})")
-            time.sleep(0.1)
+        try:
+            poll_until(what, holds, within_s=timeout_s)
+        except NotInTimeError as error:
+            raise LabError(f"{error} (logs: {self.plane.logs.parent})") from error
         return time.monotonic() - started_s

@@ -1,1 +1,1 @@
-"""How the simulated world behaves, for twin, simulator and judge alike: when requests come, and when a breaker trips."""
+"""How the simulated world behaves, for all who simulate: requests, a breaker, agents and a store in memory."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from splitwatt_client import ApiError
+from splitwatt_shell.serve import ListenError
 from splitwatt_truth.trace import TraceError
 
 from splitwatt_twin.app import run
@@ -31,7 +32,7 @@ def main() -> int:
         config = load(args.config)
         rows = None if config.trace is None else read_trace(config.trace)
         asyncio.run(run(config, rows))
-    except (ConfigError, TraceError, UnknownGpuError, ApiError, OSError) as error:
+    except (ConfigError, TraceError, UnknownGpuError, ApiError, ListenError, OSError) as error:
         sys.stderr.write(f"splitwatt_twin: {error}\n")
         return 1
     return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 import sys
 import time
 from collections import defaultdict
@@ -21,11 +20,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
 from splitwatt_client import ApiError, Changed, Connection, Deleted, Interrupted, Rejected, Synced, watch
 from splitwatt_client.resources import INFERENCE_CLUSTERS, PODS
 from splitwatt_core.clusters import PRIORITY_HIGH
 from splitwatt_core.names import LABEL_CLUSTER
+from splitwatt_shell.serve import serve
+from splitwatt_shell.supervise import first_to_end, on_stop_signal
 from splitwatt_truth.trace import TraceRow
 
 from splitwatt_twin.config import LOW_PRIORITY_SHARE, TwinConfig
@@ -34,7 +34,7 @@ from splitwatt_twin.fleet import Engine, Fleet
 from splitwatt_twin.gpus import NodeGpus
 from splitwatt_twin.load import FULL_SHARE, Load
 from splitwatt_twin.meter import RackMeter
-from splitwatt_twin.metrics import Snapshot, TwinCollector, serve
+from splitwatt_twin.metrics import Snapshot, TwinCollector
 from splitwatt_twin.podserver import PodResourcesServer
 from splitwatt_twin.replicas import Node, Replicas
 from splitwatt_twin.requests import ClusterKey
@@ -85,28 +85,22 @@ class Twin:
     # ----------------------------------------------------------------------------------------------------------- run
 
     async def run(self) -> dict[str, Any]:
-        """Until `stop`. Raises OSError when an address is taken, ConfigurationError without a way to the API server."""
+        """Until `stop`. Raises ListenError or OSError for a taken address, ConfigurationError without a way to the API server."""
         async with AsyncExitStack() as stack:
             stack.callback(self._end)
             for node in self._config.nodes:
                 server = PodResourcesServer(self._nodes[node.name].devices, node.pod_resources_socket)
                 await server.start()
                 stack.push_async_callback(server.stop)
-            runner: web.AppRunner = await serve(TwinCollector(self._snapshot), host=self._config.host, port=self._config.port)
-            stack.push_async_callback(runner.cleanup)
+            address = await stack.enter_async_context(serve(self._config.listen, TwinCollector(self._snapshot)))
             connection = await stack.enter_async_context(Connection(self._config.kubeconfig, user_agent="splitwatt-twin"))
-            log.info("serving /metrics on %s:%d for %d nodes", self._config.host, self._config.port, len(self._nodes))
-            watching = asyncio.create_task(self._watch_pods(connection))
-            pulsing = asyncio.create_task(self._pulse(connection))
-            stopping = asyncio.create_task(self._stop.wait())
-            tasks: set[asyncio.Task[Any]] = {watching, pulsing, stopping}
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks | self._lookups:
-                task.cancel()
-            await asyncio.gather(*tasks, *self._lookups, return_exceptions=True)
-            for task in done:
-                if not task.cancelled() and (error := task.exception()) is not None:
-                    raise error
+            log.info("serving /metrics on %s for %d nodes", address, len(self._nodes))
+            try:
+                await first_to_end(stop=self._stop.wait(), pulse=self._pulse(connection), pods=self._watch_pods(connection))
+            finally:
+                for lookup in self._lookups:
+                    lookup.cancel()
+                await asyncio.gather(*self._lookups, return_exceptions=True)
         return self._results.summary(self._fleet.clusters)
 
     def stop(self) -> None:
@@ -218,9 +212,7 @@ class Twin:
 async def run(config: TwinConfig, rows: Sequence[TraceRow] | None) -> None:
     """One whole run, until a signal. Writes the summary to the log and beside the results."""
     twin = Twin(config, rows)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, twin.stop)
+    on_stop_signal(twin.stop)
     summary = await twin.run()
     sys.stderr.write(json.dumps({"summary": summary}) + "\n")
     if config.results is not None:

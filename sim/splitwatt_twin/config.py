@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from splitwatt_nvml_twin.plant import RackPlant
+from splitwatt_shell.address import Address, AddressError, parse_address
 from splitwatt_truth.trace import RateCurve, TraceError
 
 from splitwatt_twin.requests import ClusterKey
@@ -62,8 +63,7 @@ class MeterConfig:
 @dataclass(frozen=True, slots=True)
 class TwinConfig:
     kubeconfig: Path
-    host: str
-    port: int
+    listen: Address
     nodes: tuple[NodeConfig, ...]
     seed: int = 1
     duration_s: float = float("inf")
@@ -90,9 +90,10 @@ def load(path: Path) -> TwinConfig:
 def parse(raw: Any) -> TwinConfig:
     """Raises ConfigError naming the key that is wrong."""
     _known(raw, _KEYS, "the configuration")
-    host, _, port = _text(raw, "listen").rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f'listen must be "HOST:PORT", not "{raw["listen"]}"')
+    try:
+        listen = parse_address(_text(raw, "listen"), option="listen")
+    except AddressError as error:
+        raise ConfigError(str(error)) from error
     nodes = raw.get("nodes")
     if not isinstance(nodes, list) or not 1 <= len(nodes) <= MAX_NODES:
         raise ConfigError(f"nodes must be a list of 1 to {MAX_NODES} nodes")
@@ -104,8 +105,7 @@ def parse(raw: Any) -> TwinConfig:
             raise ConfigError(f"two nodes have the same {what} {twice}; each needs its own")
     return TwinConfig(
         kubeconfig=Path(_text(raw, "kubeconfig")),
-        host=host,
-        port=int(port),
+        listen=listen,
         nodes=parsed,
         seed=int(_number(raw, "seed", 1, low=0, high=2**31)),
         duration_s=_number(raw, "duration_s", float("inf"), low=0, high=float("inf")),

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -123,26 +121,3 @@ def _clusters(clusters: Iterable[Cluster]) -> Iterable[Metric]:
         for reason, count in c.counts.dropped.items():
             dropped.add_metric([*labels, reason.value], count)
     yield from (arrived, requeued, waiting, dropped)
-
-
-async def serve(collector: TwinCollector, *, host: str, port: int) -> web.AppRunner:
-    """Serves /metrics and /healthz until `cleanup()` of what it returns. Raises OSError when the port is taken."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz)])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError:
-        await runner.cleanup()
-        raise
-    return runner

@@ -13,7 +13,8 @@ from splitwatt_core.protocol.contract import Mode
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_nvml_twin.faults import Call, Fault
 from splitwatt_nvml_twin.handle import Demand
-from support.agent_bench import AgentBench, eventually
+from support.agent_bench import AgentBench
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_the_node_guard_makes_up_for_a_gpu_that_cannot_be_held(bench: AgentBench
     bench.grant({0: 400, 1: 400}, node_limit_w=950)
     eventually("the neighbour makes room", lambda: bench.limits_w() == [(700, 700), (250, 250)])
     bench.twin.clear_faults(0)
-    eventually("and gets its grant back", lambda: bench.limits_w() == [(400, 400), (400, 400)], patience_s=120.0)
+    eventually("and gets its grant back", lambda: bench.limits_w() == [(400, 400), (400, 400)], within_s=120.0)
 
 
 def test_unknown_gpus_and_unreadable_specs_are_named(bench: AgentBench) -> None:

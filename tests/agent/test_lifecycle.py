@@ -16,7 +16,8 @@ from splitwatt_core.protocol.contract import GRANTS_PER_TERM
 from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_nvml_twin.faults import Fault
-from support.agent_bench import AgentBench, eventually
+from support.agent_bench import AgentBench
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_in_steady_state_the_status_is_written_once_a_minute(bench: AgentBench) 
     begun = time.monotonic()
     time.sleep(25.0)
     assert writes() - before <= 1
-    eventually("a sign of life", lambda: bench.object()["metadata"]["resourceVersion"] != version, patience_s=90.0)
+    eventually("a sign of life", lambda: bench.object()["metadata"]["resourceVersion"] != version, within_s=90.0)
     assert writes() - before <= 1 + (time.monotonic() - begun) / 55
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
-from support.agent_bench import AgentBench, eventually
+from support.agent_bench import AgentBench
+from support.waiting import eventually
 
 CRD = Path(__file__).resolve().parents[2] / "crds" / "nodepowers.splitwatt.io.yaml"
 

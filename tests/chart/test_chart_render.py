@@ -33,7 +33,7 @@ def test_the_operators_arguments_are_those_it_parses(render: Render) -> None:
     values = {"operator": {"prometheusUrl": "https://p:1", "logLevel": "debug", "metricsPort": 9999}}
     given = options.parse(container(render(values=values)["Deployment", "splitwatt-operator"])["args"])
     assert given.prometheus_url == "https://p:1"
-    assert given.listen == "0.0.0.0:9999"
+    assert str(given.listen) == "0.0.0.0:9999"
     assert given.namespace == "splitwatt-system"
     assert given.log_level == "debug"
     assert given.kubeconfig is None
@@ -44,7 +44,7 @@ def test_the_agents_arguments_are_those_it_parses(render: Render) -> None:
     arguments = [argument.replace("$(NODE_NAME)", "n1") for argument in made["args"]]
     given = agent_main.parse(arguments)
     assert given.node == "n1"
-    assert (given.listen_host, given.listen_port) == ("0.0.0.0", made["ports"][0]["containerPort"])
+    assert (given.listen.host, given.listen.port) == ("0.0.0.0", made["ports"][0]["containerPort"])
     assert str(given.pod_resources) == "/var/lib/kubelet/pod-resources/kubelet.sock"
     assert str(given.state_dir) == "/var/lib/splitwatt"
     mounts = {mount["mountPath"] for mount in made["volumeMounts"]}

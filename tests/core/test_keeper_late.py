@@ -145,7 +145,7 @@ def through_a_slow_way(world: World, operator: Operator, *, requests_per_s: int,
                 waiting[turn % len(waiting)].deliver_status()
             for agent in world.agents.values():
                 agent.watch()
-                agent.tick()
+                agent.turn()
                 if not agent.statuses:
                     agent.send_status()
         world.check()

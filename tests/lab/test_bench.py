@@ -24,8 +24,7 @@ from splitwatt_lab.bench_site import Bench
 from splitwatt_lab.errors import LabError
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
-
-WAIT_S = 30.0
+from support.waiting import eventually
 
 
 class Nobody:
@@ -34,13 +33,6 @@ class Nobody:
 
     def waiting(self, what: str, done_s: float, total_s: float) -> None:
         pass
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -197,11 +189,11 @@ def test_the_watch_sees_when_a_cap_last_fell(tmp_path: Path) -> None:
         try:
             fell_s = time.time()
             twin.set_outside_limit(1, 300_000)
-            eventually(lambda: watch.enforced_mw == [700_000, 300_000])
+            eventually("the cap is seen", lambda: watch.enforced_mw == [700_000, 300_000])
             assert watch.fell_s >= fell_s
             seen_s = watch.fell_s
             twin.set_outside_limit(1, None)
-            eventually(lambda: watch.enforced_mw == [700_000, 700_000])
+            eventually("and that it is gone", lambda: watch.enforced_mw == [700_000, 700_000])
             assert watch.fell_s == seen_s < watch.moved_s, "a rise is no fall"
         finally:
             watch.stop()

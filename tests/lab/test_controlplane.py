@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,9 @@ from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError, PortInUseError
 from splitwatt_lab.nodes import NodeSpec
 from splitwatt_lab.toolchain import ASSETS_VARIABLE, STAGES_FOLDER
+from support.waiting import eventually
 
 WAIT_S = 60.0
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {WAIT_S:g} s: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -86,7 +79,7 @@ def test_a_deployment_of_gpu_pods_becomes_ready_and_the_scheduler_counts_gpus(
 
     control_plane.kubectl("scale", "deployment/gpus", "--replicas=4", "-n", namespace)
     events = ["events", "-n", namespace, "--field-selector", "reason=FailedScheduling"]
-    eventually(lambda: "Insufficient nvidia.com/gpu" in json.dumps(get(control_plane, *events)), "the fourth pod is refused")
+    eventually("the fourth pod is refused", lambda: "Insufficient nvidia.com/gpu" in json.dumps(get(control_plane, *events)))
 
 
 def test_owned_objects_budgets_services_and_namespaces_are_looked_after(
@@ -101,13 +94,13 @@ def test_owned_objects_budgets_services_and_namespaces_are_looked_after(
         slices = get(control_plane, "endpointslices", "-n", namespace)["items"]
         return sum(len(s.get("endpoints") or ()) for s in slices) == 2
 
-    eventually(served, "two endpoints")
+    eventually("two endpoints", served)
     eventually(
-        lambda: get(control_plane, "pdb", "gpus", "-n", namespace)["status"].get("disruptionsAllowed") == 1,
         "one disruption allowed",
+        lambda: get(control_plane, "pdb", "gpus", "-n", namespace)["status"].get("disruptionsAllowed") == 1,
     )
     control_plane.kubectl("delete", "deployment", "gpus", "-n", namespace)
-    eventually(lambda: not get(control_plane, "pods", "-n", namespace)["items"], "the pods are collected")
+    eventually("the pods are collected", lambda: not get(control_plane, "pods", "-n", namespace)["items"])
     control_plane.kubectl("delete", "namespace", namespace, f"--timeout={WAIT_S:g}s")
 
 
@@ -122,7 +115,7 @@ def test_nodes_carry_their_labels_gpus_boot_and_a_fresh_lease(control_plane: Con
         found = control_plane.kubectl("get", "lease", spec.name, "-n", "kube-node-lease", "-o", "json", check=False)
         return found.returncode == 0 and bool(json.loads(found.stdout)["spec"]["renewTime"])
 
-    eventually(leased, "its lease is renewed")
+    eventually("its lease is renewed", leased)
 
     boot_id = nodes.reboot(control_plane, spec.name)
     nodes.set_labels(control_plane, spec.name, {"splitwatt.io/rack": "other", "splitwatt.io/pool": None})

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ import pytest
 from splitwatt_lab import ports, servers
 from splitwatt_lab.errors import LabError, PortInUseError
 from splitwatt_lab.processes import ProcessGroup
+from support.waiting import eventually
 
 WAIT_S = 30.0
 SLEEP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(3600)"]
@@ -30,13 +30,6 @@ STUBBORN = [
 def group(tmp_path: Path) -> Iterator[ProcessGroup]:
     with ProcessGroup(tmp_path / "logs") as group:
         yield group
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def up(log: Path) -> bool:
@@ -53,10 +46,10 @@ def test_a_process_gets_its_environment_and_writes_its_log(group: ProcessGroup, 
 
 def test_stop_asks_first_and_restart_keeps_the_log(group: ProcessGroup) -> None:
     process = group.start("sleep", SLEEP)
-    eventually(lambda: up(process.log))
+    eventually("it is up", lambda: up(process.log))
     first = process.pid
     process.restart()
-    eventually(lambda: process.log.read_text().count("up") == 2)
+    eventually("it is up again", lambda: process.log.read_text().count("up") == 2)
     assert process.pid != first and not psutil.pid_exists(first)
     assert process.stop() == -signal.SIGTERM
     assert process.stop() == -signal.SIGTERM, "stopping twice is harmless"
@@ -64,7 +57,7 @@ def test_stop_asks_first_and_restart_keeps_the_log(group: ProcessGroup) -> None:
 
 def test_what_ignores_sigterm_is_killed_after_its_grace(group: ProcessGroup) -> None:
     process = group.start("stubborn", STUBBORN)
-    eventually(lambda: up(process.log))
+    eventually("it is up", lambda: up(process.log))
     assert process.stop(grace_s=0.2) == -signal.SIGKILL
 
 
@@ -74,7 +67,7 @@ def test_kill_takes_the_whole_process_group(group: ProcessGroup) -> None:
         "print(c.pid, 'up', flush=True); time.sleep(3600)"
     )
     process = group.start("parent", [sys.executable, "-c", command])
-    eventually(lambda: up(process.log))
+    eventually("it is up", lambda: up(process.log))
     grandchild = psutil.Process(int(process.log.read_text().split()[0]))
     assert process.kill() == -signal.SIGKILL
     psutil.wait_procs([grandchild], timeout=WAIT_S)
@@ -89,7 +82,9 @@ def test_grandchildren_go_when_their_parent_ends_by_itself(group: ProcessGroup) 
     process = group.start("parent", [sys.executable, "-c", command])
     assert process.wait(WAIT_S) == 0
     grandchild = int(process.log.read_text())
-    eventually(lambda: not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie")
+    eventually(
+        "the grandchild ends", lambda: not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie"
+    )
 
 
 def test_a_program_that_is_not_there_and_a_name_that_is_taken_are_sentences(group: ProcessGroup) -> None:
@@ -112,7 +107,7 @@ def test_one_that_ends_before_it_is_ready_is_named_with_its_reason_and_log(group
 def test_closing_ends_all_and_is_harmless_twice(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path) as group:
         pids = [group.start(f"child-{i}", argv).pid for i, argv in enumerate([SLEEP, STUBBORN, SLEEP])]
-        eventually(lambda: up(tmp_path / "child-1.log"))
+        eventually("the child is up", lambda: up(tmp_path / "child-1.log"))
         group.close(grace_s=0.2)
     assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(LabError, match="have been closed"):
@@ -142,8 +137,8 @@ def test_a_killed_owner_leaves_nothing_even_if_a_fork_of_it_lives_on(tmp_path: P
     owner.kill()
     owner.wait(WAIT_S)
     try:
-        eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids))
-        eventually(lambda: not folder.exists())
+        eventually("all have ended", lambda: not any(psutil.pid_exists(pid) for pid in pids))
+        eventually("the folder is gone", lambda: not folder.exists())
     finally:
         os.killpg(owner.pid, signal.SIGKILL)  # the fork that was left alive on purpose
 

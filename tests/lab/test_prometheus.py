@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from splitwatt_lab.ports import LOOPBACK
 from splitwatt_lab.processes import Process, ProcessGroup
 from splitwatt_lab.prometheus import Prometheus
 from splitwatt_lab.servers import start_server
+from support.waiting import eventually
 
-WAIT_S = 60.0
 EXPORTER = """
 import sys
 from prometheus_client import Gauge, start_http_server
@@ -23,13 +22,6 @@ Gauge("rack_power_watts", "At the meter.", ["rack", "job"]).labels("a", "meter")
 start_http_server(int(sys.argv[1]), addr="127.0.0.1")
 __import__("time").sleep(3600)
 """
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -57,21 +49,23 @@ def test_targets_are_scraped_every_second_and_vanish_when_they_die(group: Proces
     _, twin_address = exporter(group, "twin-exporter")
     server.set_targets("agent", {agent_address: {"node": "n1"}})
     server.set_targets("twin", {twin_address: {}})
-    eventually(lambda: len(server.query("rack_power_watts")) == 2)
+    eventually("both series are there", lambda: len(server.query("rack_power_watts")) == 2)
     by_job = {labels["job"]: (labels, value) for labels, value in server.query("rack_power_watts")}
     assert by_job["agent"][0]["node"] == "n1" and by_job["agent"][0]["exported_job"] == "meter"
     assert by_job["meter"][1] == 21000.0, "the twin's own labels win"
-    eventually(lambda: server.query("count_over_time(rack_power_watts{job='agent'}[5s])")[0][1] >= 4)
+    eventually(
+        "it is scraped once a second", lambda: server.query("count_over_time(rack_power_watts{job='agent'}[5s])")[0][1] >= 4
+    )
 
     agent.kill()
-    eventually(lambda: not server.query("rack_power_watts{job='agent'}"))
+    eventually("the series ends", lambda: not server.query("rack_power_watts{job='agent'}"))
     assert server.query("rack_power_watts{job='meter'}"), "the others are still there"
 
 
 def test_it_comes_back_on_its_port_with_its_data(group: ProcessGroup, server: Prometheus) -> None:
     process, address = exporter(group, "exporter")
     server.set_targets("operator", {address: {}})
-    eventually(lambda: bool(server.query("rack_power_watts")))
+    eventually("it is scraped again", lambda: server.query("rack_power_watts"))
     process.kill()
     url = server.url
     server.stop()

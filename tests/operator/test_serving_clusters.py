@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from typing import Any
 import httpx
 import pytest
 from splitwatt_core.names import LABEL_RACK
-from splitwatt_core.protocol.contract import Status, Workload, node_power_from_wire, status_to_wire
-from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record
+from splitwatt_core.protocol.contract import Workload, node_power_from_wire, status_to_wire
+from splitwatt_core.protocol.enforcer import GpuIdentity
 from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import Process, ProcessGroup
+from splitwatt_truth.agent import MemoryAgent
+from support.waiting import eventually
 
-PATIENCE_S = 90.0
-"""The machine is shared: this bounds a hang, it does not measure anything."""
 POLL_S = 0.1
 OURS = "/apis/splitwatt.io/v1alpha1"
 H100_MODEL, MIN_W, MAX_W, CLIFF_W = "NVIDIA H100 80GB HBM3", 200, 700, 350
@@ -36,20 +36,12 @@ PAIR_W = 2 * GPUS * (CLIFF_W - MIN_W)
 """What a prefill and a decode replica of 8 GPUs each need above the minimum caps of their nodes."""
 
 
-def eventually(what: str, probe: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
-    deadline_s = time.monotonic() + within_s
-    while not (answer := probe()):
-        assert time.monotonic() < deadline_s, f"{what}: not within {within_s:g} s"
-        time.sleep(POLL_S)
-    return answer
-
-
 class ScriptedAgents:
     """The agents of some nodes, in one thread."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
-        self._enforcers: dict[str, Enforcer] = {}
+        self._agents: dict[str, MemoryAgent] = {}
         self._caps_mw: dict[str, dict[str, int]] = {}
         self._boots: dict[str, str] = {}
         self._reported: dict[str, Any] = {}
@@ -63,7 +55,7 @@ class ScriptedAgents:
         gpus = {u: GpuIdentity(u, H100_MODEL, MIN_W * 1000, MAX_W * 1000, MAX_W * 1000) for u in uuids}
         self._caps_mw[node.name] = dict.fromkeys(gpus, MAX_W * 1000)
         self._boots[node.name] = node.boot_id
-        self._enforcers[node.name] = Enforcer(gpus=gpus, record=Record())
+        self._agents[node.name] = MemoryAgent(gpus)
 
     def close(self) -> None:
         self._stop.set()
@@ -77,7 +69,7 @@ class ScriptedAgents:
                 found = self._plane.http.get(f"{OURS}/nodepowers").json().get("items", [])
                 pods = self._plane.http.get("/api/v1/pods?labelSelector=splitwatt.io/cluster").json().get("items", [])
                 for raw in found:
-                    if raw["metadata"]["name"] in self._enforcers:
+                    if raw["metadata"]["name"] in self._agents:
                         self._tick(raw, pods)
         except httpx.TransportError as error:
             if not self._stop.is_set():
@@ -85,22 +77,10 @@ class ScriptedAgents:
 
     def _tick(self, raw: Mapping[str, Any], pods: list[Any]) -> None:
         name = raw["metadata"]["name"]
-        enforcer, caps = self._enforcers[name], self._caps_mw[name]
-        enforcer.observe(node_power_from_wire(raw), consistent=True)
-        for _ in range(2):  # set what is asked for, then read it back
-            now_s = time.monotonic()
-            actions = enforcer.tick(now_s, {gpu: Readback(mw, mw) for gpu, mw in caps.items()})
-            enforcer.persisted()
-            for call in actions.set_caps:
-                enforcer.setter_started(call.uuid, now_s)
-                caps[call.uuid] = call.cap_mw
-                enforcer.setter_finished(call.uuid, now_s, None)
-        status = Status(
-            observed_uid=enforcer.observed_uid,
-            observed_term=enforcer.observed_term,
-            boot_id=self._boots[name],
-            gpus=enforcer.status(self._workloads(name, list(caps), pods)),
-        )
+        agent, caps = self._agents[name], self._caps_mw[name]
+        agent.observe(node_power_from_wire(raw), consistent=True)
+        agent.settle(time.monotonic(), caps)
+        status = agent.status(self._boots[name], self._workloads(name, list(caps), pods))
         wire = status_to_wire(status)
         if self._reported.get(name) == wire:
             return

@@ -21,19 +21,19 @@ from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.enforcer import Enforcer, Verdict
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 from support import scenes
-from support.world import Store, World
+from support.world import ObjectStore, World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def r1_writes_carry_no_version(m: pytest.MonkeyPatch) -> None:
-    real = Store.write_spec
+    real = ObjectStore.write_spec
 
-    def blind(self: Store, write: Any) -> Any:
+    def blind(self: ObjectStore, write: Any) -> Any:
         obj = self.objects.get(write.name)
         return real(self, replace(write, resource_version=obj.resource_version) if obj is not None else write)
 
-    m.setattr(Store, "write_spec", blind)
+    m.setattr(ObjectStore, "write_spec", blind)
 
 
 def r2_a_restart_keeps_its_term(m: pytest.MonkeyPatch) -> None:
@@ -224,13 +224,13 @@ def r13_acknowledged_while_a_setter_hangs(m: pytest.MonkeyPatch) -> None:
 
 
 def r14_a_status_carries_no_version(m: pytest.MonkeyPatch) -> None:
-    real = Store.write_status
+    real = ObjectStore.write_status
 
-    def blind(self: Store, name: str, uid: str, version: int, status: Any) -> Any:
+    def blind(self: ObjectStore, name: str, uid: str, version: int, status: Any) -> Any:
         obj = self.objects.get(name)
         return real(self, name, uid, version if obj is None else obj.resource_version, status)
 
-    m.setattr(Store, "write_status", blind)
+    m.setattr(ObjectStore, "write_status", blind)
 
 
 def r15_an_absent_object_means_default(m: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from splitwatt_core.budget.facts import BudgetReport, MeterFailure, MeterReading, Rejected, SpecWrite, Written
+from splitwatt_core.budget.facts import BudgetReport, MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, Selector
 from splitwatt_core.columns import Posture
 from splitwatt_core.protocol.contract import Grant, NodePower, Phase, Spec, Status
+from splitwatt_core.protocol.enforcer import Actions
 from splitwatt_sim.fleet.run import FleetError, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
 from splitwatt_sim.plan.options import MODEL_2026, profile_for, server_kind
@@ -17,12 +16,12 @@ from splitwatt_sim.power import engine as engine_room
 from splitwatt_sim.power.engine import CrowdedError, Engine
 from splitwatt_sim.power.judge import Judge, Lines
 from splitwatt_sim.power.meter import KEPT_SAMPLES, Meter
-from splitwatt_sim.power.plant import SimulatedAgent, SimulatedNode
+from splitwatt_sim.power.plant import SimulatedNode
 from splitwatt_sim.power.run import LEAF_LABEL, run_power
 from splitwatt_sim.power.setup import MeterSettings, PowerSetup, Server
-from splitwatt_sim.power.site import Site
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_sim.traces.resample import generated
+from splitwatt_truth.agent import MemoryAgent
 
 H100 = profile_for(MODEL_2026, "H100")
 
@@ -87,60 +86,55 @@ def granted(node: SimulatedNode, grant: int, cap_w: int, clock_mhz: int | None =
     return NodePower(node.server.name, "uid", grant, Spec(term=1, for_uid="uid", gpus=rows), Status())
 
 
+def told(node: SimulatedNode, agent: MemoryAgent, version: NodePower, now_s: float) -> Actions:
+    agent.observe(version, consistent=True)
+    return agent.look(now_s, node.readbacks())
+
+
+def lines(node: SimulatedNode, agent: MemoryAgent) -> set[tuple[int, int | None]]:
+    """Acknowledged grants and management limits."""
+    return {(row.acked_grant, row.management_w) for row in agent.status(node.boot_id, node.workloads).gpus}
+
+
 def test_a_grant_is_acknowledged_when_its_limit_was_read_back_and_not_before() -> None:
     node = SimulatedNode(server())
-    agent = SimulatedAgent(node)
-    calls = agent.read(granted(node, 10**9 + 1, 450), 5.0)
+    agent = node.agent()
+    calls = told(node, agent, granted(node, 10**9 + 1, 450), 5.0)
     assert {call.cap_mw for call in calls.set_caps} == {450_000} and len(calls.set_caps) == 8
-    assert {row.acked_grant for row in agent.status()} == {0}
+    assert lines(node, agent) == {(0, 700)}
     assert node.cap() == (700, 0), "the call is under way"
     node.perform(calls)
-    agent.returned(calls, 5.3)
-    assert not agent.look(5.3).set_caps
-    assert {(row.acked_grant, row.management_w) for row in agent.status()} == {(10**9 + 1, 450)}
+    agent.returned(calls.set_caps, 5.3)
+    assert not agent.look(5.3, node.readbacks()).set_caps
+    assert lines(node, agent) == {(10**9 + 1, 450)}
     assert node.cap() == (450, 0) and node.management_w == 8 * 450
+    workload = agent.status(node.boot_id, node.workloads).gpus[0].workload
+    assert workload is not None and workload.pod == node.server.name
 
 
 def test_a_grant_that_comes_while_a_call_is_under_way_waits_for_it() -> None:
     node = SimulatedNode(server())
-    agent = SimulatedAgent(node)
-    first = agent.read(granted(node, 10**9 + 1, 450), 5.0)
-    assert not agent.read(granted(node, 10**9 + 2, 300), 5.1).set_caps
+    agent = node.agent()
+    first = told(node, agent, granted(node, 10**9 + 1, 450), 5.0)
+    assert not told(node, agent, granted(node, 10**9 + 2, 300), 5.1).set_caps
     node.perform(first)
-    agent.returned(first, 5.3)
-    second = agent.look(5.3)
+    agent.returned(first.set_caps, 5.3)
+    second = agent.look(5.3, node.readbacks())
     assert {call.cap_mw for call in second.set_caps} == {300_000}
-    assert {row.acked_grant for row in agent.status()} == {0}, "450 W are above the newest grant's cap"
+    assert lines(node, agent) == {(0, 450)}, "450 W are above the newest grant's cap"
 
 
 def test_a_clock_lock_is_set_and_let_go_and_the_lowest_one_sets_the_pace() -> None:
     node = SimulatedNode(server())
-    agent = SimulatedAgent(node)
-    calls = agent.read(granted(node, 10**9 + 1, 700, 1200), 5.0)
+    agent = node.agent()
+    calls = told(node, agent, granted(node, 10**9 + 1, 700, 1200), 5.0)
     node.perform(calls)
     assert node.cap() == (700, 1200)
-    agent.returned(calls, 5.3)
-    agent.look(5.3)
-    calls = agent.read(granted(node, 10**9 + 2, 700), 6.0)
+    agent.returned(calls.set_caps, 5.3)
+    agent.look(5.3, node.readbacks())
+    calls = told(node, agent, granted(node, 10**9 + 2, 700), 6.0)
     node.perform(calls)
     assert node.cap() == (700, 0)
-
-
-# Versions.
-
-
-def test_a_write_decided_on_an_old_version_is_refused() -> None:
-    site = Site()
-    made = site.create("n")
-    spec = Spec(term=1, for_uid=made.uid)
-    written = site.write_spec(SpecWrite("n", made.uid, made.resource_version, spec))
-    assert isinstance(written, Written) and site.objects["n"].spec == spec
-    late = SpecWrite("n", made.uid, made.resource_version, replace(spec, term=2))
-    assert isinstance(site.write_spec(late), Rejected) and site.objects["n"].spec == spec
-    status = Status(observed_uid=made.uid, observed_term=1)
-    told = site.write_status("n", status)
-    assert told is not None and told.resource_version > written.node_power.resource_version
-    assert site.write_status("n", status) is None, "nothing new is not written"
 
 
 # The engine.

@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,11 +20,8 @@ from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_nvml_twin.handle import NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM
+from support.waiting import PATIENCE_S, eventually
 
-T = TypeVar("T")
-
-PATIENCE_S = 60.0
-"""How long to wait for something that takes well under a second on an idle machine."""
 NODE_POWERS = "/apis/splitwatt.io/v1alpha1/nodepowers"
 
 
@@ -56,17 +52,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def eventually(what: str, look: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """The first true answer of `look`. Fails with `what` and the last answer."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        answer = look()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"not within {patience_s:g} s: {what}; last seen: {answer!r}"
-        time.sleep(0.05)
 
 
 class AgentBench:

@@ -83,12 +83,12 @@ class Explorer:
     def agent_ticks(self, pick: Pick) -> None:
         agent = self._agent(pick)
         if agent.alive:
-            agent.tick()
+            agent.turn()
 
     def agent_guards(self, pick: Pick) -> None:
         agent = self._agent(pick)
         if agent.alive:
-            agent.tick({uuid: 200 + 50 * pick(6) for uuid in agent.node.gpus})
+            agent.turn({uuid: 200 + 50 * pick(6) for uuid in agent.node.gpus})
 
     def status_written(self, pick: Pick) -> None:
         agent = self._agent(pick)

@@ -1,4 +1,4 @@
-"""The protocol's world below the API server: GPUs, nodes that reboot, and agents around the core's real enforcer and guard."""
+"""The protocol's world below the API server: GPUs, nodes that reboot, and agents that may be late, hang and crash."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.protocol.contract import NodePower, Status, Workload
-from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, Readback, Record
-from splitwatt_core.protocol.node_guard import GuardInput, NodeGuard
-from support.api_store import Store
+from splitwatt_core.protocol.contract import Status, Workload
+from splitwatt_core.protocol.enforcer import Actions, GpuIdentity, Readback, SetCap
+from splitwatt_truth.agent import MemoryAgent
+from splitwatt_truth.store import ObjectStore
 
 DEFAULT_W, MIN_W = 700, 200
 MODEL: Final = "X"
@@ -92,29 +92,23 @@ class Pending:
     read_at: int
 
 
-class Agent:
-    """One agent process after the other on one node. The disk (`record`) outlives them. With `guarded` the node guard runs
-    in every tick, as in production."""
+class Agent(MemoryAgent):
+    """One agent process after the other on one node, whose watch, setter calls and statuses may be late, hang and get lost."""
 
-    def __init__(self, clock: Clock, store: Store, node: Node, *, guarded: bool = False) -> None:
+    def __init__(self, clock: Clock, store: ObjectStore, node: Node, *, guarded: bool = False) -> None:
         self.clock = clock
         self.store = store
         self.node = node
-        self.guarded = guarded
-        self.record = Record()
-        self.hung: list[tuple[str, int]] = []
+        self.hung: list[SetCap] = []
         self.hang_next = False
         self.statuses: list[Pending] = []
         self.read_at = 0
-        self.start()
-        self.alive = node.managed
+        identities = {u: GpuIdentity(u, MODEL, MIN_W * 1000, DEFAULT_W * 1000, DEFAULT_W * 1000) for u in node.gpus}
+        super().__init__(identities, guarded=guarded)
 
     def start(self) -> None:
-        identities = {u: GpuIdentity(u, MODEL, MIN_W * 1000, DEFAULT_W * 1000, DEFAULT_W * 1000) for u in self.node.gpus}
-        self.enforcer = Enforcer(gpus=identities, record=self.record)
-        self.guard = NodeGuard()
+        super().start()
         self.seen = len(self.store.log)
-        self.version: NodePower | None = None
         self.alive = self.node.managed
         self.synced = False
 
@@ -124,8 +118,7 @@ class Agent:
 
     def read(self) -> None:
         """A consistent read."""
-        self.version = self.store.objects.get(self.node.name)
-        self.enforcer.observe(self.version, consistent=True)
+        self.observe(self.store.objects.get(self.node.name), consistent=True)
         self.seen = len(self.store.log)
         self.synced = True
 
@@ -135,75 +128,42 @@ class Agent:
         for name, obj, _uid in self.store.log[self.seen : self.seen + events]:
             self.seen += 1
             if name == self.node.name:
-                self.version = obj
-                self.enforcer.observe(obj, consistent=False)
+                self.observe(obj, consistent=False)
 
     def readbacks(self) -> dict[str, Readback]:
         return {u: Readback(g.true_w * 1000, g.enforced_w * 1000, power_mw=g.draw_w * 1000) for u, g in self.node.gpus.items()}
 
-    def tick(self, guard_w: Mapping[str, int] | None = None) -> Actions:
-        """One round; `guard_w` stands in for the node guard's ceilings."""
+    def turn(self, guard_w: Mapping[str, int] | None = None) -> Actions:
+        """One round, with what becomes of its calls."""
         now_s = self.clock.now_s
         self.read_at = self.clock.count
-        readbacks = self.readbacks()
-        if guard_w is None and self.guarded:
-            guard_w = self._guard(readbacks)
-        actions = self.enforcer.tick(now_s, readbacks, guard_w=guard_w)
-        if actions.persist is not None:
-            self.record = actions.persist
-            self.enforcer.persisted()
+        actions = self.tick(now_s, self.readbacks(), guard_w=guard_w)
         for call in actions.set_caps:
-            self.enforcer.setter_started(call.uuid, now_s)
             if self.hang_next:
                 self.hang_next = False
-                self.hung.append((call.uuid, call.cap_mw))
+                self.hung.append(call)
             else:
-                self.set(call.uuid, call.cap_mw)
-                self.enforcer.setter_finished(call.uuid, now_s, None)
+                self._finish(call)
         return actions
 
-    def _guard(self, readbacks: Mapping[str, Readback]) -> Mapping[str, int]:
-        spec = self.version.spec if self.version is not None else None
-        return self.guard.step(
-            self.clock.now_s,
-            spec.node_limit_w if spec is not None else None,
-            {
-                uuid: GuardInput(
-                    cap_w=self.enforcer.granted_cap_w(uuid),
-                    min_w=MIN_W,
-                    max_w=DEFAULT_W,
-                    management_mw=back.management_mw,
-                    enforced_mw=back.enforced_mw,
-                    power_mw=back.power_mw,
-                )
-                for uuid, back in readbacks.items()
-            },
-        )
-
-    def set(self, uuid: str, cap_mw: int) -> None:
-        gpu = self.node.gpus[uuid]
+    def _finish(self, call: SetCap) -> None:
+        gpu = self.node.gpus[call.uuid]
         if not gpu.lies:
-            gpu.set_limit(cap_mw // 1000, self.clock.now_s)
+            gpu.set_limit(call.cap_mw // 1000, self.clock.now_s)
+        self.returned((call,), self.clock.now_s)
 
     def complete(self, index: int = 0) -> None:
         """A hung setter call completes after all."""
         if self.hung:
-            uuid, cap_mw = self.hung.pop(index % len(self.hung))
-            self.set(uuid, cap_mw)
-            self.enforcer.setter_finished(uuid, self.clock.now_s, None)
+            self._finish(self.hung.pop(index % len(self.hung)))
 
     def send_status(self) -> None:
         """Put a status on its way, on the version the agent knows."""
-        if self.version is None or not self.enforcer.observed_uid:
+        if self.observed is None or not self.enforcer.observed_uid:
             return
-        status = Status(
-            observed_uid=self.enforcer.observed_uid,
-            observed_term=self.enforcer.observed_term,
-            boot_id=self.node.boot_id,
-            gpus=self.enforcer.status(self.node.workloads),
-        )
-        if status != self.version.status:
-            self.statuses.append(Pending(self.version.uid, self.version.resource_version, status, self.read_at))
+        status = self.status(self.node.boot_id, self.node.workloads)
+        if status != self.observed.status:
+            self.statuses.append(Pending(self.observed.uid, self.observed.resource_version, status, self.read_at))
 
     def deliver_status(self, index: int = 0) -> bool:
         if not self.statuses:
@@ -222,7 +182,7 @@ class Agent:
             self.read()
         self.watch()
         for _ in range(3):
-            self.tick()
+            self.turn()
         self.send_status()
         while self.statuses:
             self.deliver_status()

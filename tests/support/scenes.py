@@ -58,8 +58,8 @@ def scene_01_acknowledged_before_the_raise_is_applied() -> None:
 
 def scene_01b_an_acknowledged_cap_stays_charged_while_the_readback_is_lower() -> None:
     world, operator, agent, _, a, _ = ready(a=450, b=450)
-    agent.tick({"a0-g0": 250})  # the node guard lowers beneath the grant
-    agent.tick({"a0-g0": 250})
+    agent.turn({"a0-g0": 250})  # the node guard lowers beneath the grant
+    agent.turn({"a0-g0": 250})
     agent.send_status()
     agent.deliver_status()
     operator.settle(0)
@@ -67,7 +67,7 @@ def scene_01b_an_acknowledged_cap_stays_charged_while_the_readback_is_lower() ->
     world.now_s += 2.0
     operator.step()
     assert a.true_w == 250
-    agent.tick()  # and lets go again, without asking anybody
+    agent.turn()  # and lets go again, without asking anybody
     assert a.true_w == 450
     within(world)
 
@@ -90,7 +90,7 @@ def scene_02_an_overwritten_raise_is_applied_late_after_a_restart() -> None:
         world.agents["b0"].run()
         successor.watch()
     for _ in range(3):
-        agent.tick()
+        agent.turn()
     assert a.true_w == 600
     within(world)
 
@@ -189,10 +189,10 @@ def scene_07_a_restarted_agent_reads_an_old_version() -> None:
     agent.crash()
     agent.record = Record()  # even its disk is new
     agent.start()
-    agent.version = old
+    agent.observed = old
     assert agent.enforcer.observe(old, consistent=False) is Verdict.UNSYNCED
     for _ in range(3):
-        agent.tick()
+        agent.turn()
     assert a.true_w == 300
     within(world)
 
@@ -206,7 +206,7 @@ def scene_07b_a_lower_grant_than_the_persisted_one_is_refused() -> None:
     agent.start()
     agent.enforcer.observe(old, consistent=True)  # a read that only claims to be consistent
     for _ in range(3):
-        agent.tick()
+        agent.turn()
     assert a.true_w == 300
     within(world)
 
@@ -217,7 +217,7 @@ def scene_08_a_delayed_status_lands_after_a_reset_was_reported() -> None:
     send_all(operator)
     agent.watch()
     for _ in range(3):
-        agent.tick()
+        agent.turn()
     agent.send_status()  # "300 W", delayed
     world.reset("a0", "a0-g0")
     agent.read_at = world.count
@@ -257,7 +257,7 @@ def scene_10_a_node_power_is_deleted_while_its_node_is_there() -> None:
     operator.watch()
     agent.watch()
     for _ in range(3):
-        agent.tick()
+        agent.turn()
     assert a.true_w == 450, "an absent object holds the caps"
     operator.step()
     within(world)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, PodFact, SpecWrite, Unknown
 from splitwatt_core.budget.keeper import Keeper
@@ -23,11 +24,11 @@ from splitwatt_core.gpus.profiles import PhaseProfile, Profile
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM, Mode, Phase
-from support.api_store import Store
+from splitwatt_truth.store import ObjectStore
 from support.clocked import Clocked
 from support.machines import DEFAULT_W, LAG_S, MIN_W, MODEL, Agent, Clock, Gpu, Node
 
-__all__ = ["DEFAULT_W", "MIN_W", "RACKS", "ROOT", "Agent", "Gpu", "Node", "Operator", "Store", "World"]
+__all__ = ["DEFAULT_W", "MIN_W", "RACKS", "ROOT", "Agent", "Gpu", "Node", "ObjectStore", "Operator", "World"]
 
 ROOT = "row"
 RACKS = ("a", "b")
@@ -240,7 +241,7 @@ class World(Clock):
     limit_w: int = 900
     policy: str = "Uniform"
     rich: bool = False
-    store: Store = field(default_factory=Store)
+    store: ObjectStore = field(default_factory=partial(ObjectStore, logged=True))
     nodes: dict[str, Node] = field(default_factory=dict)
     agents: dict[str, Agent] = field(default_factory=dict)
     lines: dict[str, Line] = field(default_factory=dict)

@@ -26,7 +26,7 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     path = tmp_path / "twin.json"
     path.write_text(json.dumps(raw))
     made = load(path)
-    assert (made.host, made.port, made.seed, made.duration_s, made.trace) == ("127.0.0.1", 9400, 3, 240, None)
+    assert (made.listen.host, made.listen.port, made.seed, made.duration_s, made.trace) == ("127.0.0.1", 9400, 3, 240, None)
     assert made.rate.at(60) == 2.0 and made.requests_per_s == 5.5
     assert [n.pod_resources_socket.name for n in made.nodes] == ["n1.sock", "n2.sock"]
     assert made.plant.loss_percent == 3.0 and made.plant.slope > 0 and made.meter.delay_s == 1
@@ -42,7 +42,7 @@ def test_defaults_are_the_conversation_trace_for_ever() -> None:
     ("change", "says"),
     [
         ({"speed": 1}, "unknown key speed"),
-        ({"listen": "9400"}, 'listen must be "HOST:PORT"'),
+        ({"listen": "9400"}, "listen must be HOST:PORT"),
         ({"listen": "h:99999"}, "listen must be"),
         ({"kubeconfig": ""}, "kubeconfig must be given"),
         ({"nodes": []}, "nodes must be a list of 1 to"),

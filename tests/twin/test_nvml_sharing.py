@@ -16,8 +16,7 @@ from splitwatt_nvml_twin.build import ensure_library
 from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM
 from support.nvml_client import NvmlClient, NvmlFailed
-
-PATIENCE_S = 30.0
+from support.waiting import PATIENCE_S, eventually
 
 
 @pytest.fixture
@@ -36,14 +35,6 @@ node = NodeTwin.open({str(node.path)!r})
     return subprocess.Popen([sys.executable, "-c", code])
 
 
-def eventually(condition: object) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
 def test_a_process_killed_inside_a_change_leaves_the_lock_and_the_truth_whole(node: NodeTwin) -> None:
     node.set_demand(3, Demand(555.0))
     for _ in range(3):
@@ -60,7 +51,7 @@ def test_a_process_stopped_inside_a_change_keeps_no_reader_waiting(node: NodeTwi
     node.set_demand(3, Demand(555.0))
     stopped = in_another_process(node, "node.signal_inside(3, signal.SIGSTOP)")
     try:
-        eventually(lambda: Path(f"/proc/{stopped.pid}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
+        eventually("it is stopped", lambda: Path(f"/proc/{stopped.pid}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
         for _ in range(100):
             assert node.read(3).demand_w == 555.0
             assert len(node.read_all()) == 8
@@ -85,7 +76,7 @@ while True:
         for _ in range(4):
             victims = [in_another_process(node, hammer) for _ in range(2)]
             before = node.read(0).demand_w
-            eventually(lambda before=before: node.read(0).demand_w != before)
+            eventually("its draw moves", lambda before=before: node.read(0).demand_w != before)
             for _ in range(50):
                 gpu = rng.randrange(8)
                 used = client.ask(f"n.nvmlDeviceGetMemoryInfo(gpu({gpu})).used")
@@ -134,7 +125,7 @@ def test_a_killed_last_client_takes_its_limits_along_unless_persistence_mode_is_
         for gpu in (0, 1):
             client.set_limit(gpu, 300_000)
         client.kill(reap=False)
-        eventually(lambda: node.read(0).management_mw == 700_000)
+        eventually("the limit is the default", lambda: node.read(0).management_mw == 700_000)
         assert node.read(1).management_mw == 300_000
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from splitwatt_client.podresources import LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse, owners_of
 from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
+from splitwatt_lab.ports import free_port
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from splitwatt_nvml_twin.plant import RackPlant
-
-PATIENCE_S = 60.0
-
-
-def wait_for(what: str, check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not check():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s in vain: {what}"
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from support.waiting import PATIENCE_S, eventually
 
 
 class Lab:
@@ -76,7 +63,7 @@ class Lab:
     def start(self) -> None:
         with (self.folder / "twin.log").open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "splitwatt_twin", "--config", str(self.config())], stderr=log)
-        wait_for("the twin answers", lambda: self.answers() or self.process is None or self.process.poll() is not None)
+        eventually("the twin answers", lambda: self.answers() or self.process is None or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
 
     @property
@@ -158,7 +145,7 @@ async def test_pods_are_served_moved_and_let_go(lab: Lab) -> None:
     lab.pod("chat-decode-0", "decode", node=1, gpus=4)
     lab.pod("chat-decode-1", "decode", node=1, gpus=4)
 
-    wait_for("ten requests are done", lambda: lab.total("vllm:request_success_total") >= 10)
+    eventually("ten requests are done", lambda: lab.total("vllm:request_success_total") >= 10)
     assert lab.total("vllm:time_to_first_token_seconds_count", pod="chat-prefill-0", role="prefill") >= 10
     assert lab.demanding(1), "decode draws power"
     uuids = lab.twins[0].uuids, lab.twins[1].uuids
@@ -168,18 +155,18 @@ async def test_pods_are_served_moved_and_let_go(lab: Lab) -> None:
     assert len({halves[uuid] for uuid in uuids[1][:4]}) == 1, "a group is the lowest free GPUs"
 
     # The meter is above what the GPUs draw, by losses and non-GPU watts: between all idle and all at their limit.
-    wait_for("the meter shows", lambda: lab.total("rack_power_watts", rack="t1") > 0)
+    eventually("the meter shows", lambda: lab.total("rack_power_watts", rack="t1") > 0)
     idle_w, most_w = (RackPlant().true_w([8 * gpu_w] * 2) for gpu_w in (H100_SXM.idle_w, 770.0))
     assert idle_w * 1.05 < lab.total("rack_power_watts", rack="t1") < most_w
 
     # A replica is deleted: its GPUs come free, its requests go elsewhere, its series end.
     lab.plane.kubectl("delete", "pod", "chat-decode-0", "-n", lab.namespace, "--wait=true")
-    wait_for("its series end", lambda: not lab.metric("vllm:num_requests_running", pod="chat-decode-0"))
+    eventually("its series end", lambda: not lab.metric("vllm:num_requests_running", pod="chat-decode-0"))
     assert set((await lab.owners(1)).values()) == {"chat-decode-1"}
     before = lab.total("vllm:request_success_total", pod="chat-decode-1")
-    wait_for("others are served", lambda: lab.total("vllm:request_success_total", pod="chat-decode-1") >= before + 10)
+    eventually("others are served", lambda: lab.total("vllm:request_success_total", pod="chat-decode-1") >= before + 10)
     lab.pod("chat-decode-2", "decode", node=1, gpus=4)
-    wait_for("the new one is served", lambda: lab.total("vllm:generation_tokens_total", pod="chat-decode-2") > 0)
+    eventually("the new one is served", lambda: lab.total("vllm:generation_tokens_total", pod="chat-decode-2") > 0)
     assert set((await lab.owners(1)).values()) == {"chat-decode-1", "chat-decode-2"}
 
     # The end: idle GPUs, no sockets, whole results.
@@ -200,13 +187,13 @@ async def test_a_restarted_twin_finds_its_pods_again(lab: Lab) -> None:
     lab.pod("chat-prefill-0", "prefill", node=0, gpus=8)
     lab.pod("chat-decode-0", "decode", node=1, gpus=8)
     lab.start()
-    wait_for("requests are done", lambda: lab.total("vllm:request_success_total") >= 3)
+    eventually("requests are done", lambda: lab.total("vllm:request_success_total") >= 3)
     assert lab.process is not None
     lab.process.kill()
     lab.process.wait()
     assert lab.socket(0).exists()
     lab.start()
-    wait_for("requests are done again", lambda: lab.total("vllm:request_success_total") >= 3)
+    eventually("requests are done again", lambda: lab.total("vllm:request_success_total") >= 3)
     assert set((await lab.owners(0)).values()) == {"chat-prefill-0"}
 
 
@@ -257,4 +244,4 @@ def test_a_low_priority_cluster_gets_half_the_rate(lab: Lab, crds: ControlPlane)
     lab.start()
     lab.pod("chat-prefill-0", "prefill", node=0, gpus=8)
     lab.pod("chat-decode-0", "decode", node=1, gpus=8)
-    wait_for("the load begins", lambda: f"cluster {lab.namespace}/chat is served: 4.00 requests/s" in lab.log)
+    eventually("the load begins", lambda: f"cluster {lab.namespace}/chat is served: 4.00 requests/s" in lab.log)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE
+from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
 
 MW_PER_W: Final = 1000
 MAX_TICK_S: Final = 2.0
@@ -43,6 +44,22 @@ class GuardInput:
     management_mw: int | None
     enforced_mw: int | None
     power_mw: int | None
+
+
+def guard_inputs(enforcer: Enforcer, gpus: Mapping[str, GpuIdentity], readbacks: Mapping[str, Readback]) -> dict[str, GuardInput]:
+    """What the guard looks at in a tick: what is granted, and what was read. A GPU without a readback is unread."""
+    unread = Readback(None, None)
+    return {
+        uuid: GuardInput(
+            cap_w=enforcer.granted_cap_w(uuid),
+            min_w=-(-gpu.min_mw // MW_PER_W),
+            max_w=gpu.max_mw // MW_PER_W,
+            management_mw=readbacks.get(uuid, unread).management_mw,
+            enforced_mw=readbacks.get(uuid, unread).enforced_mw,
+            power_mw=readbacks.get(uuid, unread).power_mw,
+        )
+        for uuid, gpu in gpus.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from typing import Final
 
 from splitwatt_core.budget.keeper import Keeper, Note, Plan
 from splitwatt_core.names import API_GROUP, API_VERSION
+from splitwatt_shell.waiting import woken
 
 from splitwatt_operator.budgets.decision_log import DecisionLog
 from splitwatt_operator.budgets.performer import Performer
@@ -111,8 +111,7 @@ class BudgetLoop:
         await asyncio.sleep(MIN_GAP_S)
         rest_s = min(PERIOD_S, max(plan.wake_s - time.time(), 0.0)) - MIN_GAP_S
         if rest_s > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), rest_s)
+            await woken(self.wake, within_s=rest_s)
 
     async def measure(self) -> None:
         """One round of telemetry a second until cancelled. Its results are facts for the next step, and wake it."""

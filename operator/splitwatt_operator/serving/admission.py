@@ -23,6 +23,7 @@ from splitwatt_core.admission.snapshot import Admission, AdmissionSnapshot, Name
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import Role
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER
+from splitwatt_shell.waiting import woken
 
 from splitwatt_operator.cluster.facts import subject_of
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
@@ -88,10 +89,7 @@ class Admitter:
                 changes.take()
                 waiting = await self.step()
                 await asyncio.sleep(MIN_GAP_S)
-                try:
-                    await asyncio.wait_for(changes.wake.wait(), PERIOD_S - MIN_GAP_S if waiting else None)
-                except TimeoutError:
-                    continue
+                await woken(changes.wake, within_s=PERIOD_S - MIN_GAP_S if waiting else None)
         finally:
             self._store.unsubscribe(changes)
 

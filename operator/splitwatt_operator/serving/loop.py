@@ -24,6 +24,7 @@ from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.rendering.render import Manifest, RenderContext, object_name, render
+from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.facts import UnreadableError, sentence_of, subject_of
 from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
@@ -35,7 +36,6 @@ from splitwatt_operator.serving.pods import Surveyor
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
-from splitwatt_operator.supervise import first_to_end
 from splitwatt_operator.telemetry.prometheus import Prometheus
 
 log = logging.getLogger(__name__)

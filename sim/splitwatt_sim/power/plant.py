@@ -1,4 +1,4 @@
-"""Simulated GPUs of one node and the agent on it: the core's own enforcer, setter calls that take time, draw that lags.
+"""Simulated GPUs of one node: setter calls that take time, and draw that lags.
 
 Theory. A grant that the agent reads becomes a setter call per GPU, all at once, each in its own thread as in the real agent;
 `latency_s` later the management limit stands in the GPU and can be read back. What the GPU draws, and how fast it is,
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
-from splitwatt_core.protocol.contract import GpuStatus, NodePower, Workload
-from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, LockClock, Readback, Record, SetCap
+from splitwatt_core.protocol.contract import Workload
+from splitwatt_core.protocol.enforcer import Actions, GpuIdentity, Readback
+from splitwatt_truth.agent import MemoryAgent
 
 from splitwatt_sim.power.setup import Server
 from splitwatt_sim.servers.kinds import GPUS
@@ -23,14 +24,6 @@ from splitwatt_sim.servers.kinds import GPUS
 DRAW_LAG_S: Final = 0.4
 """A full cut is settled within half a second, as in the simulated NVML library; ledgers wait 0.5 s after the readback."""
 NAMESPACE: Final = "simulated"
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """Calls to the driver that were made together and return together."""
-
-    set_caps: tuple[SetCap, ...]
-    clocks: tuple[LockClock, ...]
 
 
 @dataclass(slots=True)
@@ -71,7 +64,7 @@ class SimulatedNode:
         locks = [gpu.clock_mhz for gpu in self.gpus.values() if gpu.clock_mhz != UNLOCKED_MHZ]
         return min(gpu.management_w for gpu in self.gpus.values()), min(locks, default=UNLOCKED_MHZ)
 
-    def perform(self, calls: Calls) -> None:
+    def perform(self, calls: Actions) -> None:
         """The driver does what it was asked, within the GPU's range."""
         for call in calls.set_caps:
             gpu = self.gpus[call.uuid]
@@ -80,49 +73,14 @@ class SimulatedNode:
         for lock in calls.clocks:
             self.gpus[lock.uuid].clock_mhz = lock.max_mhz or UNLOCKED_MHZ
 
-    def readbacks(self) -> dict[str, Readback]:
-        return {u: Readback(gpu.management_w * 1000, gpu.management_w * 1000) for u, gpu in self.gpus.items()}
-
-
-class SimulatedAgent:
-    """One healthy agent. Its disk is durable at once."""
-
-    def __init__(self, node: SimulatedNode) -> None:
-        self._node = node
-        self._enforcer = Enforcer(gpus={u: gpu.identity for u, gpu in node.gpus.items()}, record=Record())
-        self._workloads = {uuid: Workload(NAMESPACE, node.server.name) for uuid in node.gpus}
-
-    def read(self, node_power: NodePower, now_s: float) -> Calls:
-        """Take in a version of its object; the calls that it makes now."""
-        self._enforcer.observe(node_power, consistent=True)
-        return self.look(now_s)
-
-    def returned(self, calls: Calls, now_s: float) -> None:
-        """Calls made before have returned."""
-        for call in calls.set_caps:
-            self._enforcer.setter_finished(call.uuid, now_s, None)
-
-    def look(self, now_s: float) -> Calls:
-        """Read every GPU back and decide; the calls that it makes now."""
-        set_caps: list[SetCap] = []
-        clocks: list[LockClock] = []
-        readbacks = self._node.readbacks()
-        for _ in range(2):  # raises come with the tick after the record is durable
-            actions = self._enforcer.tick(now_s, readbacks)
-            for call in actions.set_caps:
-                self._enforcer.setter_started(call.uuid, now_s)
-            set_caps.extend(actions.set_caps)
-            clocks.extend(actions.clocks)
-            if actions.persist is None:
-                break
-            self._enforcer.persisted()
-        return Calls(tuple(set_caps), tuple(clocks))
+    def agent(self) -> MemoryAgent:
+        """A healthy one for these GPUs."""
+        return MemoryAgent({uuid: gpu.identity for uuid, gpu in self.gpus.items()})
 
     @property
-    def observed(self) -> tuple[str, int]:
-        """uid and term of the object that its status speaks of."""
-        return self._enforcer.observed_uid, self._enforcer.observed_term
+    def workloads(self) -> dict[str, Workload]:
+        """One replica on all GPUs, under the server's name."""
+        return dict.fromkeys(self.gpus, Workload(NAMESPACE, self.server.name))
 
-    def status(self) -> tuple[GpuStatus, ...]:
-        """As of the last look."""
-        return self._enforcer.status(self._workloads)
+    def readbacks(self) -> dict[str, Readback]:
+        return {u: Readback(gpu.management_w * 1000, gpu.management_w * 1000) for u, gpu in self.gpus.items()}

@@ -26,16 +26,16 @@ from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
-from splitwatt_core.protocol.contract import Status
+from splitwatt_core.protocol.enforcer import Actions
 from splitwatt_truth.breaker import PESSIMISTIC_K_S
+from splitwatt_truth.store import ObjectStore
 
 from splitwatt_sim.fleet.run import COMING, MAX_COMING, FleetError, FleetRun
 from splitwatt_sim.power.engine import CrowdedError, Engine, check_recorded
 from splitwatt_sim.power.judge import FloatArray, Judge, Lines, PowerSeries
 from splitwatt_sim.power.meter import Meter
-from splitwatt_sim.power.plant import DRAW_LAG_S, NAMESPACE, Calls, SimulatedAgent, SimulatedNode
+from splitwatt_sim.power.plant import DRAW_LAG_S, NAMESPACE, SimulatedNode
 from splitwatt_sim.power.setup import PHASE_OF_ROLE, LimitChange, PowerSetup
-from splitwatt_sim.power.site import Site
 from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
 from splitwatt_sim.traces.arrivals import Arrivals
 
@@ -95,9 +95,9 @@ class PowerLoop:
         self._setup, self._arrivals, self._coming = setup, arrivals, coming
         self.now_s = 0.0
         self.keeper = Keeper(term=TERM, policies=policies)
-        self.site = Site()
+        self.store = ObjectStore()
         self.nodes = [SimulatedNode(server) for server in setup.servers]
-        self._agents = [SimulatedAgent(node) for node in self.nodes]
+        self._agents = [node.agent() for node in self.nodes]
         self._number = {server.name: m for m, server in enumerate(setup.servers)}
         self.caps = [node.cap() for node in self.nodes]
         """Watts and MHz that bind each server's draw now; they follow the limits in its GPUs."""
@@ -230,11 +230,12 @@ class PowerLoop:
         if self.run_s >= 0 and len(self._told) < MAX_NOTES:
             self._told.extend(Told(self.run_s, note) for note in plan.notes if note.kind == "PowerBudget")
         for name in plan.create:
-            created = self.site.create(name)
+            created = self.store.create(name)
+            assert created is not None, "the keeper asks for each object once"
             self.keeper.on_created(name, created, self.now_s)
             self._reach(self._number[name])
         for write in plan.writes:
-            self.keeper.on_outcome(write, self.site.write_spec(write), self.now_s)
+            self.keeper.on_outcome(write, self.store.write_spec(write), self.now_s)
             self._reach(self._number[write.name])
         self._wake(plan.wake_s)
 
@@ -242,29 +243,30 @@ class PowerLoop:
 
     def _reach(self, m: int) -> None:
         """The agent reads its object's newest version."""
-        calls = self._agents[m].read(self.site.objects[self.nodes[m].server.name], self.now_s)
-        self._follow(m, calls)
+        self._agents[m].observe(self.store.objects[self.nodes[m].server.name], consistent=True)
+        self._look(m)
 
-    def _follow(self, m: int, calls: Calls) -> None:
-        """Calls go on their way; what the last look found is reported."""
+    def _look(self, m: int) -> None:
+        """The agent reads every GPU back; the calls it makes go on their way, and what it found is reported."""
+        node, agent = self.nodes[m], self._agents[m]
+        calls = agent.look(self.now_s, node.readbacks())
         if calls.set_caps or calls.clocks:
             self._at(self.now_s + self._setup.latency_s, HARDWARE, partial(self._return, m, calls))
-        node, agent = self.nodes[m], self._agents[m]
-        uid, term = agent.observed
-        if not uid:
+        status = agent.status(node.boot_id, node.workloads)
+        stored = self.store.objects.get(node.server.name)
+        if stored is None or not status.observed_uid or status == stored.status:
             return
-        status = Status(observed_uid=uid, observed_term=term, boot_id=node.boot_id, gpus=agent.status())
-        written = self.site.write_status(node.server.name, status)
-        if written is not None:
-            self.keeper.on_node_power(written, self.now_s)
-            self._wake(self.now_s + MIN_GAP_S)
+        written = self.store.write_status(stored.name, stored.uid, stored.resource_version, status)
+        assert written is not None, "nothing comes between in one moment"
+        self.keeper.on_node_power(written, self.now_s)
+        self._wake(self.now_s + MIN_GAP_S)
 
-    def _return(self, m: int, calls: Calls) -> None:
+    def _return(self, m: int, calls: Actions) -> None:
         node, agent = self.nodes[m], self._agents[m]
         node.perform(calls)
-        agent.returned(calls, self.now_s)
+        agent.returned(calls.set_caps, self.now_s)
         self._at(self.now_s + DRAW_LAG_S, HARDWARE, partial(self._bind, m, node.cap()))
-        self._follow(m, agent.look(self.now_s))
+        self._look(m)
 
     def _bind(self, m: int, cap: tuple[int, int]) -> None:
         """Draw has followed the limit that was set a while ago."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,10 +27,8 @@ from splitwatt_lab.processes import Process, ProcessGroup
 from splitwatt_lab.prometheus import Prometheus
 from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
+from support.waiting import PATIENCE_S, eventually
 
-PATIENCE_S = 90.0
-"""The machine is shared: this bounds a hang, it does not measure anything."""
-POLL_S = 0.1
 API = "/apis/splitwatt.io/v1alpha1"
 
 
@@ -114,11 +111,7 @@ class Datacenter:
 
     def eventually(self, what: str, probe: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
         """The first truthy answer of `probe`; fails with `what` when there is none."""
-        deadline_s = time.monotonic() + within_s
-        while not (answer := probe()):
-            assert time.monotonic() < deadline_s, f"{what}: not within {within_s:g} s"
-            time.sleep(POLL_S)
-        return answer
+        return eventually(what, probe, within_s=within_s)
 
     def operator(self, *, prometheus_url: str | None = None, kubeconfig: Path | None = None) -> Operator:
         """Start one and wait until it answers."""

@@ -1,13 +1,14 @@
 """Runs the parts of a process together: the first one to end, for whatever reason, ends them all.
 
-A part that died alone would leave an operator that looks alive and no longer decides.
+A part that died alone would leave a process that looks alive and no longer decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import signal
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -30,3 +31,10 @@ async def first_to_end(**parts: Coroutine[Any, Any, Any]) -> str:
     if errors:
         raise errors[0][1]
     return ended[0]
+
+
+def on_stop_signal(stop: Callable[[], object]) -> None:
+    """Call `stop` on the running loop at SIGTERM or SIGINT. Whoever asks last is the one that is called."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)

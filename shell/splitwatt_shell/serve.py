@@ -1,0 +1,51 @@
+"""/metrics and /healthz, answered from the same loop that does the work: a stuck loop answers neither, which is the point."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+from aiohttp import web
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from splitwatt_shell.address import Address
+
+SHUTDOWN_S: Final = 1.0
+"""How long the end waits for answers under way."""
+
+Health = Callable[[], str | None]
+"""None when healthy, otherwise one sentence."""
+
+
+class ListenError(RuntimeError):
+    """The address cannot be used; the sentence says what to change."""
+
+
+@asynccontextmanager
+async def serve(address: Address, metrics: Collector, *, health: Health = lambda: None) -> AsyncIterator[Address]:
+    """Listen while the context lasts; yields the address in use, which port 0 leaves to the kernel. `metrics` is collected
+    when somebody asks, on the loop's thread. Raises ListenError when the address is taken or not ours."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.path == "/metrics":
+            return web.Response(body=generate_latest(metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        if request.path == "/healthz":
+            problem = health()
+            return web.Response(text=f"{problem or 'ok'}\n", status=200 if problem is None else 503)
+        return web.Response(status=404, text="/metrics or /healthz\n")
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, address.host, address.port).start()
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on {address} ({error.strerror}); stop what uses it or choose another {address.option}"
+            ) from error
+        yield replace(address, port=runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
