@@ -96,7 +96,7 @@ def fleets() -> list[FleetRun]:
         for counts in ((2, 0, 2), (2, 1, 2), (0, 3, 0)):
             pools = [Pool(role, kind, n) for role, n in zip((PREFILL, MIXED, DECODE), counts, strict=True) if n]
             last = len(pools) - 1
-            changes = [
+            changes: list[Failure | Flip] = [
                 Failure(0, 0, 3.0, 7.0), Failure(last, 1, 5.0, 6.0), Failure(last, 0, 5.0, 5.5), Flip(0, 1, 8.0, DECODE, 0.5),
                 Flip(0, 1, 12.0, PREFILL, 0.0), Failure(last, pools[last].servers - 1, 14.0),
             ]  # fmt: skip
