@@ -1,9 +1,9 @@
 # Everything runs in .venv; `make demo` and `make test` bring what they need. ARGS is passed on, as in make test ARGS="-k ledger".
 PYTHON ?= python3
 BIN := .venv/bin
-# What builds images (docker, podman or buildah), and their tag: the chart's appVersion.
+# What builds images (docker, podman or buildah), and their tag: the version, which is the chart's appVersion too.
 ENGINE ?= docker
-TAG := $(shell sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$$/\1/p' helm/splitwatt/Chart.yaml)
+TAG := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' core/splitwatt_core/__init__.py)
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
 .PHONY: setup controlplane demo test test-papers lint bench bench-sim reproduce $(PAGES) house generate images
 
@@ -30,7 +30,7 @@ test-papers: setup
 
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
-	$(BIN)/mypy && $(BIN)/python docs/house.py --check
+	$(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && $(BIN)/python docs/house.py --check
 
 bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)
@@ -52,4 +52,4 @@ generate: setup
 	$(BIN)/python -m splitwatt_api.generate
 
 images:
-	for name in operator agent sim; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done
+	for name in operator agent engine sim; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done

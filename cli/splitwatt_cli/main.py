@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Final, Protocol
 
+from splitwatt_core import __version__
+
 GROUP: Final = "splitwatt.commands"
 USAGE: Final = 2
 INTERRUPTED: Final = 130
@@ -30,7 +32,10 @@ def load_commands() -> tuple[dict[str, Command], dict[str, str]]:
         try:
             found[entry.name] = entry.load()
         except ImportError as error:
-            missing[entry.name] = f"needs {error.name or error}; install the extra that brings it: pip install 'splitwatt[sim]'"
+            extra = entry.module.split(".")[0].removeprefix("splitwatt_")  # an extra is named after its package
+            missing[entry.name] = (
+                f"needs {error.name or error}; install the extra that brings it: pip install 'splitwatt[{extra}]'"
+            )
     return found, missing
 
 
@@ -38,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code of the command; 2 on a wrong command line, 130 after Ctrl-C."""
     commands, missing = load_commands()
     parser = argparse.ArgumentParser(prog="splitwatt", description="Power-aware split prefill/decode serving on Kubernetes.")
+    parser.add_argument("--version", action="version", version=f"splitwatt {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
         command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))

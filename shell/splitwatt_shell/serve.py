@@ -24,20 +24,32 @@ class ListenError(RuntimeError):
     """The address cannot be used; the sentence says what to change."""
 
 
+def page(metrics: Collector) -> web.Response:
+    """What `metrics` says now, as Prometheus reads it."""
+    return web.Response(body=generate_latest(metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
 @asynccontextmanager
 async def serve(address: Address, metrics: Collector, *, health: Health = lambda: None) -> AsyncIterator[Address]:
-    """Listen while the context lasts; yields the address in use, which port 0 leaves to the kernel. `metrics` is collected
-    when somebody asks, on the loop's thread. Raises ListenError when the address is taken or not ours."""
+    """/metrics and /healthz while the context lasts; yields the address in use, which port 0 leaves to the kernel. `metrics`
+    is collected when somebody asks, on the loop's thread. Raises ListenError when the address is taken or not ours."""
 
     async def answer(request: web.BaseRequest) -> web.Response:
         if request.path == "/metrics":
-            return web.Response(body=generate_latest(metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+            return page(metrics)
         if request.path == "/healthz":
             problem = health()
             return web.Response(text=f"{problem or 'ok'}\n", status=200 if problem is None else 503)
         return web.Response(status=404, text="/metrics or /healthz\n")
 
     runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=SHUTDOWN_S)
+    async with listening(runner, address) as used:
+        yield used
+
+
+@asynccontextmanager
+async def listening(runner: web.BaseRunner, address: Address) -> AsyncIterator[Address]:
+    """The same for any application. At the end no request is let in, and those in flight have the runner's shutdown time."""
     await runner.setup()
     try:
         try:

@@ -1,7 +1,7 @@
 """What happens in the demo, and when: the manifests it applies and the five things that go wrong on purpose.
 
-The manifests are the files in `examples/`, applied as they are where the site has their shape (2 racks of 4 nodes of 8
-GPUs); for another shape the same files are scaled by stated rules.
+The manifests are the files in `examples/`, with emulated engines in place of vLLM, applied as they are where the site has
+their shape (2 racks of 4 nodes of 8 GPUs); for another shape the same files are scaled by stated rules.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def clusters(spec: SiteSpec) -> tuple[Manifest, Manifest]:
     pools = [sum(node.pool == pool for node in spec.nodes()) for pool in POOLS]
     chat, batch = _documents("chat.yaml")[-1], _documents("batch.yaml")[-1]
     for doc in (chat, batch):
+        doc["spec"]["engine"] = {"type": "Emulated"}
         for role in ("prefill", "decode"):
             doc["spec"][role]["gpusPerReplica"] = min(doc["spec"][role]["gpusPerReplica"], spec.gpus_per_node)
     half = EXAMPLE_RACKS * EXAMPLE_NODES // 2

@@ -35,7 +35,7 @@ def _header_folder() -> Path:
     try:
         files = metadata.files(HEADER_PACKAGE) or []
     except metadata.PackageNotFoundError:
-        raise BuildError(f"nvml.h is missing: install the Python package {HEADER_PACKAGE} (extra `sim`)") from None
+        raise BuildError(f"nvml.h is missing: install the Python package {HEADER_PACKAGE} (extra `twin`)") from None
     for file in files:
         if file.name == "nvml.h":
             return Path(str(file.locate())).resolve().parent

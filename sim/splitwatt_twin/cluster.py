@@ -91,12 +91,22 @@ class Cluster:
     # ------------------------------------------------------------------------------------------------------ requests
 
     def submit(self, request: Request, now_s: float) -> None:
+        if self._take_in():
+            self._route(request, now_s)
+
+    def take_over(self, request: Request, link: KvLink, now_s: float) -> None:
+        """A request whose prompt was computed elsewhere: its KV cache comes over `link`, and decode begins."""
+        request.last_token_s = request.arrived_s
+        if self._take_in():
+            self._hand_over(request, link, now_s)
+
+    def _take_in(self) -> bool:
         self.counts.arrived += 1
         if self.in_system >= MAX_IN_SYSTEM:
             self.counts.dropped[Drop.QUEUE_FULL] += 1
-            return
+            return False
         self.in_system += 1
-        self._route(request, now_s)
+        return True
 
     def _route(self, request: Request, now_s: float) -> None:
         if not self.serving:

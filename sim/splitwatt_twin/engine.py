@@ -157,6 +157,10 @@ class DecodeEngine:
         """0..1, as vllm:kv_cache_usage_perc."""
         return self._context_tokens / self.kv_capacity_tokens
 
+    def generated(self, request: Request) -> int:
+        """Tokens the request has by the end of the last stretch, for whoever streams them."""
+        return request.generated if request.last_step is None else request.output_tokens - (request.last_step - self._step)
+
     def commit(self, request: Request) -> None:
         """The router chose this replica: counts the request before its KV cache has arrived."""
         self.committed_tokens += request.kv_tokens
@@ -184,7 +188,8 @@ class DecodeEngine:
             request = self._waiting.popleft()
             self._reserved_tokens += request.kv_tokens
             self._context_tokens += request.context_tokens
-            heapq.heappush(self._running, (self._step + request.remaining, self._joined, request))
+            request.last_step = self._step + request.remaining
+            heapq.heappush(self._running, (request.last_step, self._joined, request))
             self._joined += 1
             self._fresh.append(request)
         if not self._running:
@@ -210,7 +215,7 @@ class DecodeEngine:
             self._context_tokens -= request.kv_tokens
             self._reserved_tokens -= request.kv_tokens
             self.committed_tokens -= request.kv_tokens
-            request.generated = request.output_tokens
+            request.generated, request.last_step = request.output_tokens, None
             request.last_token_s = request.finished_s = at_s
             self.stats.e2e.observe(request.e2e_s)
             self.stats.successes += 1
@@ -244,7 +249,7 @@ class DecodeEngine:
             ended_s = self._stretch.end(taken)
             self._take(taken)
             for ends_at, _, request in self._running:
-                request.generated = request.output_tokens - (ends_at - self._step)
+                request.generated, request.last_step = request.output_tokens - (ends_at - self._step), None
                 if taken or request not in self._fresh:
                     request.last_token_s = max(request.last_token_s, ended_s)
         held = [request for _, _, request in sorted(self._running, key=lambda row: row[1])] + list(self._waiting)

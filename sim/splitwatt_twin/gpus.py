@@ -11,7 +11,7 @@ are collected and written together, once per `flush`, and only when they changed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +51,10 @@ class NodeGpus:
         self._wanted: list[Demand] = [IDLE] * count
         self._changed = set(range(count))  # whatever an earlier process left there ends with the first flush
         self.refresh()
+
+    def keep_to(self, gpus: Iterable[int]) -> None:
+        """The node's other GPUs are somebody else's: what is on them stays."""
+        self._changed.intersection_update(gpus)
 
     def refresh(self) -> None:
         """Reads every GPU's present caps, locks, power and health."""

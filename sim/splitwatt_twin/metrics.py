@@ -55,7 +55,7 @@ class TwinCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         now = self._snapshot()
-        yield from _replicas(now.replicas)
+        yield from engine_metrics([_reading(r) for r in now.replicas], labels=_POD_LABELS, finished_reason="stop")
         yield from _clusters(now.clusters)
         meter = GaugeMetricFamily(names.M_RACK_POWER_WATTS, "Power at the rack's meter.", labels=[names.L_RACK])
         for rack, power_w in now.meters:
@@ -68,14 +68,38 @@ class TwinCollector(Collector):
         )
 
 
-def _replicas(replicas: Sequence[ReplicaView]) -> Iterable[Metric]:
-    running = GaugeMetricFamily(names.M_VLLM_RUNNING, "Requests in model execution batches.", labels=_POD_LABELS)
-    waiting = GaugeMetricFamily(names.M_VLLM_WAITING, "Requests waiting to be processed.", labels=_POD_LABELS)
-    kv_usage = GaugeMetricFamily(names.M_VLLM_KV_USAGE, "KV cache usage, 1 is all.", labels=_POD_LABELS)
-    for r in replicas:
-        running.add_metric(r.labels, r.engine.running)
-        waiting.add_metric(r.labels, r.engine.waiting)
-        kv_usage.add_metric(r.labels, r.engine.kv_usage if isinstance(r.engine, DecodeEngine) else 0.0)
+@dataclass(frozen=True, slots=True)
+class EngineReading:
+    """One engine as vLLM's metrics show it. A role shows what it decides: prefill the first token, decode the gaps between
+    the others; whoever does both shows both."""
+
+    labels: Sequence[str]
+    running: int
+    waiting: int
+    kv_usage: float
+    stats: EngineStats
+    prefills: bool
+    decodes: bool
+
+
+def _reading(view: ReplicaView) -> EngineReading:
+    engine = view.engine
+    decodes = isinstance(engine, DecodeEngine)
+    return EngineReading(
+        labels=view.labels, running=engine.running, waiting=engine.waiting, stats=engine.stats,
+        kv_usage=engine.kv_usage if isinstance(engine, DecodeEngine) else 0.0, prefills=not decodes, decodes=decodes,
+    )  # fmt: skip
+
+
+def engine_metrics(readings: Sequence[EngineReading], *, labels: Sequence[str], finished_reason: str) -> Iterable[Metric]:
+    """vLLM's metrics of these engines; `labels` are the names of what each reading gives the values of."""
+    running = GaugeMetricFamily(names.M_VLLM_RUNNING, "Requests in model execution batches.", labels=labels)
+    waiting = GaugeMetricFamily(names.M_VLLM_WAITING, "Requests waiting to be processed.", labels=labels)
+    kv_usage = GaugeMetricFamily(names.M_VLLM_KV_USAGE, "KV cache usage, 1 is all.", labels=labels)
+    for r in readings:
+        running.add_metric(r.labels, r.running)
+        waiting.add_metric(r.labels, r.waiting)
+        kv_usage.add_metric(r.labels, r.kv_usage)
     yield from (running, waiting, kv_usage)
 
     counters: tuple[tuple[str, str, Callable[[EngineStats], int]], ...] = (
@@ -83,27 +107,26 @@ def _replicas(replicas: Sequence[ReplicaView]) -> Iterable[Metric]:
         (names.M_VLLM_GENERATION_TOKENS, "Generation tokens processed.", lambda s: s.generation_tokens),
     )
     for name, help_text, value in counters:
-        counter = CounterMetricFamily(name, help_text, labels=_POD_LABELS)
-        for r in replicas:
-            counter.add_metric(r.labels, value(r.engine.stats))
+        counter = CounterMetricFamily(name, help_text, labels=labels)
+        for r in readings:
+            counter.add_metric(r.labels, value(r.stats))
         yield counter
-    success = CounterMetricFamily(names.M_VLLM_SUCCESS, "Requests finished.", labels=[*_POD_LABELS, "finished_reason"])
-    for r in replicas:
-        success.add_metric([*r.labels, "stop"], r.engine.stats.successes)
+    success = CounterMetricFamily(names.M_VLLM_SUCCESS, "Requests finished.", labels=[*labels, "finished_reason"])
+    for r in readings:
+        success.add_metric([*r.labels, finished_reason], r.stats.successes)
     yield success
 
-    # A role shows what it decides: prefill the first token, decode the gaps between the others.
-    prefills = [r for r in replicas if isinstance(r.engine, PrefillEngine)]
-    decodes = [r for r in replicas if isinstance(r.engine, DecodeEngine)]
-    histograms: tuple[tuple[str, str, Sequence[ReplicaView], Callable[[EngineStats], Histogram]], ...] = (
+    prefills = [r for r in readings if r.prefills]
+    decodes = [r for r in readings if r.decodes]
+    histograms: tuple[tuple[str, str, Sequence[EngineReading], Callable[[EngineStats], Histogram]], ...] = (
         (names.M_VLLM_TTFT, "Time to first token.", prefills, lambda s: s.ttft),
         (names.M_VLLM_TBT, "Time between tokens.", decodes, lambda s: s.tbt),
         (names.M_VLLM_E2E, "End-to-end request latency.", decodes, lambda s: s.e2e),
     )
     for name, help_text, shown, histogram in histograms:
-        family = HistogramMetricFamily(name, help_text, labels=_POD_LABELS)
+        family = HistogramMetricFamily(name, help_text, labels=labels)
         for r in shown:
-            h = histogram(r.engine.stats)
+            h = histogram(r.stats)
             family.add_metric(r.labels, buckets=h.cumulative(), sum_value=h.total)
         yield family
 

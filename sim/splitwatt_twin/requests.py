@@ -38,6 +38,7 @@ class Request:
     first_token_s: float | None = None
     last_token_s: float = 0.0
     finished_s: float | None = None
+    last_step: int | None = None  # while in a decode batch: the engine's step that ends it
     requeues: int = 0
     prefill_pod: str = ""
     decode_pod: str = ""

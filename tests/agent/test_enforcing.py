@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from splitwatt_core import names
@@ -77,7 +78,7 @@ def test_a_setter_that_does_nothing_is_noticed(bench: AgentBench) -> None:
     eventually("the lie is told", lambda: bench.line(0).get("health") == "CapNotEnforced")
     assert bench.acked(0) == 0
     assert bench.line(0)["managementCapWatts"] == 700
-    condition = eventually("a condition", lambda: (c := bench.condition("CapsEnforced")).get("status") == "False" and c)
+    condition: Any = eventually("a condition", lambda: (c := bench.condition("CapsEnforced")).get("status") == "False" and c)
     assert condition["reason"] == "CapNotEnforced"
     assert bench.twin.uuids[0] in condition["message"]
     assert "granted 400 W, management limit 700 W" in condition["message"]
@@ -226,5 +227,5 @@ def test_unknown_gpus_and_unreadable_specs_are_named(bench: AgentBench) -> None:
     spec = json.loads(json.dumps(bench.object()["spec"]))
     spec["gpus"].append(spec["gpus"][0] | {"uuid": "GPU-of-another-node"})
     bench.apply_spec(spec)
-    condition = eventually("it is named", lambda: (c := bench.condition("Ready")).get("reason") == "UnknownGPUs" and c)
+    condition: Any = eventually("it is named", lambda: (c := bench.condition("Ready")).get("reason") == "UnknownGPUs" and c)
     assert "GPU-of-another-node" in condition["message"]

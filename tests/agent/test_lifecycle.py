@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM
@@ -271,5 +272,5 @@ def test_a_node_without_a_driver_says_so_and_waits(bench: AgentBench) -> None:
     bench.create()
     bench.start(env={"LD_LIBRARY_PATH": ""})
     bench.grant({0: 300})
-    condition = eventually("it is told", lambda: (c := bench.condition("Ready")).get("reason") == "NVMLUnavailable" and c)
+    condition: Any = eventually("it is told", lambda: (c := bench.condition("Ready")).get("reason") == "NVMLUnavailable" and c)
     assert "LIBRARY_NOT_FOUND" in condition["message"]

@@ -106,7 +106,7 @@ async def test_a_watch_that_ends_early_begins_with_a_new_list(
     api: Connection, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server goes away, and what comes back may serve a restored store: no version seen before is a place to resume."""
-    monkeypatch.setattr(watching, "_query", lambda *selectors: _query(*selectors[:-1], 1))
+    monkeypatch.setattr(watching, "_query", lambda name, label, field, _: _query(name, label, field, 1))
     events = watch(api, CONFIG_MAPS, namespace=namespace, name="mine", server_timeout_s=60)
     assert isinstance(await following(events), Synced)
     await put(api, namespace, "mine", "1")

@@ -21,7 +21,7 @@ def budget(name: str, parent: str | None = None, *, leaf: bool = False) -> Budge
     return BudgetSpec(name, name, 1, 1000, parent=parent, selector=Selector({"rack": name}) if leaf else None)
 
 
-def tree(*budgets: BudgetSpec):  # type: ignore[no-untyped-def]
+def tree(*budgets: BudgetSpec):
     return build_tree({b.name: b for b in budgets})
 
 

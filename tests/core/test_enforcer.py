@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, NodePower, Phase, Spec
@@ -44,10 +45,10 @@ class Bench:
     def observe(self, version: NodePower | None, *, consistent: bool = True) -> Verdict:
         return self.enforcer.observe(version, consistent=consistent)
 
-    def tick(self, *, works: bool = True, error: Health | None = None, hangs: bool = False, **options: object) -> Actions:
+    def tick(self, *, works: bool = True, error: Health | None = None, hangs: bool = False, **options: Any) -> Actions:
         self.now_s += 0.1
         back = options.pop("back", Readback(self.limit_mw, self.limit_mw))
-        actions = self.enforcer.tick(self.now_s, {} if back is None else {"g0": back}, **options)  # type: ignore[arg-type]
+        actions = self.enforcer.tick(self.now_s, {} if back is None else {"g0": back}, **options)
         if actions.persist is not None:
             self.enforcer.persisted()
         for call in actions.set_caps:
@@ -59,9 +60,9 @@ class Bench:
                 self.enforcer.setter_finished("g0", self.now_s, error)
         return actions
 
-    def ticks(self, count: int = 3, **options: object) -> None:
+    def ticks(self, count: int = 3, **options: Any) -> None:
         for _ in range(count):
-            self.tick(**options)  # type: ignore[arg-type]
+            self.tick(**options)
 
     @property
     def acked(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,7 @@ def test_clocks_come_from_the_profile_and_the_newest_grant() -> None:
 
 
 def test_what_cannot_be_steered_cannot_be_locked() -> None:
-    owing = {"unacked_since_s": NOW_S - LATE_ACK_S - 1.0}
+    owing: dict[str, Any] = {"unacked_since_s": NOW_S - LATE_ACK_S - 1.0}
     rows = (gpu("g0", model=PROFILE.name, health=Health.LOST), gpu("g1", model=PROFILE.name, **owing))
     laid = fleet(Placement(node("n1", *rows), ("a",)))
     assert laid.clocks.top_mhz.tolist() == [0.0, 2000.0]

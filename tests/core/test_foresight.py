@@ -32,7 +32,7 @@ def play(loads: list[float], settings: ForesightSettings = QUIET, outlook: Outlo
     """Readings of the true power under the locks of `effect_s` ago, one each second."""
     outlook = outlook or Outlook()
     lag = round(settings.effect_s)
-    seen = []
+    seen: list[Outlook] = []
     for k, load in enumerate(loads):
         in_force = seen[k - lag].position if k >= lag else outlook.position
         seen.append(see(seen[-1] if seen else outlook, float(k), power_w(in_force, load), settings))

@@ -27,7 +27,9 @@ def test_a_charge_covers_every_grant_that_may_be_in_force_now_or_was_a_settle_ti
     events: list[tuple[str, float]],
 ) -> None:
     account = GpuAccount("g0", DEFAULT_W, 200, 700, reported_w=DEFAULT_W)
-    now_s, trusted, sent, bounds = 0.0, True, [], []
+    now_s, trusted = 0.0, True
+    sent: list[int] = []
+    bounds: list[tuple[float, float]] = []
     for kind, value in events:
         if kind == "grant":
             cap_w = int(value)

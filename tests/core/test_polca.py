@@ -43,7 +43,8 @@ def play(
 ) -> tuple[list[Level], list[Command]]:
     """One reading each period from time 0: the level after each, and all commands."""
     state = state or PolcaState()
-    levels, sent = [], []
+    levels: list[Level] = []
+    sent: list[Command] = []
     for i, reading in enumerate(readings):
         state, commands = step(state, reading, i * period_s, settings)
         levels.append(state.level)

@@ -90,7 +90,8 @@ def test_its_caps_are_uniforms_and_its_locks_known(snapshot: PowerSnapshot, data
     for top, old, new in zip(tops, before, decision.max_clock_mhz.tolist(), strict=True):
         assert new == old or 0 <= new <= top
         assert top > 0 or new == old
-    assert len(decision.memory.machines) == int((snapshot.budgets.parent < 0).sum())  # type: ignore[union-attr]
+    assert isinstance(decision.memory, PolcaMemory)
+    assert len(decision.memory.machines) == int((snapshot.budgets.parent < 0).sum())
 
 
 @given(readings)

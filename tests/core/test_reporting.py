@@ -16,7 +16,7 @@ def condition(operator: Operator, budget: str, kind: str) -> Condition:
     return next(c for c in operator.last.budgets[budget].conditions if c.type == kind)
 
 
-def said(operator: Operator, budget: str, kind: str) -> tuple[bool, str, str]:
+def said(operator: Operator, budget: str, kind: str) -> tuple[bool | None, str, str]:
     found = condition(operator, budget, kind)
     return found.status, found.reason, found.message
 

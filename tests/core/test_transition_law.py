@@ -29,7 +29,7 @@ def inputs(draw: st.DrawFn) -> TransitionInput:
     target = target[np.array([np.flatnonzero(group == g)[0] for g in group])]  # one target per group
     granted = column(st.just(UNKNOWN_CAP) | watts, np.int32)
     charge = np.maximum(column(watts, np.float64), granted)
-    loss = 1.0 + 0.1 * leaf
+    loss = 1.0 + np.float64(0.1) * leaf
     headroom = np.array([draw(st.integers(-600, 900)) for _ in range(size)], dtype=np.float64)
     return TransitionInput(
         leaf=leaf,

@@ -192,8 +192,8 @@ def test_the_cache_is_keyed_by_every_pin_and_flag(bare: Path, tmp_path: Path, mo
         (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(toolchain, "PINS", copy)
     assert toolchain.pins_hash() == before
-    with (copy / "helm" / "go.sum").open("a") as file:
-        file.write("example.org/x v1.0.0 h1:x\n")
+    with (copy / "helm" / "go.sum").open("a") as sums:
+        sums.write("example.org/x v1.0.0 h1:x\n")
     assert toolchain.pins_hash() != before
 
 

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ class Site:
         items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-o", "json"))["items"]
         return items
 
-    def pods(self, cluster: str, role: str | None = None) -> list[dict[str, Any]]:
+    def pods(self, cluster: str, role: str | None = None) -> Sequence[dict[str, Any]]:
         wanted = f"splitwatt.io/cluster={cluster}" + ("" if role is None else f",splitwatt.io/role={role}")
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         items: list[dict[str, Any]] = self.plane.http.get(path, params={"labelSelector": wanted}).json()["items"]
@@ -175,7 +176,7 @@ class Site:
     def running(self, cluster: str, role: str) -> int:
         return sum(p.get("status", {}).get("phase") == "Running" for p in self.pods(cluster, role))
 
-    def events(self, reason: str) -> list[dict[str, Any]]:
+    def events(self, reason: str) -> Sequence[dict[str, Any]]:
         """Waits for the first."""
         found: list[dict[str, Any]] = eventually(
             f"an Event {reason}",
@@ -356,7 +357,7 @@ def test_deleting_a_cluster_cleans_up(site: Site) -> None:
     site.await_condition("chat", "Ready", "True")
     site.kubectl("delete", "ic", "chat")
     for kind in ("deployments", "services", "poddisruptionbudgets", "pods"):
-        eventually(f"no {kind} are left", lambda kind=kind: not site.list(kind))
+        eventually(f"no {kind} are left", partial(lambda k: not site.list(k), kind))
     site.cluster("chat")
     site.await_condition("chat", "Ready", "True")
 

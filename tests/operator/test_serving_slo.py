@@ -54,7 +54,7 @@ class Engines:
             labels = f'namespace="s",cluster="chat",role="{role}",pod="chat-{role}-0"'
             rows.append(f"# TYPE {metric} histogram")
             for le in (*BUCKETS_S, "+Inf"):
-                below = count if le == "+Inf" or le >= upper_s else 0.0
+                below = count if float(le) >= upper_s else 0.0
                 rows.append(f'{metric}_bucket{{{labels},le="{le}"}} {below}')
             rows += [f"{metric}_count{{{labels}}} {count}", f"{metric}_sum{{{labels}}} {count * upper_s}"]
         return "\n".join([*rows, ""])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +165,7 @@ def test_both_p99s_bind_and_tokens_do_not() -> None:
     assert fine.within(0.05) and not replace(fine, ttft=0.051).within(0.05) and not replace(fine, tbt=0.06).within(0.05)
     before = Figures(200.0, 20.0, 20_000.0, 1_000.0, 1.0, 1.0)
     after = Figures(210.0, 19.0, 21_000.0, 1_500.0, 1.0, 1.0)
-    assert Change.of(after, before) == Change(*map(pytest.approx, (0.05, -0.05, 0.05, 0.5)))
+    assert astuple(Change.of(after, before)) == pytest.approx((0.05, -0.05, 0.05, 0.5))
     verdict = Verdict(Fleet(1, 1, Caps(700, 430)), (fine, replace(fine, ttft=0.06), fine), (), (), ())
     assert verdict.held == 2
 

@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.progress import Progress
-from splitwatt_core.policies.polca_table import Level, PolcaSettings, PolcaState, RowPriority, comparison, settings_for, step
+from splitwatt_core.policies.polca_table import (
+    Command,
+    Level,
+    PolcaSettings,
+    PolcaState,
+    RowPriority,
+    comparison,
+    settings_for,
+    step,
+)
 from splitwatt_core.policies.polca_table import Path as CommandPath
 from splitwatt_papers.pages import polca as reproduce_polca
 from splitwatt_papers.pages.markdown import filled, interval
@@ -96,7 +105,9 @@ def test_correlated_noise_keeps_its_variance() -> None:
 
 def by_commands(offered: np.ndarray, settings: PolcaSettings, row: Row) -> tuple[list[float], list[Level], list[tuple[int, ...]]]:
     """The row again, slowly: the core's `step` and a list of commands on their way, no shared code with the kernel."""
-    state, power, levels, in_force, on_their_way = PolcaState(), [], [], [], []
+    state, levels, in_force = PolcaState(), [], []
+    power: list[float] = []
+    on_their_way: list[Command] = []
     lock = dict.fromkeys(RowPriority, 0)
     brake = dict.fromkeys(RowPriority, 0)
     for k, u in enumerate(offered):

@@ -11,7 +11,7 @@ from splitwatt_lab.controlplane import ControlPlane
 def test_the_api_server_accepts_a_plan(crds: ControlPlane, tmp_path: Path) -> None:
     arguments = ["--watts", "45000", "--gpus", "H100", "--seconds", "20", "--step", "20", "--check", "1", "--jobs", "1"]
     assert main(["plan", *arguments, "--out", str(tmp_path)]) == 0
-    files = ["-f", tmp_path / "profiles.yaml", "-f", tmp_path / "plan.yaml"]
+    files = ["-f", str(tmp_path / "profiles.yaml"), "-f", str(tmp_path / "plan.yaml")]
     taken = crds.kubectl("apply", "--dry-run=server", *files).stdout
     for kind in ("powerprofile", "powerbudget", "inferencecluster"):
         assert f"{kind}.splitwatt.io/" in taken

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -206,7 +207,7 @@ class AgentBench:
 
     def await_ack(self, number: int, indices: Iterable[int]) -> None:
         for index in indices:
-            eventually(f"GPU {index} acknowledges {number}", lambda index=index: self.acked(index) == number)
+            eventually(f"GPU {index} acknowledges {number}", partial(lambda gpu: self.acked(gpu) == number, index))
 
     def limits_w(self) -> list[tuple[float, float]]:
         """The true (management, enforced) limits by index."""

@@ -15,7 +15,7 @@ def everything(t: TransitionInput) -> NDArray[np.int32]:
     return np.full(t.leaf.shape, FULL_W, dtype=np.int32)
 
 
-keeper.next_caps = everything  # type: ignore[attr-defined]
+keeper.next_caps = everything
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -62,6 +62,7 @@ class NvmlClient:
         self.process.stdin.flush()
 
     def answered(self, within_s: float) -> bool:
+        assert self.process.stdout is not None
         return b"\n" in self._rest or bool(select.select([self.process.stdout], [], [], within_s)[0])
 
     def finish(self) -> Any:

@@ -6,6 +6,8 @@ b. Kept as functions so that a test can play a scene on broken code and see it f
 
 from __future__ import annotations
 
+from typing import Any
+
 from splitwatt_core.budget.facts import SpecWrite, Unknown
 from splitwatt_core.protocol.contract import NO_GRANT, Health, Status
 from splitwatt_core.protocol.enforcer import Record, Verdict
@@ -357,7 +359,7 @@ def scene_14b_an_object_that_shows_another_term_is_charged_its_default() -> None
     del operator
 
 
-def _fields(spec: object, uid: str) -> dict[str, object]:
+def _fields(spec: object, uid: str) -> dict[str, Any]:
     values = {name: getattr(spec, name) for name in spec.__dataclass_fields__}  # type: ignore[attr-defined]
     values["for_uid"] = uid
     return values

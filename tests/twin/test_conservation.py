@@ -19,7 +19,7 @@ class Pace:
     def prefill_s(self, tokens: int) -> float:
         return 0.002 + tokens * 1e-4
 
-    def decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: int, context_tokens: float) -> float:
         return 0.008 + batch * 2e-4 + batch * context_tokens * 1e-7
 
 
@@ -54,7 +54,8 @@ def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]
     for gap, prompt, output in requests:
         at_s += gap
         rows.append(Arrival(at_s, prompt, output))
-    add("prefill"), add("decode")
+    add("prefill")
+    add("decode")
     fleet.start_load(KEY, iter(rows), origin_s=0.0)
     now_s = 0.0
     for gap, role, what in changes:

@@ -66,7 +66,7 @@ def test_a_pod_is_read_from_labels_and_its_gpu_container() -> None:
 
 
 def test_pods_that_run_no_engine_are_none() -> None:
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"spec__nodeName": None},
         {"status__phase": "Succeeded"},
         {"status__phase": "Failed"},
@@ -74,17 +74,19 @@ def test_pods_that_run_no_engine_are_none() -> None:
         {"metadata__labels": {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "mixed"}},
         {"metadata__labels": {"splitwatt.io/role": "decode"}},
         {"spec__containers": [{"name": "engine"}]},
-    ):
+    )
+    for change in changes:
         assert view(pod(**change)) is None, change
 
 
 def test_a_pod_without_ready_or_on_its_way_out_takes_no_requests() -> None:
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"status__conditions": []},
         {"status__conditions": [{"type": "Ready", "status": "False"}]},
         {"metadata__deletionTimestamp": "2026-01-01T00:00:00Z"},
         {"status": None},
-    ):
+    )
+    for change in changes:
         seen = view(pod(**change))
         assert seen is not None and not seen.ready, change
 

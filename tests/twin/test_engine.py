@@ -19,7 +19,7 @@ class LinearPace:
     def prefill_s(self, tokens: int) -> float:
         return tokens * 1e-4 * self.slower
 
-    def decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: int, context_tokens: float) -> float:
         return (0.010 + batch * context_tokens * 1e-6) * self.slower
 
 

@@ -19,7 +19,7 @@ class SteadyPace:
     def prefill_s(self, tokens: int) -> float:
         return tokens * 1e-4
 
-    def decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: int, context_tokens: float) -> float:
         return 0.01
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ from support.waiting import PATIENCE_S, eventually
 def node(tmp_path: Path) -> Iterator[NodeTwin]:
     with NodeTwin.create(tmp_path / "node", gpus=[H100_SXM] * 8, boot_id="boot-1") as twin:
         yield twin
+
+
+def _moved(node: NodeTwin, before_w: float) -> bool:
+    return node.read(0).demand_w != before_w
 
 
 def in_another_process(node: NodeTwin, statement: str) -> subprocess.Popen[bytes]:
@@ -76,7 +81,7 @@ while True:
         for _ in range(4):
             victims = [in_another_process(node, hammer) for _ in range(2)]
             before = node.read(0).demand_w
-            eventually("its draw moves", lambda before=before: node.read(0).demand_w != before)
+            eventually("its draw moves", partial(_moved, node, before))
             for _ in range(50):
                 gpu = rng.randrange(8)
                 used = client.ask(f"n.nvmlDeviceGetMemoryInfo(gpu({gpu})).used")

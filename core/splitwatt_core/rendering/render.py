@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, SpecError
 from splitwatt_core.names import (
     ANNOTATION_RENDERED,
@@ -72,7 +73,7 @@ class RenderContext:
     """What the release decides. `version` of our own image is that of the operator."""
 
     vllm_image: str = "vllm/vllm-openai:v0.12.0"
-    emulated_image: str = "splitwatt-twin:0.1.0"
+    emulated_image: str = f"splitwatt-engine:{__version__}"
 
 
 def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:

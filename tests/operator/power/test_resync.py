@@ -49,13 +49,14 @@ async def test_the_store_becomes_what_the_lists_say(datacenter: Any) -> None:
     async with OvertakenConnection(datacenter.plane.kubeconfig, store) as connection:
         await Resync(store, connection, own_lease=LEASE, relisted=asyncio.Event()).first()
     assert store.get(Kind.NODE, node.name) is not None
-    assert store.get(Kind.BUDGET, budget)["spec"]["limitWatts"] == 40000
+    listed = store.get(Kind.BUDGET, budget)
+    assert listed is not None and listed["spec"]["limitWatts"] == 40000
     assert store.get(Kind.BUDGET, "vanished") is None
     # A watch may be ahead of a list: what is newer than the list is not judged by it.
     assert store.get(Kind.BUDGET, "newer-than-the-list") is not None
     # Heartbeats of nodes are kept, other Leases of the cluster are not.
     assert {key.namespace for key in store.keys(Kind.LEASE)} <= {"kube-node-lease"}
-    assert "managedFields" not in store.get(Kind.BUDGET, budget)["metadata"]
+    assert "managedFields" not in listed["metadata"]
 
 
 async def test_a_relist_makes_it_look_again(datacenter: Any, monkeypatch: pytest.MonkeyPatch) -> None:

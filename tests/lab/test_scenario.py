@@ -1,0 +1,25 @@
+"""What the demo applies is what the examples say, but for the engines: there are no GPUs in the lab."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from splitwatt_lab.scenario import clusters, example_paths
+from splitwatt_lab.site import SiteSpec
+
+
+def test_the_demo_serves_the_examples_with_emulated_engines() -> None:
+    documents = [doc for path in example_paths() for doc in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    examples = [doc for doc in documents if doc["kind"] == "InferenceCluster"]
+    assert [doc["spec"]["engine"] for doc in examples] == [{"type": "VLLM"}] * 2, "examples are for real GPUs"
+    applied = list(clusters(SiteSpec()))
+    assert [doc["spec"].pop("engine") for doc in applied] == [{"type": "Emulated"}] * 2
+    for doc in examples:
+        del doc["spec"]["engine"]
+    assert applied == examples
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_replicas_fit_the_nodes_of_another_site(gpus: int) -> None:
+    for doc in clusters(SiteSpec(gpus_per_node=gpus)):
+        assert [doc["spec"][role]["gpusPerReplica"] for role in ("prefill", "decode")] == [gpus, gpus]

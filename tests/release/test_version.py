@@ -1,0 +1,48 @@
+"""The version is said once, in `splitwatt_core.__version__`; what cannot ask there is held to it here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from splitwatt_core import __version__
+from splitwatt_core.rendering.render import RenderContext
+from support.imports import REPOSITORY
+
+
+def test_the_chart_is_of_this_version() -> None:
+    chart = yaml.safe_load((REPOSITORY / "helm" / "splitwatt" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+
+
+def test_images_are_tagged_with_it() -> None:
+    said = subprocess.run(
+        ["make", "-n", "images"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
+    ).stdout  # fmt: skip
+    assert f"-t splitwatt-$name:{__version__} " in said
+    built = re.search(r"for name in ([a-z ]+);", said)
+    assert built is not None
+    names = built[1].split()
+    assert sorted(names) == sorted(file.suffix[1:] for file in (REPOSITORY / "images").glob("Containerfile.*"))
+    engine, tag = RenderContext().emulated_image.split(":")
+    assert tag == __version__ and engine.removeprefix("splitwatt-") in names, "what is rendered is built"
+
+
+def test_the_command_says_it() -> None:
+    command = [sys.executable, "-m", "splitwatt_cli.main", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == f"splitwatt {__version__}\n"
+
+
+def test_the_changelog_has_a_section_for_it() -> None:
+    assert f"## [{__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_no_page_quotes_another_version_of_our_images() -> None:
+    quoted: set[str] = set()
+    pages: list[Path] = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "images").iterdir()]
+    for page in pages:
+        quoted |= set(re.findall(r"splitwatt-(?:operator|agent|sim|engine):(\d[\w.]*\w)", page.read_text(encoding="utf-8")))
+    assert quoted == {__version__}
