@@ -2,14 +2,18 @@
 
 Built from the API models in one place (`splitwatt_api.convert`), with every default already filled in. Invariant: a
 `ClusterSpec` is complete, so rendering needs no look at anything else; what it cannot render raises `SpecError`.
+
+A cluster is known by its `ClusterName`. Labels hold 63 characters where names may have 253, so what its pods and metrics
+carry is `cluster_label`, and the one way back is `LabelOwners`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, Phase
 
@@ -26,9 +30,61 @@ DEFAULT_CONNECTOR: Final = "NixlConnector"
 MAX_REPLICAS: Final = 1000
 MAX_ENGINE_ARGS: Final = 64
 
+MAX_LABEL_CHARS: Final = 63
+"""Of a label value, and of a DNS label such as a Service's name."""
+NAME_HASH_CHARS: Final = 8
+
 
 class SpecError(ValueError):
     """A cluster that cannot be rendered; the message is one sentence that says what to change."""
+
+
+class ClusterName(NamedTuple):
+    """Which InferenceCluster: the object's own namespace and name, never a label value."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def cluster_label(name: str) -> str:
+    """The value of the label splitwatt.io/cluster, and of the metric label: the name itself wherever it fits, else its
+    beginning and a hash of the whole. Deployments hold it as their selector, which can never change: nor may this."""
+    if len(name) <= MAX_LABEL_CHARS:
+        return name
+    room = MAX_LABEL_CHARS - NAME_HASH_CHARS - 1
+    digest = hashlib.sha256(f'"{name}"'.encode()).hexdigest()
+    return f"{name[:room].rstrip('-.')}-{digest[:NAME_HASH_CHARS]}"
+
+
+class LabelOwners:
+    """From a label value back to the one cluster that it means. Two names can give one value, by a chance of one in 2^32 or
+    because somebody chose a name like another's hash: then it is the older cluster's, and the other gets a sentence."""
+
+    def __init__(self, created_s: Mapping[ClusterName, float]) -> None:
+        """`created_s`: every InferenceCluster there is, readable or not, and when it was created."""
+        self._owner: dict[tuple[str, str], ClusterName] = {}
+        self._refused: dict[ClusterName, ClusterName] = {}
+        for name in sorted(created_s, key=lambda name: (created_s[name], name)):
+            owner = self._owner.setdefault((name.namespace, cluster_label(name.name)), name)
+            if owner != name:
+                self._refused[name] = owner
+
+    def of(self, namespace: str, label: str) -> ClusterName | None:
+        """None: no cluster there has this label value."""
+        return self._owner.get((namespace, label))
+
+    def refusal(self, name: ClusterName) -> str | None:
+        """Why a cluster cannot be served under its name; None when it can."""
+        owner = self._refused.get(name)
+        if owner is None:
+            return None
+        return (
+            f"metadata.name gives the label value {cluster_label(name.name)}, by which the pods of the older "
+            f"InferenceCluster {owner.name} are known: create it anew under another name"
+        )
 
 
 class EngineType(StrEnum):
@@ -113,6 +169,10 @@ class ClusterSpec:
     priority: int = PRIORITY_HIGH
     slo: SloSpec = field(default_factory=SloSpec)
     kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
+
+    @property
+    def id(self) -> ClusterName:
+        return ClusterName(self.namespace, self.name)
 
     def role(self, role: Role) -> RoleSpec:
         return self.prefill if role is Role.PREFILL else self.decode

@@ -26,6 +26,7 @@ from splitwatt_operator.cluster.canary import BlindError
 from splitwatt_operator.cluster.credentials import KopfLogin
 from splitwatt_operator.cluster.resync import Resync
 from splitwatt_operator.cluster.store import Key, Store
+from splitwatt_operator.cluster.view import View
 from splitwatt_operator.cluster.watch import WatchError, Watches
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
@@ -86,7 +87,7 @@ class Application:
             )
             prometheus = await stack.enter_async_context(Prometheus(options.prometheus_url))
             recorder = Recorder(metrics, instance=options.identity)
-            realm = Realm(store, connection, prometheus, metrics, recorder, decisions)
+            realm = Realm(store, View(store), connection, prometheus, metrics, recorder, decisions)
             watches = Watches(store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals)
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
             await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync))

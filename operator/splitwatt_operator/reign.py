@@ -23,8 +23,8 @@ from splitwatt_operator.budgets.loop import BudgetLoop
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.budgets.statuses import BudgetStatuses
 from splitwatt_operator.cluster.canary import Canary
-from splitwatt_operator.cluster.facts import FactFeeder
 from splitwatt_operator.cluster.store import Key, Store
+from splitwatt_operator.cluster.view import View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
 from splitwatt_operator.recorder import Recorder
@@ -43,6 +43,7 @@ class Realm:
     """What outlives a reign."""
 
     store: Store
+    view: View
     connection: Connection
     prometheus: Prometheus
     metrics: Metrics
@@ -63,8 +64,8 @@ class Reign:
         self._performer = Performer(connection, pen, keeper, done=self._wake)
         self._loop = BudgetLoop(
             store=store,
+            view=realm.view,
             keeper=keeper,
-            feeder=FactFeeder(store, keeper, realm.recorder, policies=POLICIES),
             performer=self._performer,
             telemetry=Telemetry(realm.prometheus),
             statuses=self._statuses,
@@ -89,6 +90,7 @@ class Reign:
                 events=realm.recorder.run(self._pen),
                 serving=serving.run(
                     realm.store,
+                    realm.view,
                     realm.connection,
                     self._pen,
                     self._keeper,

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.snapshot import (
     Admission,
@@ -18,20 +19,20 @@ from splitwatt_core.admission.snapshot import (
     BudgetRoom,
     ClusterWant,
     HeldPod,
-    Name,
     NodeRoom,
     PodNeed,
 )
+from splitwatt_core.budget.facts import CountedFloor
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import Role
+from splitwatt_core.clusters import ClusterName, Role
 
 FLOORS_W = {Role.PREFILL: {"h100": 450.0, "a100": 300.0}, Role.DECODE: {"h100": 350.0, "a100": 220.0}}
 IDLE_W = {"h100": 200.0, "a100": 100.0}
 
 
-def pod(cluster: Name, role: Role, index: int, *, gpus: int, pool: str | None, created_s: float = 0.0) -> PodNeed:
+def pod(cluster: ClusterName, role: Role, index: int, *, gpus: int, pool: str | None, created_s: float = 0.0) -> PodNeed:
     return PodNeed(
-        pod=Name(cluster.namespace, f"{cluster.name}-{role.value}-{index}"),
+        pod=PodName(cluster.namespace, f"{cluster.name}-{role.value}-{index}"),
         uid=f"{cluster.name}-{role.value}-{index}",
         cluster=cluster,
         role=role,
@@ -40,6 +41,15 @@ def pod(cluster: Name, role: Role, index: int, *, gpus: int, pool: str | None, c
         selector=Selector({} if pool is None else {"pool": pool}),
         created_s=created_s,
     )
+
+
+def on(need: PodNeed, kind: str) -> CountedFloor:
+    """The keeper counts all its GPUs, of this kind."""
+    return CountedFloor(need.gpus, need.gpus * need.floor_w[kind])
+
+
+def running(need: PodNeed, node: str, *, terminating: bool = False) -> HeldPod:
+    return HeldPod(need, "rack", node=node, counted=on(need, "h100"), terminating=terminating)
 
 
 @st.composite
@@ -57,7 +67,7 @@ def houses(draw: st.DrawFn) -> AdmissionSnapshot:
             nodes.append(NodeRoom(f"{rack}-n{j}", rack, labels, 8, 8, kind, IDLE_W[kind], 1.04))
     clusters, waiting = [], []
     for i in range(draw(st.integers(1, 4))):
-        cluster = Name("serving", f"c{i}")
+        cluster = ClusterName("serving", f"c{i}")
         replicas = {role: draw(st.integers(0, 3)) for role in Role}
         clusters.append(ClusterWant(cluster, draw(st.sampled_from([0, 50, 100])), replicas))
         gpus = draw(st.sampled_from([1, 4, 8]))
@@ -110,7 +120,7 @@ def scheduled(house: AdmissionSnapshot) -> AdmissionSnapshot:
         free[spot.name] -= h.need.gpus
         for budget in (spot.leaf, "row"):
             headroom[budget] -= (h.need.floor_w[spot.gpu_kind] - spot.idle_floor_w) * spot.loss_factor * h.need.gpus
-        held.append(replace(h, node=spot.name, counted_gpus=h.need.gpus))
+        held.append(replace(h, node=spot.name, counted=on(h.need, spot.gpu_kind)))
     return replace(
         house,
         budgets=tuple(replace(b, headroom_floor_w=headroom[b.name]) for b in house.budgets),
@@ -170,9 +180,10 @@ def test_no_pod_is_sent_where_it_cannot_run(house: AdmissionSnapshot) -> None:
 @given(houses(), st.booleans())
 def test_a_cluster_has_both_roles_or_none(house: AdmissionSnapshot, bind: bool) -> None:
     wanted = {c.cluster: {role for role in Role if c.replicas[role] > 0} for c in house.clusters}
-    roles: dict[Name, set[Role]] = defaultdict(set)
+    roles: dict[ClusterName, set[Role]] = defaultdict(set)
     for _, admissions in rounds(house, bind):
         for a in admissions:
+            assert a.need.cluster is not None, "a pod of nobody waits for nobody"
             roles[a.need.cluster].add(a.need.role)
         for cluster, present in roles.items():
             assert present == wanted[cluster]
@@ -208,12 +219,12 @@ def test_every_cluster_that_fits_alone_is_admitted_once_others_leave(house: Admi
         alone = replace(house, clusters=(want,), waiting=mine)
         if want.cluster in born and mine and plan_admission(alone).admissions:
             admissible.add(want.cluster)
-    served: set[Name] = set()
+    served: set[ClusterName] = set()
     state = house
     for _ in range(4 * len(house.clusters) + 4):
         for settled, _admissions in rounds(state, bind=True):
             state = settled
-        standing = sorted({h.need.cluster for h in state.held})
+        standing = sorted({h.need.cluster for h in state.held if h.need.cluster is not None})
         served |= set(standing)
         if not standing or served >= admissible:
             break
@@ -222,7 +233,7 @@ def test_every_cluster_that_fits_alone_is_admitted_once_others_leave(house: Admi
     assert served >= admissible
 
 
-def without(house: AdmissionSnapshot, leaver: Name) -> AdmissionSnapshot:
+def without(house: AdmissionSnapshot, leaver: ClusterName) -> AdmissionSnapshot:
     """The cluster is deleted: its pods go, and their floors come back."""
     nodes = {n.name: n for n in house.nodes}
     headroom = {b.name: b.headroom_floor_w for b in house.budgets}
@@ -245,7 +256,7 @@ def without(house: AdmissionSnapshot, leaver: Name) -> AdmissionSnapshot:
 
 # -------------------------------------------------------------------------------------------------- scenes worth a name
 
-CHAT, BATCH = Name("serving", "chat"), Name("research", "batch")
+CHAT, BATCH = ClusterName("serving", "chat"), ClusterName("research", "batch")
 
 
 def rack(headroom_w: float, *, row_w: float = 1e6, nodes: int = 2, free: int = 8) -> AdmissionSnapshot:
@@ -299,7 +310,7 @@ def test_observe_mode_holds_nothing_back() -> None:
 def test_a_waiting_unit_is_not_overtaken_by_a_smaller_one_behind_it() -> None:
     house = rack(2500.0)
     batch = tuple(pod(BATCH, role, 0, gpus=1, pool=None) for role in Role)
-    runner = pod(Name("serving", "old"), Role.DECODE, 0, gpus=1, pool=None)
+    runner = pod(ClusterName("serving", "old"), Role.DECODE, 0, gpus=1, pool=None)
     house = replace(
         house,
         clusters=(*house.clusters, ClusterWant(BATCH, 0, {Role.PREFILL: 1, Role.DECODE: 1})),
@@ -309,7 +320,7 @@ def test_a_waiting_unit_is_not_overtaken_by_a_smaller_one_behind_it() -> None:
     # Nothing that could leave would make room for chat: it claims nothing, and the small one goes ahead.
     assert {a.need.cluster for a in plan_admission(house).admissions} == {BATCH}
     # Somebody runs who might leave one day, and then chat would fit: now the small one waits for its turn.
-    big_runner = HeldPod(replace(runner, gpus=8), "rack", node="n9", counted_gpus=8)
+    big_runner = running(replace(runner, gpus=8), "n9")
     plan = plan_admission(replace(house, held=(big_runner,)))
     assert plan.admissions == ()
     assert plan.verdicts[BATCH].reason == "WaitingForTurn"
@@ -318,9 +329,9 @@ def test_a_waiting_unit_is_not_overtaken_by_a_smaller_one_behind_it() -> None:
 
 def test_a_lost_role_comes_back_before_anyone_grows() -> None:
     house = rack(1300.0)
-    decode = HeldPod(pod(BATCH, Role.DECODE, 0, gpus=8, pool=None), "rack", node="n0", counted_gpus=8)
-    prefill = HeldPod(pod(BATCH, Role.PREFILL, 0, gpus=8, pool=None), "rack", node="n1", counted_gpus=8)
-    chat = HeldPod(pod(CHAT, Role.PREFILL, 0, gpus=8, pool=None), "rack", node="n2", counted_gpus=8)
+    decode = running(pod(BATCH, Role.DECODE, 0, gpus=8, pool=None), "n0")
+    prefill = running(pod(BATCH, Role.PREFILL, 0, gpus=8, pool=None), "n1")
+    chat = running(pod(CHAT, Role.PREFILL, 0, gpus=8, pool=None), "n2")
     house = replace(
         house,
         nodes=tuple(NodeRoom(f"n{i}", "rack", {"rack": "a"}, 8, 8 if i == 3 else 0, "h100", 200.0, 1.0) for i in range(4)),
@@ -336,7 +347,7 @@ def test_a_lost_role_comes_back_before_anyone_grows() -> None:
 
 def test_a_terminating_pod_keeps_its_watts_but_not_its_place() -> None:
     house = rack(1200.0)
-    old = HeldPod(pod(CHAT, Role.PREFILL, 9, gpus=8, pool=None), "rack", node="n0", counted_gpus=8, terminating=True)
+    old = running(pod(CHAT, Role.PREFILL, 9, gpus=8, pool=None), "n0", terminating=True)
     house = replace(house, held=(old,))
     plan = plan_admission(house)
     assert plan.admissions == (), "decode alone would fit, but its prefill is on its way out"

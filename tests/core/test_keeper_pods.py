@@ -56,10 +56,10 @@ def test_a_phase_that_changes_is_told_without_a_new_grant() -> None:
 def test_headroom_counts_cliffs_of_what_runs_and_says_which() -> None:
     _, operator = with_pods(2000)
     assert operator.keeper.floor_headroom_w(ROOT) == 2000 - 2 * 250 - 2 * 400
-    assert dict(operator.keeper.floors_counted()) == {("ns", "a"): 2, ("ns", "b"): 2}
+    assert dict(operator.keeper.floors_counted()) == {("ns", "a"): (2, 2 * 250.0), ("ns", "b"): (2, 2 * 400.0)}
     operator.keeper.on_pod_gone("ns", "a")
     operator.step()
-    assert operator.keeper.floors_counted() == {("ns", "b"): 2}
+    assert operator.keeper.floors_counted() == {("ns", "b"): (2, 2 * 400.0)}
 
 
 def test_a_workload_of_somebody_else_is_given_no_less_than_prefill() -> None:

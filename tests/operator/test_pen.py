@@ -28,6 +28,7 @@ from splitwatt_core.protocol.contract import Mode, Spec
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.cluster.store import Kind, Store
+from splitwatt_operator.cluster.view import View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder, Subject
@@ -93,7 +94,7 @@ async def test_an_operator_deposed_in_the_middle_of_a_burst_sends_nothing_more(a
     store, ink = Store(), Ink(sends=3)
     store.apply(Kind.CLUSTER, await api.create(inference_cluster(namespace)))
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
-    task = asyncio.create_task(serving.run(store, api, ink.pen(api), keeper, recorder=recorder))
+    task = asyncio.create_task(serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder))
     try:
         await eventually("three objects", lambda: sum(ink.sent().values()) >= 3)
         await asyncio.sleep(2 * serving.LEASE_PAUSE_S)  # it looks again meanwhile
@@ -121,9 +122,9 @@ async def test_a_sentence_that_was_not_sent_is_said_as_soon_as_the_lease_is_back
     store.apply(Kind.CLUSTER, {**made, "spec": {**made["spec"], "prefill": "none"}})
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
     with caplog.at_level(logging.WARNING):
-        task = asyncio.create_task(serving.run(store, api, ink.pen(api), keeper, recorder=recorder))
+        task = asyncio.create_task(serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder))
         try:
-            await eventually("it was looked at", lambda: any("prefill" in message for message in caplog.messages))
+            await eventually("it was looked at", lambda: any(r.name.endswith(".recorder") for r in caplog.records))
             assert ink.sent() == {}
             ink.sends = 1
             await eventually("its status", lambda: ink.sent() == {"InferenceCluster/status": 1})

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from splitwatt_operator.budgets.decision_log import DecisionLog, LogFileError
 from splitwatt_operator.cluster.canary import BlindError, Canary
-from splitwatt_operator.cluster.facts import pod_fact, sentence_of
 from splitwatt_operator.cluster.store import Key, Kind, Store
 from splitwatt_operator.logs import JsonFormatter
 from splitwatt_operator.metrics import Metrics
@@ -84,18 +83,3 @@ def test_log_lines_are_json_with_their_fields() -> None:
     assert line["message"] == "held 5 W"
     assert line["budget"] == "a1"
     assert line["level"] == "info"
-
-
-def test_a_pod_without_its_cluster_keeps_its_phase_and_ranks_lowest() -> None:
-    def pod(role: str) -> dict[str, Any]:
-        return {"metadata": {"namespace": "s", "name": "p", "labels": {"splitwatt.io/role": role}}}
-
-    fact = pod_fact(pod("decode"), None)
-    assert fact is not None
-    assert (fact.phase, fact.priority) == ("Decode", 0)
-    assert pod_fact(pod("router"), None) is None
-
-
-def test_errors_become_one_line() -> None:
-    assert sentence_of(KeyError("bootID")) == "'bootID' is missing"
-    assert sentence_of(ValueError("two\n  lines")) == "two lines"

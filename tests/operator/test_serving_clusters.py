@@ -19,9 +19,11 @@ from typing import Any
 
 import httpx
 import pytest
+from splitwatt_core.clusters import Role, cluster_label
 from splitwatt_core.names import LABEL_RACK
 from splitwatt_core.protocol.contract import Workload, node_power_from_wire, status_to_wire
 from splitwatt_core.protocol.enforcer import GpuIdentity
+from splitwatt_core.rendering.render import object_name
 from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
@@ -348,6 +350,43 @@ def test_somebody_elses_edit_is_put_right(site: Site) -> None:
     service = site.get("service", "chat")
     assert service is not None
     assert service["metadata"]["labels"]["team"] == "search", "what we do not render belongs to others"
+
+
+def test_a_long_name_is_served_like_any_other(site: Site) -> None:
+    """The CRD admits 253 characters, a label value 63."""
+    name = "chat-" + "x" * 95
+    site.add_nodes(2)
+    site.limit(idle_w(2) + PAIR_W + 100)
+    site.cluster(name)
+    site.await_condition(name, "Ready", "True")
+    assert site.condition(name, "PowerAdmitted")["reason"] == "Admitted"
+    deployment = object_name(name, Role.DECODE)
+    assert len(site.pods(cluster_label(name))) == 2
+    found = site.get("ic", name)
+    assert found is not None
+    assert found["status"]["decode"]["admittedReplicas"] == 1
+    assert found["status"]["powerFloorWatts"] == 2 * GPUS * CLIFF_W
+    site.kubectl("scale", "deployment", deployment, "--replicas=5")
+    eventually("replicas are back", lambda: (site.get("deployment", deployment) or {})["spec"]["replicas"] == 1)
+
+
+def test_a_spec_that_cannot_be_rendered_leaves_the_former_one_in_force(site: Site) -> None:
+    site.add_nodes(2)
+    site.limit(idle_w(2) + PAIR_W + 100)
+    site.cluster("chat")
+    site.await_condition("chat", "Ready", "True")
+    wrong = {"spec": {"engine": {"args": ["--port=1"]}, "decode": {"replicas": 0}}}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps(wrong))
+    row = site.await_condition("chat", "Ready", "False", "InvalidSpec")
+    assert row["message"].startswith("the former spec stays in force: ") and "--port" in row["message"]
+    site.kubectl("delete", "service", "chat-prefill")
+    eventually("the service is back", lambda: site.get("service", "chat-prefill"))
+    site.kubectl("scale", "deployment", "chat-decode", "--replicas=5")
+    eventually("replicas are back", lambda: (site.get("deployment", "chat-decode") or {})["spec"]["replicas"] == 1)
+    assert site.running("chat", "decode") == 1
+    right = {"spec": {"engine": {"args": []}, "decode": {"replicas": 1}}}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps(right))
+    site.await_condition("chat", "Ready", "True")
 
 
 def test_deleting_a_cluster_cleans_up(site: Site) -> None:

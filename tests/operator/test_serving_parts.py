@@ -1,45 +1,27 @@
-"""The serving shell's parts that need no API server: the queue, the survey, the gate's patch, the status, the queries."""
+"""The serving shell's parts that need no API server: the queue, the gate's patch, the status, the queries."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from splitwatt_api.convert_profile import profile_to_api
-from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.snapshot import Verdict
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Requirement, Selector
-from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec
-from splitwatt_core.gpus.profiles import builtin
-from splitwatt_core.policies.uniform import Uniform
-from splitwatt_operator.cluster.store import Kind, Store
+from splitwatt_core.clusters import ClusterName, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec, cluster_label
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.rendering.render import RenderContext, object_name
+from splitwatt_operator.cluster.store import Change, Key, Kind
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import queue as serving_queue
 from splitwatt_operator.serving.admission import Standing, gate_patch
-from splitwatt_operator.serving.pods import Surveyor, gpus_of
+from splitwatt_operator.serving.loop import Serving
 from splitwatt_operator.serving.queue import QueueFullError, WorkQueue
 from splitwatt_operator.serving.slo import Latency, p99_query
 from splitwatt_operator.serving.status import invalid_status, status_of, waits_s
-
-# -------------------------------------------------------------------------------------------------------------- profiles
-
-
-def test_floors_come_from_the_profiles_that_caps_are_decided_by_in_their_order() -> None:
-    """A user's own before the chart's of the same GPU, and the built-in ones for what neither knows."""
-    store, builtins = Store(), {profile.name: profile for profile in builtin()}
-    chart = profile_to_api(builtins["H100-SXM"]).to_wire()
-    own = profile_to_api(builtins["H100-SXM"]).to_wire()
-    own["metadata"] = {"name": "z-measured"}
-    for version, obj in enumerate((chart, own), start=1):
-        obj["metadata"] |= {"uid": f"u{version}", "resourceVersion": str(version)}
-        store.apply(Kind.PROFILE, obj)
-    keeper = Keeper(term=1, policies={"Uniform": Uniform()})
-    names = [profile.name for profile in Surveyor(store, keeper)._profiles()]
-    assert names[:2] == ["z-measured", "h100-sxm"]
-    assert names[2:] == [profile.name for profile in builtin()], "B200 is not left to a guess"
-
+from support.objects import Objects
 
 # ---------------------------------------------------------------------------------------------------------------- queue
 
@@ -95,185 +77,25 @@ async def test_an_earlier_timer_stays_and_the_queue_is_bounded() -> None:
         queue.add("c")
 
 
-# --------------------------------------------------------------------------------------------------------------- survey
-
-POOL = {"replicas": 1, "gpusPerReplica": 8, "nodeSelector": {"pool": "p"}}
+# ------------------------------------------------------------------------------------------------------------- who is due
 
 
-class Headroom:
-    """What a keeper says after its last step."""
-
-    def __init__(self, headroom_w: float, counted: Mapping[tuple[str, str], int]) -> None:
-        self._headroom_w, self._counted = headroom_w, counted
-
-    def floor_headroom_w(self, budget: str) -> float:
-        return self._headroom_w
-
-    def floors_counted(self) -> Mapping[tuple[str, str], int]:
-        return self._counted
-
-
-class World:
-    def __init__(self) -> None:
-        self.store = Store()
-        self._version = 0
-
-    def put(self, kind: Kind, name: str, *, namespace: str = "", meta: Any = None, **rest: Any) -> dict[str, Any]:
-        self._version += 1
-        metadata = {"name": name, "uid": f"uid-{kind.value}-{name}", "resourceVersion": str(self._version), "generation": 1}
-        if namespace:
-            metadata["namespace"] = namespace
-        obj = {
-            "apiVersion": "splitwatt.io/v1alpha1" if kind not in (Kind.NODE, Kind.POD) else "v1",
-            "kind": kind.value,
-            "metadata": {**metadata, **(meta or {})},
-            **rest,
-        }
-        self.store.apply(kind, obj)
-        return obj
-
-    def budget(self, name: str, rack: str, **spec: Any) -> None:
-        leaf = {"nodeSelector": {"matchLabels": {"rack": rack}}, "unmanagedWattsPerNode": 9000, "overheadPercent": 4}
-        self.put(Kind.BUDGET, name, spec={"limitWatts": 20000, **leaf, **spec})
-
-    def node(self, name: str, *, ready: str = "True", agent: bool = True, **spec: Any) -> None:
-        status = {
-            "allocatable": {"nvidia.com/gpu": "8"},
-            "nodeInfo": {"bootID": "b"},
-            "conditions": [{"type": "Ready", "status": ready}],
-        }
-        self.put(Kind.NODE, name, meta={"labels": {"rack": "a", "pool": "p"}}, spec=spec, status=status)
-        gpu = {"uuid": f"GPU-{name}", "model": "NVIDIA H100 80GB HBM3", "minCapWatts": 200, "maxCapWatts": 700}
-        self.put(Kind.NODE_POWER, name, status={"gpus": [{**gpu, "health": "OK"}] if agent else []})
-
-    def cluster(self, name: str = "chat", **prefill: Any) -> None:
-        spec = {
-            "model": {"name": "m"},
-            "engine": {"type": "Emulated"},
-            "prefill": {**POOL, **prefill},
-            "decode": POOL,
-        }
-        self.put(Kind.CLUSTER, name, namespace="s", spec=spec)
-
-    def pod(self, role: str, *, gates: bool = True, node: str | None = None, leaf: str | None = None, **meta: Any) -> str:
-        labels = {"splitwatt.io/cluster": "chat", "splitwatt.io/role": role}
-        spec: dict[str, Any] = {
-            "nodeSelector": {"pool": "p"},
-            "containers": [{"name": "engine", "resources": {"requests": {"nvidia.com/gpu": "8"}}}],
-        }
-        if gates:
-            spec["schedulingGates"] = [{"name": "splitwatt.io/power"}]
-        if node is not None:
-            spec["nodeName"] = node
-        whole = {"labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z", **meta}
-        if leaf is not None:
-            whole["annotations"] = {"splitwatt.io/power-budget": leaf}
-        name = f"chat-{role}-0"
-        self.put(Kind.POD, name, namespace="s", meta=whole, spec=spec, status={"phase": "Pending"})
-        return f"uid-Pod-{name}"
-
-    def survey(self, headroom_w: float = 1e4, counted: Mapping[tuple[str, str], int] | None = None) -> Surveyor:
-        return Surveyor(self.store, Headroom(headroom_w, counted or {}))  # type: ignore[arg-type]
-
-
-def small_world() -> World:
-    world = World()
-    world.budget("rack-a", "a")
-    world.node("n1")
-    world.node("n2")
-    world.cluster()
-    return world
-
-
-def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
-    world = small_world()
-    world.pod("prefill")
-    world.pod("decode")
-    snapshot = world.survey().snapshot({})
-    assert [n.role for n in snapshot.waiting] == [Role.PREFILL, Role.DECODE]
-    assert {kind: watts for n in snapshot.waiting for kind, watts in n.floor_w.items()} == {
-        "NVIDIA H100 80GB HBM3 200-700 W": 350.0
-    }
-    assert {(n.name, n.gpus, n.free_gpus, n.idle_floor_w, n.loss_factor) for n in snapshot.nodes} == {
-        ("n1", 8, 8, 200.0, 1.04),
-        ("n2", 8, 8, 200.0, 1.04),
-    }
-    plan = plan_admission(snapshot)
-    assert [round(a.reserve_w) for a in plan.admissions] == [1248, 1248]
-    assert plan.admissions[0].selector == Selector({"rack": "a"})
-
-
-def test_a_ceiling_below_the_cliff_is_the_floor() -> None:
-    world = small_world()
-    world.cluster(powerCeilingWatts=300)
-    world.pod("prefill")
-    [need] = world.survey().snapshot({}).waiting
-    assert list(need.floor_w.values()) == [300.0]
-
-
-def test_a_reservation_stays_until_the_headroom_counts_it() -> None:
-    world = small_world()
-    world.pod("prefill", gates=False, leaf="rack-a")
-    [held] = world.survey().snapshot({}).held
-    assert (held.leaf, held.node, held.counted_gpus, held.terminating) == ("rack-a", None, 0, False)
-    world.pod("prefill", gates=False, leaf="rack-a", node="n1", deletionTimestamp="2026-01-01T00:00:01Z")
-    snapshot = world.survey(counted={("s", "chat-prefill-0"): 8}).snapshot({})
-    [held] = snapshot.held
-    assert (held.node, held.counted_gpus, held.terminating) == ("n1", 8, True)
-    assert {n.name: n.free_gpus for n in snapshot.nodes} == {"n1": 0, "n2": 8}
-
-
-def test_an_assumed_pod_counts_as_past_its_gate() -> None:
-    world = small_world()
-    uid = world.pod("prefill")
-    snapshot = world.survey().snapshot({uid: "rack-a"})
-    assert snapshot.waiting == ()
-    assert snapshot.held[0].leaf == "rack-a"
-
-
-def test_what_takes_no_pods() -> None:
-    world = World()
-    world.budget("rack-a", "a")
-    world.node("cordoned", unschedulable=True)
-    world.node("unready", ready="False")
-    world.node("lost", taints=[{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}])
-    world.node("silent", agent=False)
-    rooms = {n.name: (n.gpus, n.gpu_kind) for n in world.survey().snapshot({}).nodes}
-    assert {name: gpus for name, (gpus, _) in rooms.items()} == {"cordoned": 0, "unready": 0, "lost": 0, "silent": 8}
-    assert rooms["silent"][1] == ""
-    world.budget("rack-b", "a")
-    assert world.survey().snapshot({}).nodes == (), "two leaves claim them"
-
-
-def test_a_surveyor_sees_a_changed_selector_and_observe_mode() -> None:
-    world = small_world()
-    surveyor = world.survey()
-    assert {n.leaf for n in surveyor.snapshot({}).nodes} == {"rack-a"}
-    world.budget("rack-a", "elsewhere", mode="Observe")
-    snapshot = surveyor.snapshot({})
-    assert snapshot.nodes == ()
-    assert [b.binding for b in snapshot.budgets] == [False]
-
-
-def test_an_affinity_that_is_not_understood_matches_nothing() -> None:
-    world = small_world()
-    world.pod("prefill")
-    pod = dict(world.store.get(Kind.POD, "chat-prefill-0", "s") or {})
-    term = {"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["64"]}]}
-    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
-    pod["spec"] = {**pod["spec"], "affinity": {"nodeAffinity": required}}
-    pod["metadata"] = {**pod["metadata"], "resourceVersion": "999"}
-    world.store.apply(Kind.POD, pod)
-    [need] = world.survey().snapshot({}).waiting
-    assert not need.matches({"pool": "p", "cores": "128"})
-
-
-def test_gpus_are_counted_as_the_scheduler_does() -> None:
-    def container(gpus: int) -> dict[str, Any]:
-        return {"resources": {"requests": {"nvidia.com/gpu": str(gpus)}}}
-
-    assert gpus_of({"spec": {"containers": [container(2), {}, container(4)], "initContainers": [container(5)]}}) == 6
-    assert gpus_of({"spec": {"containers": [container(2)], "initContainers": [container(5)]}}) == 5
+def test_an_edited_object_is_its_clusters_whatever_its_name_or_label() -> None:
+    objects, name = Objects(), "long-" + "x" * 95
+    keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(Metrics(), instance="t")
+    serving = Serving(
+        objects.store, objects.view, None, None, keeper,  # type: ignore[arg-type]
+        recorder=recorder, prometheus=None, context=RenderContext(),
+    )  # fmt: skip
+    objects.cluster(name)
+    made = object_name(name, Role.DECODE)
+    change = Change(Kind.DEPLOYMENT, Key("s", made))
+    objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": cluster_label(name)}})
+    assert serving._cluster_of(change) == ClusterName("s", name)
+    objects.put(Kind.DEPLOYMENT, made, meta={"labels": {}})
+    assert serving._cluster_of(change) == ClusterName("s", name), "somebody took the label away"
+    objects.remove(Kind.DEPLOYMENT, made)
+    assert serving._cluster_of(change) == ClusterName("s", name)
 
 
 # ----------------------------------------------------------------------------------------------------------------- gate
@@ -416,6 +238,25 @@ def test_an_unreadable_cluster_keeps_what_is_known_of_it() -> None:
     assert status["prefill"] == {"replicas": 2}
     assert status["observedGeneration"] == 3
     assert [(c["type"], c["status"]) for c in status["conditions"]] == [("Ready", "False"), ("PowerAdmitted", "True")]
+
+
+def test_a_cluster_served_by_its_former_spec_says_so_and_is_not_called_ready() -> None:
+    status = status_of(
+        cluster(),
+        {Role.PREFILL: deployment(2), Role.DECODE: deployment(0, updated=0)},
+        standing=ADMITTED,
+        latency=Latency(),
+        problems=[],
+        previous={},
+        now_s=0.0,
+        invalid="the former spec stays in force: change this",
+        generation=3,
+    )
+    ready = next(row for row in status["conditions"] if row["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "InvalidSpec")
+    assert ready["message"].endswith("change this")
+    assert status["observedGeneration"] == ready["observedGeneration"] == 3
+    assert status["prefill"]["readyReplicas"] == 2
 
 
 def test_one_query_asks_for_all_clusters() -> None:

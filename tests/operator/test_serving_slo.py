@@ -10,13 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from splitwatt_core.admission.snapshot import Name
+from splitwatt_core.clusters import ClusterName, LabelOwners, cluster_label
 from splitwatt_lab.processes import ProcessGroup
 from splitwatt_lab.prometheus import Prometheus as Server
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.telemetry.prometheus import Prometheus
 
 PATIENCE_S = 60.0
+CLUSTER = "chat-" + "x" * 95
+"""Its label is not its name."""
 BUCKETS_S = (0.1, 0.2, 0.6, 1.0)
 TTFT_MS, TBT_MS = 596, 99
 """Prometheus interpolates within a bucket: 99 % of the way through (0.2, 0.6] and (0, 0.1]."""
@@ -51,7 +53,7 @@ class Engines:
             ("vllm:time_to_first_token_seconds", "prefill", 0.6),
             ("vllm:inter_token_latency_seconds", "decode", 0.1),
         ):
-            labels = f'namespace="s",cluster="chat",role="{role}",pod="chat-{role}-0"'
+            labels = f'namespace="s",cluster="{cluster_label(CLUSTER)}",role="{role}",pod="chat-{role}-0"'
             rows.append(f"# TYPE {metric} histogram")
             for le in (*BUCKETS_S, "+Inf"):
                 below = count if float(le) >= upper_s else 0.0
@@ -72,14 +74,15 @@ def engines() -> Iterator[Engines]:
 
 
 async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(engines: Engines, tmp_path: Path) -> None:
-    changed: list[Name] = []
-    chat = Name("s", "chat")
+    changed: list[ClusterName] = []
+    chat = ClusterName("s", CLUSTER)
+    owners = LabelOwners({chat: 0.0})
     with ProcessGroup(tmp_path / "processes") as group:
         server = Server(group, tmp_path / "prometheus")
         server.set_targets("twin", {engines.address: {}})
         server.start()
         async with Prometheus(server.url, timeout_s=5.0) as client:
-            meter = SloMeter(client, changed.append)
+            meter = SloMeter(client, lambda: owners, changed.append)
             await meter.read()
             async with asyncio.timeout(PATIENCE_S):
                 while meter.latencies.get(chat, Latency()) in PARTIAL:

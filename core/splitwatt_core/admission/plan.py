@@ -32,11 +32,10 @@ from splitwatt_core.admission.snapshot import (
     AdmissionPlan,
     AdmissionSnapshot,
     ClusterWant,
-    Name,
     PodNeed,
     Verdict,
 )
-from splitwatt_core.clusters import Role
+from splitwatt_core.clusters import ClusterName, Role
 
 PAIR_LAG: Final = 0.0
 """A missing role lags more than any role that has a replica."""
@@ -67,10 +66,10 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     claims = Claims()
     standing = _standing(snapshot)
     admissions: list[Admission] = []
-    verdicts: dict[Name, Verdict] = {}
+    verdicts: dict[ClusterName, Verdict] = {}
     units, unborn = _units(snapshot, standing)
     verdicts |= unborn
-    hopeless: set[tuple[Name, object]] = set()
+    hopeless: set[tuple[ClusterName, object]] = set()
     for unit in units:
         cluster = unit.want.cluster
         if unit.lag > PAIR_LAG and not _wanted(unit.want) <= standing.get(cluster, set()):
@@ -101,26 +100,28 @@ def _wanted(want: ClusterWant) -> set[Role]:
     return {role for role in Role if want.replicas.get(role, 0) > 0}
 
 
-def _standing(snapshot: AdmissionSnapshot) -> dict[Name, set[Role]]:
+def _standing(snapshot: AdmissionSnapshot) -> dict[ClusterName, set[Role]]:
     """The roles of each cluster that have a pod past its gate which is to stay."""
-    standing: dict[Name, set[Role]] = {}
+    standing: dict[ClusterName, set[Role]] = {}
     for held in snapshot.held:
-        if not held.terminating:
+        if not held.terminating and held.need.cluster is not None:
             standing.setdefault(held.need.cluster, set()).add(held.need.role)
     return standing
 
 
-def _units(snapshot: AdmissionSnapshot, standing: Mapping[Name, set[Role]]) -> tuple[list[_Unit], dict[Name, Verdict]]:
+def _units(
+    snapshot: AdmissionSnapshot, standing: Mapping[ClusterName, set[Role]]
+) -> tuple[list[_Unit], dict[ClusterName, Verdict]]:
     """What is to be admitted, in order, and the clusters that wait for their own pods to be created."""
-    waiting: dict[tuple[Name, Role], list[PodNeed]] = {}
+    waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):
         waiting.setdefault((need.cluster, need.role), []).append(need)
-    past: dict[tuple[Name, Role], int] = {}
+    past: dict[tuple[ClusterName | None, Role], int] = {}
     for held in snapshot.held:
         if not held.terminating:
             past[held.need.cluster, held.need.role] = past.get((held.need.cluster, held.need.role), 0) + 1
     units: list[_Unit] = []
-    verdicts: dict[Name, Verdict] = {}
+    verdicts: dict[ClusterName, Verdict] = {}
     for want in snapshot.clusters:
         missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
         queues = {role: list(waiting.get((want.cluster, role), ())) for role in Role}
@@ -246,9 +247,9 @@ def _common_leaves(house: House, pods: Sequence[PodNeed]) -> list[str]:
     return sorted({leaf for need in pods for leaf in house.usable(need)})
 
 
-def _ahead(house: House, claims: Claims, pods: Iterable[PodNeed]) -> list[Name]:
+def _ahead(house: House, claims: Claims, pods: Iterable[PodNeed]) -> list[ClusterName]:
     """Who claims something that the pods could use."""
-    found: dict[Name, None] = {}
+    found: dict[ClusterName, None] = {}
     for need in pods:
         for leaf, nodes in house.usable(need).items():
             claimants = [claims.nodes.get(n.name) for n in nodes]

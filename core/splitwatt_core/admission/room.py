@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, Name, NodeRoom, PodNeed
+from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import MAX_DEPTH
+from splitwatt_core.clusters import ClusterName
 from splitwatt_core.columns import TOLERANCE_W
 
 
@@ -26,17 +27,19 @@ class Choice:
 class Claims:
     """What waiting units hold back from everyone behind them, each with who claims it."""
 
-    nodes: dict[str, Name] = field(default_factory=dict)
-    budgets: dict[str, Name] = field(default_factory=dict)
+    nodes: dict[str, ClusterName] = field(default_factory=dict)
+    budgets: dict[str, ClusterName] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a snapshot offers to pods that ask for the same. `extra_w`: meter watts per GPU, by leaf."""
+    """What a snapshot offers to pods that ask for the same. By leaf: the `nodes` that would do, and the `dearest` of them,
+    or of all there where none would; `anywhere`: the dearest of the whole house, None in an empty one."""
 
     key: object
     nodes: Mapping[str, tuple[NodeRoom, ...]]
-    extra_w: Mapping[str, float]
+    dearest: Mapping[str, NodeRoom]
+    anywhere: NodeRoom | None
 
 
 class House:
@@ -76,8 +79,12 @@ class House:
             fit = tuple(n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.matches(n.labels))
             if fit:
                 found[leaf] = fit
-        extra_w = {leaf: max(_extra_w(need, node) for node in found.get(leaf, nodes)) for leaf, nodes in self._by_leaf.items()}
-        return Kind(key, found, extra_w)
+
+        def price(node: NodeRoom) -> tuple[float, str]:
+            return _extra_w(need, node), node.name
+
+        dearest = {leaf: max(found.get(leaf, nodes), key=price) for leaf, nodes in self._by_leaf.items()}
+        return Kind(key, found, dearest, max(dearest.values(), key=price, default=None))
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""
@@ -85,14 +92,30 @@ class House:
 
     def reserve_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
         """The formula above for `gpus` of the pod's GPUs, on the dearest node that the scheduler may pick."""
-        return self.kind_of(need).extra_w.get(leaf, 0.0) * gpus
+        node = self.kind_of(need).dearest.get(leaf)
+        return 0.0 if node is None else _extra_w(need, node) * gpus
 
-    def reserve_on_w(self, held: HeldPod, gpus: int) -> float:
-        """The same for a pod past its gate: on its own node once it is bound."""
+    def counted_w(self, held: HeldPod) -> float:
+        """Meter watts that the headroom counts for a pod past its gate beyond its GPUs' idle floor."""
+        node = self._place(held)
+        if node is None:
+            return 0.0
+        return max(0.0, held.counted.floor_w - held.counted.gpus * node.idle_floor_w) * node.loss_factor
+
+    def owed_w(self, held: HeldPod) -> float:
+        """What has to be reserved for it besides: GPUs that are not counted yet, and what their floor has risen by since
+        they were (a ceiling, a profile or a served model that changed between two steps of the keeper)."""
+        node = self._place(held)
+        return 0.0 if node is None else max(0.0, _extra_w(held.need, node) * held.need.gpus - self.counted_w(held))
+
+    def _place(self, held: HeldPod) -> NodeRoom | None:
+        """Its own node once it is bound and the node is known, else the dearest of its leaf. A leaf that shows no node may
+        show them again, and the pod is promised to go there: then the dearest of the house."""
         node = self.nodes.get(held.node or "")
         if node is not None:
-            return _extra_w(held.need, node) * gpus
-        return self.reserve_w(held.need, held.leaf, gpus) if held.leaf is not None else 0.0
+            return node
+        kind = self.kind_of(held.need)
+        return kind.dearest.get(held.leaf or "", kind.anywhere)
 
 
 def _extra_w(need: PodNeed, node: NodeRoom) -> float:
@@ -117,7 +140,7 @@ class Room:
             leaf = _leaf_of(house, pod)
             if leaf is None:
                 continue
-            room.take_w(leaf, house.reserve_on_w(pod, max(0, pod.need.gpus - pod.counted_gpus)))
+            room.take_w(leaf, house.owed_w(pod))
             if pod.node is None and (node := room.best_fit(pod.need, leaf, {})) is not None:
                 room.free[node] -= pod.need.gpus
         return room
@@ -129,7 +152,7 @@ class Room:
         room = cls(house, left_w, {n.name: n.gpus for n in house.nodes.values()})
         for pod in held:
             if (leaf := _leaf_of(house, pod)) is not None:
-                room.take_w(leaf, -house.reserve_on_w(pod, min(pod.need.gpus, pod.counted_gpus)))
+                room.take_w(leaf, -house.counted_w(pod))
         return room
 
     def take_w(self, leaf: str, watts: float) -> None:
@@ -144,7 +167,7 @@ class Room:
             return None
         return tightest
 
-    def best_fit(self, need: PodNeed, leaf: str, claimed: Mapping[str, Name]) -> str | None:
+    def best_fit(self, need: PodNeed, leaf: str, claimed: Mapping[str, ClusterName]) -> str | None:
         """The fullest node that still has the GPUs: large holes are kept for large replicas."""
         fits = [n.name for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in claimed]
         return min(fits, key=lambda name: (self.free[name], name), default=None)

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final
 
+from splitwatt_core.admission.facts import PodName
+from splitwatt_core.budget.facts import CountedFloor
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import Role
+from splitwatt_core.clusters import ClusterName, Role
 
-
-class Name(NamedTuple):
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+NOT_COUNTED: Final = CountedFloor(0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +54,15 @@ class NodeRoom:
 
 @dataclass(frozen=True, slots=True)
 class PodNeed:
-    """What a pod asks for. `floor_w`: by GPU kind, the watts below which one of its GPUs must never be capped.
+    """What a pod asks for. `floor_w`: by GPU kind, the watts below which one of its GPUs must never be capped. `cluster`
+    None: no InferenceCluster is known for it.
 
     It may run on nodes that match `selector` and, when there are `terms`, at least one of those.
     """
 
-    pod: Name
+    pod: PodName
     uid: str
-    cluster: Name
+    cluster: ClusterName | None
     role: Role
     gpus: int
     floor_w: Mapping[str, float]
@@ -81,21 +78,21 @@ class PodNeed:
 class HeldPod:
     """A pod past its gate. `leaf`: where its floor is reserved (its annotation) or, when bound, its node's.
 
-    `counted_gpus`: its GPUs whose floor the budgets' headroom counts already, because the node's agent reports the pod on
-    them; for the rest the reservation counts. `node` None: admitted, not yet scheduled. A terminating pod holds what it
-    has until it is gone, but no longer stands for its role.
+    `counted`: the floors that the budgets' headroom counts already, because the node's agent reports the pod on GPUs; for
+    the rest the reservation counts. `node` None: admitted, not yet scheduled. A terminating pod holds what it has until it
+    is gone, but no longer stands for its role.
     """
 
     need: PodNeed
     leaf: str | None
     node: str | None = None
-    counted_gpus: int = 0
+    counted: CountedFloor = NOT_COUNTED
     terminating: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterWant:
-    cluster: Name
+    cluster: ClusterName
     priority: int
     replicas: Mapping[Role, int]
 
@@ -133,4 +130,4 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class AdmissionPlan:
     admissions: tuple[Admission, ...]
-    verdicts: Mapping[Name, Verdict]
+    verdicts: Mapping[ClusterName, Verdict]

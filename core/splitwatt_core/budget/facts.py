@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from splitwatt_core.budget.tree import LimitState
 from splitwatt_core.columns import Posture
@@ -14,11 +15,15 @@ from splitwatt_core.protocol.contract import NodePower, Phase, Spec
 
 @dataclass(frozen=True, slots=True)
 class NodeFact:
-    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID."""
+    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID; `gpus`: allocatable; `taints`: (key, effect)."""
 
     name: str
     labels: Mapping[str, str]
     boot_id: str
+    gpus: int = 0
+    ready: bool = True
+    cordoned: bool = False
+    taints: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,13 @@ class PodFact:
     priority: int
     model: str = ""
     power_ceiling_w: int | None = None
+
+
+class CountedFloor(NamedTuple):
+    """What the keeper's headroom counts for one pod: on how many GPUs, and the sum of their floors in GPU watts."""
+
+    gpus: int
+    floor_w: float
 
 
 @dataclass(frozen=True, slots=True)

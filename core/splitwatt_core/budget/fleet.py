@@ -19,12 +19,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.roster import Placement, managed
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
-from splitwatt_core.gpus.profiles import PhaseProfile, Profile
+from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import NO_GRANT, Health, Phase
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
 from splitwatt_core.trees import chain_min, sum_below
@@ -169,7 +170,7 @@ def build_fleet(
                     extra_w[index[above]] += watts
         trusted = node.trusted(now_s)
         for account in node.gpus.values():
-            phase, wants = _demand(account, pods, profiles, known)
+            wants = _demand(account, pods, profiles, known)
             key = ("", account.uuid)
             can = steerable(account, node, now_s)
             if account.workload is not None and can:
@@ -177,14 +178,14 @@ def build_fleet(
             place = (b, groups.setdefault(key, len(groups)))
             acknowledged = trusted and account.acked > NO_GRANT
             answers = (can, acknowledged, late(account, now_s), mute(account, node, now_s))
-            rows.append((*place, *_row(account, phase, wants, leaf, can), *answers))
+            rows.append((*place, *_row(account, wants, leaf, can), *answers))
             if account.model not in clock_of_model:
                 clock_of_model[account.model] = _clock(profile_law.find(profiles, account.model))
             clocks.append(clock_of_model[account.model] if can else _UNKNOWN_CLOCK)
             slots.append(slot(*key))
             accounts.append(account)
             owner.append(node)
-            phases.append(phase)
+            phases.append(wants.phase)
             gpu_count[b] += 1
     columns = list(zip(*rows, strict=True)) if rows else [()] * 14
     return Fleet(
@@ -255,46 +256,28 @@ def _node_rest_w(leaf: BudgetSpec, node: NodeAccount) -> int:
     return leaf.non_gpu_w_per_node if managed(node) else leaf.unmanaged_w_per_node
 
 
-@dataclass(frozen=True, slots=True)
-class _Demand:
-    priority: int
-    natural_w: int
-    cliff_w: int
-    ceiling_w: int | None
+Known = dict[tuple[GpuKind, PodFact], Demand]
+"""The demands of one step. A fleet has few kinds and pods, and many GPUs."""
 
 
-Known = dict[tuple[str, Phase, str], PhaseProfile | None]
-"""What was looked up in one step: by GPU model, phase and served model. A fleet has few of each and many GPUs."""
-
-
-def _demand(
-    account: GpuAccount, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile], known: Known
-) -> tuple[Phase, _Demand]:
-    if account.workload is None:
-        return Phase.UNASSIGNED, _Demand(0, account.min_w, account.min_w, None)
-    pod = pods.get((account.workload.namespace, account.workload.pod))
+def _demand(account: GpuAccount, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile], known: Known) -> Demand:
+    kind = GpuKind(account.model, account.min_w, account.max_w, account.default_w)
+    work = account.workload
+    pod = None if work is None else pods.get((work.namespace, work.pod))
     if pod is None:
-        # Somebody else's workload: nothing is known of its phase, so it is asked for no less than prefill would be.
-        return Phase.PREFILL, _Demand(0, account.default_w, account.min_w, None)
-    key = (account.model, pod.phase, pod.model)
-    if key not in known:
-        known[key] = profile_law.lookup(profiles, account.model, pod.phase, model=pod.model)
-    found = known[key]
-    if found is None:
-        found = profile_law.conservative(pod.phase, min_cap_w=account.min_w, max_cap_w=account.max_w)
-    return pod.phase, _Demand(pod.priority, found.natural_w, found.cliff_w, pod.power_ceiling_w)
+        return demand_of(kind, busy=work is not None, pod=None, profiles=profiles)
+    if (kind, pod) not in known:
+        known[kind, pod] = demand_of(kind, busy=True, pod=pod, profiles=profiles)
+    return known[kind, pod]
 
 
 def _row(
-    account: GpuAccount, phase: Phase, wants: _Demand, leaf: BudgetSpec, can: bool
+    account: GpuAccount, wants: Demand, leaf: BudgetSpec, can: bool
 ) -> tuple[int, int, float, float, float, float, float, float]:
     """phase, priority, loss_factor, min_w, max_w, natural_w, cliff_w, cap_w."""
-    code, loss = int(PHASE_CODE[phase]), leaf.loss_factor
+    ranks = (int(PHASE_CODE[wants.phase]), wants.priority, leaf.loss_factor)
     charge = float(account.charge_w)
     if not can:
-        return code, wants.priority, loss, charge, charge, charge, charge, charge
-    low = float(account.min_w)
-    high = float(max(low, account.max_w if wants.ceiling_w is None else min(account.max_w, wants.ceiling_w)))
-    natural = min(max(float(wants.natural_w), low), high)
-    cliff = min(max(float(wants.cliff_w), low), natural)
-    return code, wants.priority, loss, low, high, natural, cliff, float(account.latest_cap_w or account.default_w)
+        return *ranks, charge, charge, charge, charge, charge
+    watts = (float(account.min_w), float(wants.ceiling_w), float(wants.natural_w), float(wants.cliff_w))
+    return *ranks, *watts, float(account.latest_cap_w or account.default_w)

@@ -21,6 +21,7 @@ from splitwatt_core.budget import gates, snapshots
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import (
     BudgetReport,
+    CountedFloor,
     MeterFailure,
     MeterReading,
     NodeFact,
@@ -91,7 +92,7 @@ class Keeper:
         self._notes: list[Note] = []
         self._resign: str | None = None
         self._headroom_w: dict[str, float] = {}
-        self._floors_counted: Mapping[tuple[str, str], int] = {}
+        self._floors_counted: Mapping[tuple[str, str], CountedFloor] = {}
         self._memories: snapshots.Memories = {}
 
     # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
@@ -371,12 +372,13 @@ class Keeper:
     def _remember_headroom(self, fleet: Fleet, allowance_w: NDArray[np.float64]) -> None:
         left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.floor_w())
         self._headroom_w = {name: float(left_w[b]) for b, name in enumerate(fleet.names)}
-        counted: dict[tuple[str, str], int] = {}
+        counted: dict[tuple[str, str], CountedFloor] = {}
         for i, account in enumerate(fleet.accounts):
             if account.workload is not None and fleet.steerable[i] and not fleet.late[i]:
                 key = (account.workload.namespace, account.workload.pod)
                 if key in self._pods:
-                    counted[key] = counted.get(key, 0) + 1
+                    gpus, floor_w = counted.get(key, (0, 0.0))
+                    counted[key] = CountedFloor(gpus + 1, floor_w + float(fleet.gpus.cliff_w[i]))
         self._floors_counted = counted
 
     def floor_headroom_w(self, budget: str) -> float:
@@ -384,9 +386,9 @@ class Keeper:
         that run something and the minimum of those that do not, as of the last step. Zero for an unknown budget."""
         return self._headroom_w.get(budget, 0.0)
 
-    def floors_counted(self) -> Mapping[tuple[str, str], int]:
-        """By (namespace, pod): how many of its GPUs that headroom counts at their cliff. Of the same step, so that power
-        admission neither drops a reservation too early nor counts it twice."""
+    def floors_counted(self) -> Mapping[tuple[str, str], CountedFloor]:
+        """By (namespace, pod): what that headroom counts for it at the cliff. Of the same step, so that power admission
+        neither drops a reservation too early nor counts it twice."""
         return self._floors_counted
 
     # --------------------------------------------------------------------------------------------------------- writes

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.budget.facts import NodeFact
+from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.ledger import NodeAccount
@@ -76,15 +77,15 @@ class Roster:
     ) -> tuple[list[Placement], dict[str, tuple[str, ...]]]:
         """All nodes that some leaf must count, and the nodes that several leaves claim by label. `observing`: budgets that
         grant nothing, so that a move in or out of them has no grant to wait for."""
-        selectors = [(spec.name, spec.selector) for spec in budgets.values() if spec.selector is not None]
+        leaves = Leaves(budgets.values())
         placed: list[Placement] = []
         conflicts: dict[str, tuple[str, ...]] = {}
         for name in sorted(self.nodes):
             account = self.nodes[name]
             labels = self._labels.get(name)
-            claimed = [] if labels is None else sorted(leaf for leaf, s in selectors if s.matches(labels))
+            claimed = () if labels is None else leaves.claiming(labels)
             if len(claimed) > 1:
-                conflicts[name] = tuple(claimed)
+                conflicts[name] = claimed
             spec = account.object.spec if account.object is not None else None
             written = spec.budgets if spec is not None else ()
             moves = self.moves.setdefault(name, {})

@@ -1,8 +1,8 @@
 """What a GPU model does under a power cap, per phase: the one data file, read into frozen data.
 
 `profiles.json` beside this module gives every number with its source and a grade (P a paper, D a published data file,
-M measured for this project, V a vendor page, U unconfirmed or derived, with the derivation). A cluster's own PowerProfiles
-stand before the built-in ones in the sequences that `find` and `lookup` take.
+M measured for this project, V a vendor page, U unconfirmed or derived, with the derivation). Which profile
+stands before which is said by `in_force`, whose answer `find` and `lookup` take.
 
 Protects: a profile can never promise what is not there. A GPU model that no profile knows is assumed to want its whole
 legal range (`conservative`), so nothing is freed on a guess. Standard library only; nothing is read but that one file.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -229,6 +229,21 @@ def _timing(raw: Mapping[str, Any], sources: dict[str, str]) -> Timing:
 def builtin() -> tuple[Profile, ...]:
     """The profiles shipped with the product, parsed once: A100, H100, H200, B200."""
     return parse(files("splitwatt_core.gpus").joinpath("profiles.json").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A PowerProfile of the Kubernetes cluster. `shipped`: it came with the chart, as a copy of a built-in one."""
+
+    profile: Profile
+    shipped: bool = False
+
+
+def in_force(offered: Iterable[Offered]) -> tuple[Profile, ...]:
+    """The profiles to look in, in order of precedence: what a person made before what was shipped, and the built-in ones for
+    what neither knows; by name within each, so that the order in which objects arrive decides nothing."""
+    ordered = sorted(offered, key=lambda offer: (offer.shipped, offer.profile.name))
+    return (*(offer.profile for offer in ordered), *builtin())
 
 
 def find(profiles: Sequence[Profile], gpu_model: str) -> Profile | None:

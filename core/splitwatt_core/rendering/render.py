@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_core import __version__
-from splitwatt_core.clusters import ClusterSpec, EngineType, Role, SpecError
+from splitwatt_core.clusters import (
+    MAX_LABEL_CHARS,
+    NAME_HASH_CHARS,
+    ClusterSpec,
+    EngineType,
+    Role,
+    SpecError,
+    cluster_label,
+)
 from splitwatt_core.names import (
     ANNOTATION_RENDERED,
     API_GROUP,
@@ -37,9 +45,6 @@ from splitwatt_core.rendering.overlay import lay_over
 
 Manifest = dict[str, Any]
 
-MAX_NAME_CHARS: Final = 63
-"""A DNS label: the bound of Service names and of label values."""
-_NAME_HASH_CHARS: Final = 8
 _DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 ENGINE_CONTAINER: Final = "engine"
@@ -93,22 +98,14 @@ def object_name(cluster: str, role: Role | None = None) -> str:
     A name that is too long, or no DNS label, is cut and gets a hash of the whole, so that two never meet.
     """
     whole = cluster if role is None else f"{cluster}-{role.value}"
-    if len(whole) <= MAX_NAME_CHARS and _DNS_LABEL.fullmatch(whole):
+    if len(whole) <= MAX_LABEL_CHARS and _DNS_LABEL.fullmatch(whole):
         return whole
     tail = "" if role is None else f"-{role.value}"
     base = re.sub(r"[^-a-z0-9]", "-", cluster.lower())
     if not base[:1].isalpha():
         base = f"c{base}"
-    room = MAX_NAME_CHARS - len(tail) - _NAME_HASH_CHARS - 1
-    return f"{base[:room].rstrip('-')}-{digest(whole)[:_NAME_HASH_CHARS]}{tail}"
-
-
-def cluster_label(cluster: str) -> str:
-    """The value of the label splitwatt.io/cluster: the name itself wherever it fits."""
-    if len(cluster) <= MAX_NAME_CHARS:
-        return cluster
-    room = MAX_NAME_CHARS - _NAME_HASH_CHARS - 1
-    return f"{cluster[:room].rstrip('-.')}-{digest(cluster)[:_NAME_HASH_CHARS]}"
+    room = MAX_LABEL_CHARS - len(tail) - NAME_HASH_CHARS - 1
+    return f"{base[:room].rstrip('-')}-{digest(whole)[:NAME_HASH_CHARS]}{tail}"
 
 
 def selector_labels(cluster: str, role: Role) -> dict[str, str]:

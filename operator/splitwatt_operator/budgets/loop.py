@@ -19,10 +19,12 @@ from splitwatt_core.names import API_GROUP, API_VERSION
 from splitwatt_shell.waiting import woken
 
 from splitwatt_operator.budgets.decision_log import DecisionLog
+from splitwatt_operator.budgets.feeder import FACT_KINDS, QUIET_KINDS, Feeder
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.budgets.statuses import BudgetStatuses
-from splitwatt_operator.cluster.facts import FACT_KINDS, QUIET_KINDS, FactFeeder, subject_of
+from splitwatt_operator.cluster.read import subject_of
 from splitwatt_operator.cluster.store import Kind, Store
+from splitwatt_operator.cluster.view import View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.recorder import Recorder, Subject
 from splitwatt_operator.telemetry.meters import Readings, Telemetry
@@ -46,8 +48,8 @@ class BudgetLoop:
         self,
         *,
         store: Store,
+        view: View,
         keeper: Keeper,
-        feeder: FactFeeder,
         performer: Performer,
         telemetry: Telemetry,
         statuses: BudgetStatuses,
@@ -56,8 +58,9 @@ class BudgetLoop:
         decisions: DecisionLog,
     ) -> None:
         self._store = store
+        self._view = view
         self._keeper = keeper
-        self._feeder = feeder
+        self._feeder = Feeder(store, view, keeper, recorder)
         self._performer = performer
         self._telemetry = telemetry
         self._statuses = statuses
@@ -97,9 +100,9 @@ class BudgetLoop:
         self._performer.start(plan)
         self._statuses.show(
             plan.budgets,
-            generations={name: spec.generation for name, spec in self._feeder.budgets.items()},
+            generations={name: spec.generation for name, spec in self._keeper.budgets.items()},
             invalid_meters=self._readings.invalid,
-            unreadable=self._feeder.unreadable,
+            unreadable=self._view.budgets.problems(),
             now_s=now_s,
         )
         self._metrics.show_budgets(plan.budgets)
@@ -117,7 +120,7 @@ class BudgetLoop:
         """One round of telemetry a second until cancelled. Its results are facts for the next step, and wake it."""
         while True:
             started_s = time.monotonic()
-            readings = await self._telemetry.read(list(self._feeder.budgets.values()))
+            readings = await self._telemetry.read(list(self._keeper.budgets.values()))
             now_s = time.time()
             for name, reading in readings.meters.items():
                 self._keeper.on_meter(name, reading, now_s)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -51,6 +51,10 @@ class Change(NamedTuple):
     key: Key
 
 
+Follower = Callable[[Kind, Key, JsonObject | None], None]
+"""What is told of each version as it comes in, None for a deletion."""
+
+
 @dataclass(slots=True)
 class Subscription:
     """Which objects of some kinds changed since the last `take`; bounded by the number of objects there are."""
@@ -84,6 +88,7 @@ class Store:
         self._tombstones: dict[Kind, OrderedDict[Key, int]] = {kind: OrderedDict() for kind in Kind}
         self._highest: dict[Kind, int] = dict.fromkeys(Kind, 0)
         self._subscriptions: list[Subscription] = []
+        self._followers: list[Follower] = []
 
     def apply(self, kind: Kind, obj: JsonObject) -> bool:
         """Take in one observed version. False when it is no news: as old as, or older than, what is known."""
@@ -94,8 +99,8 @@ class Store:
             return False
         if self._tombstones[kind].get(key, -1) >= version:
             return False
-        self._objects[kind][key] = slim(kind.value, obj)
-        self._notify(Change(kind, key))
+        kept = self._objects[kind][key] = slim(kind.value, obj)
+        self._notify(Change(kind, key), kept)
         return True
 
     def remove(self, kind: Kind, key: Key, *, version: int) -> bool:
@@ -109,7 +114,7 @@ class Store:
         if known is None or version_of(known) > version:
             return False
         del self._objects[kind][key]
-        self._notify(Change(kind, key))
+        self._notify(Change(kind, key), None)
         return True
 
     def get(self, kind: Kind, name: str, namespace: str = "") -> JsonObject | None:
@@ -133,6 +138,14 @@ class Store:
     def size(self, kind: Kind) -> int:
         return len(self._objects[kind])
 
+    def follow(self, follower: Follower) -> None:
+        """Tell `follower` of every object that is known, and from now on of each change, before any subscription wakes. What
+        it raises comes out of `apply` and `remove`."""
+        for kind, objects in self._objects.items():
+            for key, obj in objects.items():
+                follower(kind, key, obj)
+        self._followers.append(follower)
+
     def subscribe(self, kinds: Collection[Kind], *, wake: asyncio.Event | None = None) -> Subscription:
         """Everything known already counts as changed, in the order of `kinds`, so that a late subscriber misses nothing.
         `wake` may be an event that others set as well."""
@@ -148,7 +161,9 @@ class Store:
     def unsubscribe(self, subscription: Subscription) -> None:
         self._subscriptions.remove(subscription)
 
-    def _notify(self, change: Change) -> None:
+    def _notify(self, change: Change, obj: JsonObject | None) -> None:
+        for follower in self._followers:
+            follower(change.kind, change.key, obj)
         for subscription in self._subscriptions:
             if change.kind in subscription.kinds:
                 subscription.pending[change] = None

@@ -2,9 +2,8 @@
 
 One patch per pod takes our gate out, narrows the node affinity to the leaf and notes the leaf as an annotation, which is
 the reservation: a restarted operator reads it back. The patch is bound to the version the decision was made on, and
-Kubernetes takes it only while the pod is gated. Snapshot, decide, assume, apply: from before it is sent until the watch
-shows its effect, a patch counts as done, so no watt is promised twice; a refusal ends that, an unknown outcome does not
-until a fresh read tells.
+Kubernetes takes it only while the pod is gated. Survey, decide, assume, apply: what counts as done before the watch shows
+it is the core's to say (`admission.assumed`), so that no watt is promised twice.
 """
 
 from __future__ import annotations
@@ -18,18 +17,23 @@ from typing import Any, Final
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import PODS
+from splitwatt_core.admission.assumed import Assumed
+from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
-from splitwatt_core.admission.snapshot import Admission, AdmissionSnapshot, Name, Verdict
+from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot, Verdict
+from splitwatt_core.admission.survey import Site, survey
+from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import Role
+from splitwatt_core.clusters import ClusterName, Role
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER
 from splitwatt_shell.waiting import woken
 
-from splitwatt_operator.cluster.facts import subject_of
-from splitwatt_operator.cluster.store import JsonObject, Kind, Store
+from splitwatt_operator.cluster.read import required_terms, subject_of
+from splitwatt_operator.cluster.store import JsonObject, Kind, Store, version_of
+from splitwatt_operator.cluster.view import View
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
-from splitwatt_operator.serving.pods import Surveyor, gated, required_terms
+from splitwatt_operator.serving.site import site_of
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,6 @@ PERIOD_S: Final = 1.0
 """Nodes, budgets and headroom move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
 MAX_CONCURRENT_PATCHES: Final = 16
-RECHECK_S: Final = 2.0
-"""A patch of unknown outcome is looked at afresh after this pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +53,29 @@ class Standing:
     floor_w: float
 
 
-@dataclass(slots=True)
-class _Lift:
-    """A patch that counts as done, and when it was last sent (event loop time)."""
-
-    admission: Admission
-    sent_s: float = float("-inf")
-
-
 class Admitter:
-    """`run` until cancelled. `standings` by namespace and cluster label; `changed` is called for each that changed."""
+    """`run` until cancelled. `changed` is called for each cluster whose standing changed."""
 
     def __init__(
         self,
         *,
         store: Store,
+        view: View,
+        keeper: Keeper,
         reader: Reader,
         pen: Pen,
-        surveyor: Surveyor,
         recorder: Recorder,
-        changed: Callable[[Name], None],
+        changed: Callable[[ClusterName], None],
     ) -> None:
         self._store = store
+        self._view = view
+        self._keeper = keeper
         self._reader = reader
         self._pen = pen
-        self._surveyor = surveyor
         self._recorder = recorder
         self._changed = changed
-        self._assumed: dict[str, _Lift] = {}
-        self.standings: dict[Name, Standing] = {}
+        self._assumed = Assumed()
+        self.standings: dict[ClusterName, Standing] = {}
 
     async def run(self) -> None:
         changes = self._store.subscribe(WAKING_KINDS)
@@ -95,59 +91,53 @@ class Admitter:
 
     async def step(self) -> bool:
         """Plan once and perform it. True while some pod waits behind its gate."""
-        self._settle()
-        snapshot = self._surveyor.snapshot({uid: lift.admission.leaf for uid, lift in self._assumed.items()})
+        self._assumed.settle(self._view.pods.facts.values())
+        site = site_of(self._view, self._keeper, self._assumed.leaves())
         # In a thread: with thousands of nodes it takes long enough to make the budget loop late.
-        plan = await asyncio.to_thread(plan_admission, snapshot)
-        for admission in plan.admissions:
-            self._assumed[admission.need.uid] = _Lift(admission)
+        snapshot, plan = await asyncio.to_thread(_decide, site)
+        self._assumed.take(plan.admissions)
         self._show(snapshot, plan.admissions, plan.verdicts)
-        now_s = asyncio.get_running_loop().time()
-        due = [lift for lift in self._assumed.values() if now_s - lift.sent_s >= RECHECK_S]
         slots = asyncio.Semaphore(MAX_CONCURRENT_PATCHES)
-        await asyncio.gather(*(self._lift(lift, slots) for lift in due))
+        due = self._assumed.due(asyncio.get_running_loop().time())
+        await asyncio.gather(*(self._lift(admission, slots) for admission in due))
         return bool(snapshot.waiting or self._assumed)
 
-    def _settle(self) -> None:
-        """Forget assumptions that the store has caught up with."""
-        pods = {pod["metadata"]["uid"]: pod for pod in self._store.all(Kind.POD)}
-        for uid in [uid for uid in self._assumed if uid not in pods or not gated(pods[uid])]:
-            del self._assumed[uid]
-
-    async def _lift(self, lift: _Lift, slots: asyncio.Semaphore) -> None:
-        """Send one patch. After an unknown outcome the same one is sent again, and never another in its place."""
-        need = lift.admission.need
+    async def _lift(self, admission: Admission, slots: asyncio.Semaphore) -> None:
+        """Send one patch, unless the pod is done or gone, which the next look settles."""
+        need = admission.need
         async with slots:
             pod = self._store.get(Kind.POD, need.pod.name, need.pod.namespace)
-            if pod is None or pod["metadata"]["uid"] != need.uid or not gated(pod):
-                return  # gone, or done already: the next look settles it
-            await self._patch(pod, lift)
+            seen = self._view.pods.get(need.pod.name, need.pod.namespace)
+            if pod is None or seen is None or seen.uid != need.uid or seen.fact is None or not seen.fact.gated:
+                return
+            await self._patch(pod, admission)
 
-    async def _patch(self, pod: JsonObject, lift: _Lift) -> None:
+    async def _patch(self, pod: JsonObject, admission: Admission) -> None:
         """After an unknown outcome the store holds a fresh read of the pod, where possible."""
-        admission, need = lift.admission, lift.admission.need
+        need = admission.need
         patch = gate_patch(pod, leaf=admission.leaf, selector=admission.selector)
         sent_s = asyncio.get_running_loop().time()
-        match await self._pen.patch(PODS, need.pod.name, patch, namespace=need.pod.namespace):
+        outcome = await self._pen.patch(PODS, need.pod.name, patch, namespace=need.pod.namespace)
+        if isinstance(outcome, NotSent):
+            return  # the same one is due again, or the reign is about to end and its assumptions with it
+        self._assumed.sent(need.uid, version=version_of(pod), now_s=sent_s)
+        match outcome:
             case Stored(answer):
-                lift.sent_s = sent_s
                 self._store.apply(Kind.POD, answer)
                 log.info(
                     "gate lifted",
                     extra={"pod": str(need.pod), "budget": admission.leaf, "reserve_w": round(admission.reserve_w)},
                 )
-            case NotSent():
-                pass  # the same one is due again, or the reign is about to end and its assumptions with it
             case Rejected() as refusal:
-                # Nothing was stored: the watts are free again, and the next look decides on a fresh version.
-                self._assumed.pop(need.uid, None)
                 log.info("gate not lifted: %s", refusal, extra={"pod": str(need.pod)})
+                if not self._assumed.refused(need.uid):
+                    await self._reread(need.pod)
             case OutcomeUnknown() as error:
-                lift.sent_s = sent_s
                 log.warning("gate lifted perhaps: %s", error, extra={"pod": str(need.pod)})
+                self._assumed.unknown(need.uid)
                 await self._reread(need.pod)
 
-    async def _reread(self, name: Name) -> None:
+    async def _reread(self, name: PodName) -> None:
         try:
             pod = await self._reader.get(PODS, name.name, namespace=name.namespace)
         except ApiError as error:
@@ -156,9 +146,11 @@ class Admitter:
         if pod is not None:
             self._store.apply(Kind.POD, pod)
 
-    def _show(self, snapshot: AdmissionSnapshot, admissions: Sequence[Admission], verdicts: Mapping[Name, Verdict]) -> None:
+    def _show(
+        self, snapshot: AdmissionSnapshot, admissions: Sequence[Admission], verdicts: Mapping[ClusterName, Verdict]
+    ) -> None:
         floors = _floors_w(snapshot, admissions)
-        admitted: dict[Name, dict[Role, int]] = {}
+        admitted: dict[ClusterName | None, dict[Role, int]] = {}
         staying = [h.need for h in snapshot.held if not h.terminating]
         for need in (*staying, *(a.need for a in admissions)):
             counts = admitted.setdefault(need.cluster, {})
@@ -170,23 +162,27 @@ class Admitter:
             if self.standings.get(name) != standing:
                 self.standings[name] = standing
                 self._changed(name)
-        for name in sorted({a.need.cluster for a in admissions}):
+        for name in sorted({a.need.cluster for a in admissions if a.need.cluster is not None}):
             self._tell(name, [a for a in admissions if a.need.cluster == name])
 
-    def _tell(self, cluster: Name, admissions: Sequence[Admission]) -> None:
-        spec = self._surveyor.clusters().get(cluster)
-        obj = None if spec is None else self._store.get(Kind.CLUSTER, spec.name, spec.namespace)
+    def _tell(self, cluster: ClusterName, admissions: Sequence[Admission]) -> None:
+        obj = self._store.get(Kind.CLUSTER, cluster.name, cluster.namespace)
         if obj is None:
             return
         parts = [f"{a.need.pod.name} in {a.leaf} ({a.reserve_w:.0f} W)" for a in admissions]
         self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
-def _floors_w(snapshot: AdmissionSnapshot, admissions: Sequence[Admission]) -> dict[Name, float]:
+def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan]:
+    snapshot = survey(site)
+    return snapshot, plan_admission(snapshot)
+
+
+def _floors_w(snapshot: AdmissionSnapshot, admissions: Sequence[Admission]) -> dict[ClusterName | None, float]:
     """Meter watts of all floors by cluster: on a pod's own node once it is bound, else on the dearest it may get."""
     nodes = {node.name: node for node in snapshot.nodes}
     by_leaf: dict[str, float] = {node.leaf: node.loss_factor for node in snapshot.nodes}
-    total: dict[Name, float] = {}
+    total: dict[ClusterName | None, float] = {}
     placed = [(h.need, nodes.get(h.node or ""), h.leaf) for h in snapshot.held]
     placed += [(a.need, None, a.leaf) for a in admissions]
     for need, node, leaf in placed:

@@ -16,23 +16,21 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from splitwatt_api import convert
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
-from splitwatt_core.admission.snapshot import Name
 from splitwatt_core.budget.keeper import Keeper
-from splitwatt_core.clusters import ClusterSpec, Role
+from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
-from splitwatt_core.rendering.render import Manifest, RenderContext, object_name, render
+from splitwatt_core.rendering.render import RenderContext, object_name, render
 from splitwatt_shell.supervise import first_to_end
 
-from splitwatt_operator.cluster.facts import UnreadableError, sentence_of, subject_of
+from splitwatt_operator.cluster.read import subject_of
 from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
+from splitwatt_operator.cluster.view import Seen, View
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
-from splitwatt_operator.serving.pods import Surveyor
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
@@ -51,6 +49,7 @@ REASONS_WORTH_AN_EVENT: Final = ("InsufficientPower", "InsufficientGPUs", "NoMat
 
 async def run(
     store: Store,
+    view: View,
     reader: Reader,
     pen: Pen,
     keeper: Keeper,
@@ -60,7 +59,9 @@ async def run(
     context: RenderContext | None = None,
 ) -> None:
     """Serve until cancelled. Without `prometheus` latencies stay unknown."""
-    serving = Serving(store, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context or RenderContext())
+    serving = Serving(
+        store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context or RenderContext()
+    )
     await serving.run()
 
 
@@ -70,6 +71,7 @@ class Serving:
     def __init__(
         self,
         store: Store,
+        view: View,
         reader: Reader,
         pen: Pen,
         keeper: Keeper,
@@ -79,20 +81,21 @@ class Serving:
         context: RenderContext,
     ) -> None:
         self._store = store
+        self._view = view
         self._pen = pen
         self._recorder = recorder
         self._context = context
-        self._queue: WorkQueue[Name] = WorkQueue()
+        self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
-        self._slo = SloMeter(prometheus, self._queue.add)
+        self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._admitter = Admitter(
-            store=store, reader=reader, pen=pen, surveyor=Surveyor(store, keeper), recorder=recorder, changed=self._queue.add,
+            store=store, view=view, keeper=keeper, reader=reader, pen=pen, recorder=recorder, changed=self._queue.add,
         )  # fmt: skip
-        self._owner: dict[Change, Name] = {}
-        """Whose each owned object is, for when it is deleted and its labels with it."""
-        self._asked: dict[Name, tuple[object, ...]] = {}
+        self._owner: dict[Change, ClusterName] = {}
+        """Whose each owned object is: known even when it is deleted, or somebody took its labels."""
+        self._asked: dict[ClusterName, tuple[object, ...]] = {}
         """What each cluster asked for when it was put into the queue last: its own status is no reason to look again."""
-        self._written: dict[Name, tuple[str, Mapping[str, Any], float]] = {}
+        self._written: dict[ClusterName, tuple[str, Mapping[str, Any], float]] = {}
         """The cluster's uid, the status written last, and when (monotonic)."""
 
     async def run(self) -> None:
@@ -117,11 +120,11 @@ class Serving:
         finally:
             self._store.unsubscribe(changes)
 
-    def _cluster_of(self, change: Change) -> Name | None:
+    def _cluster_of(self, change: Change) -> ClusterName | None:
         kind, key = change
         obj = self._store.get(kind, key.name, key.namespace)
         if kind is Kind.CLUSTER:
-            name, meta = Name(key.namespace, key.name), {} if obj is None else obj["metadata"]
+            name, meta = ClusterName(key.namespace, key.name), {} if obj is None else obj["metadata"]
             asked = (meta.get("uid"), meta.get("generation"), meta.get("deletionTimestamp"))
             if self._asked.get(name) == asked:
                 return None
@@ -129,11 +132,11 @@ class Serving:
             return name
         if obj is None:
             return self._owner.pop(change, None)
-        label = obj["metadata"].get("labels", {}).get(LABEL_CLUSTER)
-        if label is None:
+        owner = self._view.owners.of(key.namespace, obj["metadata"].get("labels", {}).get(LABEL_CLUSTER, ""))
+        if owner is None:
             return self._owner.get(change)
-        self._owner[change] = Name(key.namespace, label)
-        return self._owner[change]
+        self._owner[change] = owner
+        return owner
 
     async def _work(self) -> None:
         while True:
@@ -155,19 +158,20 @@ class Serving:
 
     # ------------------------------------------------------------------------------------------------------- reconciling
 
-    async def _reconcile(self, name: Name) -> float | None:
+    async def _reconcile(self, name: ClusterName) -> float | None:
         """Bring one cluster to what it asks for; returns when to look again, None when there is no such cluster."""
         obj = self._store.get(Kind.CLUSTER, name.name, name.namespace)
         if obj is None or obj["metadata"].get("deletionTimestamp"):
             self._forget(name)
             return None
-        try:
-            spec, manifests = self._rendered(obj)
-        except UnreadableError as error:
-            sentence = sentence_of(error)
-            self._recorder.note(subject_of(obj), reason="InvalidSpec", message=sentence, warning=True)
-            return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, sentence, time.time())))
-        outcome = await self._applier.bring(spec.uid, manifests)
+        seen, refusal = self._view.cluster(name), self._view.owners.refusal(name)
+        assert seen is not None, "the view holds whatever the store holds"
+        if refusal is not None or seen.problem:
+            self._recorder.note(subject_of(obj), reason="InvalidSpec", message=refusal or seen.sentence, warning=True)
+        if refusal is not None or seen.fact is None:
+            return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
+        spec = seen.fact
+        outcome = await self._applier.bring(spec.uid, render(spec, self._context))
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
@@ -176,33 +180,30 @@ class Serving:
             return LEASE_PAUSE_S
         for problem in outcome.problems:
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(obj, self._status(obj, spec, outcome.problems))
+        due_s = await self._show(obj, self._status(obj, seen, spec, outcome.problems))
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
         return _sooner(RECHECK_S, outcome.retry_s, due_s)
 
-    def _rendered(self, obj: JsonObject) -> tuple[ClusterSpec, tuple[Manifest, ...]]:
-        spec = convert.cluster_from_wire(obj)
-        return spec, render(spec, self._context)
-
-    def _status(self, obj: JsonObject, spec: ClusterSpec, problems: list[str]) -> dict[str, Any]:
-        name = Name(spec.namespace, spec.name)
-        standing = self._admitter.standings.get(name)
+    def _status(self, obj: JsonObject, seen: Seen[ClusterSpec], spec: ClusterSpec, problems: list[str]) -> dict[str, Any]:
+        standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
         return status_of(
             spec,
             {role: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, role), spec.namespace) for role in Role},
             standing=standing,
-            latency=self._slo.latencies.get(name, Latency()),
+            latency=self._slo.latencies.get(spec.id, Latency()),
             problems=problems,
+            invalid=seen.sentence,
+            generation=seen.generation,
             previous=obj.get("status") or {},
             now_s=time.time(),
         )
 
     async def _show(self, obj: JsonObject, status: dict[str, Any]) -> float | None:
         """Write the status if it is worth it. Returns when it will be, None when it is as it should be."""
-        name, uid = Name(obj["metadata"]["namespace"], obj["metadata"]["name"]), obj["metadata"]["uid"]
+        name, uid = ClusterName(obj["metadata"]["namespace"], obj["metadata"]["name"]), obj["metadata"]["uid"]
         of, old, written_s = self._written.get(name, ("", {}, 0.0))
         if of != uid:
             old, written_s = obj.get("status") or {}, float("-inf")
@@ -221,7 +222,7 @@ class Serving:
                 raise error
         return None
 
-    def _forget(self, name: Name) -> None:
+    def _forget(self, name: ClusterName) -> None:
         self._applier.forget(name.namespace, [object_name(name.name, role) for role in (None, *Role)])
         self._queue.forget(name)
         self._written.pop(name, None)

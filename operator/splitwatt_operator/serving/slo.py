@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.admission.snapshot import Name
-from splitwatt_core.clusters import Role
+from splitwatt_core.clusters import ClusterName, LabelOwners, Role
 from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
 
 from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError
@@ -42,10 +41,14 @@ def p99_query(metric: str, role: Role) -> str:
 class SloMeter:
     """`run` until cancelled. `latencies` of the last round; empty after a failed one."""
 
-    def __init__(self, prometheus: Prometheus | None, changed: Callable[[Name], None]) -> None:
+    def __init__(
+        self, prometheus: Prometheus | None, owners: Callable[[], LabelOwners], changed: Callable[[ClusterName], None]
+    ) -> None:
+        """`owners`: whose each value of the metrics' cluster label is now."""
         self._prometheus = prometheus
+        self._owners = owners
         self._changed = changed
-        self.latencies: Mapping[Name, Latency] = {}
+        self.latencies: Mapping[ClusterName, Latency] = {}
 
     async def run(self) -> None:
         while True:
@@ -69,6 +72,7 @@ class SloMeter:
             if before.get(name) != self.latencies.get(name):
                 self._changed(name)
 
-    async def _p99_ms(self, prometheus: Prometheus, metric: str, role: Role) -> dict[Name, int]:
-        samples = await prometheus.vector(p99_query(metric, role))
-        return {Name(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")): round(1000 * s.value) for s in samples}
+    async def _p99_ms(self, prometheus: Prometheus, metric: str, role: Role) -> dict[ClusterName, int]:
+        samples, owners = await prometheus.vector(p99_query(metric, role)), self._owners()
+        rows = [(owners.of(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")), s.value) for s in samples]
+        return {name: round(1000 * value) for name, value in rows if name is not None}

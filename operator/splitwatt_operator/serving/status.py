@@ -32,14 +32,18 @@ def status_of(
     problems: Sequence[str],
     previous: Mapping[str, Any],
     now_s: float,
+    invalid: str = "",
+    generation: int | None = None,
 ) -> dict[str, Any]:
-    """The whole status of a cluster that could be read. `problems`: sentences about objects that are not as rendered."""
+    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `invalid`:
+    why it is served by a former spec, and `generation` the newest, where that is not the spec's own."""
+    observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in Role}
     power = _power_condition(standing)
-    conditions = [_ready(problems, power, roles), *roles.values(), power, _slo_condition(spec, latency)]
+    conditions = [_ready(invalid, problems, power, roles), *roles.values(), power, _slo_condition(spec, latency)]
     status: dict[str, Any] = {
-        "observedGeneration": spec.generation,
-        "conditions": convert.conditions(conditions, generation=spec.generation, previous=previous, now_s=now_s),
+        "observedGeneration": observed,
+        "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),
     }
     for role in Role:
         numbers = (deployments[role] or {}).get("status", {})
@@ -59,7 +63,7 @@ def status_of(
 
 
 def invalid_status(cluster: JsonObject, sentence: str, now_s: float) -> dict[str, Any]:
-    """For a cluster that cannot be read or rendered: its objects stay as they are, and Ready says why."""
+    """For a cluster that was never readable, or whose name is taken: its objects stay as they are, and Ready says why."""
     previous = cluster.get("status") or {}
     generation = cluster["metadata"].get("generation", 0)
     ready = Condition("Ready", False, "InvalidSpec", sentence)
@@ -133,7 +137,9 @@ def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
     return Condition("SLOAttained", True, "Attained", f"{words}.")
 
 
-def _ready(problems: Sequence[str], power: Condition, roles: Mapping[Role, Condition]) -> Condition:
+def _ready(invalid: str, problems: Sequence[str], power: Condition, roles: Mapping[Role, Condition]) -> Condition:
+    if invalid:
+        return Condition("Ready", False, "InvalidSpec", invalid)
     if problems:
         return Condition("Ready", False, "ObjectsNotApplied", " ".join(problems))
     if power.status is False:

@@ -1,0 +1,171 @@
+"""From facts to admission's snapshot: which pods wait, which are past their gate, and where room is.
+
+Everything comes from one moment of the cluster and from the keeper's last step. The two are never exactly of the same
+age, so what the keeper counted is compared with what is asked for now. Invariants: a pod past its gate stays reserved
+until that same step counted its floors, so that no watt is promised twice between two loops; and its floor is the one by
+which the keeper caps it (`demand_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from splitwatt_core.admission.facts import Pod, PodName, gpus_used, pod_fact, takes_pods
+from splitwatt_core.admission.snapshot import (
+    NOT_COUNTED,
+    AdmissionSnapshot,
+    BudgetRoom,
+    ClusterWant,
+    HeldPod,
+    NodeRoom,
+    PodNeed,
+)
+from splitwatt_core.budget.demand import GpuKind, demand_of
+from splitwatt_core.budget.facts import CountedFloor, NodeFact
+from splitwatt_core.budget.leaves import Leaves
+from splitwatt_core.budget.tree import BudgetSpec, build_tree
+from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, Role
+from splitwatt_core.gpus.profiles import Profile
+from splitwatt_core.protocol.contract import GpuStatus, Mode, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is known at one moment.
+
+    `clusters`: by name, the spec that is acted on. `leaving`: those that are served no more: being deleted, or refused.
+    `gpus`: by node, what its agent reported last. `profiles`: those in force, most specific first. From the keeper's last
+    step: `headroom_w` by budget (`Keeper.floor_headroom_w`) and `counted` by pod (`Keeper.floors_counted`). `assumed`: by
+    pod uid, the leaf of a gate that was lifted, or may have been, and that no watch has shown yet.
+    """
+
+    budgets: Mapping[str, BudgetSpec]
+    clusters: Mapping[ClusterName, ClusterSpec]
+    owners: LabelOwners
+    pods: Mapping[PodName, Pod]
+    nodes: Mapping[str, NodeFact]
+    gpus: Mapping[str, Sequence[GpuStatus]]
+    profiles: Sequence[Profile]
+    headroom_w: Mapping[str, float]
+    counted: Mapping[tuple[str, str], CountedFloor] = field(default_factory=dict)
+    leaving: frozenset[ClusterName] = frozenset()
+    assumed: Mapping[str, str] = field(default_factory=dict)
+
+
+def survey(site: Site) -> AdmissionSnapshot:
+    """Pure: equal sites give equal snapshots. Cost: pods + nodes + budgets."""
+    kinds = {name: kind for name, gpus in site.gpus.items() if (kind := _gpu_kind(gpus)) is not None}
+    floors = _Floors(site.profiles, set(kinds.values()))
+    waiting, held = [], []
+    for pod in site.pods.values():
+        if pod.ended or pod.role is None:
+            continue
+        need = _need(pod, pod.role, site, floors)
+        if pod.gated and pod.uid not in site.assumed:
+            served = need.cluster in site.clusters and need.cluster not in site.leaving
+            if served and not pod.terminating:
+                waiting.append(need)
+            continue
+        held.append(
+            HeldPod(
+                need=need,
+                leaf=site.assumed.get(pod.uid) if pod.leaf is None else pod.leaf,
+                node=pod.node,
+                counted=site.counted.get(pod.name, NOT_COUNTED),
+                terminating=pod.terminating,
+            )
+        )
+    return AdmissionSnapshot(
+        budgets=_budgets(site),
+        nodes=_nodes(site, kinds),
+        clusters=tuple(
+            ClusterWant(name, spec.priority, {role: spec.role(role).replicas for role in Role})
+            for name, spec in sorted(site.clusters.items())
+            if name not in site.leaving
+        ),
+        waiting=tuple(waiting),
+        held=tuple(held),
+    )
+
+
+def _budgets(site: Site) -> tuple[BudgetRoom, ...]:
+    tree = build_tree(site.budgets)
+    return tuple(
+        BudgetRoom(
+            name=name,
+            headroom_floor_w=site.headroom_w.get(name, 0.0),
+            parent=tree.parent[name],
+            selector=site.budgets[name].selector,
+            binding=site.budgets[tree.root[name]].mode is not Mode.OBSERVE,
+        )
+        for name in tree.order
+    )
+
+
+def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
+    """Every node that exactly one leaf selects: one that two select is charged to both and takes nobody."""
+    leaves, used = Leaves(site.budgets.values()), gpus_used(site.pods)
+    rooms: list[NodeRoom] = []
+    for name, node in site.nodes.items():
+        claiming = leaves.claiming(node.labels)
+        if len(claiming) != 1:
+            continue
+        kind = kinds.get(name)
+        gpus = node.gpus if takes_pods(node) else 0
+        rooms.append(
+            NodeRoom(
+                name=name,
+                leaf=claiming[0],
+                labels=node.labels,
+                gpus=gpus,
+                free_gpus=max(0, gpus - used.get(name, 0)),
+                gpu_kind="" if kind is None else str(kind),
+                idle_floor_w=0.0 if kind is None else float(kind.min_w),
+                loss_factor=site.budgets[claiming[0]].loss_factor,
+            )
+        )
+    return tuple(rooms)
+
+
+def _gpu_kind(gpus: Sequence[GpuStatus]) -> GpuKind | None:
+    """What the node's agent reports; of several kinds the one that may draw most."""
+    known = [gpu for gpu in gpus if gpu.min_w > 0]
+    if not known:
+        return None
+    largest = max(known, key=lambda gpu: (gpu.max_w, gpu.model))
+    return GpuKind(largest.model, largest.min_w, largest.max_w, largest.default_w)
+
+
+class _Floors:
+    """The floor of one GPU of a pod, by GPU kind; looked up once for all pods alike."""
+
+    def __init__(self, profiles: Sequence[Profile], kinds: set[GpuKind]) -> None:
+        self._profiles = profiles
+        self._kinds = sorted(kinds, key=str)
+        self._known: dict[tuple[Phase, str, int | None], Mapping[str, float]] = {}
+
+    def of(self, pod: Pod, cluster: ClusterSpec | None) -> Mapping[str, float]:
+        fact = pod_fact(pod, cluster)
+        assert fact is not None, "pods without a role are left out before"
+        key = (fact.phase, fact.model, fact.power_ceiling_w)
+        if key not in self._known:
+            demands = {kind: demand_of(kind, busy=True, pod=fact, profiles=self._profiles) for kind in self._kinds}
+            self._known[key] = {str(kind): float(demand.cliff_w) for kind, demand in demands.items()}
+        return self._known[key]
+
+
+def _need(pod: Pod, role: Role, site: Site, floors: _Floors) -> PodNeed:
+    cluster = site.owners.of(pod.name.namespace, pod.label)
+    spec = None if cluster is None else site.clusters.get(cluster)
+    return PodNeed(
+        pod=pod.name,
+        uid=pod.uid,
+        cluster=cluster,
+        role=role,
+        gpus=pod.gpus,
+        floor_w=floors.of(pod, spec),
+        selector=pod.selector,
+        terms=pod.terms,
+        created_s=pod.created_s,
+    )

@@ -1,0 +1,149 @@
+"""From a watched object to its core fact, once per kind: wire fields and Kubernetes' own forms end here.
+
+Nothing is judged in here but whether an object can be read at all; what follows from it is the core's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import ValidationError
+from splitwatt_api import convert
+from splitwatt_core.admission.facts import UNSUPPORTED_TERM, Pod, PodName
+from splitwatt_core.budget.facts import NodeFact
+from splitwatt_core.budget.tree import BudgetSpec, Requirement, Selector
+from splitwatt_core.clusters import ClusterSpec, Role, SpecError
+from splitwatt_core.gpus.profiles import Offered
+from splitwatt_core.names import (
+    ANNOTATION_BUDGET,
+    GATE_POWER,
+    GPU_RESOURCE,
+    LABEL_CLUSTER,
+    LABEL_MANAGED_BY,
+    LABEL_ROLE,
+    MANAGED_BY,
+)
+from splitwatt_core.rendering.render import RenderContext, render
+
+from splitwatt_operator.cluster.store import JsonObject, version_of
+from splitwatt_operator.recorder import Subject
+
+UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading an object of unexpected shape can raise; ValidationError, ContractError and SpecError are ValueErrors."""
+ENDED_PHASES: Final = ("Succeeded", "Failed")
+MAX_SENTENCE_CHARS: Final = 400
+
+unix_s = convert.unix_s
+"""RFC 3339 to Unix seconds, for whoever reads times of watched objects."""
+
+
+def sentence_of(error: Exception) -> str:
+    """One line: a pydantic error names its first fields, any other its own words."""
+    if isinstance(error, ValidationError):
+        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3]]
+        return "; ".join(parts)[:MAX_SENTENCE_CHARS]
+    if isinstance(error, KeyError):
+        return f"{error} is missing"[:MAX_SENTENCE_CHARS]
+    return " ".join(str(error).split())[:MAX_SENTENCE_CHARS]
+
+
+def subject_of(obj: JsonObject) -> Subject:
+    meta = obj["metadata"]
+    return Subject(
+        api_version=obj.get("apiVersion", "v1"),
+        kind=obj.get("kind", ""),
+        name=meta["name"],
+        namespace=meta.get("namespace", ""),
+        uid=meta.get("uid", ""),
+    )
+
+
+def budget_reader(policies: Collection[str]) -> Callable[[JsonObject], BudgetSpec]:
+    """PowerBudgets whose policy is one of these."""
+
+    def read(obj: JsonObject) -> BudgetSpec:
+        spec = convert.budget_from_wire(obj)
+        if spec.policy not in policies:
+            raise SpecError(f"spec.policy.type {spec.policy} is unknown; use one of {', '.join(sorted(policies))}")
+        return spec
+
+    return read
+
+
+def cluster(obj: JsonObject) -> ClusterSpec:
+    """One that cannot be rendered is as unreadable as one that cannot be parsed: caps, admission and the objects that run
+    all follow one spec."""
+    spec = convert.cluster_from_wire(obj)
+    render(spec, RenderContext())
+    return spec
+
+
+def profile(obj: JsonObject) -> Offered:
+    shipped = obj["metadata"].get("labels", {}).get(LABEL_MANAGED_BY) == MANAGED_BY
+    return Offered(convert.profile_from_wire(obj), shipped)
+
+
+def node(obj: JsonObject) -> NodeFact:
+    """Lenient where admission alone looks: a Node that cannot be read would be charged to nobody. A count of GPUs that is no
+    number is room for none."""
+    meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj["status"]
+    gpus = str((status.get("allocatable") or {}).get(GPU_RESOURCE, ""))
+    return NodeFact(
+        name=meta["name"],
+        labels=meta.get("labels") or {},
+        boot_id=status["nodeInfo"].get("bootID", ""),
+        gpus=int(gpus) if gpus.isdecimal() else 0,
+        ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()),
+        cordoned=bool(spec.get("unschedulable")),
+        taints=tuple((taint.get("key", ""), taint.get("effect", "")) for taint in spec.get("taints") or ()),
+    )
+
+
+def pod(obj: JsonObject) -> Pod:
+    meta, spec = obj["metadata"], obj["spec"]
+    labels = meta.get("labels") or {}
+    return Pod(
+        name=PodName(meta["namespace"], meta["name"]),
+        uid=meta["uid"],
+        version=version_of(obj),
+        label=labels.get(LABEL_CLUSTER, ""),
+        role=next((role for role in Role if role.value == labels.get(LABEL_ROLE)), None),
+        gpus=gpus_of(spec),
+        created_s=unix_s(meta["creationTimestamp"]),
+        gated=any(gate.get("name") == GATE_POWER for gate in spec.get("schedulingGates") or ()),
+        leaf=(meta.get("annotations") or {}).get(ANNOTATION_BUDGET),
+        node=spec.get("nodeName"),
+        selector=Selector(spec.get("nodeSelector") or {}),
+        terms=tuple(_term(term) for term in required_terms(obj)),
+        ended=(obj.get("status") or {}).get("phase") in ENDED_PHASES,
+        terminating=bool(meta.get("deletionTimestamp")),
+    )
+
+
+def gpus_of(spec: Mapping[str, Any]) -> int:
+    """What the scheduler counts for a pod: containers run together, init containers before them, one at a time."""
+
+    def asked(container: Mapping[str, Any]) -> int:
+        return int(((container.get("resources") or {}).get("requests") or {}).get(GPU_RESOURCE, 0))
+
+    together = sum(asked(c) for c in spec.get("containers") or ())
+    return max([together, *(asked(c) for c in spec.get("initContainers") or ())])
+
+
+def required_terms(obj: JsonObject) -> Sequence[Mapping[str, Any]]:
+    """A pod's required node affinity terms, any of which is enough."""
+    affinity = (obj["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    terms: Sequence[Mapping[str, Any]] = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get(
+        "nodeSelectorTerms"
+    ) or ()
+    return terms
+
+
+def _term(term: Mapping[str, Any]) -> Selector:
+    rows = term.get("matchExpressions") or ()
+    if term.get("matchFields") or any(row["operator"] in ("Gt", "Lt") for row in rows):
+        return UNSUPPORTED_TERM
+    return Selector(
+        match_expressions=tuple(Requirement(row["key"], row["operator"], tuple(row.get("values") or ())) for row in rows)
+    )

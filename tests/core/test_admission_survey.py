@@ -1,0 +1,155 @@
+"""From facts to admission's snapshot: needs, floors, rooms, and who holds what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from splitwatt_core.admission.facts import UNSUPPORTED_TERM, Pod, PodName, pod_fact, takes_pods
+from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.survey import Site, survey
+from splitwatt_core.budget.demand import GpuKind, demand_of
+from splitwatt_core.budget.facts import CountedFloor, NodeFact
+from splitwatt_core.budget.tree import BudgetSpec, Selector
+from splitwatt_core.clusters import ClusterName, LabelOwners, Role, RoleSpec, cluster_label
+from splitwatt_core.gpus.profiles import builtin
+from splitwatt_core.protocol.contract import GpuStatus, Mode
+from support.served import cluster
+
+H100 = "NVIDIA H100 80GB HBM3"
+KIND = f"{H100} 200-700 W"
+CLIFF_W = 350.0
+
+
+def leaf(name: str, rack: str, **spec: Any) -> BudgetSpec:
+    return BudgetSpec(name, f"u-{name}", 1, 20_000, selector=Selector({"rack": rack}), overhead_percent=4, **spec)
+
+
+def pod(role: Role | None, name: str = "p", *, of: str = "chat", **rest: Any) -> Pod:
+    fields = {"gpus": 8, "gated": True, "selector": Selector({"pool": "p"}), **rest}
+    return Pod(PodName("s", name), f"uid-{name}", 1, cluster_label(of), role, **fields)
+
+
+def site(*pods: Pod, **changes: Any) -> Site:
+    chat = cluster("chat")
+    whole: dict[str, Any] = {
+        "budgets": {"rack-a": leaf("rack-a", "a")},
+        "clusters": {chat.id: chat},
+        "owners": LabelOwners({chat.id: 0.0}),
+        "pods": {p.name: p for p in pods},
+        "nodes": {name: NodeFact(name, {"rack": "a", "pool": "p"}, "b", gpus=8) for name in ("n1", "n2")},
+        "gpus": {name: (GpuStatus(f"GPU-{name}", model=H100, min_w=200, max_w=700),) for name in ("n1", "n2")},
+        "profiles": builtin(),
+        "headroom_w": {"rack-a": 1e4},
+        **changes,
+    }
+    return Site(**whole)
+
+
+def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
+    snapshot = survey(site(pod(Role.PREFILL, "p"), pod(Role.DECODE, "d"), pod(None, "router")))
+    assert [(n.role, dict(n.floor_w)) for n in snapshot.waiting] == [
+        (Role.PREFILL, {KIND: CLIFF_W}),
+        (Role.DECODE, {KIND: CLIFF_W}),
+    ]
+    assert {(n.name, n.gpus, n.free_gpus, n.idle_floor_w, n.loss_factor) for n in snapshot.nodes} == {
+        ("n1", 8, 8, 200.0, 1.04),
+        ("n2", 8, 8, 200.0, 1.04),
+    }
+    plan = plan_admission(snapshot)
+    assert [round(a.reserve_w) for a in plan.admissions] == [1248, 1248]
+    assert plan.admissions[0].selector == Selector({"rack": "a"})
+
+
+@pytest.mark.parametrize("ceiling_w", [None, 500, 300, 100])
+@pytest.mark.parametrize("role", list(Role))
+def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: int | None) -> None:
+    pool = RoleSpec(1, 8, power_ceiling_w=ceiling_w)
+    spec = cluster("chat", prefill=pool, decode=pool)
+    mine = pod(role)
+    [need] = survey(site(mine, clusters={spec.id: spec})).waiting
+    fact = pod_fact(mine, spec)
+    assert fact is not None
+    demand = demand_of(GpuKind(H100, 200, 700, 700), busy=True, pod=fact, profiles=builtin())
+    assert need.floor_w == {KIND: demand.cliff_w}
+    assert demand.cliff_w == {None: 350, 500: 350, 300: 300, 100: 200}[ceiling_w]
+
+
+def test_a_reservation_stays_until_the_headroom_counts_it() -> None:
+    past = pod(Role.PREFILL, gated=False, leaf="rack-a")
+    [held] = survey(site(past)).held
+    assert (held.leaf, held.node, held.counted.gpus, held.terminating) == ("rack-a", None, 0, False)
+    bound = replace(past, node="n1", terminating=True)
+    snapshot = survey(site(bound, counted={("s", "p"): CountedFloor(8, 2800.0)}))
+    [held] = snapshot.held
+    assert (held.node, held.counted, held.terminating) == ("n1", (8, 2800.0), True)
+    assert {n.name: n.free_gpus for n in snapshot.nodes} == {"n1": 0, "n2": 8}
+    assert survey(site(replace(bound, ended=True))).held == ()
+
+
+def test_an_assumed_pod_counts_as_past_its_gate() -> None:
+    snapshot = survey(site(pod(Role.PREFILL), assumed={"uid-p": "rack-a"}))
+    assert snapshot.waiting == ()
+    assert snapshot.held[0].leaf == "rack-a"
+
+
+def test_a_cluster_that_leaves_is_asked_for_nothing_and_its_pods_keep_their_floors() -> None:
+    low = RoleSpec(1, 8, power_ceiling_w=300)
+    spec = cluster("chat", prefill=low)
+    pods = (pod(Role.PREFILL, "gated"), pod(Role.PREFILL, "past", gated=False, leaf="rack-a"))
+    snapshot = survey(site(*pods, clusters={spec.id: spec}, leaving=frozenset({spec.id})))
+    assert snapshot.clusters == () and snapshot.waiting == ()
+    assert snapshot.held[0].need.floor_w == {KIND: 300.0}, "the keeper caps them by the same ceiling"
+
+
+def test_a_pod_of_an_unknown_cluster_holds_what_it_has_and_never_leaves_its_gate() -> None:
+    stranger = survey(site(pod(Role.DECODE, "gated", of="gone"), pod(Role.DECODE, "past", of="gone", gated=False, leaf="rack-a")))
+    assert stranger.waiting == ()
+    [held] = stranger.held
+    assert held.need.cluster is None and held.need.floor_w == {KIND: CLIFF_W}
+
+
+def test_a_long_name_is_the_same_cluster_everywhere() -> None:
+    """Priority, ceiling and admission of a cluster whose label is not its name."""
+    name = "long-" + "x" * 95
+    low = RoleSpec(1, 8, power_ceiling_w=300)
+    spec = replace(cluster(name, prefill=low, decode=low), priority=100)
+    pods = [pod(role, role.value, of=name) for role in Role]
+    whole = site(*pods, clusters={spec.id: spec}, owners=LabelOwners({spec.id: 0.0}))
+    plan = plan_admission(survey(whole))
+    assert len(plan.admissions) == 2
+    assert plan.verdicts[ClusterName("s", name)].admitted
+    assert {need.cluster for need in survey(whole).waiting} == {ClusterName("s", name)}
+    assert [need.floor_w for need in survey(whole).waiting] == [{KIND: 300.0}] * 2
+
+
+def test_what_takes_no_pods() -> None:
+    node = NodeFact("n", {}, "b", gpus=8)
+    assert takes_pods(node)
+    assert not takes_pods(replace(node, cordoned=True))
+    assert not takes_pods(replace(node, ready=False))
+    assert not takes_pods(replace(node, taints=(("node.kubernetes.io/unreachable", "NoExecute"),)))
+    assert takes_pods(replace(node, taints=(("node.kubernetes.io/unreachable", "PreferNoSchedule"), ("team", "NoSchedule"))))
+    cordoned = {"n1": NodeFact("n1", {"rack": "a"}, "b", gpus=8, cordoned=True)}
+    [room] = survey(site(nodes=cordoned, gpus={})).nodes
+    assert (room.gpus, room.gpu_kind) == (0, ""), "no room, and no agent's word"
+
+
+def test_a_node_that_two_leaves_claim_takes_nobody_and_observe_mode_binds_nobody() -> None:
+    both = {name: leaf(name, "a") for name in ("rack-a", "rack-b")}
+    assert survey(site(budgets=both)).nodes == ()
+    observing = survey(site(budgets={"rack-a": leaf("rack-a", "a", mode=Mode.OBSERVE)}))
+    assert [b.binding for b in observing.budgets] == [False]
+
+
+def test_an_affinity_that_is_not_understood_matches_nothing() -> None:
+    [need] = survey(site(pod(Role.PREFILL, terms=(UNSUPPORTED_TERM,)))).waiting
+    assert not need.matches({"pool": "p", "cores": "128", "splitwatt.io/unsupported-affinity": ""})
+
+
+def test_a_pod_without_its_cluster_keeps_its_phase_and_ranks_lowest() -> None:
+    fact = pod_fact(pod(Role.DECODE), None)
+    assert fact is not None
+    assert (fact.phase, fact.priority) == (Role.DECODE.phase, 0)
+    assert pod_fact(pod(None), None) is None

@@ -1,0 +1,68 @@
+"""What a GPU wants: within its legal range whatever runs on it, and the same for its cap and for its admission floor."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
+from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.gpus.profiles import builtin
+from splitwatt_core.protocol.contract import Phase
+from support.world import MIN_W, MODEL, PROFILE
+
+KIND = GpuKind(MODEL, MIN_W, 700, 650)
+NEW = GpuKind("of next year", MIN_W, 700, 650)
+
+
+def pod(phase: Phase = Phase.PREFILL, *, ceiling_w: int | None = None) -> PodFact:
+    return PodFact("ns", "pod", phase, 5, power_ceiling_w=ceiling_w)
+
+
+def demand(kind: GpuKind, of: PodFact | None, *, busy: bool = True) -> Demand:
+    return demand_of(kind, busy=busy, pod=of, profiles=(PROFILE,))
+
+
+def test_idle_wants_its_minimum_and_a_stranger_all_of_its_default() -> None:
+    assert demand(KIND, None, busy=False) == Demand(Phase.UNASSIGNED, 0, 700, natural_w=200, cliff_w=200)
+    assert demand(KIND, None) == Demand(Phase.PREFILL, 0, 700, natural_w=650, cliff_w=200)
+
+
+def test_ours_wants_what_the_profile_says_of_its_phase() -> None:
+    assert demand(KIND, pod()) == Demand(Phase.PREFILL, 5, 700, natural_w=640, cliff_w=400)
+    assert demand(KIND, pod(Phase.DECODE)) == Demand(Phase.DECODE, 5, 700, natural_w=450, cliff_w=250)
+    assert demand(NEW, pod()) == Demand(Phase.PREFILL, 5, 700, natural_w=700, cliff_w=350), "of an unknown model half is assumed"
+
+
+def test_a_ceiling_bounds_all_of_it_and_one_below_the_minimum_is_the_minimum() -> None:
+    assert demand(KIND, pod(ceiling_w=500)) == Demand(Phase.PREFILL, 5, 500, natural_w=500, cliff_w=400)
+    assert demand(KIND, pod(ceiling_w=300)) == Demand(Phase.PREFILL, 5, 300, natural_w=300, cliff_w=300)
+    assert demand(KIND, pod(ceiling_w=100)) == Demand(Phase.PREFILL, 5, 200, natural_w=200, cliff_w=200)
+
+
+def test_of_a_gpu_whose_range_nobody_could_read_nothing_is_assumed() -> None:
+    for max_w in (0, 1, 700):
+        unread = GpuKind("of next year", 0, max_w, max_w)
+        assert demand(unread, pod()) == Demand(Phase.PREFILL, 5, max_w, natural_w=max_w, cliff_w=max_w)
+
+
+@given(
+    kind=st.builds(
+        lambda model, low_w, more_w, share: GpuKind(model, low_w, low_w + more_w, low_w + more_w * share // 100),
+        st.sampled_from([MODEL, *(profile.name for profile in builtin()), "of next year"]),
+        st.integers(0, 1000),
+        st.integers(0, 1000),
+        st.integers(0, 100),
+    ),
+    phase=st.sampled_from([Phase.PREFILL, Phase.DECODE]),
+    ceiling_w=st.none() | st.integers(1, 2000),
+    busy=st.booleans(),
+    ours=st.booleans(),
+)
+def test_demands_lie_in_order_within_the_legal_range(
+    kind: GpuKind, phase: Phase, ceiling_w: int | None, busy: bool, ours: bool
+) -> None:
+    of = pod(phase, ceiling_w=ceiling_w) if busy and ours else None
+    wants = demand_of(kind, busy=busy, pod=of, profiles=(PROFILE, *builtin()))
+    assert kind.min_w <= wants.cliff_w <= wants.natural_w <= wants.ceiling_w <= kind.max_w
+    if of is not None and ceiling_w is not None:
+        assert wants.ceiling_w <= max(kind.min_w, ceiling_w)
