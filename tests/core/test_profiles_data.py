@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from splitwatt_core.gpus import hardware
 from splitwatt_core.gpus.phase_model import latency_factor
 from splitwatt_core.gpus.profiles import (
     PhaseProfile,
@@ -108,18 +109,28 @@ def test_an_unknown_gpu_is_assumed_to_want_everything() -> None:
         ("{", "not in the form"),
         ('{"profiles": [3]}', "not in the form"),
         (changed(phases={"Dreaming": {}}), "not in the form.*Dreaming"),
-        (changed(idle_w=None), "idle_w is missing"),
-        (changed(idle_w={"value": 70, "grade": "X", "source": "s"}), "idle_w: give a source and a grade"),
-        (changed(idle_w={"value": 70, "grade": "U", "source": ""}), "idle_w: give a source and a grade"),
-        (changed(idle_w={"value": 400, "grade": "U", "source": "s"}), "idle draw must be below"),
-        (changed(min_cap_w={"value": 900, "grade": "U", "source": "s"}), "0 < minimum <= default"),
-        (changed(min_clock_mhz={"value": 9000, "grade": "U", "source": "s"}), "clocks must satisfy"),
+        (changed(phases=None), "phases is missing"),
+        (changed(voltage_floor_permille={"value": 769, "grade": "X", "source": "s"}), "voltage_floor_permille: give a source"),
+        (changed(voltage_floor_permille={"value": 769, "grade": "U", "source": ""}), "voltage_floor_permille: give a source"),
         (changed(clock_exponent_permille={"value": 1, "grade": "U", "source": "s"}), "clock exponent"),
     ],
 )
 def test_a_wrong_file_says_what_to_change(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        parse(text)
+        parse(text, hardware.builtin())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"idle_w": 380}, "idle draw must be below the natural draw of Decode"),
+        ({"min_cap_w": 900}, "0 < minimum <= default"),
+        ({"min_clock_mhz": 9000}, "clocks must satisfy"),
+    ],
+)
+def test_a_profile_that_contradicts_itself_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        replace(H100, **parts)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from splitwatt_core.gpus.hardware import ModelShape
 from splitwatt_papers.reference import run as reference_run
 from splitwatt_papers.reference.run import LINK_BYTES_PER_S, MEMORY_BYTES, StuckError, run_reference
 from splitwatt_papers.reference.state import MIXED_POOL, TOKEN_POOL
 from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.latencies import Latencies
 from splitwatt_sim.servers.designs import Design, parse_design
-from splitwatt_sim.servers.tables import GIB, DecodeModel, ModelShape, ServerTable, Tables, builtin
+from splitwatt_sim.servers.tables import GIB, DecodeModel, ServerTable, Tables, builtin
 from splitwatt_sim.traces.resample import generated
 
 Row = tuple[float, int, int]  # arrival in seconds, prompt tokens, output tokens

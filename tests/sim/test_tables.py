@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+from splitwatt_core.gpus import hardware
+from splitwatt_core.gpus.hardware import ModelShape
 from splitwatt_sim.servers import tables
 from splitwatt_sim.servers.tables import (
     DecodeModel,
-    ModelShape,
     Points,
     ServerTable,
     TableError,
@@ -160,6 +162,13 @@ def test_a_capped_h100_prefills_slower_by_three_tenths_and_decodes_as_fast(model
     assert [x for x, _ in capped.prefill_s] == [x for x, _ in full.prefill_s]
     assert [s for _, s in capped.prefill_s] == pytest.approx([1.3 * s for _, s in full.prefill_s], rel=1e-9)
     assert (capped.decode_s, capped.slipped_s) == (full.decode_s, full.slipped_s)
+
+
+def test_shapes_of_2023_are_the_facts_but_for_weights_as_splitwise_sim_counts_them() -> None:
+    ours, facts = builtin().shape("bloom-176b"), hardware.builtin().model("bloom-176b")
+    assert facts is not None
+    assert replace(ours, name=facts.name, weights_bytes=facts.weights_bytes) == facts
+    assert ours.weights_bytes == 329e9 and facts.weights_bytes == 352.5e9
 
 
 def test_the_slip_makes_decode_of_bloom_on_a100_too_fast_by_27_percent_at_batch_32_and_51_at_64() -> None:

@@ -171,7 +171,7 @@ def test_a_gpu_without_a_timed_profile_is_named(tmp_path: Path) -> None:
 
 def test_an_eight_gpu_group_holds_a_million_tokens_and_one_gpu_not_even_the_weights() -> None:
     shape = shape_of("meta-llama/Llama-3.1-70B-Instruct")
-    assert shape.kv_bytes_per_token == 327_680
+    assert shape.kv_bytes_per_token(grouped=True) == 327_680
     assert 1_200_000 < kv_capacity_tokens(shape, gpus=8, memory_bytes=80 * 2**30) < 1_500_000
     assert kv_capacity_tokens(shape, gpus=1, memory_bytes=80 * 2**30) < 0
     assert shape_of("somebody/else") is shape

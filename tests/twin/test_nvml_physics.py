@@ -233,7 +233,7 @@ def test_half_power_costs_an_h100_a_factor_of_1_3_in_clock(node: NodeTwin) -> No
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_model_idles_within_its_limits_and_reaches_its_top(name: str, tmp_path: Path) -> None:
+def test_every_model_idles_below_its_default_and_reaches_its_top(name: str, tmp_path: Path) -> None:
     model = BUILT_IN[name]
     with NodeTwin.create(tmp_path / "n", gpus=[model], boot_id="b", manual_clock=True) as node:
         assert node.read(0).power_w == pytest.approx(model.idle_w)
@@ -243,7 +243,16 @@ def test_every_model_idles_within_its_limits_and_reaches_its_top(name: str, tmp_
         assert node.read(0).power_w == pytest.approx(model.max_limit_mw / 1000, rel=1e-3)
         node.set_outside_limit(0, model.min_limit_mw)
         node.advance_clock(5)
-        assert node.read(0).power_w == pytest.approx(model.min_limit_mw / 1000, rel=1e-3)
+        assert node.read(0).power_w == pytest.approx(max(model.min_limit_mw / 1000, model.idle_w), rel=1e-3)
+
+
+def test_an_idle_b200_draws_more_than_its_lowest_cap(tmp_path: Path) -> None:
+    with NodeTwin.create(tmp_path / "n", gpus=[B200], boot_id="b", manual_clock=True) as node:
+        node.set_outside_limit(0, B200.min_limit_mw)
+        node.advance_clock(60)
+        truth = node.read(0)
+        assert truth.power_w == pytest.approx(205.0) and truth.power_w > truth.enforced_mw / 1000 == 200
+        assert truth.throttle_reasons == GPU_IDLE
 
 
 def test_temperature_rises_slowly_to_a_plausible_level(node: NodeTwin) -> None:
@@ -280,7 +289,7 @@ def test_reaction_time_is_a_parameter(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"default_limit_mw": 900_000}, "min <= default <= max"),
-        ({"idle_w": 250.0}, "idle_w"),
+        ({"idle_w": 700.0}, "idle_w"),
         ({"power_lag_s": 0.08}, "1.5 times"),
         ({"cap_reaction_s": math.nan}, "time constants"),
         ({"name": "x" * 200}, "name"),

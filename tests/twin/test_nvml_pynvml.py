@@ -160,7 +160,7 @@ def test_a_clock_lock_acts_at_once_and_a_reset_ends_it(node: NodeTwin, client: N
     client.ask("n.nvmlDeviceSetGpuLockedClocks(gpu(0), 0, 1505)")
     assert client.ask("n.nvmlDeviceGetClockInfo(gpu(0), n.NVML_CLOCK_SM)") == 1500
     truth = node.read(0)
-    assert (truth.locked_min_mhz, truth.locked_max_mhz) == (210, 1500)
+    assert (truth.locked_min_mhz, truth.locked_max_mhz) == (345, 1500)
     expected_w = 95 + 605 * (1500 / 1980) ** H100_SXM.power_exponent
     assert truth.uncapped_w == pytest.approx(expected_w)
     node.advance_clock(0.1)
@@ -174,7 +174,7 @@ def test_a_clock_lock_acts_at_once_and_a_reset_ends_it(node: NodeTwin, client: N
         assert failed.value.code == INVALID_ARGUMENT
     memory_mhz = client.ask("n.nvmlDeviceGetSupportedMemoryClocks(gpu(0))")
     clocks = client.ask(f"n.nvmlDeviceGetSupportedGraphicsClocks(gpu(0), {memory_mhz[0]})")
-    assert (clocks[0], clocks[1], clocks[-1]) == (1980, 1965, 210)
+    assert (clocks[0], clocks[1], clocks[-1]) == (1980, 1965, 345)
     assert client.ask("n.nvmlDeviceGetClock(gpu(0), n.NVML_CLOCK_MEM, n.NVML_CLOCK_ID_CURRENT)") == memory_mhz[0]
 
 

@@ -1,1 +1,1 @@
-"""What a GPU does under a cap and a clock: the phase model and the profiles, with the one file of numbers behind them."""
+"""What a GPU is, and what it does under a cap and a clock: facts about hardware, power profiles and the phase model."""

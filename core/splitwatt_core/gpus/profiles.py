@@ -1,11 +1,10 @@
-"""What a GPU model does under a power cap, per phase: the one data file, read into frozen data.
+"""What a GPU model does under a power cap, per phase, read into frozen data.
 
-`profiles.json` beside this module gives every number with its source and a grade (P a paper, D a published data file,
-M measured for this project, V a vendor page, U unconfirmed or derived, with the derivation). Which profile
-stands before which is said by `in_force`, whose answer `find` and `lookup` take.
+`profiles.json` beside this module gives every number with its source and grade; limits, clocks and idle draw of the product
+come from `hardware`. Which profile stands before which is said by `in_force`, whose answer `find` and `lookup` take.
 
 Protects: a profile can never promise what is not there. A GPU model that no profile knows is assumed to want its whole
-legal range (`conservative`), so nothing is freed on a guess. Standard library only; nothing is read but that one file.
+legal range (`conservative`), so nothing is freed on a guess. Standard library only; nothing is read but those two files.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
+from splitwatt_core.gpus import hardware
+from splitwatt_core.gpus.graded import FactError, Numbers
+from splitwatt_core.gpus.hardware import Hardware
 from splitwatt_core.protocol.contract import Phase
 
-GRADES: Final = "PDMVU"
 MAX_POINTS: Final = 16
 """Points per curve; the API has the same bound."""
 
@@ -28,7 +29,7 @@ IntPoints = tuple[tuple[int, int], ...]
 MsPoints = tuple[tuple[int, float], ...]
 
 
-class ProfileError(ValueError):
+class ProfileError(FactError):
     """A profile that contradicts itself; the message names the profile, the field and what to change."""
 
 
@@ -133,8 +134,7 @@ class Profile:
         return anything
 
     def matches(self, gpu_model: str) -> bool:
-        wanted = gpu_model.strip().casefold()
-        return bool(wanted) and any(wanted == name.casefold() for name in (self.name, *self.product_names))
+        return hardware.called(gpu_model, (self.name, *self.product_names))
 
 
 def _check_curve(points: Sequence[tuple[int, float]], where: str, *, falling: bool) -> None:
@@ -150,58 +150,48 @@ def _check_curve(points: Sequence[tuple[int, float]], where: str, *, falling: bo
         raise ProfileError(f"{where}: values must be above 0")
 
 
-def parse(text: str) -> tuple[Profile, ...]:
-    """Read the form of profiles.json. Raises ProfileError naming what is missing or wrong."""
+def parse(text: str, facts: Hardware) -> tuple[Profile, ...]:
+    """Read the form of profiles.json; each profile is of the product of that name in `facts`. Raises ProfileError naming what
+    is missing or wrong."""
     try:
-        return tuple(_profile(row) for row in json.loads(text)["profiles"])
+        return tuple(_profile(row, facts) for row in json.loads(text)["profiles"])
     except KeyError as error:
         raise ProfileError(f"profiles: {error.args[0]} is missing") from error
     except ProfileError:
         raise
+    except FactError as error:
+        raise ProfileError(f"profiles: {error}") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise ProfileError(f"profiles: not in the form of profiles.json: {error}") from error
 
 
-class _Numbers:
-    """Takes values out of {"value", "grade", "source"} entries and remembers where each came from."""
-
-    def __init__(self, raw: Mapping[str, Any], path: str, sources: dict[str, str]) -> None:
-        self._raw, self._path, self._sources = raw, path, sources
-
-    def take(self, key: str) -> Any:
-        entry = self._raw[key]
-        grade, source = entry["grade"], entry["source"]
-        if grade not in GRADES or not source:
-            raise ProfileError(f"{self._path}{key}: give a source and a grade, one of {', '.join(GRADES)}, not {grade!r}")
-        self._sources[f"{self._path}{key}"] = f"{grade}: {source}"
-        return entry["value"]
-
-    def points(self, key: str) -> tuple[tuple[int, Any], ...]:
-        return tuple((x, y) for x, y in self.take(key))
+_OF_PRODUCT: Final = ("product_names", "idle_w", "min_cap_w", "default_cap_w", "min_clock_mhz", "max_clock_mhz")
 
 
-def _profile(raw: Mapping[str, Any]) -> Profile:
-    sources: dict[str, str] = {}
-    numbers = _Numbers(raw, "", sources)
+def _profile(raw: Mapping[str, Any], facts: Hardware) -> Profile:
+    name: str = raw["name"]
+    product = facts.product(name)
+    if product is None:
+        raise ProfileError(f"profile {name}: hardware.json has no product of that name; add it there")
+    unknown = [key for key in _OF_PRODUCT if getattr(product, key) is None]
+    if unknown:
+        raise ProfileError(f"profile {name}: hardware.json does not say {', '.join(unknown)}; add it there")
+    sources = {key: product.sources[key] for key in _OF_PRODUCT}
+    numbers = Numbers(raw, "", sources)
     timing = raw.get("timing")
     return Profile(
-        name=raw["name"],
-        product_names=tuple(numbers.take("product_names")),
-        idle_w=numbers.take("idle_w"),
-        min_cap_w=numbers.take("min_cap_w"),
-        default_cap_w=numbers.take("default_cap_w"),
-        min_clock_mhz=numbers.take("min_clock_mhz"),
-        max_clock_mhz=numbers.take("max_clock_mhz"),
+        name=name,
+        **{key: getattr(product, key) for key in _OF_PRODUCT},
         clock_exponent_permille=numbers.take("clock_exponent_permille"),
         voltage_floor_permille=numbers.take("voltage_floor_permille"),
-        phases=tuple(_phase(Phase(name), row, sources) for name, row in raw["phases"].items()),
+        phases=tuple(_phase(Phase(phase), row, sources) for phase, row in raw["phases"].items()),
         timing=None if timing is None else _timing(timing, sources),
         sources=sources,
     )
 
 
 def _phase(phase: Phase, raw: Mapping[str, Any], sources: dict[str, str]) -> PhaseProfile:
-    numbers = _Numbers(raw, f"phases.{phase.value}.", sources)
+    numbers = Numbers(raw, f"phases.{phase.value}.", sources)
     return PhaseProfile(
         phase=phase,
         natural_w=numbers.take("natural_w"),
@@ -213,7 +203,7 @@ def _phase(phase: Phase, raw: Mapping[str, Any], sources: dict[str, str]) -> Pha
 
 
 def _timing(raw: Mapping[str, Any], sources: dict[str, str]) -> Timing:
-    numbers = _Numbers(raw, "timing.", sources)
+    numbers = Numbers(raw, "timing.", sources)
     return Timing(
         model=raw["model"],
         tensor_parallel=raw["tensor_parallel"],
@@ -228,7 +218,8 @@ def _timing(raw: Mapping[str, Any], sources: dict[str, str]) -> Timing:
 @cache
 def builtin() -> tuple[Profile, ...]:
     """The profiles shipped with the product, parsed once: A100, H100, H200, B200."""
-    return parse(files("splitwatt_core.gpus").joinpath("profiles.json").read_text(encoding="utf-8"))
+    text = files("splitwatt_core.gpus").joinpath("profiles.json").read_text(encoding="utf-8")
+    return parse(text, hardware.builtin())
 
 
 @dataclass(frozen=True, slots=True)

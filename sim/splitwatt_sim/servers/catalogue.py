@@ -18,8 +18,8 @@ from typing import Final
 from splitwatt_core.gpus.profiles import Profile, ProfileError, Timing, builtin
 from splitwatt_core.protocol.contract import Phase
 
-from splitwatt_sim.servers.kinds import GPU_OF_KIND, GPUS
-from splitwatt_sim.servers.kinds_2026 import HBM_BYTES, LLAMA_70B
+from splitwatt_sim.servers.kinds import GPU_OF_KIND, GPUS, memory_of
+from splitwatt_sim.servers.kinds_2026 import LLAMA_70B
 from splitwatt_sim.servers.profile_files import Given, ProfileFile
 from splitwatt_sim.servers.table_files import FIT_ERROR, fit_timing
 from splitwatt_sim.servers.tables import TableError
@@ -183,7 +183,7 @@ class Catalogue:
 
 
 def _built_in(profile: Profile) -> Given:
-    return Given(profile, BUILT_IN, HBM_BYTES[profile.name].value)
+    return Given(profile, BUILT_IN, memory_of(profile))
 
 
 def _same(one: Profile, other: Profile) -> bool:

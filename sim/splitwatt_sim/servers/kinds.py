@@ -9,28 +9,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core.gpus import phase_model
+from splitwatt_core.gpus import hardware, phase_model
+from splitwatt_core.gpus.hardware import HandOff, ModelShape
 from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
 from splitwatt_core.gpus.profiles import PhaseProfile, Profile, builtin
 from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
-from splitwatt_sim.servers.tables import GIB, ModelShape, ServerTable, Tables, lookup_s
+from splitwatt_sim.servers.tables import ServerTable, TableError, Tables, lookup_s
 
 GPUS: Final = 8
 OVERLAP_FROM_TOKENS: Final = 512
-OVERLAP_REST_S: Final = {"A100": 0.008, "H100": 0.005}
-"""What is left of a hand-off that moves layer by layer behind its prefill: A100 with 200 Gb/s, H100 with 400 Gb/s
-(Splitwise, arXiv:2311.18677)."""
-LINK_BYTES_PER_S: Final = {"A100": 200e9 / 8, "H100": 400e9 / 8}
 GPU_OF_KIND: Final = {"A100": "A100-SXM-80GB", "H100": "H100-SXM"}
-MEMORY_BYTES: Final = 80 * GIB
-SERVER_REST_W: Final = 2_800
-"""What a server draws beside its GPUs, as the examples declare it (`nonGpuWattsPerNode`); no measurement is known (U)."""
+SERVER_REST_W: Final = hardware.builtin().server_rest_w
+
+
+class Moved(NamedTuple):
+    """What a `Kind` says of its hand-offs."""
+
+    s_per_token: float
+    fixed_s: float
+    overlap_from_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,24 @@ class Links:
     overlap: bool = True
     free: bool = False
     """No hand-off takes any time."""
+
+    def hand_off(self, measured: HandOff, *, bytes_per_token: int) -> Moved:
+        """How a cache of so many bytes moves where a hand-off was measured like this."""
+        return Moved(
+            s_per_token=0.0 if self.free else bytes_per_token / measured.link_bytes_per_s,
+            fixed_s=measured.rest_s if self.overlap and not self.free else 0.0,
+            overlap_from_tokens=float(OVERLAP_FROM_TOKENS) if self.overlap else float("inf"),
+        )
+
+
+def memory_of(profile: Profile) -> int:
+    """Bytes of one GPU, by name, as a profile of the cluster is found: it carries the built-in one's name in lower case.
+    Raises TableError for another GPU."""
+    known = {p.name: p.memory_bytes for p in hardware.builtin().products if p.memory_bytes is not None}
+    for name, memory_bytes in known.items():
+        if profile.matches(name):
+            return memory_bytes
+    raise TableError(f"the memory of {profile.name} is not known; name the profile as one of {', '.join(known)}")
 
 
 def profile_of(kind: str) -> Profile:
@@ -81,6 +102,7 @@ def kind_of_table(
     prefill_s = np.maximum(lookup_s(table.prefill_s, size), 1e-6) * brake(profile, prefill, cap, clock_mhz)
     decode_s = lookup_s(table.decode_s, MAX_BATCH_SEQUENCES + 1) * brake(profile, decode, cap, clock_mhz)
     kv_bytes = shape.kv_bytes_per_token(grouped=True)
+    moved = links.hand_off(hardware.builtin().hand_offs[table.kind], bytes_per_token=kv_bytes)
     return Kind(
         name=named(table.kind, cap, clock_mhz),
         prefill_s=prefill_s,
@@ -89,10 +111,10 @@ def kind_of_table(
         decode_w=decode_gpus_w(profile, cap, clock_mhz) + SERVER_REST_W,
         kv_s=0.0,  # the tables of 2023 do not tell the context apart
         idle_w=float(GPUS * profile.idle_w + SERVER_REST_W),
-        kv_room=(GPUS * MEMORY_BYTES - shape.weights_bytes) // kv_bytes,
-        hand_off_s_per_token=0.0 if links.free else kv_bytes / LINK_BYTES_PER_S[table.kind],
-        hand_off_fixed_s=0.0 if links.free else OVERLAP_REST_S[table.kind] if links.overlap else 0.0,
-        overlap_from_tokens=float(OVERLAP_FROM_TOKENS) if links.overlap else float("inf"),
+        kv_room=(GPUS * memory_of(profile_of(table.kind)) - shape.weights_bytes) // kv_bytes,
+        hand_off_s_per_token=moved.s_per_token,
+        hand_off_fixed_s=moved.fixed_s,
+        overlap_from_tokens=moved.overlap_from_tokens,
     )
 
 

@@ -14,69 +14,23 @@ exceed the caps of its GPUs and the rest of the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from splitwatt_core.gpus import phase_model
+from splitwatt_core.gpus import hardware, phase_model
 from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
 from splitwatt_core.gpus.profiles import MsPoints, Profile, Timing
 from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
-from splitwatt_sim.servers import kinds
-from splitwatt_sim.servers.kinds import GPUS, OVERLAP_FROM_TOKENS, Links, brake, decode_gpus_w, named, prefill_gpus_w
-from splitwatt_sim.servers.tables import GIB, ModelShape, TableError
+from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W, Links, brake, decode_gpus_w, memory_of, named, prefill_gpus_w
+from splitwatt_sim.servers.tables import GIB, TableError
 
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """A number, its grade (as in the core's profiles: P paper, D data, M measured, V vendor, U unconfirmed) and source."""
-
-    value: float
-    grade: str
-    source: str
-
-
-_SYSTEMS: Final = "gpu.mem_capacity in the system files of aiconfigurator 0.12.0 (PyPI, Apache-2.0)"
-HBM_BYTES: Final[Mapping[str, Stated]] = {
-    "A100-SXM-80GB": Stated(80 * GIB, "D", _SYSTEMS),
-    "H100-SXM": Stated(80 * GIB, "D", _SYSTEMS),
-    "H200-SXM": Stated(141 * GIB, "D", _SYSTEMS),
-    "B200": Stated(180 * GIB, "D", _SYSTEMS),
-}
-"""Of one GPU, by the names of the built-in power profiles."""
-
-USABLE_SHARE: Final = Stated(
-    0.9, "V", "vLLM's engine arguments: default of gpu_memory_utilization in most releases; some newer ones have 0.92"
-)
-"""Of the memory, for weights and KV cache. The rest is for activations, graphs and communication."""
-
-_LLAMA_3: Final = "Llama 3 paper (arXiv:2407.21783), table 3"
-SHAPE: Final[Mapping[str, Stated]] = {
-    "layers": Stated(80, "P", _LLAMA_3),
-    "hidden": Stated(8192, "P", _LLAMA_3),
-    "heads": Stated(64, "P", _LLAMA_3),
-    "kv_heads": Stated(8, "P", f"{_LLAMA_3}: grouped-query attention"),
-    "bytes_per_value": Stated(2, "P", "bfloat16, as the weights are published"),
-    "weights_bytes": Stated(
-        141_100_000_000,
-        "U",
-        f"derived: 70.55e9 parameters of 2 bytes, counted from {_LLAMA_3} with a vocabulary of 128256: two embeddings of "
-        "8192 each, and 80 layers of query and output 8192 x 8192, key and value 8192 x 1024, three of 8192 x 28672",
-    ),
-}
-LLAMA_70B: Final = ModelShape("meta-llama/Llama-3.1-70B-Instruct", **{name: int(stated.value) for name, stated in SHAPE.items()})
-
-LINK_BYTES_PER_S: Final = Stated(
-    400e9 / 8, "P", "Splitwise (arXiv:2311.18677): one link of 400 Gb/s for an H100 server; taken for every server here"
-)
-OVERLAP_REST_S: Final = Stated(
-    0.005, "P", "Splitwise (arXiv:2311.18677): what is left of a hand-off behind its prefill, H100 with 400 Gb/s"
-)
-SERVER_REST_W: Final = Stated(kinds.SERVER_REST_W, "U", "the examples' nonGpuWattsPerNode; no measurement is known")
+LLAMA_70B: Final = hardware.builtin().models["llama-3.1-70b"]
+HAND_OFF: Final = hardware.builtin().hand_offs["H100"]
+"""Taken for every server here."""
 OVERLAPPED: Final = Links()
 
 
@@ -102,7 +56,7 @@ def kind_2026(
     decode = profile.phase(Phase.DECODE)
     if decode is None or profile.phase(Phase.PREFILL) is None:
         raise TableError(f"profile {profile.name} does not describe both phases; add the missing one")
-    room_bytes = int(GPUS * hbm_bytes * USABLE_SHARE.value - LLAMA_70B.weights_bytes)
+    room_bytes = int(GPUS * hbm_bytes * hardware.builtin().memory_share - LLAMA_70B.weights_bytes)
     if room_bytes <= 0:
         raise TableError(
             f"{GPUS} x {profile.name} with {hbm_bytes / GIB:g} GiB each do not hold the {LLAMA_70B.weights_bytes / 1e9:.0f} GB "
@@ -110,22 +64,23 @@ def kind_2026(
         )
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     kv_bytes = LLAMA_70B.kv_bytes_per_token(grouped=True)
+    moved = links.hand_off(HAND_OFF, bytes_per_token=kv_bytes)
     return Kind(
         name=named(profile.name, cap, clock_mhz),
         prefill_s=_asked_s(lambda tokens: phase_model.prefill_ms(profile, tokens, cap, clock_mhz), timing.prefill_points, size),
-        prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W.value,
+        prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W,
         decode_s=_asked_s(
             lambda batch: phase_model.decode_ms(profile, batch, 0, cap, clock_mhz),
             timing.decode_points,
             MAX_BATCH_SEQUENCES + 1,
         ),
-        decode_w=decode_gpus_w(profile, cap, clock_mhz) + SERVER_REST_W.value,
+        decode_w=decode_gpus_w(profile, cap, clock_mhz) + SERVER_REST_W,
         kv_s=timing.kv_ms_per_mtoken / 1e9 * brake(profile, decode, cap, clock_mhz),
-        idle_w=GPUS * profile.idle_w + SERVER_REST_W.value,
+        idle_w=GPUS * profile.idle_w + SERVER_REST_W,
         kv_room=room_bytes // kv_bytes,
-        hand_off_s_per_token=0.0 if links.free else kv_bytes / LINK_BYTES_PER_S.value,
-        hand_off_fixed_s=OVERLAP_REST_S.value if links.overlap and not links.free else 0.0,
-        overlap_from_tokens=float(OVERLAP_FROM_TOKENS) if links.overlap else float("inf"),
+        hand_off_s_per_token=moved.s_per_token,
+        hand_off_fixed_s=moved.fixed_s,
+        overlap_from_tokens=moved.overlap_from_tokens,
     )
 
 
@@ -134,15 +89,6 @@ def _timing(profile: Profile) -> Timing:
     if timing is None or timing.model != LLAMA_70B.name or timing.tensor_parallel != GPUS:
         raise TableError(f"profile {profile.name} has no timing of {LLAMA_70B.name} on {GPUS} GPUs; fit one from a table")
     return timing
-
-
-def memory_of(profile: Profile) -> float:
-    """Bytes of one GPU, by name, as a profile of the cluster is found: it carries the built-in one's name in lower case.
-    Raises TableError for another GPU."""
-    for name, stated in HBM_BYTES.items():
-        if profile.matches(name):
-            return stated.value
-    raise TableError(f"the memory of {profile.name} is not known; name the profile as one of {', '.join(HBM_BYTES)}")
 
 
 def _asked_s(ask_ms: Callable[[int], float], points: MsPoints, size: int) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from splitwatt_core.gpus.hardware import ModelShape
 
 Points = tuple[tuple[int, float], ...]
 
@@ -44,24 +45,6 @@ class DecodeModel(StrEnum):
 
     BATCH = "batch"
     SPLITWISE_2023 = "splitwise-2023"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """What a served model takes of a server's memory. `kv_heads` below `heads`: grouped-query attention."""
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    bytes_per_value: int
-    weights_bytes: int
-
-    def kv_bytes_per_token(self, *, grouped: bool) -> int:
-        """Key and value of one token in all layers; `grouped` False counts every head, as the reference does."""
-        share = self.kv_heads / self.heads if grouped else 1.0
-        return int(2 * self.hidden * share) * self.layers * self.bytes_per_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +119,8 @@ class Tables:
 
 @cache
 def builtin() -> Tables:
-    """The tables of 2023: BLOOM-176B and Llama2-70B on servers of 8 A100 or 8 H100, tensor parallel 8."""
+    """The tables of 2023: BLOOM-176B and Llama2-70B on servers of 8 A100 or 8 H100, tensor parallel 8. What these models weigh is
+    as splitwise-sim counts it, for published results rest on that; the core's facts about hardware have BLOOM's true weights."""
     raw = json.loads(files(__package__).joinpath("tables_2023.json").read_text(encoding="utf-8"))
     shapes = {name: ModelShape(name, **{k: v["value"] for k, v in fields.items()}) for name, fields in raw["models"].items()}
     servers = {
