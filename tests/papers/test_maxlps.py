@@ -72,14 +72,14 @@ def test_more_rest_declared_is_charged_and_not_drawn() -> None:
     assert careful.share(1_000.0, 1) == plain.share(1_000.0, 1)
 
 
-def test_849_watts_of_rest_leave_no_margin_and_no_215_gpus() -> None:
+def test_849_watts_of_rest_leave_no_margin() -> None:
     assert static_margin_w(848.57, 1_000.0) == pytest.approx(0.0, abs=0.01)
     tight = Reading(849.0)
-    assert tight.most_servers(400.0) == 528_800 // (8 * (849 + 416)) == 52
-    assert tight.per_room(52) == 208.0
+    assert tight.most_servers(B200.min_cap_w) == 528_800 // (8 * (849 + 208)) == 62
+    assert tight.per_room(62) == 248.0
 
 
-@pytest.mark.parametrize(("servers", "fits"), [(52, True), (53, False)])
+@pytest.mark.parametrize(("servers", "fits"), [(62, True), (63, False)])
 def test_no_caps_are_given_where_minimum_caps_do_not_fit(servers: int, fits: bool) -> None:
     caps = caps_for(PhaseAware(), Reading(849.0), B200, prefill_servers=servers - 12, decode_servers=12)
     assert (caps is not None) is fits
@@ -106,7 +106,7 @@ def test_caps_always_fit_and_nothing_stays_that_a_watt_for_all_could_use(
 ) -> None:
     reading = Reading(rest_w, spare)
     caps = caps_for(policy, reading, B200, prefill_servers=prefill, decode_servers=decode)
-    pools = [(prefill, 400), (decode, 400)] if caps is None else [(prefill, caps.prefill_w), (decode, caps.decode_w)]
+    pools = [(prefill, B200.min_cap_w), (decode, B200.min_cap_w)] if caps is None else [(prefill, caps.prefill_w), (decode, caps.decode_w)]
     charge_w = reading.charge_w(pools)
     if caps is None:
         assert charge_w > reading.budget_w
@@ -137,7 +137,7 @@ def test_another_draw_of_decode_keeps_its_curve_in_proportion() -> None:
 def test_dearer_caps_cost_prefill_twice_the_time_they_cost() -> None:
     row = dearer_prefill(B200, 2).phase(Phase.PREFILL)
     assert row is not None
-    assert dict(row.latency_points)[603] == 1_116 and dict(row.latency_points)[710] == 1_000
+    assert dict(row.latency_points)[603] == 1_106 and dict(row.latency_points)[710] == 1_000
     assert dearer_prefill(B200, 2).phase(Phase.DECODE) == B200.phase(Phase.DECODE)
 
 

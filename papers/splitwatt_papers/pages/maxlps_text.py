@@ -253,8 +253,8 @@ def assumptions() -> str:
     assert prefill is not None and decode is not None
     rooms_kw = 2 * PUBLISHED.budget_w / 1e3
     return f"""1. The GPU is {GPU} as in `profiles.json`: prefill draws {prefill.natural_w} W, decode {decode.natural_w} W
-   (means of measured operators, grade D; another report says {OTHER_DECODE_W} W for decode), idle {gpu.idle_w} W (U),
-   caps {gpu.min_cap_w} to {gpu.default_cap_w} W (D). Single operators peak above {gpu.default_cap_w} W: a cap bounds a
+   (means of measured operators, grade D; another report says {OTHER_DECODE_W} W for decode), idle {gpu.idle_w} W,
+   caps {gpu.min_cap_w} to {gpu.default_cap_w} W (both D). Single operators peak above {gpu.default_cap_w} W: a cap bounds a
    mean over its reaction time, and so does this page.
 2. What a cap costs: prefill by one published point of another GPU and a derived curve; decode by a cliff at
    {decode.cliff_w} W (both U).
