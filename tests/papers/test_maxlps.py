@@ -106,8 +106,8 @@ def test_caps_always_fit_and_nothing_stays_that_a_watt_for_all_could_use(
 ) -> None:
     reading = Reading(rest_w, spare)
     caps = caps_for(policy, reading, B200, prefill_servers=prefill, decode_servers=decode)
-    pools = [(prefill, B200.min_cap_w), (decode, B200.min_cap_w)] if caps is None else [(prefill, caps.prefill_w), (decode, caps.decode_w)]
-    charge_w = reading.charge_w(pools)
+    prefill_w, decode_w = (B200.min_cap_w, B200.min_cap_w) if caps is None else (caps.prefill_w, caps.decode_w)
+    charge_w = reading.charge_w([(prefill, prefill_w), (decode, decode_w)])
     if caps is None:
         assert charge_w > reading.budget_w
         return
