@@ -25,9 +25,11 @@ def shape_of(model: str) -> ModelShape:
     return facts.model(model) or facts.models[UNKNOWN_IS]
 
 
-def kv_capacity_tokens(shape: ModelShape, *, gpus: int, memory_bytes: float) -> int:
-    """Tokens of KV cache beside the weights on a tensor-parallel group. 0 or less: the weights alone do not fit."""
-    room_bytes = hardware.builtin().memory_share * memory_bytes * gpus - shape.weights_bytes
+def kv_capacity_tokens(shape: ModelShape, *, gpus: int, memory_bytes: float, memory_share: float | None = None) -> int:
+    """Tokens of KV cache beside the weights on a tensor-parallel group, of the share of memory that the engine takes (None:
+    the usual one). 0 or less: the weights alone do not fit."""
+    share = hardware.builtin().memory_share if memory_share is None else memory_share
+    room_bytes = share * memory_bytes * gpus - shape.weights_bytes
     return int(room_bytes / shape.kv_bytes_per_token(grouped=True))
 
 

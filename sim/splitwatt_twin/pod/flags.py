@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from splitwatt_core.gpus import hardware
+
 KV_ROLES: Final = ("kv_producer", "kv_consumer", "kv_both")
 DEFAULT_PORT: Final = 8000
 MAX_PORT: Final = 65_535
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=_whole(0, MAX_PORT), default=DEFAULT_PORT)
     parser.add_argument("--tensor-parallel-size", "-tp", type=_whole(1, MAX_GROUP), default=1)
-    parser.add_argument("--gpu-memory-utilization", type=_share, default=0.9)
+    parser.add_argument("--gpu-memory-utilization", type=_share, default=hardware.builtin().memory_share)
     parser.add_argument("--max-model-len", type=_whole(1, 1 << 30), default=DEFAULT_MODEL_TOKENS)
     parser.add_argument("--kv-transfer-config")
     for name in _SWITCHES:

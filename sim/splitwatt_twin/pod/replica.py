@@ -23,7 +23,7 @@ from splitwatt_core.names import L_MODEL_NAME
 from splitwatt_twin.cluster import MAX_IN_SYSTEM, KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.fleet import Fleet
-from splitwatt_twin.kv import MEMORY_SHARE, MIN_KV_TOKENS, kv_capacity_tokens, link_of, shape_of
+from splitwatt_twin.kv import MIN_KV_TOKENS, kv_capacity_tokens, link_of, shape_of
 from splitwatt_twin.metrics import EngineReading, engine_metrics
 from splitwatt_twin.pod.flags import Settings
 from splitwatt_twin.pod.gpus import Gpus
@@ -61,8 +61,9 @@ class Replica(Collector):
         self._settings = settings
         self._gpus = gpus
         shape = shape_of(settings.model)
-        whole = gpus.memory_bytes * settings.memory_share / MEMORY_SHARE
-        capacity = kv_capacity_tokens(shape, gpus=settings.gpus, memory_bytes=whole)
+        capacity = kv_capacity_tokens(
+            shape, gpus=settings.gpus, memory_bytes=gpus.memory_bytes, memory_share=settings.memory_share
+        )
         if capacity < MIN_KV_TOKENS:
             log.warning(
                 "%s leaves no room for a KV cache on %d GPUs; emulated with %d tokens", shape.name, settings.gpus, MIN_KV_TOKENS
