@@ -1,6 +1,6 @@
 """One driver load: its GPUs, its enforcer and guard. A new boot, or a driver that was reloaded, begins a new session.
 
-What it protects: an acknowledgement never outlives the driver load it was read back in (PROTOCOL R14). The new session's
+What it protects: an acknowledgement never outlives the driver load it was read back in (docs/protocol.md, R14). The new session's
 enforcer starts from the durable record, which may only lower, and takes in nothing before a consistent read (R11).
 
 A GPU that was seen in this boot and will not answer now is kept in the list, as lost: dropping it would take its charge

@@ -1,4 +1,4 @@
-"""What the agent remembers on its host: the record of PROTOCOL R12, the GPUs of this boot, and that it is the only one.
+"""What the agent remembers on its host: the record of docs/protocol.md, R12, the GPUs of this boot, and that it is the only one.
 
 Files are replaced whole (temporary file, fsync, rename, fsync of the folder), so a crash, a full disk or a failing one leaves
 the old or the new one, and a write that raised is not durable: the caller asks again, and raises no cap meanwhile.

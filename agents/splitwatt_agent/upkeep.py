@@ -29,7 +29,7 @@ CLOCK_RETRY_S: Final = 5.0
 
 
 class DurableRecord:
-    """The record of PROTOCOL R12 on disk. `error`: why the last write is not durable, "" when it is."""
+    """The record of docs/protocol.md, R12 on disk. `error`: why the last write is not durable, "" when it is."""
 
     def __init__(self, state: StateDir) -> None:
         """Raises StateDirError when the record cannot be understood."""

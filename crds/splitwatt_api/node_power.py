@@ -1,7 +1,7 @@
 """`NodePower` (np): the contract between the operator and one node's agent, as a schema.
 
 The core's `contract` module is the contract's own source; this is the shape the API server enforces. What it protects:
-a term never falls (PROTOCOL R2), a spec once written is never removed, and every grant's charge covers its cap (R4).
+a term never falls (docs/protocol.md, R2), a spec once written is never removed, and every grant's charge covers its cap (R4).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What can become of a request: done, refused, or unknown. Nothing in between, for the ledger's sake.
 
-A write whose outcome is unknown may have landed, or may land later, and stays charged (PROTOCOL R6); a refusal proves
+A write whose outcome is unknown may have landed, or may land later, and stays charged (docs/protocol.md, R6); a refusal proves
 that nothing was stored. So a failure counts as a refusal only when the API server itself said so with a status that it
 gives before storing anything. All else (timeouts, broken connections, 429, 5xx) is unknown.
 """

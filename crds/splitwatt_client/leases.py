@@ -1,4 +1,4 @@
-"""Holding a Lease by compare-and-swap, and the terms that fence its former holders (PROTOCOL R2).
+"""Holding a Lease by compare-and-swap, and the terms that fence its former holders (docs/protocol.md, R2).
 
 Theory: every write of the Lease carries the resourceVersion that it was decided on, so of two candidates one is
 refused. Nobody compares wall clocks: a candidate takes over only after it has itself watched one and the same record

@@ -2,7 +2,7 @@
 replaced in mid-flight, agents that crash and hang, nodes that reboot. Nothing here decides anything about power: keepers
 and enforcers do, and `check` compares what they believe with the truth.
 
-Truth kept (PROTOCOL): charge >= the true management limit of every GPU, except after a surprise nobody could have seen;
+Truth kept (docs/protocol.md): charge >= the true management limit of every GPU, except after a surprise nobody could have seen;
 and no decision raises the sum of charges above the limit.
 
 The plain world is two racks below a row. The rich one has a third level, losses, non-GPU watts, a reserve, unlike settle

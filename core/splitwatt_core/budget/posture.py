@@ -17,7 +17,7 @@ RELEASE_RATIO: Final = 0.97
 """Below this share of the limit in force the next milder posture is reached for."""
 RELEASE_DWELL_S: Final = 10.0
 BRAKE_RATIO: Final = 1.10
-"""FACTS section 6: an overload that a UPS carries for some seconds only; no dwell above it."""
+"""docs/facts.md, breakers: an overload that a UPS carries for some seconds only; no dwell above it."""
 
 
 @dataclass(frozen=True, slots=True)

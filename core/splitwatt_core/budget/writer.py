@@ -1,4 +1,4 @@
-"""Composing NodePower specs: the stamp of a new term, and grants (PROTOCOL R1, R3, R4, R6).
+"""Composing NodePower specs: the stamp of a new term, and grants (docs/protocol.md, R1, R3, R4, R6).
 
 A line is kept as it stands while nothing about it changes. A new cap or a move to another rack makes a new grant with this
 round's number, which carries the charge of this moment for a successor (R4); a phase or a clock lock is told under the grant

@@ -4,7 +4,7 @@ The operator alone writes `spec`, the agent alone writes `status`. Watts are who
 exist only at the NVML border. Parsing is strict about types and lenient about unknown fields, so that an older agent
 reads a newer object. Standard library only: the agent imports this module.
 
-Grant numbers order all grants of one GPU for all time (PROTOCOL R6): `grant = term * GRANTS_PER_TERM + round`, so a
+Grant numbers order all grants of one GPU for all time (docs/protocol.md, R6): `grant = term * GRANTS_PER_TERM + round`, so a
 number is never used twice, not even for a new object of the same name, and a later term's grants outrank all earlier ones.
 """
 

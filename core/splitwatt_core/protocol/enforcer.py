@@ -1,4 +1,4 @@
-"""The agent's half of the protocol: which caps to set, and what may be acknowledged (PROTOCOL R10-R15).
+"""The agent's half of the protocol: which caps to set, and what may be acknowledged (docs/protocol.md, R10-R15).
 
 One `Enforcer` per node, fed by the agent's loop: versions of the node's own NodePower, readbacks of every GPU, and the
 begin and end of every setter call. It answers with setter calls to make and with the status lines to report.

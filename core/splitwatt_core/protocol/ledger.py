@@ -1,4 +1,4 @@
-"""What every GPU is charged: the operator's half of the protocol (PROTOCOL R4-R8, invariants I2 and I3).
+"""What every GPU is charged: the operator's half of the protocol (docs/protocol.md, R4-R8, invariants I2 and I3).
 
 Theory. The operator never knows a GPU's true power limit; it knows what it allowed and what was read back. The charge is
 an upper bound of the truth that survives lost writes, late writes, restarts and lies:

@@ -3,7 +3,7 @@
 Each kind is kept as slimmed JSON (see `slim`): only what some loop reads, never `managedFields`, so that 200 nodes cost
 a few megabytes. Objects are replaced, never changed in place: whoever holds one holds a snapshot.
 
-Invariant (PROTOCOL R6): an object never goes back in resourceVersion, and a deleted version never comes back. Watches,
+Invariant (docs/protocol.md, R6): an object never goes back in resourceVersion, and a deleted version never comes back. Watches,
 relists and resyncs may deliver in any order; the highest version of a name wins, and tombstones remember deletions.
 Nothing here decides: an object that is missing from the store is "not seen", not "gone for good" (R8 asks afresh).
 """

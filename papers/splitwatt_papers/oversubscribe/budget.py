@@ -38,7 +38,7 @@ SLACK_W: Final = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """NVIDIA DPS / MaxLPS, closed, as its vendor publishes it (FACTS section 7): one budget, before and after."""
+    """NVIDIA DPS / MaxLPS, closed, as its vendor publishes it (docs/facts.md, others): one budget, before and after."""
 
     budget_w: float = 264_400.0
     static_gpus: int = 140

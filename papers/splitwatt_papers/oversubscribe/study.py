@@ -51,7 +51,7 @@ ROUND_W: Final = 10
 RESTS_W: Final = (300, 400, 490, 600, 689, 849)
 """Beside the base rest. 849: a static GPU at its largest cap fills its share of the budget, without margin."""
 OTHER_DECODE_W: Final = 688
-"""Natural draw of decode in the other report (FACTS section 2)."""
+"""Natural draw of decode in the other report (docs/facts.md, power by phase)."""
 SPARE: Final = 0.15
 """The examples declare 2800 W for a server of which the simulated rack draws 2468 W at 575 W per GPU: 13 % more."""
 CURVE_STEP: Final = 3

@@ -1,4 +1,4 @@
-"""The words of docs/reproduce/maxlps.md. Every figure in them is published (FACTS section 7) or comes from the results."""
+"""The words of docs/reproduce/maxlps.md. Every figure in them is published (docs/facts.md, others) or comes from the results."""
 
 from __future__ import annotations
 

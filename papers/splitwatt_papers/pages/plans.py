@@ -33,7 +33,7 @@ from splitwatt_papers.pages.markdown import markdown
 
 COMMAND: Final = "python -m splitwatt_papers.pages.plans"
 PUBLISHED: Final = {"HHcap": ("20/28", 120), "HH": ("17/23", 95), "HA": ("15/44", 80), "AA": ("29/41", 75)}
-"""Best splits at this power under the right decode model, found on a 5-RPS grid with two-minute lists: FACTS, grade M."""
+"""Best splits at this power under the right decode model, found on a 5-RPS grid with two-minute lists: grade M."""
 MARGIN: Final = 0.03
 ROW_W: Final = 200_000.0
 ROW_SLO: Final = Slo(2_000.0, 100.0, MARGIN)

@@ -20,8 +20,7 @@ SPLIT: Final = {
     "HHcap": ("H100", "H100-capped"),
 }
 RATED_POWER_UNITS: Final = {"A100": 24.8, "H100": 44.0, "H100-capped": 30.8}
-"""Provisioned power of a server in the units of Splitwise's simulator (FACTS: Mutinifni/splitwise-sim, grade D): 40 H100 = 71
-A100."""
+"""Provisioned power of a server in the units of Splitwise's simulator (docs/facts.md, Splitwise; grade D): 40 H100 = 71 A100."""
 USD_PER_HOUR: Final = {"A100": 17.6, "H100": 38.0, "H100-capped": 38.0}
 """Price of a server in the paper (arXiv:2311.18677, grade P)."""
 
