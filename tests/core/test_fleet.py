@@ -11,6 +11,7 @@ from splitwatt_core.budget import gates
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import LATE_ACK_S, Fleet, build_fleet, late, steerable
+from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.posture import Correction
 from splitwatt_core.budget.roster import Placement
 from splitwatt_core.budget.survey import UNMANAGED_AFTER_S, Survey, take_survey
@@ -66,12 +67,26 @@ def survey(*placements: Placement, budgets: dict[str, BudgetSpec] | None = None,
     kept = budgets or BUDGETS
     laid = fleet(*placements, budgets=kept)
     opened = dict.fromkeys(kept, NOW_S - open_for_s)
-    found = take_survey(laid, placements, budgets=kept, tree=TREE, opened_s=opened, now_s=NOW_S)
-    return dict(zip(laid.names, found, strict=True))
+    found = take_survey(laid, placements, budgets=kept, opened_s=opened, now_s=NOW_S)
+    return dict(zip(laid.tree.order, found, strict=True))
+
+
+def moment(*placements: Placement, budgets: dict[str, BudgetSpec] | None = None) -> Moment:
+    kept = budgets or BUDGETS
+    return look(
+        tree=TREE,
+        budgets=kept,
+        books={name: Book.open(spec, NOW_S) for name, spec in kept.items()},
+        placements=placements,
+        conflicts={},
+        pods={},
+        profiles=(PROFILE,),
+        now_s=NOW_S,
+    )
 
 
 def charged(laid: Fleet) -> dict[str, float]:
-    return dict(zip(laid.names, laid.charged_w().tolist(), strict=True))
+    return dict(zip(laid.tree.order, laid.charged_w().tolist(), strict=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- charges
@@ -283,26 +298,26 @@ def test_who_only_observes_adopts_whoever_is_stamped() -> None:
 
 
 def test_reserve_and_undeclared_watts_are_withheld_once() -> None:
-    books = {name: Book.open(spec, NOW_S) for name, spec in BUDGETS.items()}
-    assert gates.withheld_w(fleet(), BUDGETS, books).tolist() == [70.0, 0.0, 30.0]
-    books["a"].correction, books["b"].correction = Correction(power_w=40.0), Correction(power_w=25.0)
-    assert gates.withheld_w(fleet(), BUDGETS, books).tolist() == [70.0 + 65.0, 40.0, 30.0 + 25.0]
-    books["row"].correction = Correction(power_w=90.0)
-    assert gates.withheld_w(fleet(), BUDGETS, books).tolist() == [70.0 + 90.0, 40.0, 30.0 + 25.0]
+    seen = moment()
+    row, a, b = seen.books
+    assert gates.withheld_w(seen).tolist() == [70.0, 0.0, 30.0]
+    a.correction, b.correction = Correction(power_w=40.0), Correction(power_w=25.0)
+    assert gates.withheld_w(seen).tolist() == [70.0 + 65.0, 40.0, 30.0 + 25.0]
+    row.correction = Correction(power_w=90.0)
+    assert gates.withheld_w(seen).tolist() == [70.0 + 90.0, 40.0, 30.0 + 25.0]
 
 
 def test_safe_caps_are_summed_with_all_else_that_is_charged() -> None:
-    laid = fleet(Placement(node("n1", gpu("g0"), gpu("g1")), ("a",)))
+    placed = Placement(node("n1", gpu("g0"), gpu("g1")), ("a",))
     target_w = np.full(3, 900.0)
-    assert gates.safe_sums_over(laid, BUDGETS, TREE, target_w) == {}
+    assert gates.safe_sums_over(moment(placed), target_w) == {}
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], safe_cap_w=400)}
-    over = gates.safe_sums_over(laid, budgets, TREE, target_w)
+    over = gates.safe_sums_over(moment(placed, budgets=budgets), target_w)
     assert over == pytest.approx({"row": 880.0 + 160.0 - 900.0, "a": 880.0 + 60.0 - 900.0})
 
 
 def test_a_moving_node_is_watched_for_the_budgets_it_leaves() -> None:
-    placements = (Placement(node("n1", gpu("g0")), ("b", "a")), Placement(node("n2", gpu("g1")), ("b",)))
-    laid = fleet(*placements)
+    seen = moment(Placement(node("n1", gpu("g0")), ("b", "a")), Placement(node("n2", gpu("g1")), ("b",)))
     for over, names in (("a", {"n1"}), ("b", set()), ("row", {"n1"})):
-        left_w = np.array([-1.0 if name == over else 100.0 for name in laid.names])
-        assert gates.over_elsewhere(laid, placements, TREE, left_w) == names
+        left_w = np.array([-1.0 if name == over else 100.0 for name in TREE.order])
+        assert gates.over_elsewhere(seen, left_w) == names

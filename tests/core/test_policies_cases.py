@@ -10,7 +10,8 @@ from splitwatt_core.columns import BudgetColumns, PhaseCode, Posture
 from splitwatt_core.policies.phase_aware import PhaseAware
 from splitwatt_core.policies.signature import Decision, PowerSnapshot, Unassigned, check_decision
 from splitwatt_core.policies.uniform import Uniform
-from splitwatt_core.policies.waterfill import Filling, Forest
+from splitwatt_core.policies.waterfill import Filling
+from splitwatt_core.trees import forest_of
 from splitwatt_lab import bench_allocator
 from support.forests import DECODE, HIGH, IDLE, LOW, PREFILL, rack
 
@@ -186,7 +187,7 @@ def test_bad_input_says_what_to_change() -> None:
     with pytest.raises(ValueError, match=r"GPU row 1: no whole watt lies between min_w 350\.2 and max_w 350\.8"):
         PhaseAware().decide(empty, 0.0)
     with pytest.raises(ValueError, match="sort them"):
-        Forest(np.array([1, -1], dtype=np.int32))
+        forest_of(np.array([1, -1], dtype=np.int32))
     with pytest.raises(ValueError, match="0 or more"):
         PhaseAware(raise_deadband_w=-1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import pytest
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.roster import DROPPED, VERIFY_EVERY_S, Placement, Roster, managed
 from splitwatt_core.budget.tree import BudgetSpec, Selector
@@ -44,6 +46,41 @@ def leaves(made: Roster, **options: frozenset[str]) -> tuple[str, ...]:
 def test_a_node_counts_where_its_label_says() -> None:
     assert leaves(roster("a")) == ("a",)
     assert leaves(roster("z")) == () and leaves(roster(None)) == ()
+
+
+def test_labels_and_selectors_that_change_are_looked_at_again() -> None:
+    made = roster("a")
+    assert leaves(made) == ("a",)
+    relabel(made, "b")
+    assert leaves(made) == ("b",)
+    turned = {name: replace(spec, selector=Selector({"rack": "b" if name == "a" else "a"})) for name, spec in BUDGETS.items()}
+    placed, _ = made.placements(turned)
+    assert placed[0].leaves == ("a",)
+    late = Roster()
+    late.account("n1")
+    assert leaves(late) == (), "its object was seen before its Node"
+    relabel(late, "a")
+    assert leaves(late) == ("a",)
+
+
+def test_many_selectors_are_not_each_held_against_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    matches = Selector.matches
+
+    def counted(self: Selector, labels: Mapping[str, str]) -> bool:
+        nonlocal asked
+        asked += 1
+        return matches(self, labels)
+
+    monkeypatch.setattr(Selector, "matches", counted)
+    budgets = {f"b{k}": BudgetSpec(f"b{k}", f"b{k}", 1, 1000, selector=Selector({"rack": f"{k}"})) for k in range(100)}
+    made = Roster()
+    for k in range(100):
+        made.see_node(NodeFact(f"n{k}", {"rack": f"{k}"}, "boot"))
+    placed, _ = made.placements(budgets)
+    assert {p.node.name: p.leaves for p in placed} == {f"n{k}": (f"b{k}",) for k in range(100)}
+    made.placements({name: replace(spec, limit_w=900) for name, spec in budgets.items()})
+    assert asked == 100, "once each, whatever becomes of limits"
 
 
 def test_a_moved_node_counts_in_both_until_a_later_grant_is_acknowledged_and_written_off() -> None:

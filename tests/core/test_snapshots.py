@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from splitwatt_core.budget.facts import Plan, PodFact
+from splitwatt_core.columns import Posture
 from splitwatt_core.policies.signature import Decision, Policy, PowerSnapshot
 from splitwatt_core.policies.uniform import Uniform
-from splitwatt_core.protocol.contract import Health, Mode
-from support.keepers import settled
-from support.world import ROOT, Operator, World
+from splitwatt_core.protocol.contract import Health, Mode, Phase, Workload
+from support.keepers import condition, settled
+from support.world import ROOT, Line, Operator, World
 
 
 @dataclass
@@ -105,6 +108,71 @@ def test_a_deleted_tree_is_forgotten() -> None:
     assert spy.last("a").memory is None and spy.last("b").memory is not None
 
 
+def test_nobody_is_asked_about_a_tree_without_gpus_and_it_is_reported_all_the_same() -> None:
+    world = two_trees()
+    world.lines.update({f"empty-{k}": Line(None, 900, leaf=True, fixed_w=1000 * (k == 0)) for k in range(20)})
+    operator, spy = watched(world)
+    spy.shown.clear()
+    operator.step()
+    assert sorted(seen.budgets.names[0] for seen in spy.shown) == ["a", "b"], "two trees have GPUs, and each is asked about once"
+    assert operator.last.budgets.keys() == world.budgets.keys()
+    for k in range(20):
+        report = operator.last.budgets[f"empty-{k}"]
+        assert (report.posture, report.nodes, report.gpus, report.reasons) == (Posture.ADOPTING, 0, 0, ())
+        assert (report.charge_w, report.short_w) == ((1000.0, 100.0) if k == 0 else (0.0, 0.0))
+        assert condition(operator, f"empty-{k}", "Ready").reason == "NoNodes"
+        assert operator.keeper.floor_headroom_w(f"empty-{k}") == (-100.0 if k == 0 else 900.0)
+
+
+def test_a_tree_that_lost_its_gpus_begins_anew_with_the_next_ones() -> None:
+    world = two_trees()
+    operator, spy = watched(world)
+    world.store.delete("a0")
+    world.agents["a0"].crash()
+    world.nodes["a0"].present = False
+    world.tell_nodes()
+    operator.settle(8)
+    assert operator.last.budgets["a"].gpus == 0
+    spy.shown.clear()
+    operator.step()
+    assert [seen.budgets.names[0] for seen in spy.shown] == ["b"]
+    world.nodes["b0"].rack = "a"
+    world.tell_nodes()
+    operator.settle(1)
+    first, *_ = (seen for seen in spy.shown if seen.budgets.names[0] == "a")
+    assert first.memory is None
+
+
+def test_a_tree_is_decided_beside_many_as_it_is_alone() -> None:
+    """Whatever comes: limits, a crash, a reboot. Its own meters, sums, caps, reports and notes are the same to the last bit."""
+
+    def played(world: World) -> Iterator[Plan]:
+        world.pods[("ns", "a")] = PodFact("ns", "a", Phase.PREFILL, 5)
+        world.nodes["a0"].workloads["a0-g0"] = Workload("ns", "a")
+        world.policy = "PhaseAware"
+        operator = world.elect()
+        for step, limit_w in enumerate((1500, 1500, 1100, 1100, 600, 900, 1500)):
+            world.set_limit(limit_w, **{name: 5000 for name in world.lines if name.startswith("beside")})
+            if step == 3:
+                world.agents["b0"].crash()
+            if step == 5:
+                world.reboot("b0")
+                world.tell_nodes()
+            for _ in range(6):
+                operator.settle(1)
+                yield operator.last
+
+    many = World(rich=True)
+    many.lines.update({f"beside-{k}": Line(None, 5000, leaf=True, fixed_w=10 * k) for k in range(12)})
+    many.add_node("c0", "beside-3")
+    compared = 0
+    for alone, beside in zip(played(World(rich=True)), played(many), strict=True):
+        assert {name: beside.budgets[name] for name in alone.budgets} == alone.budgets
+        assert [(w.name, w.spec) for w in beside.writes if w.name != "c0"] == [(w.name, w.spec) for w in alone.writes]
+        compared += len(alone.writes)
+    assert compared > 5, "nothing was decided"
+
+
 def test_where_a_late_gpu_stands_aside_both_decisions_start_from_one_memory_and_the_one_that_acts_is_kept() -> None:
     world = World(limit_w=900)
     operator, spy = watched(world)
@@ -172,6 +240,8 @@ def test_nothing_is_read_before_a_budgets_first_caps_can_show() -> None:
     world.policy = spy.name
     world.tell_budgets()
     operator = world.elect()
+    operator.settle(1)
+    assert spy.shown == [], "no GPU is known yet"
     for _ in range(20):
         operator.settle(1)
         book = operator.keeper.books[ROOT]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, check_sums, next_caps
-from splitwatt_core.trees import chain_min
+from splitwatt_core.trees import forest_of
 
 
 def asked(
@@ -99,7 +99,7 @@ def test_also_when_that_sum_is_one_it_only_counts_in(granted_w: int) -> None:
 
 def test_a_budget_is_as_tight_as_the_tightest_above_it() -> None:
     parent = np.array([-1, 0, 1, 0], dtype=np.int32)
-    assert chain_min(parent, np.array([5.0, 9.0, 7.0, 3.0])).tolist() == [5.0, 5.0, 5.0, 3.0]
+    assert forest_of(parent).min_down(np.array([5.0, 9.0, 7.0, 3.0])).tolist() == [5.0, 5.0, 5.0, 3.0]
 
 
 def test_a_decision_that_lifts_a_sum_too_high_is_caught() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.columns import TOLERANCE_W
-from splitwatt_core.trees import chain_min, sum_below
+from splitwatt_core.trees import forest_of
 
 MIN_W, MAX_W = 200, 700
 # row, rack a, rack b below it, and a root of its own
@@ -51,7 +51,7 @@ def inputs(draw: st.DrawFn) -> TransitionInput:
 
 def lifted_w(t: TransitionInput, caps: np.ndarray) -> np.ndarray:
     lift = np.maximum(caps - t.charge_w, 0.0) * t.loss_factor
-    return sum_below(t.parent, np.bincount(t.leaf, weights=lift, minlength=len(t.parent)).astype(np.float64))
+    return forest_of(t.parent).sum_up(np.bincount(t.leaf, weights=lift, minlength=len(t.parent)).astype(np.float64))
 
 
 @settings(max_examples=400, deadline=None)
@@ -65,7 +65,7 @@ def test_no_sum_is_lifted_above_its_limit_less_its_reserve(t: TransitionInput) -
 @given(t=inputs())
 def test_below_a_sum_that_is_too_high_nothing_is_raised_and_the_unknown_get_their_minimum(t: TransitionInput) -> None:
     caps = next_caps(t)
-    over = (chain_min(t.parent, t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
+    over = (forest_of(t.parent).min_down(t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
     known = t.granted_w != UNKNOWN_CAP
     assert np.all(caps[over & known] <= t.granted_w[over & known])
     assert np.all(caps[over & ~known] == MIN_W)
@@ -105,7 +105,7 @@ def test_a_group_is_raised_as_a_whole_or_not_at_all(t: TransitionInput) -> None:
 @given(t=inputs())
 def test_a_group_that_waits_has_no_room_left_by_those_that_rank_as_high(t: TransitionInput) -> None:
     caps = next_caps(t)
-    over = (chain_min(t.parent, t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
+    over = (forest_of(t.parent).min_down(t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
     known = t.granted_w != UNKNOWN_CAP
     for g in np.unique(t.group):
         rows = np.flatnonzero(t.group == g)

@@ -157,11 +157,11 @@ class Operator:
         """Watts at the meter charged below each budget, every node once in each."""
         keeper, lines = self.keeper, self.world.lines
         moves = {name: dict(of_node) for name, of_node in keeper.roster.moves.items()}
-        placed, _ = keeper.roster.placements(keeper.budgets, observing=keeper._observing())
+        placed, _ = keeper.roster.placements(keeper.budgets, observing=keeper.tree.observing(keeper.budgets))
         keeper.roster.moves = moves  # looking must not move anything on
         sums = dict.fromkeys(keeper.budgets, 0.0)
         for name in sums:
-            for up in keeper._tree.chain(name):
+            for up in keeper.tree.chain(name):
                 sums[up] += lines[name].fixed_w
         for p in placed:
             keeper._refresh(p.node, self.world.now_s)
@@ -170,7 +170,7 @@ class Operator:
             for leaf in p.leaves:
                 rest_w = lines[leaf].non_gpu_w if managed(p.node) else self.world.flat_w(lines[leaf])
                 watts = lines[leaf].loss_factor * gpu_w + rest_w
-                for name in keeper._tree.chain(leaf):
+                for name in keeper.tree.chain(leaf):
                     if name not in counted:
                         counted.add(name)
                         sums[name] += watts
@@ -180,7 +180,7 @@ class Operator:
         """I1: no decision lifts a sum of charges above its limit."""
         if not plan.writes:
             return
-        observing = self.keeper._observing()
+        observing = self.keeper.tree.observing(self.keeper.budgets)
         for write in plan.writes:
             seen = self.keeper.roster.nodes[write.name].object
             old = seen.spec.gpus if seen is not None and seen.spec is not None else ()

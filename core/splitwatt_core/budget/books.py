@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from splitwatt_core.budget.facts import MeterFailure, MeterReading, Note
 from splitwatt_core.budget.posture import Correction, PostureState, step_posture
 from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BudgetSpec, LimitState, new_limit
+from splitwatt_core.budget.tree import BudgetSpec, LimitState, Tree, new_limit
 from splitwatt_core.columns import Posture
+from splitwatt_core.trees import NO_BUDGET
 
 NO_METER = "spec.meter is not set: the agents' sum is used"
 
@@ -164,3 +166,24 @@ class Book:
         if spec.meter is None and spec.selector is not None and survey.silent:
             return f"{survey.silent} agents gave no sample lately and there is no meter"
         return None
+
+
+def judge_all(
+    budgets: Sequence[BudgetSpec], books: Sequence[Book], surveys: Sequence[Survey], *, tree: Tree, now_s: float
+) -> list[Note]:
+    """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
+    notes: list[Note] = []
+    below_w: dict[int, float | None] = {}
+    for b, above in reversed(list(enumerate(tree.forest.parent.tolist()))):
+        spec, book, survey = budgets[b], books[b], surveys[b]
+        adopted = survey.unadopted == 0 and survey.nodes > 0
+        children_w = below_w.get(b)
+        own_w = None if children_w is None else children_w + spec.fixed_w
+        notes.extend(book.judge(spec, survey, now_s, adopted=adopted, below_w=own_w))
+        if above != NO_BUDGET:
+            so_far_w = below_w.get(above, 0.0)
+            # A budget without nodes has nothing to measure, which must not make those above it forget what theirs read.
+            empty = book.measured_w is None and survey.nodes == 0
+            mine_w = float(spec.fixed_w) if empty else book.measured_w
+            below_w[above] = None if so_far_w is None or mine_w is None else so_far_w + mine_w
+    return notes

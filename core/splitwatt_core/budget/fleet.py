@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,9 @@ from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import NO_GRANT, Health, Phase
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
-from splitwatt_core.trees import chain_min, sum_below
+from splitwatt_core.trees import Forest
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 LATE_ACK_S: Final = 3.0
 """A grant unacknowledged for this long is late; agents answer in well under a second."""
@@ -38,15 +40,15 @@ SLOTS_KEPT: Final = 1 << 17
 """Hashes kept between steps; beyond it the least used are computed anew."""
 
 PHASE_CODE: Final = {
-    Phase.UNASSIGNED: PhaseCode.UNASSIGNED,
-    Phase.PREFILL: PhaseCode.PREFILL,
-    Phase.DECODE: PhaseCode.DECODE,
+    Phase.UNASSIGNED: int(PhaseCode.UNASSIGNED),
+    Phase.PREFILL: int(PhaseCode.PREFILL),
+    Phase.DECODE: int(PhaseCode.DECODE),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in `names`.
+    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in the tree's order.
 
     charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late and mute bool[N]. clocks, slot: as in the
     policy's snapshot; a GPU that cannot be steered is not locked either (top_mhz 0).
@@ -54,8 +56,7 @@ class Fleet:
     nodes, gpu_count int64[B].
     """
 
-    names: tuple[str, ...]
-    parent: NDArray[np.int32]
+    tree: Tree
     gpus: GpuColumns
     clocks: ClockColumns
     slot: NDArray[np.float64]
@@ -72,20 +73,24 @@ class Fleet:
     nodes: NDArray[np.int64]
     gpu_count: NDArray[np.int64]
 
+    @property
+    def forest(self) -> Forest:
+        return self.tree.forest
+
     def charged_w(self) -> NDArray[np.float64]:
         """The sum of I1 below each budget, float64[B]."""
         return self.below(self.gpus.loss_factor * self.charge_w) + self.rest_w
 
     def below(self, per_gpu: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums of a per-GPU column below each budget, float64[B]."""
-        own = np.bincount(self.gpus.leaf, weights=per_gpu, minlength=len(self.names)).astype(np.float64)
-        return sum_below(self.parent, own)
+        own = np.bincount(self.gpus.leaf, weights=per_gpu, minlength=self.forest.size).astype(np.float64)
+        return self.forest.sum_up(own)
 
     def without_late(self, allowance_w: NDArray[np.float64]) -> Fleet:
         """The same fleet, in which nobody counts on GPUs that are mute, or late below a sum that is too high. `allowance_w`
         float64[B]: meter watts that may be charged for GPUs below each budget."""
         left_w = allowance_w + self.rest_w - self.charged_w()
-        over = chain_min(self.parent, left_w)[self.gpus.leaf] < -TOLERANCE_W
+        over = self.forest.min_down(left_w)[self.gpus.leaf] < -TOLERANCE_W
         return self._fixed_at_charge(self.late & self.steerable & (over | self.mute))
 
     def floor_w(self) -> NDArray[np.float64]:
@@ -128,6 +133,43 @@ def mute(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
     return silent or (now_s - since_s > MUTE_S and node.status_s < since_s)
 
 
+class _Clock(NamedTuple):
+    """The clocks of a GPU model, as in ClockColumns."""
+
+    top_mhz: float
+    min_mhz: float
+    idle_w: float
+    exponent: float
+    voltage_floor: float
+
+
+_UNKNOWN_CLOCK: Final = _Clock(0.0, 0.0, 0.0, 1.0, 1.0)
+
+
+class _Row(NamedTuple):
+    """One GPU; the names are those of the columns that it becomes part of."""
+
+    leaf: int
+    group: int
+    phase: int
+    priority: int
+    loss_factor: float
+    min_w: float
+    max_w: float
+    natural_w: float
+    cliff_w: float
+    cap_w: float
+    granted_mhz: int
+    clock: _Clock
+    slot: float
+    charge_w: int
+    granted_w: int
+    trusted: bool
+    steerable: bool
+    late: bool
+    mute: bool
+
+
 def build_fleet(
     *,
     tree: Tree,
@@ -137,86 +179,103 @@ def build_fleet(
     profiles: Sequence[Profile],
     now_s: float,
 ) -> Fleet:
-    """Lay out all GPUs of all placed nodes. Budgets come in `tree.order`, GPUs node by node."""
-    index = {name: b for b, name in enumerate(tree.order)}
-    parent = np.array([-1 if (up := tree.parent[n]) is None else index[up] for n in tree.order], dtype=np.int32)
+    """Lay out all GPUs of all placed nodes, node by node."""
     size = len(tree.order)
-    own_rest_w, nodes, gpu_count = np.zeros(size), np.zeros(size), np.zeros(size)
-    extra_w = np.zeros(size)
-    rows: list[tuple[object, ...]] = []
+    own_rest_w = np.array([budgets[name].fixed_w for name in tree.order], dtype=np.float64)
+    nodes, gpu_count, extra_w = np.zeros(size), np.zeros(size), np.zeros(size)
+    rows: list[_Row] = []
     accounts: list[GpuAccount] = []
     owner: list[NodeAccount] = []
     phases: list[Phase] = []
     groups: dict[tuple[str, str], int] = {}
-    clocks: list[_Clock] = []
-    slots: list[float] = []
-    clock_of_model: dict[str, _Clock] = {}
-    known: Known = {}
-    for name, b in index.items():
-        own_rest_w[b] += budgets[name].fixed_w
+    demands, clocks = _Demands(pods, profiles), _Clocks(profiles)
     for placement in placements:
         node = placement.node
         leaf = budgets[placement.leaves[0]]
-        b = index[leaf.name]
+        b = tree.index[leaf.name]
         own_rest_w[b] += _node_rest_w(leaf, node)
         nodes[b] += 1
-        counted = set(tree.chain(leaf.name))
-        for other_name in placement.leaves[1:]:
-            other = budgets[other_name]
-            watts = _node_rest_w(other, node) + other.loss_factor * sum(g.charge_w for g in node.gpus.values())
-            for above in tree.chain(other_name):
-                if above not in counted:
-                    counted.add(above)
-                    extra_w[index[above]] += watts
+        gpu_count[b] += len(node.gpus)
+        if len(placement.leaves) > 1:
+            _count_elsewhere(extra_w, placement, tree=tree, budgets=budgets)
         trusted = node.trusted(now_s)
         for account in node.gpus.values():
-            wants = _demand(account, pods, profiles, known)
-            key = ("", account.uuid)
+            wants = demands.of(account)
             can = steerable(account, node, now_s)
+            key = ("", account.uuid)
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
-            place = (b, groups.setdefault(key, len(groups)))
-            acknowledged = trusted and account.acked > NO_GRANT
-            answers = (can, acknowledged, late(account, now_s), mute(account, node, now_s))
-            rows.append((*place, *_row(account, wants, leaf, can), *answers))
-            if account.model not in clock_of_model:
-                clock_of_model[account.model] = _clock(profile_law.find(profiles, account.model))
-            clocks.append(clock_of_model[account.model] if can else _UNKNOWN_CLOCK)
-            slots.append(slot(*key))
+            charge_w = float(account.charge_w)
+            rows.append(
+                _Row(
+                    leaf=b,
+                    group=groups.setdefault(key, len(groups)),
+                    phase=PHASE_CODE[wants.phase],
+                    priority=wants.priority,
+                    loss_factor=leaf.loss_factor,
+                    min_w=account.min_w if can else charge_w,
+                    max_w=wants.ceiling_w if can else charge_w,
+                    natural_w=wants.natural_w if can else charge_w,
+                    cliff_w=wants.cliff_w if can else charge_w,
+                    cap_w=(account.latest_cap_w or account.default_w) if can else charge_w,
+                    granted_mhz=0 if account.row is None else account.row.max_clock_mhz or 0,
+                    clock=clocks.of(account.model) if can else _UNKNOWN_CLOCK,
+                    slot=slot(*key),
+                    charge_w=account.charge_w,
+                    granted_w=account.latest_cap_w or 0,
+                    trusted=trusted and account.acked > NO_GRANT,
+                    steerable=can,
+                    late=late(account, now_s),
+                    mute=mute(account, node, now_s),
+                )
+            )
             accounts.append(account)
             owner.append(node)
             phases.append(wants.phase)
-            gpu_count[b] += 1
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 14
+    columns: dict[str, tuple[Any, ...]] = (
+        dict(zip(_Row._fields, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(_Row._fields, ())
+    )
+
+    def column(name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
+        return np.array(columns[name], dtype=dtype)
+
+    top, low, idle, exponent, floor = column("clock", np.float64).reshape(-1, len(_Clock._fields)).T
+    forest = tree.forest
     return Fleet(
-        names=tree.order,
-        parent=parent,
+        tree=tree,
         gpus=GpuColumns(
-            leaf=np.array(columns[0], dtype=np.int32),
-            group=np.array(columns[1], dtype=np.int32),
-            phase=np.array(columns[2], dtype=np.int8),
-            priority=np.array(columns[3], dtype=np.int16),
-            loss_factor=np.array(columns[4], dtype=np.float64),
-            min_w=np.array(columns[5], dtype=np.float64),
-            max_w=np.array(columns[6], dtype=np.float64),
-            natural_w=np.array(columns[7], dtype=np.float64),
-            cliff_w=np.array(columns[8], dtype=np.float64),
-            cap_w=np.array(columns[9], dtype=np.float64),
+            leaf=column("leaf", np.int32),
+            group=column("group", np.int32),
+            phase=column("phase", np.int8),
+            priority=column("priority", np.int16),
+            loss_factor=column("loss_factor", np.float64),
+            min_w=column("min_w", np.float64),
+            max_w=column("max_w", np.float64),
+            natural_w=column("natural_w", np.float64),
+            cliff_w=column("cliff_w", np.float64),
+            cap_w=column("cap_w", np.float64),
         ),
-        clocks=_clock_columns(clocks, accounts),
-        slot=np.array(slots, dtype=np.float64),
+        clocks=ClockColumns(
+            granted_mhz=column("granted_mhz", np.int32),
+            top_mhz=top,
+            min_mhz=low,
+            idle_w=idle,
+            exponent=exponent,
+            voltage_floor=floor,
+        ),
+        slot=column("slot", np.float64),
         accounts=tuple(accounts),
         owner=tuple(owner),
         phases=tuple(phases),
-        charge_w=np.array([a.charge_w for a in accounts], dtype=np.float64),
-        granted_w=np.array([a.latest_cap_w or 0 for a in accounts], dtype=np.int32),
-        trusted=np.array(columns[11], dtype=np.bool_),
-        steerable=np.array(columns[10], dtype=np.bool_),
-        late=np.array(columns[12], dtype=np.bool_),
-        mute=np.array(columns[13], dtype=np.bool_),
-        rest_w=sum_below(parent, own_rest_w) + extra_w,
-        nodes=sum_below(parent, nodes).astype(np.int64),
-        gpu_count=sum_below(parent, gpu_count).astype(np.int64),
+        charge_w=column("charge_w", np.float64),
+        granted_w=column("granted_w", np.int32),
+        trusted=column("trusted", np.bool_),
+        steerable=column("steerable", np.bool_),
+        late=column("late", np.bool_),
+        mute=column("mute", np.bool_),
+        rest_w=forest.sum_up(own_rest_w) + extra_w,
+        nodes=forest.sum_up(nodes).astype(np.int64),
+        gpu_count=forest.sum_up(gpu_count).astype(np.int64),
     )
 
 
@@ -227,57 +286,63 @@ def slot(namespace: str, name: str) -> float:
     return int.from_bytes(digest, "big") / 2.0**32
 
 
-_Clock = tuple[float, float, float, float, float]
-"""top_mhz, min_mhz, idle_w, exponent, voltage_floor."""
-_UNKNOWN_CLOCK: Final[_Clock] = (0.0, 0.0, 0.0, 1.0, 1.0)
-
-
-def _clock(profile: Profile | None) -> _Clock:
-    if profile is None:
-        return _UNKNOWN_CLOCK
-    shape = (profile.clock_exponent_permille / 1000, profile.voltage_floor_permille / 1000)
-    return float(profile.max_clock_mhz), float(profile.min_clock_mhz), float(profile.idle_w), *shape
-
-
-def _clock_columns(clocks: Sequence[_Clock], accounts: Sequence[GpuAccount]) -> ClockColumns:
-    top, low, idle, exponent, floor = np.array(clocks, dtype=np.float64).reshape(-1, 5).T
-    granted = [0 if a.row is None else a.row.max_clock_mhz or 0 for a in accounts]
-    return ClockColumns(
-        granted_mhz=np.array(granted, dtype=np.int32),
-        top_mhz=top,
-        min_mhz=low,
-        idle_w=idle,
-        exponent=exponent,
-        voltage_floor=floor,
-    )
-
-
 def _node_rest_w(leaf: BudgetSpec, node: NodeAccount) -> int:
     return leaf.non_gpu_w_per_node if managed(node) else leaf.unmanaged_w_per_node
 
 
-Known = dict[tuple[GpuKind, PodFact], Demand]
-"""The demands of one step. A fleet has few kinds and pods, and many GPUs."""
+def _count_elsewhere(
+    extra_w: NDArray[np.float64], placement: Placement, *, tree: Tree, budgets: Mapping[str, BudgetSpec]
+) -> None:
+    """Add a node's watts to the budgets that count it besides those above its first leaf, once to each."""
+    node = placement.node
+    counted = set(tree.chain(placement.leaves[0]))
+    for name in placement.leaves[1:]:
+        other = budgets[name]
+        watts = _node_rest_w(other, node) + other.loss_factor * sum(g.charge_w for g in node.gpus.values())
+        for above in tree.chain(name):
+            if above not in counted:
+                counted.add(above)
+                extra_w[tree.index[above]] += watts
 
 
-def _demand(account: GpuAccount, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile], known: Known) -> Demand:
-    kind = GpuKind(account.model, account.min_w, account.max_w, account.default_w)
-    work = account.workload
-    pod = None if work is None else pods.get((work.namespace, work.pod))
-    if pod is None:
-        return demand_of(kind, busy=work is not None, pod=None, profiles=profiles)
-    if (kind, pod) not in known:
-        known[kind, pod] = demand_of(kind, busy=True, pod=pod, profiles=profiles)
-    return known[kind, pod]
+class _Demands:
+    """`demand_of` for the GPUs of one step: a fleet has few kinds and pods, and many GPUs."""
+
+    def __init__(self, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile]) -> None:
+        self._pods, self._profiles = pods, profiles
+        self._known: dict[tuple[object, ...], Demand] = {}
+
+    def of(self, account: GpuAccount) -> Demand:
+        work = account.workload
+        pod = None if work is None else self._pods.get((work.namespace, work.pod))
+        kind = (account.model, account.min_w, account.max_w, account.default_w)
+        key = (*kind, work is not None, id(pod))  # the mapping keeps the pod alive, so its id is its own
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = demand_of(GpuKind(*kind), busy=work is not None, pod=pod, profiles=self._profiles)
+        return found
 
 
-def _row(
-    account: GpuAccount, wants: Demand, leaf: BudgetSpec, can: bool
-) -> tuple[int, int, float, float, float, float, float, float]:
-    """phase, priority, loss_factor, min_w, max_w, natural_w, cliff_w, cap_w."""
-    ranks = (int(PHASE_CODE[wants.phase]), wants.priority, leaf.loss_factor)
-    charge = float(account.charge_w)
-    if not can:
-        return *ranks, charge, charge, charge, charge, charge
-    watts = (float(account.min_w), float(wants.ceiling_w), float(wants.natural_w), float(wants.cliff_w))
-    return *ranks, *watts, float(account.latest_cap_w or account.default_w)
+class _Clocks:
+    """The clocks of each GPU model of one step."""
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        self._profiles = profiles
+        self._known: dict[str, _Clock] = {}
+
+    def of(self, model: str) -> _Clock:
+        if model not in self._known:
+            self._known[model] = self._read(model)
+        return self._known[model]
+
+    def _read(self, model: str) -> _Clock:
+        found = profile_law.find(self._profiles, model)
+        if found is None:
+            return _UNKNOWN_CLOCK
+        return _Clock(
+            top_mhz=float(found.max_clock_mhz),
+            min_mhz=float(found.min_clock_mhz),
+            idle_w=float(found.idle_w),
+            exponent=found.clock_exponent_permille / 1000,
+            voltage_floor=found.voltage_floor_permille / 1000,
+        )

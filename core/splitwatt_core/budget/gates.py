@@ -6,98 +6,93 @@ sum that only some of a node's budgets can afford (R9).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget.books import Book
-from splitwatt_core.budget.fleet import Fleet
-from splitwatt_core.budget.roster import Placement
-from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.budget.moment import Moment
 from splitwatt_core.columns import TOLERANCE_W
-from splitwatt_core.trees import chain_min
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What raises must pass: budgets that hold them back, nodes that stand in one leaf only, head room float64[B] and the
-    part of it that raises leave alone; names of nodes that also count in a budget above its limit outside their own path."""
+    """What raises must pass. frozen: budgets below which nothing may be raised now, each with the reason. safe_over_w: budgets
+    whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w, withheld_w
+    float64[B]: limit less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also count in a
+    budget above its limit outside their own path."""
 
-    frozen: Set[str]
+    frozen: Mapping[str, str]
+    safe_over_w: Mapping[str, float]
     nodes: Set[str]
     headroom_w: NDArray[np.float64]
     withheld_w: NDArray[np.float64]
     over_elsewhere: Set[str]
 
 
-def frozen(
-    fleet: Fleet,
-    placements: Sequence[Placement],
-    surveys: Sequence[Survey],
-    *,
-    budgets: Mapping[str, BudgetSpec],
-    books: Mapping[str, Book],
-    tree: Tree,
-    now_s: float,
-) -> dict[str, str]:
+def gate_of(m: Moment, withheld_w: NDArray[np.float64]) -> Gate:
+    target_w = m.target_w()
+    headroom_w = target_w - m.charged_w()
+    return Gate(
+        frozen=frozen(m),
+        safe_over_w=safe_sums_over(m, target_w),
+        nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.node.name not in m.conflicts},
+        headroom_w=headroom_w,
+        withheld_w=withheld_w,
+        over_elsewhere=over_elsewhere(m, headroom_w),
+    )
+
+
+def frozen(m: Moment) -> dict[str, str]:
     """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
     found: dict[str, str] = {}
-    for p in placements:
+    for p in m.placements:
         # Who vanished from the list of Nodes may live on, and a predecessor's write to it may still land.
         if not p.node.stamped and (p.node.present or p.node.object is not None):
             unstamped = f"NodePower {p.node.name} does not carry this operator's term yet"
-            found.update(dict.fromkeys((tree.root[leaf] for leaf in p.leaves), unstamped))
-    for name, survey in zip(fleet.names, surveys, strict=True):
-        reason = books[name].raise_forbidden(budgets[name], survey, now_s)
+            found.update(dict.fromkeys((m.tree.root[leaf] for leaf in p.leaves), unstamped))
+    for spec, book, survey in zip(m.budgets, m.books, m.surveys, strict=True):
+        reason = book.raise_forbidden(spec, survey, m.now_s)
         if reason is not None:
-            found.setdefault(name, reason)
-        if name in tree.fault:
-            found.setdefault(name, tree.fault[name])
+            found.setdefault(spec.name, reason)
+        if spec.name in m.tree.fault:
+            found.setdefault(spec.name, m.tree.fault[spec.name])
     return found
 
 
-def may_raise(fleet: Fleet, gate: Gate) -> NDArray[np.bool_]:
+def may_raise(m: Moment, gate: Gate) -> NDArray[np.bool_]:
     """Which GPUs may be given more now as far as the gate is concerned, watts or clocks, bool[N]."""
-    shut = np.array([-1.0 if name in gate.frozen else 0.0 for name in fleet.names])
-    open_leaf = chain_min(fleet.parent, shut) >= 0.0
+    fleet = m.fleet
+    shut = np.array([-1.0 if name in gate.frozen or name in gate.safe_over_w else 0.0 for name in m.tree.order])
+    open_leaf = fleet.forest.min_down(shut) >= 0.0
     single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
     allowed: NDArray[np.bool_] = open_leaf[fleet.gpus.leaf] & single & fleet.steerable
     return allowed
 
 
-def withheld_w(fleet: Fleet, budgets: Mapping[str, BudgetSpec], books: Mapping[str, Book]) -> NDArray[np.float64]:
+def withheld_w(m: Moment) -> NDArray[np.float64]:
     """Watts of each limit that nobody may be given, float64[B]: the reserve for surprises, and what meters show beyond the
     model; of the latter the larger of the budget's own and the sum of its children's."""
-    reserve_w = np.array([budgets[n].reserve_w for n in fleet.names], dtype=np.float64)
-    beyond_w = np.array([books[n].correction.power_w for n in fleet.names], dtype=np.float64)
-    children_w = np.zeros_like(beyond_w)
-    for b in range(len(beyond_w) - 1, -1, -1):
-        beyond_w[b] = max(beyond_w[b], children_w[b])
-        if fleet.parent[b] >= 0:
-            children_w[fleet.parent[b]] += beyond_w[b]
-    return reserve_w + beyond_w
+    reserve_w = np.array([spec.reserve_w for spec in m.budgets], dtype=np.float64)
+    beyond_w = np.array([book.correction.power_w for book in m.books], dtype=np.float64)
+    return reserve_w + m.tree.forest.own_or_children(beyond_w)
 
 
-def safe_sums_over(
-    fleet: Fleet, budgets: Mapping[str, BudgetSpec], tree: Tree, target_w: NDArray[np.float64]
-) -> dict[str, float]:
+def safe_sums_over(m: Moment, target_w: NDArray[np.float64]) -> dict[str, float]:
     """Budgets whose safe caps alone do not fit (I4), with the watts that miss."""
-    over: dict[str, float] = {}
-    for b, name in enumerate(fleet.names):
-        root = budgets[tree.root[name]]
-        if root.safe_cap_w is None:
-            continue
-        safe = np.clip(float(root.safe_cap_w), fleet.gpus.min_w, fleet.gpus.max_w) * fleet.gpus.loss_factor
-        missing = float(fleet.below(safe)[b] + fleet.rest_w[b] - target_w[b])
-        if missing > 0:
-            over[name] = missing
-    return over
+    roots = [m.root(b) for b in range(len(m.budgets))]
+    bounded = [b for b, root in enumerate(roots) if root.safe_cap_w is not None]
+    if not bounded:
+        return {}
+    fleet = m.fleet
+    safe_cap_w = np.array([float(root.safe_cap_w or 0) for root in roots])[fleet.gpus.leaf]
+    safe_w = np.clip(safe_cap_w, fleet.gpus.min_w, fleet.gpus.max_w) * fleet.gpus.loss_factor
+    missing_w = fleet.below(safe_w) + fleet.rest_w - target_w
+    return {m.tree.order[b]: float(missing_w[b]) for b in bounded if missing_w[b] > 0}
 
 
-def over_elsewhere(fleet: Fleet, placements: Sequence[Placement], tree: Tree, headroom_w: NDArray[np.float64]) -> frozenset[str]:
+def over_elsewhere(m: Moment, headroom_w: NDArray[np.float64]) -> frozenset[str]:
     """Nodes that also count, by a move or a conflict, in a budget whose sum is above its limit outside their own path."""
-    over = {name for name, left_w in zip(fleet.names, headroom_w, strict=True) if left_w < -TOLERANCE_W}
-    return frozenset(p.node.name for p in placements for leaf in p.leaves[1:] if not over.isdisjoint(tree.chain(leaf)))
+    over = {m.tree.order[b] for b in np.flatnonzero(headroom_w < -TOLERANCE_W)}
+    return frozenset(p.node.name for p in m.placements for leaf in p.leaves[1:] if not over.isdisjoint(m.tree.chain(leaf)))

@@ -10,7 +10,7 @@ until fresh reads prove it gone (R8), stale telemetry stops raises (I5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Final
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.budget import gates, snapshots
-from splitwatt_core.budget.books import Book
+from splitwatt_core.budget.books import Book, judge_all
 from splitwatt_core.budget.facts import (
     BudgetReport,
     CountedFloor,
@@ -34,15 +34,17 @@ from splitwatt_core.budget.facts import (
     Unknown,
     Written,
 )
-from splitwatt_core.budget.fleet import Fleet, build_fleet
+from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.gates import Gate
+from splitwatt_core.budget.headroom import FloorRoom, floor_room
+from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.reports import Judgement, report
 from splitwatt_core.budget.roster import Placement, Roster
 from splitwatt_core.budget.snapshots import Decided
-from splitwatt_core.budget.survey import Survey, take_survey
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import BudgetSpec, Tree, build_tree
 from splitwatt_core.budget.writer import Wish, compose, stamp
+from splitwatt_core.columns import BoolArray, FloatArray
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.policies.clocks import next_clocks
@@ -84,15 +86,14 @@ class Keeper:
         self._profiles: Sequence[Profile] = profile_law.builtin() if profiles is None else profiles
         self.budgets: dict[str, BudgetSpec] = {}
         self.books: dict[str, Book] = {}
-        self._tree: Tree = build_tree({})
+        self._tree: Tree | None = None
         self.roster = Roster()
         self._pods: dict[tuple[str, str], PodFact] = {}
         self._in_flight: dict[str, SpecWrite] = {}
         self._settle_s_by_leaves: dict[tuple[str, ...], float] = {}
         self._notes: list[Note] = []
         self._resign: str | None = None
-        self._headroom_w: dict[str, float] = {}
-        self._floors_counted: Mapping[tuple[str, str], CountedFloor] = {}
+        self._room = FloorRoom()
         self._memories: snapshots.Memories = {}
 
     # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
@@ -109,12 +110,19 @@ class Keeper:
         """Its nodes hold their caps (I5); nothing is charged to it any more."""
         self.budgets.pop(name, None)
         self.books.pop(name, None)
-        self._headroom_w.pop(name, None)
+        self._room = self._room.without(name)
         self._replant()
 
     def _replant(self) -> None:
-        self._tree = build_tree(self.budgets)
+        self._tree = None
         self._settle_s_by_leaves.clear()
+
+    @property
+    def tree(self) -> Tree:
+        """Of the budgets that are known now; grown when somebody looks, for budgets often come many at once."""
+        if self._tree is None:
+            self._tree = build_tree(self.budgets)
+        return self._tree
 
     def on_profiles(self, profiles: Sequence[Profile]) -> None:
         """The PowerProfiles in force, most specific first."""
@@ -193,78 +201,30 @@ class Keeper:
     def step(self, now_s: float) -> Plan:
         """Decide. Grants in the returned writes are already charged."""
         notes, self._notes = self._notes, []
-        for account in self.roster.nodes.values():
-            self._refresh(account, now_s)
-        for book in self.books.values():
-            book.advance(now_s)
-        placements, conflicts = self.roster.placements(self.budgets, observing=self._observing())
-        fleet = build_fleet(
-            tree=self._tree,
-            budgets=self.budgets,
-            placements=placements,
-            pods=self._pods,
-            profiles=self._profiles,
-            now_s=now_s,
-        )
-        surveys = take_survey(
-            fleet,
-            placements,
-            budgets=self.budgets,
-            tree=self._tree,
-            opened_s={name: book.opened_s for name, book in self.books.items()},
-            now_s=now_s,
-        )
-        charged_w = np.array([survey.charged_w for survey in surveys])
-        target_w = np.array([self.books[n].limit.target_w for n in fleet.names], dtype=np.float64)
-        notes.extend(self._judge(fleet, surveys, now_s))
-        withheld_w = gates.withheld_w(fleet, self.budgets, self.books)
-        allowance_w = target_w - withheld_w - fleet.rest_w
-        whole, fleet = fleet, fleet.without_late(allowance_w)
-        decided = self._decide(fleet, allowance_w, now_s)
-        aside = whole.steerable & ~fleet.steerable
-        wanted_w = self._decide(whole, allowance_w, now_s).cap_w if aside.any() else decided.cap_w
+        seen = self._look(now_s)
+        notes.extend(judge_all(seen.budgets, seen.books, seen.surveys, tree=seen.tree, now_s=now_s))
+        withheld_w = gates.withheld_w(seen)
+        allowance_w = seen.target_w() - withheld_w - seen.fleet.rest_w
+        # From here on nobody counts on GPUs that stand aside.
+        moment = replace(seen, fleet=seen.fleet.without_late(allowance_w))
+        aside = seen.fleet.steerable & ~moment.fleet.steerable
+        decided = self._ask(moment, allowance_w)
+        cap_w = self._owed(seen, aside, allowance_w, decided.cap_w)
         self._memories = decided.memories
-        frozen = gates.frozen(fleet, placements, surveys, budgets=self.budgets, books=self.books, tree=self._tree, now_s=now_s)
-        safe_over = gates.safe_sums_over(fleet, self.budgets, self._tree, target_w)
-        single = {p.node.name for p in placements if len(p.leaves) == 1 and p.node.name not in conflicts}
-        gate = Gate(
-            frozen=frozen.keys() | safe_over.keys(),
-            nodes=single,
-            headroom_w=target_w - charged_w,
-            withheld_w=withheld_w,
-            over_elsewhere=gates.over_elsewhere(fleet, placements, self._tree, target_w - charged_w),
-        )
-        assert not (aside & (fleet.granted_w == UNKNOWN_CAP)).any(), "who was granted nothing owes no acknowledgement"
-        # Whoever stands aside is not counted on, but told to go down all the same: a raise that it owes may be too much now.
-        cap_w = np.where(aside, np.minimum(fleet.granted_w, wanted_w), decided.cap_w).astype(np.int32)
-        may_raise = gates.may_raise(fleet, gate)
-        caps = self._next_caps(fleet, cap_w, aside, gate, may_raise)
+        gate = gates.gate_of(moment, withheld_w)
+        may_raise = gates.may_raise(moment, gate)
+        caps = self._next_caps(moment.fleet, cap_w, aside, gate, may_raise)
         clocks = next_clocks(
             target_mhz=decided.clock_mhz,
-            granted_mhz=fleet.clocks.granted_mhz,
-            steerable=fleet.steerable,
+            granted_mhz=moment.fleet.clocks.granted_mhz,
+            steerable=moment.fleet.steerable,
             may_raise=may_raise,
         )
-        writes = self._writes(fleet, placements, caps, clocks, now_s)
-        self._remember_headroom(fleet, allowance_w)
-        reports, fresh_notes = report(
-            Judgement(
-                fleet=fleet,
-                tree=self._tree,
-                budgets=self.budgets,
-                books=self.books,
-                surveys=surveys,
-                short_w=decided.short_w,
-                safe_over_w=safe_over,
-                conflicts=conflicts,
-                frozen=frozen,
-                decisions=decided.by_root,
-                mute=fleet.mute & aside,
-            ),
-            now_s,
-        )
+        writes = self._writes(moment, caps, clocks)
+        self._room = floor_room(moment, allowance_w=allowance_w, pods=self._pods)
+        reports, fresh_notes = report(Judgement(moment, gate, decided.by_root, decided.short_w, mute=moment.fleet.mute & aside))
         return Plan(
-            create=self.roster.to_create(placements),
+            create=self.roster.to_create(moment.placements),
             writes=writes,
             verify=self.roster.to_verify(now_s),
             budgets=reports,
@@ -284,7 +244,7 @@ class Keeper:
         spec = account.object.spec if account.object is not None else None
         names = spec.budgets if spec is not None else ()
         if names not in self._settle_s_by_leaves:
-            counting = {up for leaf in names if leaf in self.budgets for up in self._tree.chain(leaf)}
+            counting = {up for leaf in names if leaf in self.budgets for up in self.tree.chain(leaf)}
             self._settle_s_by_leaves[names] = max(
                 (self.budgets[name].settle_ms / 1000.0 for name in counting), default=DEFAULT_SETTLE_S
             )
@@ -293,59 +253,50 @@ class Keeper:
     def _refresh(self, account: NodeAccount, now_s: float) -> None:
         account.refresh(now_s, settle_s=self._settle_s(account))
 
+    def _look(self, now_s: float) -> Moment:
+        """Bring every account and limit up to date, and see who stands where."""
+        for account in self.roster.nodes.values():
+            self._refresh(account, now_s)
+        for book in self.books.values():
+            book.advance(now_s)
+        placements, conflicts = self.roster.placements(self.budgets, observing=self.tree.observing(self.budgets))
+        return look(
+            tree=self.tree,
+            budgets=self.budgets,
+            books=self.books,
+            placements=placements,
+            conflicts=conflicts,
+            pods=self._pods,
+            profiles=self._profiles,
+            now_s=now_s,
+        )
+
     def _root(self, p: Placement) -> BudgetSpec:
         """The root that rules the node. Below a budget whose place in its tree is wrong the tree's mode is unknown: what was
         begun there goes on, and nothing new begins."""
-        root = self.budgets[self._tree.root[p.leaves[0]]]
-        if root.name not in self._tree.fault:
+        root = self.budgets[self.tree.root[p.leaves[0]]]
+        if root.name not in self.tree.fault:
             return root
         written = p.node.object.spec if p.node.object is not None else None
         return replace(root, mode=Mode.OBSERVE if written is None else written.mode)
 
-    def _observing(self) -> frozenset[str]:
-        """Budgets of trees that grant nothing."""
-        return frozenset(
-            name
-            for name, root in self._tree.root.items()
-            if root not in self._tree.fault and self.budgets[root].mode is Mode.OBSERVE
-        )
-
-    def _judge(self, fleet: Fleet, surveys: Sequence[Survey], now_s: float) -> list[Note]:
-        """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
-        notes: list[Note] = []
-        below_w: dict[str, float | None] = {}
-        for b in range(len(fleet.names) - 1, -1, -1):
-            name = fleet.names[b]
-            spec, book = self.budgets[name], self.books[name]
-            adopted = surveys[b].unadopted == 0 and surveys[b].nodes > 0
-            children_w = below_w.get(name)
-            own_w = None if children_w is None else children_w + spec.fixed_w
-            notes.extend(book.judge(spec, surveys[b], now_s, adopted=adopted, below_w=own_w))
-            up = self._tree.parent[name]
-            if up is not None:
-                so_far = below_w.get(up, 0.0)
-                # A budget without nodes has nothing to measure, which must not make those above it forget what theirs read.
-                empty = book.measured_w is None and surveys[b].nodes == 0
-                mine_w = float(spec.fixed_w) if empty else book.measured_w
-                below_w[up] = None if so_far is None or mine_w is None else so_far + mine_w
-        return notes
-
     # --------------------------------------------------------------------------------------------- what may be given out
 
-    def _decide(self, fleet: Fleet, allowance_w: NDArray[np.float64], now_s: float) -> Decided:
-        return snapshots.decide(
-            fleet,
-            tree=self._tree,
-            budgets=self.budgets,
-            books=self.books,
-            policies=self._policies,
-            memories=self._memories,
-            allowance_w=allowance_w,
-            now_s=now_s,
-        )
+    def _ask(self, moment: Moment, allowance_w: FloatArray, *, among: Set[str] | None = None) -> Decided:
+        return snapshots.decide(moment, policies=self._policies, memories=self._memories, allowance_w=allowance_w, among=among)
+
+    def _owed(self, seen: Moment, aside: BoolArray, allowance_w: FloatArray, decided_w: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Caps to aim at. Whoever stands aside is not counted on, but told to go down all the same, as if it were: a raise
+        that it owes may be too much now."""
+        if not aside.any():
+            return decided_w
+        granted_w = seen.fleet.granted_w
+        assert not (aside & (granted_w == UNKNOWN_CAP)).any(), "who was granted nothing owes no acknowledgement"
+        wanted_w = self._ask(seen, allowance_w, among=seen.roots_of(aside)).cap_w
+        return np.where(aside, np.minimum(granted_w, wanted_w), decided_w).astype(np.int32)
 
     def _next_caps(
-        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: NDArray[np.bool_], gate: Gate, may_raise: NDArray[np.bool_]
+        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: BoolArray, gate: Gate, may_raise: BoolArray
     ) -> NDArray[np.int32]:
         # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
         reached = fleet.steerable | aside | (fleet.granted_w == UNKNOWN_CAP)
@@ -363,50 +314,30 @@ class Keeper:
                 may_raise=may_raise,
                 over_elsewhere=np.array([node.name in gate.over_elsewhere for node in fleet.owner], dtype=np.bool_),
                 loss_factor=fleet.gpus.loss_factor,
-                parent=fleet.parent,
+                parent=fleet.forest.parent,
                 headroom_w=gate.headroom_w,
                 reserve_w=gate.withheld_w,
             )
         )
 
-    def _remember_headroom(self, fleet: Fleet, allowance_w: NDArray[np.float64]) -> None:
-        left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.floor_w())
-        self._headroom_w = {name: float(left_w[b]) for b, name in enumerate(fleet.names)}
-        counted: dict[tuple[str, str], CountedFloor] = {}
-        for i, account in enumerate(fleet.accounts):
-            if account.workload is not None and fleet.steerable[i] and not fleet.late[i]:
-                key = (account.workload.namespace, account.workload.pod)
-                if key in self._pods:
-                    gpus, floor_w = counted.get(key, (0, 0.0))
-                    counted[key] = CountedFloor(gpus + 1, floor_w + float(fleet.gpus.cliff_w[i]))
-        self._floors_counted = counted
-
     def floor_headroom_w(self, budget: str) -> float:
-        """Meter watts that could still be promised to floors below this budget: its allowance less the cliffs of all GPUs
-        that run something and the minimum of those that do not, as of the last step. Zero for an unknown budget."""
-        return self._headroom_w.get(budget, 0.0)
+        """`FloorRoom.left_w` of the last step; zero for an unknown budget."""
+        return self._room.left_w.get(budget, 0.0)
 
     def floors_counted(self) -> Mapping[tuple[str, str], CountedFloor]:
-        """By (namespace, pod): what that headroom counts for it at the cliff. Of the same step, so that power admission
-        neither drops a reservation too early nor counts it twice."""
-        return self._floors_counted
+        """`FloorRoom.counted` of the last step."""
+        return self._room.counted
 
     # --------------------------------------------------------------------------------------------------------- writes
 
-    def _writes(
-        self,
-        fleet: Fleet,
-        placements: Sequence[Placement],
-        caps: NDArray[np.int32],
-        clocks: NDArray[np.int32],
-        now_s: float,
-    ) -> tuple[SpecWrite, ...]:
+    def _writes(self, moment: Moment, caps: NDArray[np.int32], clocks: NDArray[np.int32]) -> tuple[SpecWrite, ...]:
+        fleet = moment.fleet
         rows: dict[str, list[int]] = {}
         for i, node in enumerate(fleet.owner):
             rows.setdefault(node.name, []).append(i)
         number = self._term * GRANTS_PER_TERM + self._round + 1
         writes: list[SpecWrite] = []
-        for p in placements:
+        for p in moment.placements:
             node, root = p.node, self._root(p)
             if node.object is None or node.name in self._in_flight or (node.stamped and not node.present):
                 continue
@@ -421,7 +352,7 @@ class Keeper:
             for grant in spec.gpus:
                 if grant.uuid in node.gpus:
                     node.gpus[grant.uuid].learn(grant)
-            self._refresh(node, now_s)
+            self._refresh(node, moment.now_s)
             write = SpecWrite(node.name, node.object.uid, node.object.resource_version, spec)
             self._in_flight[node.name] = write
             writes.append(write)

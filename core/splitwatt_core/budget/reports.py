@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
-from splitwatt_core.budget.fleet import Fleet
+from splitwatt_core.budget.gates import Gate
+from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Decision, Reason
@@ -24,19 +25,13 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Everything one step knows when it reports. Arrays float64[B] in `fleet.names` order; mute bool[N]: GPUs that are not
-    counted on, for their agents do not answer."""
+    """What one step came to, to be reported. short_w float64[B]; mute bool[N]: GPUs that are not counted on, for their agents
+    do not answer."""
 
-    fleet: Fleet
-    tree: Tree
-    budgets: Mapping[str, BudgetSpec]
-    books: Mapping[str, Book]
-    surveys: tuple[Survey, ...]
-    short_w: NDArray[np.float64]
-    safe_over_w: Mapping[str, float]
-    conflicts: Mapping[str, tuple[str, ...]]
-    frozen: Mapping[str, str]
+    moment: Moment
+    gate: Gate
     decisions: Mapping[str, Decision]
+    short_w: NDArray[np.float64]
     mute: NDArray[np.bool_]
 
 
@@ -45,93 +40,89 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
 
 
-def report(j: Judgement, now_s: float) -> tuple[dict[str, BudgetReport], list[Note]]:
+def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget, and a note for every condition that turned since the last step."""
-    sick, reasons = _sick_by_leaf(j), _reasons_by_leaf(j)
+    m = j.moment
+    found = _Findings(j)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
-    for b, name in enumerate(j.fleet.names):
-        spec, book = j.budgets[name], j.books[name]
+    rows = zip(m.budgets, m.books, m.surveys, m.fleet.gpu_count.tolist(), j.short_w.tolist(), strict=True)
+    for b, (spec, book, survey, gpus, short_w) in enumerate(rows):
+        name = spec.name
+        observes = m.root(b).mode is Mode.OBSERVE
         conditions = (
-            _ready(j, b, name, book),
-            _within(book, j.surveys[b], observes=_observes(j, name)),
-            _fresh(spec, book, now_s),
-            _enforced(sick.get(name, [])),
-            _feasible(j, b, name),
+            _ready(found, name, book, survey, observes=observes),
+            _within(book, survey, observes=observes),
+            _fresh(spec, book, m.now_s),
+            _enforced(found.sick.get(name, [])),
+            _feasible(short_w, j.gate.safe_over_w.get(name)),
         )
         notes.extend(_turned(name, book, conditions))
         reports[name] = BudgetReport(
             name=name,
             limit=book.limit,
-            charge_w=j.surveys[b].charged_w,
+            charge_w=survey.charged_w,
             measured_w=book.measured_w,
             posture=book.posture,
-            nodes=int(j.fleet.nodes[b]),
-            gpus=int(j.fleet.gpu_count[b]),
-            short_w=float(j.short_w[b]),
+            nodes=survey.nodes,
+            gpus=gpus,
+            short_w=short_w,
             adoption_s=book.adoption_s,
             conditions=conditions,
-            reasons=tuple(reasons.get(name, ())),
+            reasons=tuple(found.reasons.get(name, ())),
         )
     return reports, notes
 
 
-def _reasons_by_leaf(j: Judgement) -> dict[str, list[Reason]]:
-    """The policies' reasons by the leaf they speak of; indices in them count within the root's own tree."""
-    members: dict[str, list[str]] = {}
-    for name in j.fleet.names:
-        members.setdefault(j.tree.root[name], []).append(name)
-    found: dict[str, list[Reason]] = {}
-    for root, decision in j.decisions.items():
-        for reason in decision.reasons:
-            found.setdefault(members[root][reason.leaf], []).append(reason)
-    return found
+class _Findings:
+    """What is to be said of single budgets, by their names, gathered in one pass over the fleet each.
+
+    sick: sentences about GPUs whose caps are not enforced, for their leaf and every budget above it. mute: nodes below whose
+    agents do not answer. clashes: nodes that several leaves claim. reasons: the policies', by the leaf they speak of."""
+
+    def __init__(self, j: Judgement) -> None:
+        m, tree, fleet = j.moment, j.moment.tree, j.moment.fleet
+        self.tree, self.frozen = tree, j.gate.frozen
+        self.sick: dict[str, list[str]] = {}
+        for i, account in enumerate(fleet.accounts):
+            if account.health is not Health.OK:
+                text = f"{fleet.owner[i].name}/{account.uuid} {account.health.value}"
+                for name in tree.chain(tree.order[fleet.gpus.leaf[i]]):
+                    self.sick.setdefault(name, []).append(text)
+        self.mute: dict[str, set[str]] = {}
+        for i in np.flatnonzero(j.mute).tolist():
+            for name in tree.chain(tree.order[fleet.gpus.leaf[i]]):
+                self.mute.setdefault(name, set()).add(fleet.owner[i].name)
+        self.clashes: dict[str, list[str]] = {}
+        for node, leaves in sorted(m.conflicts.items()):
+            for leaf in leaves:
+                self.clashes.setdefault(leaf, []).append(f"{node} ({' and '.join(leaves)})")
+        self.reasons: dict[str, list[Reason]] = {}
+        for root, decision in j.decisions.items():
+            for reason in decision.reasons:  # which count leaves within the root's own tree
+                self.reasons.setdefault(tree.order[tree.index[root] + reason.leaf], []).append(reason)
 
 
-def _observes(j: Judgement, name: str) -> bool:
-    return j.budgets[j.tree.root[name]].mode is Mode.OBSERVE
-
-
-def _sick_by_leaf(j: Judgement) -> dict[str, list[str]]:
-    """Sentences about GPUs whose caps are not enforced, for their leaf and every budget above it."""
-    found: dict[str, list[str]] = {}
-    for i, account in enumerate(j.fleet.accounts):
-        if account.health is Health.OK:
-            continue
-        text = f"{j.fleet.owner[i].name}/{account.uuid} {account.health.value}"
-        for name in j.tree.chain(j.fleet.names[j.fleet.gpus.leaf[i]]):
-            found.setdefault(name, []).append(text)
-    return found
-
-
-def _ready(j: Judgement, b: int, name: str, book: Book) -> Condition:
-    if name in j.tree.fault:
-        return Condition("Ready", False, "InvalidTree", j.tree.fault[name])
-    clashes = [f"{node} ({' and '.join(leaves)})" for node, leaves in sorted(j.conflicts.items()) if name in leaves]
-    if clashes:
-        text = f"nodes selected by several budgets: {_some(clashes)}; make the nodeSelectors disjoint"
+def _ready(found: _Findings, name: str, book: Book, survey: Survey, *, observes: bool) -> Condition:
+    if name in found.tree.fault:
+        return Condition("Ready", False, "InvalidTree", found.tree.fault[name])
+    if name in found.clashes:
+        text = f"nodes selected by several budgets: {_some(found.clashes[name])}; make the nodeSelectors disjoint"
         return Condition("Ready", False, "OverlappingSelectors", text)
-    if not book.adopted and not j.surveys[b].nodes:
+    if not book.adopted and not survey.nodes:
         return Condition("Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector")
     if not book.adopted:
         return Condition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
-    if _observes(j, name):
+    if observes:
         return Condition("Ready", True, "Observing", "mode is Observe: decides and reports, grants nothing")
-    frozen = next((j.frozen[up] for up in j.tree.chain(name) if up in j.frozen), None)
+    frozen = next((found.frozen[up] for up in found.tree.chain(name) if up in found.frozen), None)
     if frozen is not None:
         return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {frozen}")
-    silent = _mute_nodes(j, name)
-    if silent:
-        text = f"limit {book.limit.spec_w} W is kept; grants to {_some(silent)} are not acknowledged: look at those agents"
+    if name in found.mute:
+        silent = _some(sorted(found.mute[name]))
+        text = f"limit {book.limit.spec_w} W is kept; grants to {silent} are not acknowledged: look at those agents"
         return Condition("Ready", True, "AcknowledgementsLate", text)
     return Condition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
-
-
-def _mute_nodes(j: Judgement, name: str) -> list[str]:
-    """Nodes below the budget whose agents do not answer, in order."""
-    fleet = j.fleet
-    below = (i for i in np.flatnonzero(j.mute) if name in j.tree.chain(fleet.names[fleet.gpus.leaf[i]]))
-    return sorted({fleet.owner[i].name for i in below})
 
 
 def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
@@ -166,12 +157,12 @@ def _enforced(sick: list[str]) -> Condition:
     return Condition("CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both")
 
 
-def _feasible(j: Judgement, b: int, name: str) -> Condition:
-    if name in j.safe_over_w:
-        text = f"safe caps need {j.safe_over_w[name]:.0f} W more than the limit: lower policy.safeCapWatts or raise the limit"
+def _feasible(short_w: float, safe_over_w: float | None) -> Condition:
+    if safe_over_w is not None:
+        text = f"safe caps need {safe_over_w:.0f} W more than the limit: lower policy.safeCapWatts or raise the limit"
         return Condition("Feasible", False, "SafeCapsAboveLimit", text)
-    if j.short_w[b] > 0:
-        text = f"minimum caps need {j.short_w[b]:.0f} W more than the limit: raise limitWatts or remove nodes"
+    if short_w > 0:
+        text = f"minimum caps need {short_w:.0f} W more than the limit: raise limitWatts or remove nodes"
         return Condition("Feasible", False, "MinimumCapsAboveLimit", text)
     return Condition("Feasible", True, "Feasible", "minimum caps fit the limit")
 

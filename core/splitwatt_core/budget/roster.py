@@ -1,4 +1,4 @@
-"""Which nodes there are and which budgets count them (docs/protocol.md, R8, R9).
+"""Which nodes there are and which budgets count them (PROTOCOL R8, R9).
 
 A node counts in the leaf that its labels name, in every leaf its NodePower's spec still names, and in every leaf it was
 moved out of until all its GPUs acknowledged a grant issued *after* the move. A node without a NodePower gets one; a node
@@ -15,7 +15,7 @@ from typing import Final
 
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.leaves import Leaves
-from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.ledger import NodeAccount
 
@@ -45,6 +45,10 @@ class Roster:
         self.nodes: dict[str, NodeAccount] = {}
         self.moves: dict[str, dict[str, int]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
+        self._selectors: Mapping[str, Selector] = {}
+        self._leaves = Leaves(())
+        self._claimed: dict[str, tuple[str, ...]] = {}
+        """By node, of the labels and selectors that are known now."""
         self._creating: set[str] = set()
         self._verified_s: dict[str, float] = {}
 
@@ -56,6 +60,8 @@ class Roster:
 
     def see_node(self, node: NodeFact) -> bool:
         """Take in a present Node; True when it came up with a new boot."""
+        if self._labels.get(node.name) != node.labels:
+            self._claimed.pop(node.name, None)
         self._labels[node.name] = node.labels
         return self.account(node.name).see_boot(node.boot_id)
 
@@ -66,6 +72,7 @@ class Roster:
             return
         del self.nodes[name]
         self._labels.pop(name, None)
+        self._claimed.pop(name, None)
         self.moves.pop(name, None)
         self._verified_s.pop(name, None)
 
@@ -77,13 +84,14 @@ class Roster:
     ) -> tuple[list[Placement], dict[str, tuple[str, ...]]]:
         """All nodes that some leaf must count, and the nodes that several leaves claim by label. `observing`: budgets that
         grant nothing, so that a move in or out of them has no grant to wait for."""
-        leaves = Leaves(budgets.values())
+        selectors = {spec.name: spec.selector for spec in budgets.values() if spec.selector is not None}
+        if selectors != self._selectors:
+            self._selectors, self._leaves, self._claimed = selectors, Leaves(budgets.values()), {}
         placed: list[Placement] = []
         conflicts: dict[str, tuple[str, ...]] = {}
         for name in sorted(self.nodes):
             account = self.nodes[name]
-            labels = self._labels.get(name)
-            claimed = () if labels is None else leaves.claiming(labels)
+            claimed = self._claim(name)
             if len(claimed) > 1:
                 conflicts[name] = claimed
             spec = account.object.spec if account.object is not None else None
@@ -95,6 +103,13 @@ class Roster:
             if standing:
                 placed.append(Placement(account, tuple(standing)))
         return placed, conflicts
+
+    def _claim(self, name: str) -> tuple[str, ...]:
+        """The leaves that the node's labels name."""
+        if name not in self._claimed:
+            labels = self._labels.get(name)
+            self._claimed[name] = () if labels is None else self._leaves.claiming(labels)
+        return self._claimed[name]
 
     @staticmethod
     def _follow(

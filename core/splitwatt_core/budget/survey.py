@@ -10,10 +10,9 @@ import numpy as np
 
 from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.roster import Placement, managed
-from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
-from splitwatt_core.trees import sum_below
 
 UNMANAGED_AFTER_S: Final = 30.0
 """A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
@@ -42,16 +41,15 @@ def take_survey(
     placements: Sequence[Placement],
     *,
     budgets: Mapping[str, BudgetSpec],
-    tree: Tree,
     opened_s: Mapping[str, float],
     now_s: float,
 ) -> tuple[Survey, ...]:
     """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
-    index = {name: b for b, name in enumerate(fleet.names)}
-    agent_w, silent, unmeasured, unadopted = (np.zeros(len(index)) for _ in range(4))
+    tree, forest = fleet.tree, fleet.forest
+    agent_w, silent, unmeasured, unadopted = (np.zeros(forest.size) for _ in range(4))
     for p in placements:
         leaf = p.leaves[0]
-        b = index[leaf]
+        b = tree.index[leaf]
         stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
         charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
         agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
@@ -59,20 +57,9 @@ def take_survey(
         unmeasured[b] += stale
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
-    charged_w = fleet.charged_w()
-    modelled_w = sum_below(fleet.parent, agent_w) + fleet.rest_w
-    silent, unmeasured, unadopted = (sum_below(fleet.parent, own) for own in (silent, unmeasured, unadopted))
-    return tuple(
-        Survey(
-            charged_w=float(charged_w[b]),
-            modelled_w=float(modelled_w[b]),
-            silent=int(silent[b]),
-            unmeasured=int(unmeasured[b]),
-            unadopted=int(unadopted[b]),
-            nodes=int(fleet.nodes[b]),
-        )
-        for b in range(len(index))
-    )
+    counts = (forest.sum_up(own).astype(np.int64) for own in (silent, unmeasured, unadopted))
+    columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes)
+    return tuple(Survey(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:

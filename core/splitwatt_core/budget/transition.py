@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.columns import TOLERANCE_W
-from splitwatt_core.trees import chain_min, sum_below
+from splitwatt_core.trees import forest_of
 
 UNKNOWN_CAP: Final = 0
 """In `granted_w`: no grant yet."""
@@ -56,7 +56,7 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     """The caps to stand in the specs after this step, int32[N]; equal to `granted_w` where nothing is to be written."""
     if t.leaf.size == 0:
         return t.granted_w.copy()
-    over = (chain_min(t.parent, t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
+    over = (forest_of(t.parent).min_down(t.headroom_w)[t.leaf] < -TOLERANCE_W) | t.over_elsewhere
     known = t.granted_w != UNKNOWN_CAP
     caps = t.granted_w.copy()
 
@@ -83,7 +83,7 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
 
 def _affordable(t: TransitionInput, above: NDArray[np.bool_], extra_w: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which raises fit: all, when they do; otherwise group by group, highest priority first."""
-    total_w = sum_below(t.parent, np.bincount(t.leaf, weights=extra_w, minlength=len(t.parent)).astype(np.float64))
+    total_w = forest_of(t.parent).sum_up(np.bincount(t.leaf, weights=extra_w, minlength=len(t.parent)).astype(np.float64))
     left_w = t.headroom_w - t.reserve_w
     if bool(np.all(total_w <= np.maximum(left_w, 0.0))):
         return above
@@ -121,6 +121,6 @@ def _spend(t: TransitionInput, members: NDArray[np.intp], extra_w: NDArray[np.fl
 def check_sums(t: TransitionInput, caps: NDArray[np.int32]) -> None:
     """Assert I1 for a decision: no sum is lifted above its limit, and none that is above already is lifted at all."""
     lift_w = np.maximum(caps - t.charge_w, 0.0) * t.loss_factor
-    lifted_w = sum_below(t.parent, np.bincount(t.leaf, weights=lift_w, minlength=len(t.parent)).astype(np.float64))
+    lifted_w = forest_of(t.parent).sum_up(np.bincount(t.leaf, weights=lift_w, minlength=len(t.parent)).astype(np.float64))
     bad = np.flatnonzero((lifted_w > TOLERANCE_W) & (lifted_w > t.headroom_w + TOLERANCE_W))
     assert bad.size == 0, f"budget {int(bad[0])}: a decision lifts {lifted_w[bad[0]]:.1f} W over {t.headroom_w[bad[0]]:.1f} W"

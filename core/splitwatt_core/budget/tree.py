@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
+
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
 MAX_PENDING_LIMITS: Final = 16
 """Lowered limits that wait for their grace; beyond it the two newest are merged to the earlier date."""
@@ -144,14 +147,17 @@ class BudgetSpec:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A forest in order, parents before children. `fault` names budgets whose place in it is wrong, with the sentence
-    that says what to change; such a budget stands as a root of its own, so that its limit is still kept. Mode and policy
-    of its tree are unknown then, so nodes that hold no grants yet are granted none."""
+    """A forest in order: parents before children, each root with all below it before the next. `fault` names budgets whose
+    place in it is wrong, with the sentence that says what to change; such a budget stands as a root of its own, so that its
+    limit is still kept. Mode and policy of its tree are unknown then, so nodes that hold no grants yet are granted none.
+    `forest`, `index`: the same shape as positions in `order`."""
 
     order: tuple[str, ...]
     parent: Mapping[str, str | None]
     root: Mapping[str, str]
     fault: Mapping[str, str]
+    index: Mapping[str, int]
+    forest: Forest
 
     def chain(self, name: str) -> tuple[str, ...]:
         """The budget and all its ancestors, itself first."""
@@ -159,6 +165,12 @@ class Tree:
         while (up := self.parent[found[-1]]) is not None:
             found.append(up)
         return tuple(found)
+
+    def observing(self, budgets: Mapping[str, BudgetSpec]) -> frozenset[str]:
+        """Budgets of trees that grant nothing."""
+        return frozenset(
+            name for name, root in self.root.items() if root not in self.fault and budgets[root].mode is Mode.OBSERVE
+        )
 
 
 def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
@@ -194,7 +206,9 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
         order.append(name)
         root[name] = top
         stack.extend((child, top) for child in reversed(children.get(name, [])))
-    return Tree(order=tuple(order), parent=parent, root=root, fault=fault)
+    index = {name: b for b, name in enumerate(order)}
+    parents = np.array([NO_BUDGET if (up := parent[name]) is None else index[up] for name in order], dtype=np.int32)
+    return Tree(tuple(order), parent, root, fault, index, forest_of(parents))
 
 
 def _wrong_above(budgets: Mapping[str, BudgetSpec], start: str) -> str | None:

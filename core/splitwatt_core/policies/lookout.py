@@ -49,7 +49,7 @@ from splitwatt_core.policies.foresight import (
     look,
 )
 from splitwatt_core.policies.signature import CORRECTION_WINDOW_S, PowerSnapshot
-from splitwatt_core.trees import roots_of
+from splitwatt_core.trees import forest_of
 
 STEPS_PER_CLASS: Final = 8
 NOISE_RATIO: Final = 0.02
@@ -116,7 +116,7 @@ def keep_watch(
     clocks, meter = snapshot.clocks, snapshot.meter
     if clocks is None or meter is None:
         return np.zeros(len(snapshot.gpus.leaf), dtype=np.int32), dict(watches)
-    root_of_gpu = roots_of(snapshot.budgets.parent)[snapshot.gpus.leaf]
+    root_of_gpu = forest_of(snapshot.budgets.parent).root_of[snapshot.gpus.leaf]
     locks: Mhz = clocks.granted_mhz.copy()
     kept: dict[str, Watch] = {}
     for root in np.flatnonzero(snapshot.budgets.parent < 0).tolist():

@@ -40,7 +40,8 @@ from splitwatt_core.policies.lookout import Watch, keep_watch
 from splitwatt_core.policies.pacing import Pace, paced
 from splitwatt_core.policies.reasons import reasons_by_kind
 from splitwatt_core.policies.signature import Decision, PowerSnapshot, Unassigned, check_decision
-from splitwatt_core.policies.waterfill import NO_BUDGET, Filling, Stop
+from splitwatt_core.policies.waterfill import Filling, Stop
+from splitwatt_core.trees import NO_BUDGET
 
 _FLOOR, _NATURAL, _HELD, _HEADROOM, _REACHED = range(5)
 

@@ -33,7 +33,7 @@ from splitwatt_core.policies.clocks import Mhz, deeper, looser
 from splitwatt_core.policies.polca_table import Level, PolcaSettings, PolcaState, RowPriority, step, translate_mhz
 from splitwatt_core.policies.signature import Decision, PowerSnapshot
 from splitwatt_core.policies.uniform import Uniform
-from splitwatt_core.trees import roots_of
+from splitwatt_core.trees import forest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Polca:
         decision = self._caps.decide(snapshot, now_s)
         if snapshot.clocks is None:
             return decision
-        names, root_of_budget = snapshot.budgets.names, roots_of(snapshot.budgets.parent)
+        names, root_of_budget = snapshot.budgets.names, forest_of(snapshot.budgets.parent).root_of
         root_of_gpu = root_of_budget[snapshot.gpus.leaf]
         locks = snapshot.clocks.granted_mhz.copy()
         known = dict(snapshot.memory.machines) if isinstance(snapshot.memory, PolcaMemory) else {}

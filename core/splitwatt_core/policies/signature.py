@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.columns import TOLERANCE_W, BudgetColumns, ClockColumns, GpuColumns, MeterColumns, PhaseCode
-from splitwatt_core.trees import sum_below
+from splitwatt_core.trees import forest_of
 
 CORRECTION_WINDOW_S: Final = 5.0
 """Meter and agents are sampled at different moments, so a step in load shows as a gap for a second or two. Only a gap that
@@ -84,7 +84,13 @@ def drawn_w(snapshot: PowerSnapshot, cap_w: NDArray[np.int32]) -> NDArray[np.flo
     """Meter watts that caps allow below each budget, float64[B]."""
     gpus, budgets = snapshot.gpus, snapshot.budgets
     own = np.bincount(gpus.leaf, weights=gpus.loss_factor * cap_w, minlength=len(budgets.names)).astype(np.float64)
-    return sum_below(budgets.parent, own)
+    return forest_of(budgets.parent).sum_up(own)
+
+
+def shortfall_w(minimum_w: NDArray[np.float64], allowance_w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`Decision.short_w` where minimum caps draw `minimum_w` below each budget, all float64[B]."""
+    over_w = minimum_w - allowance_w
+    return np.where(over_w > TOLERANCE_W / 2, over_w, 0.0)
 
 
 def check_decision(snapshot: PowerSnapshot, decision: Decision) -> None:

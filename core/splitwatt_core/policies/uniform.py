@@ -14,7 +14,8 @@ import numpy as np
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.reasons import reasons_by_kind
 from splitwatt_core.policies.signature import Decision, PowerSnapshot, check_decision
-from splitwatt_core.policies.waterfill import NO_BUDGET, Filling
+from splitwatt_core.policies.waterfill import Filling
+from splitwatt_core.trees import NO_BUDGET
 
 
 class Uniform:

@@ -21,69 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.columns import TOLERANCE_W, BoolArray, FloatArray, GpuColumns, IntArray
-from splitwatt_core.policies.signature import PowerSnapshot, drawn_w
+from splitwatt_core.policies.signature import PowerSnapshot, drawn_w, shortfall_w
+from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
 WHOLE_WATT_SLACK_W: Final = 1e-11
 """A level this close below a whole watt counts as that watt; 80 000 of them stay below TOLERANCE_W."""
-NO_BUDGET: Final = -1
-
-
-class Forest:
-    """Budgets by depth, so that sums go up and stops go down with one array operation per level."""
-
-    def __init__(self, parent: NDArray[np.int32]) -> None:
-        """`parent` int32[B], -1 at a root. Raises ValueError if a budget does not stand after its parent."""
-        index = np.arange(len(parent))
-        if bool(np.any(parent >= index)) or bool(np.any(parent < NO_BUDGET)):
-            raise ValueError("budgets must stand after their parents: sort them so that every parent index is smaller")
-        self.size = len(parent)
-        depth = np.zeros(self.size, dtype=np.int64)
-        child = np.flatnonzero(parent >= 0)
-        while True:
-            deeper = depth.copy()
-            deeper[child] = depth[parent[child]] + 1
-            if np.array_equal(deeper, depth):
-                break
-            depth = deeper
-        below_root = [np.flatnonzero(depth == d) for d in range(1, int(depth.max(initial=0)) + 1)]
-        self._down = [(children, parent[children].astype(np.int64)) for children in below_root]
-
-    def sum_up(self, own: FloatArray) -> FloatArray:
-        total = own.copy()
-        for children, parents in reversed(self._down):
-            total += np.bincount(parents, weights=total[children], minlength=self.size)
-        return total
-
-    def min_up(self, own: FloatArray) -> FloatArray:
-        least = own.copy()
-        for children, parents in reversed(self._down):
-            np.minimum.at(least, parents, least[children])
-        return least
-
-    def max_up(self, own: IntArray) -> IntArray:
-        most = own.copy()
-        for children, parents in reversed(self._down):
-            np.maximum.at(most, parents, most[children])
-        return most
-
-    def min_down(self, own: FloatArray) -> FloatArray:
-        least = own.copy()
-        for children, parents in self._down:
-            least[children] = np.minimum(least[children], least[parents])
-        return least
-
-    def max_down(self, own: IntArray) -> IntArray:
-        most = own.copy()
-        for children, parents in self._down:
-            most[children] = np.maximum(most[children], most[parents])
-        return most
-
-    def nearest(self, flagged: BoolArray) -> IntArray:
-        """Of each budget: itself if flagged, else its nearest flagged ancestor, else NO_BUDGET."""
-        found = np.where(flagged, np.arange(self.size), NO_BUDGET)
-        for children, parents in self._down:
-            found[children] = np.where(found[children] == NO_BUDGET, found[parents], found[children])
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +145,14 @@ class Filling:
     def __init__(self, snapshot: PowerSnapshot) -> None:
         """Starts with every GPU at its minimum cap. Raises ValueError on an empty legal range or an unsorted tree."""
         self._snapshot = snapshot
-        self.forest = Forest(snapshot.budgets.parent)
+        self.forest = forest_of(snapshot.budgets.parent)
         self.units = units_of(snapshot.gpus)
         self.level_w = self.units.lo_w.copy()
         self.settled_w = self.units.lo_w.copy()
         minimum_w = drawn_w(snapshot, self.units.lo_w[self.units.of_gpu].astype(np.int32))
-        over_w = minimum_w - snapshot.budgets.allowance_w
-        self.short_w: FloatArray = np.where(over_w > TOLERANCE_W / 2, over_w, 0.0)
-        self.remaining_w: FloatArray = np.maximum(-over_w, 0.0)
+        allowance_w = snapshot.budgets.allowance_w
+        self.short_w = shortfall_w(minimum_w, allowance_w)
+        self.remaining_w: FloatArray = np.maximum(allowance_w - minimum_w, 0.0)
         self._spanning = np.flatnonzero(self.units.leaf == NO_BUDGET)
 
     def worst_posture(self) -> tuple[IntArray, IntArray]:

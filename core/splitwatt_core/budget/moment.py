@@ -1,0 +1,79 @@
+"""Everything that one step looks at, as one value: who stands where, what is charged and measured, and what is kept of it.
+
+Built once a step, when all accounts and limits are brought up to date; whoever decides or reports takes it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitwatt_core.budget.books import Book
+from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.budget.fleet import Fleet, build_fleet
+from splitwatt_core.budget.roster import Placement
+from splitwatt_core.budget.survey import Survey, take_survey
+from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.columns import BoolArray, FloatArray
+from splitwatt_core.gpus.profiles import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """`budgets`, `books` and `surveys` have one entry per budget, in the tree's order. `conflicts`: nodes that several leaves
+    claim, with those leaves."""
+
+    now_s: float
+    budgets: tuple[BudgetSpec, ...]
+    books: tuple[Book, ...]
+    placements: Sequence[Placement]
+    conflicts: Mapping[str, tuple[str, ...]]
+    fleet: Fleet
+    surveys: tuple[Survey, ...]
+
+    @property
+    def tree(self) -> Tree:
+        return self.fleet.tree
+
+    def root(self, b: int) -> BudgetSpec:
+        """The root budget of budget `b`."""
+        return self.budgets[int(self.tree.forest.root_of[b])]
+
+    def roots_of(self, rows: BoolArray) -> frozenset[str]:
+        """The roots above these GPUs, `rows` bool[N]."""
+        return frozenset(self.tree.order[b] for b in np.unique(self.tree.forest.root_of[self.fleet.gpus.leaf[rows]]))
+
+    def target_w(self) -> FloatArray:
+        """What decisions aim at, float64[B]."""
+        return np.array([book.limit.target_w for book in self.books], dtype=np.float64)
+
+    def charged_w(self) -> FloatArray:
+        """The sum of I1 below each budget, float64[B]."""
+        return np.array([survey.charged_w for survey in self.surveys], dtype=np.float64)
+
+
+def look(
+    *,
+    tree: Tree,
+    budgets: Mapping[str, BudgetSpec],
+    books: Mapping[str, Book],
+    placements: Sequence[Placement],
+    conflicts: Mapping[str, tuple[str, ...]],
+    pods: Mapping[tuple[str, str], PodFact],
+    profiles: Sequence[Profile],
+    now_s: float,
+) -> Moment:
+    """Lay out the fleet and survey it."""
+    fleet = build_fleet(tree=tree, budgets=budgets, placements=placements, pods=pods, profiles=profiles, now_s=now_s)
+    opened_s = {name: book.opened_s for name, book in books.items()}
+    return Moment(
+        now_s=now_s,
+        budgets=tuple(budgets[name] for name in tree.order),
+        books=tuple(books[name] for name in tree.order),
+        placements=placements,
+        conflicts=conflicts,
+        fleet=fleet,
+        surveys=take_survey(fleet, placements, budgets=budgets, opened_s=opened_s, now_s=now_s),
+    )
