@@ -58,7 +58,7 @@ class ConsoleProgress:
 def _in_memory(bench: Bench) -> dict[str, float]:
     bench.progress.stage("allocator: 64, 1 000 and 80 000 GPUs")
     allocator = bench_allocator.measure()
-    bench.progress.stage("keeper: 1 000 GPUs")
+    bench.progress.stage("keeper: 1 000 GPUs, 500 root budgets")
     return allocator | bench_keeper.measure()
 
 

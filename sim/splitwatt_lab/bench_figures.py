@@ -41,6 +41,8 @@ FIGURES: Final[Mapping[str, Sequence[Figure]]] = {
         Figure("allocator_uniform_80000_ms", None, "the same over 80 000 GPUs"),
         Figure("keeper_step_1000_ms", None, "whole step with ledger and reports, 1 000 GPUs, nothing changes, median"),
         Figure("keeper_cut_1000_ms", None, "the step that answers a lowered limit: every cap falls"),
+        Figure("keeper_500_roots_ms", 50.0, "whole step over 500 root budgets without nodes, nothing changes, median"),
+        Figure("keeper_500_roots_with_nodes_ms", None, "the same with a node in each: 500 trees, 4 000 GPUs"),
     ),
     "agent": (
         Figure("agent_core_percent", 1.0, "one real agent, 5 Hz, 8 GPUs, scraped every second: CPU time of one core"),

@@ -3,13 +3,16 @@
 The allocator alone is the smaller part of what an operator does in a second. Here the core's own keeper and enforcers talk
 to each other through a store in memory that does what an API server does to NodePowers (uids, versions), so that only the
 step is timed and nothing but the core is in it. Two kinds of step: one in which nothing changes, and the first one after the
-root's limit was cut, in which every cap falls and every spec is written anew.
+root's limit was cut, in which every cap falls and every spec is written anew. And two fleets of 500 root budgets side by
+side, without nodes and with one node each, for every root is a tree and a decision of its own.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +27,7 @@ from splitwatt_lab.bench_node import StandInNode
 from splitwatt_lab.errors import LabError
 
 GPUS: Final = 1_000
+ROOTS: Final = 500
 GPUS_PER_NODE: Final = 8
 NODES_PER_RACK: Final = 10
 STEADY_STEPS: Final = 15
@@ -83,31 +87,45 @@ class _World:
 
 def world(gpus: int = GPUS) -> _World:
     """A keeper with nodes in racks of ten below one root, every GPU acknowledged. Raises LabError when they do not settle."""
+    nodes = gpus // GPUS_PER_NODE
+    racks = {f"n{k}": f"rack-{k // NODES_PER_RACK}" for k in range(nodes)}
+    leaves = [leaf(rack, nodes=NODES_PER_RACK, parent=ROOT) for rack in dict.fromkeys(racks.values())]
+    return _settled([root(nodes), *leaves], racks)
+
+
+def many_roots(roots: int = ROOTS, *, with_nodes: bool) -> _World:
+    """A keeper of as many trees, each one leaf; with a node in each or in none. Raises LabError when they do not settle."""
+    names = [f"root-{k}" for k in range(roots)]
+    racks = {f"n{k}": name for k, name in enumerate(names)} if with_nodes else {}
+    return _settled([leaf(name, nodes=1) for name in names], racks)
+
+
+def _settled(budgets: Sequence[BudgetSpec], racks: dict[str, str]) -> _World:
+    """A keeper of these budgets with the nodes of `racks` in the leaf of that name."""
     keeper = Keeper(term=1, policies=POLICIES)
-    nodes = [StandInNode(f"n{k}", boot_id=f"boot-{k}") for k in range(gpus // GPUS_PER_NODE)]
-    racks = {node.name: f"rack-{k // NODES_PER_RACK}" for k, node in enumerate(nodes)}
-    made = _World(keeper, {node.name: node for node in nodes}, racks)
-    keeper.on_budget(root(len(nodes)), made.now_s)
-    for rack in dict.fromkeys(racks.values()):
-        keeper.on_budget(
-            BudgetSpec(
-                name=rack,
-                uid=rack,
-                generation=1,
-                limit_w=NODES_PER_RACK * LIMIT_PER_NODE_W,
-                parent=ROOT,
-                selector=Selector({LABEL_RACK: rack}),
-                non_gpu_w_per_node=NODE_W,
-                overhead_percent=4,
-                meter=MeterSpec(f'rack_power_watts{{rack="{rack}"}}'),
-            ),
-            made.now_s,
-        )
-    for node in nodes:
-        keeper.on_node(NodeFact(node.name, {LABEL_RACK: racks[node.name]}, node.boot_id), made.now_s)
-        keeper.on_node_lease(node.name, made.now_s)
+    nodes = {name: StandInNode(name, boot_id=f"boot-{name}") for name in racks}
+    made = _World(keeper, nodes, racks)
+    for budget in budgets:
+        keeper.on_budget(budget, made.now_s)
+    for name, rack in racks.items():
+        keeper.on_node(NodeFact(name, {LABEL_RACK: rack}, nodes[name].boot_id), made.now_s)
+        keeper.on_node_lease(name, made.now_s)
     settle(made)
     return made
+
+
+def leaf(name: str, *, nodes: int, parent: str | None = None) -> BudgetSpec:
+    return BudgetSpec(
+        name=name,
+        uid=name,
+        generation=1,
+        limit_w=nodes * LIMIT_PER_NODE_W,
+        parent=parent,
+        selector=Selector({LABEL_RACK: name}),
+        non_gpu_w_per_node=NODE_W,
+        overhead_percent=4,
+        meter=MeterSpec(f'rack_power_watts{{rack="{name}"}}'),
+    )
 
 
 def root(nodes: int, ratio: float = 1.0, generation: int = 1) -> BudgetSpec:
@@ -127,9 +145,10 @@ def settle(made: _World) -> None:
 
 
 def measure() -> dict[str, float]:
-    """Flat figures: `keeper_step_1000_ms`, `keeper_cut_1000_ms`, medians. Raises LabError."""
+    """Flat figures in milliseconds, medians: `keeper_step_1000_ms`, `keeper_cut_1000_ms`, and of a step in which nothing
+    changes `keeper_500_roots_ms` and `keeper_500_roots_with_nodes_ms`. Raises LabError."""
     made = world()
-    steady = [made.step()[1] for _ in range(STEADY_STEPS)]
+    steady_ms = _steady_ms(made)
     cuts = []
     for cut in range(CUTS):
         made.keeper.on_budget(root(len(made.nodes), CUT_RATIO, 2 * cut + 2), made.now_s)
@@ -140,6 +159,22 @@ def measure() -> dict[str, float]:
         made.keeper.on_budget(root(len(made.nodes), 1.0, 2 * cut + 3), made.now_s)
         settle(made)
     return {
-        "keeper_step_1000_ms": round(statistics.median(steady), 3),
+        "keeper_step_1000_ms": steady_ms,
         "keeper_cut_1000_ms": round(statistics.median(cuts), 3),
+        "keeper_500_roots_ms": _steady_ms(many_roots(with_nodes=False)),
+        "keeper_500_roots_with_nodes_ms": _steady_ms(many_roots(with_nodes=True)),
     }
+
+
+def _steady_ms(made: _World) -> float:
+    return round(statistics.median(made.step()[1] for _ in range(STEADY_STEPS)), 3)
+
+
+def main() -> int:
+    for name, value_ms in measure().items():
+        sys.stdout.write(f"{name:32} {value_ms:10.3f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
