@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import pytest
+from splitwatt_api import convert
+from splitwatt_core.budget.facts import BudgetReport
+from splitwatt_core.budget.tree import new_limit
+from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
+from splitwatt_operator.budgets import statuses as statuses_of
 from splitwatt_operator.budgets.statuses import (
     IDLE_EVERY_S,
     MIN_GAP_S,
     NUMBERS_EVERY_S,
+    BudgetStatuses,
     judged,
     unreadable_status,
     waits_s,
 )
+from splitwatt_operator.cluster.store import Kind, Store
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import Pen
 
 
 def status(**changed: Any) -> dict[str, Any]:
@@ -78,3 +91,52 @@ def test_an_unreadable_budget_keeps_what_its_status_said() -> None:
     assert (row["type"], row["status"], row["reason"], row["observedGeneration"]) == ("Ready", "False", "InvalidSpec", 3)
     again = unreadable_status("limitWatts: no", after, generation=3, now_s=99.0)
     assert again["conditions"][0]["lastTransitionTime"] == row["lastTransitionTime"]
+
+
+# ------------------------------------------------------------------------------------------------------- many budgets
+
+
+class Storing:
+    """Where the pen writes to: takes every status."""
+
+    def __init__(self) -> None:
+        self.taken: list[Mapping[str, Any]] = []
+
+    async def apply(self, manifest: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
+        self.taken.append(manifest["status"])
+        return manifest
+
+
+async def test_what_says_nothing_new_is_not_even_worded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hundred budgets without nodes say the same every second."""
+    worded = 0
+    wording = convert.budget_status
+
+    def counted(*args: Any, **options: Any) -> dict[str, Any]:
+        nonlocal worded
+        worded += 1
+        return wording(*args, **options)
+
+    monkeypatch.setattr(convert, "budget_status", counted)
+    store, api = Store(), Storing()
+    store.apply(Kind.BUDGET, {"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}})
+    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store)  # type: ignore[arg-type]
+    report = BudgetReport("a", new_limit(900, 1.0), 0.0, None, Posture.ADOPTING, 0, 0, 0.0, None, ())
+
+    async def show(report: BudgetReport, now_s: float, generation: int = 1) -> None:
+        statuses.show({"a": report}, generations={"a": generation}, invalid_meters={}, unreadable={}, now_s=now_s)
+        await asyncio.sleep(0.05)
+
+    await show(report, 1.0)
+    assert len(api.taken) == 1
+    await show(report, 2.0)
+    assert worded == 2, "now it is known to be the status that stands"
+    for second in range(20):
+        await show(report, 3.0 + second)
+    assert worded == 2
+    monkeypatch.setattr(statuses_of, "MIN_GAP_S", 0.0)
+    await show(replace(report, posture=Posture.NORMAL), 30.0)
+    await show(replace(report, posture=Posture.NORMAL), 31.0, generation=2)
+    assert [(t["posture"], t["observedGeneration"]) for t in api.taken] == [("Adopting", 1), ("Normal", 1), ("Normal", 2)]
+    await show(report, 32.0)
+    assert api.taken[-1]["posture"] == "Adopting", "what was said before it was written over is news again"

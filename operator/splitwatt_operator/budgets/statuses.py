@@ -40,13 +40,15 @@ NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
 
 @dataclass(slots=True)
 class _Shown:
-    """What was last written for one budget (by uid), and when (monotonic)."""
+    """What was last written for one budget (by uid), and when (monotonic). `said`: what was to be said of it when that came
+    to the very status that stands; of many budgets most say the same every second."""
 
     uid: str
     status: Mapping[str, Any]
     written_s: float
     not_before_s: float = 0.0
     writing: bool = False
+    said: object = None
 
 
 class BudgetStatuses:
@@ -76,14 +78,14 @@ class BudgetStatuses:
             if budget is None:
                 continue
             shown = self._shown_of(budget)
-            conditions = judged(report.conditions, invalid_meters.get(name), unreadable.get(name))
-            status = convert.budget_status(
-                replace(report, conditions=conditions),
-                generation=generations.get(name, 0),
-                previous=shown.status,
-                now_s=now_s,
-            )
-            self._offer(name, shown, status)
+            said = (report, generations.get(name, 0), invalid_meters.get(name), unreadable.get(name))
+            if said == shown.said:
+                continue
+            status = _status(*said, previous=shown.status, now_s=now_s)
+            if status == shown.status:
+                shown.said = said
+            else:
+                self._offer(name, shown, status)
         for name, sentence in unreadable.items():
             budget = self._store.get(Kind.BUDGET, name)
             if budget is not None and name not in reports:
@@ -126,7 +128,7 @@ class BudgetStatuses:
         try:
             match await self._pen.apply(manifest, subresource="status"):
                 case Stored():
-                    shown.status, shown.written_s = status, time.monotonic()
+                    shown.status, shown.written_s, shown.said = status, time.monotonic(), None
                 case NotSent():
                     pass  # the next step offers it again
                 case Rejected() | OutcomeUnknown() as error:
@@ -134,6 +136,19 @@ class BudgetStatuses:
                     log.warning("status not written: %s", error, extra={"budget": name})
         finally:
             shown.writing = False
+
+
+def _status(
+    report: BudgetReport,
+    generation: int,
+    invalid_meter: str | None,
+    unreadable: str | None,
+    *,
+    previous: Mapping[str, Any],
+    now_s: float,
+) -> dict[str, Any]:
+    told = replace(report, conditions=judged(report.conditions, invalid_meter, unreadable))
+    return convert.budget_status(told, generation=generation, previous=previous, now_s=now_s)
 
 
 def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
