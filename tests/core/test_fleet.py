@@ -74,7 +74,7 @@ def survey(*placements: Placement, budgets: dict[str, BudgetSpec] | None = None,
 def moment(*placements: Placement, budgets: dict[str, BudgetSpec] | None = None) -> Moment:
     kept = budgets or BUDGETS
     return look(
-        tree=TREE,
+        tree=build_tree(kept),
         budgets=kept,
         books={name: Book.open(spec, NOW_S) for name, spec in kept.items()},
         placements=placements,
@@ -314,6 +314,16 @@ def test_safe_caps_are_summed_with_all_else_that_is_charged() -> None:
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], safe_cap_w=400)}
     over = gates.safe_sums_over(moment(placed, budgets=budgets), target_w)
     assert over == pytest.approx({"row": 880.0 + 160.0 - 900.0, "a": 880.0 + 60.0 - 900.0})
+
+
+def test_a_tree_without_safe_caps_is_held_to_none_beside_one_that_has_them() -> None:
+    budgets = {
+        "a": replace(BUDGETS["a"], parent=None, safe_cap_w=400),
+        "b": replace(BUDGETS["b"], parent=None),
+    }
+    placed = (Placement(node("n1", gpu("g0")), ("a",)), Placement(node("n2", gpu("g1")), ("b",)))
+    over = gates.safe_sums_over(moment(*placed, budgets=budgets), np.zeros(2))
+    assert over == pytest.approx({"a": 1.1 * 400.0 + 50.0 + 10.0})
 
 
 def test_a_moving_node_is_watched_for_the_budgets_it_leaves() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from splitwatt_core.budget.facts import Plan, PodFact
+from splitwatt_core.budget.fleet import slot
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.signature import Decision, Policy, PowerSnapshot
 from splitwatt_core.policies.uniform import Uniform
@@ -62,7 +63,7 @@ def test_each_tree_is_shown_alone_with_its_own_memory() -> None:
     for root in ("a", "b"):
         seen = spy.last(root)
         assert seen.budgets.names == (root,) and seen.gpus.leaf.tolist() == [0]
-        assert seen.slot is not None and seen.slot.shape == (1,)
+        assert seen.slot is not None and seen.slot.tolist() == [slot("", f"{root}0-g0")]
         assert seen.clocks is not None and seen.clocks.top_mhz.tolist() == [2000.0]
     for _ in range(2):
         before = {root: spy.last(root).memory for root in ("a", "b")}
