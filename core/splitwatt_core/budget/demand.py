@@ -49,13 +49,16 @@ def demand_of(kind: GpuKind, *, busy: bool, pod: PodFact | None, profiles: Seque
         # Somebody else's workload: nothing is known of its phase, so it is asked for no less than prefill would be.
         return _within(kind, Phase.PREFILL, PRIORITY_LOW, natural_w=kind.default_w, cliff_w=kind.min_w)
     found = profile_law.lookup(profiles, kind.model, pod.phase, model=pod.model)
-    if found is None and kind.min_w <= 0:
+    if found is not None:
+        natural_w, cliff_w = found.natural_w, found.cliff_w
+    elif kind.min_w > 0:
+        guess = profile_law.conservative(pod.phase, min_cap_w=kind.min_w, max_cap_w=kind.max_w)
+        natural_w, cliff_w = guess.natural_w, guess.cliff_w
+    else:
         # An agent that cannot read the range of caps says 0. Such a GPU is not steered: it keeps whatever it may draw.
-        return _within(kind, pod.phase, pod.priority, natural_w=kind.max_w, cliff_w=kind.max_w)
-    if found is None:
-        found = profile_law.conservative(pod.phase, min_cap_w=kind.min_w, max_cap_w=kind.max_w)
+        natural_w = cliff_w = kind.max_w
     ceiling_w = kind.max_w if pod.power_ceiling_w is None else min(kind.max_w, pod.power_ceiling_w)
-    return _within(kind, pod.phase, pod.priority, ceiling_w=ceiling_w, natural_w=found.natural_w, cliff_w=found.cliff_w)
+    return _within(kind, pod.phase, pod.priority, ceiling_w=ceiling_w, natural_w=natural_w, cliff_w=cliff_w)
 
 
 def _within(kind: GpuKind, phase: Phase, priority: int, *, natural_w: int, cliff_w: int, ceiling_w: int | None = None) -> Demand:
