@@ -24,6 +24,7 @@ STARTS: Final = {
     "engine": ["splitwatt_twin.pod"],
     "twin": ["splitwatt_twin", "splitwatt_nvml_twin"],
     "lab": ["splitwatt_lab"],
+    "papers": ["splitwatt_papers"],
 }
 NOT_IMPORTED: Final = {
     "nvidia-nvml-dev": "brings nvml.h, which the C compiler reads",
@@ -35,7 +36,9 @@ def _declared(extra: str, *, whole: bool) -> set[str]:
     found: set[str] = set()
     for line in [*PROJECT["project"]["dependencies"], *EXTRAS[extra]]:
         requirement = Requirement(line)
-        if requirement.name != "splitwatt":
+        if requirement.name == "splitwatt-papers":
+            found |= _declared("sim", whole=True) if whole else set()  # its own pyproject.toml says so
+        elif requirement.name != "splitwatt":
             found.add(canonicalize_name(requirement.name))
         elif whole:
             found |= {name for other in requirement.extras for name in _declared(other, whole=True)}

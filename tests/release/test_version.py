@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -16,6 +17,11 @@ from support.imports import REPOSITORY
 def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((REPOSITORY / "helm" / "splitwatt" / "Chart.yaml").read_text(encoding="utf-8"))
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+
+
+def test_the_papers_are_of_this_version() -> None:
+    papers = tomllib.loads((REPOSITORY / "papers" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert papers["version"] == __version__ and papers["dependencies"] == [f"splitwatt[sim]=={__version__}"]
 
 
 def test_images_are_tagged_with_it() -> None:

@@ -23,9 +23,9 @@ from splitwatt_nvml_twin.handle import STATE_FILE_VARIABLE, Demand, NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from splitwatt_twin.pod.api import Refusal, read
 from splitwatt_twin.pod.flags import Settings, parse
+from support.waiting import PATIENCE_S, eventually
 
 MODEL: Final = "meta-llama/Llama-3.1-70B-Instruct"
-PATIENCE_S: Final = 60.0
 PROMPT: Final = "Say how a watt is kept. " * 200  # 1200 tokens
 
 
@@ -56,10 +56,8 @@ class Pod:
         command = [sys.executable, "-m", "splitwatt_twin.pod", *args, "--host", "127.0.0.1"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, env=env)
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not self.healthy():
-            assert self.process.poll() is None and time.monotonic() < deadline_s, self.log
-            time.sleep(0.05)
+        eventually("the pod is healthy or has ended", lambda: self.healthy() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log
 
     @property
     def log(self) -> str:
@@ -134,8 +132,7 @@ def test_a_decode_pod_answers_counts_and_ends(start: Callable[..., Pod]) -> None
 
     with ThreadPoolExecutor(1) as pool:  # what is in flight ends before the process does
         late = pool.submit(pod.ask, prompt=[1] * 100, max_tokens=40)
-        while pod.metric("vllm:num_requests_running") == 0:
-            time.sleep(0.01)
+        eventually("it runs", lambda: pod.metric("vllm:num_requests_running") == 1)
         pod.process.send_signal(signal.SIGTERM)
         assert late.result(PATIENCE_S)["usage"]["completion_tokens"] == 40
     assert pod.process.wait(PATIENCE_S) == 0, pod.log
@@ -189,10 +186,7 @@ def test_a_lower_cap_makes_the_replica_slower_and_its_work_draws_power(start: Ca
 
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(first_token_s)
-            deadline_s = time.monotonic() + PATIENCE_S
-            while any(truth.demand_w < 600 for truth in node.read_all()[2:]):
-                assert time.monotonic() < deadline_s and not running.done()
-                time.sleep(0.005)
+            eventually("eight GPUs are at work", lambda: min(t.demand_w for t in node.read_all()[2:]) > 600)
             assert [truth.demand_w for truth in node.read_all()[:2]] == [300.0, pytest.approx(H100_SXM.idle_w)]
             free_s = running.result(PATIENCE_S)
         for gpu in range(2, 10):
@@ -202,6 +196,28 @@ def test_a_lower_cap_makes_the_replica_slower_and_its_work_draws_power(start: Ca
         pod.process.send_signal(signal.SIGTERM)
         assert pod.process.wait(PATIENCE_S) == 0
         assert all(truth.demand_w < 100 for truth in node.read_all()[2:]) and node.read(0).demand_w == 300.0
+
+
+def test_what_the_environment_lacks_is_said_in_one_sentence(tmp_path: Path) -> None:
+    """Before anything listens: a state file that is not there, too few GPUs, an address that is taken."""
+    state = tmp_path / "n.state"
+    NodeTwin.create(state, gpus=[H100_SXM] * 4, boot_id="b").close()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        cases = (
+            (str(tmp_path / "absent"), "absent"),
+            (str(state), "--tensor-parallel-size 8 needs 8 GPUs, but"),
+            ("", "choose another --port"),
+        )
+        for path, sentence in cases:
+            command = [sys.executable, "-m", "splitwatt_twin.pod", MODEL, "-tp", "8", "--host", "127.0.0.1"]
+            ended = subprocess.run(
+                [*command, "--port", str(port)], env={**os.environ, STATE_FILE_VARIABLE: path}, capture_output=True, text=True,
+                timeout=PATIENCE_S, check=False,
+            )  # fmt: skip
+            assert ended.returncode == 1 and sentence in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
 
 
 @pytest.mark.parametrize(

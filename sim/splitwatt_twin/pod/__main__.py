@@ -51,7 +51,7 @@ def main() -> int:
         log.info("without effect on an emulated engine: %s", " ".join(settings.ignored))
     try:
         asyncio.run(run(settings))
-    except (BuildError, TooFewGpusError, UnknownGpuError, ListenError) as error:
+    except (BuildError, ListenError, TooFewGpusError, UnknownGpuError, OSError) as error:
         sys.stderr.write(f"splitwatt_twin.pod: {error}\n")
         return 1
     return 0

@@ -8,20 +8,19 @@ ends vLLM's engine; here it is refused with a sentence.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 from splitwatt_core import __version__
 from splitwatt_shell.serve import page
+from splitwatt_shell.waiting import woken
 
 from splitwatt_twin.pod.flags import Settings
 from splitwatt_twin.pod.replica import STREAM_S, BusyError, Job, Replica
@@ -208,8 +207,7 @@ class _Server:
     async def _write(self, response: web.StreamResponse, ask: Ask, job: Job) -> None:
         frame, shown = self._frame(ask, ".chunk"), 0
         while shown < ask.output_tokens:
-            with suppress(TimeoutError):  # not over: show what there is
-                await asyncio.wait_for(job.done.wait(), STREAM_S)
+            await woken(job.done, within_s=STREAM_S)
             new = self._replica.generated(job) - shown
             if not new:
                 continue

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_core.gpus import hardware
+from splitwatt_shell.address import MAX_PORT
 
 KV_ROLES: Final = ("kv_producer", "kv_consumer", "kv_both")
 DEFAULT_PORT: Final = 8000
-MAX_PORT: Final = 65_535
 MAX_GROUP: Final = 16
 DEFAULT_MODEL_TOKENS: Final = 131_072
 """Context of Llama 3.1, whose timing the profiles hold; vLLM takes it from the model's own configuration."""

@@ -19,6 +19,7 @@ from typing import Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from splitwatt_core.names import L_MODEL_NAME
+from splitwatt_shell.waiting import woken
 
 from splitwatt_twin.cluster import MAX_IN_SYSTEM, KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
@@ -119,11 +120,7 @@ class Replica(Collector):
             self._catch_up()
             self._gpus.refresh()
             self._gpus.show(self._at_work())
-            pause_s = min(self._fleet.next_s - time.monotonic(), SENSE_S)
-            try:
-                await asyncio.wait_for(self._news.wait(), max(0.0, pause_s))
-            except TimeoutError:
-                continue
+            await woken(self._news, within_s=min(self._fleet.next_s - time.monotonic(), SENSE_S))
 
     def _at_work(self) -> PrefillEngine | DecodeEngine | None:
         if self._prefill.batch_tokens:
