@@ -20,11 +20,11 @@ def forests(draw: st.DrawFn) -> tuple[Forest, list[list[int]]]:
     return forest_of(np.array(parents, dtype=np.int32)), ways
 
 
-def column(data: st.DataObject, size: int) -> np.ndarray:  # type: ignore[type-arg]
+def column(data: st.DataObject, size: int) -> np.ndarray:
     return np.array(data.draw(st.lists(WATTS, min_size=size, max_size=size)), dtype=np.float64)
 
 
-def flags(data: st.DataObject, size: int) -> np.ndarray:  # type: ignore[type-arg]
+def flags(data: st.DataObject, size: int) -> np.ndarray:
     return np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), dtype=np.bool_)
 
 
