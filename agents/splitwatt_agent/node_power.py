@@ -50,6 +50,15 @@ RETRY_MIN_S: Final = 0.02
 RETRY_MAX_S: Final = 10.0
 
 
+def due_s(report: Report | None, *, written: Report | None, written_s: float) -> float:
+    """When `report` is to be written, monotonic. `written`: what stands since `written_s`; None and -inf before the first."""
+    if report is None or report == written:
+        return written_s + SIGN_OF_LIFE_S
+    if written is None or report.urgent_part() != written.urgent_part():
+        return written_s + URGENT_SPACING_S
+    return written_s + SPACING_S
+
+
 class NodePowerLink:
     """See the module's docstring. It listens to the control loop, and reads what that has put up last."""
 
@@ -125,19 +134,10 @@ class NodePowerLink:
         """Returns when a write is due."""
         while True:
             self._wake.clear()
-            due_s = self._due_s()
-            left_s = due_s - time.monotonic()
+            left_s = due_s(self._control.state.report, written=self._written, written_s=self._written_s) - time.monotonic()
             if left_s <= 0:
                 return
             await woken(self._wake, within_s=left_s)
-
-    def _due_s(self) -> float:
-        report, written = self._control.state.report, self._written
-        if report is None or report == written:
-            return self._written_s + SIGN_OF_LIFE_S
-        if written is None or report.urgent_part() != written.urgent_part():
-            return self._written_s + URGENT_SPACING_S
-        return self._written_s + SPACING_S
 
     async def _send(self, observed: NodePower, report: Report) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

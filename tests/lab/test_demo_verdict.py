@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,28 +22,37 @@ def arguments(*given: str) -> argparse.Namespace:
     return parser.parse_args(["--headless", "--minutes", "0.5", "--racks", "1", *given])
 
 
-def play(out: Path, *, operator: list[str] | None = None) -> tuple[int, str, dict[str, object]]:
-    said = io.StringIO()
-    code = run_demo(arguments("--out", str(out)), Console(file=said, width=200), operator_command=operator)
-    return code, said.getvalue(), json.loads((out / "report.json").read_text())["passes"][0]
+def passed(out: Path) -> dict[str, object]:
+    """What the report says of the first pass."""
+    found: dict[str, object] = json.loads((out / "report.json").read_text())["passes"][0]
+    return found
 
 
 def test_a_sound_operator_keeps_every_budget(tmp_path: Path) -> None:
-    code, said, report = play(tmp_path)
-    assert code == 0
-    assert "budget violations: 0.0 s" in said
+    """As a user types it, in the shape that a user gets."""
+    splitwatt = Path(sys.executable).with_name("splitwatt")
+    command = [str(splitwatt), "demo", "--headless", "--minutes", "1", "--out", str(tmp_path)]
+    played = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert "budget violations: 0.0 s" in played.stdout
+    report = passed(tmp_path)
     assert report["budget_violations_s"] == 0.0
     budgets = report["budgets"]
-    assert isinstance(budgets, dict) and all(count["judged_s"] > 20 for count in budgets.values())
+    assert isinstance(budgets, dict) and set(budgets) == {"row-a", "rack-a1", "rack-a2"}
+    assert all(count["judged_s"] > 20 for count in budgets.values())
     assert all(count["charge_over_s"] == 0 for count in budgets.values())
     assert report["patch_to_enforced_s"] is not None, "the cut bit: a cap had to fall"
     assert report["clusters"], "requests were served"
 
 
 def test_a_broken_allocator_is_convicted(tmp_path: Path) -> None:
-    code, said, report = play(tmp_path, operator=[sys.executable, str(BROKEN)])
+    said = io.StringIO()
+    code = run_demo(
+        arguments("--out", str(tmp_path)), Console(file=said, width=200), operator_command=[sys.executable, str(BROKEN)]
+    )
+    report = passed(tmp_path)
     assert code == VIOLATED
-    assert "budget violations: 0.0 s" not in said
+    assert "budget violations: 0.0 s" not in said.getvalue()
     assert isinstance(report["budget_violations_s"], float) and report["budget_violations_s"] > 5.0
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from splitwatt_nvml_twin.models import H100_SXM
 from support.waiting import PATIENCE_S, eventually
 
 NODE_POWERS = "/apis/splitwatt.io/v1alpha1/nodepowers"
+AGENT = (sys.executable, "-m", "splitwatt_agent")
 
 
 _KUBELET = """
@@ -86,10 +87,12 @@ class AgentBench:
 
     # ------------------------------------------------------------------------------------------------- the process
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: str, env: Mapping[str, str] | None = None, program: Sequence[str] = AGENT
+    ) -> subprocess.Popen[bytes]:
         self.port = free_port()
         command = [
-            sys.executable, "-m", "splitwatt_agent", "--node-name", self.node, "--state-dir", str(self.state_dir),
+            *program, "--node-name", self.node, "--state-dir", str(self.state_dir),
             "--boot-id-file", str(self.boot_id_file), "--listen", f"127.0.0.1:{self.port}",
             "--kubeconfig", str(self.plane.kubeconfig), "--pod-resources", "", *arguments,
         ]  # fmt: skip
