@@ -12,6 +12,7 @@ import yaml
 from splitwatt_core import names
 from splitwatt_lab import prometheus
 from splitwatt_operator import options
+from support.some import some
 
 from .conftest import CHART, Helm, Render
 
@@ -67,11 +68,12 @@ def test_the_operator_runs_as_nobody(render: Render) -> None:
 
 
 def test_no_rule_of_rbac_has_a_star_or_reads_secrets(render: Render) -> None:
-    for (kind, name), document in render().items():
-        if kind in ("ClusterRole", "Role"):
-            for rule in document["rules"]:
-                assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], name
-                assert not {"secrets", "configmaps", "customresourcedefinitions", "namespaces"} & set(rule["resources"])
+    roles = {key: document for key, document in render().items() if key[0] in ("ClusterRole", "Role")}
+    assert {name for _, name in roles} >= {"splitwatt-agent", "splitwatt-operator"}
+    for key, document in roles.items():
+        for rule in some(document["rules"]):
+            assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], key
+            assert not {"secrets", "configmaps", "customresourcedefinitions", "namespaces"} & set(rule["resources"])
 
 
 @pytest.mark.parametrize(
@@ -98,9 +100,9 @@ def test_a_wrong_value_gets_a_sentence(helm: Helm, values: Mapping[str, Any], se
 def test_the_shipped_values_name_every_value(render: Render) -> None:
     schema = yaml.safe_load((CHART / "values.schema.json").read_text())
     shipped = yaml.safe_load((CHART / "values.yaml").read_text())
-    for section, said in schema["properties"].items():
-        if said.get("properties"):
-            assert said["properties"].keys() == shipped[section].keys(), section
+    sections = {section: said["properties"] for section, said in schema["properties"].items() if said.get("properties")}
+    for section, properties in some(sections.items()):
+        assert properties.keys() == shipped[section].keys(), section
 
 
 def test_switches_switch_off(render: Render) -> None:

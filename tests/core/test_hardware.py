@@ -13,6 +13,7 @@ from splitwatt_core.gpus.profiles import ProfileError
 from splitwatt_core.gpus.profiles import builtin as profiles
 from splitwatt_core.gpus.profiles import parse as parse_profiles
 from splitwatt_core.protocol.contract import Phase
+from support.some import some
 
 TEXT = files("splitwatt_core.gpus").joinpath("hardware.json").read_text(encoding="utf-8")
 PROFILES_TEXT = files("splitwatt_core.gpus").joinpath("profiles.json").read_text(encoding="utf-8")
@@ -83,7 +84,7 @@ def test_every_number_of_models_links_and_servers_has_a_grade_and_a_source() -> 
 
 
 def check_sources(sources: Any) -> None:
-    for source in sources:
+    for source in some(sources):
         grade, text = source.split(": ", 1)
         assert grade in GRADES and len(text) > 10
         if "derived" in text:
@@ -91,7 +92,7 @@ def check_sources(sources: Any) -> None:
 
 
 def test_a_profile_says_of_its_product_what_the_facts_say() -> None:
-    for profile in profiles():
+    for profile in some(profiles()):
         product = FACTS.product(profile.name)
         assert product is not None
         for key in ("product_names", "min_cap_w", "default_cap_w", "idle_w", "min_clock_mhz", "max_clock_mhz"):
@@ -103,7 +104,7 @@ def test_a_profile_says_of_its_product_what_the_facts_say() -> None:
 def test_what_a_profile_derives_from_its_product_follows_from_it() -> None:
     """x1.3 at half the natural draw, clock^k between, 1 / (cap - idle) below, never slower than at the lowest clock; decode
     1.02 * (cliff / cap)^2.07."""
-    for profile in profiles():
+    for profile in some(profiles()):
         prefill, decode = profile.phase(Phase.PREFILL), profile.phase(Phase.DECODE)
         assert prefill is not None and decode is not None
         k, idle_w, half_w = profile.clock_exponent_permille / 1000, profile.idle_w, prefill.natural_w / 2
@@ -115,7 +116,7 @@ def test_what_a_profile_derives_from_its_product_follows_from_it() -> None:
             above_w = max(cap_w - idle_w, 1e-9)
             slower = (above_w / span_w) ** (-1 / k) if cap_w >= half_w else 1.3 * (half_w - idle_w) / above_w
             assert permille == pytest.approx(1000 * min(slower, slowest), rel=0.003), (profile.name, cap_w)
-        for cap_w, permille in decode.latency_points[:-1]:
+        for cap_w, permille in some(decode.latency_points[:-1]):
             assert permille == pytest.approx(1020 * (decode.cliff_w / cap_w) ** 2.07, rel=0.01), (profile.name, cap_w)
 
 

@@ -13,6 +13,7 @@ from splitwatt_core.policies.uniform import Uniform
 from splitwatt_core.protocol.contract import MAX_TERM, Health, Mode
 from support.keepers import condition, settled
 from support.scenes import ready, send_all
+from support.some import some
 from support.world import DEFAULT_W, ROOT, Line, Operator, World
 
 
@@ -187,7 +188,8 @@ def test_observe_decides_and_reports_but_grants_nothing() -> None:
     world.tell_budgets()
     operator = settled(world)
     assert world.true_sum_w() == 2 * DEFAULT_W
-    assert all(not obj.spec.gpus and obj.spec.mode is Mode.OBSERVE for obj in world.store.objects.values() if obj.spec)
+    specs = some(obj.spec for obj in world.store.objects.values() if obj.spec)
+    assert all(not spec.gpus and spec.mode is Mode.OBSERVE for spec in specs)
     report = operator.last.budgets[ROOT]
     assert report.charge_w == 2 * DEFAULT_W
     assert all(operator.last.budgets[rack].reasons for rack in ("a", "b"))

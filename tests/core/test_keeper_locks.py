@@ -13,6 +13,7 @@ from splitwatt_core.policies.phase_aware import PhaseAware
 from splitwatt_core.policies.polca import Polca
 from splitwatt_core.protocol.contract import Phase, Workload
 from support.keepers import settled
+from support.some import some
 from support.world import ROOT, Operator, World
 
 FORESIGHT = ForesightSettings(dwell_s=6.0, release_per_s=4.0)
@@ -91,7 +92,7 @@ def test_polca_locks_the_low_priority_at_its_thresholds_and_holds_what_another_p
     world.undeclared_w = 0
     world.tell_budgets()
     operator.settle(3)
-    assert all(0 < lock <= round(1275 * 2000 / 1410) for lock in locks(world, "b0")), "begun where the locks were"
+    assert all(0 < lock <= round(1275 * 2000 / 1410) for lock in some(locks(world, "b0"))), "begun where the locks were"
     world.policy = "Polca"
     world.tell_budgets()
     operator.settle(1)

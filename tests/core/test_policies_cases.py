@@ -14,6 +14,7 @@ from splitwatt_core.policies.waterfill import Filling
 from splitwatt_core.trees import forest_of
 from splitwatt_lab import bench_allocator
 from support.forests import DECODE, HIGH, IDLE, LOW, PREFILL, rack
+from support.some import some
 
 
 def caps(decision: Decision, snapshot: PowerSnapshot) -> dict[tuple[PhaseCode, int], int]:
@@ -162,7 +163,7 @@ def test_reasons_name_who_is_short() -> None:
     assert texts[PREFILL] == "gives to rack: 50% of the way from cliff to natural draw"
     assert texts[DECODE] == "gives to rack: 0% of the way from cliff to natural draw"
     short = PhaseAware().decide(rack(MIXED, 3_990), 0.0).reasons
-    assert all("rack misses 10 W" in r.text for r in short if r.phase is not IDLE)
+    assert all("rack misses 10 W" in r.text for r in some(r for r in short if r.phase is not IDLE))
     below = PhaseAware().decide(rack(MIXED, 4_600), 0.0).reasons
     assert {r.text for r in below if r.priority == HIGH} == {
         "below its cliff, 50% of the way up from minimum: the cliffs do not all fit in rack"

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from splitwatt_lab.scenario import clusters, example_paths
 from splitwatt_lab.site import SiteSpec
+from support.some import some
 
 
 def test_the_demo_serves_the_examples_with_emulated_engines() -> None:
@@ -21,5 +22,5 @@ def test_the_demo_serves_the_examples_with_emulated_engines() -> None:
 
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_replicas_fit_the_nodes_of_another_site(gpus: int) -> None:
-    for doc in clusters(SiteSpec(gpus_per_node=gpus)):
+    for doc in some(clusters(SiteSpec(gpus_per_node=gpus))):
         assert [doc["spec"][role]["gpusPerReplica"] for role in ("prefill", "decode")] == [gpus, gpus]

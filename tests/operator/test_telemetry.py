@@ -149,7 +149,7 @@ async def test_a_server_that_cannot_parse_still_measures(server: Server) -> None
 async def test_a_silent_prometheus_is_a_failure_of_every_meter_and_of_no_budget(server: Server) -> None:
     async with Prometheus("http://127.0.0.1:1") as prometheus:
         readings = await Telemetry(prometheus).read([budget("a", PLAIN), budget("b", PLAIN)])
-    assert all(isinstance(reading, MeterFailure) for reading in readings.meters.values())
+    assert {name: type(reading) for name, reading in readings.meters.items()} == {"a": MeterFailure, "b": MeterFailure}
     assert not readings.invalid
     assert not readings.agents
     assert readings.failures == 3

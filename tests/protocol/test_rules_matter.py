@@ -5,6 +5,7 @@ Each case breaks the core's real code in one place (the rule left out) and plays
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from splitwatt_core.protocol import enforcer, ledger
 from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.enforcer import Enforcer, Verdict
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
-from support import scenes
+from support import power_scenes, scenes
 from support.world import ObjectStore, World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -275,46 +276,122 @@ def moved_nodes_need_no_new_grant(m: pytest.MonkeyPatch) -> None:
     m.setattr("splitwatt_core.budget.roster.NO_GRANT", NO_GRANT)
 
 
-CASES: list[tuple[Patch, Callable[[], None]]] = [
-    (r1_writes_carry_no_version, scenes.scene_03_a_timed_out_write_lands_after_a_lower_one_was_acknowledged),
-    (r2_a_restart_keeps_its_term, scenes.scene_05_a_restart_takes_a_new_term),
-    (r3_raises_do_not_wait_for_stamps, scenes.scene_04_old_and_new_leader_raise_different_nodes),
-    (r3_another_term_is_trusted, scenes.scene_14b_an_object_that_shows_another_term_is_charged_its_default),
-    (r4_the_carry_is_forgotten, scenes.scene_02_an_overwritten_raise_is_applied_late_after_a_restart),
+CASES: list[tuple[Patch, Callable[[], None], str]] = [
+    (
+        r1_writes_carry_no_version,
+        scenes.scene_03_a_timed_out_write_lands_after_a_lower_one_was_acknowledged,
+        "a late write replaced what was decided after it",
+    ),
+    (
+        r2_a_restart_keeps_its_term,
+        scenes.scene_05_a_restart_takes_a_new_term,
+        "both leaders' raises are in force: 1200 W of 900 W",
+    ),
+    (
+        r3_raises_do_not_wait_for_stamps,
+        scenes.scene_04_old_and_new_leader_raise_different_nodes,
+        "both leaders' raises are in force: 1200 W of 900 W",
+    ),
+    (
+        r3_another_term_is_trusted,
+        scenes.scene_14b_an_object_that_shows_another_term_is_charged_its_default,
+        "what others wrote proves no lower limit",
+    ),
+    (
+        r4_the_carry_is_forgotten,
+        scenes.scene_02_an_overwritten_raise_is_applied_late_after_a_restart,
+        "a0-g0: charged 300 W, true limit 600 W",
+    ),
     (
         r5_an_acknowledgement_retires_its_own_grant,
         scenes.scene_01b_an_acknowledged_cap_stays_charged_while_the_readback_is_lower,
+        "a0-g0: charged 250 W, true limit 450 W",
     ),
-    (r5_acknowledged_before_applied, scenes.scene_01_acknowledged_before_the_raise_is_applied),
-    (r6_an_unknown_outcome_is_a_failure, scenes.scene_06_a_timeout_and_a_stale_cache_give_nothing_twice),
-    (r6_older_versions_count, scenes.scene_06b_an_older_version_is_ignored),
-    (r7_an_unknown_cap_is_lowered_like_a_known_one, scenes.scene_12_a_lowering_of_an_unknown_cap_raises_it),
+    (r5_acknowledged_before_applied, scenes.scene_01_acknowledged_before_the_raise_is_applied, "nothing was set yet"),
+    (
+        r6_an_unknown_outcome_is_a_failure,
+        scenes.scene_06_a_timeout_and_a_stale_cache_give_nothing_twice,
+        "a0-g0: charged 300 W, true limit 600 W",
+    ),
+    (r6_older_versions_count, scenes.scene_06b_an_older_version_is_ignored, "a0-g0: charged 300 W, true limit 600 W"),
+    (r7_an_unknown_cap_is_lowered_like_a_known_one, scenes.scene_12_a_lowering_of_an_unknown_cap_raises_it, "450 W + 600 W"),
     (
         r7_a_status_of_another_object_is_trusted,
         scenes.scene_14b_an_object_that_shows_another_term_is_charged_its_default,
+        "what others wrote proves no lower limit",
     ),
-    (r8_a_deleted_object_is_charged_nothing, scenes.scene_10_a_node_power_is_deleted_while_its_node_is_there),
-    (r8_absence_needs_no_fresh_read, scenes.scene_11_a_node_that_seemed_gone_is_back_and_its_node_power_is_deleted),
-    (r9_the_grace_starts_with_anybody, scenes.scene_15_a_lowered_limit_waits_for_a_fenced_operator),
-    (r9_former_budgets_are_not_persisted, scenes.scene_16_a_node_moves_and_the_operator_restarts),
-    (moved_nodes_need_no_new_grant, scenes.scene_16_a_node_moves_and_the_operator_restarts),
-    (r10_the_uid_is_not_looked_at, scenes.scene_13_a_node_power_restored_from_a_backup),
-    (r11_the_first_read_may_be_a_cache, scenes.scene_07_a_restarted_agent_reads_an_old_version),
-    (r12_grants_are_not_persisted, scenes.scene_07b_a_lower_grant_than_the_persisted_one_is_refused),
-    (r12_a_lower_term_is_obeyed, scenes.scene_14_a_restored_node_power_escapes_the_newer_terms_fence),
-    (r13_acknowledged_while_a_setter_hangs, scenes.scene_09_a_hung_setter_completes_after_a_lower_one),
-    (r14_a_status_carries_no_version, scenes.scene_08_a_delayed_status_lands_after_a_reset_was_reported),
-    (r15_an_absent_object_means_default, scenes.scene_10_a_node_power_is_deleted_while_its_node_is_there),
-    (raises_do_not_wait_for_lowers, scenes.lower_first),
-    (charges_do_not_settle, scenes.settle_time),
-    (silence_is_trusted_for_ever, scenes.a_dead_agent_is_charged_its_default_once_its_boot_is_unproven),
-    (the_management_limit_is_not_read, scenes.a_lying_setter_is_never_acknowledged),
+    (
+        r8_a_deleted_object_is_charged_nothing,
+        scenes.scene_10_a_node_power_is_deleted_while_its_node_is_there,
+        "a deleted object is charged its default",
+    ),
+    (
+        r8_absence_needs_no_fresh_read,
+        scenes.scene_11_a_node_that_seemed_gone_is_back_and_its_node_power_is_deleted,
+        "gone is only what fresh reads find gone",
+    ),
+    (
+        r9_the_grace_starts_with_anybody,
+        scenes.scene_15_a_lowered_limit_waits_for_a_fenced_operator,
+        "the grace starts when a fenced operator has seen it",
+    ),
+    (
+        r9_former_budgets_are_not_persisted,
+        scenes.scene_16_a_node_moves_and_the_operator_restarts,
+        "it counts where it was until a grant issued after the move is acknowledged",
+    ),
+    (moved_nodes_need_no_new_grant, scenes.scene_16_a_node_moves_and_the_operator_restarts, "it has left its former budget"),
+    (
+        r10_the_uid_is_not_looked_at,
+        scenes.scene_13_a_node_power_restored_from_a_backup,
+        "a restored copy names another object's uid and is ignored",
+    ),
+    (r11_the_first_read_may_be_a_cache, scenes.scene_07_a_restarted_agent_reads_an_old_version, "a cache is no first read"),
+    (
+        r12_grants_are_not_persisted,
+        scenes.scene_07b_a_lower_grant_than_the_persisted_one_is_refused,
+        "a grant below the persisted one is refused",
+    ),
+    (
+        r12_a_lower_term_is_obeyed,
+        scenes.scene_14_a_restored_node_power_escapes_the_newer_terms_fence,
+        "a term below one already obeyed is refused",
+    ),
+    (
+        r13_acknowledged_while_a_setter_hangs,
+        scenes.scene_09_a_hung_setter_completes_after_a_lower_one,
+        "a0-g0: charged 300 W, true limit 600 W",
+    ),
+    (
+        r14_a_status_carries_no_version,
+        scenes.scene_08_a_delayed_status_lands_after_a_reset_was_reported,
+        "a0-g0: charged 300 W, true limit 700 W",
+    ),
+    (
+        r15_an_absent_object_means_default,
+        scenes.scene_10_a_node_power_is_deleted_while_its_node_is_there,
+        "an absent object holds the caps",
+    ),
+    (raises_do_not_wait_for_lowers, power_scenes.lower_first, "row: lifted from 900.0 W to 1200.0 W of 900 W"),
+    (charges_do_not_settle, power_scenes.settle_time, "draw may lag the cap still"),
+    (
+        silence_is_trusted_for_ever,
+        power_scenes.a_dead_agent_is_charged_its_default_once_its_boot_is_unproven,
+        "nothing proves the boot any more",
+    ),
+    (
+        the_management_limit_is_not_read,
+        power_scenes.a_lying_setter_is_never_acknowledged,
+        "acknowledged by the enforced limit alone",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("leave_out", "scene"), CASES, ids=[patch.__name__ for patch, _ in CASES])
-def test_without_this_rule_a_scene_fails(leave_out: Patch, scene: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("leave_out", "scene", "said"), CASES, ids=[patch.__name__ for patch, *_ in CASES])
+def test_without_this_rule_a_scene_fails(
+    leave_out: Patch, scene: Callable[[], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene()
     leave_out(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=re.escape(said)):
         scene()

@@ -1,7 +1,7 @@
 """Each scene that once broke the protocol, by name, on the core's real keeper and enforcer."""
 
 import pytest
-from support import scenes
+from support import power_scenes, scenes
 
 
 @pytest.mark.parametrize("name", scenes.SCENES)
@@ -10,16 +10,16 @@ def test_scene(name: str) -> None:
 
 
 def test_lower_first() -> None:
-    scenes.lower_first()
+    power_scenes.lower_first()
 
 
 def test_settle_time() -> None:
-    scenes.settle_time()
+    power_scenes.settle_time()
 
 
 def test_a_dead_agent_is_charged_its_default_once_its_boot_is_unproven() -> None:
-    scenes.a_dead_agent_is_charged_its_default_once_its_boot_is_unproven()
+    power_scenes.a_dead_agent_is_charged_its_default_once_its_boot_is_unproven()
 
 
 def test_a_lying_setter_is_never_acknowledged() -> None:
-    scenes.a_lying_setter_is_never_acknowledged()
+    power_scenes.a_lying_setter_is_never_acknowledged()

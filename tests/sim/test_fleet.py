@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +24,6 @@ from splitwatt_sim.fleet.state import (
     Kind,
     Pool,
 )
-from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.traces.arrivals import Arrivals
 from support.fleet_scenes import (
     EXACT,
@@ -317,43 +313,6 @@ def test_tables_changed_between_two_calls_count_from_the_next_boundary_on(factor
     assert state.requests.done_s[0] == joined + 0.375 * factor + (10 - 3 - alone - 1) * steps
     drawn_j = 0.5 * 100 + 0.75 * 500 + (state.requests.done_s[0] - 1.25) * 500 * factor
     assert state.machines.energy_j[2] == drawn_j
-
-
-WORKLOAD = """
-import sys
-from splitwatt_sim.fleet.run import run_fleet
-from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Failure, Flip, Pool
-from splitwatt_sim.jit import COMPILED
-from splitwatt_sim.servers.kinds import tables_kind
-from splitwatt_sim.traces.resample import generated
-from splitwatt_sim.servers.tables import builtin
-
-arrivals = generated(requests_per_s=14.0, seconds=12.0, seed=3)
-longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max())
-kind = tables_kind(builtin(), "bloom-176b", "A100", cap_w=300, longest_prompt=longest)
-print(COMPILED)
-for counts in ((2, 1, 2), (0, 4, 0)):
-    pools = [Pool(role, kind, n) for role, n in zip((PREFILL, MIXED, DECODE), counts) if n]
-    changes = [Failure(0, 0, 3.0, 7.0), Failure(len(pools) - 1, 1, 5.0)]
-    changes += [Flip(0, 1, 4.0, DECODE, 0.7), Flip(0, 0, 9.0, MIXED, 0.1)]
-    got = run_fleet(pools, arrivals, seconds=20, changes=changes)
-    assert got.restarted > 0 and got.flips > 0, (got.restarted, got.flips)
-    print(got.latencies.ttft_ms.tobytes().hex(), got.latencies.e2e_ms.tobytes().hex(), got.power_w.tobytes().hex())
-    print(got.energy_j, got.busy, got.restarted, got.flips)
-"""
-
-
-@pytest.mark.skipif(not COMPILED, reason="needs numba to compare with")
-def test_interpreted_the_engine_gives_the_same_bits_as_compiled() -> None:
-    compiled, interpreted = (
-        subprocess.run(
-            [sys.executable, "-c", WORKLOAD], env=os.environ | {"NUMBA_DISABLE_JIT": disabled},
-            capture_output=True, text=True, timeout=120, check=True,
-        ).stdout.split("\n", 1)
-        for disabled in ("0", "1")
-    )  # fmt: skip
-    assert (compiled[0], interpreted[0]) == ("True", "False")
-    assert compiled[1] == interpreted[1]
 
 
 # What cannot be served is said in one sentence.

@@ -14,6 +14,7 @@ from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kin
 from splitwatt_sim.servers.kinds import SERVER_REST_W, Links, kind_2023, profile_of
 from splitwatt_sim.servers.kinds_2026 import LLAMA_70B, kind_2026
 from splitwatt_sim.servers.tables import GIB, ServerTable, TableError, builtin
+from support.some import some
 
 GPUS = 8
 LONGEST = 12_000
@@ -39,7 +40,7 @@ def kind_of(profile: Profile, cap_w: int | None = None, links: Links = OVERLAPPE
 
 @pytest.mark.parametrize("profile", PROFILES, ids=NAMES)
 def test_times_are_the_phase_models_at_every_size_and_cap(profile: Profile) -> None:
-    for cap_w in caps(profile):
+    for cap_w in some(caps(profile)):
         kind = kind_of(profile, cap_w)
         prefill_s = [phase_model.prefill_ms(profile, n, cap_w) / 1e3 for n in TOKENS]
         assert kind.prefill_s[list(TOKENS)] == pytest.approx(prefill_s, rel=1e-12)
@@ -51,7 +52,7 @@ def test_times_are_the_phase_models_at_every_size_and_cap(profile: Profile) -> N
 
 @pytest.mark.parametrize("profile", PROFILES, ids=NAMES)
 def test_watts_are_the_phase_models_demand_under_the_cap_and_the_rest_of_the_server(profile: Profile) -> None:
-    for cap_w in caps(profile):
+    for cap_w in some(caps(profile)):
         kind = kind_of(profile, cap_w)
         for n in TOKENS:
             want_w = phase_model.demand_w(profile, Phase.PREFILL, phase_model.prefill_load(profile, n))
@@ -63,7 +64,7 @@ def test_watts_are_the_phase_models_demand_under_the_cap_and_the_rest_of_the_ser
 
 @pytest.mark.parametrize("profile", PROFILES, ids=NAMES)
 def test_no_kind_draws_more_than_its_caps_and_the_rest_and_none_less_than_idle(profile: Profile) -> None:
-    for cap_w in caps(profile):
+    for cap_w in some(caps(profile)):
         kind = kind_of(profile, cap_w)
         for watts in (kind.prefill_w, kind.decode_w):
             assert watts.max() <= GPUS * cap_w + SERVER_REST_W
@@ -74,7 +75,7 @@ def test_no_kind_draws_more_than_its_caps_and_the_rest_and_none_less_than_idle(p
 @pytest.mark.parametrize("profile", PROFILES, ids=NAMES)
 def test_a_lower_cap_never_speeds_up_and_the_lowest_slows_both_phases(profile: Profile) -> None:
     kinds = [kind_of(profile, cap_w) for cap_w in caps(profile)]
-    for lower, higher in pairwise(kinds):
+    for lower, higher in some(pairwise(kinds)):
         assert (lower.prefill_s >= higher.prefill_s).all()
         assert (lower.decode_s >= higher.decode_s).all()
         assert lower.kv_s >= higher.kv_s
@@ -117,7 +118,7 @@ def test_room_for_the_cache_is_what_an_engine_may_use_less_the_weights() -> None
     rooms = {profile.name: kind_of(profile).kv_room for profile in PROFILES}
     for name, gib in (("A100-SXM-80GB", 80), ("H100-SXM", 80), ("H200-SXM", 141), ("B200", 180)):
         assert rooms[name] == int(8 * gib * GIB * 0.9 - 141.1e9) // 327_680
-    assert all(kind_of(H100, w).kv_room == rooms["H100-SXM"] for w in caps(H100))
+    assert all(kind_of(H100, w).kv_room == rooms["H100-SXM"] for w in some(caps(H100)))
 
 
 def test_the_cache_moves_behind_its_prefill_or_after_it_or_in_no_time() -> None:

@@ -36,8 +36,8 @@ def shortest_kind(arrivals: Arrivals, *, kv_room: int) -> Kind:
 
 
 def fleets() -> list[FleetRun]:
-    many = generated(requests_per_s=120.0, seconds=20.0, seed=3)
-    full = Arrivals(np.zeros(1_500), np.full(1_500, 3), np.full(1_500, 200), "a full batch and more who wait")
+    many = generated(requests_per_s=120.0, seconds=12.0, seed=3)
+    full = Arrivals(np.zeros(1_100), np.full(1_100, 3), np.full(1_100, 200), "a full batch and more who wait")
     runs = []
     for arrivals, room in ((many, 60_000), (full, 10**6)):
         kind = shortest_kind(arrivals, kv_room=room)
@@ -46,7 +46,8 @@ def fleets() -> list[FleetRun]:
             last = len(pools) - 1
             changes: list[Change] = [
                 Failure(0, 0, 3.0, 7.0), Failure(last, 1, 5.0, 6.0), Failure(last, 0, 5.0, 5.5), Flip(0, 1, 8.0, DECODE, 0.5),
-                Flip(0, 1, 12.0, PREFILL, 0.0), Failure(last, pools[last].servers - 1, 14.0),
+                Flip(0, 1, 12.0, PREFILL, 0.0), Flip(last, 0, 12.5, MIXED, 0.1),
+                Failure(last, pools[last].servers - 1, 14.0),
             ]  # fmt: skip
             runs.append(run_fleet(pools, arrivals, seconds=9, changes=changes))
             runs.append(run_fleet(pools, arrivals))
@@ -59,8 +60,8 @@ def digest() -> str:
     """Everything that came out, to the last bit."""
     out = hashlib.sha256()
     for run in fleets():
-        out.update(run.latencies.e2e_ms.tobytes() + run.power_w.tobytes())
-        out.update(repr((run.energy_j, run.restarted, run.flips, run.unfinished.tolist())).encode())
+        out.update(run.latencies.ttft_ms.tobytes() + run.latencies.e2e_ms.tobytes() + run.power_w.tobytes())
+        out.update(repr((run.energy_j, run.busy, run.restarted, run.flips, run.unfinished.tolist())).encode())
     return out.hexdigest()
 
 

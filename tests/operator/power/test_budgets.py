@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from support.some import some
+
 GPUS = 8
 NON_GPU_W = 2 * 2000
 LOSS = 1.04
@@ -55,7 +57,7 @@ def test_a_budget_is_adopted_and_held_through_cut_raise_and_load(datacenter: Any
         first = next(i for i, row in enumerate(rows) if row["posture"] != "Adopting")
         over = [(i, row) for i, row in enumerate(rows) if i >= first and row["charge_w"] > row["in_force_w"] + 1e-6]
         assert not over, f"{over} among {rows[over[0][0] - 5 : over[-1][0] + 5]}"
-        for node in datacenter.twins:
+        for node in some(datacenter.twins):
 
             def acknowledged(node: str = node) -> bool:
                 power = datacenter.node_power(node)
@@ -105,7 +107,8 @@ def test_a_killed_operator_leaves_every_cap_and_its_successor_adopts_them(datace
             time.sleep(0.1)
         datacenter.await_condition(budget, "Ready", "True")
         # What a predecessor had brought in force stays in force: its charge was never unknown.
-        assert all(row["charge_w"] <= 7500 + 1e-6 for row in successor.decisions(budget) if row["posture"] != "Adopting")
+        adopted_rows = [row for row in successor.decisions(budget) if row["posture"] != "Adopting"]
+        assert all(row["charge_w"] <= 7500 + 1e-6 for row in some(adopted_rows))
         datacenter.budget_limit(budget, 8500)
         datacenter.eventually("the successor decides", lambda: charge_of(datacenter.caps_w()) >= 8500 - 300)
 
