@@ -8,7 +8,8 @@ from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.protocol.contract import Phase
-from support.world import MIN_W, MODEL, PROFILE
+from support.machines import MODEL, PROFILE
+from support.world import MIN_W
 
 KIND = GpuKind(MODEL, MIN_W, 700, 650)
 NEW = GpuKind("of next year", MIN_W, 700, 650)

@@ -20,7 +20,7 @@ from splitwatt_core.columns import PhaseCode
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Grant, Health, Mode, NodePower, Phase, Spec, Workload
 from splitwatt_core.protocol.ledger import AGENT_STATUS_SILENT_S, GpuAccount, NodeAccount
-from support.world import PROFILE
+from support.machines import PROFILE
 
 NOW_S = 1000.0
 

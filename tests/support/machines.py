@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.protocol.contract import Status, Workload
+from splitwatt_core.gpus.profiles import PhaseProfile, Profile
+from splitwatt_core.protocol.contract import Phase, Status, Workload
 from splitwatt_core.protocol.enforcer import Actions, GpuIdentity, Readback, SetCap
 from splitwatt_truth.agent import MemoryAgent
 from splitwatt_truth.store import ObjectStore
@@ -15,6 +16,19 @@ DEFAULT_W, MIN_W = 700, 200
 MODEL: Final = "X"
 LAG_S: Final = 0.45
 """Draw follows a lowered cap within this time; budgets' settle times are longer."""
+PROFILE: Final = Profile(
+    name=MODEL,
+    product_names=(),
+    idle_w=80,
+    min_cap_w=MIN_W,
+    default_cap_w=DEFAULT_W,
+    min_clock_mhz=200,
+    max_clock_mhz=2000,
+    phases=(
+        PhaseProfile(Phase.PREFILL, natural_w=640, cliff_w=400, latency_points=((400, 1300), (640, 1000))),
+        PhaseProfile(Phase.DECODE, natural_w=450, cliff_w=250, latency_points=((250, 1100), (450, 1000))),
+    ),
+)
 
 
 @dataclass(slots=True)
