@@ -104,6 +104,19 @@ def test_facts_stay_until_they_are_asked_for_again() -> None:
     assert second.read_at_s == 1.2
 
 
+def test_a_spec_that_could_not_be_understood_is_no_news_once_one_could() -> None:
+    troubled = dataclasses.replace(BEGUN, contract_error="grants must be a list")
+    assert taken_in(troubled, version(3), Verdict.UNSYNCED, 1.0).contract_error, "this one does not count"
+    assert taken_in(troubled, version(3), Verdict.ACCEPTED, 1.0).contract_error == ""
+
+
+def test_without_a_driver_the_report_still_names_the_object_that_was_seen() -> None:
+    """The operator takes words of another object for none; and there is no enforcer now that would know."""
+    state = session_ended(taken_in(BEGUN, version(3), Verdict.ACCEPTED, 1.0), "no driver")
+    told = closed(state, 2.0).report
+    assert told is not None and told.observed_uid == "u"
+
+
 @given(st.lists(st.tuples(st.floats(0.01, 5.0), st.integers(5, 9), st.integers(5, 9)), min_size=1, max_size=20))
 def test_a_grant_is_overdue_from_the_first_tick_that_lacks_its_acknowledgement(steps: list[tuple[float, int, int]]) -> None:
     state, now_s, since_s = taken_in(BEGUN, version(3), Verdict.ACCEPTED, 0.0), 0.0, None

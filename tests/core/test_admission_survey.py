@@ -47,6 +47,19 @@ def site(*pods: Pod, **changes: Any) -> Site:
     return Site(**whole)
 
 
+def test_a_pod_on_its_way_out_is_admitted_no_more() -> None:
+    snapshot = survey(site(pod(Role.PREFILL, "p", terminating=True), pod(Role.DECODE, "d")))
+    assert [n.role for n in snapshot.waiting] == [Role.DECODE]
+    assert snapshot.held == (), "behind its gate it holds nothing"
+
+
+def test_a_node_of_several_kinds_counts_as_the_one_that_may_draw_most() -> None:
+    small = GpuStatus("GPU-s", model="A small one", min_w=100, max_w=300)
+    large = GpuStatus("GPU-l", model=H100, min_w=200, max_w=700)
+    for gpus in ((small, large), (large, small)):
+        assert {n.gpu_kind for n in survey(site(gpus={"n1": gpus, "n2": gpus})).nodes} == {KIND}
+
+
 def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
     snapshot = survey(site(pod(Role.PREFILL, "p"), pod(Role.DECODE, "d"), pod(None, "router")))
     assert [(n.role, dict(n.floor_w)) for n in snapshot.waiting] == [

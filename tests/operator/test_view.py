@@ -97,6 +97,34 @@ def test_each_version_is_read_once_whoever_looks(monkeypatch: pytest.MonkeyPatch
     assert len(reads) == 2
 
 
+def test_what_is_more_than_its_spec_is_read_at_every_version() -> None:
+    """The kubelet and agents change a status, which has no generation."""
+    objects = Objects()
+    node = objects.node("n1", ready="False")
+    labels = node["metadata"]["labels"]
+    for ready in ("False", "True", "False"):
+        status = {**node["status"], "conditions": [{"type": "Ready", "status": ready}]}
+        objects.put(Kind.NODE, "n1", meta={"labels": labels, "generation": 0}, spec={}, status=status)
+        assert objects.view.nodes.facts[Key("", "n1")].ready is (ready == "True")
+    power = objects.node_power("n1", meta={"generation": 1})
+    status = {**power["status"], "bootID": "another"}
+    objects.put(Kind.NODE_POWER, "n1", meta={"generation": 1}, status=status)
+    assert objects.view.node_powers.facts[Key("", "n1")].status.boot_id == "another"
+    objects.pod("p", "prefill", meta={"generation": 1})
+    running = {"nodeName": "n1", "containers": [], "schedulingGates": []}
+    objects.put(Kind.POD, "p", meta={"generation": 1}, spec=running, status={"phase": "Succeeded"})
+    pod = objects.view.pods.facts[Key("s", "p")]
+    assert pod.ended and pod.node == "n1" and not pod.gated
+
+
+def test_a_policy_that_this_operator_does_not_have_cannot_be_read() -> None:
+    objects = Objects()
+    view = View(objects.store, policies={"Uniform"})
+    objects.budget("rack-a", "a", policy={"type": "Polca"})
+    assert view.budgets.facts == {}
+    assert view.budgets.problems() == {"rack-a": "spec.policy.type Polca is unknown; use one of Uniform"}
+
+
 def test_a_budget_that_cannot_be_read_stays_as_it_was_for_keeper_and_admission_alike() -> None:
     objects = Objects()
     loops = Loops(objects)
