@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from support.flaky_proxy import flaky
 
 DURATION_S = 3
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-async def api(control_plane: ControlPlane) -> AsyncIterator[Connection]:
-    async with Connection(control_plane.kubeconfig) as connection:
-        yield connection
 
 
 def candidate(api: Connection, namespace: str, identity: str = "same-name") -> HeldLease:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from splitwatt_lab.controlplane import ControlPlane
 from support.flaky_proxy import flaky
 
 MANAGER = "test"
-
-
-@pytest.fixture
-async def api(control_plane: ControlPlane) -> AsyncIterator[Connection]:
-    async with Connection(control_plane.kubeconfig) as connection:
-        yield connection
 
 
 def config_map(namespace: str, value: str = "1", **metadata: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,6 @@ from splitwatt_lab.controlplane import ControlPlane
 from support.flaky_proxy import flaky
 
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-async def api(control_plane: ControlPlane) -> AsyncIterator[Connection]:
-    async with Connection(control_plane.kubeconfig) as connection:
-        yield connection
 
 
 async def put(api: Connection, namespace: str, name: str, value: str) -> dict[str, Any]:

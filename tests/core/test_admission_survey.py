@@ -154,6 +154,9 @@ def test_a_node_that_two_leaves_claim_takes_nobody_and_observe_mode_binds_nobody
     assert survey(site(budgets=both)).nodes == ()
     observing = survey(site(budgets={"rack-a": leaf("rack-a", "a", mode=Mode.OBSERVE)}))
     assert [b.binding for b in observing.budgets] == [False]
+    row = BudgetSpec("row", "u-row", 1, 40_000, mode=Mode.OBSERVE)
+    below = survey(site(budgets={"row": row, "rack-a": leaf("rack-a", "a", parent="row", mode=Mode.STRICT)}))
+    assert {b.name: b.binding for b in below.budgets} == {"row": False, "rack-a": False}, "the root's mode is the tree's"
 
 
 def test_an_affinity_that_is_not_understood_matches_nothing() -> None:

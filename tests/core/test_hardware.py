@@ -13,6 +13,7 @@ from splitwatt_core.gpus.profiles import ProfileError
 from splitwatt_core.gpus.profiles import builtin as profiles
 from splitwatt_core.gpus.profiles import parse as parse_profiles
 from splitwatt_core.protocol.contract import Phase
+from support import fact_files
 from support.some import some
 
 TEXT = files("splitwatt_core.gpus").joinpath("hardware.json").read_text(encoding="utf-8")
@@ -38,15 +39,7 @@ FIELDS = ("min_cap_w", "default_cap_w", "max_cap_w", "idle_w", "min_clock_mhz", 
 
 
 def changed(**parts: Any) -> str:
-    """hardware.json with its first product alone, and parts of that replaced; None drops the part."""
-    raw = json.loads(TEXT)
-    raw["products"] = raw["products"][:1]
-    for key, value in parts.items():
-        if value is None:
-            del raw["products"][0][key]
-        else:
-            raw["products"][0][key] = value
-    return json.dumps(raw)
+    return fact_files.changed(TEXT, "products", parts)
 
 
 def number(value: Any, grade: str = "U", source: str = "somewhere") -> dict[str, Any]:

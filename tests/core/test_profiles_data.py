@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -22,6 +21,7 @@ from splitwatt_core.gpus.profiles import (
     parse,
 )
 from splitwatt_core.protocol.contract import Phase
+from support import fact_files
 from support.some import some
 
 TEXT = files("splitwatt_core.gpus").joinpath("profiles.json").read_text(encoding="utf-8")
@@ -29,15 +29,7 @@ H100 = builtin()[1]
 
 
 def changed(**parts: Any) -> str:
-    """profiles.json with parts of its first profile replaced; None drops the part."""
-    raw = json.loads(TEXT)
-    raw["profiles"] = raw["profiles"][:1]
-    for key, value in parts.items():
-        if value is None:
-            del raw["profiles"][0][key]
-        else:
-            raw["profiles"][0][key] = value
-    return json.dumps(raw)
+    return fact_files.changed(TEXT, "profiles", parts)
 
 
 def test_four_gpu_models_by_their_nvml_names() -> None:

@@ -6,14 +6,10 @@ from dataclasses import replace
 
 from splitwatt_core.budget.facts import MeterReading
 from splitwatt_core.columns import Posture
-from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import Health, Mode
+from support.keepers import condition
 from support.scenes import ready
 from support.world import ROOT, Operator, World
-
-
-def condition(operator: Operator, budget: str, kind: str) -> Condition:
-    return next(c for c in operator.last.budgets[budget].conditions if c.type == kind)
 
 
 def said(operator: Operator, budget: str, kind: str) -> tuple[bool | None, str, str]:

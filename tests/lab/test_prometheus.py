@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ Gauge("rack_power_watts", "At the meter.", ["rack", "job"]).labels("a", "meter")
 start_http_server(int(sys.argv[1]), addr="127.0.0.1")
 __import__("time").sleep(3600)
 """
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[ProcessGroup]:
-    with ProcessGroup(tmp_path / "logs") as group:
-        yield group
 
 
 @pytest.fixture
