@@ -105,7 +105,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
-    """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `render_overlay`.
+    """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `rendering.overlay`.
 
     `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy.
     """

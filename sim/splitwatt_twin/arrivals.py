@@ -1,6 +1,6 @@
 """Where requests come from: a trace or a seeded generator, paced to a wanted rate over the run.
 
-Both give (gap, prompt tokens, output tokens) with gaps of mean 1 in operational time; `ArrivalStream` maps them onto
+Both give (gap, prompt tokens, output tokens) with gaps of mean 1 in operational time; `arrivals` maps them onto
 the run (see splitwatt_truth.trace). Same seed, same requests, whatever the machine does.
 """
 

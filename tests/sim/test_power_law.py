@@ -1,4 +1,4 @@
-"""A simulated fleet under the real keeper and enforcers keeps DESIGN's invariants, counts every joule and loses no request.
+"""A simulated fleet under the real keeper and enforcers keeps the invariants, counts every joule and loses no request.
 
 What the law must keep is judged here from what a stranger could see: limits in the GPUs, grants that were written, charges in
 the ledger, watts of the engine. Fleets are small and runs short; limits lie between what minimum caps and default caps need.

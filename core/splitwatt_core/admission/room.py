@@ -91,7 +91,7 @@ class House:
         return self.kind_of(need).nodes
 
     def reserve_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
-        """The formula above for `gpus` of the pod's GPUs, on the dearest node that the scheduler may pick."""
+        """What has to be reserved for `gpus` of the pod's GPUs (the formula of `plan`), on the dearest node that it may get."""
         node = self.kind_of(need).dearest.get(leaf)
         return 0.0 if node is None else _extra_w(need, node) * gpus
 

@@ -1,4 +1,4 @@
-"""What power admission looks at, and what it answers: frozen data between the shell and `admission.plan_admission`.
+"""What power admission looks at, and what it answers: frozen data between the shell and `admission.plan`.
 
 Watts of budgets are watts at the meter; watts per GPU are watts at the GPU. A node's `idle_floor_w` is what the budgets'
 `headroom_floor_w` already counts for each of its GPUs that runs none of our pods.

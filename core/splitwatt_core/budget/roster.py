@@ -1,4 +1,4 @@
-"""Which nodes there are and which budgets count them (PROTOCOL R8, R9).
+"""Which nodes there are and which budgets count them (docs/protocol.md, R8, R9).
 
 A node counts in the leaf that its labels name, in every leaf its NodePower's spec still names, and in every leaf it was
 moved out of until all its GPUs acknowledged a grant issued *after* the move. A node without a NodePower gets one; a node

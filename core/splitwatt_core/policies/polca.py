@@ -1,14 +1,14 @@
 """`Polca` with the signature of all policies: Uniform's caps for the bound, POLCA's table for the clocks.
 
 POLCA caps no watts: its row is held by clock locks alone, and by the breaker. A budget of ours is held by caps, so those of
-`Uniform`, which knows as little of phases and priorities, stand below the locks. The locks follow `polca.step`, one machine
+`Uniform`, which knows as little of phases and priorities, stand below the locks. The locks follow `polca_table.step`, one machine
 per tree of budgets, from what the ROOT's meter reads over the root's limit in force:
 
     LOW     every GPU at work whose priority is below the highest at work in its tree
     HIGH    every GPU at work that has the highest
     brake   every GPU, at work or not
 
-The paper's clocks are translated to each GPU's own range by their share of the top clock (`polca.translate_mhz`). A GPU of
+The paper's clocks are translated to each GPU's own range by their share of the top clock (`polca_table.translate_mhz`). A GPU of
 which no clock is known is left as it is.
 
 Protected: no lock is loosened without a fresh reading. At a first decision, after a new start of the operator or under
@@ -17,7 +17,7 @@ as deep as any level short of the brake locks them; what is deeper stays until t
 a milder level. It begins with the brake only where every GPU at work already stands at the brake's clock: to brake a fleet
 because an operator started would be an outage of our own making.
 
-A comparison policy, never the default: see polca.
+A comparison policy, never the default: see polca_table.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Let l(b) = remaining(b) / weight still rising below b: the f at which b would fi
 grows while others stop, so a budget whose l is the least among all budgets that touch its own units stops exactly there.
 All such budgets stop in the same round; each round stops at least one, hence at most B rounds, in practice a handful.
 
-Protects the post-condition of `policy`: what is handed out below a budget never exceeds what remained.
+Protects the post-condition of `signature`: what is handed out below a budget never exceeds what remained.
 """
 
 from __future__ import annotations

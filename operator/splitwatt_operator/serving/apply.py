@@ -1,7 +1,7 @@
 """Brings one cluster's objects to what was rendered, and keeps them there against other people's edits.
 
 An object is applied when what we render for it changed, when it is gone, or when its live version no longer says what
-the API server answered to our last apply (`render_drift`). The first look after a start applies everything once: an
+the API server answered to our last apply (`rendering.drift`). The first look after a start applies everything once: an
 apply that changes nothing writes nothing.
 
 Invariant: only objects of this very InferenceCluster are touched. An object of the same name that belongs to anyone else

@@ -7,7 +7,7 @@ and stays out here: power plays no part, links have no contention, chunks and gr
 At arrival the cluster's scheduler picks the machines of prompt and tokens together. Split designs: the prompt machine with
 the fewest pending tokens unless its queue is long, the token machine with the least promised memory unless it would be
 full; else the same in the mixed pool; else a machine of the other pool turns mixed. Unsplit designs: the machine with the
-fewest pending tokens takes both. A machine does the rest by itself (`reference_machine`).
+fewest pending tokens takes both. A machine does the rest by itself (`machine`).
 """
 
 from __future__ import annotations
