@@ -8,6 +8,7 @@ from typing import Final
 
 API_GROUP: Final = "splitwatt.io"
 API_VERSION: Final = "v1alpha1"
+GROUP_VERSION: Final = f"{API_GROUP}/{API_VERSION}"
 
 FIELD_MANAGER_OPERATOR: Final = "splitwatt-operator"
 FIELD_MANAGER_AGENT: Final = "splitwatt-agent"
@@ -15,6 +16,7 @@ FIELD_MANAGER_AGENT: Final = "splitwatt-agent"
 # Labels on nodes.
 LABEL_RACK: Final = "splitwatt.io/rack"
 LABEL_POOL: Final = "splitwatt.io/pool"
+LABEL_PLAN: Final = "splitwatt.io/plan"
 
 # Labels on objects that the operator renders.
 LABEL_CLUSTER: Final = "splitwatt.io/cluster"

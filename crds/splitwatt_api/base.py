@@ -17,9 +17,6 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from splitwatt_core.conditions import MAX_CONDITIONS, MAX_MESSAGE_CHARS, MAX_REASON_CHARS, MAX_TYPE_CHARS
-from splitwatt_core.names import API_GROUP, API_VERSION
-
-GROUP_VERSION: Final = f"{API_GROUP}/{API_VERSION}"
 
 MAX_BUDGET_WATTS: Final = 1_000_000_000
 """One gigawatt: above any site, low enough that sums of many budgets stay exact."""

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import httpx
 from splitwatt_core.budget.tree import LimitState, new_limit
+from splitwatt_core.names import LABEL_RACK
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.plant import RackPlant
 from splitwatt_truth.breaker import PESSIMISTIC_K_S, step_breaker
@@ -105,7 +106,7 @@ def budget_view(obj: Mapping[str, Any]) -> BudgetView:
     return BudgetView(
         name=obj["metadata"]["name"],
         parent=spec.get("parent"),
-        rack=labels.get("splitwatt.io/rack"),
+        rack=labels.get(LABEL_RACK),
         limit_w=spec["limitWatts"],
         grace_s=float(spec.get("limitGraceSeconds", 5)),
         overhead_percent=spec.get("overheadPercent", 0),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from splitwatt_core.names import L_RACK, LABEL_RACK, M_RACK_POWER_WATTS
 
 from splitwatt_lab.site import POOLS, SiteSpec, repository
 
@@ -68,8 +69,8 @@ def budgets(spec: SiteSpec, policy: str) -> list[Manifest]:
         doc = copy.deepcopy(leaf)
         doc["metadata"]["name"] = f"rack-{rack}"
         doc["spec"]["limitWatts"] = rack_w
-        doc["spec"]["nodeSelector"]["matchLabels"]["splitwatt.io/rack"] = rack
-        doc["spec"]["meter"]["selector"] = f'rack_power_watts{{rack="{rack}"}}'
+        doc["spec"]["nodeSelector"]["matchLabels"][LABEL_RACK] = rack
+        doc["spec"]["meter"]["selector"] = f'{M_RACK_POWER_WATTS}{{{L_RACK}="{rack}"}}'
         leaves.append(doc)
     top = copy.deepcopy(root)
     top["spec"]["limitWatts"] = round(root["spec"]["limitWatts"] * scale)

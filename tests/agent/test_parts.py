@@ -330,7 +330,7 @@ def test_the_clients_paths_are_those_of_the_api() -> None:
     ours = (resources.NODE_POWERS, resources.POWER_BUDGETS, resources.INFERENCE_CLUSTERS, resources.POWER_PROFILES)
     crds = Path(__file__).resolve().parents[2] / "crds"
     for resource in ours:
-        assert resource.api_version == f"{names.API_GROUP}/{names.API_VERSION}"
+        assert resource.api_version == names.GROUP_VERSION
         text = (crds / f"{resource.plural}.{names.API_GROUP}.yaml").read_text()
         assert f"scope: {'Namespaced' if resource.namespaced else 'Cluster'}" in text
         assert f"kind: {resource.kind}\n" in text

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire
-from splitwatt_core.names import API_GROUP, API_VERSION
+from splitwatt_core.names import GROUP_VERSION
 
 GRANTS_PER_TERM: Final = 10**9
 """Rounds one operator start may decide; at one a second that is 31 years."""
@@ -321,7 +321,7 @@ def node_power_from_wire(raw: Mapping[str, Any]) -> NodePower:
 def node_power_to_apply(name: str, uid: str, resource_version: int, spec: Spec) -> dict[str, Any]:
     """The server-side apply body of one spec write, tied to the version it was decided on (R1)."""
     return {
-        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "apiVersion": GROUP_VERSION,
         "kind": "NodePower",
         "metadata": {"name": name, "uid": uid, "resourceVersion": str(resource_version)},
         "spec": spec_to_wire(spec),

@@ -30,10 +30,9 @@ from splitwatt_core.clusters import (
 )
 from splitwatt_core.names import (
     ANNOTATION_RENDERED,
-    API_GROUP,
-    API_VERSION,
     GATE_POWER,
     GPU_RESOURCE,
+    GROUP_VERSION,
     LABEL_CLUSTER,
     LABEL_LLMD_ROLE,
     LABEL_MANAGED_BY,
@@ -134,7 +133,7 @@ def _object(cluster: ClusterSpec, api_version: str, kind: str, role: Role | None
             "labels": labels,
             "ownerReferences": [
                 {
-                    "apiVersion": f"{API_GROUP}/{API_VERSION}",
+                    "apiVersion": GROUP_VERSION,
                     "kind": "InferenceCluster",
                     "name": cluster.name,
                     "uid": cluster.uid,

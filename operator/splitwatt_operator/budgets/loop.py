@@ -15,7 +15,7 @@ import time
 from typing import Final
 
 from splitwatt_core.budget.keeper import Keeper, Note, Plan
-from splitwatt_core.names import API_GROUP, API_VERSION
+from splitwatt_core.names import GROUP_VERSION
 from splitwatt_shell.waiting import woken
 
 from splitwatt_operator.budgets.decision_log import DecisionLog
@@ -140,4 +140,4 @@ class BudgetLoop:
             found = subject_of(obj)
             return Subject(found.api_version, note.kind, found.name, found.namespace, found.uid)
         core = note.kind in (Kind.NODE, Kind.POD)
-        return Subject("v1" if core else f"{API_GROUP}/{API_VERSION}", note.kind, note.name)
+        return Subject("v1" if core else GROUP_VERSION, note.kind, note.name)

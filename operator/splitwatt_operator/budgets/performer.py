@@ -18,7 +18,7 @@ from splitwatt_client.reading import Reader
 from splitwatt_client.resources import NODE_POWERS, NODES
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
-from splitwatt_core.names import API_GROUP, API_VERSION
+from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 
 from splitwatt_operator.pen import NotSent, Pen, Stored
@@ -108,7 +108,7 @@ class Performer:
         self._keeper.on_created(name, node_power, time.time())
 
     async def _create_or_read(self, name: str) -> NodePower | None:
-        manifest = {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": "NodePower", "metadata": {"name": name}}
+        manifest = {"apiVersion": GROUP_VERSION, "kind": "NodePower", "metadata": {"name": name}}
         match await self._pen.create(manifest):
             case Stored(answer):
                 return node_power_from_wire(answer)

@@ -20,7 +20,7 @@ from splitwatt_api import convert
 from splitwatt_client.errors import OutcomeUnknown, Rejected
 from splitwatt_core.budget.keeper import BudgetReport
 from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
-from splitwatt_core.names import API_GROUP, API_VERSION
+from splitwatt_core.names import GROUP_VERSION
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
 from splitwatt_operator.pen import NotSent, Pen, Stored
@@ -120,7 +120,7 @@ class BudgetStatuses:
 
     async def _write(self, name: str, shown: _Shown, status: Mapping[str, Any]) -> None:
         manifest = {
-            "apiVersion": f"{API_GROUP}/{API_VERSION}",
+            "apiVersion": GROUP_VERSION,
             "kind": "PowerBudget",
             "metadata": {"name": name, "uid": shown.uid},
             "status": status,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from splitwatt_api import convert
 from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
-from splitwatt_core.names import API_GROUP, API_VERSION
+from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.render import selector_text
 
 from splitwatt_operator.cluster.store import JsonObject
@@ -75,7 +75,7 @@ def manifest_of(cluster: JsonObject, status: Mapping[str, Any]) -> dict[str, Any
     """The apply body, bound to the object's uid: a namesake made anew never gets it."""
     meta = cluster["metadata"]
     return {
-        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "apiVersion": GROUP_VERSION,
         "kind": "InferenceCluster",
         "metadata": {"namespace": meta["namespace"], "name": meta["name"], "uid": meta["uid"]},
         "status": dict(status),

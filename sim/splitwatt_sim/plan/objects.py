@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_core.gpus.profiles import Profile
+from splitwatt_core.names import GROUP_VERSION, LABEL_PLAN, LABEL_POOL
 
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import REST_W, Slo
 from splitwatt_sim.plan.search import GPUS, LOSSES, PlanDesign, charge_w
 from splitwatt_sim.servers.catalogue import Gpu
 from splitwatt_sim.servers.profile_files import profile_object
-
-API_VERSION: Final = "splitwatt.io/v1alpha1"
-PLAN_LABEL: Final = "splitwatt.io/plan"
-POOL_LABEL: Final = "splitwatt.io/pool"
 
 
 class PlanObjectsError(PlanError):
@@ -72,14 +69,14 @@ def profile_manifests(design: PlanDesign, gpus: Mapping[str, Gpu]) -> list[dict[
 
 
 def _object(kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+    return {"apiVersion": GROUP_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
 
 
 def _role(name: str, role: str, replicas: int, cap_w: int) -> dict[str, Any]:
     return {
         "replicas": replicas,
         "gpusPerReplica": GPUS,
-        "nodeSelector": {POOL_LABEL: f"{name}-{role}"},
+        "nodeSelector": {LABEL_POOL: f"{name}-{role}"},
         "powerCeilingWatts": cap_w,
     }
 
@@ -91,7 +88,7 @@ def _budget(design: PlanDesign, name: str, profiles: list[Profile]) -> dict[str,
         "limitWatts": math.ceil(design.charge_w),
         "mode": "Strict",
         "policy": {"type": "PhaseAware"},
-        "nodeSelector": {"matchLabels": {PLAN_LABEL: name}},
+        "nodeSelector": {"matchLabels": {LABEL_PLAN: name}},
         "nonGpuWattsPerNode": REST_W,
         "unmanagedWattsPerNode": math.ceil(rated_w),
         "overheadPercent": round(LOSSES * 100),

@@ -23,11 +23,11 @@ from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import Field, ValidationError
-from splitwatt_api.base import GROUP_VERSION, Wire
+from splitwatt_api.base import Wire
 from splitwatt_api.convert_profile import profile_to_core
 from splitwatt_api.power_profile import PowerProfile
 from splitwatt_core.gpus.profiles import MAX_POINTS, Profile, ProfileError, Timing
-from splitwatt_core.names import ANNOTATION_MEMORY, ANNOTATION_TIMING, LABEL_MANAGED_BY, MANAGED_BY
+from splitwatt_core.names import ANNOTATION_MEMORY, ANNOTATION_TIMING, GROUP_VERSION, LABEL_MANAGED_BY, MANAGED_BY
 
 from splitwatt_sim.servers.table_files import TimingTable, read_neutral_csv, to_power_profile
 from splitwatt_sim.servers.tables import GIB, TableError
