@@ -33,7 +33,7 @@ from splitwatt_client import (
 from splitwatt_client.resources import NODE_POWERS
 from splitwatt_core.conditions import Condition
 from splitwatt_core.names import FIELD_MANAGER_AGENT
-from splitwatt_core.protocol.contract import NodePower, status_to_wire
+from splitwatt_core.protocol.contract import SIGN_OF_LIFE_S, NodePower, status_to_wire
 from splitwatt_shell.waiting import woken
 
 from splitwatt_agent.conditions import Report, status_to_write
@@ -41,7 +41,6 @@ from splitwatt_agent.control import Control
 
 log = logging.getLogger(__name__)
 
-SIGN_OF_LIFE_S: Final = 60.0
 URGENT_SPACING_S: Final = 0.05
 """Between two writes of acknowledgements; lets those that arrive together travel together."""
 SPACING_S: Final = 1.0

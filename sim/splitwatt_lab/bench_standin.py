@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from splitwatt_client import ApiError, Changed, Connection, Deleted, Interrupted, Object, Synced, watch
 from splitwatt_client.resources import NODE_POWERS
 from splitwatt_core.names import FIELD_MANAGER_AGENT, L_GPU, L_NODE, L_RACK, M_GPU_POWER_WATTS, M_RACK_POWER_WATTS
-from splitwatt_core.protocol.contract import GpuStatus, NodePower, node_power_from_wire, status_to_wire
+from splitwatt_core.protocol.contract import SIGN_OF_LIFE_S, GpuStatus, NodePower, node_power_from_wire, status_to_wire
 from splitwatt_nvml_twin.plant import RackPlant
 from splitwatt_shell.address import AddressError, parse_address
 from splitwatt_shell.serve import ListenError, serve
@@ -41,8 +41,6 @@ from splitwatt_lab.bench_node import StandInNode
 
 log = logging.getLogger(__name__)
 
-SIGN_OF_LIFE_S: Final = 60.0
-"""As the agents' own."""
 SPACING_S: Final = 0.05
 RETRY_S: Final = 0.1
 MAX_CONCURRENT_WRITES: Final = 32

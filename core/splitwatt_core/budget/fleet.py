@@ -26,7 +26,7 @@ from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import NO_GRANT, Health, Phase
+from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
 from splitwatt_core.trees import Forest
 
@@ -34,8 +34,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 LATE_ACK_S: Final = 3.0
 """A grant unacknowledged for this long is late; agents answer in well under a second."""
-MUTE_S: Final = 60.0
-"""Late for this long, without a word since: no way is that slow. An agent that lives writes its status once a minute."""
+MUTE_S: Final = SIGN_OF_LIFE_S
+"""Late for this long, without a word since: no way is that slow."""
 SLOTS_KEPT: Final = 1 << 17
 """Hashes kept between steps; beyond it the least used are computed anew."""
 

@@ -69,6 +69,9 @@ __all__ = [
 ]
 
 STEP_S: Final = 1.0
+"""A step is due this long after the last one even where nothing happened."""
+MIN_GAP_S: Final = 0.05
+"""Two steps are at least this far apart, so that a storm of acknowledgements becomes one decision."""
 DEFAULT_SETTLE_S: Final = 0.5
 MIN_WAKE_S: Final = 0.02
 

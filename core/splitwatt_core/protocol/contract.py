@@ -24,6 +24,8 @@ MAX_TERM: Final = 2**53 // GRANTS_PER_TERM - 1
 """Terms stay below this so that every grant number is exact in a JSON double."""
 MAX_GPUS_PER_NODE: Final = 16
 NO_GRANT: Final = 0
+SIGN_OF_LIFE_S: Final = 60.0
+"""An agent that lives writes its status this often even where nothing changed."""
 
 
 class ContractError(ValueError):

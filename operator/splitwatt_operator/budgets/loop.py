@@ -1,8 +1,7 @@
 """The budget loop: facts in, one decision a second (and at once after a change), the plan out.
 
 Telemetry runs beside it, so that a slow Prometheus never delays a decision; the loop itself awaits nothing but its own
-next turn. A change wakes it, but never more often than every `MIN_GAP_S`, so that a storm of acknowledgements becomes
-one decision.
+next turn. A change wakes it, but never more often than every `MIN_GAP_S`.
 
 Protected: the store was complete before the first step (R3), and a plan that says "resign" sends nothing more (R2).
 """
@@ -12,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
 
-from splitwatt_core.budget.keeper import Keeper, Note, Plan
+from splitwatt_core.budget.keeper import MIN_GAP_S, STEP_S, Keeper, Note, Plan
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_shell.waiting import woken
 
@@ -30,9 +28,6 @@ from splitwatt_operator.recorder import Recorder, Subject
 from splitwatt_operator.telemetry.meters import Readings, Telemetry
 
 log = logging.getLogger(__name__)
-
-PERIOD_S: Final = 1.0
-MIN_GAP_S: Final = 0.05
 
 
 class SupersededError(RuntimeError):
@@ -112,7 +107,8 @@ class BudgetLoop:
 
     async def _wait(self, plan: Plan) -> None:
         await asyncio.sleep(MIN_GAP_S)
-        rest_s = min(PERIOD_S, max(plan.wake_s - time.time(), 0.0)) - MIN_GAP_S
+        # At most a step, for `wake_s` lies far ahead once the wall clock was set back.
+        rest_s = min(STEP_S, plan.wake_s - time.time()) - MIN_GAP_S
         if rest_s > 0:
             await woken(self.wake, within_s=rest_s)
 
@@ -129,7 +125,7 @@ class BudgetLoop:
             self._readings = readings
             self._metrics.query_failures.inc(readings.failures)
             self.wake.set()
-            await asyncio.sleep(max(MIN_GAP_S, PERIOD_S - (time.monotonic() - started_s)))
+            await asyncio.sleep(max(MIN_GAP_S, STEP_S - (time.monotonic() - started_s)))
 
     def _subject(self, note: Note) -> Subject:
         try:

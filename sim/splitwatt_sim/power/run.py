@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 from splitwatt_core.budget.facts import NodeFact, Note, Plan, PodFact
-from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.budget.keeper import MIN_GAP_S, Keeper
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
@@ -40,8 +40,6 @@ from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
 from splitwatt_sim.traces.arrivals import Arrivals
 
 WARM_UP_S: Final = 30.0
-MIN_GAP_S: Final = 0.05
-"""Two steps of the operator's budget loop are at least this far apart."""
 MAX_NOTES: Final = 1_000
 LEAF_LABEL: Final = "splitwatt.io/leaf"
 HARDWARE, OWNERS, TELEMETRY, KEEPER = range(4)
