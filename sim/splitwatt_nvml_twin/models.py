@@ -130,8 +130,8 @@ def _model(name: str, **only_nvml: Any) -> GpuModel:
         max_clock_mhz=believed.max_clock_mhz,
         idle_clock_mhz=believed.min_clock_mhz,
         memory_bytes=facts.memory_bytes,
-        power_exponent=believed.clock_exponent_permille / 1000 + off.power_exponent,
-        voltage_floor=believed.voltage_floor_permille / 1000 + off.voltage_floor,
+        power_exponent=believed.clock_exponent + off.power_exponent,
+        voltage_floor=believed.voltage_floor + off.voltage_floor,
         **only_nvml,
     )
 

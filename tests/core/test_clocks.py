@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from splitwatt_core.policies.clocks import deeper, looser, next_clocks
+import pytest
+from splitwatt_core.columns import ClockColumns
+from splitwatt_core.gpus import phase_model
+from splitwatt_core.gpus.profiles import Profile, builtin
+from splitwatt_core.policies.clocks import deeper, looser, next_clocks, power_share, share_of_power
+from splitwatt_core.protocol.contract import Phase
 
 
 def mhz(*locks: int) -> np.ndarray:
@@ -26,3 +31,24 @@ def test_a_lock_is_deepened_at_once_loosened_where_a_cap_might_rise_and_left_whe
         assert next_clocks(**told, steerable=every, may_raise=every).tolist() == calm
         assert next_clocks(**told, steerable=every, may_raise=none).tolist() == held
         assert next_clocks(**told, steerable=none, may_raise=none).tolist() == granted.tolist()
+
+
+@pytest.mark.parametrize("gpu", builtin(), ids=lambda gpu: gpu.name)
+def test_columns_tie_watts_to_clocks_as_the_phase_model_does(gpu: Profile) -> None:
+    """From the lowest clock up, so on both sides of the voltage floor."""
+    clocks_mhz = np.linspace(gpu.min_clock_mhz, gpu.max_clock_mhz, 50)
+    columns = ClockColumns(
+        granted_mhz=np.zeros(50, dtype=np.int32),
+        top_mhz=np.full(50, float(gpu.max_clock_mhz)),
+        min_mhz=np.full(50, float(gpu.min_clock_mhz)),
+        idle_w=np.full(50, float(gpu.idle_w)),
+        exponent=np.full(50, gpu.clock_exponent),
+        voltage_floor=np.full(50, gpu.voltage_floor),
+    )
+    drawn_w = [phase_model.power_at_clock_w(gpu, Phase.PREFILL, 1.0, mhz) for mhz in clocks_mhz]
+    span_w = phase_model.demand_w(gpu, Phase.PREFILL, 1.0) - gpu.idle_w
+    share = power_share(columns, clocks_mhz / gpu.max_clock_mhz)
+    assert gpu.idle_w + span_w * share == pytest.approx(drawn_w)
+    reached_mhz = [phase_model.clock_under_power_mhz(gpu, Phase.PREFILL, 1.0, watts) for watts in drawn_w]
+    assert reached_mhz == pytest.approx(clocks_mhz)
+    assert share_of_power(columns, share) * gpu.max_clock_mhz == pytest.approx(clocks_mhz)

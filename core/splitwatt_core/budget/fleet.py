@@ -343,6 +343,6 @@ class _Clocks:
             top_mhz=float(found.max_clock_mhz),
             min_mhz=float(found.min_clock_mhz),
             idle_w=float(found.idle_w),
-            exponent=found.clock_exponent_permille / 1000,
-            voltage_floor=found.voltage_floor_permille / 1000,
+            exponent=found.clock_exponent,
+            voltage_floor=found.voltage_floor,
         )

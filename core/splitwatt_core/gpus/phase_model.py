@@ -130,7 +130,7 @@ def demand_w(profile: Profile, phase: Phase, load: float) -> float:
 
 def _clock_share(profile: Profile, power_share: float) -> float:
     """Clock as a share of the top clock, for watts above idle as a share of those wanted at the top clock."""
-    exponent, floor = profile.clock_exponent_permille / 1000, profile.voltage_floor_permille / 1000
+    exponent, floor = profile.clock_exponent, profile.voltage_floor
     power_at_floor: float = floor**exponent
     if power_share >= power_at_floor:
         share: float = power_share ** (1 / exponent)
@@ -152,7 +152,7 @@ def power_at_clock_w(profile: Profile, phase: Phase, load: float, clock_mhz: flo
     wanted_w = demand_w(profile, phase, load) - profile.idle_w
     if clock_mhz <= UNLOCKED_MHZ or clock_mhz >= profile.max_clock_mhz:
         return profile.idle_w + wanted_w
-    exponent, floor = profile.clock_exponent_permille / 1000, profile.voltage_floor_permille / 1000
+    exponent, floor = profile.clock_exponent, profile.voltage_floor
     share = max(clock_mhz, profile.min_clock_mhz) / profile.max_clock_mhz
     above_idle: float = share**exponent if share >= floor else floor**exponent * share / floor
     return profile.idle_w + wanted_w * above_idle

@@ -94,8 +94,8 @@ class Timing:
 class Profile:
     """One GPU model. `product_names`: NVML names that mean it. `timing` None: unknown.
 
-    Watts above idle go with clock^k, k = `clock_exponent_permille` / 1000, down to `voltage_floor_permille` of the top
-    clock, and with the clock itself below. `sources`: path of each number -> "grade: source".
+    Watts above idle go with clock^`clock_exponent` down to `voltage_floor` of the top clock, and with the clock itself below.
+    `sources`: path of each number -> "grade: source".
     """
 
     name: str
@@ -121,6 +121,15 @@ class Profile:
         for phase in self.phases:
             if self.idle_w >= phase.natural_w:
                 raise ProfileError(f"profile {self.name}: idle draw must be below the natural draw of {phase.phase.value}")
+
+    @property
+    def clock_exponent(self) -> float:
+        return self.clock_exponent_permille / 1000
+
+    @property
+    def voltage_floor(self) -> float:
+        """A share of the top clock."""
+        return self.voltage_floor_permille / 1000
 
     def phase(self, phase: Phase, *, model: str = "") -> PhaseProfile | None:
         """This GPU's profile of a phase while it serves `model`; one for any model where none names it."""
