@@ -78,9 +78,7 @@ def test_the_shell_adds_what_only_it_knows() -> None:
     assert judged(known, None, None) == known
     rows = {row.type: row for row in judged(known, "the selector sums", "limitWatts: too new")}
     assert rows["TelemetryFresh"] == Condition("TelemetryFresh", False, "InvalidSelector", "the selector sums")
-    assert not rows["Ready"].status
-    assert rows["Ready"].reason == "InvalidSpec"
-    assert "limitWatts: too new" in rows["Ready"].message
+    assert rows["Ready"] == Condition("Ready", False, "InvalidSpec", "limitWatts: too new")
 
 
 def test_an_unreadable_budget_keeps_what_its_status_said() -> None:

@@ -185,7 +185,7 @@ def judged(conditions: Sequence[Condition], invalid_meter: str | None, unreadabl
     if invalid_meter is not None:
         found["TelemetryFresh"] = Condition("TelemetryFresh", False, "InvalidSelector", invalid_meter)
     if unreadable is not None:
-        found["Ready"] = Condition("Ready", False, "InvalidSpec", f"the former spec stays in force: {unreadable}")
+        found["Ready"] = Condition("Ready", False, "InvalidSpec", unreadable)
     return tuple(found.values())
 
 

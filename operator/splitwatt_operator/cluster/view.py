@@ -74,7 +74,7 @@ class Shelf(Generic[Fact]):
 
     def problems(self) -> dict[str, str]:
         """By name, of a cluster-scoped kind: the sentences about what cannot be read."""
-        return {key.name: seen.problem for key, seen in self._seen.items() if seen.problem}
+        return {key.name: seen.sentence for key, seen in self._seen.items() if seen.problem}
 
     def take(self, key: Key, obj: JsonObject | None) -> None:
         """A newer version, or (None) the object is gone."""
