@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from splitwatt_core.admission.snapshot import Verdict
+from splitwatt_core.admission.standing import Standing
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Requirement, Selector
 from splitwatt_core.clusters import ClusterName, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec, cluster_label
@@ -16,7 +17,7 @@ from splitwatt_operator.cluster.store import Change, Key, Kind
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import queue as serving_queue
-from splitwatt_operator.serving.admission import Standing, gate_patch
+from splitwatt_operator.serving.admission import gate_patch
 from splitwatt_operator.serving.loop import Serving
 from splitwatt_operator.serving.queue import QueueFullError, WorkQueue
 from splitwatt_operator.serving.slo import Latency, p99_query

@@ -102,6 +102,12 @@ class House:
             return 0.0
         return max(0.0, held.counted.floor_w - held.counted.gpus * node.idle_floor_w) * node.loss_factor
 
+    def floor_w(self, held: HeldPod) -> float:
+        """Meter watts of the floors of all its GPUs, idle or not."""
+        node = self._place(held)
+        kind, loss_factor = ("", 1.0) if node is None else (node.gpu_kind, node.loss_factor)
+        return _floor_w(held.need, kind) * held.need.gpus * loss_factor
+
     def owed_w(self, held: HeldPod) -> float:
         """What has to be reserved for it besides: GPUs that are not counted yet, and what their floor has risen by since
         they were (a ceiling, a profile or a served model that changed between two steps of the keeper)."""
@@ -118,11 +124,14 @@ class House:
         return kind.dearest.get(held.leaf or "", kind.anywhere)
 
 
+def _floor_w(need: PodNeed, gpu_kind: str) -> float:
+    """Of one GPU. One of unknown kind counts as the dearest kind the pod knows."""
+    return need.floor_w.get(gpu_kind, max(need.floor_w.values(), default=0.0))
+
+
 def _extra_w(need: PodNeed, node: NodeRoom) -> float:
-    """Meter watts that one GPU's floor needs beyond what the headroom counts for it idle. A GPU of unknown kind counts as
-    the dearest kind the pod knows."""
-    floor_w = need.floor_w.get(node.gpu_kind, max(need.floor_w.values(), default=0.0))
-    return max(0.0, floor_w - node.idle_floor_w) * node.loss_factor
+    """Meter watts that one GPU's floor needs beyond what the headroom counts for it idle."""
+    return max(0.0, _floor_w(need, node.gpu_kind) - node.idle_floor_w) * node.loss_factor
 
 
 class Room:

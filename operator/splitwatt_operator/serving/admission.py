@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
@@ -20,11 +19,12 @@ from splitwatt_client.resources import PODS
 from splitwatt_core.admission.assumed import Assumed
 from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
-from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot, Verdict
+from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot
+from splitwatt_core.admission.standing import Standing, standings
 from splitwatt_core.admission.survey import Site, survey
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import ClusterName
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER
 from splitwatt_shell.waiting import woken
 
@@ -42,15 +42,6 @@ PERIOD_S: Final = 1.0
 """Nodes, budgets and headroom move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
 MAX_CONCURRENT_PATCHES: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """One cluster as admission sees it. `floor_w`: meter watts of the floors of all pods past their gates."""
-
-    verdict: Verdict
-    admitted: Mapping[Role, int]
-    floor_w: float
 
 
 class Admitter:
@@ -75,7 +66,7 @@ class Admitter:
         self._recorder = recorder
         self._changed = changed
         self._assumed = Assumed()
-        self.standings: dict[ClusterName, Standing] = {}
+        self.standings: Mapping[ClusterName, Standing] = {}
 
     async def run(self) -> None:
         changes = self._store.subscribe(WAKING_KINDS)
@@ -94,9 +85,9 @@ class Admitter:
         self._assumed.settle(self._view.pods.facts.values())
         site = site_of(self._view, self._keeper, self._assumed.leaves())
         # In a thread: with thousands of nodes it takes long enough to make the budget loop late.
-        snapshot, plan = await asyncio.to_thread(_decide, site)
+        snapshot, plan, now = await asyncio.to_thread(_decide, site)
         self._assumed.take(plan.admissions)
-        self._show(snapshot, plan.admissions, plan.verdicts)
+        self._show(plan.admissions, now)
         slots = asyncio.Semaphore(MAX_CONCURRENT_PATCHES)
         due = self._assumed.due(asyncio.get_running_loop().time())
         await asyncio.gather(*(self._lift(admission, slots) for admission in due))
@@ -146,22 +137,11 @@ class Admitter:
         if pod is not None:
             self._store.apply(Kind.POD, pod)
 
-    def _show(
-        self, snapshot: AdmissionSnapshot, admissions: Sequence[Admission], verdicts: Mapping[ClusterName, Verdict]
-    ) -> None:
-        floors = _floors_w(snapshot, admissions)
-        admitted: dict[ClusterName | None, dict[Role, int]] = {}
-        staying = [h.need for h in snapshot.held if not h.terminating]
-        for need in (*staying, *(a.need for a in admissions)):
-            counts = admitted.setdefault(need.cluster, {})
-            counts[need.role] = counts.get(need.role, 0) + 1
-        for name in [name for name in self.standings if name not in verdicts]:
-            del self.standings[name]
-        for name, verdict in verdicts.items():
-            standing = Standing(verdict, admitted.get(name, {}), floors.get(name, 0.0))
-            if self.standings.get(name) != standing:
-                self.standings[name] = standing
-                self._changed(name)
+    def _show(self, admissions: Sequence[Admission], now: Mapping[ClusterName, Standing]) -> None:
+        changed = [name for name, standing in now.items() if self.standings.get(name) != standing]
+        self.standings = now
+        for name in changed:
+            self._changed(name)
         for name in sorted({a.need.cluster for a in admissions if a.need.cluster is not None}):
             self._tell(name, [a for a in admissions if a.need.cluster == name])
 
@@ -173,24 +153,10 @@ class Admitter:
         self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
-def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan]:
+def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, Standing]]:
     snapshot = survey(site)
-    return snapshot, plan_admission(snapshot)
-
-
-def _floors_w(snapshot: AdmissionSnapshot, admissions: Sequence[Admission]) -> dict[ClusterName | None, float]:
-    """Meter watts of all floors by cluster: on a pod's own node once it is bound, else on the dearest it may get."""
-    nodes = {node.name: node for node in snapshot.nodes}
-    by_leaf: dict[str, float] = {node.leaf: node.loss_factor for node in snapshot.nodes}
-    total: dict[ClusterName | None, float] = {}
-    placed = [(h.need, nodes.get(h.node or ""), h.leaf) for h in snapshot.held]
-    placed += [(a.need, None, a.leaf) for a in admissions]
-    for need, node, leaf in placed:
-        dearest_w = max(need.floor_w.values(), default=0.0)
-        floor_w = dearest_w if node is None else need.floor_w.get(node.gpu_kind, dearest_w)
-        loss = node.loss_factor if node is not None else by_leaf.get(leaf or "", 1.0)
-        total[need.cluster] = total.get(need.cluster, 0.0) + floor_w * need.gpus * loss
-    return total
+    plan = plan_admission(snapshot)
+    return snapshot, plan, standings(snapshot, plan)
 
 
 def gate_patch(pod: JsonObject, *, leaf: str, selector: Selector) -> list[dict[str, Any]]:

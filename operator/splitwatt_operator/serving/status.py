@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from splitwatt_api import convert
+from splitwatt_core.admission.standing import Standing
 from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.render import selector_text
 
 from splitwatt_operator.cluster.store import JsonObject
-from splitwatt_operator.serving.admission import Standing
 from splitwatt_operator.serving.slo import Latency
 
 NUMBERS_EVERY_S: Final = 15.0
