@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator
-from splitwatt_core.budget.tree import MAX_PENDING_LIMITS
+from splitwatt_core.budget.tree import LIMIT_GRACE_S, MAX_PENDING_LIMITS, METER_MAX_AGE_S, SETTLE_MS
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
@@ -104,7 +104,7 @@ class Meter(Wire):
         description="How many series the selector must find; fewer or more is a failed reading.",
     )
     max_age_seconds: int = Field(
-        default=5,
+        default=METER_MAX_AGE_S,
         ge=1,
         le=300,
         strict=True,
@@ -158,14 +158,14 @@ class PowerBudgetSpec(Wire):
         default=None, description="The meter of record; absent: the agents' own readings stand in for it."
     )
     limit_grace_seconds: int = Field(
-        default=5,
+        default=LIMIT_GRACE_S,
         ge=0,
         le=600,
         strict=True,
         description="How long after it is first seen a lowered limit comes into force, in seconds.",
     )
     settle_milliseconds: int = Field(
-        default=500,
+        default=SETTLE_MS,
         ge=0,
         le=60_000,
         strict=True,

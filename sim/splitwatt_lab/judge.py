@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from splitwatt_core.budget.tree import LimitState, new_limit
+from splitwatt_core.budget.tree import LIMIT_GRACE_S, LimitState, new_limit
 from splitwatt_core.names import LABEL_RACK
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.plant import RackPlant
@@ -108,7 +108,7 @@ def budget_view(obj: Mapping[str, Any]) -> BudgetView:
         parent=spec.get("parent"),
         rack=labels.get(LABEL_RACK),
         limit_w=spec["limitWatts"],
-        grace_s=float(spec.get("limitGraceSeconds", 5)),
+        grace_s=float(spec.get("limitGraceSeconds", LIMIT_GRACE_S)),
         overhead_percent=spec.get("overheadPercent", 0),
         non_gpu_w_per_node=spec.get("nonGpuWattsPerNode", 0),
         fixed_w=spec.get("fixedWatts", 0),

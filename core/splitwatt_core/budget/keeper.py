@@ -42,7 +42,7 @@ from splitwatt_core.budget.reports import Judgement, report
 from splitwatt_core.budget.roster import Placement, Roster
 from splitwatt_core.budget.snapshots import Decided
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
-from splitwatt_core.budget.tree import BudgetSpec, Tree, build_tree
+from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
 from splitwatt_core.budget.writer import Wish, compose, stamp
 from splitwatt_core.columns import BoolArray, FloatArray
 from splitwatt_core.gpus import profiles as profile_law
@@ -72,7 +72,6 @@ STEP_S: Final = 1.0
 """A step is due this long after the last one even where nothing happened."""
 MIN_GAP_S: Final = 0.05
 """Two steps are at least this far apart, so that a storm of acknowledgements becomes one decision."""
-DEFAULT_SETTLE_S: Final = 0.5
 MIN_WAKE_S: Final = 0.02
 
 
@@ -249,7 +248,7 @@ class Keeper:
         if names not in self._settle_s_by_leaves:
             counting = {up for leaf in names if leaf in self.budgets for up in self.tree.chain(leaf)}
             self._settle_s_by_leaves[names] = max(
-                (self.budgets[name].settle_ms / 1000.0 for name in counting), default=DEFAULT_SETTLE_S
+                (self.budgets[name].settle_ms / 1000.0 for name in counting), default=SETTLE_MS / 1000.0
             )
         return self._settle_s_by_leaves[names]
 

@@ -18,6 +18,10 @@ from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
 MAX_PENDING_LIMITS: Final = 16
 """Lowered limits that wait for their grace; beyond it the two newest are merged to the earlier date."""
+LIMIT_GRACE_S: Final = 5
+SETTLE_MS: Final = 500
+METER_MAX_AGE_S: Final = 5
+"""What a PowerBudget that does not say otherwise has: the API's defaults."""
 MAX_DEPTH: Final = 16
 """Levels of budgets: region, site, hall, row, rack and room to spare."""
 
@@ -61,7 +65,7 @@ class MeterSpec:
     selector: str
     aggregate: str = "Sum"
     expected_series: int = 1
-    max_age_s: float = 5.0
+    max_age_s: float = METER_MAX_AGE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,8 @@ class BudgetSpec:
     fixed_w: int = 0
     overhead_percent: int = 0
     meter: MeterSpec | None = None
-    limit_grace_s: float = 5.0
-    settle_ms: int = 500
+    limit_grace_s: float = LIMIT_GRACE_S
+    settle_ms: int = SETTLE_MS
     limit_state: LimitState | None = None
     adopted: bool = False
 
