@@ -12,7 +12,6 @@ from typing import Final, Protocol
 from splitwatt_core import __version__
 
 GROUP: Final = "splitwatt.commands"
-USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 

@@ -26,7 +26,6 @@ MAX_CLOCK_MEGAHERTZ: Final = 10_000
 MAX_LABELS: Final = 32
 
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-LABEL_KEY: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
 SchemaExtra = Callable[[dict[str, Any]], None]
 

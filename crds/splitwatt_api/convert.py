@@ -35,7 +35,6 @@ from splitwatt_api.power_budget import (
     PolicyType,
     PostureName,
     PowerBudget,
-    PowerBudgetSpec,
     PowerBudgetStatus,
     posture_name,
 )
@@ -91,7 +90,7 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         meter=None if spec.meter is None else _meter(spec.meter),
         limit_grace_s=float(spec.limit_grace_seconds),
         settle_ms=spec.settle_milliseconds,
-        limit_state=limit_state(spec, budget.status),
+        limit_state=limit_state(budget.status),
         adopted=_adopted(budget.status),
     )
 
@@ -112,7 +111,7 @@ def _meter(meter: Meter) -> MeterSpec:
     )
 
 
-def limit_state(spec: PowerBudgetSpec, status: PowerBudgetStatus | None) -> LimitState | None:
+def limit_state(status: PowerBudgetStatus | None) -> LimitState | None:
     """What a predecessor persisted; None when there is none. The limit it saw last is the last one that waits, or else
     the one in force: `LimitState.observe` compares the present spec with it."""
     if status is None or status.limit_in_force_watts is None or status.limit_in_force_since is None:

@@ -150,7 +150,6 @@ class Judge:
         self.latest: dict[str, Sample] = {}
         self.looks: dict[str, NodeLook] = {}
         self.energy_j = 0.0
-        self.api_errors = 0
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
@@ -187,8 +186,7 @@ class Judge:
         try:
             items = self._fetch()
         except (httpx.TransportError, LabError):
-            self.api_errors += 1  # the API server may be down on purpose; what was seen still holds
-            return
+            return  # the API server may be down on purpose; what was seen still holds
         now_s = time.time()
         for obj in items:
             view = budget_view(obj)

@@ -133,7 +133,6 @@ CONV_OUTPUT_TOKENS: Final = Quantiles((
     (0.95, 451), (0.99, 601), (0.999, 954), (1.0, 1000),
 ))  # fmt: skip
 CONV_GAP_CV: Final = 1.09
-CONV_REQUESTS_PER_S: Final = 5.53
 
 
 def gamma_shape(cv: float) -> float:

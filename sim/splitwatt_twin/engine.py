@@ -165,10 +165,6 @@ class DecodeEngine:
         """The router chose this replica: counts the request before its KV cache has arrived."""
         self.committed_tokens += request.kv_tokens
 
-    def withdraw(self, request: Request) -> None:
-        """A committed request will not come after all."""
-        self.committed_tokens -= request.kv_tokens
-
     def arrive(self, request: Request, now_s: float) -> None:
         """The KV cache of a committed request is here."""
         assert request.remaining > 0, "a finished request needs no decode"

@@ -19,7 +19,7 @@ from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Selector
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
-from splitwatt_core.protocol.contract import GRANTS_PER_TERM, Mode
+from splitwatt_core.protocol.contract import Mode
 from splitwatt_truth.store import ObjectStore
 from support.clocked import Clocked
 from support.machines import DEFAULT_W, LAG_S, MIN_W, Agent, Clock, Gpu, Node
@@ -273,7 +273,3 @@ class World(Clock):
 
     def charged_w(self) -> float:
         return self.active.last.budgets[ROOT].charge_w
-
-
-def grant_of(term: int, number: int) -> int:
-    return term * GRANTS_PER_TERM + number

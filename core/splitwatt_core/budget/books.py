@@ -14,12 +14,8 @@ from splitwatt_core.budget.tree import BudgetSpec, LimitState, Tree, new_limit
 from splitwatt_core.columns import Posture
 from splitwatt_core.trees import NO_BUDGET
 
-NO_METER = "spec.meter is not set: the agents' sum is used"
-
-
 FIRST_JUDGEMENT_S: Final = 3.0
 """Meters lag by a second or two: until then they may still show what was drawn before a new budget's first caps held."""
-
 
 MODEL_KEPT_S: Final = 30.0
 MODEL_EVERY_S: Final = 0.5
@@ -42,7 +38,6 @@ class Book:
     reading: MeterReading | None = None
     meter_reason: str = "no answer from Prometheus yet"
     measured_w: float | None = None
-    fallback: bool = False
     correction: Correction = field(default_factory=Correction)
     state: PostureState = field(default_factory=PostureState)
     conditions: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
@@ -100,7 +95,6 @@ class Book:
         with this budget's own fixed watts, None at a leaf or when a child measured nothing."""
         notes: list[Note] = []
         reading = self.fresh_reading(spec, now_s)
-        self.fallback = reading is None
         if spec.meter is None:
             self.correction = Correction()
         kept = [m for m in self.modelled if 0 <= now_s - m[0] <= MODEL_KEPT_S]
