@@ -91,11 +91,17 @@ def test_an_edited_object_is_its_clusters_whatever_its_name_or_label() -> None:
     made = object_name(name, Role.DECODE)
     change = Change(Kind.DEPLOYMENT, Key("s", made))
     objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": cluster_label(name)}})
-    assert serving._cluster_of(change) == ClusterName("s", name)
+    mine = {ClusterName("s", name)}
+    assert serving._clusters_of(change) == mine
     objects.put(Kind.DEPLOYMENT, made, meta={"labels": {}})
-    assert serving._cluster_of(change) == ClusterName("s", name), "somebody took the label away"
+    assert serving._clusters_of(change) == mine, "somebody took the label away"
+    objects.cluster("other")
+    objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": "other"}})
+    assert serving._clusters_of(change) == mine | {ClusterName("s", "other")}, "whose it was has to put it right"
+    objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": cluster_label(name)}})
+    assert serving._clusters_of(change) >= mine
     objects.remove(Kind.DEPLOYMENT, made)
-    assert serving._cluster_of(change) == ClusterName("s", name)
+    assert serving._clusters_of(change) == mine
 
 
 # ----------------------------------------------------------------------------------------------------------------- gate
