@@ -220,7 +220,10 @@ class Serving:
                 return LEASE_PAUSE_S
             case Rejected(not_found=True) | Rejected(conflict=True):
                 pass  # deleted meanwhile, or made anew: the watch brings the news
-            case Rejected() | OutcomeUnknown() as error:
+            case Rejected() as refusal:
+                raise refusal
+            case OutcomeUnknown() as error:
+                self._written[name] = (uid, {}, float("-inf"))  # what stands is not known: the next one is news in any case
                 raise error
         return None
 
