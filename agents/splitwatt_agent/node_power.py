@@ -118,7 +118,11 @@ class NodePowerLink:
             try:
                 await self._send(observed, report)
             except ApiError as failure:
-                self.writes["Unknown" if isinstance(failure, OutcomeUnknown) else "Rejected"] += 1
+                if isinstance(failure, OutcomeUnknown):
+                    self._written = None  # what stands is not known: also a report that says again what stood before is due
+                    self.writes["Unknown"] += 1
+                else:
+                    self.writes["Rejected"] += 1
                 expected = isinstance(failure, Rejected) and (failure.conflict or failure.not_found)
                 log.log(logging.DEBUG if expected else logging.WARNING, "status not written: %s", failure)
                 await self._read_now()  # the control loop takes the answer in during the pause

@@ -62,7 +62,7 @@ class StateDir:
                 term=int(raw["term"]),
                 grants={str(uuid): (int(grant), int(cap_w)) for uuid, (grant, cap_w) in raw["grants"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(RECORD_FILE, repr(error)) from error
 
     def write_record(self, record: Record) -> None:
@@ -87,7 +87,7 @@ class StateDir:
                 )
                 for gpu in raw["gpus"]
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._unreadable(INVENTORY_FILE, repr(error)) from error
 
     def write_inventory(self, boot_id: str, gpus: Sequence[GpuIdentity]) -> None:
@@ -130,6 +130,11 @@ class StateDir:
             with suppress(OSError):  # the disk that refused may refuse this as well; the next write empties the file
                 temporary.unlink()
             raise
+        self.settle()
+
+    def settle(self) -> None:
+        """What was renamed into place is durable when it returns, whoever did it: a process that ended in between left a file
+        that can be read and that a power cut would take back. Raises OSError."""
         folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)

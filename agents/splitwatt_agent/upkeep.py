@@ -37,6 +37,11 @@ class DurableRecord:
         self.current: Record = state.read_record()
         self._writing: tuple[Record, asyncio.Future[None]] | None = None
         self.error = ""
+        try:
+            state.settle()
+        except OSError as error:
+            log.error("the record that was found may not be durable: %s", error)
+            self.error = str(error)
 
     async def write(self, record: Record) -> bool:
         """False when the disk refused or did not answer in time: then only lowering may go on. Ask again later."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from splitwatt_agent.state_dir import StateDir
+from splitwatt_agent.state_dir import StateDir, StateDirError
 from splitwatt_agent.upkeep import DurableRecord
 from splitwatt_core.protocol.contract import Grant, Mode, NodePower, Spec
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record, SetCap
@@ -112,6 +112,34 @@ def test_a_record_is_not_durable_before_its_folder_is(tmp_path: Path, state: Sta
     with pytest.raises(OSError, match="Input/output error"):
         state.write_record(LONG)
     assert state.read_record() == LONG
+
+
+def test_what_a_former_process_did_not_live_to_see_durable_is_made_so(
+    tmp_path: Path, state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended between the rename and the folder's fsync. A limit may rise by what the record says, so it has to last."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    assert DurableRecord(state).error == ""
+    assert synced == [tmp_path.stat().st_ino]
+
+    def broken(file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    record = DurableRecord(state)
+    assert (record.current, record.error) == (OLD, "[Errno 5] Input/output error"), "told, and what was found still lowers"
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", "null", '"one"', "[]"])
+def test_a_number_that_is_none_is_a_sentence(tmp_path: Path, state: StateDir, number: str) -> None:
+    (tmp_path / "record.json").write_text(f'{{"term": {number}, "grants": {{}}}}')
+    with pytest.raises(StateDirError, match=r"record\.json cannot be understood"):
+        state.read_record()
+    gpu = f'{{"uuid": "a", "model": "m", "minMilliwatts": {number}, "maxMilliwatts": 1, "defaultMilliwatts": 1}}'
+    (tmp_path / "inventory.json").write_text(f'{{"bootID": "b", "gpus": [{gpu}]}}')
+    with pytest.raises(StateDirError, match=r"inventory\.json cannot be understood"):
+        state.read_inventory("b")
 
 
 async def test_no_limit_rises_while_the_disk_is_full(full_disk: Path) -> None:

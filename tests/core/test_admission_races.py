@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from splitwatt_core.clusters import ClusterName, Role, RoleSpec, cluster_label
-from support.served import CLIFF_W, GPUS, IDLE_W, LOSS, RACK_OF, RACKS, ROW, Answer, Fleet, cluster, reserved
+from support.served import CLIFF_W, GPUS, IDLE_W, LOSS, NOW_S, RACK_OF, RACKS, ROW, Answer, Fleet, cluster, reserved
 
 IDLE_ROW_W = LOSS * IDLE_W * GPUS * len(RACK_OF)
 PAIR_W = LOSS * sum((CLIFF_W[role] - IDLE_W) * GPUS for role in Role)
@@ -104,6 +104,62 @@ def test_a_leaf_whose_node_vanished_keeps_what_it_was_promised() -> None:
     fleet.nodes["b0"] = node
     fleet.bind()
     assert [pod.node for pod in fleet.past()] == ["b0"]
+    assert within(fleet)
+
+
+def test_a_parent_that_is_gone_for_a_moment_lets_nobody_in_below_it() -> None:
+    """Its racks have room enough, and nobody knows what the row has. It comes back with none."""
+    fleet = Fleet(row_w=ONE_PAIR_W)
+    with_pair(fleet, "chat")
+    fleet.keep()
+    assert len(fleet.admit().admissions) == 2
+    batch = with_pair(fleet, "batch", RoleSpec(1, 4))
+    row = fleet.budgets.pop(ROW)
+    fleet.keeper.on_budget_gone(ROW, NOW_S)
+    for look in range(3):
+        plan = fleet.admit()
+        assert plan.admissions == (), f"look {look}"
+        verdict = plan.verdicts[batch]
+        assert verdict.reason == "InvalidTree" and "create it or name another" in verdict.message
+        fleet.keep()
+    fleet.budgets[ROW] = row
+    fleet.keep()
+    assert fleet.admit().verdicts[batch].reason == "InsufficientPower"
+    fleet.budgets[ROW] = replace(row, limit_w=row.limit_w + int(PAIR_W))
+    fleet.keep()
+    assert len(fleet.admit().admissions) == 2
+    assert within(fleet)
+
+
+def test_what_was_not_sent_is_decided_anew_when_the_lease_is_back() -> None:
+    """Meanwhile the limit was cut: what was decided before would be one pair too much."""
+    fleet = Fleet(row_w=ONE_PAIR_W)
+    chat = with_pair(fleet, "chat")
+    fleet.keep()
+    assert len(fleet.admit(Answer.UNSENT, Answer.UNSENT).admissions) == 2
+    assert fleet.past() == [] and len(fleet.assumed) == 0
+    row = fleet.budgets[ROW]
+    fleet.budgets[ROW] = replace(row, limit_w=row.limit_w - 500)
+    fleet.keep()
+    plan = fleet.admit()
+    assert plan.admissions == () and plan.verdicts[chat].reason == "InsufficientPower"
+    assert within(fleet)
+    fleet.budgets[ROW] = row
+    fleet.keep()
+    assert len(fleet.admit().admissions) == len(fleet.past()) == 2
+    assert within(fleet)
+
+
+def test_what_was_not_sent_a_second_time_may_still_land_from_the_first() -> None:
+    fleet = Fleet(row_w=ONE_PAIR_W)
+    with_pair(fleet, "chat")
+    fleet.keep()
+    fleet.admit(Answer.LOST, Answer.LOST)
+    fleet.admit(Answer.UNSENT, Answer.UNSENT)
+    with_pair(fleet, "batch")
+    assert fleet.admit(Answer.UNSENT, Answer.UNSENT).admissions == ()
+    fleet.land()
+    assert len(fleet.past()) == 2
     assert within(fleet)
 
 

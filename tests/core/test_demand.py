@@ -46,6 +46,13 @@ def test_of_a_gpu_whose_range_nobody_could_read_nothing_is_assumed() -> None:
         assert demand(unread, pod()) == Demand(Phase.PREFILL, 5, max_w, natural_w=max_w, cliff_w=max_w)
 
 
+def test_a_range_that_is_none_is_no_reason_to_stop() -> None:
+    """A broken agent reports a minimum above the maximum, or no maximum at all."""
+    for max_w in (0, 199):
+        broken = GpuKind("of next year", 200, max_w, 700)
+        assert demand(broken, pod()) == Demand(Phase.PREFILL, 5, 200, natural_w=200, cliff_w=200)
+
+
 @given(
     kind=st.builds(
         lambda model, low_w, more_w, share: GpuKind(model, low_w, low_w + more_w, low_w + more_w * share // 100),

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from splitwatt_client.errors import OutcomeUnknown
 from splitwatt_core.admission.snapshot import Verdict
 from splitwatt_core.admission.standing import Standing
 from splitwatt_core.budget.keeper import Keeper
@@ -15,6 +16,7 @@ from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.rendering.render import RenderContext, object_name
 from splitwatt_operator.cluster.store import Change, Key, Kind
 from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import Pen
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import queue as serving_queue
 from splitwatt_operator.serving.admission import gate_patch
@@ -92,11 +94,48 @@ def test_an_edited_object_is_its_clusters_whatever_its_name_or_label() -> None:
     made = object_name(name, Role.DECODE)
     change = Change(Kind.DEPLOYMENT, Key("s", made))
     objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": cluster_label(name)}})
-    assert serving._cluster_of(change) == ClusterName("s", name)
+    mine = {ClusterName("s", name)}
+    assert serving._clusters_of(change) == mine
     objects.put(Kind.DEPLOYMENT, made, meta={"labels": {}})
-    assert serving._cluster_of(change) == ClusterName("s", name), "somebody took the label away"
+    assert serving._clusters_of(change) == mine, "somebody took the label away"
+    objects.cluster("other")
+    objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": "other"}})
+    assert serving._clusters_of(change) == mine | {ClusterName("s", "other")}, "whose it was has to put it right"
+    objects.put(Kind.DEPLOYMENT, made, meta={"labels": {"splitwatt.io/cluster": cluster_label(name)}})
+    assert serving._clusters_of(change) >= mine
     objects.remove(Kind.DEPLOYMENT, made)
-    assert serving._cluster_of(change) == ClusterName("s", name)
+    assert serving._clusters_of(change) == mine
+
+
+async def test_a_status_that_may_have_landed_is_written_over() -> None:
+    """It is again as it was before: what stands may be the one whose answer was lost."""
+
+    class Api:
+        def __init__(self) -> None:
+            self.taken: list[int] = []
+
+        async def apply(self, manifest: Any, **_: Any) -> Any:
+            self.taken.append(manifest["status"]["powerFloorWatts"])
+            if len(self.taken) == 2:
+                raise OutcomeUnknown("the answer broke off")
+            return {**manifest, "metadata": {**obj["metadata"], "resourceVersion": "99"}}
+
+    objects, keeper = Objects(), Keeper(term=1, policies=POLICIES)
+    obj, api = objects.cluster(), Api()
+    serving = Serving(
+        objects.store, objects.view, None, Pen(api, Metrics(), held=lambda _: True), keeper,  # type: ignore[arg-type]
+        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(),
+    )  # fmt: skip
+
+    def status(watts: int) -> dict[str, Any]:
+        return {"powerFloorWatts": watts, "prefill": {"replicas": watts}, "conditions": []}
+
+    await serving._show(obj, status(1))
+    with pytest.raises(OutcomeUnknown):
+        await serving._show(obj, status(2))
+    await serving._show(obj, status(1))
+    await serving._show(obj, status(1))
+    assert api.taken == [1, 2, 1]
 
 
 # ----------------------------------------------------------------------------------------------------------------- gate

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from splitwatt_api import convert
+from splitwatt_client.errors import OutcomeUnknown
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.tree import new_limit
 from splitwatt_core.columns import Posture
@@ -95,13 +96,16 @@ def test_an_unreadable_budget_keeps_what_its_status_said() -> None:
 
 
 class Storing:
-    """Where the pen writes to: takes every status."""
+    """Where the pen writes to: takes every status. While it is `silent`, the writer does not hear of it."""
 
     def __init__(self) -> None:
         self.taken: list[Mapping[str, Any]] = []
+        self.silent = False
 
     async def apply(self, manifest: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
         self.taken.append(manifest["status"])
+        if self.silent:
+            raise OutcomeUnknown("the answer broke off")
         return manifest
 
 
@@ -138,3 +142,27 @@ async def test_what_says_nothing_new_is_not_even_worded(monkeypatch: pytest.Monk
     assert [(t["posture"], t["observedGeneration"]) for t in api.taken] == [("Adopting", 1), ("Normal", 1), ("Normal", 2)]
     await show(report, 32.0)
     assert api.taken[-1]["posture"] == "Adopting", "what was said before it was written over is news again"
+
+
+async def test_a_write_that_may_have_landed_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is again as it was before: the status that stands may be the one whose answer was lost."""
+    monkeypatch.setattr(statuses_of, "MIN_GAP_S", 0.0)
+    monkeypatch.setattr(statuses_of, "RETRY_S", 0.0)
+    store, api = Store(), Storing()
+    store.apply(Kind.BUDGET, {"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}})
+    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store)  # type: ignore[arg-type]
+    before = BudgetReport("a", new_limit(900, 1.0), 0.0, None, Posture.NORMAL, 0, 0, 0.0, None, ())
+
+    async def show(limit_w: int, now_s: float) -> None:
+        report = replace(before, limit=new_limit(limit_w, 1.0))
+        statuses.show({"a": report}, generations={"a": 1}, invalid_meters={}, unreadable={}, now_s=now_s)
+        await asyncio.sleep(0.05)
+
+    await show(900, 1.0)
+    await show(900, 2.0)
+    api.silent = True
+    await show(800, 3.0)
+    api.silent = False
+    for second in (4.0, 5.0, 6.0):
+        await show(900, second)
+    assert [status["limitInForceWatts"] for status in api.taken] == [900, 800, 900]

@@ -59,9 +59,10 @@ RACK_OF = {node: rack for rack, nodes in RACKS.items() for node in nodes}
 
 
 class Answer(Enum):
-    """What becomes of a patch. Of the last two the operator hears nothing."""
+    """What becomes of a patch. Of the last two the operator hears nothing; the second did not leave, for want of the Lease."""
 
     TOLD = "told"
+    UNSENT = "not sent"
     LOST = "not stored, or later"
     SILENT = "stored"
 
@@ -240,9 +241,12 @@ class Fleet:
             uid, shown = admission.need.uid, self.shown.get(admission.need.pod)
             if shown is None or not shown.gated:
                 continue
-            patch = Patch(uid, shown.version, admission.leaf)
+            patch, answer = Patch(uid, shown.version, admission.leaf), next(answers)
+            if answer is Answer.UNSENT:
+                self.assumed.unsent(uid)
+                continue
             self.assumed.sent(uid, version=patch.version, now_s=self._monotonic_s)
-            self._ask(patch, next(answers))
+            self._ask(patch, answer)
 
     def _ask(self, patch: Patch, answer: Answer) -> None:
         if answer is Answer.LOST:

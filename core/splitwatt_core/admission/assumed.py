@@ -68,6 +68,12 @@ class Assumed:
         lift = self._lifts[uid]
         lift.version, lift.sent_s = max(version, lift.version), now_s
 
+    def unsent(self, uid: str) -> None:
+        """No attempt left. If none ever did, the admission is off: when one may, the room that it was decided on may be gone."""
+        lift = self._lifts.get(uid)
+        if lift is not None and lift.version == NOT_SENT:
+            del self._lifts[uid]
+
     def unknown(self, uid: str) -> None:
         """Nobody knows what became of the last attempt."""
         if uid in self._lifts:

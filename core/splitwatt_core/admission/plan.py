@@ -199,6 +199,14 @@ def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdic
             f"The {need.role.value} role asks for {need.gpus} GPUs on one node, but the largest of {len(matching)} "
             f"matching nodes has {largest}: lower gpusPerReplica or add larger nodes.",
         )
+    faults = {n.leaf: fault for n in matching if n.name in house.nodes and (fault := house.budgets[n.leaf].fault)}
+    if faults:
+        leaf, fault = min(faults.items())
+        return Verdict(
+            False,
+            "InvalidTree",
+            f"No pod is let into PowerBudget {leaf} while nobody knows what the budgets above it can spare. {fault}.",
+        )
     return Verdict(
         False,
         "NoAgentReport",

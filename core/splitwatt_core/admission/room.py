@@ -76,6 +76,8 @@ class House:
     def _offer(self, key: object, need: PodNeed) -> Kind:
         found = {}
         for leaf, nodes in self._by_leaf.items():
+            if self.budgets[leaf].fault:
+                continue  # what the budgets above it can spare is not known
             fit = tuple(n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.matches(n.labels))
             if fit:
                 found[leaf] = fit

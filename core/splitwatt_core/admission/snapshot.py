@@ -24,7 +24,8 @@ class BudgetRoom:
 
     `headroom_floor_w`: meter watts that could still be promised to floors below it, all GPUs that are counted there at
     their floors (`Keeper.floor_headroom_w`); negative when floors do not fit. `binding` False: its tree is in mode
-    Observe, which decides and reports but holds nothing back. `selector` is a leaf's, None elsewhere.
+    Observe, which decides and reports but holds nothing back. `selector` is a leaf's, None elsewhere. `fault`: what is
+    wrong with its tree's place, so that nobody knows what stands above it; "" when nothing is.
     """
 
     name: str
@@ -32,6 +33,7 @@ class BudgetRoom:
     parent: str | None = None
     selector: Selector | None = None
     binding: bool = True
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from splitwatt_core.admission.snapshot import (
 from splitwatt_core.budget.demand import GpuKind, demand_of
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.leaves import Leaves
-from splitwatt_core.budget.tree import BudgetSpec, build_tree
+from splitwatt_core.budget.tree import BudgetSpec, Tree, build_tree
 from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, Role
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import GpuStatus, Mode, Phase
@@ -98,9 +98,15 @@ def _budgets(site: Site) -> tuple[BudgetRoom, ...]:
             parent=tree.parent[name],
             selector=site.budgets[name].selector,
             binding=site.budgets[tree.root[name]].mode is not Mode.OBSERVE,
+            fault=_fault(tree, name),
         )
         for name in tree.order
     )
+
+
+def _fault(tree: Tree, name: str) -> str:
+    root = tree.root[name]
+    return f"PowerBudget {root}: {tree.fault[root]}" if root in tree.fault else ""
 
 
 def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:

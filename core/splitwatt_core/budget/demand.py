@@ -51,11 +51,11 @@ def demand_of(kind: GpuKind, *, busy: bool, pod: PodFact | None, profiles: Seque
     found = profile_law.lookup(profiles, kind.model, pod.phase, model=pod.model)
     if found is not None:
         natural_w, cliff_w = found.natural_w, found.cliff_w
-    elif kind.min_w > 0:
+    elif 0 < kind.min_w <= kind.max_w:
         guess = profile_law.conservative(pod.phase, min_cap_w=kind.min_w, max_cap_w=kind.max_w)
         natural_w, cliff_w = guess.natural_w, guess.cliff_w
     else:
-        # An agent that cannot read the range of caps says 0. Such a GPU is not steered: it keeps whatever it may draw.
+        # An agent that cannot read the range of caps says 0, and a broken one what is no range. Nothing is known to hold here.
         natural_w = cliff_w = kind.max_w
     ceiling_w = kind.max_w if pod.power_ceiling_w is None else min(kind.max_w, pod.power_ceiling_w)
     return _within(kind, pod.phase, pod.priority, ceiling_w=ceiling_w, natural_w=natural_w, cliff_w=cliff_w)

@@ -40,14 +40,16 @@ NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
 
 @dataclass(slots=True)
 class _Shown:
-    """What was last written for one budget (by uid), and when (monotonic). `said`: what was to be said of it when that came
-    to the very status that stands; of many budgets most say the same every second."""
+    """What was last written for one budget (by uid), and when (monotonic). `unsure`: a later write may have landed as well.
+    `said`: what was to be said of it when that came to the very status that stands; of many budgets most say the same every
+    second."""
 
     uid: str
     status: Mapping[str, Any]
     written_s: float
     not_before_s: float = 0.0
     writing: bool = False
+    unsure: bool = False
     said: object = None
 
 
@@ -82,7 +84,7 @@ class BudgetStatuses:
             if said == shown.said:
                 continue
             status = _status(*said, previous=shown.status, now_s=now_s)
-            if status == shown.status:
+            if status == shown.status and not shown.unsure:
                 shown.said = said
             else:
                 self._offer(name, shown, status)
@@ -108,7 +110,8 @@ class BudgetStatuses:
 
     def _offer(self, name: str, shown: _Shown, status: Mapping[str, Any]) -> None:
         now_s = time.monotonic()
-        if shown.writing or now_s < shown.not_before_s or now_s - shown.written_s < waits_s(shown.status, status):
+        gap_s = MIN_GAP_S if shown.unsure else waits_s(shown.status, status)
+        if shown.writing or now_s < shown.not_before_s or now_s - shown.written_s < gap_s:
             return
         shown.writing = True
         self._spawn(self._write(name, shown, status))
@@ -128,11 +131,13 @@ class BudgetStatuses:
         try:
             match await self._pen.apply(manifest, subresource="status"):
                 case Stored():
-                    shown.status, shown.written_s, shown.said = status, time.monotonic(), None
+                    shown.status, shown.written_s, shown.unsure, shown.said = status, time.monotonic(), False, None
                 case NotSent():
                     pass  # the next step offers it again
                 case Rejected() | OutcomeUnknown() as error:
                     shown.not_before_s = time.monotonic() + RETRY_S
+                    if isinstance(error, OutcomeUnknown):
+                        shown.unsure, shown.said = True, None
                     log.warning("status not written: %s", error, extra={"budget": name})
         finally:
             shown.writing = False

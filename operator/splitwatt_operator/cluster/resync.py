@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_client.reading import Reader
+from splitwatt_shell.waiting import woken
 
 from splitwatt_operator.cluster.store import Key, Kind, Store, key_of, version_of
 from splitwatt_operator.cluster.watch import WATCHED, Watched, WatchError, kept_lease
@@ -69,8 +69,7 @@ class Resync:
     async def run(self) -> None:
         while True:
             self._relisted.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._relisted.wait(), PERIOD_S)
+            await woken(self._relisted, within_s=PERIOD_S)
             await asyncio.sleep(PAUSE_S)
             self._relisted.clear()
             for watched in WATCHED:

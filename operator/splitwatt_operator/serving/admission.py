@@ -110,7 +110,8 @@ class Admitter:
         sent_s = asyncio.get_running_loop().time()
         outcome = await self._pen.patch(PODS, need.pod.name, patch, namespace=need.pod.namespace)
         if isinstance(outcome, NotSent):
-            return  # the same one is due again, or the reign is about to end and its assumptions with it
+            self._assumed.unsent(need.uid)
+            return
         self._assumed.sent(need.uid, version=version_of(pod), now_s=sent_s)
         match outcome:
             case Stored(answer):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
@@ -44,7 +44,7 @@ RECHECK_S: Final = 300.0
 LEASE_PAUSE_S: Final = 1.0
 """Before the next look when something was not sent for want of the Lease."""
 
-REASONS_WORTH_AN_EVENT: Final = ("InsufficientPower", "InsufficientGPUs", "NoMatchingNodes", "WaitingForTurn")
+REASONS_WORTH_AN_EVENT: Final = ("InsufficientPower", "InsufficientGPUs", "NoMatchingNodes", "InvalidTree", "WaitingForTurn")
 
 
 async def run(
@@ -114,29 +114,31 @@ class Serving:
                 await changes.wake.wait()
                 changes.wake.clear()
                 for change in changes.take():
-                    name = self._cluster_of(change)
-                    if name is not None:
+                    for name in self._clusters_of(change):
                         self._queue.add(name)
         finally:
             self._store.unsubscribe(changes)
 
-    def _cluster_of(self, change: Change) -> ClusterName | None:
+    def _clusters_of(self, change: Change) -> Collection[ClusterName]:
+        """Who has to look because of it. Of an object whose label now names another cluster, both: the former put it there."""
         kind, key = change
         obj = self._store.get(kind, key.name, key.namespace)
         if kind is Kind.CLUSTER:
             name, meta = ClusterName(key.namespace, key.name), {} if obj is None else obj["metadata"]
             asked = (meta.get("uid"), meta.get("generation"), meta.get("deletionTimestamp"))
             if self._asked.get(name) == asked:
-                return None
+                return ()
             self._asked[name] = asked
-            return name
+            return (name,)
+        before = self._owner.get(change)
+        owner = None
         if obj is None:
-            return self._owner.pop(change, None)
-        owner = self._view.owners.of(key.namespace, obj["metadata"].get("labels", {}).get(LABEL_CLUSTER, ""))
-        if owner is None:
-            return self._owner.get(change)
-        self._owner[change] = owner
-        return owner
+            self._owner.pop(change, None)
+        else:
+            owner = self._view.owners.of(key.namespace, obj["metadata"].get("labels", {}).get(LABEL_CLUSTER, ""))
+        if owner is not None:
+            self._owner[change] = owner
+        return {name for name in (before, owner) if name is not None}
 
     async def _work(self) -> None:
         while True:
@@ -218,7 +220,10 @@ class Serving:
                 return LEASE_PAUSE_S
             case Rejected(not_found=True) | Rejected(conflict=True):
                 pass  # deleted meanwhile, or made anew: the watch brings the news
-            case Rejected() | OutcomeUnknown() as error:
+            case Rejected() as refusal:
+                raise refusal
+            case OutcomeUnknown() as error:
+                self._written[name] = (uid, {}, float("-inf"))  # what stands is not known: the next one is news in any case
                 raise error
         return None
 
