@@ -22,10 +22,9 @@ from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_sim.fleet.state import ARRIVED, DECODE, DONE, MIXED, OVERFLOWS, PREFILL
 from splitwatt_sim.jit import COMPILED
 from splitwatt_sim.plan.options import MODEL_2026, profile_for
-from splitwatt_sim.plan.search import LOSSES
 from splitwatt_sim.power.run import LEAF_LABEL, PowerLoop, PowerRun
 from splitwatt_sim.power.setup import LimitChange, MeterSettings, PowerSetup, Server
-from splitwatt_sim.servers.kinds import SERVER_REST_W
+from splitwatt_sim.servers.kinds import LOSSES, SERVER_REST_W
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_sim.traces.resample import generated
 

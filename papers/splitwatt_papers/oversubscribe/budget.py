@@ -28,11 +28,8 @@ from splitwatt_core.columns import BudgetColumns, GpuColumns, PhaseCode, Posture
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.policies.signature import Policy, PowerSnapshot
 from splitwatt_core.protocol.contract import Phase
+from splitwatt_sim.servers.kinds import GPUS, LOSSES
 
-GPUS: Final = 8
-"""Of one server, and of one replica: the tables know Llama-3.1-70B on no other number."""
-LOSSES: Final = 0.04
-"""Conversion losses on GPU watts, as the examples declare them (`overheadPercent`); taken as drawn, too."""
 SLACK_W: Final = 1e-6
 
 

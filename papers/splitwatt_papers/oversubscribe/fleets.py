@@ -14,12 +14,12 @@ import numpy as np
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_sim.fleet.run import run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool
-from splitwatt_sim.servers.kinds import SERVER_REST_W
+from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
 from splitwatt_sim.servers.kinds_2026 import kind_2026
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_sim.traces.resample import poisson
 
-from splitwatt_papers.oversubscribe.budget import GPUS, Caps
+from splitwatt_papers.oversubscribe.budget import Caps
 
 PROMPT_TOKENS: Final = 8_192
 OUTPUT_TOKENS: Final = 1_024

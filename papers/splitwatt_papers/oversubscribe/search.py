@@ -23,8 +23,9 @@ from typing import Final
 from splitwatt_core.policies.phase_aware import PhaseAware
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.policies.uniform import Uniform
+from splitwatt_sim.servers.kinds import GPUS
 
-from splitwatt_papers.oversubscribe.budget import GPUS, PUBLISHED, Reading, caps_for
+from splitwatt_papers.oversubscribe.budget import PUBLISHED, Reading, caps_for
 from splitwatt_papers.oversubscribe.fleets import Bench, Figures, Fleet
 
 SEARCH_SEEDS: Final = (1, 2, 3)

@@ -18,8 +18,9 @@ from typing import Final
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Phase
 from splitwatt_sim.plan.options import profile_named
+from splitwatt_sim.servers.kinds import GPUS
 
-from splitwatt_papers.oversubscribe.budget import GPUS, PUBLISHED, Reading
+from splitwatt_papers.oversubscribe.budget import PUBLISHED, Reading
 from splitwatt_papers.oversubscribe.fleets import FIXED, Bench, Fleet, fixed_sizes, mean_gpu_w, spread_sizes
 from splitwatt_papers.oversubscribe.search import (
     FIRST_JUDGE_SEED,

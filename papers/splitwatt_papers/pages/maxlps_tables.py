@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Final
 
 from splitwatt_sim.plan.options import profile_named
+from splitwatt_sim.servers.kinds import LOSSES
 
-from splitwatt_papers.oversubscribe.budget import LOSSES, static_margin_w
+from splitwatt_papers.oversubscribe.budget import static_margin_w
 from splitwatt_papers.oversubscribe.search import OURS, WAYS, Change
 from splitwatt_papers.oversubscribe.study import GPU, Case, Results
 from splitwatt_papers.pages.markdown import spread

@@ -7,8 +7,9 @@ from typing import Final
 
 from splitwatt_core.protocol.contract import Phase
 from splitwatt_sim.plan.options import MODEL_2026, profile_named
+from splitwatt_sim.servers.kinds import LOSSES
 
-from splitwatt_papers.oversubscribe.budget import LOSSES, PUBLISHED, static_margin_w
+from splitwatt_papers.oversubscribe.budget import PUBLISHED, static_margin_w
 from splitwatt_papers.oversubscribe.fleets import LIST_S, WARM_S
 from splitwatt_papers.oversubscribe.search import (
     ALONE_TIMES,

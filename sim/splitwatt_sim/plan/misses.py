@@ -16,7 +16,8 @@ import numpy as np
 
 from splitwatt_sim.fleet.run import FleetError, FleetRun, run_fleet
 from splitwatt_sim.plan.options import Figure
-from splitwatt_sim.plan.search import MAX_SERVERS, Goal, Limits, PlanDesign, splits
+from splitwatt_sim.plan.search import Goal, Limits, PlanDesign, splits
+from splitwatt_sim.servers.designs import MAX_SERVERS
 from splitwatt_sim.traces.arrivals import Arrivals
 
 Measure = Callable[[FleetRun, Arrivals], list[Figure]]

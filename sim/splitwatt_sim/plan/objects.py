@@ -15,8 +15,9 @@ from splitwatt_core.names import GROUP_VERSION, LABEL_PLAN, LABEL_POOL
 
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import REST_W, Slo
-from splitwatt_sim.plan.search import GPUS, LOSSES, PlanDesign, charge_w
+from splitwatt_sim.plan.search import PlanDesign, charge_w
 from splitwatt_sim.servers.catalogue import Gpu
+from splitwatt_sim.servers.kinds import GPUS, LOSSES
 from splitwatt_sim.servers.profile_files import profile_object
 
 

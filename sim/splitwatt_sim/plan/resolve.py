@@ -10,10 +10,10 @@ from typing import Final
 from splitwatt_sim.plan.command_options import SearchOptions
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import MODEL_2026, REST_W, Slo
-from splitwatt_sim.plan.search import MAX_SERVERS, Goal, Limits, charge_w
+from splitwatt_sim.plan.search import Goal, Limits, charge_w
 from splitwatt_sim.plan.sweep import Item, Search
 from splitwatt_sim.servers.catalogue import Catalogue
-from splitwatt_sim.servers.designs import Design
+from splitwatt_sim.servers.designs import MAX_SERVERS, Design
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals

@@ -22,13 +22,11 @@ from splitwatt_core.clusters import MAX_REPLICAS
 
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool
+from splitwatt_sim.servers.designs import MAX_SERVERS
+from splitwatt_sim.servers.kinds import GPUS, LOSSES
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_sim.traces.resample import poisson
 
-LOSSES: Final = 0.04
-"""Conversion losses on GPU watts, as the examples declare them (`overheadPercent`)."""
-GPUS: Final = 8
-MAX_SERVERS: Final = 2_000
 MAX_POOL: Final = MAX_REPLICAS
 """Servers of one pool: as many replicas as an InferenceCluster can say, or a plan could not be applied."""
 OFF_GRID: Final = 1e-6

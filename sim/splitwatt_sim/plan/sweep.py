@@ -22,8 +22,9 @@ from splitwatt_sim.fleet.run import ROLE_NAMES
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import Slo, market
-from splitwatt_sim.plan.search import MAX_SERVERS, Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
+from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
 from splitwatt_sim.servers.catalogue import Catalogue
+from splitwatt_sim.servers.designs import MAX_SERVERS
 from splitwatt_sim.traces.arrivals import Arrivals
 
 Record = dict[str, Any]

@@ -21,9 +21,8 @@ from splitwatt_core.budget.tree import BudgetSpec, build_tree
 from splitwatt_core.columns import TOLERANCE_W
 from splitwatt_truth.breaker import step_breaker
 
-from splitwatt_sim.plan.search import LOSSES
 from splitwatt_sim.power.setup import Server
-from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
+from splitwatt_sim.servers.kinds import GPUS, LOSSES, SERVER_REST_W
 
 FloatArray = NDArray[np.float64]
 

@@ -23,6 +23,9 @@ from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kin
 from splitwatt_sim.servers.tables import ServerTable, TableError, Tables, lookup_s
 
 GPUS: Final = 8
+"""Of one server, and of one replica: the tables know Llama-3.1-70B on no other number."""
+LOSSES: Final = 0.04
+"""Conversion losses on GPU watts, as the examples declare them (`overheadPercent`); taken as drawn, too."""
 OVERLAP_FROM_TOKENS: Final = 512
 GPU_OF_KIND: Final = {"A100": "A100-SXM-80GB", "H100": "H100-SXM"}
 SERVER_REST_W: Final = hardware.builtin().server_rest_w

@@ -30,11 +30,10 @@ from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import Mode
 from splitwatt_truth.breaker import NOMINAL_K_S
 
-from splitwatt_sim.plan.search import LOSSES
 from splitwatt_sim.power.run import LEAF_LABEL
 from splitwatt_sim.power.setup import LimitChange, MeterSettings, PowerSetup, Server
 from splitwatt_sim.servers.catalogue import Catalogue
-from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
+from splitwatt_sim.servers.kinds import GPUS, LOSSES, SERVER_REST_W
 from splitwatt_sim.simulate.parts import Part, ScenarioError
 
 MAX_BUDGETS: Final = 64

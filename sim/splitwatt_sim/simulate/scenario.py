@@ -28,9 +28,10 @@ from splitwatt_api.inference_cluster import Priority, PriorityWord
 from splitwatt_sim.fleet.run import MAX_CHANGES
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Change, Failure, Flip, Pool
 from splitwatt_sim.plan.options import MODEL_2026, Slo, check_cap, option_for
-from splitwatt_sim.plan.search import MAX_SERVERS, Option
+from splitwatt_sim.plan.search import Option
 from splitwatt_sim.power.setup import PowerSetup
 from splitwatt_sim.servers.catalogue import Catalogue
+from splitwatt_sim.servers.designs import MAX_SERVERS
 from splitwatt_sim.servers.profile_files import read_profile_file
 from splitwatt_sim.servers.table_files import FIT_ERROR
 from splitwatt_sim.simulate.parts import Part, ScenarioError
