@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import PodName
 from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionSnapshot,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import PodName
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, ClusterWant, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.admission.standing import Standing, standings
 from splitwatt_core.budget.tree import Selector

@@ -1,4 +1,4 @@
-"""The fleet as columns, its survey and the gates of raises: every watt once in every budget that must count it."""
+"""The fleet as columns, its survey and what holds raises back: every watt once in every budget that must count it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from splitwatt_core.budget import gates
+from splitwatt_core.budget import raises
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import LATE_ACK_S, Fleet, build_fleet, late, steerable
@@ -294,25 +294,25 @@ def test_who_only_observes_adopts_whoever_is_stamped() -> None:
     assert adopted(gone, mode=Mode.OBSERVE)
 
 
-# ---------------------------------------------------------------------------------------------------------------- gates
+# --------------------------------------------------------------------------------------------------------------- raises
 
 
 def test_reserve_and_undeclared_watts_are_withheld_once() -> None:
     seen = moment()
     row, a, b = seen.books
-    assert gates.withheld_w(seen).tolist() == [70.0, 0.0, 30.0]
+    assert raises.withheld_w(seen).tolist() == [70.0, 0.0, 30.0]
     a.correction, b.correction = Correction(power_w=40.0), Correction(power_w=25.0)
-    assert gates.withheld_w(seen).tolist() == [70.0 + 65.0, 40.0, 30.0 + 25.0]
+    assert raises.withheld_w(seen).tolist() == [70.0 + 65.0, 40.0, 30.0 + 25.0]
     row.correction = Correction(power_w=90.0)
-    assert gates.withheld_w(seen).tolist() == [70.0 + 90.0, 40.0, 30.0 + 25.0]
+    assert raises.withheld_w(seen).tolist() == [70.0 + 90.0, 40.0, 30.0 + 25.0]
 
 
 def test_safe_caps_are_summed_with_all_else_that_is_charged() -> None:
     placed = Placement(node("n1", gpu("g0"), gpu("g1")), ("a",))
     target_w = np.full(3, 900.0)
-    assert gates.safe_sums_over(moment(placed), target_w) == {}
+    assert raises.safe_sums_over(moment(placed), target_w) == {}
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], safe_cap_w=400)}
-    over = gates.safe_sums_over(moment(placed, budgets=budgets), target_w)
+    over = raises.safe_sums_over(moment(placed, budgets=budgets), target_w)
     assert over == pytest.approx({"row": 880.0 + 160.0 - 900.0, "a": 880.0 + 60.0 - 900.0})
 
 
@@ -322,7 +322,7 @@ def test_a_tree_without_safe_caps_is_held_to_none_beside_one_that_has_them() -> 
         "b": replace(BUDGETS["b"], parent=None),
     }
     placed = (Placement(node("n1", gpu("g0")), ("a",)), Placement(node("n2", gpu("g1")), ("b",)))
-    over = gates.safe_sums_over(moment(*placed, budgets=budgets), np.zeros(2))
+    over = raises.safe_sums_over(moment(*placed, budgets=budgets), np.zeros(2))
     assert over == pytest.approx({"a": 1.1 * 400.0 + 50.0 + 10.0})
 
 
@@ -330,4 +330,4 @@ def test_a_moving_node_is_watched_for_the_budgets_it_leaves() -> None:
     seen = moment(Placement(node("n1", gpu("g0")), ("b", "a")), Placement(node("n2", gpu("g1")), ("b",)))
     for over, names in (("a", {"n1"}), ("b", set()), ("row", {"n1"})):
         left_w = np.array([-1.0 if name == over else 100.0 for name in TREE.order])
-        assert gates.over_elsewhere(seen, left_w) == names
+        assert raises.over_elsewhere(seen, left_w) == names

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from splitwatt_core.budget import gates, transition, writer
+from splitwatt_core.budget import raises, transition, writer
 from splitwatt_core.budget.facts import Unknown
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.roster import Roster
@@ -50,7 +50,7 @@ def r2_a_restart_keeps_its_term(m: pytest.MonkeyPatch) -> None:
 
 
 def r3_raises_do_not_wait_for_stamps(m: pytest.MonkeyPatch) -> None:
-    m.setattr(gates, "frozen", lambda *_, **__: {})
+    m.setattr(raises, "held", lambda *_, **__: {})
 
 
 def r3_another_term_is_trusted(m: pytest.MonkeyPatch) -> None:

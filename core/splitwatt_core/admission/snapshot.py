@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.admission.facts import PodName
+from splitwatt_core.admission.pods import PodName
 from splitwatt_core.budget.facts import CountedFloor
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName, Role

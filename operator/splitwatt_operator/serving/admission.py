@@ -17,11 +17,11 @@ from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import PODS
 from splitwatt_core.admission.assumed import Assumed
-from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import PodName
+from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot
 from splitwatt_core.admission.standing import Standing, standings
-from splitwatt_core.admission.survey import Site, survey
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName
@@ -155,7 +155,7 @@ class Admitter:
 
 
 def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, Standing]]:
-    snapshot = survey(site)
+    snapshot = snapshot_of(site)
     plan = plan_admission(snapshot)
     return snapshot, plan, standings(snapshot, plan)
 

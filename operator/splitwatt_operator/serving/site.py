@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from splitwatt_core.admission.survey import Site
+from splitwatt_core.admission.site import Site
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitwatt_core.admission.facts import Pod, PodName, gpus_used, pod_fact, takes_pods
+from splitwatt_core.admission.pods import Pod, PodName, gpus_used, pod_fact, takes_pods
 from splitwatt_core.admission.snapshot import (
     NOT_COUNTED,
     AdmissionSnapshot,
@@ -53,7 +53,7 @@ class Site:
     assumed: Mapping[str, str] = field(default_factory=dict)
 
 
-def survey(site: Site) -> AdmissionSnapshot:
+def snapshot_of(site: Site) -> AdmissionSnapshot:
     """Pure: equal sites give equal snapshots. Cost: pods + nodes + budgets."""
     kinds = {name: kind for name, gpus in site.gpus.items() if (kind := _gpu_kind(gpus)) is not None}
     floors = _Floors(site.profiles, set(kinds.values()))

@@ -17,13 +17,13 @@ from splitwatt_core.columns import TOLERANCE_W
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """What raises must pass. frozen: budgets below which nothing may be raised now, each with the reason. safe_over_w: budgets
-    whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w, withheld_w
-    float64[B]: limit less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also count in a
-    budget above its limit outside their own path."""
+class RaiseHolds:
+    """What stands in the way of raises. held: budgets below which nothing may be raised now, each with the reason. safe_over_w:
+    budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w,
+    withheld_w float64[B]: limit less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also
+    count in a budget above its limit outside their own path."""
 
-    frozen: Mapping[str, str]
+    held: Mapping[str, str]
     safe_over_w: Mapping[str, float]
     nodes: Set[str]
     headroom_w: NDArray[np.float64]
@@ -31,11 +31,11 @@ class Gate:
     over_elsewhere: Set[str]
 
 
-def gate_of(m: Moment, withheld_w: NDArray[np.float64]) -> Gate:
+def holds_of(m: Moment, withheld_w: NDArray[np.float64]) -> RaiseHolds:
     target_w = m.target_w()
     headroom_w = target_w - m.charged_w()
-    return Gate(
-        frozen=frozen(m),
+    return RaiseHolds(
+        held=held(m),
         safe_over_w=safe_sums_over(m, target_w),
         nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.node.name not in m.conflicts},
         headroom_w=headroom_w,
@@ -44,7 +44,7 @@ def gate_of(m: Moment, withheld_w: NDArray[np.float64]) -> Gate:
     )
 
 
-def frozen(m: Moment) -> dict[str, str]:
+def held(m: Moment) -> dict[str, str]:
     """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
     found: dict[str, str] = {}
     for p in m.placements:
@@ -61,12 +61,12 @@ def frozen(m: Moment) -> dict[str, str]:
     return found
 
 
-def may_raise(m: Moment, gate: Gate) -> NDArray[np.bool_]:
-    """Which GPUs may be given more now as far as the gate is concerned, watts or clocks, bool[N]."""
+def may_raise(m: Moment, holds: RaiseHolds) -> NDArray[np.bool_]:
+    """Which GPUs may be given more now as far as the holds are concerned, watts or clocks, bool[N]."""
     fleet = m.fleet
-    shut = np.array([-1.0 if name in gate.frozen or name in gate.safe_over_w else 0.0 for name in m.tree.order])
+    shut = np.array([-1.0 if name in holds.held or name in holds.safe_over_w else 0.0 for name in m.tree.order])
     open_leaf = fleet.forest.min_down(shut) >= 0.0
-    single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
+    single = np.array([node.name in holds.nodes for node in fleet.owner], dtype=np.bool_)
     allowed: NDArray[np.bool_] = open_leaf[fleet.gpus.leaf] & single & fleet.steerable
     return allowed
 
