@@ -41,7 +41,7 @@ def site(*pods: Pod, **changes: Any) -> Site:
         "nodes": {name: NodeFact(name, {"rack": "a", "pool": "p"}, "b", gpus=8) for name in ("n1", "n2")},
         "gpus": {name: (GpuStatus(f"GPU-{name}", model=H100, min_w=200, max_w=700),) for name in ("n1", "n2")},
         "profiles": builtin(),
-        "headroom_w": {"rack-a": 1e4},
+        "floor_room_w": {"rack-a": 1e4},
         **changes,
     }
     return Site(**whole)
@@ -71,7 +71,7 @@ def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
         ("n2", 8, 8, 200.0, 1.04),
     }
     plan = plan_admission(snapshot)
-    assert [round(a.reserve_w) for a in plan.admissions] == [1248, 1248]
+    assert [round(a.reservation_w) for a in plan.admissions] == [1248, 1248]
     assert plan.admissions[0].selector == Selector({"rack": "a"})
 
 
@@ -89,7 +89,7 @@ def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: in
     assert demand.cliff_w == {None: 350, 500: 350, 300: 300, 100: 200}[ceiling_w]
 
 
-def test_a_reservation_stays_until_the_headroom_counts_it() -> None:
+def test_a_reservation_stays_until_the_floor_room_counts_it() -> None:
     past = pod(Role.PREFILL, gated=False, leaf="rack-a")
     [held] = snapshot_of(site(past)).held
     assert (held.leaf, held.node, held.counted.gpus, held.terminating) == ("rack-a", None, 0, False)

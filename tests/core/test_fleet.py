@@ -309,10 +309,10 @@ def test_reserve_and_undeclared_watts_are_withheld_once() -> None:
 
 def test_safe_caps_are_summed_with_all_else_that_is_charged() -> None:
     placed = Placement(node("n1", gpu("g0"), gpu("g1")), ("a",))
-    target_w = np.full(3, 900.0)
-    assert raises.safe_sums_over(moment(placed), target_w) == {}
+    aim_w = np.full(3, 900.0)
+    assert raises.safe_sums_over(moment(placed), aim_w) == {}
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], safe_cap_w=400)}
-    over = raises.safe_sums_over(moment(placed, budgets=budgets), target_w)
+    over = raises.safe_sums_over(moment(placed, budgets=budgets), aim_w)
     assert over == pytest.approx({"row": 880.0 + 160.0 - 900.0, "a": 880.0 + 60.0 - 900.0})
 
 

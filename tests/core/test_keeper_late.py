@@ -125,7 +125,7 @@ def test_admission_is_promised_no_watts_that_a_late_gpu_still_holds() -> None:
     for _ in range(int(LATE_ACK_S) + 3):
         second(world, operator, "b0")
     free_w = 2 * 1100 - operator.last.budgets[ROOT].charge_w
-    assert operator.keeper.floor_headroom_w(ROOT) == free_w
+    assert operator.keeper.floor_room_w(ROOT) == free_w
     assert operator.keeper.floors_counted() == {}
 
 

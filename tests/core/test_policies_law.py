@@ -22,7 +22,7 @@ from support.forests import snapshots
 POLICIES: dict[str, Policy] = {
     "Uniform": Uniform(),
     "PhaseAware": PhaseAware(),
-    "PhaseAware-plain": PhaseAware(raise_deadband_w=0, headroom_percent=0),
+    "PhaseAware-plain": PhaseAware(raise_deadband_w=0, margin_percent=0),
     "PhaseAware-paced": PhaseAware(pace=Pace()),
 }
 PLAIN = PhaseAware(raise_deadband_w=0)
@@ -143,7 +143,7 @@ def has_from_stage(snapshot: PowerSnapshot, cap_w: np.ndarray, gpu: int, *, floo
 @settings(max_examples=250, deadline=None)
 def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None:
     """Whoever is below its natural draw lies below a full budget where no later stage got anything: this is priority
-    dominance, decode giving before prefill, cliffs kept while all cliffs fit, and no headroom or held cap while anybody
+    dominance, decode giving before prefill, cliffs kept while all cliffs fit, and no margin or held cap while anybody
     at work is short; and within its own stage nobody came further."""
     cap_w = PLAIN.decide(snapshot, 0.0).cap_w
     gpus = snapshot.gpus

@@ -222,7 +222,7 @@ class Fleet:
             nodes=dict(self.nodes),
             gpus={node: self._node_power(node).status.gpus for node in RACK_OF},
             profiles=[PROFILE],
-            headroom_w={name: self.keeper.floor_headroom_w(name) for name in self.budgets},
+            floor_room_w={name: self.keeper.floor_room_w(name) for name in self.budgets},
             counted=self.keeper.floors_counted(),
             assumed=self.assumed.leaves(),
         )
@@ -310,4 +310,4 @@ class Fleet:
 
 def reserved(plan: AdmissionPlan) -> list[Admission]:
     """Admissions that cost watts."""
-    return [admission for admission in plan.admissions if admission.reserve_w > 0]
+    return [admission for admission in plan.admissions if admission.reservation_w > 0]

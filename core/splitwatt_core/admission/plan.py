@@ -3,11 +3,11 @@
 **Reservation.** A pod's GPUs must never be capped below their floor (the cliff of its phase), so its leaf and every budget
 above it have to find
 
-    reserve = GPUs x max(0, floor - idle floor) x loss factor            (the dearest matching node of the leaf counts)
+    reservation = GPUs x max(0, floor - idle floor) x loss factor            (the dearest matching node of the leaf counts)
 
-meter watts: the headroom counts an unused GPU at its idle floor already. The headroom takes all *running* pods at their
+meter watts: the floor room counts an unused GPU at its idle floor already. It takes all *running* pods at their
 floors too, so a higher class shrinks lower ones to their floors simply by being admitted; nobody is evicted here. A pod
-past its gate whose GPUs the headroom does not count yet stays reserved (assume), so the same watts are never promised twice.
+past its gate whose GPUs it does not count yet stays reserved (assume), so the same watts are never promised twice.
 
 **Order.** Units are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
 cluster's first prefill and decode pod are one unit: both are admitted, or neither, so that half-admitted clusters cannot
@@ -17,7 +17,7 @@ wait for each other; further replicas follow when every role of the cluster stan
 are short for it: nobody behind it in the order gets these, or small units would starve it for ever. A unit that could not
 fit even into empty leaves claims nothing.
 
-Invariant: no plan makes any binding budget's headroom, less all reservations below it, negative or more negative.
+Invariant: no plan makes any binding budget's floor room, less all reservations below it, negative or more negative.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
             standing.setdefault(cluster, set()).add(choice.need.role)
             selector = house.budgets[choice.leaf].selector
             assert selector is not None, f"leaf {choice.leaf} has nodes but no selector"
-            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reserve_w))
+            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reservation_w))
     for want in snapshot.clusters:
         verdicts.setdefault(want.cluster, _all_admitted(want))
     return AdmissionPlan(tuple(admissions), verdicts)
@@ -144,7 +144,7 @@ def _units(
 def _claim(unit: _Unit, room: Room, claims: Claims) -> None:
     """Hold back what the waiting unit needs from everyone behind it."""
     house, cluster = room.house, unit.want.cluster
-    dearest_w = sum(max(house.reserve_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in unit.pods)
+    dearest_w = sum(max(house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in unit.pods)
     for need in unit.pods:
         for leaf, nodes in house.usable(need).items():
             for node in nodes:
@@ -231,13 +231,13 @@ def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> Verdict | No
     """The sentence for the leaf that misses least, or None when the watts are there somewhere."""
     best: tuple[float, str] | None = None
     for leaf in _common_leaves(house, pods):
-        need_w = sum(house.reserve_w(need, leaf, need.gpus) for need in pods)
+        need_w = sum(house.reservation_w(need, leaf, need.gpus) for need in pods)
         short = room.short(leaf, need_w)
         if short is None:
             return None
         missing_w = need_w - room.left_w[short.name]
         what = " and ".join(
-            f"{need.role.value} {house.reserve_w(need, leaf, need.gpus):.0f} W ({need.gpus} GPUs)" for need in pods
+            f"{need.role.value} {house.reservation_w(need, leaf, need.gpus):.0f} W ({need.gpus} GPUs)" for need in pods
         )
         left_w = room.left_w[short.name]
         where = f"PowerBudget {short.name}" + ("" if short.name == leaf else f", above {leaf},")

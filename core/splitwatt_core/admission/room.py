@@ -20,7 +20,7 @@ class Choice:
     need: PodNeed
     leaf: str
     node: str
-    reserve_w: float
+    reservation_w: float
 
 
 @dataclass(slots=True)
@@ -92,13 +92,13 @@ class House:
         """By leaf, the nodes that the pod could run on if they were empty."""
         return self.kind_of(need).nodes
 
-    def reserve_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
+    def reservation_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
         """What has to be reserved for `gpus` of the pod's GPUs (the formula of `plan`), on the dearest node that it may get."""
         node = self.kind_of(need).dearest.get(leaf)
         return 0.0 if node is None else _extra_w(need, node) * gpus
 
     def counted_w(self, held: HeldPod) -> float:
-        """Meter watts that the headroom counts for a pod past its gate beyond its GPUs' idle floor."""
+        """Meter watts that the floor room counts for a pod past its gate beyond its GPUs' idle floor."""
         node = self._place(held)
         if node is None:
             return 0.0
@@ -132,7 +132,7 @@ def _floor_w(need: PodNeed, gpu_kind: str) -> float:
 
 
 def _extra_w(need: PodNeed, node: NodeRoom) -> float:
-    """Meter watts that one GPU's floor needs beyond what the headroom counts for it idle."""
+    """Meter watts that one GPU's floor needs beyond what the floor room counts for it idle."""
     return max(0.0, _floor_w(need, node.gpu_kind) - node.idle_floor_w) * node.loss_factor
 
 
@@ -145,7 +145,7 @@ class Room:
     @classmethod
     def now(cls, house: House, held: Sequence[HeldPod]) -> Room:
         """What is left after all pods past their gates."""
-        left_w = {b.name: b.headroom_floor_w for b in house.budgets.values()}
+        left_w = {b.name: b.floor_room_w for b in house.budgets.values()}
         room = cls(house, left_w, {n.name: n.free_gpus for n in house.nodes.values()})
         for pod in sorted(held, key=lambda h: (-h.need.gpus, h.need.pod)):
             leaf = _leaf_of(house, pod)
@@ -159,7 +159,7 @@ class Room:
     @classmethod
     def empty(cls, house: House, held: Sequence[HeldPod]) -> Room:
         """What would be left if every pod of ours left."""
-        left_w = {b.name: b.headroom_floor_w for b in house.budgets.values()}
+        left_w = {b.name: b.floor_room_w for b in house.budgets.values()}
         room = cls(house, left_w, {n.name: n.gpus for n in house.nodes.values()})
         for pod in held:
             if (leaf := _leaf_of(house, pod)) is not None:
@@ -194,25 +194,25 @@ class Room:
         need, rest = pods[0], pods[1:]
         usable = self.house.usable(need)
         for leaf in sorted(usable, key=lambda name: (-self.slack_w(name), name)):
-            reserve_w = self.house.reserve_w(need, leaf, need.gpus)
-            if self.short(leaf, reserve_w) is not None:
+            reservation_w = self.house.reservation_w(need, leaf, need.gpus)
+            if self.short(leaf, reservation_w) is not None:
                 continue
-            if reserve_w > 0 and any(b.name in claims.budgets for b in self.house.chain(leaf)):
+            if reservation_w > 0 and any(b.name in claims.budgets for b in self.house.chain(leaf)):
                 continue
             node = self.best_fit(need, leaf, claims.nodes)
             if node is None:
                 continue
-            self.take_w(leaf, reserve_w)
+            self.take_w(leaf, reservation_w)
             self.free[node] -= need.gpus
             others = self.place(rest, claims)
             if others is not None:
-                return (Choice(need, leaf, node, reserve_w), *others)
-            self.give_back((Choice(need, leaf, node, reserve_w),))
+                return (Choice(need, leaf, node, reservation_w), *others)
+            self.give_back((Choice(need, leaf, node, reservation_w),))
         return None
 
     def give_back(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
-            self.take_w(choice.leaf, -choice.reserve_w)
+            self.take_w(choice.leaf, -choice.reservation_w)
             self.free[choice.node] += choice.need.gpus
 
     def could_place(self, pods: Sequence[PodNeed]) -> bool:

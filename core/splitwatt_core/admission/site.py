@@ -36,7 +36,7 @@ class Site:
 
     `clusters`: by name, the spec that is acted on. `leaving`: those that are served no more: being deleted, or refused.
     `gpus`: by node, what its agent reported last. `profiles`: those in force, most specific first. From the keeper's last
-    step: `headroom_w` by budget (`Keeper.floor_headroom_w`) and `counted` by pod (`Keeper.floors_counted`). `assumed`: by
+    step: `floor_room_w` by budget (`Keeper.floor_room_w`) and `counted` by pod (`Keeper.floors_counted`). `assumed`: by
     pod uid, the leaf of a gate that was lifted, or may have been, and that no watch has shown yet.
     """
 
@@ -47,7 +47,7 @@ class Site:
     nodes: Mapping[str, NodeFact]
     gpus: Mapping[str, Sequence[GpuStatus]]
     profiles: Sequence[Profile]
-    headroom_w: Mapping[str, float]
+    floor_room_w: Mapping[str, float]
     counted: Mapping[tuple[str, str], CountedFloor] = field(default_factory=dict)
     leaving: frozenset[ClusterName] = frozenset()
     assumed: Mapping[str, str] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def _budgets(site: Site) -> tuple[BudgetRoom, ...]:
     return tuple(
         BudgetRoom(
             name=name,
-            headroom_floor_w=site.headroom_w.get(name, 0.0),
+            floor_room_w=site.floor_room_w.get(name, 0.0),
             parent=tree.parent[name],
             selector=site.budgets[name].selector,
             binding=site.budgets[tree.root[name]].mode is not Mode.OBSERVE,

@@ -206,7 +206,7 @@ class Keeper:
         seen = self._look(now_s)
         notes.extend(judge_all(seen.budgets, seen.books, seen.surveys, tree=seen.tree, now_s=now_s))
         withheld_w = raises.withheld_w(seen)
-        allowance_w = seen.target_w() - withheld_w - seen.fleet.rest_w
+        allowance_w = seen.aim_w() - withheld_w - seen.fleet.rest_w
         # From here on nobody counts on GPUs that stand aside.
         moment = replace(seen, fleet=seen.fleet.without_late(allowance_w))
         aside = seen.fleet.steerable & ~moment.fleet.steerable
@@ -318,11 +318,11 @@ class Keeper:
                 loss_factor=fleet.gpus.loss_factor,
                 parent=fleet.forest.parent,
                 headroom_w=holds.headroom_w,
-                reserve_w=holds.withheld_w,
+                withheld_w=holds.withheld_w,
             )
         )
 
-    def floor_headroom_w(self, budget: str) -> float:
+    def floor_room_w(self, budget: str) -> float:
         """`FloorRoom.left_w` of the last step; zero for an unknown budget."""
         return self._room.left_w.get(budget, 0.0)
 

@@ -133,5 +133,5 @@ def meters(m: Moment, allowance_w: NDArray[np.float64]) -> MeterColumns:
     return MeterColumns(
         limit_w=np.array([book.limit.in_force_w for book in books], dtype=np.float64),
         measured_w=np.where(speaks & np.array(judged, dtype=np.bool_), np.array(shown_w, dtype=np.float64), np.nan),
-        rest_w=m.target_w() - reserve_w - allowance_w,
+        rest_w=m.aim_w() - reserve_w - allowance_w,
     )

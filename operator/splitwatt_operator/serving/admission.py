@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER)
 PERIOD_S: Final = 1.0
-"""Nodes, budgets and headroom move all the time, so whoever waits is looked at once a second."""
+"""Nodes, budgets and floor room move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
 MAX_CONCURRENT_PATCHES: Final = 16
 
@@ -118,7 +118,7 @@ class Admitter:
                 self._store.apply(Kind.POD, answer)
                 log.info(
                     "gate lifted",
-                    extra={"pod": str(need.pod), "budget": admission.leaf, "reserve_w": round(admission.reserve_w)},
+                    extra={"pod": str(need.pod), "budget": admission.leaf, "reservation_w": round(admission.reservation_w)},
                 )
             case Rejected() as refusal:
                 log.info("gate not lifted: %s", refusal, extra={"pod": str(need.pod)})
@@ -150,7 +150,7 @@ class Admitter:
         obj = self._store.get(Kind.CLUSTER, cluster.name, cluster.namespace)
         if obj is None:
             return
-        parts = [f"{a.need.pod.name} in {a.leaf} ({a.reserve_w:.0f} W)" for a in admissions]
+        parts = [f"{a.need.pod.name} in {a.leaf} ({a.reservation_w:.0f} W)" for a in admissions]
         self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
