@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 MAX_INBOX: Final = 64
 """Versions waiting to be taken in; the oldest are dropped, for a later one says more."""
 SESSION_RETRY_S: Final = 2.0
-SILENT_RETRY_S: Final = 10.0
+LOST_RETRY_S: Final = 10.0
 """How often a start is repeated for the sake of a GPU that would not say who it is."""
 
 
@@ -77,9 +77,9 @@ class Control:
         self._upkeep = Upkeep(port, count=self._hardware.count)
         self._session: Session | None = None
         self._session_due_s = 0.0
-        self._silent_due_s = float("inf")
+        self._lost_due_s = float("inf")
         self._answering: Session | None = None
-        """The session in which a GPU that was silent has been found."""
+        """The session in which a GPU that was lost has been found."""
         self._inbox: deque[Seen] = deque(maxlen=MAX_INBOX)
         self._workloads: tuple[Mapping[str, Workload], str] = ({}, "")
         self._wake = asyncio.Event()
@@ -160,8 +160,8 @@ class Control:
         actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings)
         state = replace(state, standing=session.standing(state.workloads))
         await self._perform(session, actions)
-        if now_s >= self._silent_due_s:
-            self._look_for_silent(session)
+        if now_s >= self._lost_due_s:
+            self._look_for_lost(session)
         return state
 
     def _take_inbox(self, state: State, session: Session, listener: Listener) -> State:
@@ -200,7 +200,7 @@ class Control:
     def _why_over(self, session: Session) -> str:
         """Why another session must begin, "" when this one stands."""
         if self._answering is session:
-            return "a GPU that was silent answers again"
+            return "a GPU that was lost answers again"
         if not self._hardware.facts_due:
             return ""
         try:
@@ -234,19 +234,19 @@ class Control:
             return replace(state, trouble=str(error))
         self._hardware.adopt(session)
         self._session = session
-        self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.silent)
-        self._silent_due_s = time.monotonic() + SILENT_RETRY_S if session.silent else float("inf")
+        self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.lost)
+        self._lost_due_s = time.monotonic() + LOST_RETRY_S if session.lost else float("inf")
         log.info("%s: %d GPUs, boot %s", self._node, len(session.gpus), boot_id)
         listener.read_anew()
         return states.session_began(state, boot_id=boot_id)
 
-    def _look_for_silent(self, session: Session) -> None:
+    def _look_for_lost(self, session: Session) -> None:
         """Ask again for GPUs that did not say who they are; only when one does, a new session begins."""
-        self._silent_due_s = float("inf")
+        self._lost_due_s = float("inf")
         future = daemon_call("nvml-scan", self._port.scan)
 
         def returned(future: asyncio.Future[Inventory]) -> None:
-            self._silent_due_s = time.monotonic() + SILENT_RETRY_S
+            self._lost_due_s = time.monotonic() + LOST_RETRY_S
             error = future.exception()
             if isinstance(error, NvmlError):
                 self._hardware.count(error)

@@ -68,7 +68,7 @@ class Hardware:
         facts = self.facts_due
         if facts:
             self._facts_due_s = time.monotonic() + FACTS_EVERY_S
-        wanted = tuple(uuid for uuid in session.gpus if uuid not in session.silent)
+        wanted = tuple(uuid for uuid in session.gpus if uuid not in session.lost)
         read = partial(read_gpu, self._port, facts=facts)
         readings: dict[str, Reading] = {}
         for _ in range(MAX_REREADS):

@@ -112,15 +112,15 @@ def lost(index: int) -> tuple[int, NvmlError]:
     return index, NvmlError(call="nvmlDeviceGetHandleByIndex", code=pynvml.NVML_ERROR_GPU_IS_LOST)
 
 
-def test_a_gpu_of_this_boot_that_is_silent_stays_listed() -> None:
-    gpus, silent = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
+def test_a_gpu_of_this_boot_that_is_lost_stays_listed() -> None:
+    gpus, missing = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
     assert set(gpus) == {"a", "b"}
-    assert silent == {"b"}
+    assert missing == {"b"}
 
 
 def test_a_gpu_without_a_name_stands_in_with_the_largest_default_limit() -> None:
-    gpus, silent = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
-    assert silent == {"unreadable-index-2"}
+    gpus, missing = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
+    assert missing == {"unreadable-index-2"}
     assert gpus["unreadable-index-2"].default_mw == 700_000
 
 

@@ -162,14 +162,14 @@ def test_late_gpus_stand_at_their_charge_below_a_sum_that_is_too_high_alone() ->
     laid = fleet(*placements, pods=pods)
     assert laid.late.tolist() == [False, True, True] and laid.steerable.all()
     charged_w = laid.charged_w() - laid.rest_w
-    assert laid.without_late(charged_w) is laid, "every sum just holds"
-    below_a = laid.without_late(charged_w - np.array([0.0, 1.0, 0.0]))
+    assert laid.with_late_aside(charged_w) is laid, "every sum just holds"
+    below_a = laid.with_late_aside(charged_w - np.array([0.0, 1.0, 0.0]))
     assert below_a.steerable.tolist() == [True, False, True]
     assert len({int(below_a.gpus.group[0]), int(below_a.gpus.group[1]), int(below_a.gpus.group[2])}) == 3
     for column in (below_a.gpus.min_w, below_a.gpus.max_w, below_a.gpus.natural_w, below_a.gpus.cliff_w, below_a.gpus.cap_w):
         assert column[1] == 450.0
     assert (below_a.gpus.min_w[0], below_a.gpus.max_w[0]) == (laid.gpus.min_w[0], laid.gpus.max_w[0])
-    below_row = laid.without_late(charged_w - np.array([1.0, 0.0, 0.0]))
+    below_row = laid.with_late_aside(charged_w - np.array([1.0, 0.0, 0.0]))
     assert below_row.steerable.tolist() == [True, False, False], "the row's sum counts for both racks"
 
 
@@ -226,7 +226,7 @@ def test_what_cannot_be_steered_cannot_be_locked() -> None:
     rows = (gpu("g0", model=PROFILE.name, health=Health.LOST), gpu("g1", model=PROFILE.name, **owing))
     laid = fleet(Placement(node("n1", *rows), ("a",)))
     assert laid.clocks.top_mhz.tolist() == [0.0, 2000.0]
-    left = laid.without_late(laid.charged_w() - laid.rest_w - 1.0)
+    left = laid.with_late_aside(laid.charged_w() - laid.rest_w - 1.0)
     assert left.clocks.top_mhz.tolist() == [0.0, 0.0] and left.clocks.granted_mhz.tolist() == [0, 0]
 
 
@@ -245,16 +245,16 @@ def test_a_slot_is_a_gpus_own_and_one_for_all_of_a_pod() -> None:
 # --------------------------------------------------------------------------------------------------------------- survey
 
 
-def test_a_survey_counts_who_is_silent_unmeasured_and_unadopted() -> None:
-    silent = node("n1", gpu("g0"))
-    silent.sample_s = NOW_S - 60.0
+def test_a_survey_counts_who_is_stale_unmeasured_and_unadopted() -> None:
+    stale = node("n1", gpu("g0"))
+    stale.sample_s = NOW_S - 60.0
     bare = node("n2")
     bare.sample_s = float("-inf")
-    found = survey(Placement(silent, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",)))
-    assert (found["a"].silent, found["a"].unmeasured, found["a"].unadopted, found["a"].nodes) == (1, 2, 1, 2)
-    assert (found["row"].silent, found["row"].unmeasured, found["row"].unadopted, found["row"].nodes) == (1, 2, 1, 3)
+    found = survey(Placement(stale, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",)))
+    assert (found["a"].stale_agents, found["a"].unmeasured, found["a"].unadopted, found["a"].nodes) == (1, 2, 1, 2)
+    assert (found["row"].stale_agents, found["row"].unmeasured, found["row"].unadopted, found["row"].nodes) == (1, 2, 1, 3)
     assert found["b"].modelled_w == 120.0 + 60.0
-    assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is silent, the charge"
+    assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is stale, the charge"
 
 
 def adopted(account: NodeAccount, *, open_for_s: float = 0.0, mode: Mode = Mode.STRICT) -> bool:

@@ -114,21 +114,21 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
     leaves, used = Leaves(site.budgets.values()), gpus_used(site.pods)
     rooms: list[NodeRoom] = []
     for name, node in site.nodes.items():
-        claiming = leaves.claiming(node.labels)
-        if len(claiming) != 1:
+        selecting = leaves.selecting(node.labels)
+        if len(selecting) != 1:
             continue
         kind = kinds.get(name)
         gpus = node.gpus if takes_pods(node) else 0
         rooms.append(
             NodeRoom(
                 name=name,
-                leaf=claiming[0],
+                leaf=selecting[0],
                 labels=node.labels,
                 gpus=gpus,
                 free_gpus=max(0, gpus - used.get(name, 0)),
                 gpu_kind="" if kind is None else str(kind),
                 idle_floor_w=0.0 if kind is None else float(kind.min_w),
-                loss_factor=site.budgets[claiming[0]].loss_factor,
+                loss_factor=site.budgets[selecting[0]].loss_factor,
             )
         )
     return tuple(rooms)

@@ -208,7 +208,7 @@ class Keeper:
         withheld_w = raises.withheld_w(seen)
         allowance_w = seen.aim_w() - withheld_w - seen.fleet.rest_w
         # From here on nobody counts on GPUs that stand aside.
-        moment = replace(seen, fleet=seen.fleet.without_late(allowance_w))
+        moment = replace(seen, fleet=seen.fleet.with_late_aside(allowance_w))
         aside = seen.fleet.steerable & ~moment.fleet.steerable
         decided = self._ask(moment, allowance_w)
         cap_w = self._owed(seen, aside, allowance_w, decided.cap_w)

@@ -23,7 +23,7 @@ from splitwatt_core.gpus.profiles import Profile
 @dataclass(frozen=True, slots=True)
 class Moment:
     """`budgets`, `books` and `surveys` have one entry per budget, in the tree's order. `conflicts`: nodes that several leaves
-    claim, with those leaves."""
+    select, with those leaves."""
 
     now_s: float
     budgets: tuple[BudgetSpec, ...]

@@ -118,7 +118,7 @@ def _at(columns: Columns, which: NDArray[np.int64] | slice) -> Columns:
 def meters(m: Moment, allowance_w: NDArray[np.float64]) -> MeterColumns:
     """The limits in force, and of each budget what its meter reads, or where it has none what stands in for it.
 
-    What stands in for a meter that is there and silent is no reading here, in the budget itself and in all above that add it
+    What stands in for a meter that is there and stale is no reading here, in the budget itself and in all above that add it
     up: agents tell of what is declared, so it would look like watts that nobody draws any more. Nor is anything read before
     a budget's first caps can show (`FIRST_JUDGEMENT_S`).
     """

@@ -78,7 +78,7 @@ class _Findings:
     """What is to be said of single budgets, by their names, gathered in one pass over the fleet each.
 
     sick: sentences about GPUs whose caps are not enforced, for their leaf and every budget above it. mute: nodes below whose
-    agents do not answer. clashes: nodes that several leaves claim. reasons: the policies', by the leaf they speak of."""
+    agents do not answer. clashes: nodes that several leaves select. reasons: the policies', by the leaf they speak of."""
 
     def __init__(self, j: Judgement) -> None:
         m, tree, fleet = j.moment, j.moment.tree, j.moment.fleet
@@ -119,8 +119,8 @@ def _ready(found: _Findings, name: str, book: Book, survey: Survey, *, observes:
     if held is not None:
         return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {held}")
     if name in found.mute:
-        silent = _some(sorted(found.mute[name]))
-        text = f"limit {book.limit.spec_w} W is kept; grants to {silent} are not acknowledged: look at those agents"
+        agents = _some(sorted(found.mute[name]))
+        text = f"limit {book.limit.spec_w} W is kept; grants to {agents} are not acknowledged: look at those agents"
         return Condition("Ready", True, "AcknowledgementsLate", text)
     return Condition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
 

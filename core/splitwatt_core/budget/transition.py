@@ -65,8 +65,8 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     # No grant yet, or its true cap unknown: below a sum that is too high even a "lowering" may raise the truth.
     first = ~known
     caps[first] = np.where(over[first], t.min_w[first], np.minimum(t.target_w[first], t.charge_w[first].astype(np.int32)))
-    blind = known & ~t.trusted & over
-    caps[blind] = np.minimum(caps[blind], t.min_w[blind])
+    untrusted = known & ~t.trusted & over
+    caps[untrusted] = np.minimum(caps[untrusted], t.min_w[untrusted])
 
     wants = t.may_raise & t.trusted & known & ~over & (t.target_w > caps)
     within = wants & (t.target_w <= t.charge_w)
