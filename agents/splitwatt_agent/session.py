@@ -19,7 +19,7 @@ from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Re
 from splitwatt_core.protocol.node_guard import NodeGuard
 
 from splitwatt_agent.nvml import Inventory, NvmlPort
-from splitwatt_agent.sampling import Reading
+from splitwatt_agent.sampling import GpuReading
 from splitwatt_agent.state_dir import StateDir
 
 UNREADABLE_PREFIX: Final = "unreadable-index-"
@@ -74,7 +74,7 @@ class Session:
             lowered=self.guard.lowered,
         )
 
-    def readbacks(self, readings: Mapping[str, Reading], stuck: frozenset[str]) -> dict[str, Readback]:
+    def readbacks(self, readings: Mapping[str, GpuReading], stuck: frozenset[str]) -> dict[str, Readback]:
         """By GPU; `stuck` are those whose read has not returned."""
         readbacks = {uuid: reading.readback for uuid, reading in readings.items()}
         readbacks |= dict.fromkeys(stuck, Readback(None, None, Health.HUNG))

@@ -31,9 +31,9 @@ from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionPlan,
     AdmissionSnapshot,
+    AdmissionVerdict,
     ClusterWant,
     PodNeed,
-    Verdict,
 )
 from splitwatt_core.clusters import ClusterName, Role
 
@@ -66,7 +66,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     claims = Claims()
     standing = _standing(snapshot)
     admissions: list[Admission] = []
-    verdicts: dict[ClusterName, Verdict] = {}
+    verdicts: dict[ClusterName, AdmissionVerdict] = {}
     units, unborn = _units(snapshot, standing)
     verdicts |= unborn
     hopeless: set[tuple[ClusterName, object]] = set()
@@ -74,8 +74,8 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
         cluster = unit.want.cluster
         if unit.lag > PAIR_LAG and not _wanted(unit.want) <= standing.get(cluster, set()):
             continue  # its first pair waits; that verdict stands
-        kind = (cluster, house.kind_of(unit.pods[0]).key)
-        if kind in hopeless:
+        alike = (cluster, house.offer_to(unit.pods[0]).key)
+        if alike in hopeless:
             continue  # room only shrinks: what did not fit for its sibling does not fit now
         placed = room.place(unit.pods, claims)
         if placed is None:
@@ -84,7 +84,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
             if empty.could_place(unit.pods):
                 _claim(unit, room, claims)
             if len(unit.pods) == 1:
-                hopeless.add(kind)
+                hopeless.add(alike)
             continue
         for choice in placed:
             standing.setdefault(cluster, set()).add(choice.need.role)
@@ -111,7 +111,7 @@ def _standing(snapshot: AdmissionSnapshot) -> dict[ClusterName, set[Role]]:
 
 def _units(
     snapshot: AdmissionSnapshot, standing: Mapping[ClusterName, set[Role]]
-) -> tuple[list[_Unit], dict[ClusterName, Verdict]]:
+) -> tuple[list[_Unit], dict[ClusterName, AdmissionVerdict]]:
     """What is to be admitted, in order, and the clusters that wait for their own pods to be created."""
     waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):
@@ -121,13 +121,13 @@ def _units(
         if not held.terminating:
             past[held.need.cluster, held.need.role] = past.get((held.need.cluster, held.need.role), 0) + 1
     units: list[_Unit] = []
-    verdicts: dict[ClusterName, Verdict] = {}
+    verdicts: dict[ClusterName, AdmissionVerdict] = {}
     for want in snapshot.clusters:
         missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
         queues = {role: list(waiting.get((want.cluster, role), ())) for role in Role}
         unborn = [role.value for role in missing if not queues[role]]
         if unborn:
-            verdicts[want.cluster] = Verdict(
+            verdicts[want.cluster] = AdmissionVerdict(
                 False, "WaitingForPods", f"Waits for the first {' and '.join(unborn)} pod to be created."
             )
             continue
@@ -157,12 +157,12 @@ def _claim(unit: _Unit, room: Room, claims: Claims) -> None:
 # ------------------------------------------------------------------------------------------------------------ sentences
 
 
-def _all_admitted(want: ClusterWant) -> Verdict:
+def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
     counts = " and ".join(f"{want.replicas.get(role, 0)} {role.value}" for role in Role)
-    return Verdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
+    return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
 
 
-def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, unit: _Unit) -> Verdict:
+def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, unit: _Unit) -> AdmissionVerdict:
     """Why the unit waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
     for need in unit.pods:
         verdict = _no_node(snapshot, house, need) or _no_gpus(house, room, need) or _no_watts(house, room, (need,))
@@ -171,21 +171,21 @@ def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Clai
     behind = _ahead(house, claims, unit.pods)
     if behind:
         names = ", ".join(str(name) for name in behind)
-        return Verdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
+        return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
     together = _no_watts(house, room, unit.pods)
     if together is not None:
         return together
     roles = " and ".join(need.role.value for need in unit.pods)
-    return Verdict(False, "InsufficientGPUs", f"The {roles} replicas fit one by one, but not together: GPUs are short.")
+    return AdmissionVerdict(False, "InsufficientGPUs", f"The {roles} replicas fit one by one, but not together: GPUs are short.")
 
 
-def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdict | None:
+def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> AdmissionVerdict | None:
     if house.usable(need):
         return None
     matching = [n for n in snapshot.nodes if need.matches(n.labels)]
     labels = ", ".join(f"{k}={v}" for k, v in sorted(need.selector.match_labels.items())) or "any label"
     if not matching:
-        return Verdict(
+        return AdmissionVerdict(
             False,
             "NoMatchingNodes",
             f"The {need.role.value} role asks for nodes with {labels}, but no schedulable node of any leaf PowerBudget "
@@ -193,7 +193,7 @@ def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdic
         )
     largest = max(n.gpus for n in matching)
     if largest < need.gpus:
-        return Verdict(
+        return AdmissionVerdict(
             False,
             "NoMatchingNodes",
             f"The {need.role.value} role asks for {need.gpus} GPUs on one node, but the largest of {len(matching)} "
@@ -202,24 +202,24 @@ def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdic
     faults = {n.leaf: fault for n in matching if n.name in house.nodes and (fault := house.budgets[n.leaf].fault)}
     if faults:
         leaf, fault = min(faults.items())
-        return Verdict(
+        return AdmissionVerdict(
             False,
             "InvalidTree",
             f"No pod is let into PowerBudget {leaf} while nobody knows what the budgets above it can spare. {fault}.",
         )
-    return Verdict(
+    return AdmissionVerdict(
         False,
         "NoAgentReport",
         f"None of {len(matching)} nodes for the {need.role.value} role has GPUs reported by its power agent yet.",
     )
 
 
-def _no_gpus(house: House, room: Room, need: PodNeed) -> Verdict | None:
+def _no_gpus(house: House, room: Room, need: PodNeed) -> AdmissionVerdict | None:
     nodes = [n for nodes in house.usable(need).values() for n in nodes]
     freest = max(room.free[n.name] for n in nodes)
     if freest >= need.gpus:
         return None
-    return Verdict(
+    return AdmissionVerdict(
         False,
         "InsufficientGPUs",
         f"The {need.role.value} replica needs {need.gpus} free GPUs on one node; of {len(nodes)} matching nodes the "
@@ -227,7 +227,7 @@ def _no_gpus(house: House, room: Room, need: PodNeed) -> Verdict | None:
     )
 
 
-def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> Verdict | None:
+def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict | None:
     """The sentence for the leaf that misses least, or None when the watts are there somewhere."""
     best: tuple[float, str] | None = None
     for leaf in _common_leaves(house, pods):
@@ -247,7 +247,7 @@ def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> Verdict | No
         )
         if best is None or missing_w < best[0]:
             best = (missing_w, text)
-    return None if best is None else Verdict(False, "InsufficientPower", best[1])
+    return None if best is None else AdmissionVerdict(False, "InsufficientPower", best[1])
 
 
 def _common_leaves(house: House, pods: Sequence[PodNeed]) -> list[str]:

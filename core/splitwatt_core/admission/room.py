@@ -32,7 +32,7 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Offer:
     """What a snapshot offers to pods that ask for the same. By leaf: the `nodes` that would do, and the `dearest` of them,
     or of all there where none would; `anywhere`: the dearest of the whole house, None in an empty one."""
 
@@ -51,8 +51,8 @@ class House:
         self._by_leaf: dict[str, list[NodeRoom]] = {}
         for node in sorted(self.nodes.values(), key=lambda n: n.name):
             self._by_leaf.setdefault(node.leaf, []).append(node)
-        self._offers: dict[object, Kind] = {}
-        self._kinds: dict[str, Kind] = {}
+        self._offers: dict[object, Offer] = {}
+        self._by_pod: dict[str, Offer] = {}
 
     def chain(self, leaf: str) -> Iterator[BudgetRoom]:
         """The leaf and its ancestors; ends at a parent that is not there, and at a cycle."""
@@ -64,16 +64,16 @@ class House:
             yield room
             name = room.parent
 
-    def kind_of(self, need: PodNeed) -> Kind:
-        """Pods of one kind are interchangeable for placement."""
-        if need.uid not in self._kinds:
+    def offer_to(self, need: PodNeed) -> Offer:
+        """Pods that get one offer are interchangeable for placement."""
+        if need.uid not in self._by_pod:
             key = (need.gpus, repr((need.selector, need.terms)), tuple(sorted(need.floor_w.items())))
             if key not in self._offers:
                 self._offers[key] = self._offer(key, need)
-            self._kinds[need.uid] = self._offers[key]
-        return self._kinds[need.uid]
+            self._by_pod[need.uid] = self._offers[key]
+        return self._by_pod[need.uid]
 
-    def _offer(self, key: object, need: PodNeed) -> Kind:
+    def _offer(self, key: object, need: PodNeed) -> Offer:
         found = {}
         for leaf, nodes in self._by_leaf.items():
             if self.budgets[leaf].fault:
@@ -86,15 +86,15 @@ class House:
             return _extra_w(need, node), node.name
 
         dearest = {leaf: max(found.get(leaf, nodes), key=price) for leaf, nodes in self._by_leaf.items()}
-        return Kind(key, found, dearest, max(dearest.values(), key=price, default=None))
+        return Offer(key, found, dearest, max(dearest.values(), key=price, default=None))
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""
-        return self.kind_of(need).nodes
+        return self.offer_to(need).nodes
 
     def reservation_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
         """What has to be reserved for `gpus` of the pod's GPUs (the formula of `plan`), on the dearest node that it may get."""
-        node = self.kind_of(need).dearest.get(leaf)
+        node = self.offer_to(need).dearest.get(leaf)
         return 0.0 if node is None else _extra_w(need, node) * gpus
 
     def counted_w(self, held: HeldPod) -> float:
@@ -122,8 +122,8 @@ class House:
         node = self.nodes.get(held.node or "")
         if node is not None:
             return node
-        kind = self.kind_of(held.need)
-        return kind.dearest.get(held.leaf or "", kind.anywhere)
+        offer = self.offer_to(held.need)
+        return offer.dearest.get(held.leaf or "", offer.anywhere)
 
 
 def _floor_w(need: PodNeed, gpu_kind: str) -> float:

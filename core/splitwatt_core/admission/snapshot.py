@@ -121,7 +121,7 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AdmissionVerdict:
     """The condition PowerAdmitted of one cluster. `reason` is one CamelCase word, `message` has the numbers."""
 
     admitted: bool
@@ -132,4 +132,4 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class AdmissionPlan:
     admissions: tuple[Admission, ...]
-    verdicts: Mapping[ClusterName, Verdict]
+    verdicts: Mapping[ClusterName, AdmissionVerdict]

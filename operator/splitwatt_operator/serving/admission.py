@@ -21,7 +21,7 @@ from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import PodName
 from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot
-from splitwatt_core.admission.standing import Standing, standings
+from splitwatt_core.admission.standing import ClusterStanding, standings
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName
@@ -66,7 +66,7 @@ class Admitter:
         self._recorder = recorder
         self._changed = changed
         self._assumed = Assumed()
-        self.standings: Mapping[ClusterName, Standing] = {}
+        self.standings: Mapping[ClusterName, ClusterStanding] = {}
 
     async def run(self) -> None:
         changes = self._store.subscribe(WAKING_KINDS)
@@ -138,7 +138,7 @@ class Admitter:
         if pod is not None:
             self._store.apply(Kind.POD, pod)
 
-    def _show(self, admissions: Sequence[Admission], now: Mapping[ClusterName, Standing]) -> None:
+    def _show(self, admissions: Sequence[Admission], now: Mapping[ClusterName, ClusterStanding]) -> None:
         changed = [name for name, standing in now.items() if self.standings.get(name) != standing]
         self.standings = now
         for name in changed:
@@ -154,7 +154,7 @@ class Admitter:
         self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
-def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, Standing]]:
+def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, ClusterStanding]]:
     snapshot = snapshot_of(site)
     plan = plan_admission(snapshot)
     return snapshot, plan, standings(snapshot, plan)
