@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from splitwatt_core.columns import GpuColumns, PhaseCode, Posture
 from splitwatt_core.policies.pacing import Pace
 from splitwatt_core.policies.phase_aware import PhaseAware
-from splitwatt_core.policies.signature import Policy, PowerSnapshot, Unassigned, check_decision, drawn_w
+from splitwatt_core.policies.signature import Policy, PowerSnapshot, Unassigned, cap_sums_w, check_decision
 from splitwatt_core.policies.uniform import Uniform
 from support.forests import snapshots
 
@@ -47,7 +47,7 @@ def below(snapshot: PowerSnapshot, budget: int) -> list[int]:
 
 def is_full(snapshot: PowerSnapshot, cap_w: np.ndarray, budget: int) -> bool:
     """Less is left than rounding every cap below it down to a whole watt can leave."""
-    left_w = snapshot.budgets.allowance_w[budget] - drawn_w(snapshot, cap_w)[budget]
+    left_w = snapshot.budgets.allowance_w[budget] - cap_sums_w(snapshot, cap_w)[budget]
     return bool(left_w < snapshot.gpus.loss_factor[below(snapshot, budget)].sum() + 1e-6)
 
 
@@ -61,7 +61,7 @@ def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot
     assert decision.cap_w.dtype == np.int32 and decision.max_clock_mhz.shape == decision.cap_w.shape
     for group in np.unique(gpus.group):
         assert len(set(decision.cap_w[gpus.group == group].tolist())) == 1
-    missing = drawn_w(snapshot, gpus.min_w.astype(np.int32)) - snapshot.budgets.allowance_w
+    missing = cap_sums_w(snapshot, gpus.min_w.astype(np.int32)) - snapshot.budgets.allowance_w
     assert decision.short_w == pytest.approx(np.maximum(missing, 0.0), abs=1e-6)
     for b in np.flatnonzero(decision.short_w > 0):
         for i in below(snapshot, int(b)):

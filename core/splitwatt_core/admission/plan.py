@@ -9,12 +9,12 @@ meter watts: the floor room counts an unused GPU at its idle floor already. It t
 floors too, so a higher class shrinks lower ones to their floors simply by being admitted; nobody is evicted here. A pod
 past its gate whose GPUs it does not count yet stays reserved (assume), so the same watts are never promised twice.
 
-**Order.** Units are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
-cluster's first prefill and decode pod are one unit: both are admitted, or neither, so that half-admitted clusters cannot
-wait for each other; further replicas follow when every role of the cluster stands.
+**Order.** Gangs are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
+cluster's first prefill and decode pod are one gang: both are admitted, or neither, so that half-admitted clusters cannot
+wait for each other; further replicas, each a gang of one, follow when every role of the cluster stands.
 
-**No overtaking.** A unit that has to wait, but would fit if others left, claims the nodes it could use and the budgets that
-are short for it: nobody behind it in the order gets these, or small units would starve it for ever. A unit that could not
+**No overtaking.** A gang that has to wait, but would fit if others left, claims the nodes it could use and the budgets that
+are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
 fit even into empty leaves claims nothing.
 
 Invariant: no plan makes any binding budget's floor room, less all reservations below it, negative or more negative.
@@ -42,7 +42,7 @@ PAIR_LAG: Final = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class _Gang:
     """Pods that are admitted together. `lag`: the share of its role's replicas that are admitted already."""
 
     want: ClusterWant
@@ -67,23 +67,23 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     standing = _standing(snapshot)
     admissions: list[Admission] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
-    units, unborn = _units(snapshot, standing)
+    gangs, unborn = _gangs(snapshot, standing)
     verdicts |= unborn
     hopeless: set[tuple[ClusterName, object]] = set()
-    for unit in units:
-        cluster = unit.want.cluster
-        if unit.lag > PAIR_LAG and not _wanted(unit.want) <= standing.get(cluster, set()):
+    for gang in gangs:
+        cluster = gang.want.cluster
+        if gang.lag > PAIR_LAG and not _wanted(gang.want) <= standing.get(cluster, set()):
             continue  # its first pair waits; that verdict stands
-        alike = (cluster, house.offer_to(unit.pods[0]).key)
+        alike = (cluster, house.offer_to(gang.pods[0]).key)
         if alike in hopeless:
             continue  # room only shrinks: what did not fit for its sibling does not fit now
-        placed = room.place(unit.pods, claims)
+        placed = room.place(gang.pods, claims)
         if placed is None:
             if cluster not in verdicts:
-                verdicts[cluster] = _refusal(snapshot, house, room, claims, unit)
-            if empty.could_place(unit.pods):
-                _claim(unit, room, claims)
-            if len(unit.pods) == 1:
+                verdicts[cluster] = _refusal(snapshot, house, room, claims, gang)
+            if empty.could_place(gang.pods):
+                _claim(gang, room, claims)
+            if len(gang.pods) == 1:
                 hopeless.add(alike)
             continue
         for choice in placed:
@@ -109,9 +109,9 @@ def _standing(snapshot: AdmissionSnapshot) -> dict[ClusterName, set[Role]]:
     return standing
 
 
-def _units(
+def _gangs(
     snapshot: AdmissionSnapshot, standing: Mapping[ClusterName, set[Role]]
-) -> tuple[list[_Unit], dict[ClusterName, AdmissionVerdict]]:
+) -> tuple[list[_Gang], dict[ClusterName, AdmissionVerdict]]:
     """What is to be admitted, in order, and the clusters that wait for their own pods to be created."""
     waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):
@@ -120,7 +120,7 @@ def _units(
     for held in snapshot.held:
         if not held.terminating:
             past[held.need.cluster, held.need.role] = past.get((held.need.cluster, held.need.role), 0) + 1
-    units: list[_Unit] = []
+    gangs: list[_Gang] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
     for want in snapshot.clusters:
         missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
@@ -132,20 +132,20 @@ def _units(
             )
             continue
         if missing:
-            units.append(_Unit(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
+            gangs.append(_Gang(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
         for role, queue in queues.items():
             admitted = past.get((want.cluster, role), 0) + (1 if role in missing else 0)
             replicas = want.replicas.get(role, 0)
             for ordinal, need in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
-                units.append(_Unit(want, ordinal / replicas, (need,)))
-    return sorted(units, key=lambda unit: unit.order), verdicts
+                gangs.append(_Gang(want, ordinal / replicas, (need,)))
+    return sorted(gangs, key=lambda gang: gang.order), verdicts
 
 
-def _claim(unit: _Unit, room: Room, claims: Claims) -> None:
-    """Hold back what the waiting unit needs from everyone behind it."""
-    house, cluster = room.house, unit.want.cluster
-    dearest_w = sum(max(house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in unit.pods)
-    for need in unit.pods:
+def _claim(gang: _Gang, room: Room, claims: Claims) -> None:
+    """Hold back what the waiting gang needs from everyone behind it."""
+    house, cluster = room.house, gang.want.cluster
+    dearest_w = sum(max(house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in gang.pods)
+    for need in gang.pods:
         for leaf, nodes in house.usable(need).items():
             for node in nodes:
                 claims.nodes.setdefault(node.name, cluster)
@@ -162,20 +162,20 @@ def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
     return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
 
 
-def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, unit: _Unit) -> AdmissionVerdict:
-    """Why the unit waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
-    for need in unit.pods:
+def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, gang: _Gang) -> AdmissionVerdict:
+    """Why the gang waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
+    for need in gang.pods:
         verdict = _no_node(snapshot, house, need) or _no_gpus(house, room, need) or _no_watts(house, room, (need,))
         if verdict is not None:
             return verdict
-    behind = _ahead(house, claims, unit.pods)
+    behind = _ahead(house, claims, gang.pods)
     if behind:
         names = ", ".join(str(name) for name in behind)
         return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
-    together = _no_watts(house, room, unit.pods)
+    together = _no_watts(house, room, gang.pods)
     if together is not None:
         return together
-    roles = " and ".join(need.role.value for need in unit.pods)
+    roles = " and ".join(need.role.value for need in gang.pods)
     return AdmissionVerdict(False, "InsufficientGPUs", f"The {roles} replicas fit one by one, but not together: GPUs are short.")
 
 

@@ -25,7 +25,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Claims:
-    """What waiting units hold back from everyone behind them, each with who claims it."""
+    """What waiting gangs hold back from everyone behind them, each with who claims it."""
 
     nodes: dict[str, ClusterName] = field(default_factory=dict)
     budgets: dict[str, ClusterName] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def _extra_w(need: PodNeed, node: NodeRoom) -> float:
 
 
 class Room:
-    """Watts left per budget and free GPUs per node, as units are placed."""
+    """Watts left per budget and free GPUs per node, as gangs are placed."""
 
     def __init__(self, house: House, left_w: dict[str, float], free: dict[str, int]) -> None:
         self.house, self.left_w, self.free = house, left_w, free

@@ -55,7 +55,7 @@ class Remembered:
 
 
 class PhaseAware:
-    """Policy; see policy.Policy. Pure: holds its settings and no state."""
+    """Policy; see signature.Policy. Pure: holds its settings and no state."""
 
     name = "PhaseAware"
 

@@ -52,7 +52,7 @@ class PolcaMemory:
 
 
 class Polca:
-    """Policy; see policy.Policy. Pure: holds its settings and no state."""
+    """Policy; see signature.Policy. Pure: holds its settings and no state."""
 
     name = "Polca"
 
