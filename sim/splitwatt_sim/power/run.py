@@ -8,8 +8,8 @@ first, then owners, then telemetry, then the keeper.
 The site is adopted before the first request: GPUs begin at their default limits, idle, and the keeper has WARM_UP_S to bring
 them below every limit. Nothing here decides anything about power; the same rules that run on a cluster do.
 
-Not simulated here: failures of any kind but a silent meter, the node guard (nothing fails that it could guard against), and
-time on the network beyond the actuator's latency.
+Not simulated here: failures of any kind but a meter that gives nothing, the node guard (nothing fails that it could guard
+against), and time on the network beyond the actuator's latency.
 """
 
 from __future__ import annotations
