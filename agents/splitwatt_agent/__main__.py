@@ -13,7 +13,7 @@ from splitwatt_client import ConfigurationError
 from splitwatt_shell.address import AddressError, parse_address
 from splitwatt_shell.serve import ListenError
 
-from splitwatt_agent.agent import Settings, run
+from splitwatt_agent.agent import AgentSettings, run
 from splitwatt_agent.nvml import PynvmlPort
 from splitwatt_agent.state_dir import StateDirError
 from splitwatt_agent.workloads import ArgumentError, socket_path
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"splitwatt-agent: {message}; see --help\n")
 
 
-def parse(argv: Sequence[str] | None = None) -> Settings:
+def parse(argv: Sequence[str] | None = None) -> AgentSettings:
     """Exits with status 2 and one sentence on bad input."""
     parser = _Parser(prog="splitwatt-agent", description="Keeps one node's GPUs at the power caps they were granted.")
     parser.add_argument("--node-name", required=True, metavar="NAME", help="this node's name; its NodePower has the same")
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         pod_resources = socket_path(given.pod_resources)
     except (AddressError, ArgumentError) as error:
         parser.error(str(error))
-    return Settings(
+    return AgentSettings(
         node=given.node_name,
         state_dir=given.state_dir,
         boot_id_file=given.boot_id_file,

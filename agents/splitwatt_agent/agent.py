@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class AgentSettings:
     """What the command line says. `pod_resources` None: workloads are not asked for. `kubeconfig` None: in-cluster."""
 
     node: str
@@ -35,7 +35,7 @@ class Settings:
     sample_period_s: float
 
 
-async def run(settings: Settings, port: NvmlPort) -> None:
+async def run(settings: AgentSettings, port: NvmlPort) -> None:
     """Until SIGTERM or SIGINT. Raises StateDirError, ListenError, ConfigurationError before anything was touched."""
     state_dir = StateDir(settings.state_dir)
     try:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition, merge
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, Status
-from splitwatt_core.protocol.enforcer import Verdict
+from splitwatt_core.protocol.enforcer import ObjectVerdict
 
 UNACKED_GRACE_S: Final = 2.0
 """A grant may take this long to be applied before CapsEnforced speaks of it."""
@@ -24,7 +24,7 @@ LEASE_HELD: Final = "LeaseHeld"
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ControlView:
     """What the control loop knows after one tick. Watts; `overdue_s` per GPU whose newest grant is not acknowledged."""
 
     observed_uid: str
@@ -35,7 +35,7 @@ class View:
     overdue_s: Mapping[str, float]
     persistence: Mapping[str, str]
     """Per GPU: "" when persistence mode is on, else why not."""
-    verdict: Verdict | None
+    verdict: ObjectVerdict | None
     unknown_gpus: tuple[str, ...]
     mode: Mode | None
     lowered: Mapping[str, int]
@@ -64,7 +64,7 @@ class Report:
         return (self.observed_uid, self.observed_term, self.boot_id, lines)
 
 
-def report_of(view: View) -> Report:
+def report_of(view: ControlView) -> Report:
     conditions = [_ready(view), _caps_enforced(view)]
     if view.mode is Mode.OVERSUBSCRIBED:
         conditions.append(
@@ -89,7 +89,7 @@ def status_to_write(report: Report, *, written_at: str, previous: Iterable[Condi
     )
 
 
-def _ready(view: View) -> Condition:
+def _ready(view: ControlView) -> Condition:
     def no(reason: str, message: str) -> Condition:
         return Condition(READY, False, reason, message)
 
@@ -99,17 +99,17 @@ def _ready(view: View) -> Condition:
         return no("InvalidSpec", f"The spec cannot be understood: {view.contract_error}; caps are held.")
     if view.disk_error:
         return no("StateNotDurable", f"The state directory refuses writes: {view.disk_error}; caps are only lowered.")
-    if view.verdict is Verdict.WRONG_UID:
+    if view.verdict is ObjectVerdict.WRONG_UID:
         return no("WrongUID", "The spec was written for another object (restored or recreated); caps are held.")
-    if view.verdict is Verdict.LOWER_TERM:
+    if view.verdict is ObjectVerdict.LOWER_TERM:
         return no("LowerTerm", "The spec is of an older term than one already seen on this node; caps are held.")
     if view.unknown_gpus:
         return no("UnknownGPUs", f"The spec grants to GPUs this node does not have: {', '.join(view.unknown_gpus)}.")
-    if view.verdict is None or view.verdict is Verdict.UNSYNCED:
+    if view.verdict is None or view.verdict is ObjectVerdict.UNSYNCED:
         return no("NotSynced", "The object has not been read since this agent started; caps are held.")
     if not view.gpus:
         return no("NoGPUs", "NVML finds no GPU on this node.")
-    if view.verdict is Verdict.NO_SPEC or not view.granted_w:
+    if view.verdict is ObjectVerdict.NO_SPEC or not view.granted_w:
         return Condition(READY, True, "NoGrants", f"{len(view.gpus)} GPUs are read; nothing is granted yet.")
     message = f"{len(view.gpus)} GPUs are read, {len(view.granted_w)} grants of term {view.observed_term} are in force."
     if view.lowered:
@@ -130,7 +130,7 @@ _TROUBLES: Final[Mapping[Health, tuple[str, str]]] = {
 }
 
 
-def _caps_enforced(view: View) -> Condition:
+def _caps_enforced(view: ControlView) -> Condition:
     """The reason is the first trouble found, in the order of the GPUs; the message has a sentence for each GPU."""
     troubles: list[tuple[str, str]] = []
     for gpu in view.gpus:
@@ -147,7 +147,7 @@ def _caps_enforced(view: View) -> Condition:
     return Condition(CAPS_ENFORCED, True, "ReadBack", f"All {len(view.granted_w)} granted caps were read back.")
 
 
-def _trouble_of(view: View, gpu: GpuStatus) -> tuple[str, str] | None:
+def _trouble_of(view: ControlView, gpu: GpuStatus) -> tuple[str, str] | None:
     known = _TROUBLES.get(gpu.health)
     if known is not None:
         return known
@@ -159,7 +159,7 @@ def _trouble_of(view: View, gpu: GpuStatus) -> tuple[str, str] | None:
     return None
 
 
-def _limits(view: View, gpu: GpuStatus) -> str:
+def _limits(view: ControlView, gpu: GpuStatus) -> str:
     cap_w = view.granted_w.get(gpu.uuid)
     if cap_w is None or gpu.management_w is None:
         return ""

@@ -31,7 +31,7 @@ from splitwatt_agent import state as states
 from splitwatt_agent.hardware import Hardware
 from splitwatt_agent.nvml import Inventory, NvmlError, NvmlPort
 from splitwatt_agent.session import Session
-from splitwatt_agent.state import REWOUND_S, Seen, State
+from splitwatt_agent.state import REWOUND_S, ControlState, SeenVersion
 from splitwatt_agent.state_dir import StateDir, StateDirError
 from splitwatt_agent.threads import daemon_call
 from splitwatt_agent.upkeep import DurableRecord, Upkeep
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 MAX_INBOX: Final = 64
 """Versions waiting to be taken in; the oldest are dropped, for a later one says more."""
 SESSION_RETRY_S: Final = 2.0
-SILENT_RETRY_S: Final = 10.0
+LOST_RETRY_S: Final = 10.0
 """How often a start is repeated for the sake of a GPU that would not say who it is."""
 
 
@@ -77,16 +77,16 @@ class Control:
         self._upkeep = Upkeep(port, count=self._hardware.count)
         self._session: Session | None = None
         self._session_due_s = 0.0
-        self._silent_due_s = float("inf")
+        self._lost_due_s = float("inf")
         self._answering: Session | None = None
-        """The session in which a GPU that was silent has been found."""
-        self._inbox: deque[Seen] = deque(maxlen=MAX_INBOX)
+        """The session in which a GPU that was lost has been found."""
+        self._inbox: deque[SeenVersion] = deque(maxlen=MAX_INBOX)
         self._workloads: tuple[Mapping[str, Workload], str] = ({}, "")
         self._wake = asyncio.Event()
-        self._state = State(ticked_s=time.monotonic())
+        self._state = ControlState(ticked_s=time.monotonic())
 
     @property
-    def state(self) -> State:
+    def state(self) -> ControlState:
         """As of the end of the last tick."""
         return self._state
 
@@ -126,7 +126,7 @@ class Control:
         finally:
             self._hardware.close()
 
-    async def _tick(self, state: State, listener: Listener) -> State:
+    async def _tick(self, state: ControlState, listener: Listener) -> ControlState:
         workloads, workloads_error = self._workloads
         state = replace(state, workloads=workloads, workloads_error=workloads_error)
         if self._session is not None and (why := self._why_over(self._session)):
@@ -146,7 +146,7 @@ class Control:
         )
         return states.closed(state, time.monotonic())
 
-    async def _cycle(self, state: State, session: Session, listener: Listener) -> State:
+    async def _cycle(self, state: ControlState, session: Session, listener: Listener) -> ControlState:
         readings = await self._hardware.read(session)
         state = states.with_readings(state, readings, time.monotonic())
         if any(reading.driver_gone for reading in readings.values()):
@@ -160,11 +160,11 @@ class Control:
         actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings)
         state = replace(state, standing=session.standing(state.workloads))
         await self._perform(session, actions)
-        if now_s >= self._silent_due_s:
-            self._look_for_silent(session)
+        if now_s >= self._lost_due_s:
+            self._look_for_lost(session)
         return state
 
-    def _take_inbox(self, state: State, session: Session, listener: Listener) -> State:
+    def _take_inbox(self, state: ControlState, session: Session, listener: Listener) -> ControlState:
         while self._inbox:
             version = self._inbox.popleft()
             if version.error:
@@ -178,7 +178,7 @@ class Control:
                 asyncio.get_running_loop().call_later(REWOUND_S, listener.read_anew)
         return state
 
-    def _take_inbox_without_gpus(self, state: State) -> State:
+    def _take_inbox_without_gpus(self, state: ControlState) -> ControlState:
         """Without a driver nothing is enforced, but the status that says so needs the object's newest version."""
         while self._inbox:
             state = replace(state, observed=self._inbox.popleft().node_power)
@@ -200,7 +200,7 @@ class Control:
     def _why_over(self, session: Session) -> str:
         """Why another session must begin, "" when this one stands."""
         if self._answering is session:
-            return "a GPU that was silent answers again"
+            return "a GPU that was lost answers again"
         if not self._hardware.facts_due:
             return ""
         try:
@@ -212,12 +212,12 @@ class Control:
     def _read_boot_id(self) -> str:
         return self._boot_id_file.read_text(encoding="ascii").strip()
 
-    def _end_session(self, state: State, why: str) -> State:
+    def _end_session(self, state: ControlState, why: str) -> ControlState:
         log.warning("%s: %s", self._node, why)
         self._session = None
         return states.session_ended(state, why)
 
-    async def _begin_session(self, state: State, listener: Listener) -> State:
+    async def _begin_session(self, state: ControlState, listener: Listener) -> ControlState:
         """Raises nothing: without NVML the state says why, and it is tried again."""
         if time.monotonic() < self._session_due_s:
             return state
@@ -234,19 +234,19 @@ class Control:
             return replace(state, trouble=str(error))
         self._hardware.adopt(session)
         self._session = session
-        self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.silent)
-        self._silent_due_s = time.monotonic() + SILENT_RETRY_S if session.silent else float("inf")
+        self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.lost)
+        self._lost_due_s = time.monotonic() + LOST_RETRY_S if session.lost else float("inf")
         log.info("%s: %d GPUs, boot %s", self._node, len(session.gpus), boot_id)
         listener.read_anew()
         return states.session_began(state, boot_id=boot_id)
 
-    def _look_for_silent(self, session: Session) -> None:
+    def _look_for_lost(self, session: Session) -> None:
         """Ask again for GPUs that did not say who they are; only when one does, a new session begins."""
-        self._silent_due_s = float("inf")
+        self._lost_due_s = float("inf")
         future = daemon_call("nvml-scan", self._port.scan)
 
         def returned(future: asyncio.Future[Inventory]) -> None:
-            self._silent_due_s = time.monotonic() + SILENT_RETRY_S
+            self._lost_due_s = time.monotonic() + LOST_RETRY_S
             error = future.exception()
             if isinstance(error, NvmlError):
                 self._hardware.count(error)

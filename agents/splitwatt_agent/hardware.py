@@ -18,7 +18,7 @@ from splitwatt_core.protocol.contract import Health
 from splitwatt_core.protocol.enforcer import SetCap
 
 from splitwatt_agent.nvml import NvmlError, NvmlPort
-from splitwatt_agent.sampling import Reading, read_gpu
+from splitwatt_agent.sampling import GpuReading, read_gpu
 from splitwatt_agent.session import Session
 from splitwatt_agent.threads import Sweeper, daemon_call
 
@@ -35,7 +35,7 @@ class Hardware:
     def __init__(self, port: NvmlPort, *, on_return: Callable[[str, Health | None], None]) -> None:
         self._port = port
         self._on_return = on_return
-        self._sweeper: Sweeper[Reading] = Sweeper()
+        self._sweeper: Sweeper[GpuReading] = Sweeper()
         self._outstanding: Counter[str] = Counter()
         self._returned: set[str] = set()
         self._claims_mw: dict[str, int] = {}
@@ -63,14 +63,14 @@ class Hardware:
             for _ in range(count if uuid in session.gpus else 0):
                 session.enforcer.setter_started(uuid, time.monotonic())
 
-    async def read(self, session: Session) -> dict[str, Reading]:
+    async def read(self, session: Session) -> dict[str, GpuReading]:
         """Fresh readings of all GPUs that answer."""
         facts = self.facts_due
         if facts:
             self._facts_due_s = time.monotonic() + FACTS_EVERY_S
-        wanted = tuple(uuid for uuid in session.gpus if uuid not in session.silent)
+        wanted = tuple(uuid for uuid in session.gpus if uuid not in session.lost)
         read = partial(read_gpu, self._port, facts=facts)
-        readings: dict[str, Reading] = {}
+        readings: dict[str, GpuReading] = {}
         for _ in range(MAX_REREADS):
             self._returned.clear()
             swept = await self._sweeper.sweep(wanted, read)
@@ -115,7 +115,7 @@ class Hardware:
         self._returned.add(call.uuid)
         self._on_return(call.uuid, health)
 
-    def _examine(self, readings: Mapping[str, Reading]) -> None:
+    def _examine(self, readings: Mapping[str, GpuReading]) -> None:
         for uuid, reading in readings.items():
             for error in reading.errors:
                 self.count(error)

@@ -18,7 +18,7 @@ from splitwatt_core.protocol.contract import Health, Phase
 
 from splitwatt_agent.control import Control
 from splitwatt_agent.node_power import NodePowerLink
-from splitwatt_agent.state import State
+from splitwatt_agent.state import ControlState
 from splitwatt_agent.workloads import WorkloadPoll
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class AgentCollector(Collector):
         yield from (power, enforced, management, granted, energy, clock, capped, healthy, mismatch)
         yield from self._own(state)
 
-    def _own(self, state: State) -> Iterable[Metric]:
+    def _own(self, state: ControlState) -> Iterable[Metric]:
         node = (self._node,)
         errors = CounterMetricFamily(names.M_AGENT_NVML_ERRORS, "NVML calls that failed.", labels=(names.L_NODE, "call", "code"))
         for (call, code), count in state.nvml_errors.items():

@@ -28,7 +28,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class GpuReading:
     """One GPU at one moment. `facts` None: not asked for in this sweep."""
 
     readback: Readback
@@ -40,7 +40,7 @@ class Reading:
         return any(error.driver_gone for error in self.errors)
 
 
-def read_gpu(port: NvmlPort, uuid: str, *, facts: bool) -> Reading:
+def read_gpu(port: NvmlPort, uuid: str, *, facts: bool) -> GpuReading:
     """Never raises NvmlError."""
     errors: list[NvmlError] = []
     health = Health.OK
@@ -59,7 +59,7 @@ def read_gpu(port: NvmlPort, uuid: str, *, facts: bool) -> Reading:
             health = error.health if error.health is Health.LOST else health
     readback = Readback(management_mw=management_mw, enforced_mw=enforced_mw, health=health, power_mw=power_mw)
     wanted = facts and health is not Health.LOST
-    return Reading(readback, _facts(port, uuid, errors) if wanted else None, tuple(errors))
+    return GpuReading(readback, _facts(port, uuid, errors) if wanted else None, tuple(errors))
 
 
 def _facts(port: NvmlPort, uuid: str, errors: list[NvmlError]) -> Facts:

@@ -19,7 +19,7 @@ from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Re
 from splitwatt_core.protocol.node_guard import NodeGuard
 
 from splitwatt_agent.nvml import Inventory, NvmlPort
-from splitwatt_agent.sampling import Reading
+from splitwatt_agent.sampling import GpuReading
 from splitwatt_agent.state_dir import StateDir
 
 UNREADABLE_PREFIX: Final = "unreadable-index-"
@@ -52,7 +52,7 @@ NO_SESSION: Final = Standing()
 class Session:
     boot_id: str
     gpus: Mapping[str, GpuIdentity]
-    silent: frozenset[str]
+    lost: frozenset[str]
     """GPUs in `gpus` that this start could not speak to."""
     enforcer: Enforcer
     guard: NodeGuard
@@ -74,34 +74,34 @@ class Session:
             lowered=self.guard.lowered,
         )
 
-    def readbacks(self, readings: Mapping[str, Reading], stuck: frozenset[str]) -> dict[str, Readback]:
+    def readbacks(self, readings: Mapping[str, GpuReading], stuck: frozenset[str]) -> dict[str, Readback]:
         """By GPU; `stuck` are those whose read has not returned."""
         readbacks = {uuid: reading.readback for uuid, reading in readings.items()}
         readbacks |= dict.fromkeys(stuck, Readback(None, None, Health.HUNG))
-        readbacks |= dict.fromkeys(self.silent, Readback(None, None, Health.LOST))
+        readbacks |= dict.fromkeys(self.lost, Readback(None, None, Health.LOST))
         return readbacks
 
     def answers(self, found: Inventory) -> bool:
-        """Whether a scan found a GPU that this session takes for silent, or does not know."""
-        return any(gpu.uuid in self.silent or gpu.uuid not in self.gpus for gpu in found.gpus)
+        """Whether a scan found a GPU that this session takes for lost, or does not know."""
+        return any(gpu.uuid in self.lost or gpu.uuid not in self.gpus for gpu in found.gpus)
 
 
 def begin(port: NvmlPort, state: StateDir, *, boot_id: str, record: Record) -> Session:
     """Initialise NVML and take stock; blocks. Raises NvmlError, StateDirError, OSError."""
     found = port.start()
     known = state.read_inventory(boot_id)
-    gpus, silent = take_stock(found, known)
+    gpus, lost = take_stock(found, known)
     readable = tuple(gpu for uuid, gpu in gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
     if readable != known:
         state.write_inventory(boot_id, readable)
-    return Session(boot_id, gpus, silent, Enforcer(gpus=gpus, record=record), NodeGuard())
+    return Session(boot_id, gpus, lost, Enforcer(gpus=gpus, record=record), NodeGuard())
 
 
 def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[str, GpuIdentity], frozenset[str]]:
-    """All GPUs to report by UUID, and which of them are silent."""
+    """All GPUs to report by UUID, and which of them are lost."""
     gpus = {gpu.uuid: gpu for gpu in found.gpus}
     missing = [gpu for gpu in known if gpu.uuid not in gpus]
-    silent = {gpu.uuid for gpu in missing}
+    lost = {gpu.uuid for gpu in missing}
     gpus.update((gpu.uuid, gpu) for gpu in missing)
     nameless = found.unreadable[len(missing) :]  # the missing ones are among the unreadable
     if gpus:
@@ -109,8 +109,8 @@ def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[s
         for index, _ in nameless:
             uuid = f"{UNREADABLE_PREFIX}{index}"
             gpus[uuid] = replace(largest, uuid=uuid)
-            silent.add(uuid)
-    return gpus, frozenset(silent)
+            lost.add(uuid)
+    return gpus, frozenset(lost)
 
 
 def without_leased_watts(seen: NodePower) -> NodePower:

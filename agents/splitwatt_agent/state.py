@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from splitwatt_core.protocol.contract import ContractError, Mode, NodePower, Workload, node_power_from_wire
-from splitwatt_core.protocol.enforcer import Verdict
+from splitwatt_core.protocol.enforcer import ObjectVerdict
 
-from splitwatt_agent.conditions import Report, View, report_of
-from splitwatt_agent.sampling import Facts, Reading
+from splitwatt_agent.conditions import ControlView, Report, report_of
+from splitwatt_agent.sampling import Facts, GpuReading
 from splitwatt_agent.session import NO_SESSION, Standing, without_leased_watts
 
 REWOUND_S: Final = 15.0
@@ -25,7 +25,7 @@ STORE_WENT_BACK: Final = "the API server's store went back in time"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenVersion:
     """One version of the object; None: it does not exist. `error`: why its spec cannot be understood; then `node_power`
     carries no spec."""
 
@@ -35,7 +35,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ControlState:
     """`trouble`: why there is no driver to speak to; "" exactly while a session runs. Seconds are monotonic."""
 
     ticked_s: float
@@ -44,7 +44,7 @@ class State:
     standing: Standing = NO_SESSION
     observed: NodePower | None = None
     """The version that the enforcer saw last; status writes are tied to it."""
-    verdict: Verdict | None = None
+    verdict: ObjectVerdict | None = None
     contract_error: str = ""
     node_limit_w: int | None = None
     mode: Mode | None = None
@@ -53,7 +53,7 @@ class State:
     unacked_since_s: Mapping[str, float] = field(default_factory=dict)
     rewound_since_s: float | None = None
     """When a consistent read first gave a version older than one already seen; None: none has."""
-    readings: Mapping[str, Reading] = field(default_factory=dict)
+    readings: Mapping[str, GpuReading] = field(default_factory=dict)
     facts: Mapping[str, Facts] = field(default_factory=dict)
     read_at_s: float = float("-inf")
     workloads: Mapping[str, Workload] = field(default_factory=dict)
@@ -67,54 +67,54 @@ class State:
     report: Report | None = None
 
 
-def seen(raw: Mapping[str, Any] | None, *, consistent: bool) -> Seen:
+def seen(raw: Mapping[str, Any] | None, *, consistent: bool) -> SeenVersion:
     """A version as the API server gave it. A spec that cannot be understood is told, not raised."""
     if raw is None:
-        return Seen(None, consistent)
+        return SeenVersion(None, consistent)
     try:
-        return Seen(without_leased_watts(node_power_from_wire(raw)), consistent)
+        return SeenVersion(without_leased_watts(node_power_from_wire(raw)), consistent)
     except ContractError as error:
         bare = {"metadata": raw.get("metadata", {})}
-        return Seen(node_power_from_wire(bare), consistent, str(error))
+        return SeenVersion(node_power_from_wire(bare), consistent, str(error))
 
 
-def session_began(state: State, *, boot_id: str) -> State:
+def session_began(state: ControlState, *, boot_id: str) -> ControlState:
     """The new enforcer has seen nothing yet (R11)."""
     return replace(state, boot_id=boot_id, trouble="", verdict=None, observed=None)
 
 
-def session_ended(state: State, why: str) -> State:
+def session_ended(state: ControlState, why: str) -> ControlState:
     """What was read belongs to a driver load that is over."""
     return replace(state, trouble=why, standing=NO_SESSION, readings={}, facts={}, rewound_since_s=None)
 
 
-def with_readings(state: State, readings: Mapping[str, Reading], now_s: float) -> State:
+def with_readings(state: ControlState, readings: Mapping[str, GpuReading], now_s: float) -> ControlState:
     """Facts are asked for now and then; the last ones stand."""
     fresh = {uuid: reading.facts for uuid, reading in readings.items() if reading.facts is not None}
     return replace(state, readings=readings, facts={**state.facts, **fresh}, read_at_s=now_s)
 
 
-def taken_in(state: State, version: Seen, verdict: Verdict, now_s: float) -> State:
+def taken_in(state: ControlState, version: SeenVersion, verdict: ObjectVerdict, now_s: float) -> ControlState:
     """After the enforcer judged a version that can be understood.
 
     A consistent read that is older than what was seen is, once, a race between two answers; again and again, the store was
     restored from a backup, and the session ends as a restart of the process would end it."""
-    if verdict is Verdict.OLDER_VERSION and version.consistent:
+    if verdict is ObjectVerdict.OLDER_VERSION and version.consistent:
         if state.rewound_since_s is None:
             state = replace(state, rewound_since_s=now_s)
         elif now_s - state.rewound_since_s >= REWOUND_S:
             state = session_ended(state, STORE_WENT_BACK)
-    if verdict in (Verdict.OLDER_VERSION, Verdict.UNSYNCED):
+    if verdict in (ObjectVerdict.OLDER_VERSION, ObjectVerdict.UNSYNCED):
         return replace(state, verdict=state.verdict or verdict)
     state = replace(state, verdict=verdict, observed=version.node_power, contract_error="", rewound_since_s=None)
     spec = None if version.node_power is None else version.node_power.spec
-    if verdict is not Verdict.ACCEPTED or spec is None:
+    if verdict is not ObjectVerdict.ACCEPTED or spec is None:
         return state
     newest = {grant.uuid: grant.grant for grant in spec.gpus}
     return replace(state, node_limit_w=spec.node_limit_w, mode=spec.mode, newest=newest)
 
 
-def closed(state: State, now_s: float) -> State:
+def closed(state: ControlState, now_s: float) -> ControlState:
     """The tick is over: since when each newest grant waits for its acknowledgement, and the report on it all."""
     waiting = dict(state.unacked_since_s)
     for gpu in state.standing.gpus:
@@ -126,10 +126,10 @@ def closed(state: State, now_s: float) -> State:
     return replace(state, report=report_of(view_of(state, now_s)), ticked_s=now_s)
 
 
-def view_of(state: State, now_s: float) -> View:
+def view_of(state: ControlState, now_s: float) -> ControlView:
     standing = state.standing
     bare_uid = "" if state.observed is None else state.observed.uid
-    return View(
+    return ControlView(
         observed_uid=bare_uid if state.trouble else standing.observed_uid,
         observed_term=standing.observed_term,
         boot_id=state.boot_id,

@@ -37,7 +37,7 @@ class Condition:
     observed_generation: int | None = None
 
 
-class Change(IntEnum):
+class ConditionChange(IntEnum):
     """How far two lists of conditions differ; each step is worth a write sooner than the one before."""
 
     NOTHING = 0
@@ -67,15 +67,15 @@ def merge(
     return tuple(rows[:MAX_CONDITIONS])
 
 
-def change_of(old: Iterable[Condition], new: Iterable[Condition]) -> Change:
+def change_of(old: Iterable[Condition], new: Iterable[Condition]) -> ConditionChange:
     """Order and times make no difference."""
     before, after = {c.type: c for c in old}, {c.type: c for c in new}
     if before.keys() != after.keys() or any(_judgement(before[kind]) != _judgement(after[kind]) for kind in before):
-        return Change.JUDGEMENT
+        return ConditionChange.JUDGEMENT
     messages = [(before[kind].message, after[kind].message) for kind in before]
     if any(_NUMBER.sub("#", was) != _NUMBER.sub("#", now) for was, now in messages):
-        return Change.WORDS
-    return Change.NUMBERS if any(was != now for was, now in messages) else Change.NOTHING
+        return ConditionChange.WORDS
+    return ConditionChange.NUMBERS if any(was != now for was, now in messages) else ConditionChange.NOTHING
 
 
 def condition_from_wire(row: Mapping[str, Any]) -> Condition:

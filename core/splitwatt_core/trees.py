@@ -63,8 +63,8 @@ class Forest:
         """Whether all speak: each budget that `decides` for itself, of the others itself and all its children."""
         speaks = own.copy()
         for children, parents in self._up:
-            silent = parents[~speaks[children]]
-            speaks[silent] &= decides[silent]
+            doubtful = parents[~speaks[children]]
+            speaks[doubtful] &= decides[doubtful]
         return speaks
 
     def min_up(self, own: FloatArray) -> FloatArray:

@@ -31,7 +31,7 @@ SchemaExtra = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class CelRule:
     """One CEL rule (x-kubernetes-validations). `message` says what to change; `expression` is its CEL form, for messages
     that quote the value. `optional_old`: the rule speaks of `oldSelf` and also holds on creation."""
 
@@ -52,7 +52,7 @@ class Rule:
         return wire
 
 
-def kubernetes(*rules: Rule, **extensions: Any) -> dict[str, Any]:
+def kubernetes(*rules: CelRule, **extensions: Any) -> dict[str, Any]:
     """A `json_schema_extra`: CEL rules and `x-kubernetes-*` extensions (`list_type="map"` -> x-kubernetes-list-type)."""
     extra: dict[str, Any] = {"x-kubernetes-" + name.replace("_", "-"): value for name, value in extensions.items()}
     if rules:
@@ -70,7 +70,7 @@ def one_of(field: str, values: tuple[str, ...], later: str = "") -> SchemaExtra:
         kept = {key: schema[key] for key in ("description", "default") if key in schema}
         schema.clear()
         listed = ", ".join(f"'{value}'" for value in values)
-        rule = Rule(f"self in [{listed}]", message, expression=f'"{message}, not \'" + self + "\'"')
+        rule = CelRule(f"self in [{listed}]", message, expression=f'"{message}, not \'" + self + "\'"')
         schema.update(type="string", maxLength=32, **kept, **kubernetes(rule))
 
     return apply
@@ -160,7 +160,7 @@ class LabelRequirement(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : "
                 "!has(self.values) || size(self.values) == 0",
                 "In and NotIn need at least one value; Exists and DoesNotExist take none",
@@ -182,7 +182,7 @@ class LabelSelector(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
                 "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
                 "a nodeSelector must name at least one label; an empty one would claim every node",

@@ -21,6 +21,7 @@ from splitwatt_core.clusters import (
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE
 
 from splitwatt_api.base import (
+    CelRule,
     Conditions,
     Count,
     Generation,
@@ -30,7 +31,6 @@ from splitwatt_api.base import (
     LabelValue,
     ObjectMeta,
     Port,
-    Rule,
     Wire,
     kubernetes,
     one_of,
@@ -49,7 +49,7 @@ Priority = Annotated[
     PriorityWord | Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)],
     WithJsonSchema(
         kubernetes(
-            Rule(
+            CelRule(
                 "type(self) == int ? "
                 f"(int(self) >= {MIN_PRIORITY} && int(self) <= {MAX_PRIORITY}) : (string(self) in ['High', 'Low'])",
                 f"priority must be High, Low, or a whole number from {MIN_PRIORITY} to {MAX_PRIORITY} (High is 100, Low is 0)",

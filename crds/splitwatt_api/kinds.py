@@ -44,7 +44,7 @@ AGE: Final = Column("Age", ".metadata.creationTimestamp", "date", "Since when it
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class CustomKind:
     model: type[BaseModel]
     plural: str
     short: str
@@ -100,7 +100,7 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind(
+    CustomKind(
         InferenceCluster,
         "inferenceclusters",
         "ic",
@@ -122,7 +122,7 @@ KINDS: Final = (
             AGE,
         ),
     ),
-    Kind(
+    CustomKind(
         PowerBudget,
         "powerbudgets",
         "pb",
@@ -144,7 +144,7 @@ KINDS: Final = (
             AGE,
         ),
     ),
-    Kind(
+    CustomKind(
         NodePower,
         "nodepowers",
         "np",
@@ -162,7 +162,7 @@ KINDS: Final = (
             AGE,
         ),
     ),
-    Kind(
+    CustomKind(
         PowerProfile,
         "powerprofiles",
         "pp",

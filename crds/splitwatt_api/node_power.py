@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_GPUS_PER_NODE, MAX_TERM, Health, Mode, Phase
 
 from splitwatt_api.base import (
+    CelRule,
     Conditions,
     Count,
     GpuWatts,
@@ -20,7 +21,6 @@ from splitwatt_api.base import (
     NodeWatts,
     ObjectMeta,
     ObjectName,
-    Rule,
     Wire,
     kubernetes,
 )
@@ -48,8 +48,8 @@ class GpuGrant(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule("self.chargeWatts >= self.capWatts", "chargeWatts must be at least capWatts"),
-            Rule("self.safeCapWatts <= self.chargeWatts", "safeCapWatts must be at most chargeWatts"),
+            CelRule("self.chargeWatts >= self.capWatts", "chargeWatts must be at least capWatts"),
+            CelRule("self.safeCapWatts <= self.chargeWatts", "safeCapWatts must be at most chargeWatts"),
         )
     )
 
@@ -83,7 +83,7 @@ class NodePowerSpec(Wire):
         # Written whole by one writer. As a map, the record of who owns which field of which GPU is half of the object and
         # of the API server's work for each write (docs/decisions/0012).
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "self.all(a, self.exists_one(b, b.uuid == a.uuid))",
                 "every GPU is listed once: remove the second entry of its uuid",
             ),
@@ -93,7 +93,7 @@ class NodePowerSpec(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "self.term >= oldSelf.term",
                 "spec.term never falls: an operator of a higher term has written this object, so the writer must stop",
             )
@@ -163,7 +163,7 @@ class NodePower(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "!has(oldSelf.spec) || has(self.spec)",
                 "spec cannot be removed: delete the NodePower to release the node's charge",
             )

@@ -20,6 +20,7 @@ from splitwatt_core.protocol.contract import Mode
 from splitwatt_api.base import (
     BudgetWatts,
     BudgetWattsOrZero,
+    CelRule,
     Conditions,
     Count,
     Generation,
@@ -28,7 +29,6 @@ from splitwatt_api.base import (
     NodeWatts,
     ObjectMeta,
     ObjectName,
-    Rule,
     Timestamp,
     Wire,
     kubernetes,
@@ -88,7 +88,7 @@ class Meter(Wire):
         max_length=1024,
         description='A plain vector selector, for example rack_power_watts{rack="a1"}; no functions, sums or ranges.',
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 f"self.matches(r'''{SELECTOR_PATTERN}''')",
                 'meter.selector must be a plain vector selector like rack_power_watts{rack="a1"}: remove functions, '
                 "aggregations, operators, ranges and offsets",
@@ -174,37 +174,37 @@ class PowerBudgetSpec(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "!has(self.parent) || !has(self.mode)",
                 "mode is set once per tree, at the root: remove mode here, or remove parent",
                 field_path=".mode",
             ),
-            Rule(
+            CelRule(
                 "!has(self.parent) || !has(self.policy)",
                 "policy is set once per tree, at the root: remove policy here, or remove parent",
                 field_path=".policy",
             ),
-            Rule(
+            CelRule(
                 "has(self.nodeSelector) || self.nonGpuWattsPerNode == 0",
                 f"nonGpuWattsPerNode {_LEAF_ONLY}",
                 field_path=".nonGpuWattsPerNode",
             ),
-            Rule(
+            CelRule(
                 "has(self.nodeSelector) || !has(self.unmanagedWattsPerNode)",
                 f"unmanagedWattsPerNode {_LEAF_ONLY}",
                 field_path=".unmanagedWattsPerNode",
             ),
-            Rule(
+            CelRule(
                 "has(self.nodeSelector) || self.overheadPercent == 0",
                 f"overheadPercent {_LEAF_ONLY}",
                 field_path=".overheadPercent",
             ),
-            Rule(
+            CelRule(
                 "!has(self.nodeSelector) || has(self.unmanagedWattsPerNode)",
                 "a budget with a nodeSelector must say unmanagedWattsPerNode, the most a selected node without an agent "
                 "may draw in watts (the server's rating; 0 if there can be none)",
             ),
-            Rule(
+            CelRule(
                 "self.reserveWatts < self.limitWatts || (oldSelf.hasValue() && "
                 "self.limitWatts <= oldSelf.value().limitWatts && self.reserveWatts <= oldSelf.value().reserveWatts)",
                 "reserveWatts must be below limitWatts, or nothing is left to grant: lower reserveWatts",
@@ -271,7 +271,7 @@ class PowerBudget(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "!has(self.spec.parent) || self.spec.parent != self.metadata.name",
                 "a budget cannot be its own parent: name the budget above it, or remove parent",
                 field_path=".spec.parent",

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from pydantic import ConfigDict, Field
 from splitwatt_core.gpus.profiles import MAX_POINTS
 
-from splitwatt_api.base import GpuWatts, Megahertz, ObjectMeta, Rule, Wire, kubernetes
+from splitwatt_api.base import CelRule, GpuWatts, Megahertz, ObjectMeta, Wire, kubernetes
 
 MAX_PHASES: Final = 32
 MAX_SOURCES: Final = 64
@@ -84,25 +84,25 @@ class PhaseCurve(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule(
+            CelRule(
                 "self.cliffWatts <= self.naturalDrawWatts",
                 "cliffWatts must be at most naturalDrawWatts: a cap above the natural draw costs nothing",
             ),
-            Rule(
+            CelRule(
                 "self.latencyCurve.map(p, p.capWatts).isSorted() && "
                 "self.latencyCurve.all(p, self.latencyCurve.exists_one(q, q.capWatts == p.capWatts))",
                 "latencyCurve must list its points by rising capWatts, each once",
             ),
-            Rule(
+            CelRule(
                 "self.latencyCurve.map(p, -p.factorPermille).isSorted()",
                 "latencyCurve's factorPermille must not rise with the cap: more watts never make a step slower",
             ),
-            Rule(
+            CelRule(
                 "self.latencyCurve[size(self.latencyCurve) - 1].factorPermille == 1000 && "
                 "self.latencyCurve[size(self.latencyCurve) - 1].capWatts <= self.naturalDrawWatts",
                 "latencyCurve must end with factorPermille 1000, the uncapped time, at or below naturalDrawWatts",
             ),
-            Rule(
+            CelRule(
                 "!has(self.loadCurve) || (self.loadCurve.map(p, p.amount).isSorted() && "
                 "self.loadCurve.all(p, self.loadCurve.exists_one(q, q.amount == p.amount)) && "
                 "self.loadCurve.map(p, p.loadPermille).isSorted())",
@@ -163,12 +163,12 @@ class PowerProfileSpec(Wire):
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
-            Rule("self.minCapWatts <= self.defaultCapWatts", "minCapWatts must be at most defaultCapWatts"),
-            Rule(
+            CelRule("self.minCapWatts <= self.defaultCapWatts", "minCapWatts must be at most defaultCapWatts"),
+            CelRule(
                 "self.minClockMegahertz <= self.maxClockMegahertz",
                 "minClockMegahertz must be at most maxClockMegahertz",
             ),
-            Rule(
+            CelRule(
                 "self.phases.all(p, self.idleWatts < p.naturalDrawWatts)",
                 "idleWatts must be below the naturalDrawWatts of every phase",
             ),

@@ -31,8 +31,8 @@ from splitwatt_operator.cluster.watch import WatchError, Watches
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
 from splitwatt_operator.recorder import Recorder
-from splitwatt_operator.reign import Realm, Reign
-from splitwatt_operator.telemetry.prometheus import Prometheus
+from splitwatt_operator.reign import LastingParts, Reign
+from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +85,19 @@ class Application:
             connection = await stack.enter_async_context(
                 Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
             )
-            prometheus = await stack.enter_async_context(Prometheus(options.prometheus_url))
+            prometheus = await stack.enter_async_context(PrometheusClient(options.prometheus_url))
             recorder = Recorder(metrics, instance=options.identity)
-            realm = Realm(store, View(store), connection, prometheus, metrics, recorder, decisions)
+            realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions)
             watches = Watches(store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals)
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
             await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync))
 
-    async def _work(self, realm: Realm, watches: Watches, resync: Resync) -> None:
+    async def _work(self, realm: LastingParts, watches: Watches, resync: Resync) -> None:
         """kopf resolves its resources once, so the lists must have succeeded before it starts."""
         await resync.first()
         await first_to_end(kopf=watches.run(), resync=resync.run(), rule=self._rule(realm, resync))
 
-    async def _rule(self, realm: Realm, resync: Resync) -> None:
+    async def _rule(self, realm: LastingParts, resync: Resync) -> None:
         """Candidacy, reign, and again."""
         while True:
             log.info("waiting for the Lease", extra={"lease": LEASE_NAME, "namespace": self._options.namespace})

@@ -30,7 +30,7 @@ from splitwatt_operator.pen import Pen
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import loop as serving
 from splitwatt_operator.telemetry.meters import Telemetry
-from splitwatt_operator.telemetry.prometheus import Prometheus
+from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ MAX_STEP_AGE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Realm:
+class LastingParts:
     """What outlives a reign."""
 
     store: Store
     view: View
     connection: Connection
-    prometheus: Prometheus
+    prometheus: PrometheusClient
     metrics: Metrics
     recorder: Recorder
     decisions: DecisionLog
@@ -54,7 +54,7 @@ class Realm:
 class Reign:
     """Built once the Lease is held; `run` until something ends it, and raise that."""
 
-    def __init__(self, realm: Realm, lease: HeldLease, *, lease_key: Key) -> None:
+    def __init__(self, realm: LastingParts, lease: HeldLease, *, lease_key: Key) -> None:
         store, connection, metrics = realm.store, realm.connection, realm.metrics
         self._realm = realm
         self._lease = lease

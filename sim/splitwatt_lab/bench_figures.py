@@ -19,7 +19,7 @@ OUT_FILE: Final = "bench.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class BenchFigure:
     """`aim`: the value is to be at most this; None: only reported. `note` says what exactly was measured."""
 
     name: str
@@ -31,37 +31,39 @@ class Figure:
         return None if self.aim is None else value <= self.aim
 
 
-FIGURES: Final[Mapping[str, Sequence[Figure]]] = {
+FIGURES: Final[Mapping[str, Sequence[BenchFigure]]] = {
     "allocator": (
-        Figure("allocator_64_ms", None, "one PhaseAware decision, median of 9"),
-        Figure("allocator_1000_ms", 20.0, "the same over 1 000 GPUs"),
-        Figure("allocator_80000_ms", 500.0, "the same over 80 000 GPUs"),
-        Figure("allocator_uniform_64_ms", None, "one Uniform decision"),
-        Figure("allocator_uniform_1000_ms", None, "the same over 1 000 GPUs"),
-        Figure("allocator_uniform_80000_ms", None, "the same over 80 000 GPUs"),
-        Figure("keeper_step_1000_ms", None, "whole step with ledger and reports, 1 000 GPUs, nothing changes, median"),
-        Figure("keeper_cut_1000_ms", None, "the step that answers a lowered limit: every cap falls"),
-        Figure("keeper_500_roots_ms", 50.0, "whole step over 500 root budgets without nodes, nothing changes, median"),
-        Figure("keeper_500_roots_with_nodes_ms", None, "the same with a node in each: 500 trees, 4 000 GPUs"),
+        BenchFigure("allocator_64_ms", None, "one PhaseAware decision, median of 9"),
+        BenchFigure("allocator_1000_ms", 20.0, "the same over 1 000 GPUs"),
+        BenchFigure("allocator_80000_ms", 500.0, "the same over 80 000 GPUs"),
+        BenchFigure("allocator_uniform_64_ms", None, "one Uniform decision"),
+        BenchFigure("allocator_uniform_1000_ms", None, "the same over 1 000 GPUs"),
+        BenchFigure("allocator_uniform_80000_ms", None, "the same over 80 000 GPUs"),
+        BenchFigure("keeper_step_1000_ms", None, "whole step with ledger and reports, 1 000 GPUs, nothing changes, median"),
+        BenchFigure("keeper_cut_1000_ms", None, "the step that answers a lowered limit: every cap falls"),
+        BenchFigure("keeper_500_roots_ms", 50.0, "whole step over 500 root budgets without nodes, nothing changes, median"),
+        BenchFigure("keeper_500_roots_with_nodes_ms", None, "the same with a node in each: 500 trees, 4 000 GPUs"),
     ),
     "agent": (
-        Figure("agent_core_percent", 1.0, "one real agent, 5 Hz, 8 GPUs, scraped every second: CPU time of one core"),
-        Figure("agent_rss_mib", 80.0, "the same process, resident after the measurement"),
-        Figure("patch_to_enforced_one_node_p50_s", None, "kubectl started to last cap fallen, on this one node"),
+        BenchFigure("agent_core_percent", 1.0, "one real agent, 5 Hz, 8 GPUs, scraped every second: CPU time of one core"),
+        BenchFigure("agent_rss_mib", 80.0, "the same process, resident after the measurement"),
+        BenchFigure("patch_to_enforced_one_node_p50_s", None, "kubectl started to last cap fallen, on this one node"),
     ),
     "operator": (
-        Figure("operator_rss_mib", 200.0, "real operator, 200 kwok nodes, stand-in agents; highest of the steady minute"),
-        Figure("api_writes_per_node_per_s", 0.1, "API server's count of NodePower writes, both sides; stand-in agents"),
-        Figure("api_budget_writes_per_s", None, "its count of PowerBudget writes, 21 budgets together"),
-        Figure("operator_core_percent", None, "CPU time of one core in that minute"),
-        Figure("adoption_s", None, "from the first budget seen to 1 600 GPUs acknowledged; slowest budget"),
+        BenchFigure("operator_rss_mib", 200.0, "real operator, 200 kwok nodes, stand-in agents; highest of the steady minute"),
+        BenchFigure("api_writes_per_node_per_s", 0.1, "API server's count of NodePower writes, both sides; stand-in agents"),
+        BenchFigure("api_budget_writes_per_s", None, "its count of PowerBudget writes, 21 budgets together"),
+        BenchFigure("operator_core_percent", None, "CPU time of one core in that minute"),
+        BenchFigure("adoption_s", None, "from the first budget seen to 1 600 GPUs acknowledged; slowest budget"),
     ),
     "patch": (
-        Figure("patch_to_enforced_p50_s", None, "kubectl started to last cap fallen, 40 nodes, real agents on this one machine"),
-        Figure("patch_to_enforced_p99_s", None, "the same, nearest rank: of 30 steps the slowest"),
-        Figure("kubectl_patch_p50_s", None, "of it: kubectl's own time, until it returned"),
-        Figure("accepted_to_enforced_p50_s", None, "of it: after kubectl returned"),
-        Figure("look_gap_p99_s", None, "between two looks at the caps: how sharp the clock of this measurement is"),
+        BenchFigure(
+            "patch_to_enforced_p50_s", None, "kubectl started to last cap fallen, 40 nodes, real agents on this one machine"
+        ),
+        BenchFigure("patch_to_enforced_p99_s", None, "the same, nearest rank: of 30 steps the slowest"),
+        BenchFigure("kubectl_patch_p50_s", None, "of it: kubectl's own time, until it returned"),
+        BenchFigure("accepted_to_enforced_p50_s", None, "of it: after kubectl returned"),
+        BenchFigure("look_gap_p99_s", None, "between two looks at the caps: how sharp the clock of this measurement is"),
     ),
 }
 """By measurement, in the order in which they run and are shown."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import GpuStatus, NodePower, Status
-from splitwatt_core.protocol.enforcer import GpuIdentity, Verdict
+from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict
 from splitwatt_nvml_twin.handle import gpu_uuid
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
 from splitwatt_truth.agent import MemoryAgent
@@ -49,7 +49,7 @@ class StandInNode:
 
     def see(self, seen: NodePower | None, now_s: float, *, consistent: bool) -> None:
         """Take in a version of the node's object, and set every limit that it asks for. `now_s`: a monotonic clock."""
-        if self._agent.observe(seen, consistent=consistent) not in (Verdict.OLDER_VERSION, Verdict.UNSYNCED):
+        if self._agent.observe(seen, consistent=consistent) not in (ObjectVerdict.OLDER_VERSION, ObjectVerdict.UNSYNCED):
             self._agent.settle(now_s, self.limit_mw)
 
     def lines(self) -> tuple[GpuStatus, ...]:

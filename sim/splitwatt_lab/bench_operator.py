@@ -23,7 +23,7 @@ from splitwatt_lab.bench_site import Bench
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.ports import LOOPBACK
 from splitwatt_lab.servers import start_server
-from splitwatt_lab.site import Site, SiteSpec
+from splitwatt_lab.site import LabSite, SiteSpec
 
 SPEC: Final = SiteSpec(racks=20, nodes_per_rack=10, gpus_per_node=8, load=None, agents=False)
 WARM_UP_S: Final = 20.0
@@ -47,7 +47,7 @@ def writes(lines: Iterable[str], resource: str) -> float:
     return total
 
 
-def start_stand_ins(site: Site) -> None:
+def start_stand_ins(site: LabSite) -> None:
     """Answer for every node of the site, and be scraped as its agents and meters."""
     file = site.directory / "stand-ins.json"
     config = {
@@ -86,6 +86,6 @@ def measure(bench: Bench) -> dict[str, float]:
     }
 
 
-def _counts(site: Site) -> Mapping[str, float]:
+def _counts(site: LabSite) -> Mapping[str, float]:
     lines = site.plane.http.get("/metrics").text.splitlines()
     return {resource: writes(lines, resource) for resource in ("nodepowers", "powerbudgets")}

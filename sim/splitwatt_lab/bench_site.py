@@ -14,7 +14,7 @@ from splitwatt_lab import scenario
 from splitwatt_lab.bench_figures import Progress
 from splitwatt_lab.errors import LabError, telling_line
 from splitwatt_lab.run import API
-from splitwatt_lab.site import Site, SiteSpec
+from splitwatt_lab.site import LabSite, SiteSpec
 from splitwatt_lab.toolbuild import Console
 
 LOGS: Final = "bench-logs"
@@ -31,22 +31,22 @@ class Bench:
     progress: Progress
 
     @contextmanager
-    def site(self, name: str, spec: SiteSpec) -> Iterator[Site]:
+    def site(self, name: str, spec: SiteSpec) -> Iterator[LabSite]:
         """A site of its own; its logs stay in `out`. Raises LabError."""
         directory = self.out / LOGS / name
         shutil.rmtree(directory, ignore_errors=True)
-        with Site(spec, directory, progress=Console(), stage=lambda what: self.progress.stage(f"starting: {what}")) as site:
+        with LabSite(spec, directory, progress=Console(), stage=lambda what: self.progress.stage(f"starting: {what}")) as site:
             yield site
 
 
-def apply(site: Site, policy: str) -> Sequence[scenario.Manifest]:
+def apply(site: LabSite, policy: str) -> Sequence[scenario.Manifest]:
     """The example's budgets, scaled to the site."""
     budgets = scenario.budgets(site.spec, policy)
     site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml(budgets))
     return budgets
 
 
-def await_adopted(site: Site, budgets: int, progress: Progress) -> float:
+def await_adopted(site: LabSite, budgets: int, progress: Progress) -> float:
     """Wait until all of them are in force; the slowest one's adoption in seconds, as the operator reports it."""
     begun_s = time.monotonic()
     while True:
@@ -64,7 +64,7 @@ def await_adopted(site: Site, budgets: int, progress: Progress) -> float:
         time.sleep(LOOK_S)
 
 
-def require_running(site: Site) -> None:
+def require_running(site: LabSite) -> None:
     """Raises LabError when operator or load has ended: what comes after would be waited for in vain."""
     for process in (site.operator, site.load):
         if process is not None and not process.running:
@@ -73,7 +73,7 @@ def require_running(site: Site) -> None:
             )
 
 
-def acknowledged(site: Site) -> bool:
+def acknowledged(site: LabSite) -> bool:
     """Whether every agent has acknowledged every grant there is."""
     return all(
         {row["uuid"]: row["grant"] for row in (np.get("spec") or {}).get("gpus", ())}
@@ -82,7 +82,7 @@ def acknowledged(site: Site) -> bool:
     )
 
 
-def read(site: Site, resource: str) -> Sequence[Mapping[str, Any]]:
+def read(site: LabSite, resource: str) -> Sequence[Mapping[str, Any]]:
     """All objects of one of our cluster-scoped resources, from the API server's cache."""
     items: Sequence[Mapping[str, Any]] = site.get(f"{API}/{resource}?resourceVersion=0")["items"]
     return items

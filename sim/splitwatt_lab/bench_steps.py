@@ -26,7 +26,7 @@ from splitwatt_lab.bench_figures import Progress, percentile
 from splitwatt_lab.bench_site import Bench
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.scenario import Manifest
-from splitwatt_lab.site import LoadSpec, Site, SiteSpec
+from splitwatt_lab.site import LabSite, LoadSpec, SiteSpec
 
 SPEC: Final = SiteSpec(racks=4, nodes_per_rack=10, gpus_per_node=8, load=LoadSpec())
 POLICY: Final = "Uniform"
@@ -75,7 +75,7 @@ class CapWatch(threading.Thread):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LimitStep:
     """One lowered limit. Seconds since just before kubectl was started."""
 
     kubectl_s: float
@@ -85,7 +85,7 @@ class Step:
 class Steps:
     """Takes the root's limit down and up. Watts at the meter."""
 
-    def __init__(self, site: Site, budgets: Sequence[Manifest], watch: CapWatch) -> None:
+    def __init__(self, site: LabSite, budgets: Sequence[Manifest], watch: CapWatch) -> None:
         self._site = site
         self._watch = watch
         root = next(b for b in budgets if "parent" not in b["spec"])
@@ -94,14 +94,14 @@ class Steps:
         self._low_w = round(self._high_w * CUT_RATIO)
         self._gpu_factor, self._rest_w = _beside_caps(budgets, site)
 
-    def play(self) -> Step:
+    def play(self) -> LimitStep:
         """Down, timed, and up again. Raises LabError when caps do not follow."""
         before = self._watch.enforced_mw
         started_s = time.time()
         self._patch(self._low_w)
         kubectl_s = time.time() - started_s
         self._await(f"enforced caps within {self._low_w} W", lambda: self._capped_w() <= self._low_w)
-        step, low = Step(kubectl_s, self._watch.fell_s - started_s), self._watch.enforced_mw
+        step, low = LimitStep(kubectl_s, self._watch.fell_s - started_s), self._watch.enforced_mw
         if not all(a < b for a, b in zip(low, before, strict=True)):
             raise LabError("a cap did not fall though the root's limit did: the step would be timed by fewer caps")
         self._patch(self._high_w)
@@ -135,14 +135,14 @@ class Steps:
             time.sleep(POLL_S)
 
 
-def _beside_caps(budgets: Sequence[Manifest], site: Site) -> tuple[float, float]:
+def _beside_caps(budgets: Sequence[Manifest], site: LabSite) -> tuple[float, float]:
     """What I1 counts at the root: watts at the meter per capped watt, and watts that are no cap's."""
     leaf = next(b["spec"] for b in budgets if "parent" in b["spec"])
     fixed_w = sum(b["spec"].get("fixedWatts", 0) for b in budgets)
     return 1 + leaf["overheadPercent"] / 100, fixed_w + leaf["nonGpuWattsPerNode"] * len(site.node_specs)
 
 
-def figures(steps: Sequence[Step], gaps_s: Sequence[float]) -> dict[str, float]:
+def figures(steps: Sequence[LimitStep], gaps_s: Sequence[float]) -> dict[str, float]:
     """Flat figures of these steps, `gaps_s` between two looks at the caps."""
     enforced_s = [step.enforced_s for step in steps]
     return {
@@ -154,7 +154,7 @@ def figures(steps: Sequence[Step], gaps_s: Sequence[float]) -> dict[str, float]:
     }
 
 
-def play(site: Site, budgets: Sequence[Manifest], count: int, progress: Progress) -> tuple[list[Step], list[float]]:
+def play(site: LabSite, budgets: Sequence[Manifest], count: int, progress: Progress) -> tuple[list[LimitStep], list[float]]:
     """`count` steps on an adopted site, and the gaps between looks. Raises LabError."""
     watch = CapWatch(list(site.twins.values()))
     watch.start()
@@ -171,7 +171,7 @@ def play(site: Site, budgets: Sequence[Manifest], count: int, progress: Progress
     return taken, watch.gaps_s
 
 
-def measure_one(site: Site, budgets: Sequence[Manifest], progress: Progress) -> dict[str, float]:
+def measure_one(site: LabSite, budgets: Sequence[Manifest], progress: Progress) -> dict[str, float]:
     """`patch_to_enforced_one_node_p50_s` on an adopted site of one node. Raises LabError."""
     progress.stage("one node: limit lowered")
     taken, _ = play(site, budgets, ONE_NODE_STEPS, progress)

@@ -54,7 +54,7 @@ class BudgetView:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class BudgetLook:
     """One look at one budget. Watts at the meter; `t_s` is Unix time."""
 
     t_s: float
@@ -81,7 +81,7 @@ class Count:
     worst_theta: float = 0.0
     """How far the true draw brought a breaker rated at the limit to its trip (1), by the pessimistic constant."""
 
-    def add(self, sample: Sample, dt_s: float) -> None:
+    def add(self, sample: BudgetLook, dt_s: float) -> None:
         if not sample.in_force:
             return
         if dt_s > MAX_GAP_S:
@@ -146,8 +146,8 @@ class Judge:
         self._since_s: dict[str, float] = {}
         self.views: dict[str, BudgetView] = {}
         self.counts: dict[str, Count] = {}
-        self.samples: list[Sample] = []
-        self.latest: dict[str, Sample] = {}
+        self.samples: list[BudgetLook] = []
+        self.latest: dict[str, BudgetLook] = {}
         self.looks: dict[str, NodeLook] = {}
         self.energy_j = 0.0
         self._stop = threading.Event()
@@ -219,7 +219,7 @@ class Judge:
         for name in list(self.views):
             limit = self._limits[name] = self._limits[name].at(now_s)
             since_s = self._since_s.get(name)
-            sample = Sample(now_s, name, true_w[name], capped_w[name], limit.in_force_w, since_s is not None)
+            sample = BudgetLook(now_s, name, true_w[name], capped_w[name], limit.in_force_w, since_s is not None)
             self.samples.append(sample)
             self.latest[name] = sample
             self.counts.setdefault(name, Count()).add(sample, dt_s)

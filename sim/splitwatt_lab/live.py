@@ -21,7 +21,7 @@ from splitwatt_core.names import M_BUDGET_MEASURED_WATTS as BUDGET_MEASURED
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.run import API, Live
-from splitwatt_lab.site import Site
+from splitwatt_lab.site import LabSite
 
 RECENT_S: Final = 15.0
 """Latency percentiles shown are of requests that ended within this time."""
@@ -155,7 +155,7 @@ class LiveView:
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    def _read_results(self, site: Site) -> None:
+    def _read_results(self, site: LabSite) -> None:
         if not site.results.is_file():
             return
         with site.results.open("rb") as file:
@@ -165,7 +165,7 @@ class LiveView:
         self._offset += end
         self._recent.extend(json.loads(line) for line in data[:end].splitlines())
 
-    def _read_context(self, site: Site) -> None:
+    def _read_context(self, site: LabSite) -> None:
         """Roles and events from the API; while it is down the last ones stay."""
         try:
             powers = site.get(f"{API}/nodepowers?resourceVersion=0")["items"]

@@ -41,7 +41,7 @@ def program() -> Path:
     return Path(path)
 
 
-class Prometheus:
+class PrometheusServer:
     """One server under `group`, its data in `directory`. `rules` are Prometheus rule files."""
 
     def __init__(self, group: ProcessGroup, directory: Path, *, rules: Sequence[Path] = (), port: int | None = None) -> None:

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from splitwatt_lab import scenario
 from splitwatt_lab.errors import LabError
-from splitwatt_lab.judge import Count, Judge, Sample
-from splitwatt_lab.site import Site, SiteSpec
+from splitwatt_lab.judge import BudgetLook, Count, Judge
+from splitwatt_lab.site import LabSite, SiteSpec
 from splitwatt_lab.toolbuild import Progress, silent
 
 API: Final = "/apis/splitwatt.io/v1alpha1"
@@ -40,7 +40,7 @@ class PassResult:
     started_s: float
     ended_s: float
     counts: dict[str, Count]
-    samples: list[Sample]
+    samples: list[BudgetLook]
     decisions: list[dict[str, Any]]
     requests: list[dict[str, Any]]
     caps_by_role: dict[str, list[tuple[float, float]]]
@@ -57,7 +57,7 @@ class PassResult:
 class Watcher(threading.Thread):
     """Looks at enforced limits 50 times a second and remembers when any of them last fell."""
 
-    def __init__(self, site: Site, nodes: list[str]) -> None:
+    def __init__(self, site: LabSite, nodes: list[str]) -> None:
         super().__init__(daemon=True)
         self._twins = [site.twins[node] for node in nodes]
         self.last_fall_s: float | None = None
@@ -80,7 +80,7 @@ class Watcher(threading.Thread):
 class Live:
     """What a view may show while the pass runs. `clock_s` is seconds since the load began, None before."""
 
-    site: Site
+    site: LabSite
     judge: Judge
     policy: str
     timeline: scenario.Timeline
@@ -105,7 +105,7 @@ def run_pass(
 ) -> PassResult:
     """Play the demo once. Raises LabError when a part does not come up; violations are counted, not raised."""
     timeline = scenario.Timeline.of(minutes)
-    with Site(spec, directory, progress=progress, stage=stage) as site:
+    with LabSite(spec, directory, progress=progress, stage=stage) as site:
         racks = {node.name: node.rack for node in site.node_specs}
         judge = Judge(
             twins=site.twins,

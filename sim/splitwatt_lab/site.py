@@ -36,7 +36,7 @@ from splitwatt_lab.install import NAMESPACE, install_chart
 from splitwatt_lab.nodes import NodeSpec
 from splitwatt_lab.ports import LOOPBACK
 from splitwatt_lab.processes import Process
-from splitwatt_lab.prometheus import Prometheus
+from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_lab.servers import answers, restart_server, start_server
 from splitwatt_lab.toolbuild import Progress, silent
 
@@ -99,7 +99,7 @@ class SiteSpec:
         ]
 
 
-class Site:
+class LabSite:
     """See the module's docstring. `directory` keeps every log; without it all is deleted at the end."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Site:
             lab_nodes.create(self.plane, self.node_specs)
             install_chart(self.plane, repository() / CHART)
             self._stage("Prometheus")
-            self.prometheus = Prometheus(self.plane.group, self.directory / "prometheus")
+            self.prometheus = PrometheusServer(self.plane.group, self.directory / "prometheus")
             self.prometheus.start()
             self._stage("agents and operator")
             self.start_operator()

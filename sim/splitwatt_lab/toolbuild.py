@@ -43,7 +43,7 @@ KWOK_MODULE: Final = "sigs.k8s.io/kwok"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class BuildStep:
     """Where a build stands: the `number`th of `total` programs, for `elapsed_s` so far."""
 
     tool: str
@@ -53,10 +53,10 @@ class Step:
     done: bool = False
 
 
-Progress = Callable[[Step], None]
+Progress = Callable[[BuildStep], None]
 
 
-def silent(_: Step) -> None:
+def silent(_: BuildStep) -> None:
     """Progress that nobody watches."""
 
 
@@ -101,7 +101,7 @@ def _build(go: str, tool: Tool, target: Path, progress: Progress, *, number: int
             )
             try:
                 while True:
-                    progress(Step(tool.name, number, total, time.monotonic() - started_s))
+                    progress(BuildStep(tool.name, number, total, time.monotonic() - started_s))
                     try:
                         code = process.wait(_TICK_S)
                         break
@@ -115,7 +115,7 @@ def _build(go: str, tool: Tool, target: Path, progress: Progress, *, number: int
                 lines = [line.strip() for line in log.read().splitlines() if line.strip()]
                 raise LabError(f"building {tool.name} {tool.version} failed: {'; '.join(lines[-_ERROR_LINES:])}")
         output.rename(target)
-    progress(Step(tool.name, number, total, time.monotonic() - started_s, done=True))
+    progress(BuildStep(tool.name, number, total, time.monotonic() - started_s, done=True))
 
 
 def _cached_stages() -> Sequence[Path]:
@@ -181,7 +181,7 @@ def _locked(progress: Progress) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                progress(Step("another build to finish", 0, 0, time.monotonic() - started_s))
+                progress(BuildStep("another build to finish", 0, 0, time.monotonic() - started_s))
                 time.sleep(_TICK_S)
         yield
 
@@ -196,7 +196,7 @@ class Console:
         self._next_s = 0.0
         self._tool = ""
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: BuildStep) -> None:
         if step.tool != self._tool:
             self._tool, self._next_s = step.tool, 0.0
         verb = "waiting for" if step.total == 0 else ("built" if step.done else "building")

@@ -12,7 +12,7 @@ from typing import Final
 
 from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import Health, NodePower, Status, Workload
-from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, LockClock, Readback, Record, SetCap, Verdict
+from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, LockClock, ObjectVerdict, Readback, Record, SetCap
 from splitwatt_core.protocol.node_guard import NodeGuard, guard_inputs
 
 MAX_TURNS: Final = 8
@@ -36,10 +36,10 @@ class MemoryAgent:
         self.observed: NodePower | None = None
         """The version that its statuses speak of."""
 
-    def observe(self, seen: NodePower | None, *, consistent: bool) -> Verdict:
+    def observe(self, seen: NodePower | None, *, consistent: bool) -> ObjectVerdict:
         """Take in a version of its object; None: the object is absent."""
         verdict = self.enforcer.observe(seen, consistent=consistent)
-        if verdict not in (Verdict.OLDER_VERSION, Verdict.UNSYNCED):
+        if verdict not in (ObjectVerdict.OLDER_VERSION, ObjectVerdict.UNSYNCED):
             self.observed = seen
         return verdict
 

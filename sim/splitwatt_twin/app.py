@@ -30,7 +30,7 @@ from splitwatt_truth.trace import TraceRow
 
 from splitwatt_twin.config import LOW_PRIORITY_SHARE, TwinConfig
 from splitwatt_twin.devices import NodeDevices
-from splitwatt_twin.fleet import Engine, Fleet
+from splitwatt_twin.fleet import Engine, EngineFleet
 from splitwatt_twin.gpus import NodeGpus
 from splitwatt_twin.load import FULL_SHARE, Load
 from splitwatt_twin.meter import RackMeter
@@ -38,7 +38,7 @@ from splitwatt_twin.metrics import Snapshot, TwinCollector
 from splitwatt_twin.podserver import PodResourcesServer
 from splitwatt_twin.replicas import Node, Replicas
 from splitwatt_twin.requests import ClusterKey
-from splitwatt_twin.results import Results
+from splitwatt_twin.results import LoadResults
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Twin:
             gpus = NodeGpus(node.state_file)
             self._nodes[node.name] = Node(gpus=gpus, devices=NodeDevices(gpus.uuids))
         now_s = time.monotonic()
-        self._results = Results(config.results, wall_offset_s=time.time() - now_s)
+        self._results = LoadResults(config.results, wall_offset_s=time.time() - now_s)
         self._touched: set[Engine] = set()
-        self._fleet = Fleet(now_s=now_s, finished=self._results.add, touched=self._touched.add)
+        self._fleet = EngineFleet(now_s=now_s, finished=self._results.add, touched=self._touched.add)
         self._replicas = Replicas(nodes=self._nodes, fleet=self._fleet, catch_up=self._catch_up)
         self._load = Load(config, fleet=self._fleet, rows=rows)
         self._plant = config.plant

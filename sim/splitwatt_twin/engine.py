@@ -2,7 +2,7 @@
 
 Theory (Splitwise, arXiv:2311.18677, section IV): a prefill machine takes prompts first-come into batches of at most
 2048 tokens and produces each prompt's first token; a decode machine steps its whole running batch at once, lets new
-sequences in between two steps, and takes as many as its KV cache holds. Times come from a `Pace`, that is from the
+sequences in between two steps, and takes as many as its KV cache holds. Times come from a `ReplicaSpeed`, that is from the
 core's phase model under the GPUs' present caps and clocks; nothing here sleeps or reads a clock.
 
 An engine tells when it next has something to say (`due_s`) and is then fired at exactly that virtual time, however late
@@ -34,7 +34,7 @@ COALESCE_S: Final = 0.05
 IDLE: Final = math.inf
 
 
-class Pace(Protocol):
+class ReplicaSpeed(Protocol):
     """How fast the replica's GPUs are right now. Seconds."""
 
     def prefill_s(self, tokens: int) -> float: ...
@@ -47,7 +47,7 @@ class Pace(Protocol):
 class PrefillEngine:
     """`due_s`: end of the running batch, infinity when idle. `pending_tokens`: prompt tokens queued or running."""
 
-    def __init__(self, *, name: str, pace: Pace, stats: EngineStats) -> None:
+    def __init__(self, *, name: str, pace: ReplicaSpeed, stats: EngineStats) -> None:
         self.name = name
         self.stats = stats
         self.due_s = IDLE
@@ -127,7 +127,7 @@ class _Stretch:
 class DecodeEngine:
     """`due_s`: end of the present stretch. `committed_tokens`: KV promised to running, waiting and coming requests."""
 
-    def __init__(self, *, name: str, pace: Pace, kv_capacity_tokens: int, stats: EngineStats) -> None:
+    def __init__(self, *, name: str, pace: ReplicaSpeed, kv_capacity_tokens: int, stats: EngineStats) -> None:
         assert kv_capacity_tokens > 0
         self.name = name
         self.stats = stats

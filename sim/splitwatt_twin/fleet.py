@@ -25,7 +25,7 @@ MAX_EVENTS_PER_RUN: Final = 5_000
 Engine = PrefillEngine | DecodeEngine
 
 
-class Fleet:
+class EngineFleet:
     """`finished` is called with every request that is complete, `touched` with every engine whose work may have changed."""
 
     def __init__(self, *, now_s: float, finished: Callable[[Request], None], touched: Callable[[Engine], None]) -> None:

@@ -95,7 +95,7 @@ def _profile(gpu_model: str, state_file: Path) -> Profile:
 
 
 class GpuGroup:
-    """The GPUs of one replica: a `Pace` for its engine. All of one model, as they are on one node."""
+    """The GPUs of one replica: a `ReplicaSpeed` for its engine. All of one model, as they are on one node."""
 
     def __init__(self, node: NodeGpus, gpus: Sequence[int]) -> None:
         self.gpus = tuple(gpus)

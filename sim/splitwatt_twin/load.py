@@ -16,7 +16,7 @@ from splitwatt_truth.trace import TraceRow
 
 from splitwatt_twin.arrivals import Sample, arrivals, generate, replay
 from splitwatt_twin.config import TwinConfig
-from splitwatt_twin.fleet import Fleet
+from splitwatt_twin.fleet import EngineFleet
 from splitwatt_twin.requests import ClusterKey
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ FULL_SHARE: Final = 1.0
 class Load:
     """`shares` are filled from the configuration, others by `set_share`; a cluster without one gets no load yet."""
 
-    def __init__(self, config: TwinConfig, *, fleet: Fleet, rows: Sequence[TraceRow] | None) -> None:
+    def __init__(self, config: TwinConfig, *, fleet: EngineFleet, rows: Sequence[TraceRow] | None) -> None:
         self.origin_s: float | None = None
         self.shares: dict[ClusterKey, float] = dict(config.shares)
         self._config = config

@@ -16,7 +16,7 @@ from splitwatt_core.clusters import Role
 
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
-from splitwatt_twin.fleet import Engine, Fleet
+from splitwatt_twin.fleet import Engine, EngineFleet
 from splitwatt_twin.gpus import GpuGroup, NodeGpus
 from splitwatt_twin.kv import MIN_KV_TOKENS, kv_capacity_tokens, link_of, shape_of
 from splitwatt_twin.metrics import ReplicaView
@@ -43,7 +43,7 @@ class _Replica:
 class Replicas:
     """Fed with pods as the API server shows them. `catch_up` brings the fleet to the present before anything changes."""
 
-    def __init__(self, *, nodes: Mapping[str, Node], fleet: Fleet, catch_up: Callable[[], None]) -> None:
+    def __init__(self, *, nodes: Mapping[str, Node], fleet: EngineFleet, catch_up: Callable[[], None]) -> None:
         self._nodes = nodes
         self._fleet = fleet
         self._catch_up = catch_up

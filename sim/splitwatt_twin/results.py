@@ -21,7 +21,7 @@ MAX_KEPT: Final = 500_000
 """Latencies kept per cluster for the summary's percentiles."""
 
 
-class Results:
+class LoadResults:
     """`wall_offset_s`: Unix time minus the fleet's clock."""
 
     def __init__(self, path: Path | None, *, wall_offset_s: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 from splitwatt_agent import node_power
 from splitwatt_agent.node_power import NodePowerLink
 from splitwatt_agent.session import Granted, Standing
-from splitwatt_agent.state import State, closed, session_began
+from splitwatt_agent.state import ControlState, closed, session_began
 from splitwatt_client import OutcomeUnknown
 from splitwatt_core.protocol.contract import GpuStatus, NodePower
 
@@ -36,9 +36,9 @@ class Api:
         raise OutcomeUnknown("no answer")
 
 
-def reports(acked: int) -> State:
+def reports(acked: int) -> ControlState:
     line = GpuStatus("a", acked_grant=acked, management_w=400, enforced_w=400, min_w=200, max_w=700, default_w=700)
-    state = dataclasses.replace(session_began(State(ticked_s=0.0), boot_id="b"), observed=NodePower("n", "u", 1))
+    state = dataclasses.replace(session_began(ControlState(ticked_s=0.0), boot_id="b"), observed=NodePower("n", "u", 1))
     return closed(dataclasses.replace(state, standing=Standing("u", 1, (line,), {"a": Granted(400, "Decode")})), 0.0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pynvml
 import pytest
-from splitwatt_agent.conditions import CAPS_ENFORCED, READY, View, report_of, status_to_write
+from splitwatt_agent.conditions import CAPS_ENFORCED, READY, ControlView, report_of, status_to_write
 from splitwatt_agent.nvml import Inventory, NvmlError
 from splitwatt_agent.session import take_stock, without_leased_watts
 from splitwatt_agent.state_dir import StateDir, StateDirError
@@ -23,7 +23,7 @@ from splitwatt_client import podresources, resources
 from splitwatt_core import names
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition
 from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire, status_to_wire
-from splitwatt_core.protocol.enforcer import GpuIdentity, Record, Verdict
+from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict, Record
 
 PATIENCE_S = 30.0
 
@@ -39,16 +39,16 @@ def line(uuid: str, **changes: object) -> GpuStatus:
     return replace(good, **changes)  # type: ignore[arg-type]
 
 
-def view(*gpus: GpuStatus, **changes: object) -> View:
-    good = View(
+def view(*gpus: GpuStatus, **changes: object) -> ControlView:
+    good = ControlView(
         observed_uid="u", observed_term=3, boot_id="b", gpus=gpus, granted_w={gpu.uuid: 400 for gpu in gpus},
-        overdue_s={}, persistence={}, verdict=Verdict.ACCEPTED, unknown_gpus=(), mode=Mode.STRICT, lowered={},
+        overdue_s={}, persistence={}, verdict=ObjectVerdict.ACCEPTED, unknown_gpus=(), mode=Mode.STRICT, lowered={},
         trouble="", disk_error="", contract_error="", workloads_error="",
     )  # fmt: skip
     return replace(good, **changes)  # type: ignore[arg-type]
 
 
-def condition(seen: View, kind: str) -> Condition:
+def condition(seen: ControlView, kind: str) -> Condition:
     return next(c for c in report_of(seen).conditions if c.type == kind)
 
 
@@ -112,15 +112,15 @@ def lost(index: int) -> tuple[int, NvmlError]:
     return index, NvmlError(call="nvmlDeviceGetHandleByIndex", code=pynvml.NVML_ERROR_GPU_IS_LOST)
 
 
-def test_a_gpu_of_this_boot_that_is_silent_stays_listed() -> None:
-    gpus, silent = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
+def test_a_gpu_of_this_boot_that_is_lost_stays_listed() -> None:
+    gpus, missing = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
     assert set(gpus) == {"a", "b"}
-    assert silent == {"b"}
+    assert missing == {"b"}
 
 
 def test_a_gpu_without_a_name_stands_in_with_the_largest_default_limit() -> None:
-    gpus, silent = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
-    assert silent == {"unreadable-index-2"}
+    gpus, missing = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
+    assert missing == {"unreadable-index-2"}
     assert gpus["unreadable-index-2"].default_mw == 700_000
 
 
@@ -178,8 +178,8 @@ def test_persistence_mode_that_cannot_be_turned_on_is_told() -> None:
         ({"trouble": "no library"}, "NVMLUnavailable"),
         ({"contract_error": "spec.mode"}, "InvalidSpec"),
         ({"disk_error": "full"}, "StateNotDurable"),
-        ({"verdict": Verdict.WRONG_UID}, "WrongUID"),
-        ({"verdict": Verdict.LOWER_TERM}, "LowerTerm"),
+        ({"verdict": ObjectVerdict.WRONG_UID}, "WrongUID"),
+        ({"verdict": ObjectVerdict.LOWER_TERM}, "LowerTerm"),
         ({"unknown_gpus": ("x",)}, "UnknownGPUs"),
         ({"verdict": None}, "NotSynced"),
         ({"gpus": ()}, "NoGPUs"),

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import PodName
 from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionSnapshot,
@@ -100,10 +100,10 @@ def after(house: AdmissionSnapshot, admissions: Sequence[Admission]) -> Admissio
 
 
 def scheduled(house: AdmissionSnapshot) -> AdmissionSnapshot:
-    """The scheduler binds what it can, first fit, and the agents report it: headroom falls by the floors really bound."""
+    """The scheduler binds what it can, first fit, and the agents report it: floor room falls by the floors really bound."""
     free = {n.name: n.free_gpus for n in house.nodes}
     nodes = {n.name: n for n in house.nodes}
-    headroom = {b.name: b.headroom_floor_w for b in house.budgets}
+    floor_room_w = {b.name: b.floor_room_w for b in house.budgets}
     held = []
     for h in house.held:
         spot = next(
@@ -119,11 +119,11 @@ def scheduled(house: AdmissionSnapshot) -> AdmissionSnapshot:
             continue
         free[spot.name] -= h.need.gpus
         for budget in (spot.leaf, "row"):
-            headroom[budget] -= (h.need.floor_w[spot.gpu_kind] - spot.idle_floor_w) * spot.loss_factor * h.need.gpus
+            floor_room_w[budget] -= (h.need.floor_w[spot.gpu_kind] - spot.idle_floor_w) * spot.loss_factor * h.need.gpus
         held.append(replace(h, node=spot.name, counted=on(h.need, spot.gpu_kind)))
     return replace(
         house,
-        budgets=tuple(replace(b, headroom_floor_w=headroom[b.name]) for b in house.budgets),
+        budgets=tuple(replace(b, floor_room_w=floor_room_w[b.name]) for b in house.budgets),
         nodes=tuple(replace(nodes[name], free_gpus=left) for name, left in free.items()),
         held=tuple(held),
     )
@@ -149,16 +149,16 @@ def test_no_budget_is_promised_more_watts_than_it_has(house: AdmissionSnapshot) 
         admitted += [(a.need, a.leaf) for a in admissions]
     total = reserved_w(house, admitted)
     for budget in house.budgets:
-        assert total[budget.name] <= max(0.0, budget.headroom_floor_w) + 1e-6
+        assert total[budget.name] <= max(0.0, budget.floor_room_w) + 1e-6
 
 
 @settings(max_examples=150, deadline=None)
 @given(houses())
-def test_headroom_never_turns_negative_when_the_scheduler_binds(house: AdmissionSnapshot) -> None:
-    before = {b.name: b.headroom_floor_w for b in house.budgets}
+def test_floor_room_never_turns_negative_when_the_scheduler_binds(house: AdmissionSnapshot) -> None:
+    before = {b.name: b.floor_room_w for b in house.budgets}
     for state, _ in rounds(house, bind=True):
         for budget in state.budgets:
-            assert budget.headroom_floor_w >= min(0.0, before[budget.name]) - 1e-6
+            assert budget.floor_room_w >= min(0.0, before[budget.name]) - 1e-6
 
 
 @settings(max_examples=150, deadline=None)
@@ -236,17 +236,17 @@ def test_every_cluster_that_fits_alone_is_admitted_once_others_leave(house: Admi
 def without(house: AdmissionSnapshot, leaver: ClusterName) -> AdmissionSnapshot:
     """The cluster is deleted: its pods go, and their floors come back."""
     nodes = {n.name: n for n in house.nodes}
-    headroom = {b.name: b.headroom_floor_w for b in house.budgets}
+    floor_room_w = {b.name: b.floor_room_w for b in house.budgets}
     for h in house.held:
         if h.need.cluster != leaver or h.node is None:
             continue
         node = nodes[h.node]
         nodes[h.node] = replace(node, free_gpus=node.free_gpus + h.need.gpus)
         for budget in (node.leaf, "row"):
-            headroom[budget] += (h.need.floor_w[node.gpu_kind] - node.idle_floor_w) * node.loss_factor * h.need.gpus
+            floor_room_w[budget] += (h.need.floor_w[node.gpu_kind] - node.idle_floor_w) * node.loss_factor * h.need.gpus
     return replace(
         house,
-        budgets=tuple(replace(b, headroom_floor_w=headroom[b.name]) for b in house.budgets),
+        budgets=tuple(replace(b, floor_room_w=floor_room_w[b.name]) for b in house.budgets),
         nodes=tuple(nodes.values()),
         clusters=tuple(c for c in house.clusters if c.cluster != leaver),
         waiting=tuple(n for n in house.waiting if n.cluster != leaver),
@@ -259,11 +259,11 @@ def without(house: AdmissionSnapshot, leaver: ClusterName) -> AdmissionSnapshot:
 CHAT, BATCH = ClusterName("serving", "chat"), ClusterName("research", "batch")
 
 
-def rack(headroom_w: float, *, row_w: float = 1e6, nodes: int = 2, free: int = 8) -> AdmissionSnapshot:
+def rack(floor_room_w: float, *, row_w: float = 1e6, nodes: int = 2, free: int = 8) -> AdmissionSnapshot:
     return AdmissionSnapshot(
         budgets=(
             BudgetRoom("row", row_w),
-            BudgetRoom("rack", headroom_w, parent="row", selector=Selector({"rack": "a"})),
+            BudgetRoom("rack", floor_room_w, parent="row", selector=Selector({"rack": "a"})),
         ),
         nodes=tuple(NodeRoom(f"n{i}", "rack", {"rack": "a"}, 8, free, "h100", IDLE_W["h100"], 1.0) for i in range(nodes)),
         clusters=(ClusterWant(CHAT, 100, {Role.PREFILL: 1, Role.DECODE: 1}),),
@@ -274,7 +274,7 @@ def rack(headroom_w: float, *, row_w: float = 1e6, nodes: int = 2, free: int = 8
 def test_exactly_enough_watts_admit_and_one_watt_less_does_not() -> None:
     need_w = 8 * (450 - 200) + 8 * (350 - 200)
     plan = plan_admission(rack(need_w))
-    assert [a.reserve_w for a in plan.admissions] == [2000.0, 1200.0]
+    assert [a.reservation_w for a in plan.admissions] == [2000.0, 1200.0]
     assert plan.verdicts[CHAT].admitted
     short = plan_admission(rack(need_w - 1))
     assert short.admissions == ()
@@ -383,7 +383,7 @@ def test_the_dearest_node_that_the_scheduler_may_pick_is_reserved() -> None:
         NodeRoom("dear", "rack", {"rack": "a"}, 8, 8, "h100", IDLE_W["h100"], 1.0),
     )
     plan = plan_admission(replace(house, nodes=nodes))
-    assert [a.reserve_w for a in plan.admissions] == [8 * (450 - 200), 8 * (350 - 200)]
+    assert [a.reservation_w for a in plan.admissions] == [8 * (450 - 200), 8 * (350 - 200)]
 
 
 def test_roles_grow_in_the_ratio_that_was_asked_for() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import PodName
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, ClusterWant, HeldPod, NodeRoom, PodNeed
-from splitwatt_core.admission.standing import Standing, standings
+from splitwatt_core.admission.standing import ClusterStanding, standings
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName, Role
 
@@ -19,7 +19,7 @@ def need(name: str, role: Role = Role.DECODE, *, cluster: ClusterName | None = C
     return PodNeed(PodName("serving", name), name, cluster, role, 4, floors, selector=Selector({"rack": rack}))
 
 
-def stands(*held: HeldPod, waiting: tuple[PodNeed, ...] = (), watts: float = 10_000.0) -> dict[ClusterName, Standing]:
+def stands(*held: HeldPod, waiting: tuple[PodNeed, ...] = (), watts: float = 10_000.0) -> dict[ClusterName, ClusterStanding]:
     """A rack of A100s and one of H100s."""
     house = AdmissionSnapshot(
         budgets=tuple(BudgetRoom(rack, watts, selector=Selector({"rack": rack})) for rack in ("old", "new")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitwatt_core.admission.assumed import RECHECK_S, Assumed
-from splitwatt_core.admission.facts import Pod, PodName
+from splitwatt_core.admission.pods import Pod, PodName
 from splitwatt_core.admission.snapshot import Admission, PodNeed
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import Role

@@ -13,7 +13,7 @@ from splitwatt_core.columns import Posture
 
 SPEC = BudgetSpec("a", "uid-a", 1, 1000, selector=Selector({"rack": "a"}), meter=MeterSpec("m", expected_series=2))
 BARE = replace(SPEC, meter=None)
-CALM = Survey(charged_w=800.0, modelled_w=500.0, silent=0, unmeasured=0, unadopted=0, nodes=2)
+CALM = Survey(charged_w=800.0, modelled_w=500.0, stale_agents=0, unmeasured=0, unadopted=0, nodes=2)
 
 
 def judged(book: Book, spec: BudgetSpec = SPEC, survey: Survey = CALM, now_s: float = 0.0, **more: object) -> list[Note]:
@@ -96,10 +96,10 @@ def test_without_a_meter_the_agents_sum_stands_in_for_it() -> None:
     judged(book, BARE)
     assert book.measured_w == 500.0
     assert book.raise_forbidden(BARE, CALM, 0.0) is None
-    silent = replace(CALM, silent=2, unmeasured=2)
-    judged(book, BARE, silent)
+    stale = replace(CALM, stale_agents=2, unmeasured=2)
+    judged(book, BARE, stale)
     assert book.measured_w is None
-    assert book.raise_forbidden(BARE, silent, 0.0) == "2 agents gave no sample lately and there is no meter"
+    assert book.raise_forbidden(BARE, stale, 0.0) == "2 agents gave no sample lately and there is no meter"
 
 
 def test_a_parent_without_a_meter_adds_up_what_its_children_measured() -> None:
@@ -107,7 +107,7 @@ def test_a_parent_without_a_meter_adds_up_what_its_children_measured() -> None:
     book = Book.open(parent, 0.0)
     judged(book, parent, below_w=640.0)
     assert book.measured_w == 640.0
-    assert book.raise_forbidden(parent, replace(CALM, silent=1), 0.0) is None, "its leaves hold back for themselves"
+    assert book.raise_forbidden(parent, replace(CALM, stale_agents=1), 0.0) is None, "its leaves hold back for themselves"
 
 
 def in_force(spec: BudgetSpec = SPEC) -> Book:

@@ -116,12 +116,12 @@ def test_a_tree_may_be_as_deep_as_said_and_no_deeper() -> None:
 
 def test_a_raised_limit_is_in_force_at_once() -> None:
     state = new_limit(1000, 0.0).observe(1500, 10.0, GRACE_S)
-    assert (state.in_force_w, state.target_w, state.since_s, state.pending) == (1500, 1500, 10.0, ())
+    assert (state.in_force_w, state.aim_w, state.since_s, state.pending) == (1500, 1500, 10.0, ())
 
 
 def test_a_lowered_limit_is_aimed_at_at_once_and_judged_after_its_grace() -> None:
     state = new_limit(1000, 0.0).observe(600, 10.0, GRACE_S)
-    assert (state.in_force_w, state.target_w) == (1000, 600)
+    assert (state.in_force_w, state.aim_w) == (1000, 600)
     assert state.at(14.9).in_force_w == 1000
     assert (state.at(15.0).in_force_w, state.at(15.0).since_s) == (600, 15.0)
 

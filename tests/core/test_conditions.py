@@ -12,8 +12,8 @@ from splitwatt_core.conditions import (
     MAX_CONDITIONS,
     MAX_MESSAGE_CHARS,
     MAX_REASON_CHARS,
-    Change,
     Condition,
+    ConditionChange,
     change_of,
     condition_from_wire,
     condition_to_wire,
@@ -57,7 +57,7 @@ def test_saying_the_same_again_changes_nothing(new: list[Condition], previous: l
     once = merge(new, previous, now=EARLIER, generation=1, keep_others=True)
     again = merge(new, once, now=NOW, generation=1, keep_others=True)
     assert again == once
-    assert change_of(once, again) is Change.NOTHING
+    assert change_of(once, again) is ConditionChange.NOTHING
 
 
 @given(conditions=STANDING)
@@ -80,25 +80,25 @@ def test_lengths_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("after", "change"),
     [
-        (condition(last_transition=NOW), Change.NOTHING),
-        (condition(message="limit 25000.5 W is kept"), Change.NUMBERS),
-        (condition(message="limit 26000 W is held"), Change.WORDS),
-        (condition(reason="RaisesHeld"), Change.JUDGEMENT),
-        (condition(status=False), Change.JUDGEMENT),
-        (condition(status=None), Change.JUDGEMENT),
-        (condition(observed_generation=4), Change.JUDGEMENT),
-        (condition(type="Feasible"), Change.JUDGEMENT),
+        (condition(last_transition=NOW), ConditionChange.NOTHING),
+        (condition(message="limit 25000.5 W is kept"), ConditionChange.NUMBERS),
+        (condition(message="limit 26000 W is held"), ConditionChange.WORDS),
+        (condition(reason="RaisesHeld"), ConditionChange.JUDGEMENT),
+        (condition(status=False), ConditionChange.JUDGEMENT),
+        (condition(status=None), ConditionChange.JUDGEMENT),
+        (condition(observed_generation=4), ConditionChange.JUDGEMENT),
+        (condition(type="Feasible"), ConditionChange.JUDGEMENT),
     ],
 )
-def test_how_far_two_lists_differ(after: Condition, change: Change) -> None:
+def test_how_far_two_lists_differ(after: Condition, change: ConditionChange) -> None:
     other = condition(type="Other", message="x")
     assert change_of([condition(), other], [other, after]) is change
     assert change_of([other, after], [condition(), other]) is change
 
 
 def test_a_list_that_lost_one_is_another_judgement() -> None:
-    assert change_of([condition()], []) is Change.JUDGEMENT
-    assert change_of([], []) is Change.NOTHING
+    assert change_of([condition()], []) is ConditionChange.JUDGEMENT
+    assert change_of([], []) is ConditionChange.NOTHING
 
 
 def test_unknown_is_neither_true_nor_false() -> None:

@@ -15,10 +15,10 @@ from splitwatt_core.protocol.enforcer import (
     Enforcer,
     GpuIdentity,
     LockClock,
+    ObjectVerdict,
     Readback,
     Record,
     SetCap,
-    Verdict,
     watts_up,
 )
 
@@ -42,7 +42,7 @@ class Bench:
         self.now_s = 0.0
         self.calls: list[int] = []
 
-    def observe(self, version: NodePower | None, *, consistent: bool = True) -> Verdict:
+    def observe(self, version: NodePower | None, *, consistent: bool = True) -> ObjectVerdict:
         return self.enforcer.observe(version, consistent=consistent)
 
     def tick(self, *, works: bool = True, error: Health | None = None, hangs: bool = False, **options: Any) -> Actions:
@@ -86,7 +86,7 @@ def holding(cap_w: int = 300, number: int = 5) -> Bench:
 
 def test_nothing_counts_before_the_first_consistent_read() -> None:
     bench = Bench()
-    assert bench.observe(seen(1, grant(5, 300)), consistent=False) is Verdict.UNSYNCED
+    assert bench.observe(seen(1, grant(5, 300)), consistent=False) is ObjectVerdict.UNSYNCED
     bench.ticks()
     assert bench.calls == [] and bench.enforcer.observed_uid == ""
 
@@ -94,14 +94,14 @@ def test_nothing_counts_before_the_first_consistent_read() -> None:
 @pytest.mark.parametrize(
     ("version", "verdict"),
     [
-        (None, Verdict.ABSENT),
-        (seen(0, grant(6, 600)), Verdict.OLDER_VERSION),
-        (seen(2, grant(6, 600), for_uid="u0"), Verdict.WRONG_UID),
-        (seen(2, grant(6, 600), term=1), Verdict.LOWER_TERM),
-        (NodePower("n1", "u1", 2), Verdict.NO_SPEC),
+        (None, ObjectVerdict.ABSENT),
+        (seen(0, grant(6, 600)), ObjectVerdict.OLDER_VERSION),
+        (seen(2, grant(6, 600), for_uid="u0"), ObjectVerdict.WRONG_UID),
+        (seen(2, grant(6, 600), term=1), ObjectVerdict.LOWER_TERM),
+        (NodePower("n1", "u1", 2), ObjectVerdict.NO_SPEC),
     ],
 )
-def test_what_is_not_accepted_leaves_every_cap_as_it_is(version: NodePower | None, verdict: Verdict) -> None:
+def test_what_is_not_accepted_leaves_every_cap_as_it_is(version: NodePower | None, verdict: ObjectVerdict) -> None:
     bench = holding(300)
     assert bench.observe(version) is verdict
     bench.ticks()

@@ -1,4 +1,4 @@
-"""The fleet as columns, its survey and the gates of raises: every watt once in every budget that must count it."""
+"""The fleet as columns, its survey and what holds raises back: every watt once in every budget that must count it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from splitwatt_core.budget import gates
+from splitwatt_core.budget import raises
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import LATE_ACK_S, Fleet, build_fleet, late, steerable
@@ -162,14 +162,14 @@ def test_late_gpus_stand_at_their_charge_below_a_sum_that_is_too_high_alone() ->
     laid = fleet(*placements, pods=pods)
     assert laid.late.tolist() == [False, True, True] and laid.steerable.all()
     charged_w = laid.charged_w() - laid.rest_w
-    assert laid.without_late(charged_w) is laid, "every sum just holds"
-    below_a = laid.without_late(charged_w - np.array([0.0, 1.0, 0.0]))
+    assert laid.with_late_aside(charged_w) is laid, "every sum just holds"
+    below_a = laid.with_late_aside(charged_w - np.array([0.0, 1.0, 0.0]))
     assert below_a.steerable.tolist() == [True, False, True]
     assert len({int(below_a.gpus.group[0]), int(below_a.gpus.group[1]), int(below_a.gpus.group[2])}) == 3
     for column in (below_a.gpus.min_w, below_a.gpus.max_w, below_a.gpus.natural_w, below_a.gpus.cliff_w, below_a.gpus.cap_w):
         assert column[1] == 450.0
     assert (below_a.gpus.min_w[0], below_a.gpus.max_w[0]) == (laid.gpus.min_w[0], laid.gpus.max_w[0])
-    below_row = laid.without_late(charged_w - np.array([1.0, 0.0, 0.0]))
+    below_row = laid.with_late_aside(charged_w - np.array([1.0, 0.0, 0.0]))
     assert below_row.steerable.tolist() == [True, False, False], "the row's sum counts for both racks"
 
 
@@ -226,7 +226,7 @@ def test_what_cannot_be_steered_cannot_be_locked() -> None:
     rows = (gpu("g0", model=PROFILE.name, health=Health.LOST), gpu("g1", model=PROFILE.name, **owing))
     laid = fleet(Placement(node("n1", *rows), ("a",)))
     assert laid.clocks.top_mhz.tolist() == [0.0, 2000.0]
-    left = laid.without_late(laid.charged_w() - laid.rest_w - 1.0)
+    left = laid.with_late_aside(laid.charged_w() - laid.rest_w - 1.0)
     assert left.clocks.top_mhz.tolist() == [0.0, 0.0] and left.clocks.granted_mhz.tolist() == [0, 0]
 
 
@@ -245,16 +245,16 @@ def test_a_slot_is_a_gpus_own_and_one_for_all_of_a_pod() -> None:
 # --------------------------------------------------------------------------------------------------------------- survey
 
 
-def test_a_survey_counts_who_is_silent_unmeasured_and_unadopted() -> None:
-    silent = node("n1", gpu("g0"))
-    silent.sample_s = NOW_S - 60.0
+def test_a_survey_counts_who_is_stale_unmeasured_and_unadopted() -> None:
+    stale = node("n1", gpu("g0"))
+    stale.sample_s = NOW_S - 60.0
     bare = node("n2")
     bare.sample_s = float("-inf")
-    found = survey(Placement(silent, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",)))
-    assert (found["a"].silent, found["a"].unmeasured, found["a"].unadopted, found["a"].nodes) == (1, 2, 1, 2)
-    assert (found["row"].silent, found["row"].unmeasured, found["row"].unadopted, found["row"].nodes) == (1, 2, 1, 3)
+    found = survey(Placement(stale, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",)))
+    assert (found["a"].stale_agents, found["a"].unmeasured, found["a"].unadopted, found["a"].nodes) == (1, 2, 1, 2)
+    assert (found["row"].stale_agents, found["row"].unmeasured, found["row"].unadopted, found["row"].nodes) == (1, 2, 1, 3)
     assert found["b"].modelled_w == 120.0 + 60.0
-    assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is silent, the charge"
+    assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is stale, the charge"
 
 
 def adopted(account: NodeAccount, *, open_for_s: float = 0.0, mode: Mode = Mode.STRICT) -> bool:
@@ -294,25 +294,25 @@ def test_who_only_observes_adopts_whoever_is_stamped() -> None:
     assert adopted(gone, mode=Mode.OBSERVE)
 
 
-# ---------------------------------------------------------------------------------------------------------------- gates
+# --------------------------------------------------------------------------------------------------------------- raises
 
 
 def test_reserve_and_undeclared_watts_are_withheld_once() -> None:
     seen = moment()
     row, a, b = seen.books
-    assert gates.withheld_w(seen).tolist() == [70.0, 0.0, 30.0]
+    assert raises.withheld_w(seen).tolist() == [70.0, 0.0, 30.0]
     a.correction, b.correction = Correction(power_w=40.0), Correction(power_w=25.0)
-    assert gates.withheld_w(seen).tolist() == [70.0 + 65.0, 40.0, 30.0 + 25.0]
+    assert raises.withheld_w(seen).tolist() == [70.0 + 65.0, 40.0, 30.0 + 25.0]
     row.correction = Correction(power_w=90.0)
-    assert gates.withheld_w(seen).tolist() == [70.0 + 90.0, 40.0, 30.0 + 25.0]
+    assert raises.withheld_w(seen).tolist() == [70.0 + 90.0, 40.0, 30.0 + 25.0]
 
 
 def test_safe_caps_are_summed_with_all_else_that_is_charged() -> None:
     placed = Placement(node("n1", gpu("g0"), gpu("g1")), ("a",))
-    target_w = np.full(3, 900.0)
-    assert gates.safe_sums_over(moment(placed), target_w) == {}
+    aim_w = np.full(3, 900.0)
+    assert raises.safe_sums_over(moment(placed), aim_w) == {}
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], safe_cap_w=400)}
-    over = gates.safe_sums_over(moment(placed, budgets=budgets), target_w)
+    over = raises.safe_sums_over(moment(placed, budgets=budgets), aim_w)
     assert over == pytest.approx({"row": 880.0 + 160.0 - 900.0, "a": 880.0 + 60.0 - 900.0})
 
 
@@ -322,7 +322,7 @@ def test_a_tree_without_safe_caps_is_held_to_none_beside_one_that_has_them() -> 
         "b": replace(BUDGETS["b"], parent=None),
     }
     placed = (Placement(node("n1", gpu("g0")), ("a",)), Placement(node("n2", gpu("g1")), ("b",)))
-    over = gates.safe_sums_over(moment(*placed, budgets=budgets), np.zeros(2))
+    over = raises.safe_sums_over(moment(*placed, budgets=budgets), np.zeros(2))
     assert over == pytest.approx({"a": 1.1 * 400.0 + 50.0 + 10.0})
 
 
@@ -330,4 +330,4 @@ def test_a_moving_node_is_watched_for_the_budgets_it_leaves() -> None:
     seen = moment(Placement(node("n1", gpu("g0")), ("b", "a")), Placement(node("n2", gpu("g1")), ("b",)))
     for over, names in (("a", {"n1"}), ("b", set()), ("row", {"n1"})):
         left_w = np.array([-1.0 if name == over else 100.0 for name in TREE.order])
-        assert gates.over_elsewhere(seen, left_w) == names
+        assert raises.over_elsewhere(seen, left_w) == names

@@ -247,7 +247,7 @@ def test_words_about_strangers_are_passed_over() -> None:
     keeper.on_absence_verified("nobody", 1.0)
     keeper.on_budget_gone("nobody", 1.0)
     keeper.on_pod_gone("ns", "nobody")
-    assert keeper.floor_headroom_w("nobody") == 0.0
+    assert keeper.floor_room_w("nobody") == 0.0
     assert keeper.roster.nodes == {}
 
 

@@ -125,7 +125,7 @@ def test_admission_is_promised_no_watts_that_a_late_gpu_still_holds() -> None:
     for _ in range(int(LATE_ACK_S) + 3):
         second(world, operator, "b0")
     free_w = 2 * 1100 - operator.last.budgets[ROOT].charge_w
-    assert operator.keeper.floor_headroom_w(ROOT) == free_w
+    assert operator.keeper.floor_room_w(ROOT) == free_w
     assert operator.keeper.floors_counted() == {}
 
 
@@ -171,6 +171,6 @@ def test_caps_settle_though_every_acknowledgement_is_late(requests_per_s: int) -
 
 def test_without_this_rule_a_slow_way_never_comes_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof that the scene above can fail: late GPUs stand aside whatever the sums say."""
-    monkeypatch.setattr(Fleet, "without_late", lambda self, _: self._fixed_at_charge(self.late & self.steerable))
+    monkeypatch.setattr(Fleet, "with_late_aside", lambda self, _: self._fixed_at_charge(self.late & self.steerable))
     with pytest.raises(AssertionError, match="every cap where it belongs"):
         test_caps_settle_though_every_acknowledgement_is_late(16)

@@ -53,9 +53,9 @@ def test_a_phase_that_changes_is_told_without_a_new_grant() -> None:
     assert {g.phase for g in after.gpus} == {Phase.PREFILL}
 
 
-def test_headroom_counts_cliffs_of_what_runs_and_says_which() -> None:
+def test_floor_room_counts_cliffs_of_what_runs_and_says_which() -> None:
     _, operator = with_pods(2000)
-    assert operator.keeper.floor_headroom_w(ROOT) == 2000 - 2 * 250 - 2 * 400
+    assert operator.keeper.floor_room_w(ROOT) == 2000 - 2 * 250 - 2 * 400
     assert dict(operator.keeper.floors_counted()) == {("ns", "a"): (2, 2 * 250.0), ("ns", "b"): (2, 2 * 400.0)}
     operator.keeper.on_pod_gone("ns", "a")
     operator.step()

@@ -47,7 +47,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
 @given(fleets(), st.lists(st.integers(-300, 300), min_size=3, max_size=3))
 def test_only_who_owes_stands_aside_and_exactly_at_its_charge(fleet: Fleet, room_w: list[int]) -> None:
     spare_w = np.array(room_w, dtype=np.float64)
-    left = fleet.without_late(fleet.charged_w() - fleet.rest_w + spare_w)
+    left = fleet.with_late_aside(fleet.charged_w() - fleet.rest_w + spare_w)
     aside = fleet.steerable & ~left.steerable
     tight_w = np.minimum(spare_w, spare_w[0])  # the row, which comes first, counts for both racks
     over = tight_w[fleet.gpus.leaf] < 0

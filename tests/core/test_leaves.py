@@ -20,7 +20,7 @@ SELECTORS = st.builds(Selector, LABELS, st.lists(ROWS, max_size=2).map(tuple))
 def test_leaves_are_found_as_if_every_selector_were_asked(selectors: list[Selector | None], labels: dict[str, str]) -> None:
     budgets = [BudgetSpec(f"b{i}", "u", 1, 1000, selector=selector) for i, selector in enumerate(selectors)]
     asked = tuple(b.name for b in budgets if b.selector is not None and b.selector.matches(labels))
-    assert Leaves(budgets).claiming(labels) == asked
+    assert Leaves(budgets).selecting(labels) == asked
 
 
 def test_a_leaf_that_cannot_match_is_not_even_asked() -> None:
@@ -34,5 +34,5 @@ def test_a_leaf_that_cannot_match_is_not_even_asked() -> None:
     budgets = [BudgetSpec(f"b{i}", "u", 1, 1000, selector=Selector(Counted(rack=f"r{i}"))) for i in range(100)]
     leaves = Leaves(budgets)
     Counted.asked = 0
-    assert leaves.claiming({"rack": "r7", "zone": "z"}) == ("b7",)
+    assert leaves.selecting({"rack": "r7", "zone": "z"}) == ("b7",)
     assert Counted.asked == 1, "a thousand nodes below a hundred racks ask a thousand selectors, not a hundred thousand"

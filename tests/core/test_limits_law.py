@@ -75,5 +75,5 @@ def test_hearing_the_same_word_again_changes_nothing(history: list[tuple[float, 
 @given(history=HISTORIES)
 def test_decisions_aim_no_higher_than_what_is_said_and_what_is_in_force(history: list[tuple[float, int]]) -> None:
     words, state = play(history)
-    assert state.target_w == min(words[-1][1], state.in_force_w) <= words[-1][1]
+    assert state.aim_w == min(words[-1][1], state.in_force_w) <= words[-1][1]
     assert list(state.pending) == sorted(state.pending, key=lambda p: p[1])

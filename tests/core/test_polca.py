@@ -17,7 +17,7 @@ from splitwatt_core.policies.polca_table import (
     ONE_THRESH_ALL,
     ONE_THRESH_LOW_PRI,
     POLCA,
-    Command,
+    ClockCommand,
     Level,
     Path,
     PolcaSettings,
@@ -40,11 +40,11 @@ utilisations = st.lists(st.tuples(st.floats(0.0, 1.1), st.integers(1, 30)), max_
 
 def play(
     *readings: float | None, settings: PolcaSettings = SETTINGS, state: PolcaState | None = None, period_s: float = 2.0
-) -> tuple[list[Level], list[Command]]:
+) -> tuple[list[Level], list[ClockCommand]]:
     """One reading each period from time 0: the level after each, and all commands."""
     state = state or PolcaState()
     levels: list[Level] = []
-    sent: list[Command] = []
+    sent: list[ClockCommand] = []
     for i, reading in enumerate(readings):
         state, commands = step(state, reading, i * period_s, settings)
         levels.append(state.level)
@@ -52,8 +52,8 @@ def play(
     return levels, sent
 
 
-def lock(priority: RowPriority, clock_mhz: int, effective_s: float) -> Command:
-    return Command(Path.LOCK, priority, clock_mhz, effective_s)
+def lock(priority: RowPriority, clock_mhz: int, effective_s: float) -> ClockCommand:
+    return ClockCommand(Path.LOCK, priority, clock_mhz, effective_s)
 
 
 def test_the_papers_numbers() -> None:
@@ -113,8 +113,8 @@ def test_the_brake_takes_everybody_within_five_seconds_and_sends_the_hardest_loc
     levels, sent = play(1.01)
     assert levels == [Level.BRAKE]
     assert sent == [
-        Command(Path.BRAKE, LOW, BRAKE_MHZ, 5.0),
-        Command(Path.BRAKE, HIGH, BRAKE_MHZ, 5.0),
+        ClockCommand(Path.BRAKE, LOW, BRAKE_MHZ, 5.0),
+        ClockCommand(Path.BRAKE, HIGH, BRAKE_MHZ, 5.0),
         lock(LOW, LOW_T2_MHZ, 40.0),
         lock(HIGH, HIGH_T2_MHZ, 40.0),
     ]
@@ -123,7 +123,7 @@ def test_the_brake_takes_everybody_within_five_seconds_and_sends_the_hardest_loc
 def test_the_brake_is_released_when_those_locks_stand_and_the_row_is_below_the_release_of_t2() -> None:
     levels, sent = play(1.01, *[0.83] * 21)
     assert levels == [Level.BRAKE] * 21 + [Level.ALL_T2]
-    assert sent[-2:] == [Command(Path.BRAKE, LOW, 0, 47.0), Command(Path.BRAKE, HIGH, 0, 47.0)]
+    assert sent[-2:] == [ClockCommand(Path.BRAKE, LOW, 0, 47.0), ClockCommand(Path.BRAKE, HIGH, 0, 47.0)]
     assert play(1.01, *[0.85] * 60)[0][-1] is Level.BRAKE
 
 

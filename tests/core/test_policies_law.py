@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from splitwatt_core.columns import GpuColumns, PhaseCode, Posture
 from splitwatt_core.policies.pacing import Pace
 from splitwatt_core.policies.phase_aware import PhaseAware
-from splitwatt_core.policies.signature import Policy, PowerSnapshot, Unassigned, check_decision, drawn_w
+from splitwatt_core.policies.signature import Policy, PowerSnapshot, Unassigned, cap_sums_w, check_decision
 from splitwatt_core.policies.uniform import Uniform
 from support.forests import snapshots
 
 POLICIES: dict[str, Policy] = {
     "Uniform": Uniform(),
     "PhaseAware": PhaseAware(),
-    "PhaseAware-plain": PhaseAware(raise_deadband_w=0, headroom_percent=0),
+    "PhaseAware-plain": PhaseAware(raise_deadband_w=0, margin_percent=0),
     "PhaseAware-paced": PhaseAware(pace=Pace()),
 }
 PLAIN = PhaseAware(raise_deadband_w=0)
@@ -47,7 +47,7 @@ def below(snapshot: PowerSnapshot, budget: int) -> list[int]:
 
 def is_full(snapshot: PowerSnapshot, cap_w: np.ndarray, budget: int) -> bool:
     """Less is left than rounding every cap below it down to a whole watt can leave."""
-    left_w = snapshot.budgets.allowance_w[budget] - drawn_w(snapshot, cap_w)[budget]
+    left_w = snapshot.budgets.allowance_w[budget] - cap_sums_w(snapshot, cap_w)[budget]
     return bool(left_w < snapshot.gpus.loss_factor[below(snapshot, budget)].sum() + 1e-6)
 
 
@@ -61,7 +61,7 @@ def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot
     assert decision.cap_w.dtype == np.int32 and decision.max_clock_mhz.shape == decision.cap_w.shape
     for group in np.unique(gpus.group):
         assert len(set(decision.cap_w[gpus.group == group].tolist())) == 1
-    missing = drawn_w(snapshot, gpus.min_w.astype(np.int32)) - snapshot.budgets.allowance_w
+    missing = cap_sums_w(snapshot, gpus.min_w.astype(np.int32)) - snapshot.budgets.allowance_w
     assert decision.short_w == pytest.approx(np.maximum(missing, 0.0), abs=1e-6)
     for b in np.flatnonzero(decision.short_w > 0):
         for i in below(snapshot, int(b)):
@@ -143,7 +143,7 @@ def has_from_stage(snapshot: PowerSnapshot, cap_w: np.ndarray, gpu: int, *, floo
 @settings(max_examples=250, deadline=None)
 def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None:
     """Whoever is below its natural draw lies below a full budget where no later stage got anything: this is priority
-    dominance, decode giving before prefill, cliffs kept while all cliffs fit, and no headroom or held cap while anybody
+    dominance, decode giving before prefill, cliffs kept while all cliffs fit, and no margin or held cap while anybody
     at work is short; and within its own stage nobody came further."""
     cap_w = PLAIN.decide(snapshot, 0.0).cap_w
     gpus = snapshot.gpus

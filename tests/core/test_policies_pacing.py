@@ -113,10 +113,10 @@ def test_a_collapsed_phase_comes_up_to_its_cliff_at_once_and_then_waits() -> Non
 def test_reasons_say_who_is_still_rising() -> None:
     snapshot = rack([(PREFILL, HIGH, 2), (DECODE, LOW, 2)], 99_999, held_w=380)
     texts = {reason.phase: reason.text for reason in STEPPED.decide(snapshot, 1000.0).reasons}
-    assert texts == {PREFILL: "natural draw and headroom; rising", DECODE: "natural draw and headroom; rising"}
+    assert texts == {PREFILL: "natural draw and margin; rising", DECODE: "natural draw and margin; rising"}
     held = replace(snapshot, gpus=replace(snapshot.gpus, cap_w=np.array([700.0, 700.0, 399.0, 390.0])))
     texts = {reason.phase: reason.text for reason in STEPPED.decide(held, 1000.0).reasons}
-    assert texts == {PREFILL: "natural draw and headroom", DECODE: "natural draw and headroom; rising"}
+    assert texts == {PREFILL: "natural draw and margin", DECODE: "natural draw and margin; rising"}
 
 
 def test_one_step_however_long_nothing_was_decided_and_a_clock_set_back_holds_nobody_for_long() -> None:

@@ -16,7 +16,7 @@ def asked(
     charge_w: list[int] | None = None,
     *,
     headroom_w: float = 0.0,
-    reserve_w: float = 0.0,
+    withheld_w: float = 0.0,
     group: list[int] | None = None,
     priority: list[int] | None = None,
 ) -> TransitionInput:
@@ -36,7 +36,7 @@ def asked(
         loss_factor=np.ones(n),
         parent=np.array([-1], dtype=np.int32),
         headroom_w=np.array([headroom_w]),
-        reserve_w=np.array([reserve_w]),
+        withheld_w=np.array([withheld_w]),
     )
 
 
@@ -59,8 +59,8 @@ def test_a_raise_within_what_is_charged_anyway_needs_no_head_room() -> None:
 
 
 def test_raises_leave_the_reserve_alone() -> None:
-    assert caps(asked([500], [300], headroom_w=200.0, reserve_w=1.0)) == [300]
-    assert caps(asked([500], [300], headroom_w=201.0, reserve_w=1.0)) == [500]
+    assert caps(asked([500], [300], headroom_w=200.0, withheld_w=1.0)) == [300]
+    assert caps(asked([500], [300], headroom_w=201.0, withheld_w=1.0)) == [500]
 
 
 def test_the_higher_priority_is_raised_first() -> None:

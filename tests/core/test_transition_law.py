@@ -45,7 +45,7 @@ def inputs(draw: st.DrawFn) -> TransitionInput:
         loss_factor=loss,
         parent=parent,
         headroom_w=headroom,
-        reserve_w=np.array([draw(st.sampled_from([0, 0, 50])) for _ in range(size)], dtype=np.float64),
+        withheld_w=np.array([draw(st.sampled_from([0, 0, 50])) for _ in range(size)], dtype=np.float64),
     )
 
 
@@ -58,7 +58,7 @@ def lifted_w(t: TransitionInput, caps: np.ndarray) -> np.ndarray:
 @given(t=inputs())
 def test_no_sum_is_lifted_above_its_limit_less_its_reserve(t: TransitionInput) -> None:
     lifted = lifted_w(t, next_caps(t))
-    assert np.all((lifted <= TOLERANCE_W) | (lifted <= t.headroom_w - t.reserve_w + TOLERANCE_W))
+    assert np.all((lifted <= TOLERANCE_W) | (lifted <= t.headroom_w - t.withheld_w + TOLERANCE_W))
 
 
 @settings(max_examples=300, deadline=None)
@@ -121,7 +121,7 @@ def test_a_group_that_waits_has_no_room_left_by_those_that_rank_as_high(t: Trans
         while b >= 0:
             chain.append(b)
             b = int(t.parent[b])
-        assert any(lifted[b] > t.headroom_w[b] - t.reserve_w[b] for b in chain), f"group {g} could have been raised"
+        assert any(lifted[b] > t.headroom_w[b] - t.withheld_w[b] for b in chain), f"group {g} could have been raised"
 
 
 @settings(max_examples=200, deadline=None)

@@ -202,7 +202,7 @@ def test_the_watch_sees_when_a_cap_last_fell(tmp_path: Path) -> None:
 
 
 def test_steps_become_figures() -> None:
-    steps = [bench_steps.Step(kubectl_s=0.1, enforced_s=0.2 + k / 100) for k in range(30)]
+    steps = [bench_steps.LimitStep(kubectl_s=0.1, enforced_s=0.2 + k / 100) for k in range(30)]
     figures = bench_steps.figures(steps, [0.02] * 99 + [0.5])
     assert figures == {
         "patch_to_enforced_p50_s": 0.34,

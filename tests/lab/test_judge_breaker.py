@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from splitwatt_lab.judge import MAX_GAP_S, Count, Sample
+from splitwatt_lab.judge import MAX_GAP_S, BudgetLook, Count
 from splitwatt_truth.breaker import PESSIMISTIC_K_S
 
 
-def look(true_w: float, t_s: float = 0.0, *, in_force: bool = True) -> Sample:
-    return Sample(t_s, "rack-a1", true_w, 900.0, 1000, in_force)
+def look(true_w: float, t_s: float = 0.0, *, in_force: bool = True) -> BudgetLook:
+    return BudgetLook(t_s, "rack-a1", true_w, 900.0, 1000, in_force)
 
 
 def test_theta_rises_with_the_square_of_an_overload_and_its_worst_is_kept() -> None:

@@ -10,7 +10,7 @@ from splitwatt_lab import ports, prometheus
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.ports import LOOPBACK
 from splitwatt_lab.processes import Process, ProcessGroup
-from splitwatt_lab.prometheus import Prometheus
+from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_lab.servers import start_server
 from support.waiting import eventually
 
@@ -24,8 +24,8 @@ __import__("time").sleep(3600)
 
 
 @pytest.fixture
-def server(group: ProcessGroup, tmp_path: Path) -> Prometheus:
-    server = Prometheus(group, tmp_path / "prometheus")
+def server(group: ProcessGroup, tmp_path: Path) -> PrometheusServer:
+    server = PrometheusServer(group, tmp_path / "prometheus")
     server.start()
     return server
 
@@ -37,7 +37,7 @@ def exporter(group: ProcessGroup, name: str) -> tuple[Process, str]:
     return process, f"{LOOPBACK}:{port}"
 
 
-def test_targets_are_scraped_every_second_and_vanish_when_they_die(group: ProcessGroup, server: Prometheus) -> None:
+def test_targets_are_scraped_every_second_and_vanish_when_they_die(group: ProcessGroup, server: PrometheusServer) -> None:
     agent, agent_address = exporter(group, "agent-exporter")
     _, twin_address = exporter(group, "twin-exporter")
     server.set_targets("agent", {agent_address: {"node": "n1"}})
@@ -55,7 +55,7 @@ def test_targets_are_scraped_every_second_and_vanish_when_they_die(group: Proces
     assert server.query("rack_power_watts{job='meter'}"), "the others are still there"
 
 
-def test_it_comes_back_on_its_port_with_its_data(group: ProcessGroup, server: Prometheus) -> None:
+def test_it_comes_back_on_its_port_with_its_data(group: ProcessGroup, server: PrometheusServer) -> None:
     process, address = exporter(group, "exporter")
     server.set_targets("operator", {address: {}})
     eventually("it is scraped again", lambda: server.query("rack_power_watts"))
@@ -68,7 +68,7 @@ def test_it_comes_back_on_its_port_with_its_data(group: ProcessGroup, server: Pr
     assert server.query("last_over_time(rack_power_watts[1h])")
 
 
-def test_a_broken_query_and_an_unknown_job_are_sentences(server: Prometheus) -> None:
+def test_a_broken_query_and_an_unknown_job_are_sentences(server: PrometheusServer) -> None:
     with pytest.raises(LabError, match=r"Prometheus refused 'sum\(': .*parse error"):
         server.query("sum(")
     with pytest.raises(LabError, match="is a scalar, not an instant vector"):
@@ -82,7 +82,7 @@ def test_a_missing_prometheus_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LabError, match="no `prometheus` on PATH; run `make setup`"):
-        Prometheus(group, tmp_path / "prometheus").start()
+        PrometheusServer(group, tmp_path / "prometheus").start()
     assert prometheus.main() == 1
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -91,4 +91,4 @@ def test_a_rule_file_that_cannot_be_read_is_named(group: ProcessGroup, tmp_path:
     rules = tmp_path / "rules.yml"
     rules.write_text("groups: [{name: x, rules: [{alert: A, expr: 'sum('}]}]")
     with pytest.raises(LabError, match=r"prometheus ended with code \d .*log: .*prometheus\.log"):
-        Prometheus(group, tmp_path / "prometheus", rules=[rules]).start()
+        PrometheusServer(group, tmp_path / "prometheus", rules=[rules]).start()

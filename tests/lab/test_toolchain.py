@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from splitwatt_lab import toolbuild, toolchain
 from splitwatt_lab.errors import LabError
-from splitwatt_lab.toolbuild import Console, Step, ensure_tools
+from splitwatt_lab.toolbuild import BuildStep, Console, ensure_tools
 from splitwatt_lab.toolchain import STAGES_FOLDER, TOOLS, Tool, stage_names
 from support.some import some
 
@@ -146,7 +146,7 @@ def fake_go(bare: Path, tmp_path: Path) -> Path:
 
 
 def test_missing_programs_are_built_once_with_progress(fake_go: Path) -> None:
-    steps: list[Step] = []
+    steps: list[BuildStep] = []
     tools = ensure_tools(steps.append)
     assert (fake_go / "packages").read_text().split() == [tool.package for tool in TOOLS]
     arguments = (fake_go / "arguments").read_text()
@@ -214,8 +214,8 @@ def test_versions_are_read_as_programs_say_them(said: str, minor: str) -> None:
 def test_progress_in_a_log_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     for elapsed_s in range(70):
-        console(Step("kube-apiserver", 2, 7, float(elapsed_s)))
-    console(Step("kube-apiserver", 2, 7, 70.0, done=True))
+        console(BuildStep("kube-apiserver", 2, 7, float(elapsed_s)))
+    console(BuildStep("kube-apiserver", 2, 7, 70.0, done=True))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "[2/7] building kube-apiserver (0 s)",

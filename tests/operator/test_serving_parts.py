@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from splitwatt_client.errors import OutcomeUnknown
-from splitwatt_core.admission.snapshot import Verdict
-from splitwatt_core.admission.standing import Standing
+from splitwatt_core.admission.snapshot import AdmissionVerdict
+from splitwatt_core.admission.standing import ClusterStanding
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Requirement, Selector
 from splitwatt_core.clusters import ClusterName, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec, cluster_label
@@ -203,7 +203,7 @@ def cluster(**changes: Any) -> ClusterSpec:
     return ClusterSpec(**whole)
 
 
-ADMITTED = Standing(Verdict(True, "Admitted", "all"), {Role.PREFILL: 2}, 5824.4)
+ADMITTED = ClusterStanding(AdmissionVerdict(True, "Admitted", "all"), {Role.PREFILL: 2}, 5824.4)
 
 
 def deployment(ready: int, *, updated: int = 2, observed: int = 1) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def deployment(ready: int, *, updated: int = 2, observed: int = 1) -> dict[str, 
 
 
 def conditions(
-    *, prefill: Any, spec: ClusterSpec | None = None, standing: Standing | None = ADMITTED, **rest: Any
+    *, prefill: Any, spec: ClusterSpec | None = None, standing: ClusterStanding | None = ADMITTED, **rest: Any
 ) -> dict[str, tuple[str, str, str]]:
     status = status_of(
         spec or cluster(),
@@ -234,7 +234,7 @@ def test_ready_says_what_is_missing() -> None:
     assert conditions(prefill=deployment(2, updated=1))["PrefillReady"][1] == "RollingOut"
     assert conditions(prefill=deployment(2, observed=0))["PrefillReady"][1] == "RollingOut"
     assert conditions(prefill=None)["PrefillReady"][1] == "NotCreated"
-    refused = Standing(Verdict(False, "InsufficientPower", "600 W are missing"), {}, 0.0)
+    refused = ClusterStanding(AdmissionVerdict(False, "InsufficientPower", "600 W are missing"), {}, 0.0)
     assert conditions(prefill=deployment(0), standing=refused)["Ready"] == ("False", "WaitingForPower", "600 W are missing")
     assert conditions(prefill=deployment(0), standing=None)["PowerAdmitted"][0] == "Unknown"
     assert conditions(prefill=deployment(2), problems=["Service x: no"])["Ready"] == (

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from splitwatt_core.clusters import ClusterName, LabelOwners, cluster_label
 from splitwatt_lab.processes import ProcessGroup
-from splitwatt_lab.prometheus import Prometheus as Server
+from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_operator.serving.slo import Latency, SloMeter
-from splitwatt_operator.telemetry.prometheus import Prometheus
+from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 PATIENCE_S = 60.0
 CLUSTER = "chat-" + "x" * 95
@@ -78,10 +78,10 @@ async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(e
     chat = ClusterName("s", CLUSTER)
     owners = LabelOwners({chat: 0.0})
     with ProcessGroup(tmp_path / "processes") as group:
-        server = Server(group, tmp_path / "prometheus")
+        server = PrometheusServer(group, tmp_path / "prometheus")
         server.set_targets("twin", {engines.address: {}})
         server.start()
-        async with Prometheus(server.url, timeout_s=5.0) as client:
+        async with PrometheusClient(server.url, timeout_s=5.0) as client:
             meter = SloMeter(client, lambda: owners, changed.append)
             await meter.read()
             async with asyncio.timeout(PATIENCE_S):

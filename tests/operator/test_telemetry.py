@@ -12,7 +12,7 @@ from aiohttp import web
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
 from splitwatt_operator.telemetry.meters import AGENT_POWER_QUERY, AGENT_TIME_QUERY, PART, Telemetry, meter_query, reading_of
-from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError, QueryInvalidError, Sample
+from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
 PLAIN = 'rack_power_watts{rack="a1"}'
@@ -66,12 +66,12 @@ async def server() -> AsyncIterator[Server]:
 
 async def test_a_vector_is_read_and_nan_is_no_data(server: Server) -> None:
     server.answer = lambda path, query: (200, vector(({"a": "1"}, "12.5"), ({"a": "2"}, "NaN"), ({"a": "3"}, "+Inf")))
-    async with Prometheus(server.url + "/") as prometheus:
+    async with PrometheusClient(server.url + "/") as prometheus:
         assert await prometheus.vector("up") == [Sample({"a": "1"}, 12.5)]
 
 
 async def test_no_answer_and_refusal_are_different_failures(server: Server) -> None:
-    async with Prometheus(server.url, timeout_s=0.3) as prometheus:
+    async with PrometheusClient(server.url, timeout_s=0.3) as prometheus:
         server.answer = lambda path, query: (400, {"status": "error", "errorType": "bad_data", "error": "parse error: x"})
         with pytest.raises(QueryInvalidError, match="parse error"):
             await prometheus.vector("(")
@@ -88,7 +88,7 @@ async def test_no_answer_and_refusal_are_different_failures(server: Server) -> N
         server.delay_s = 5.0
         with pytest.raises(QueryError, match="timed out"):
             await prometheus.vector("up")
-    async with Prometheus("http://127.0.0.1:1") as nobody:
+    async with PrometheusClient("http://127.0.0.1:1") as nobody:
         with pytest.raises(QueryError, match="no answer"):
             await nobody.vector("up")
 
@@ -114,7 +114,7 @@ async def test_one_bad_meter_leaves_the_others(server: Server) -> None:
         return (200, parts("900", "1", "66")) if "a1" in query else (200, vector())
 
     server.answer = answer
-    async with Prometheus(server.url) as prometheus:
+    async with PrometheusClient(server.url) as prometheus:
         telemetry = Telemetry(prometheus)
         budgets = [
             budget("good", PLAIN),
@@ -140,14 +140,14 @@ async def test_one_bad_meter_leaves_the_others(server: Server) -> None:
 
 async def test_a_server_that_cannot_parse_still_measures(server: Server) -> None:
     server.answer = lambda path, query: (404, "404") if "parse" in path else (200, parts("900", "1", "66"))
-    async with Prometheus(server.url) as prometheus:
+    async with PrometheusClient(server.url) as prometheus:
         readings = await Telemetry(prometheus).read([budget("good", PLAIN)])
     assert readings.meters["good"] == MeterReading(900.0, 66.0, 1)
     assert not readings.invalid
 
 
 async def test_a_silent_prometheus_is_a_failure_of_every_meter_and_of_no_budget(server: Server) -> None:
-    async with Prometheus("http://127.0.0.1:1") as prometheus:
+    async with PrometheusClient("http://127.0.0.1:1") as prometheus:
         readings = await Telemetry(prometheus).read([budget("a", PLAIN), budget("b", PLAIN)])
     assert {name: type(reading) for name, reading in readings.meters.items()} == {"a": MeterFailure, "b": MeterFailure}
     assert not readings.invalid

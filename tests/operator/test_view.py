@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from splitwatt_api.convert_profile import profile_to_api
-from splitwatt_core.admission.survey import survey
+from splitwatt_core.admission.site import snapshot_of
 from splitwatt_core.budget.facts import NodeFact, PodFact
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Requirement, Selector
@@ -84,7 +84,7 @@ def test_each_version_is_read_once_whoever_looks(monkeypatch: pytest.MonkeyPatch
     objects.pod("p", "prefill")
     for _ in range(3):
         loops.feed()
-        survey(loops.site())
+        snapshot_of(loops.site())
     assert reads == [obj["metadata"]["resourceVersion"]]
     generation = {"generation": obj["metadata"]["generation"]}
     objects.put(Kind.CLUSTER, "chat", meta=generation, spec=obj["spec"], status={"powerFloorWatts": 1})
@@ -197,7 +197,7 @@ def test_a_cluster_is_served_by_its_last_readable_spec() -> None:
         assert seen is not None and seen.fact is not None
         assert seen.problem and seen.sentence == f"the former spec stays in force: {seen.problem}"
         assert (seen.fact.prefill.replicas, loops.keeper.pods["p"].power_ceiling_w) == (1, 300)
-        [want] = survey(loops.site()).clusters
+        [want] = snapshot_of(loops.site()).clusters
         assert want.replicas[Role.PREFILL] == 1
 
 
@@ -210,7 +210,7 @@ def test_a_cluster_that_was_never_readable_is_known_by_name_alone() -> None:
     seen = objects.view.cluster(ClusterName("s", "chat"))
     assert seen is not None and seen.fact is None
     assert seen.sentence == seen.problem != ""
-    snapshot = survey(loops.site())
+    snapshot = snapshot_of(loops.site())
     assert (snapshot.clusters, snapshot.waiting) == ((), ()), "nothing is let through for it"
 
 
@@ -249,7 +249,7 @@ def test_bad_objects_of_any_kind_are_sentences_and_never_exceptions() -> None:
     objects.put(Kind.NODE_POWER, "n", spec=[])
     objects.put(Kind.CLUSTER, "c", spec=None)
     loops.feed()
-    survey(loops.site())
+    snapshot_of(loops.site())
     view = objects.view
     assert view.nodes.facts[Key("", "n")].gpus == 0, "a node is charged whatever admission makes of it"
     for shelf in (view.pods, view.offered, view.node_powers, view.clusters):
@@ -298,7 +298,7 @@ def test_floors_come_from_the_profiles_that_caps_are_decided_by_in_their_order()
     loops.feed()
     loops.keeper.on_agent_power("n1", 0.0, NOW_S)
     loops.feed()
-    [held] = survey(loops.site()).held
+    [held] = snapshot_of(loops.site()).held
     assert set(held.need.floor_w.values()) == {300.0}
     assert held.counted == (1, 300.0), "the keeper counts one GPU at the same floor"
     objects.put(Kind.PROFILE, "z-measured", spec={})
@@ -320,7 +320,7 @@ def test_a_cluster_with_a_long_name_is_the_same_for_keeper_admission_and_objects
     loops.feed()
     fact = loops.keeper.pods["p"]
     assert (fact.priority, fact.model, fact.power_ceiling_w) == (100, "llama", 300)
-    [need] = survey(loops.site()).waiting
+    [need] = snapshot_of(loops.site()).waiting
     assert need.cluster == ClusterName("s", LONG)
     assert set(need.floor_w.values()) == {300.0}
     objects.remove(Kind.CLUSTER, LONG)
@@ -337,7 +337,7 @@ def test_of_two_clusters_with_one_label_the_younger_is_not_served() -> None:
     loops.feed()
     site = loops.site()
     assert site.leaving == {ClusterName("s", cluster_label(LONG))}
-    assert [want.cluster for want in survey(site).clusters] == [ClusterName("s", LONG)]
+    assert [want.cluster for want in snapshot_of(site).clusters] == [ClusterName("s", LONG)]
     objects.remove(Kind.CLUSTER, LONG)
     loops.feed()
     assert loops.site().leaving == frozenset()
@@ -349,10 +349,10 @@ def test_a_terminating_cluster_admits_nobody_and_a_deleted_pod_is_forgotten() ->
     objects.cluster()
     objects.pod("p", "prefill")
     loops.feed()
-    assert len(survey(loops.site()).waiting) == 1
+    assert len(snapshot_of(loops.site()).waiting) == 1
     objects.put(Kind.CLUSTER, "chat", meta={"deletionTimestamp": "2026-01-01T00:00:01Z"}, spec={"model": "none"})
     loops.feed()
-    assert survey(loops.site()).waiting == ()
+    assert snapshot_of(loops.site()).waiting == ()
     objects.remove(Kind.POD, "p")
     loops.feed()
     assert loops.site().pods == {}

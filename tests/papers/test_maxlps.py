@@ -16,17 +16,17 @@ from splitwatt_core.policies.phase_aware import PhaseAware
 from splitwatt_core.policies.uniform import Uniform
 from splitwatt_core.protocol.contract import Phase
 from splitwatt_papers.oversubscribe import search, study
-from splitwatt_papers.oversubscribe.budget import PUBLISHED, Caps, Reading, caps_for, static_margin_w
-from splitwatt_papers.oversubscribe.fleets import Bench, Figures, Fleet, fixed_sizes, mean_gpu_w, spread_sizes
+from splitwatt_papers.oversubscribe.budget import PUBLISHED, Caps, RoomReading, caps_for, static_margin_w
+from splitwatt_papers.oversubscribe.fleets import Figures, FleetBench, ServerFleet, fixed_sizes, mean_gpu_w, spread_sizes
 from splitwatt_papers.oversubscribe.search import (
     MARGIN,
     OURS,
     SEARCH_SEEDS,
     UNSPLIT,
     WORSE,
-    Change,
+    Comparison,
+    FleetVerdict,
     Static,
-    Verdict,
     Way,
     fleets_of,
     judge,
@@ -43,8 +43,8 @@ from splitwatt_sim.plan.options import profile_named
 from support.some import some
 
 B200 = profile_named("B200")
-ROOM = Reading(550.0)
-SHORT = partial(Bench, seconds=50.0, warm_s=20.0)
+ROOM = RoomReading(550.0)
+SHORT = partial(FleetBench, seconds=50.0, warm_s=20.0)
 
 # ------------------------------------------------------------------------------------------------------------- watts
 
@@ -56,33 +56,33 @@ def test_what_is_published_for_each_gpu() -> None:
 
 
 def test_a_room_is_charged_its_rest_and_its_caps_with_losses() -> None:
-    assert Reading(500.0).charge_w([(10, 600.0)]) == pytest.approx(80 * (500 + 1.04 * 600))
-    assert Reading(500.0).charge_w([(3, 700.0), (2, 400.0)]) == pytest.approx(24 * 1_228 + 16 * 916)
-    assert Reading(500.0).share(40_000.0, 10) == pytest.approx((80 * 500 + 1.04 * 40_000) / 528_800)
+    assert RoomReading(500.0).charge_w([(10, 600.0)]) == pytest.approx(80 * (500 + 1.04 * 600))
+    assert RoomReading(500.0).charge_w([(3, 700.0), (2, 400.0)]) == pytest.approx(24 * 1_228 + 16 * 916)
+    assert RoomReading(500.0).share(40_000.0, 10) == pytest.approx((80 * 500 + 1.04 * 40_000) / 528_800)
 
 
 def test_two_rooms_hold_the_static_count_in_whole_servers_and_one_does_not() -> None:
-    two, one = Reading(500.0), Reading(500.0, rooms=1)
+    two, one = RoomReading(500.0), RoomReading(500.0, rooms=1)
     assert (two.static_servers, two.per_room(35)) == (35, 140.0)
     assert (one.static_servers, one.per_room(17)) == (17, 136.0)
 
 
 def test_more_rest_declared_is_charged_and_not_drawn() -> None:
-    plain, careful = Reading(500.0), Reading(500.0, rest_spare=0.2)
+    plain, careful = RoomReading(500.0), RoomReading(500.0, rest_spare=0.2)
     assert careful.charge_w([(1, 0.0)]) - plain.charge_w([(1, 0.0)]) == pytest.approx(8 * 100)
     assert careful.share(1_000.0, 1) == plain.share(1_000.0, 1)
 
 
 def test_849_watts_of_rest_leave_no_margin() -> None:
     assert static_margin_w(848.57, 1_000.0) == pytest.approx(0.0, abs=0.01)
-    tight = Reading(849.0)
+    tight = RoomReading(849.0)
     assert tight.most_servers(B200.min_cap_w) == 528_800 // (8 * (849 + 208)) == 62
     assert tight.per_room(62) == 248.0
 
 
 @pytest.mark.parametrize(("servers", "fits"), [(62, True), (63, False)])
 def test_no_caps_are_given_where_minimum_caps_do_not_fit(servers: int, fits: bool) -> None:
-    caps = caps_for(PhaseAware(), Reading(849.0), B200, prefill_servers=servers - 12, decode_servers=12)
+    caps = caps_for(PhaseAware(), RoomReading(849.0), B200, prefill_servers=servers - 12, decode_servers=12)
     assert (caps is not None) is fits
 
 
@@ -105,7 +105,7 @@ def test_an_unsplit_fleet_has_one_cap() -> None:
 def test_caps_always_fit_and_nothing_stays_that_a_watt_for_all_could_use(
     rest_w: float, spare: float, prefill: int, decode: int, policy: PhaseAware | Uniform
 ) -> None:
-    reading = Reading(rest_w, spare)
+    reading = RoomReading(rest_w, spare)
     caps = caps_for(policy, reading, B200, prefill_servers=prefill, decode_servers=decode)
     prefill_w, decode_w = (B200.min_cap_w, B200.min_cap_w) if caps is None else (caps.prefill_w, caps.decode_w)
     charge_w = reading.charge_w([(prefill, prefill_w), (decode, decode_w)])
@@ -120,8 +120,8 @@ def test_caps_always_fit_and_nothing_stays_that_a_watt_for_all_could_use(
 
 def test_the_base_rest_is_the_largest_that_was_read_rounded_up() -> None:
     read = [RestRead(True, 0.6, 469.0, 541.2, 0.0), RestRead(False, 0.9, 660.0, 349.0, 0.0)]
-    assert base_reading(read) == Reading(550.0)
-    assert base_reading([replace(read[0], rest_w=540.0)]) == Reading(540.0)
+    assert base_reading(read) == RoomReading(550.0)
+    assert base_reading([replace(read[0], rest_w=540.0)]) == RoomReading(540.0)
 
 
 # --------------------------------------------------------------------------------------------------------- variants
@@ -162,22 +162,22 @@ def test_splits_are_whole_and_lie_around_the_static_one(servers: int) -> None:
 
 
 def test_both_p99s_bind_and_tokens_do_not() -> None:
-    fine = Change(ttft=0.05, tbt=-0.2, e2e=0.3, tokens=-0.9)
+    fine = Comparison(ttft=0.05, tbt=-0.2, e2e=0.3, tokens=-0.9)
     assert fine.within(0.05) and not replace(fine, ttft=0.051).within(0.05) and not replace(fine, tbt=0.06).within(0.05)
     before = Figures(200.0, 20.0, 20_000.0, 1_000.0, 1.0, 1.0)
     after = Figures(210.0, 19.0, 21_000.0, 1_500.0, 1.0, 1.0)
-    assert astuple(Change.of(after, before)) == pytest.approx((0.05, -0.05, 0.05, 0.5))
-    verdict = Verdict(Fleet(1, 1, Caps(700, 430)), (fine, replace(fine, ttft=0.06), fine), (), (), ())
+    assert astuple(Comparison.of(after, before)) == pytest.approx((0.05, -0.05, 0.05, 0.5))
+    verdict = FleetVerdict(ServerFleet(1, 1, Caps(700, 430)), (fine, replace(fine, ttft=0.06), fine), (), (), ())
     assert verdict.held == 2
 
 
-def small_static(bench: Bench, *, split: bool) -> Static:
+def small_static(bench: FleetBench, *, split: bool) -> Static:
     return Static(bench.uncapped(12, 5) if split else bench.uncapped(17, 0), 50.0, 60.0)
 
 
 @pytest.mark.parametrize("way", [OURS, UNSPLIT])
 def test_the_largest_count_holds_and_no_larger_one_does(way: Way) -> None:
-    bench, reading = SHORT(B200, fixed_sizes()), Reading(550.0, rooms=1)
+    bench, reading = SHORT(B200, fixed_sizes()), RoomReading(550.0, rooms=1)
     static = small_static(bench, split=way.split)
     fleet = most_gpus(bench, reading, way, static)
     assert fleet is not None and fleet.servers > 17
@@ -185,24 +185,24 @@ def test_the_largest_count_holds_and_no_larger_one_does(way: Way) -> None:
     for servers in some(range(fleet.servers + 1, reading.most_servers(400.0) + 1)):
         for other in some(fleets_of(bench, reading, way, servers)):
             changes = [
-                Change.of(bench.run(other, static.rate_for(servers), s), bench.run(static.fleet, static.rate_rps, s))
+                Comparison.of(bench.run(other, static.rate_for(servers), s), bench.run(static.fleet, static.rate_rps, s))
                 for s in SEARCH_SEEDS
             ]
             assert not all(change.within(WORSE - MARGIN) for change in changes), str(other)
 
 
 def test_the_static_fleet_judged_against_itself_has_changed_nothing() -> None:
-    bench, reading = SHORT(B200, spread_sizes()), Reading(550.0, rooms=1)
+    bench, reading = SHORT(B200, spread_sizes()), RoomReading(550.0, rooms=1)
     static = small_static(bench, split=True)
     verdict = judge(bench, reading, static.fleet, static, (7, 8))
-    assert verdict.changes == (Change(0.0, 0.0, 0.0, 0.0),) * 2 and verdict.held == 2
+    assert verdict.changes == (Comparison(0.0, 0.0, 0.0, 0.0),) * 2 and verdict.held == 2
     for share, peak, figures in zip(verdict.share, verdict.peak, verdict.figures, strict=True):
         assert share == reading.share(figures.gpus_w, 17) and share < peak < 1.0
 
 
 def test_gpus_draw_between_idle_and_what_their_caps_allow() -> None:
     bench = SHORT(B200, fixed_sizes())
-    fleet = Fleet(12, 5, Caps(600, 430))
+    fleet = ServerFleet(12, 5, Caps(600, 430))
     figures = bench.run(fleet, 50.0, 1)
     assert 140 < mean_gpu_w([figures], 17) < figures.peak_gpus_w / 136
     assert figures.peak_gpus_w <= 96 * 600 + 40 * 430 + 1e-6
@@ -218,7 +218,7 @@ def test_a_fleet_asked_for_more_than_it_can_do_is_not_run() -> None:
 
 def test_a_warm_up_as_long_as_the_list_is_refused() -> None:
     with pytest.raises(ValueError, match="a warm-up of 50 s leaves nothing of 50 s"):
-        Bench(B200, fixed_sizes(), seconds=50.0, warm_s=50.0)
+        FleetBench(B200, fixed_sizes(), seconds=50.0, warm_s=50.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- page
@@ -243,7 +243,7 @@ def test_prose_is_wrapped_and_tables_are_not() -> None:
 
 
 def test_the_page_its_plot_and_its_figures_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(study, "Bench", SHORT)
+    monkeypatch.setattr(study, "FleetBench", SHORT)
     monkeypatch.setattr(study, "LOADS", (study.LIGHTEST,))
     monkeypatch.setattr(search, "PREFILL_SHARES", (0.68, 0.72))  # a small study: few splits, one list to search on
     for module in (search, study):

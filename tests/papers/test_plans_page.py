@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 from splitwatt_papers.pages import plans
-from splitwatt_papers.pages.plans import Way, _worth, row_ways, way_rows
+from splitwatt_papers.pages.plans import WayFound, _worth, row_ways, way_rows
 from splitwatt_sim.plan.search import Goal, PlanDesign
 from splitwatt_sim.traces.resample import generated
 
 
 def test_worth_is_counted_on_the_unseen_lists() -> None:
-    ways = [Way("together", None, 400.0), Way("clamp", None, 320.0), Way("nothing", None)]
+    ways = [WayFound("together", None, 400.0), WayFound("clamp", None, 320.0), WayFound("nothing", None)]
     assert _worth(ways) == "Deciding both together serves, within the SLOs on every unseen list: +25% against clamp."
-    assert _worth([Way("together", None), ways[1]]) == "Nothing holds the SLOs within this budget on every unseen list."
+    assert _worth([WayFound("together", None), ways[1]]) == "Nothing holds the SLOs within this budget on every unseen list."
 
 
 def test_each_way_is_judged_on_the_unseen_lists_and_shown_with_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 from splitwatt_core.policies.polca_table import (
-    Command,
+    ClockCommand,
     Level,
     PolcaSettings,
     PolcaState,
@@ -104,7 +104,7 @@ def by_commands(offered: np.ndarray, settings: PolcaSettings, row: Row) -> tuple
     """The row again, slowly: the core's `step` and a list of commands on their way, no shared code with the kernel."""
     state, levels, in_force = PolcaState(), [], []
     power: list[float] = []
-    on_their_way: list[Command] = []
+    on_their_way: list[ClockCommand] = []
     lock = dict.fromkeys(RowPriority, 0)
     brake = dict.fromkeys(RowPriority, 0)
     for k, u in enumerate(offered):

@@ -142,7 +142,7 @@ def test_the_largest_number_holds_and_one_more_does_not(monkeypatch: pytest.Monk
     """On two days: enough to see that the search ends between what holds and what does not."""
     monkeypatch.setattr(page, "trace_of", lambda seed, bursts: make(seed, days=2, bursts=bursts))
 
-    def few(seed: int, bursts: bool, mix: tuple[model.Workload, ...]) -> model.Requests:
+    def few(seed: int, bursts: bool, mix: tuple[model.RequestClass, ...]) -> model.Requests:
         return sample_requests(make(seed, days=2, bursts=bursts), Row(mix=mix), count=500, seed=seed)
 
     monkeypatch.setattr(page, "requests_of", few)
@@ -157,7 +157,7 @@ def test_the_largest_number_holds_and_one_more_does_not(monkeypatch: pytest.Monk
         def advance(self, _: int) -> None: ...
 
     case = page.as_polca(page.cases()[0])
-    bench = page.Bench([7], Here(1))
+    bench = page.RowBench([7], Here(1))
     ends = page.largest(bench, [case], Quiet())  # type: ignore[arg-type]
     most = ends[case.key]
     assert page.FEWEST < most < page.MOST

@@ -15,11 +15,11 @@ from splitwatt_papers.pages.splitwise_runs import (
     Cell,
     Effort,
     Golden,
-    Results,
+    SplitwiseResults,
 )
 from splitwatt_papers.pages.splitwise_text import golden_text, headline, near, page, rate_rows, sampling_text
 
-MET = Results(
+MET = SplitwiseResults(
     Effort(1, 5, SECONDS),
     traced=True,
     golden=(Golden("A100:70", 0.0004, None),),

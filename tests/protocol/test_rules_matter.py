@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from splitwatt_core.budget import gates, transition, writer
+from splitwatt_core.budget import raises, transition, writer
 from splitwatt_core.budget.facts import Unknown
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tree import LimitState
 from splitwatt_core.protocol import enforcer, ledger
 from splitwatt_core.protocol.contract import NO_GRANT
-from splitwatt_core.protocol.enforcer import Enforcer, Verdict
+from splitwatt_core.protocol.enforcer import Enforcer, ObjectVerdict
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 from support import power_scenes, scenes
 from support.world import ObjectStore, World
@@ -50,7 +50,7 @@ def r2_a_restart_keeps_its_term(m: pytest.MonkeyPatch) -> None:
 
 
 def r3_raises_do_not_wait_for_stamps(m: pytest.MonkeyPatch) -> None:
-    m.setattr(gates, "frozen", lambda *_, **__: {})
+    m.setattr(raises, "held", lambda *_, **__: {})
 
 
 def r3_another_term_is_trusted(m: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def r9_former_budgets_are_not_persisted(m: pytest.MonkeyPatch) -> None:
 def r10_the_uid_is_not_looked_at(m: pytest.MonkeyPatch) -> None:
     real = Enforcer.observe
 
-    def trusting(self: Enforcer, seen: Any, *, consistent: bool) -> Verdict:
+    def trusting(self: Enforcer, seen: Any, *, consistent: bool) -> ObjectVerdict:
         if seen is not None and seen.spec is not None:
             seen = replace(seen, spec=replace(seen.spec, for_uid=seen.uid))
         return real(self, seen, consistent=consistent)
@@ -205,7 +205,7 @@ def r12_grants_are_not_persisted(m: pytest.MonkeyPatch) -> None:
 def r12_a_lower_term_is_obeyed(m: pytest.MonkeyPatch) -> None:
     real = Enforcer.observe
 
-    def obedient(self: Enforcer, seen: Any, *, consistent: bool) -> Verdict:
+    def obedient(self: Enforcer, seen: Any, *, consistent: bool) -> ObjectVerdict:
         self._term = 0
         self._high = {}
         return real(self, seen, consistent=consistent)

@@ -17,7 +17,7 @@ INF = float("inf")
 SLOW_LINK = replace(ROUND, hand_off_fixed_s=0.5)
 
 
-def split(prompt: int = 1, decode: int = 1, kind: fleet.Kind = ROUND) -> list[Pool]:
+def split(prompt: int = 1, decode: int = 1, kind: fleet.ServerKind = ROUND) -> list[Pool]:
     """Pool 0 prefills, pool 1 decodes; machines count in that order."""
     return [Pool(PREFILL, kind, prompt), Pool(DECODE, kind, decode)]
 

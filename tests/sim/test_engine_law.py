@@ -32,7 +32,7 @@ from splitwatt_sim.fleet.state import (
     RESTARTED,
     Change,
     Failure,
-    Fleet,
+    FleetArrays,
     Pool,
 )
 from support.fleet_scenes import (
@@ -77,7 +77,7 @@ def scenes(draw: st.DrawFn, *, exact: bool) -> Scene:
     return Scene(pools, rows, draw(changes_of(pools)))
 
 
-def played(scene: Scene, *, seconds: int = 0) -> Fleet:
+def played(scene: Scene, *, seconds: int = 0) -> FleetArrays:
     pools, rows, changes = scene
     state = started(pools, rows, seconds=seconds, changes=changes)
     assert play_until(state, np.inf) == COMPLETE

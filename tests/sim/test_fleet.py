@@ -20,9 +20,9 @@ from splitwatt_sim.fleet.state import (
     MAX_BATCH_TOKENS,
     MIXED,
     PREFILL,
-    Fleet,
-    Kind,
+    FleetArrays,
     Pool,
+    ServerKind,
 )
 from splitwatt_sim.traces.arrivals import Arrivals
 from support.fleet_scenes import (
@@ -42,11 +42,11 @@ from support.fleet_scenes import (
 )
 
 
-def unsplit(servers: int = 1, kind: Kind = ROUND) -> list[Pool]:
+def unsplit(servers: int = 1, kind: ServerKind = ROUND) -> list[Pool]:
     return [Pool(MIXED, kind, servers)]
 
 
-def split(prompt: int = 1, decode: int = 1, *, mixed: int = 0, kind: Kind = ROUND) -> list[Pool]:
+def split(prompt: int = 1, decode: int = 1, *, mixed: int = 0, kind: ServerKind = ROUND) -> list[Pool]:
     """Machines count from the prompt machines over the mixed ones to the decode machines."""
     return [Pool(PREFILL, kind, prompt), Pool(DECODE, kind, decode), *([Pool(MIXED, kind, mixed)] if mixed else [])]
 
@@ -55,7 +55,7 @@ def run(pools: list[Pool], rows: list[Row], *, seconds: int = 0) -> FleetRun:
     return run_fleet(pools, arrivals(rows), seconds=seconds)
 
 
-def state_after(pools: list[Pool], rows: list[Row], *, seconds: int = 0) -> Fleet:
+def state_after(pools: list[Pool], rows: list[Row], *, seconds: int = 0) -> FleetArrays:
     state = started(pools, rows, seconds=seconds)
     assert run_until(state, np.inf) == COMPLETE
     return state

@@ -10,7 +10,7 @@ import pytest
 from splitwatt_core.gpus import phase_model, profiles
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Phase
-from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
+from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, ServerKind
 from splitwatt_sim.servers.kinds import SERVER_REST_W, Links, kind_2023, profile_of
 from splitwatt_sim.servers.kinds_2026 import LLAMA_70B, kind_2026
 from splitwatt_sim.servers.tables import GIB, ServerTable, TableError, builtin
@@ -34,7 +34,7 @@ def caps(profile: Profile) -> list[int]:
     return sorted(w for w in legal if profile.min_cap_w <= w <= profile.default_cap_w)
 
 
-def kind_of(profile: Profile, cap_w: int | None = None, links: Links = OVERLAPPED) -> Kind:
+def kind_of(profile: Profile, cap_w: int | None = None, links: Links = OVERLAPPED) -> ServerKind:
     return kind_2026(profile, cap_w=cap_w, longest_prompt=LONGEST, links=links)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from splitwatt_core.budget.facts import Rejected, SpecWrite, Written
 from splitwatt_core.protocol.contract import Grant, Mode, NodePower, Spec, Status
-from splitwatt_core.protocol.enforcer import GpuIdentity, Readback, Verdict
+from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict, Readback
 from splitwatt_truth.agent import MemoryAgent
 from splitwatt_truth.store import ObjectStore
 
@@ -81,7 +81,7 @@ def test_what_nobody_watches_is_not_kept() -> None:
 
 def test_grants_are_set_read_back_and_acknowledged() -> None:
     agent, limits_mw = MemoryAgent(GPUS), dict.fromkeys(GPUS, 700_000)
-    assert agent.observe(version(300, 5), consistent=True) is Verdict.ACCEPTED
+    assert agent.observe(version(300, 5), consistent=True) is ObjectVerdict.ACCEPTED
     agent.settle(1.0, limits_mw)
     assert limits_mw == dict.fromkeys(GPUS, 300_000)
     status = agent.status("boot", {})
@@ -116,7 +116,7 @@ def test_a_new_process_has_its_disk_and_no_more() -> None:
     agent.settle(1.0, limits_mw)
     agent.start()
     assert agent.observed is None
-    assert agent.observe(version(600, 9), consistent=False) is Verdict.UNSYNCED
+    assert agent.observe(version(600, 9), consistent=False) is ObjectVerdict.UNSYNCED
     assert agent.observed is None
     rebooted_mw = dict.fromkeys(GPUS, 700_000)
     agent.settle(2.0, rebooted_mw)

@@ -21,7 +21,7 @@ from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
 from splitwatt_sim.plan import report
 from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
-from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, caps_of, market, option_for, profile_named
+from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, LatencySlo, caps_of, market, option_for, profile_named
 from splitwatt_sim.plan.search import (
     Found,
     Goal,
@@ -43,7 +43,7 @@ from support.some import some
 
 SIZES = generated(requests_per_s=10.0, seconds=60.0, seed=3)
 LONGEST = int(SIZES.prompt_tokens.max())
-SLO = Slo(1_500.0, 60.0)
+SLO = LatencySlo(1_500.0, 60.0)
 
 
 def option(gpu: str = "H100", cap_w: int = 700) -> Option:
@@ -132,7 +132,7 @@ def test_nothing_is_found_where_nothing_fits() -> None:
 
 
 def test_a_margin_makes_every_slo_harder() -> None:
-    loose, tight = Slo(1_500.0, 60.0).checker(MODEL_2026), Slo(1_500.0, 60.0, margin=0.5).checker(MODEL_2026)
+    loose, tight = LatencySlo(1_500.0, 60.0).checker(MODEL_2026), LatencySlo(1_500.0, 60.0, margin=0.5).checker(MODEL_2026)
     flat = np.full(10, 800.0)
     run = FleetRun(Latencies(flat, flat / 20, flat), 10, 1.0, {}, {}, np.zeros((0, 0)))
     assert loose(run, SIZES) == [] and tight(run, SIZES) == ["ttft_ms_p99", "tbt_ms_p99"]

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 from splitwatt_sim.plan.misses import alone_too_slow, limits_given, nearest_miss, no_room
-from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
+from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, option_for
 from splitwatt_sim.plan.search import Goal, Limits, Option, PlanDesign
 from splitwatt_sim.traces.resample import generated
 
 SIZES = generated(requests_per_s=10.0, seconds=60.0, seed=3)
 LONGEST = int(SIZES.prompt_tokens.max())
-SLO = Slo(2_000.0, 100.0, 0.03)
+SLO = LatencySlo(2_000.0, 100.0, 0.03)
 GOAL = Goal(SIZES, seconds=20.0, seed=1, step_rps=5.0, misses=SLO.checker(MODEL_2026))
 
 
@@ -57,7 +57,7 @@ def test_where_two_limits_exclude_each_other_both_are_named() -> None:
 
 def test_a_request_alone_that_misses_an_slo_is_told_with_its_time() -> None:
     arrivals = GOAL.arrivals(5.0)
-    said = alone_too_slow(LEAST, arrivals, Slo(5.0, 100.0, 0.03).measure(MODEL_2026))
+    said = alone_too_slow(LEAST, arrivals, LatencySlo(5.0, 100.0, 0.03).measure(MODEL_2026))
     assert said is not None
     form = re.fullmatch(
         r"one request alone has a TTFT P99 of ([\d.]+) ms on the fastest server, (.+), and the SLO less its margin is "
@@ -66,7 +66,7 @@ def test_a_request_alone_that_misses_an_slo_is_told_with_its_time() -> None:
     assert form is not None and float(form[1]) > float(form[3]) == pytest.approx(4.85)
     # What is told is what it takes: a little looser, and one request alone holds.
     enough_ms = float(form[1]) * 1.01 / 0.97 + 1
-    assert alone_too_slow(LEAST, arrivals, Slo(enough_ms, 100.0, 0.03).measure(MODEL_2026)) is None
+    assert alone_too_slow(LEAST, arrivals, LatencySlo(enough_ms, 100.0, 0.03).measure(MODEL_2026)) is None
 
 
 def test_the_nearest_miss_is_the_nearest_of_the_largest_designs() -> None:
@@ -88,7 +88,7 @@ def test_the_most_that_a_plan_may_have_is_no_limit_to_be_raised() -> None:
     assert limits_given(Limits(), charge_option="--watts") == []
     said = nearest_miss(
         PAIRS[:1], Limits(), replace(GOAL, step_rps=1.0), rate_rps=5.0, lower="--rate",
-        measure=Slo(1.0, 1.0).measure(MODEL_2026), given=[],
+        measure=LatencySlo(1.0, 1.0).measure(MODEL_2026), given=[],
     )  # fmt: skip
     assert said.startswith("1000 x H100 at 700 W, unsplit, as large as a plan may be, misses ")
     assert said.endswith("ms at 5 requests/s: loosen the SLO or lower --rate")
@@ -97,5 +97,5 @@ def test_the_most_that_a_plan_may_have_is_no_limit_to_be_raised() -> None:
 def test_slowdowns_are_told_as_such() -> None:
     goal = replace(GOAL, sizes=generated(requests_per_s=10.0, seconds=60.0, seed=3))
     server = option_for("bloom-176b", "A100", 400, longest_prompt=LONGEST)
-    said = alone_too_slow([PlanDesign(server, 1)], goal.arrivals(5.0), Slo(margin=0.6).measure("bloom-176b"))
+    said = alone_too_slow([PlanDesign(server, 1)], goal.arrivals(5.0), LatencySlo(margin=0.6).measure("bloom-176b"))
     assert said is not None and "times an unloaded server of 8 A100" in said

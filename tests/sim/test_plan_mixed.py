@@ -16,13 +16,13 @@ from splitwatt_sim.plan import command
 from splitwatt_sim.plan import mixed as mixed_module
 from splitwatt_sim.plan.mixed import MAX_MOVED, Beside, cheaper, less_cost, more_rate, moved
 from splitwatt_sim.plan.objects import PlanObjectsError, manifests
-from splitwatt_sim.plan.options import MODEL_2026, Slo, option_for
+from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, option_for
 from splitwatt_sim.plan.search import Goal, Limits, Option, PlanDesign, largest_rate, least_design, robust_rate
 from splitwatt_sim.traces.resample import generated
 
 SIZES = generated(requests_per_s=10.0, seconds=600.0, seed=1)
 LONGEST = int(SIZES.prompt_tokens.max())
-SLO = Slo(2_000.0, 100.0, 0.03)
+SLO = LatencySlo(2_000.0, 100.0, 0.03)
 GOAL = Goal(SIZES, seconds=60.0, seed=1, step_rps=1.0, misses=SLO.checker(MODEL_2026))
 SEEDS = range(2, 5)
 

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from splitwatt_cli.main import main
 from splitwatt_sim.plan import report
-from splitwatt_sim.plan.options import MODEL_2026, Slo
+from splitwatt_sim.plan.options import MODEL_2026, LatencySlo
 from splitwatt_sim.plan.plot import draw
 from splitwatt_sim.plan.search import Limits
 from splitwatt_sim.plan.sweep import Result, Search, items, record, result
@@ -19,7 +19,7 @@ from splitwatt_sim.traces.resample import generated
 SEARCH = Search(
     model=MODEL_2026,
     gpus=("H100",),
-    slo=Slo(2_000.0, 100.0),
+    slo=LatencySlo(2_000.0, 100.0),
     limits=Limits(charge_w=40_000.0),
     rate_rps=None,
     sizes=generated(requests_per_s=10.0, seconds=60.0, seed=3),

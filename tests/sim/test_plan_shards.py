@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_cli.main import main
 from splitwatt_sim.plan.errors import PlanError
-from splitwatt_sim.plan.options import MODEL_2026, Slo
+from splitwatt_sim.plan.options import MODEL_2026, LatencySlo
 from splitwatt_sim.plan.search import Limits
 from splitwatt_sim.plan.shards import Shard, ShardError, code, fingerprint, merged, read_shard, write_shard
 from splitwatt_sim.plan.sweep import Item, Record, Search, items, record, records, result
@@ -23,7 +23,7 @@ ASKED = ["--servers", "3", "--seconds", "20", "--step", "20", "--gpus", "H100"]
 SEARCH = Search(
     model=MODEL_2026,
     gpus=("H100",),
-    slo=Slo(2_000.0, 100.0),
+    slo=LatencySlo(2_000.0, 100.0),
     limits=Limits(servers=2),
     rate_rps=None,
     sizes=generated(requests_per_s=10.0, seconds=60.0, seed=3),
@@ -145,8 +145,8 @@ def test_two_sets_of_shards_are_not_mixed(tmp_path: Path) -> None:
         (replace(SEARCH, limits=Limits(servers=3)), "made with --servers 3, not 2"),
         (replace(SEARCH, limits=Limits(servers=2, charge_w=9e4)), "made with --watts 90000, not left out"),
         (replace(SEARCH, rate_rps=20.0), "made with --rate 20, not left out"),
-        (replace(SEARCH, slo=Slo(2_000.0, 90.0)), "made with --tbt-p99-ms 90, not 100"),
-        (replace(SEARCH, slo=Slo(2_000.0, 100.0, 0.03)), "made with --margin 3, not 0"),
+        (replace(SEARCH, slo=LatencySlo(2_000.0, 90.0)), "made with --tbt-p99-ms 90, not 100"),
+        (replace(SEARCH, slo=LatencySlo(2_000.0, 100.0, 0.03)), "made with --margin 3, not 0"),
         (replace(SEARCH, usd_per_hour={"H100": 9.0}), "made with --price H100=9.0, not left out"),
         (replace(SEARCH, step_rps=10.0), "made with --step 10, not 20"),
         (replace(SEARCH, sizes=generated(requests_per_s=10.0, seconds=60.0, seed=4)), "made with another trace"),

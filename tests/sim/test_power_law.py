@@ -101,7 +101,7 @@ class Witness:
         for name, report in plan.budgets.items():
             managed = all(self.loop.keeper.roster.nodes[s.name].gpus for s in self.setup.servers)
             if managed:  # before, nodes are charged a flat rate that servers have no GPUs for
-                assert after_w[name] <= max(report.charge_w, report.limit.target_w) + SLACK_W, f"{name} was lifted"
+                assert after_w[name] <= max(report.charge_w, report.limit.aim_w) + SLACK_W, f"{name} was lifted"
         for write in plan.writes:
             for grant in write.spec.gpus:
                 self.cap_of[grant.uuid, grant.grant] = grant.cap_w

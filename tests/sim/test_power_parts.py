@@ -13,9 +13,9 @@ from splitwatt_sim.fleet.run import FleetError, run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool
 from splitwatt_sim.plan.options import MODEL_2026, profile_for, server_kind
 from splitwatt_sim.power import engine as engine_room
-from splitwatt_sim.power.engine import CrowdedError, Engine
-from splitwatt_sim.power.judge import Judge, Lines
-from splitwatt_sim.power.meter import KEPT_SAMPLES, Meter
+from splitwatt_sim.power.engine import CrowdedError, PowerEngine
+from splitwatt_sim.power.judge import Lines, PowerJudge
+from splitwatt_sim.power.meter import KEPT_SAMPLES, SimulatedMeter
 from splitwatt_sim.power.plant import SimulatedNode
 from splitwatt_sim.power.run import LEAF_LABEL, run_power
 from splitwatt_sim.power.setup import MeterSettings, PowerSetup, Server
@@ -34,7 +34,7 @@ def server(name: str = "s0", role: int = MIXED, leaf: str = "rack") -> Server:
 
 
 def test_a_sample_can_be_read_when_its_delay_is_over_and_says_when_it_was_taken() -> None:
-    meter = Meter(MeterSettings(delay_s=1.5, noise_percent=0.0), number=0, begins_s=10.0)
+    meter = SimulatedMeter(MeterSettings(delay_s=1.5, noise_percent=0.0), number=0, begins_s=10.0)
     for watts in (100.0, 200.0, 300.0):
         meter.sample(watts)
     assert isinstance(meter.read(12.4, run_s=2.4), MeterFailure)
@@ -45,7 +45,7 @@ def test_a_sample_can_be_read_when_its_delay_is_over_and_says_when_it_was_taken(
 
 def test_noise_is_seeded_relative_and_each_meters_own() -> None:
     def readings(seed: int, number: int, watts: float) -> list[float]:
-        meter = Meter(MeterSettings(delay_s=0.0, noise_percent=1.0, seed=seed), number=number, begins_s=0.0)
+        meter = SimulatedMeter(MeterSettings(delay_s=0.0, noise_percent=1.0, seed=seed), number=number, begins_s=0.0)
         got = []
         for second in range(2000):
             meter.sample(watts)
@@ -63,7 +63,7 @@ def test_noise_is_seeded_relative_and_each_meters_own() -> None:
 
 
 def test_an_outage_gives_no_answer_and_that_is_not_zero_watts() -> None:
-    meter = Meter(MeterSettings(delay_s=0.0, noise_percent=0.0, outages=((5.0, 8.0),)), number=0, begins_s=0.0)
+    meter = SimulatedMeter(MeterSettings(delay_s=0.0, noise_percent=0.0, outages=((5.0, 8.0),)), number=0, begins_s=0.0)
     meter.sample(100.0)
     answers = [meter.read(50.0, run_s=run_s) for run_s in (4.9, 5.0, 7.9, 8.0)]
     assert [isinstance(answer, MeterReading) for answer in answers] == [True, False, False, True]
@@ -71,7 +71,7 @@ def test_an_outage_gives_no_answer_and_that_is_not_zero_watts() -> None:
 
 
 def test_a_meter_keeps_a_bounded_past() -> None:
-    meter = Meter(MeterSettings(delay_s=0.0, noise_percent=0.0), number=0, begins_s=0.0)
+    meter = SimulatedMeter(MeterSettings(delay_s=0.0, noise_percent=0.0), number=0, begins_s=0.0)
     for second in range(3 * KEPT_SAMPLES):
         meter.sample(float(second))
     assert meter.read(3.0 * KEPT_SAMPLES, run_s=0.0) == MeterReading(3.0 * KEPT_SAMPLES - 1, 3.0 * KEPT_SAMPLES, 1)
@@ -144,8 +144,8 @@ LIST = generated(requests_per_s=4.0, seconds=20.0, seed=2)
 LONGEST = int(LIST.prompt_tokens.max())
 
 
-def engine(caps: list[tuple[int, int]], arrivals: Arrivals = LIST, *, coming: int = 1024) -> Engine:
-    return Engine(MODEL_2026, SPLIT, caps, arrivals, coming=coming)
+def engine(caps: list[tuple[int, int]], arrivals: Arrivals = LIST, *, coming: int = 1024) -> PowerEngine:
+    return PowerEngine(MODEL_2026, SPLIT, caps, arrivals, coming=coming)
 
 
 def test_with_caps_that_stand_it_is_the_plain_run() -> None:
@@ -248,7 +248,7 @@ def test_sums_are_those_of_the_budgets_and_truth_is_that_of_the_servers() -> Non
 
 
 def test_a_second_counts_if_any_moment_of_it_was_above_and_a_draw_if_its_mean_was() -> None:
-    judge = Judge(Lines([ROW], [server("x", MIXED, "row")]))
+    judge = PowerJudge(Lines([ROW], [server("x", MIXED, "row")]))
     judge.limits({"row": report("row", 5_000)})
 
     def look(now_s: float, watts: float) -> None:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_sim.fleet.kernel import COMPLETE, run_until
 from splitwatt_sim.fleet.retable import retable
-from splitwatt_sim.fleet.state import DECODE, DONE, MAX_BATCH_SEQUENCES, MIXED, PREFILL, Fleet, Kind, Pool, new_fleet
+from splitwatt_sim.fleet.state import DECODE, DONE, MAX_BATCH_SEQUENCES, MIXED, PREFILL, FleetArrays, Pool, ServerKind, new_fleet
 
 Row = tuple[float, int, int]
 SIZE = 6_000
-ROUND = Kind(
+ROUND = ServerKind(
     name="round",
     prefill_s=np.arange(SIZE) / 1024,
     prefill_w=np.full(SIZE, 1000.0),
@@ -32,7 +32,7 @@ ROUND = Kind(
 )
 
 
-def scaled(slower: float, watts: float) -> Kind:
+def scaled(slower: float, watts: float) -> ServerKind:
     return replace(
         ROUND,
         prefill_s=ROUND.prefill_s * slower,
@@ -47,7 +47,7 @@ KINDS = (ROUND, scaled(2.0, 0.5), scaled(0.5, 1.5))
 SLOWER, FASTER = 1, 2
 
 
-def fleet(roles: dict[int, int], rows: list[Row], kinds: tuple[Kind, ...] = KINDS, seconds: int = 400) -> Fleet:
+def fleet(roles: dict[int, int], rows: list[Row], kinds: tuple[ServerKind, ...] = KINDS, seconds: int = 400) -> FleetArrays:
     """All machines of the first kind; the others are there to change to."""
     arrival_s, prompt, output = zip(*rows, strict=True)
     made = new_fleet(

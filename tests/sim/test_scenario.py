@@ -18,7 +18,7 @@ from splitwatt_core.gpus.profiles import builtin
 from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.fleet.state import DECODE, Failure, Flip
 from splitwatt_sim.latencies import Latencies
-from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.servers.profile_files import profile_object
 from splitwatt_sim.servers.tables import GIB
 from splitwatt_sim.simulate import fleet_run
@@ -151,7 +151,7 @@ def test_unfinished_requests_are_a_missed_slo_and_no_part_of_the_percentiles(
 def test_the_picture_shows_what_was_not_finished_in_red() -> None:
     latencies = Latencies(np.array([10.0]), np.array([5.0]), np.array([50.0]))
     run = FleetRun(latencies, 9, 4.0, {"mixed": 8.0}, {"mixed": 0.5}, np.ones((1, 4)), unfinished=np.arange(3))
-    for slo, bars in ((Slo(2000, 100), 2), (Slo(None, None), 0)):
+    for slo, bars in ((LatencySlo(2000, 100), 2), (LatencySlo(None, None), 0)):
         figure, axes = plt.subplots()
         slo_bars(axes, run, slo)
         texts = [axes.get_title(), *(text.get_text() for text in axes.texts)]

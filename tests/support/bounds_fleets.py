@@ -15,20 +15,20 @@ from splitwatt_sim.fleet.state import (
     Change,
     Failure,
     Flip,
-    Kind,
     Pool,
+    ServerKind,
 )
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_sim.traces.resample import generated
 from support.bounds import report
 
 
-def shortest_kind(arrivals: Arrivals, *, kv_room: int) -> Kind:
+def shortest_kind(arrivals: Arrivals, *, kv_room: int) -> ServerKind:
     """Tables that end where the engine's own check lets them end."""
     longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max()) - 1
     tokens = np.arange(longest + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1, dtype=np.float64)
     sequences = np.arange(MAX_BATCH_SEQUENCES + 1, dtype=np.float64)
-    return Kind(
+    return ServerKind(
         name="shortest", prefill_s=0.002 + tokens * 2e-5, prefill_w=500.0 + tokens * 0.1,
         decode_s=0.02 + sequences * 1e-4, decode_w=400.0 + sequences, kv_s=1e-9, idle_w=100.0, kv_room=kv_room,
         hand_off_s_per_token=1e-6, hand_off_fixed_s=0.005, overlap_from_tokens=512.0,

@@ -18,10 +18,10 @@ from splitwatt_sim.fleet.state import (
     PREFILL,
     Change,
     Failure,
-    Fleet,
+    FleetArrays,
     Flip,
-    Kind,
     Pool,
+    ServerKind,
     new_fleet,
 )
 from splitwatt_sim.traces.arrivals import Arrivals
@@ -33,7 +33,7 @@ TOKENS = np.arange(SIZE, dtype=np.float64)
 SEQUENCES = np.arange(MAX_BATCH_SEQUENCES + 1, dtype=np.float64)
 MANY = 2**20
 
-ROUND = Kind(
+ROUND = ServerKind(
     name="round",
     prefill_s=TOKENS / 1024,
     prefill_w=np.full(SIZE, 1000.0),
@@ -63,7 +63,7 @@ def arrivals(rows: list[Row]) -> Arrivals:
     return Arrivals(np.array(arrival_s, np.float64), np.array(prompt), np.array(output), "scene")
 
 
-def started(pools: list[Pool], rows: list[Row], *, seconds: int = 0, changes: Sequence[Change] = ()) -> Fleet:
+def started(pools: list[Pool], rows: list[Row], *, seconds: int = 0, changes: Sequence[Change] = ()) -> FleetArrays:
     """Idle machines, and these rows to come."""
     given = arrivals(rows)
     return new_fleet(
@@ -89,11 +89,11 @@ SPARE = st.sampled_from([0, 1, 300, MANY])
 """Tokens of KV cache beyond the longest request."""
 
 
-def pools_of(shape: tuple[int, int, int], kind: Kind) -> list[Pool]:
+def pools_of(shape: tuple[int, int, int], kind: ServerKind) -> list[Pool]:
     return [Pool(role, kind, servers) for role, servers in zip((PREFILL, MIXED, DECODE), shape, strict=True) if servers]
 
 
-def fitted(kind: Kind, rows: list[Row], *, spare: int, kv_s: float, hand_off: tuple[float, float, float]) -> Kind:
+def fitted(kind: ServerKind, rows: list[Row], *, spare: int, kv_s: float, hand_off: tuple[float, float, float]) -> ServerKind:
     room = max(prompt + output for _, prompt, output in rows) + spare
     per_token_s, fixed_s, overlap_from = hand_off
     return replace(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 from splitwatt_core.columns import BudgetColumns, ClockColumns, GpuColumns, MeterColumns, PhaseCode, Posture
-from splitwatt_core.policies.signature import Decision, PowerSnapshot, Unassigned, drawn_w
+from splitwatt_core.policies.signature import Decision, PowerSnapshot, Unassigned, cap_sums_w
 
 LOW, HIGH = 0, 100
 IDLE, PREFILL, DECODE = PhaseCode.UNASSIGNED, PhaseCode.PREFILL, PhaseCode.DECODE
@@ -94,8 +94,8 @@ def build(
         posture=np.array(posture or [Posture.NORMAL] * len(parent), dtype=np.int8),
     )
     bare = PowerSnapshot(budgets=budgets, gpus=gpus, unassigned=unassigned)
-    low = drawn_w(bare, gpus.min_w.astype(np.int32))
-    high = drawn_w(bare, gpus.max_w.astype(np.int32))
+    low = cap_sums_w(bare, gpus.min_w.astype(np.int32))
+    high = cap_sums_w(bare, gpus.max_w.astype(np.int32))
     allowance_w = np.round(low + np.array(share) * (high - low) - 20)
     return replace(bare, budgets=replace(budgets, allowance_w=allowance_w))
 

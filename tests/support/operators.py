@@ -134,7 +134,7 @@ class Operator:
                 new = {(g.uuid, g.grant) for g in write.spec.gpus} - {(g.uuid, g.grant) for g in old}
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
         for name, after_w in self.charged_sums().items():
-            limit_w = plan.budgets[name].limit.target_w
+            limit_w = plan.budgets[name].limit.aim_w
             assert after_w <= max(before_w[name], limit_w) + 1e-6, (
                 f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from splitwatt_core.budget.facts import SpecWrite, Unknown
-from splitwatt_core.protocol.enforcer import Record, Verdict
+from splitwatt_core.protocol.enforcer import ObjectVerdict, Record
 from support.world import DEFAULT_W, Agent, Gpu, Operator, World
 
 LIMIT_W = 900
@@ -191,7 +191,7 @@ def scene_07_a_restarted_agent_reads_an_old_version() -> None:
     agent.record = Record()  # even its disk is new
     agent.start()
     agent.observed = old
-    assert agent.enforcer.observe(old, consistent=False) is Verdict.UNSYNCED, "a cache is no first read"
+    assert agent.enforcer.observe(old, consistent=False) is ObjectVerdict.UNSYNCED, "a cache is no first read"
     for _ in range(3):
         agent.turn()
     assert a.true_w == 300

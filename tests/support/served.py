@@ -1,4 +1,4 @@
-"""A small fleet with clusters to serve, in memory: the core's real survey, plan, assumptions and keeper, around a truth
+"""A small fleet with clusters to serve, in memory: the core's real snapshot, plan, assumptions and keeper, around a truth
 that only a test knows. No decision is made in here.
 
 `Fleet` keeps what the API server would hold (`pods`), what the operator's view shows of it (`shown`, which lags until
@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from splitwatt_core.admission.assumed import Assumed
-from splitwatt_core.admission.facts import Pod, PodName, pod_fact
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import Pod, PodName, pod_fact
+from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import Admission, AdmissionPlan
-from splitwatt_core.admission.survey import Site, survey
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, Selector
@@ -222,7 +222,7 @@ class Fleet:
             nodes=dict(self.nodes),
             gpus={node: self._node_power(node).status.gpus for node in RACK_OF},
             profiles=[PROFILE],
-            headroom_w={name: self.keeper.floor_headroom_w(name) for name in self.budgets},
+            floor_room_w={name: self.keeper.floor_room_w(name) for name in self.budgets},
             counted=self.keeper.floors_counted(),
             assumed=self.assumed.leaves(),
         )
@@ -230,7 +230,7 @@ class Fleet:
     def decide(self) -> AdmissionPlan:
         """One look of admission; what it decides is assumed from now on."""
         self.assumed.settle(self.shown.values())
-        plan = plan_admission(survey(self.site()))
+        plan = plan_admission(snapshot_of(self.site()))
         self.assumed.take(plan.admissions)
         return plan
 
@@ -310,4 +310,4 @@ class Fleet:
 
 def reserved(plan: AdmissionPlan) -> list[Admission]:
     """Admissions that cost watts."""
-    return [admission for admission in plan.admissions if admission.reserve_w > 0]
+    return [admission for admission in plan.admissions if admission.reservation_w > 0]

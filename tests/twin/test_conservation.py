@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
-from splitwatt_twin.fleet import Fleet
+from splitwatt_twin.fleet import EngineFleet
 from splitwatt_twin.requests import ClusterKey, Request
 from splitwatt_twin.stats import EngineStats
 
@@ -34,7 +34,7 @@ CHANGES = st.lists(
 @given(REQUESTS, CHANGES)
 def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]], changes: list[tuple[float, str, str]]) -> None:
     done: list[Request] = []
-    fleet = Fleet(now_s=0.0, finished=done.append, touched=lambda _: None)
+    fleet = EngineFleet(now_s=0.0, finished=done.append, touched=lambda _: None)
     link = KvLink(bytes_per_token=327_680, gbit_per_s=400, remainder_s=0.005)
     engines: dict[str, list[PrefillEngine | DecodeEngine]] = {"prefill": [], "decode": []}
     every: list[PrefillEngine | DecodeEngine] = []

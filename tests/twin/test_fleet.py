@@ -7,7 +7,7 @@ import pytest
 from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import MAX_IN_SYSTEM, Cluster, Drop, KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
-from splitwatt_twin.fleet import Engine, Fleet
+from splitwatt_twin.fleet import Engine, EngineFleet
 from splitwatt_twin.requests import ClusterKey, Request
 from splitwatt_twin.stats import EngineStats
 
@@ -29,7 +29,7 @@ class Lab:
     def __init__(self, *, prefills: int = 1, decodes: int = 1, capacity: int = 100_000) -> None:
         self.done: list[Request] = []
         self.touched: list[Engine] = []
-        self.fleet = Fleet(now_s=0.0, finished=self.done.append, touched=self.touched.append)
+        self.fleet = EngineFleet(now_s=0.0, finished=self.done.append, touched=self.touched.append)
         self.p = [self.prefill(f"p{i}") for i in range(prefills)]
         self.d = [self.decode(f"d{i}", capacity) for i in range(decodes)]
 

@@ -14,7 +14,7 @@ from splitwatt_nvml_twin.models import A100_SXM, H100_SXM
 from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
-from splitwatt_twin.fleet import Fleet
+from splitwatt_twin.fleet import EngineFleet
 from splitwatt_twin.gpus import GpuGroup, NodeGpus, UnknownGpuError
 from splitwatt_twin.kv import kv_capacity_tokens, link_of, shape_of
 from splitwatt_twin.requests import ClusterKey, Request
@@ -48,7 +48,7 @@ def cap(twin: NodeTwin, node: NodeGpus, watts: int, *, gpus: range = range(8)) -
 def serve_one(node: NodeGpus, *, prompt: int, output: int) -> Request:
     """One request through an otherwise idle prefill and decode replica of 8 GPUs each."""
     done: list[Request] = []
-    fleet = Fleet(now_s=0.0, finished=done.append, touched=lambda _: None)
+    fleet = EngineFleet(now_s=0.0, finished=done.append, touched=lambda _: None)
     group = GpuGroup(node, range(8))
     link = KvLink(bytes_per_token=1, gbit_per_s=400, remainder_s=0.005)
     fleet.add(KEY, PrefillEngine(name="p", pace=group, stats=EngineStats()), link=link)

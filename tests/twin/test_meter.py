@@ -8,7 +8,7 @@ import pytest
 from splitwatt_twin.cluster import Cluster, Drop
 from splitwatt_twin.meter import RackMeter
 from splitwatt_twin.requests import ClusterKey, Request
-from splitwatt_twin.results import Results, percentile
+from splitwatt_twin.results import LoadResults, percentile
 
 
 def test_a_reading_is_as_old_as_the_delay_says() -> None:
@@ -45,7 +45,7 @@ def _finished(key: ClusterKey, *, ttft_s: float, output: int, requeues: int = 0)
 
 def test_results_are_lines_and_a_summary(tmp_path: Path) -> None:
     key = ClusterKey("serving", "chat")
-    results = Results(tmp_path / "out" / "r.jsonl", wall_offset_s=1_000_000.0)
+    results = LoadResults(tmp_path / "out" / "r.jsonl", wall_offset_s=1_000_000.0)
     for i in range(1, 101):
         results.add(_finished(key, ttft_s=i / 1000, output=11))
     results.add(_finished(key, ttft_s=0.2, output=1, requeues=1))
@@ -68,7 +68,7 @@ def test_results_are_lines_and_a_summary(tmp_path: Path) -> None:
 
 def test_a_summary_without_requests_has_no_percentiles() -> None:
     key = ClusterKey("serving", "chat")
-    row = Results(None, wall_offset_s=0).summary({key: Cluster(key, wake=lambda _: None, send=lambda _, __: None)})
+    row = LoadResults(None, wall_offset_s=0).summary({key: Cluster(key, wake=lambda _: None, send=lambda _, __: None)})
     assert row["serving/chat"]["ttft_ms_p50"] is None and row["serving/chat"]["arrived"] == 0
 
 

@@ -22,7 +22,7 @@ from splitwatt_core.rendering.render import PROBE_PATH, engine_args
 from splitwatt_nvml_twin.handle import STATE_FILE_VARIABLE, Demand, NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from splitwatt_twin.pod.api import Refusal, read
-from splitwatt_twin.pod.flags import Settings, parse
+from splitwatt_twin.pod.flags import EngineSettings, parse
 from support.waiting import PATIENCE_S, eventually
 
 MODEL: Final = "meta-llama/Llama-3.1-70B-Instruct"
@@ -245,7 +245,7 @@ def test_flags_are_spelt_as_vllm_lets_them_be_spelt() -> None:
         "--kv-transfer-config.kv_connector", "NixlConnector", "--kv_transfer_config.kv_role=kv_both",
         "--compilation-config.level", "3", "--lora-modules", "x=y", "z=w",
     ]  # fmt: skip
-    assert parse(line) == Settings(
+    assert parse(line) == EngineSettings(
         model=MODEL, served_names=("a", "b"), host="0.0.0.0", port=8000, gpus=4, memory_share=0.9, model_tokens=131_072,
         kv_role="kv_both", ignored=("--enable-prefix-caching", "--seed", "--lora-modules", "--compilation-config"),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from splitwatt_twin.config import parse
 from splitwatt_twin.devices import NodeDevices
-from splitwatt_twin.fleet import Engine, Fleet
+from splitwatt_twin.fleet import Engine, EngineFleet
 from splitwatt_twin.gpus import NodeGpus
 from splitwatt_twin.load import GONE_S, Load
 from splitwatt_twin.metrics import Snapshot, TwinCollector
@@ -52,7 +52,7 @@ class Lab:
             gpus = NodeGpus(twin.path)
             self.nodes[name] = Node(gpus=gpus, devices=NodeDevices(gpus.uuids))
         self.touched: set[Engine] = set()
-        self.fleet = Fleet(now_s=0.0, finished=self.done.append, touched=self.touched.add)
+        self.fleet = EngineFleet(now_s=0.0, finished=self.done.append, touched=self.touched.add)
         self.replicas = Replicas(nodes=self.nodes, fleet=self.fleet, catch_up=lambda: self.to(self.now_s))
 
     def to(self, now_s: float) -> None:

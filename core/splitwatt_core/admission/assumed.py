@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.admission.facts import Pod
+from splitwatt_core.admission.pods import Pod
 from splitwatt_core.admission.snapshot import Admission
 
 RECHECK_S: Final = 2.0

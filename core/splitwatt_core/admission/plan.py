@@ -3,21 +3,21 @@
 **Reservation.** A pod's GPUs must never be capped below their floor (the cliff of its phase), so its leaf and every budget
 above it have to find
 
-    reserve = GPUs x max(0, floor - idle floor) x loss factor            (the dearest matching node of the leaf counts)
+    reservation = GPUs x max(0, floor - idle floor) x loss factor            (the dearest matching node of the leaf counts)
 
-meter watts: the headroom counts an unused GPU at its idle floor already. The headroom takes all *running* pods at their
+meter watts: the floor room counts an unused GPU at its idle floor already. It takes all *running* pods at their
 floors too, so a higher class shrinks lower ones to their floors simply by being admitted; nobody is evicted here. A pod
-past its gate whose GPUs the headroom does not count yet stays reserved (assume), so the same watts are never promised twice.
+past its gate whose GPUs it does not count yet stays reserved (assume), so the same watts are never promised twice.
 
-**Order.** Units are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
-cluster's first prefill and decode pod are one unit: both are admitted, or neither, so that half-admitted clusters cannot
-wait for each other; further replicas follow when every role of the cluster stands.
+**Order.** Gangs are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
+cluster's first prefill and decode pod are one gang: both are admitted, or neither, so that half-admitted clusters cannot
+wait for each other; further replicas, each a gang of one, follow when every role of the cluster stands.
 
-**No overtaking.** A unit that has to wait, but would fit if others left, claims the nodes it could use and the budgets that
-are short for it: nobody behind it in the order gets these, or small units would starve it for ever. A unit that could not
+**No overtaking.** A gang that has to wait, but would fit if others left, claims the nodes it could use and the budgets that
+are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
 fit even into empty leaves claims nothing.
 
-Invariant: no plan makes any binding budget's headroom, less all reservations below it, negative or more negative.
+Invariant: no plan makes any binding budget's floor room, less all reservations below it, negative or more negative.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionPlan,
     AdmissionSnapshot,
+    AdmissionVerdict,
     ClusterWant,
     PodNeed,
-    Verdict,
 )
 from splitwatt_core.clusters import ClusterName, Role
 
@@ -42,7 +42,7 @@ PAIR_LAG: Final = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class _Gang:
     """Pods that are admitted together. `lag`: the share of its role's replicas that are admitted already."""
 
     want: ClusterWant
@@ -66,31 +66,31 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     claims = Claims()
     standing = _standing(snapshot)
     admissions: list[Admission] = []
-    verdicts: dict[ClusterName, Verdict] = {}
-    units, unborn = _units(snapshot, standing)
+    verdicts: dict[ClusterName, AdmissionVerdict] = {}
+    gangs, unborn = _gangs(snapshot, standing)
     verdicts |= unborn
     hopeless: set[tuple[ClusterName, object]] = set()
-    for unit in units:
-        cluster = unit.want.cluster
-        if unit.lag > PAIR_LAG and not _wanted(unit.want) <= standing.get(cluster, set()):
+    for gang in gangs:
+        cluster = gang.want.cluster
+        if gang.lag > PAIR_LAG and not _wanted(gang.want) <= standing.get(cluster, set()):
             continue  # its first pair waits; that verdict stands
-        kind = (cluster, house.kind_of(unit.pods[0]).key)
-        if kind in hopeless:
+        alike = (cluster, house.offer_to(gang.pods[0]).key)
+        if alike in hopeless:
             continue  # room only shrinks: what did not fit for its sibling does not fit now
-        placed = room.place(unit.pods, claims)
+        placed = room.place(gang.pods, claims)
         if placed is None:
             if cluster not in verdicts:
-                verdicts[cluster] = _refusal(snapshot, house, room, claims, unit)
-            if empty.could_place(unit.pods):
-                _claim(unit, room, claims)
-            if len(unit.pods) == 1:
-                hopeless.add(kind)
+                verdicts[cluster] = _refusal(snapshot, house, room, claims, gang)
+            if empty.could_place(gang.pods):
+                _claim(gang, room, claims)
+            if len(gang.pods) == 1:
+                hopeless.add(alike)
             continue
         for choice in placed:
             standing.setdefault(cluster, set()).add(choice.need.role)
             selector = house.budgets[choice.leaf].selector
             assert selector is not None, f"leaf {choice.leaf} has nodes but no selector"
-            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reserve_w))
+            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reservation_w))
     for want in snapshot.clusters:
         verdicts.setdefault(want.cluster, _all_admitted(want))
     return AdmissionPlan(tuple(admissions), verdicts)
@@ -109,9 +109,9 @@ def _standing(snapshot: AdmissionSnapshot) -> dict[ClusterName, set[Role]]:
     return standing
 
 
-def _units(
+def _gangs(
     snapshot: AdmissionSnapshot, standing: Mapping[ClusterName, set[Role]]
-) -> tuple[list[_Unit], dict[ClusterName, Verdict]]:
+) -> tuple[list[_Gang], dict[ClusterName, AdmissionVerdict]]:
     """What is to be admitted, in order, and the clusters that wait for their own pods to be created."""
     waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):
@@ -120,32 +120,32 @@ def _units(
     for held in snapshot.held:
         if not held.terminating:
             past[held.need.cluster, held.need.role] = past.get((held.need.cluster, held.need.role), 0) + 1
-    units: list[_Unit] = []
-    verdicts: dict[ClusterName, Verdict] = {}
+    gangs: list[_Gang] = []
+    verdicts: dict[ClusterName, AdmissionVerdict] = {}
     for want in snapshot.clusters:
         missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
         queues = {role: list(waiting.get((want.cluster, role), ())) for role in Role}
         unborn = [role.value for role in missing if not queues[role]]
         if unborn:
-            verdicts[want.cluster] = Verdict(
+            verdicts[want.cluster] = AdmissionVerdict(
                 False, "WaitingForPods", f"Waits for the first {' and '.join(unborn)} pod to be created."
             )
             continue
         if missing:
-            units.append(_Unit(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
+            gangs.append(_Gang(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
         for role, queue in queues.items():
             admitted = past.get((want.cluster, role), 0) + (1 if role in missing else 0)
             replicas = want.replicas.get(role, 0)
             for ordinal, need in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
-                units.append(_Unit(want, ordinal / replicas, (need,)))
-    return sorted(units, key=lambda unit: unit.order), verdicts
+                gangs.append(_Gang(want, ordinal / replicas, (need,)))
+    return sorted(gangs, key=lambda gang: gang.order), verdicts
 
 
-def _claim(unit: _Unit, room: Room, claims: Claims) -> None:
-    """Hold back what the waiting unit needs from everyone behind it."""
-    house, cluster = room.house, unit.want.cluster
-    dearest_w = sum(max(house.reserve_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in unit.pods)
-    for need in unit.pods:
+def _claim(gang: _Gang, room: Room, claims: Claims) -> None:
+    """Hold back what the waiting gang needs from everyone behind it."""
+    house, cluster = room.house, gang.want.cluster
+    dearest_w = sum(max(house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in gang.pods)
+    for need in gang.pods:
         for leaf, nodes in house.usable(need).items():
             for node in nodes:
                 claims.nodes.setdefault(node.name, cluster)
@@ -157,35 +157,35 @@ def _claim(unit: _Unit, room: Room, claims: Claims) -> None:
 # ------------------------------------------------------------------------------------------------------------ sentences
 
 
-def _all_admitted(want: ClusterWant) -> Verdict:
+def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
     counts = " and ".join(f"{want.replicas.get(role, 0)} {role.value}" for role in Role)
-    return Verdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
+    return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
 
 
-def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, unit: _Unit) -> Verdict:
-    """Why the unit waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
-    for need in unit.pods:
+def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, gang: _Gang) -> AdmissionVerdict:
+    """Why the gang waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
+    for need in gang.pods:
         verdict = _no_node(snapshot, house, need) or _no_gpus(house, room, need) or _no_watts(house, room, (need,))
         if verdict is not None:
             return verdict
-    behind = _ahead(house, claims, unit.pods)
+    behind = _ahead(house, claims, gang.pods)
     if behind:
         names = ", ".join(str(name) for name in behind)
-        return Verdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
-    together = _no_watts(house, room, unit.pods)
+        return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
+    together = _no_watts(house, room, gang.pods)
     if together is not None:
         return together
-    roles = " and ".join(need.role.value for need in unit.pods)
-    return Verdict(False, "InsufficientGPUs", f"The {roles} replicas fit one by one, but not together: GPUs are short.")
+    roles = " and ".join(need.role.value for need in gang.pods)
+    return AdmissionVerdict(False, "InsufficientGPUs", f"The {roles} replicas fit one by one, but not together: GPUs are short.")
 
 
-def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdict | None:
+def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> AdmissionVerdict | None:
     if house.usable(need):
         return None
     matching = [n for n in snapshot.nodes if need.matches(n.labels)]
     labels = ", ".join(f"{k}={v}" for k, v in sorted(need.selector.match_labels.items())) or "any label"
     if not matching:
-        return Verdict(
+        return AdmissionVerdict(
             False,
             "NoMatchingNodes",
             f"The {need.role.value} role asks for nodes with {labels}, but no schedulable node of any leaf PowerBudget "
@@ -193,7 +193,7 @@ def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdic
         )
     largest = max(n.gpus for n in matching)
     if largest < need.gpus:
-        return Verdict(
+        return AdmissionVerdict(
             False,
             "NoMatchingNodes",
             f"The {need.role.value} role asks for {need.gpus} GPUs on one node, but the largest of {len(matching)} "
@@ -202,24 +202,24 @@ def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Verdic
     faults = {n.leaf: fault for n in matching if n.name in house.nodes and (fault := house.budgets[n.leaf].fault)}
     if faults:
         leaf, fault = min(faults.items())
-        return Verdict(
+        return AdmissionVerdict(
             False,
             "InvalidTree",
             f"No pod is let into PowerBudget {leaf} while nobody knows what the budgets above it can spare. {fault}.",
         )
-    return Verdict(
+    return AdmissionVerdict(
         False,
         "NoAgentReport",
         f"None of {len(matching)} nodes for the {need.role.value} role has GPUs reported by its power agent yet.",
     )
 
 
-def _no_gpus(house: House, room: Room, need: PodNeed) -> Verdict | None:
+def _no_gpus(house: House, room: Room, need: PodNeed) -> AdmissionVerdict | None:
     nodes = [n for nodes in house.usable(need).values() for n in nodes]
     freest = max(room.free[n.name] for n in nodes)
     if freest >= need.gpus:
         return None
-    return Verdict(
+    return AdmissionVerdict(
         False,
         "InsufficientGPUs",
         f"The {need.role.value} replica needs {need.gpus} free GPUs on one node; of {len(nodes)} matching nodes the "
@@ -227,17 +227,17 @@ def _no_gpus(house: House, room: Room, need: PodNeed) -> Verdict | None:
     )
 
 
-def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> Verdict | None:
+def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict | None:
     """The sentence for the leaf that misses least, or None when the watts are there somewhere."""
     best: tuple[float, str] | None = None
     for leaf in _common_leaves(house, pods):
-        need_w = sum(house.reserve_w(need, leaf, need.gpus) for need in pods)
+        need_w = sum(house.reservation_w(need, leaf, need.gpus) for need in pods)
         short = room.short(leaf, need_w)
         if short is None:
             return None
         missing_w = need_w - room.left_w[short.name]
         what = " and ".join(
-            f"{need.role.value} {house.reserve_w(need, leaf, need.gpus):.0f} W ({need.gpus} GPUs)" for need in pods
+            f"{need.role.value} {house.reservation_w(need, leaf, need.gpus):.0f} W ({need.gpus} GPUs)" for need in pods
         )
         left_w = room.left_w[short.name]
         where = f"PowerBudget {short.name}" + ("" if short.name == leaf else f", above {leaf},")
@@ -247,7 +247,7 @@ def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> Verdict | No
         )
         if best is None or missing_w < best[0]:
             best = (missing_w, text)
-    return None if best is None else Verdict(False, "InsufficientPower", best[1])
+    return None if best is None else AdmissionVerdict(False, "InsufficientPower", best[1])
 
 
 def _common_leaves(house: House, pods: Sequence[PodNeed]) -> list[str]:

@@ -20,19 +20,19 @@ class Choice:
     need: PodNeed
     leaf: str
     node: str
-    reserve_w: float
+    reservation_w: float
 
 
 @dataclass(slots=True)
 class Claims:
-    """What waiting units hold back from everyone behind them, each with who claims it."""
+    """What waiting gangs hold back from everyone behind them, each with who claims it."""
 
     nodes: dict[str, ClusterName] = field(default_factory=dict)
     budgets: dict[str, ClusterName] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Offer:
     """What a snapshot offers to pods that ask for the same. By leaf: the `nodes` that would do, and the `dearest` of them,
     or of all there where none would; `anywhere`: the dearest of the whole house, None in an empty one."""
 
@@ -51,8 +51,8 @@ class House:
         self._by_leaf: dict[str, list[NodeRoom]] = {}
         for node in sorted(self.nodes.values(), key=lambda n: n.name):
             self._by_leaf.setdefault(node.leaf, []).append(node)
-        self._offers: dict[object, Kind] = {}
-        self._kinds: dict[str, Kind] = {}
+        self._offers: dict[object, Offer] = {}
+        self._by_pod: dict[str, Offer] = {}
 
     def chain(self, leaf: str) -> Iterator[BudgetRoom]:
         """The leaf and its ancestors; ends at a parent that is not there, and at a cycle."""
@@ -64,16 +64,16 @@ class House:
             yield room
             name = room.parent
 
-    def kind_of(self, need: PodNeed) -> Kind:
-        """Pods of one kind are interchangeable for placement."""
-        if need.uid not in self._kinds:
+    def offer_to(self, need: PodNeed) -> Offer:
+        """Pods that get one offer are interchangeable for placement."""
+        if need.uid not in self._by_pod:
             key = (need.gpus, repr((need.selector, need.terms)), tuple(sorted(need.floor_w.items())))
             if key not in self._offers:
                 self._offers[key] = self._offer(key, need)
-            self._kinds[need.uid] = self._offers[key]
-        return self._kinds[need.uid]
+            self._by_pod[need.uid] = self._offers[key]
+        return self._by_pod[need.uid]
 
-    def _offer(self, key: object, need: PodNeed) -> Kind:
+    def _offer(self, key: object, need: PodNeed) -> Offer:
         found = {}
         for leaf, nodes in self._by_leaf.items():
             if self.budgets[leaf].fault:
@@ -86,19 +86,19 @@ class House:
             return _extra_w(need, node), node.name
 
         dearest = {leaf: max(found.get(leaf, nodes), key=price) for leaf, nodes in self._by_leaf.items()}
-        return Kind(key, found, dearest, max(dearest.values(), key=price, default=None))
+        return Offer(key, found, dearest, max(dearest.values(), key=price, default=None))
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""
-        return self.kind_of(need).nodes
+        return self.offer_to(need).nodes
 
-    def reserve_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
+    def reservation_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
         """What has to be reserved for `gpus` of the pod's GPUs (the formula of `plan`), on the dearest node that it may get."""
-        node = self.kind_of(need).dearest.get(leaf)
+        node = self.offer_to(need).dearest.get(leaf)
         return 0.0 if node is None else _extra_w(need, node) * gpus
 
     def counted_w(self, held: HeldPod) -> float:
-        """Meter watts that the headroom counts for a pod past its gate beyond its GPUs' idle floor."""
+        """Meter watts that the floor room counts for a pod past its gate beyond its GPUs' idle floor."""
         node = self._place(held)
         if node is None:
             return 0.0
@@ -122,8 +122,8 @@ class House:
         node = self.nodes.get(held.node or "")
         if node is not None:
             return node
-        kind = self.kind_of(held.need)
-        return kind.dearest.get(held.leaf or "", kind.anywhere)
+        offer = self.offer_to(held.need)
+        return offer.dearest.get(held.leaf or "", offer.anywhere)
 
 
 def _floor_w(need: PodNeed, gpu_kind: str) -> float:
@@ -132,12 +132,12 @@ def _floor_w(need: PodNeed, gpu_kind: str) -> float:
 
 
 def _extra_w(need: PodNeed, node: NodeRoom) -> float:
-    """Meter watts that one GPU's floor needs beyond what the headroom counts for it idle."""
+    """Meter watts that one GPU's floor needs beyond what the floor room counts for it idle."""
     return max(0.0, _floor_w(need, node.gpu_kind) - node.idle_floor_w) * node.loss_factor
 
 
 class Room:
-    """Watts left per budget and free GPUs per node, as units are placed."""
+    """Watts left per budget and free GPUs per node, as gangs are placed."""
 
     def __init__(self, house: House, left_w: dict[str, float], free: dict[str, int]) -> None:
         self.house, self.left_w, self.free = house, left_w, free
@@ -145,7 +145,7 @@ class Room:
     @classmethod
     def now(cls, house: House, held: Sequence[HeldPod]) -> Room:
         """What is left after all pods past their gates."""
-        left_w = {b.name: b.headroom_floor_w for b in house.budgets.values()}
+        left_w = {b.name: b.floor_room_w for b in house.budgets.values()}
         room = cls(house, left_w, {n.name: n.free_gpus for n in house.nodes.values()})
         for pod in sorted(held, key=lambda h: (-h.need.gpus, h.need.pod)):
             leaf = _leaf_of(house, pod)
@@ -159,7 +159,7 @@ class Room:
     @classmethod
     def empty(cls, house: House, held: Sequence[HeldPod]) -> Room:
         """What would be left if every pod of ours left."""
-        left_w = {b.name: b.headroom_floor_w for b in house.budgets.values()}
+        left_w = {b.name: b.floor_room_w for b in house.budgets.values()}
         room = cls(house, left_w, {n.name: n.gpus for n in house.nodes.values()})
         for pod in held:
             if (leaf := _leaf_of(house, pod)) is not None:
@@ -194,25 +194,25 @@ class Room:
         need, rest = pods[0], pods[1:]
         usable = self.house.usable(need)
         for leaf in sorted(usable, key=lambda name: (-self.slack_w(name), name)):
-            reserve_w = self.house.reserve_w(need, leaf, need.gpus)
-            if self.short(leaf, reserve_w) is not None:
+            reservation_w = self.house.reservation_w(need, leaf, need.gpus)
+            if self.short(leaf, reservation_w) is not None:
                 continue
-            if reserve_w > 0 and any(b.name in claims.budgets for b in self.house.chain(leaf)):
+            if reservation_w > 0 and any(b.name in claims.budgets for b in self.house.chain(leaf)):
                 continue
             node = self.best_fit(need, leaf, claims.nodes)
             if node is None:
                 continue
-            self.take_w(leaf, reserve_w)
+            self.take_w(leaf, reservation_w)
             self.free[node] -= need.gpus
             others = self.place(rest, claims)
             if others is not None:
-                return (Choice(need, leaf, node, reserve_w), *others)
-            self.give_back((Choice(need, leaf, node, reserve_w),))
+                return (Choice(need, leaf, node, reservation_w), *others)
+            self.give_back((Choice(need, leaf, node, reservation_w),))
         return None
 
     def give_back(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
-            self.take_w(choice.leaf, -choice.reserve_w)
+            self.take_w(choice.leaf, -choice.reservation_w)
             self.free[choice.node] += choice.need.gpus
 
     def could_place(self, pods: Sequence[PodNeed]) -> bool:

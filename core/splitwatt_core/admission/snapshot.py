@@ -1,7 +1,7 @@
 """What power admission looks at, and what it answers: frozen data between the shell and `admission.plan`.
 
 Watts of budgets are watts at the meter; watts per GPU are watts at the GPU. A node's `idle_floor_w` is what the budgets'
-`headroom_floor_w` already counts for each of its GPUs that runs none of our pods.
+`floor_room_w` already counts for each of its GPUs that runs none of our pods.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.admission.facts import PodName
+from splitwatt_core.admission.pods import PodName
 from splitwatt_core.budget.facts import CountedFloor
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName, Role
@@ -22,14 +22,14 @@ NOT_COUNTED: Final = CountedFloor(0, 0.0)
 class BudgetRoom:
     """One PowerBudget, leaf or not.
 
-    `headroom_floor_w`: meter watts that could still be promised to floors below it, all GPUs that are counted there at
-    their floors (`Keeper.floor_headroom_w`); negative when floors do not fit. `binding` False: its tree is in mode
+    `floor_room_w`: meter watts that could still be promised to floors below it, all GPUs that are counted there at
+    their floors (`Keeper.floor_room_w`); negative when floors do not fit. `binding` False: its tree is in mode
     Observe, which decides and reports but holds nothing back. `selector` is a leaf's, None elsewhere. `fault`: what is
     wrong with its tree's place, so that nobody knows what stands above it; "" when nothing is.
     """
 
     name: str
-    headroom_floor_w: float
+    floor_room_w: float
     parent: str | None = None
     selector: Selector | None = None
     binding: bool = True
@@ -80,7 +80,7 @@ class PodNeed:
 class HeldPod:
     """A pod past its gate. `leaf`: where its floor is reserved (its annotation) or, when bound, its node's.
 
-    `counted`: the floors that the budgets' headroom counts already, because the node's agent reports the pod on GPUs; for
+    `counted`: the floors that the floor room of budgets counts already, because the node's agent reports the pod on GPUs; for
     the rest the reservation counts. `node` None: admitted, not yet scheduled. A terminating pod holds what it has until it
     is gone, but no longer stands for its role.
     """
@@ -112,16 +112,16 @@ class AdmissionSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Lift this pod's gate and tighten its node affinity to `selector`, the leaf's. `reserve_w` is at the meter."""
+    """Lift this pod's gate and tighten its node affinity to `selector`, the leaf's. `reservation_w` is at the meter."""
 
     need: PodNeed
     leaf: str
     selector: Selector
-    reserve_w: float
+    reservation_w: float
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AdmissionVerdict:
     """The condition PowerAdmitted of one cluster. `reason` is one CamelCase word, `message` has the numbers."""
 
     admitted: bool
@@ -132,4 +132,4 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class AdmissionPlan:
     admissions: tuple[Admission, ...]
-    verdicts: Mapping[ClusterName, Verdict]
+    verdicts: Mapping[ClusterName, AdmissionVerdict]

@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitwatt_core.admission.room import House
-from splitwatt_core.admission.snapshot import AdmissionPlan, AdmissionSnapshot, HeldPod, Verdict
+from splitwatt_core.admission.snapshot import AdmissionPlan, AdmissionSnapshot, AdmissionVerdict, HeldPod
 from splitwatt_core.clusters import ClusterName, Role
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ClusterStanding:
     """One cluster as admission sees it. `admitted`: pods past their gates that stay, by role. `floor_w`: meter watts of the
     floors of all pods past their gates."""
 
-    verdict: Verdict
+    verdict: AdmissionVerdict
     admitted: Mapping[Role, int]
     floor_w: float
 
 
-def standings(snapshot: AdmissionSnapshot, plan: AdmissionPlan) -> dict[ClusterName, Standing]:
+def standings(snapshot: AdmissionSnapshot, plan: AdmissionPlan) -> dict[ClusterName, ClusterStanding]:
     """Of every cluster that the plan judged. Cost: pods past their gates, and nodes once for each kind of those unbound."""
     house = House(snapshot)
     admitted: dict[ClusterName, dict[Role, int]] = {name: {} for name in plan.verdicts}
@@ -36,4 +36,4 @@ def standings(snapshot: AdmissionSnapshot, plan: AdmissionPlan) -> dict[ClusterN
         floor_w[cluster] += house.floor_w(held)
         if not held.terminating:
             admitted[cluster][role] = admitted[cluster].get(role, 0) + 1
-    return {name: Standing(verdict, admitted[name], floor_w[name]) for name, verdict in plan.verdicts.items()}
+    return {name: ClusterStanding(verdict, admitted[name], floor_w[name]) for name, verdict in plan.verdicts.items()}

@@ -157,8 +157,8 @@ class Book:
             return f"posture is {self.posture.name.capitalize()}"
         if spec.meter is not None and self.fresh_reading(spec, now_s) is None:
             return f"meter is stale: {self.meter_reason}"
-        if spec.meter is None and spec.selector is not None and survey.silent:
-            return f"{survey.silent} agents gave no sample lately and there is no meter"
+        if spec.meter is None and spec.selector is not None and survey.stale_agents:
+            return f"{survey.stale_agents} agents gave no sample lately and there is no meter"
         return None
 
 

@@ -39,7 +39,7 @@ class PodFact:
 
 
 class CountedFloor(NamedTuple):
-    """What the keeper's headroom counts for one pod: on how many GPUs, and the sum of their floors in GPU watts."""
+    """What the floor room counts for one pod: on how many GPUs, and the sum of their floors in GPU watts."""
 
     gpus: int
     floor_w: float

@@ -86,9 +86,9 @@ class Fleet:
         own = np.bincount(self.gpus.leaf, weights=per_gpu, minlength=self.forest.size).astype(np.float64)
         return self.forest.sum_up(own)
 
-    def without_late(self, allowance_w: NDArray[np.float64]) -> Fleet:
-        """The same fleet, in which nobody counts on GPUs that are mute, or late below a sum that is too high. `allowance_w`
-        float64[B]: meter watts that may be charged for GPUs below each budget."""
+    def with_late_aside(self, allowance_w: NDArray[np.float64]) -> Fleet:
+        """The same fleet, with GPUs aside, which nobody counts on, that are mute, or late below a sum that is too high.
+        `allowance_w` float64[B]: meter watts that may be charged for GPUs below each budget."""
         left_w = allowance_w + self.rest_w - self.charged_w()
         over = self.forest.min_down(left_w)[self.gpus.leaf] < -TOLERANCE_W
         return self._fixed_at_charge(self.late & self.steerable & (over | self.mute))
@@ -129,8 +129,8 @@ def mute(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
     since_s = account.unacked_since_s
     if since_s is None or not late(account, now_s):
         return False
-    silent = now_s - node.sample_s > AGENT_METRICS_SILENT_S
-    return silent or (now_s - since_s > MUTE_S and node.status_s < since_s)
+    stale = now_s - node.sample_s > AGENT_METRICS_SILENT_S
+    return stale or (now_s - since_s > MUTE_S and node.status_s < since_s)
 
 
 class _Clock(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget import gates, snapshots
+from splitwatt_core.budget import raises, realms
 from splitwatt_core.budget.books import Book, judge_all
 from splitwatt_core.budget.facts import (
     BudgetReport,
@@ -35,12 +35,12 @@ from splitwatt_core.budget.facts import (
     Written,
 )
 from splitwatt_core.budget.fleet import Fleet
-from splitwatt_core.budget.gates import Gate
-from splitwatt_core.budget.headroom import FloorRoom, floor_room
+from splitwatt_core.budget.floor_room import FloorRoom, floor_room
 from splitwatt_core.budget.moment import Moment, look
+from splitwatt_core.budget.raises import RaiseHolds
+from splitwatt_core.budget.realms import Decided
 from splitwatt_core.budget.reports import Judgement, report
 from splitwatt_core.budget.roster import Placement, Roster
-from splitwatt_core.budget.snapshots import Decided
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
 from splitwatt_core.budget.writer import Wish, compose, stamp
@@ -96,7 +96,7 @@ class Keeper:
         self._notes: list[Note] = []
         self._resign: str | None = None
         self._room = FloorRoom()
-        self._memories: snapshots.Memories = {}
+        self._memories: realms.Memories = {}
 
     # ------------------------------------------------------------- facts; each is safe to repeat, old versions are ignored
 
@@ -205,17 +205,17 @@ class Keeper:
         notes, self._notes = self._notes, []
         seen = self._look(now_s)
         notes.extend(judge_all(seen.budgets, seen.books, seen.surveys, tree=seen.tree, now_s=now_s))
-        withheld_w = gates.withheld_w(seen)
-        allowance_w = seen.target_w() - withheld_w - seen.fleet.rest_w
+        withheld_w = raises.withheld_w(seen)
+        allowance_w = seen.aim_w() - withheld_w - seen.fleet.rest_w
         # From here on nobody counts on GPUs that stand aside.
-        moment = replace(seen, fleet=seen.fleet.without_late(allowance_w))
+        moment = replace(seen, fleet=seen.fleet.with_late_aside(allowance_w))
         aside = seen.fleet.steerable & ~moment.fleet.steerable
         decided = self._ask(moment, allowance_w)
         cap_w = self._owed(seen, aside, allowance_w, decided.cap_w)
         self._memories = decided.memories
-        gate = gates.gate_of(moment, withheld_w)
-        may_raise = gates.may_raise(moment, gate)
-        caps = self._next_caps(moment.fleet, cap_w, aside, gate, may_raise)
+        holds = raises.holds_of(moment, withheld_w)
+        may_raise = raises.may_raise(moment, holds)
+        caps = self._next_caps(moment.fleet, cap_w, aside, holds, may_raise)
         clocks = next_clocks(
             target_mhz=decided.clock_mhz,
             granted_mhz=moment.fleet.clocks.granted_mhz,
@@ -224,7 +224,7 @@ class Keeper:
         )
         writes = self._writes(moment, caps, clocks)
         self._room = floor_room(moment, allowance_w=allowance_w, pods=self._pods)
-        reports, fresh_notes = report(Judgement(moment, gate, decided.by_root, decided.short_w, mute=moment.fleet.mute & aside))
+        reports, fresh_notes = report(Judgement(moment, holds, decided.by_root, decided.short_w, mute=moment.fleet.mute & aside))
         return Plan(
             create=self.roster.to_create(moment.placements),
             writes=writes,
@@ -285,7 +285,7 @@ class Keeper:
     # --------------------------------------------------------------------------------------------- what may be given out
 
     def _ask(self, moment: Moment, allowance_w: FloatArray, *, among: Set[str] | None = None) -> Decided:
-        return snapshots.decide(moment, policies=self._policies, memories=self._memories, allowance_w=allowance_w, among=among)
+        return realms.decide(moment, policies=self._policies, memories=self._memories, allowance_w=allowance_w, among=among)
 
     def _owed(self, seen: Moment, aside: BoolArray, allowance_w: FloatArray, decided_w: NDArray[np.int32]) -> NDArray[np.int32]:
         """Caps to aim at. Whoever stands aside is not counted on, but told to go down all the same, as if it were: a raise
@@ -298,7 +298,7 @@ class Keeper:
         return np.where(aside, np.minimum(granted_w, wanted_w), decided_w).astype(np.int32)
 
     def _next_caps(
-        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: BoolArray, gate: Gate, may_raise: BoolArray
+        self, fleet: Fleet, cap_w: NDArray[np.int32], aside: BoolArray, holds: RaiseHolds, may_raise: BoolArray
     ) -> NDArray[np.int32]:
         # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
         reached = fleet.steerable | aside | (fleet.granted_w == UNKNOWN_CAP)
@@ -314,15 +314,15 @@ class Keeper:
                 charge_w=fleet.charge_w,
                 trusted=fleet.trusted,
                 may_raise=may_raise,
-                over_elsewhere=np.array([node.name in gate.over_elsewhere for node in fleet.owner], dtype=np.bool_),
+                over_elsewhere=np.array([node.name in holds.over_elsewhere for node in fleet.owner], dtype=np.bool_),
                 loss_factor=fleet.gpus.loss_factor,
                 parent=fleet.forest.parent,
-                headroom_w=gate.headroom_w,
-                reserve_w=gate.withheld_w,
+                headroom_w=holds.headroom_w,
+                withheld_w=holds.withheld_w,
             )
         )
 
-    def floor_headroom_w(self, budget: str) -> float:
+    def floor_room_w(self, budget: str) -> float:
         """`FloorRoom.left_w` of the last step; zero for an unknown budget."""
         return self._room.left_w.get(budget, 0.0)
 

@@ -1,6 +1,6 @@
-"""Which leaf budgets claim a node by its labels: one rule for the charge of nodes and for the places of pods.
+"""Which leaf budgets select a node by its labels: one rule for the charge of nodes and for the places of pods.
 
-A node that two leaves claim is charged to both, and takes no pods. Selectors are looked up by one of their labels, so that
+A node that two leaves select is charged to both, and takes no pods. Selectors are looked up by one of their labels, so that
 a thousand nodes and a hundred racks cost a thousand looks and not a hundred thousand.
 """
 
@@ -27,7 +27,7 @@ class Leaves:
             else:
                 self._by_label.setdefault(first, []).append(row)
 
-    def claiming(self, labels: Mapping[str, str]) -> tuple[str, ...]:
+    def selecting(self, labels: Mapping[str, str]) -> tuple[str, ...]:
         """The names of the leaves that select a node with these labels, sorted."""
         candidates = [row for label in labels.items() for row in self._by_label.get(label, ())]
         return tuple(sorted(name for name, selector in (*candidates, *self._by_expression) if selector.matches(labels)))

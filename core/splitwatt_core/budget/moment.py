@@ -23,7 +23,7 @@ from splitwatt_core.gpus.profiles import Profile
 @dataclass(frozen=True, slots=True)
 class Moment:
     """`budgets`, `books` and `surveys` have one entry per budget, in the tree's order. `conflicts`: nodes that several leaves
-    claim, with those leaves."""
+    select, with those leaves."""
 
     now_s: float
     budgets: tuple[BudgetSpec, ...]
@@ -45,9 +45,9 @@ class Moment:
         """The roots above these GPUs, `rows` bool[N]."""
         return frozenset(self.tree.order[b] for b in np.unique(self.tree.forest.root_of[self.fleet.gpus.leaf[rows]]))
 
-    def target_w(self) -> FloatArray:
+    def aim_w(self) -> FloatArray:
         """What decisions aim at, float64[B]."""
-        return np.array([book.limit.target_w for book in self.books], dtype=np.float64)
+        return np.array([book.limit.aim_w for book in self.books], dtype=np.float64)
 
     def charged_w(self) -> FloatArray:
         """The sum of I1 below each budget, float64[B]."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
-from splitwatt_core.budget.gates import Gate
 from splitwatt_core.budget.moment import Moment
+from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
@@ -29,7 +29,7 @@ class Judgement:
     do not answer."""
 
     moment: Moment
-    gate: Gate
+    holds: RaiseHolds
     decisions: Mapping[str, Decision]
     short_w: NDArray[np.float64]
     mute: NDArray[np.bool_]
@@ -55,7 +55,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             _within(book, survey, observes=observes),
             _fresh(spec, book, m.now_s),
             _enforced(found.sick.get(name, [])),
-            _feasible(short_w, j.gate.safe_over_w.get(name)),
+            _feasible(short_w, j.holds.safe_over_w.get(name)),
         )
         notes.extend(_turned(name, book, conditions))
         reports[name] = BudgetReport(
@@ -78,11 +78,11 @@ class _Findings:
     """What is to be said of single budgets, by their names, gathered in one pass over the fleet each.
 
     sick: sentences about GPUs whose caps are not enforced, for their leaf and every budget above it. mute: nodes below whose
-    agents do not answer. clashes: nodes that several leaves claim. reasons: the policies', by the leaf they speak of."""
+    agents do not answer. clashes: nodes that several leaves select. reasons: the policies', by the leaf they speak of."""
 
     def __init__(self, j: Judgement) -> None:
         m, tree, fleet = j.moment, j.moment.tree, j.moment.fleet
-        self.tree, self.frozen = tree, j.gate.frozen
+        self.tree, self.held = tree, j.holds.held
         self.sick: dict[str, list[str]] = {}
         for i, account in enumerate(fleet.accounts):
             if account.health is not Health.OK:
@@ -115,12 +115,12 @@ def _ready(found: _Findings, name: str, book: Book, survey: Survey, *, observes:
         return Condition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
     if observes:
         return Condition("Ready", True, "Observing", "mode is Observe: decides and reports, grants nothing")
-    frozen = next((found.frozen[up] for up in found.tree.chain(name) if up in found.frozen), None)
-    if frozen is not None:
-        return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {frozen}")
+    held = next((found.held[up] for up in found.tree.chain(name) if up in found.held), None)
+    if held is not None:
+        return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {held}")
     if name in found.mute:
-        silent = _some(sorted(found.mute[name]))
-        text = f"limit {book.limit.spec_w} W is kept; grants to {silent} are not acknowledged: look at those agents"
+        agents = _some(sorted(found.mute[name]))
+        text = f"limit {book.limit.spec_w} W is kept; grants to {agents} are not acknowledged: look at those agents"
         return Condition("Ready", True, "AcknowledgementsLate", text)
     return Condition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
 

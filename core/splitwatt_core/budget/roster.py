@@ -47,7 +47,7 @@ class Roster:
         self._labels: dict[str, Mapping[str, str]] = {}
         self._selectors: Mapping[str, Selector] = {}
         self._leaves = Leaves(())
-        self._claimed: dict[str, tuple[str, ...]] = {}
+        self._selected: dict[str, tuple[str, ...]] = {}
         """By node, of the labels and selectors that are known now."""
         self._creating: set[str] = set()
         self._verified_s: dict[str, float] = {}
@@ -61,7 +61,7 @@ class Roster:
     def see_node(self, node: NodeFact) -> bool:
         """Take in a present Node; True when it came up with a new boot."""
         if self._labels.get(node.name) != node.labels:
-            self._claimed.pop(node.name, None)
+            self._selected.pop(node.name, None)
         self._labels[node.name] = node.labels
         return self.account(node.name).see_boot(node.boot_id)
 
@@ -72,7 +72,7 @@ class Roster:
             return
         del self.nodes[name]
         self._labels.pop(name, None)
-        self._claimed.pop(name, None)
+        self._selected.pop(name, None)
         self.moves.pop(name, None)
         self._verified_s.pop(name, None)
 
@@ -82,51 +82,51 @@ class Roster:
     def placements(
         self, budgets: Mapping[str, BudgetSpec], *, observing: Set[str] = frozenset()
     ) -> tuple[list[Placement], dict[str, tuple[str, ...]]]:
-        """All nodes that some leaf must count, and the nodes that several leaves claim by label. `observing`: budgets that
+        """All nodes that some leaf must count, and the nodes that several leaves select by label. `observing`: budgets that
         grant nothing, so that a move in or out of them has no grant to wait for."""
         selectors = {spec.name: spec.selector for spec in budgets.values() if spec.selector is not None}
         if selectors != self._selectors:
-            self._selectors, self._leaves, self._claimed = selectors, Leaves(budgets.values()), {}
+            self._selectors, self._leaves, self._selected = selectors, Leaves(budgets.values()), {}
         placed: list[Placement] = []
         conflicts: dict[str, tuple[str, ...]] = {}
         for name in sorted(self.nodes):
             account = self.nodes[name]
-            claimed = self._claim(name)
-            if len(claimed) > 1:
-                conflicts[name] = claimed
+            selected = self._selecting(name)
+            if len(selected) > 1:
+                conflicts[name] = selected
             spec = account.object.spec if account.object is not None else None
             written = spec.budgets if spec is not None else ()
             moves = self.moves.setdefault(name, {})
             if account.present:
-                self._follow(account, moves, claimed, written, observing)
-            standing = [b for b in dict.fromkeys((*claimed, *written, *moves)) if b in budgets]
+                self._follow(account, moves, selected, written, observing)
+            standing = [b for b in dict.fromkeys((*selected, *written, *moves)) if b in budgets]
             if standing:
                 placed.append(Placement(account, tuple(standing)))
         return placed, conflicts
 
-    def _claim(self, name: str) -> tuple[str, ...]:
+    def _selecting(self, name: str) -> tuple[str, ...]:
         """The leaves that the node's labels name."""
-        if name not in self._claimed:
+        if name not in self._selected:
             labels = self._labels.get(name)
-            self._claimed[name] = () if labels is None else self._leaves.claiming(labels)
-        return self._claimed[name]
+            self._selected[name] = () if labels is None else self._leaves.selecting(labels)
+        return self._selected[name]
 
     @staticmethod
     def _follow(
         account: NodeAccount,
         moves: dict[str, int],
-        claimed: Sequence[str],
+        selected: Sequence[str],
         written: Sequence[str],
         observing: Set[str],
     ) -> None:
         """Begin a move when the labels left a leaf that the spec names, end it when it was acknowledged (R9)."""
         for former in written:
-            if former not in claimed:
+            if former not in selected:
                 moves.setdefault(former, NO_GRANT)
         for former, since in list(moves.items()):
-            if former in claimed or (since == DROPPED and former not in written):
+            if former in selected or (since == DROPPED and former not in written):
                 del moves[former]
-            elif account.stamped and (former in observing or not observing.isdisjoint(claimed)):
+            elif account.stamped and (former in observing or not observing.isdisjoint(selected)):
                 moves[former] = DROPPED
             elif account.gpus:
                 if since > NO_GRANT and all(gpu.acked >= since for gpu in account.gpus.values()):

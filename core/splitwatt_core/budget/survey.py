@@ -22,15 +22,15 @@ UNMANAGED_AFTER_S: Final = 30.0
 class Survey:
     """One budget. Watts at the meter.
 
-    modelled_w: agents' GPU watts with losses (of a silent agent: its GPUs' charges, or what it does not tell would look like
-    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. silent: managed nodes without a
-    fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
-    acknowledged nor known to be incapable. nodes: all of them.
+    modelled_w: agents' GPU watts with losses (of a stale agent: its GPUs' charges, or what it does not tell would look like
+    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. stale_agents: managed nodes without
+    a fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
+    acknowledged nor sick or silent. nodes: all of them.
     """
 
     charged_w: float
     modelled_w: float
-    silent: int
+    stale_agents: int
     unmeasured: int
     unadopted: int
     nodes: int
@@ -46,24 +46,24 @@ def take_survey(
 ) -> tuple[Survey, ...]:
     """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
     tree, forest = fleet.tree, fleet.forest
-    agent_w, silent, unmeasured, unadopted = (np.zeros(forest.size) for _ in range(4))
+    agent_w, stale_agents, unmeasured, unadopted = (np.zeros(forest.size) for _ in range(4))
     for p in placements:
         leaf = p.leaves[0]
         b = tree.index[leaf]
         stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
         charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
         agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
-        silent[b] += managed(p.node) and stale
+        stale_agents[b] += managed(p.node) and stale
         unmeasured[b] += stale
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
-    counts = (forest.sum_up(own).astype(np.int64) for own in (silent, unmeasured, unadopted))
+    counts = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted))
     columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes)
     return tuple(Survey(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:
-    """Every GPU acknowledged, or found incapable and charged its default limit (I1). Whose agent is dead is incapable."""
+    """Every GPU acknowledged, or sick or silent and charged its default limit (I1)."""
     node = p.node
     if node.present and not node.stamped:
         return False

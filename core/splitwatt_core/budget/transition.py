@@ -2,7 +2,7 @@
 
 A policy says where caps should be; this says which of them may be granted *now*. Granting cap c to a GPU charged C makes
 its charge max(C, c). So a grant at or below the charge never lifts a sum, and goes out at once; a grant above it needs
-head room in the leaf and in every ancestor, counted with the charges of this moment, which fall only after lower caps were
+headroom in the leaf and in every ancestor, counted with the charges of this moment, which fall only after lower caps were
 acknowledged and have settled. Where a sum is already above its limit (a surprise), nothing below it is raised and a GPU
 whose true cap is unknown gets its minimum only (R7).
 
@@ -31,8 +31,8 @@ class TransitionInput:
     int32[N]: leaf, group, priority, target_w (the policy's), granted_w (cap of the newest grant, UNKNOWN_CAP when none),
     min_w. charge_w float64[N]: GPU watts charged now. trusted bool[N]: acknowledgements count. may_raise bool[N]: nothing
     else forbids a raise. over_elsewhere bool[N]: it also counts, by a move or a conflict, in a budget off its own path, and
-    that sum is above its limit. loss_factor float64[N]. parent int32[B]. headroom_w float64[B]: limit - all charges below,
-    at the meter. reserve_w float64[B]: the part of the head room that raises leave alone, for surprises and for watts
+    that sum is above its limit. loss_factor float64[N]. parent int32[B]. headroom_w float64[B]: aim - all charges below,
+    at the meter. withheld_w float64[B]: the part of the headroom that raises leave alone, for surprises and for watts
     that nobody declared.
     """
 
@@ -49,7 +49,7 @@ class TransitionInput:
     loss_factor: NDArray[np.float64]
     parent: NDArray[np.int32]
     headroom_w: NDArray[np.float64]
-    reserve_w: NDArray[np.float64]
+    withheld_w: NDArray[np.float64]
 
 
 def next_caps(t: TransitionInput) -> NDArray[np.int32]:
@@ -65,8 +65,8 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     # No grant yet, or its true cap unknown: below a sum that is too high even a "lowering" may raise the truth.
     first = ~known
     caps[first] = np.where(over[first], t.min_w[first], np.minimum(t.target_w[first], t.charge_w[first].astype(np.int32)))
-    blind = known & ~t.trusted & over
-    caps[blind] = np.minimum(caps[blind], t.min_w[blind])
+    untrusted = known & ~t.trusted & over
+    caps[untrusted] = np.minimum(caps[untrusted], t.min_w[untrusted])
 
     wants = t.may_raise & t.trusted & known & ~over & (t.target_w > caps)
     within = wants & (t.target_w <= t.charge_w)
@@ -84,7 +84,7 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
 def _affordable(t: TransitionInput, above: NDArray[np.bool_], extra_w: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which raises fit: all, when they do; otherwise group by group, highest priority first."""
     total_w = forest_of(t.parent).sum_up(np.bincount(t.leaf, weights=extra_w, minlength=len(t.parent)).astype(np.float64))
-    left_w = t.headroom_w - t.reserve_w
+    left_w = t.headroom_w - t.withheld_w
     if bool(np.all(total_w <= np.maximum(left_w, 0.0))):
         return above
     accepted = np.zeros_like(above)

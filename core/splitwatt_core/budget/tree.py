@@ -78,7 +78,7 @@ class LimitState:
     pending: tuple[tuple[int, float], ...] = ()
 
     @property
-    def target_w(self) -> int:
+    def aim_w(self) -> int:
         """What decisions aim at."""
         return min(self.spec_w, self.in_force_w)
 

@@ -107,7 +107,7 @@ class HandOff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
+class HardwareFacts:
     """The whole file. `models`: by part of a served model's name in lower case, the more specific ones first. `hand_offs`: by
     the server that Splitwise measured, A100 or H100. `memory_share`: of a GPU's memory that an engine takes for weights and KV
     cache. `server_rest_w`: watts of a server of eight GPUs beside them. `sources`: of all but the products."""
@@ -135,13 +135,13 @@ def called(gpu_model: str, names: Iterable[str]) -> bool:
     return bool(wanted) and any(wanted == name.casefold() for name in names)
 
 
-def parse(text: str) -> Hardware:
+def parse(text: str) -> HardwareFacts:
     """Read the form of hardware.json. Raises FactError naming what is missing or wrong."""
     try:
         raw = json.loads(text)
         sources: dict[str, str] = {}
         server = Numbers(raw["server"], "server.", sources)
-        return Hardware(
+        return HardwareFacts(
             products=tuple(_product(row) for row in raw["products"]),
             models={part: shape for row in raw["models"] for shape in [_model(row, sources)] for part in row["also"]},
             hand_offs={name: _hand_off(name, row, sources) for name, row in raw["hand_offs"].items()},
@@ -187,6 +187,6 @@ def _hand_off(name: str, raw: Mapping[str, Any], sources: dict[str, str]) -> Han
 
 
 @cache
-def builtin() -> Hardware:
+def builtin() -> HardwareFacts:
     """The file shipped with the product, parsed once."""
     return parse(files("splitwatt_core.gpus").joinpath("hardware.json").read_text(encoding="utf-8"))

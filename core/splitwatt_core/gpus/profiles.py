@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from splitwatt_core.gpus import hardware
 from splitwatt_core.gpus.graded import FactError, Numbers
-from splitwatt_core.gpus.hardware import Hardware
+from splitwatt_core.gpus.hardware import HardwareFacts
 from splitwatt_core.protocol.contract import Phase
 
 MAX_POINTS: Final = 16
@@ -159,7 +159,7 @@ def _check_curve(points: Sequence[tuple[int, float]], where: str, *, falling: bo
         raise ProfileError(f"{where}: values must be above 0")
 
 
-def parse(text: str, facts: Hardware) -> tuple[Profile, ...]:
+def parse(text: str, facts: HardwareFacts) -> tuple[Profile, ...]:
     """Read the form of profiles.json; each profile is of the product of that name in `facts`. Raises ProfileError naming what
     is missing or wrong."""
     try:
@@ -177,7 +177,7 @@ def parse(text: str, facts: Hardware) -> tuple[Profile, ...]:
 _OF_PRODUCT: Final = ("product_names", "idle_w", "min_cap_w", "default_cap_w", "min_clock_mhz", "max_clock_mhz")
 
 
-def _profile(raw: Mapping[str, Any], facts: Hardware) -> Profile:
+def _profile(raw: Mapping[str, Any], facts: HardwareFacts) -> Profile:
     name: str = raw["name"]
     product = facts.product(name)
     if product is None:

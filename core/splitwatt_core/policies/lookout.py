@@ -223,7 +223,7 @@ class _Ladder:
 
     def _unknown(self, position: int) -> bool:
         """Whether somebody at work stands under a deeper lock than the last position, or the one before it, gave: a tree that
-        joined, a GPU whose role changed, a rack whose meter was silent while the others' locks went."""
+        joined, a GPU whose role changed, a rack whose meter was stale while the others' locks went."""
         known = self.locks(min(position + 1, self._size - 1))
         return bool((looser(known, self._clocks.granted_mhz) & self.rows & self._works).any())
 

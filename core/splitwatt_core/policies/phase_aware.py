@@ -3,7 +3,7 @@
     1  floors       every class from its minimum cap to its cliff, higher priorities first, both phases of one together
     2  natural draw per priority, higher first: prefill from cliff to natural draw, then decode
     3  held caps    GPUs without a workload up to the cap they have (`unassignedGpus: Hold` only)
-    4  headroom     everybody who works, up to natural draw plus a small margin
+    4  margin       everybody who works, up to natural draw plus a small margin
 
 Read backwards it is the order of giving: idle GPUs and caps above the natural draw, which cost nothing; then decode of the
 lowest priority, which hardly notices down to its cliff; then its prefill; then the next priority. Below its cliff a phase
@@ -11,7 +11,7 @@ collapses, so nobody goes there before everybody stands at the cliff, and then t
 prefill alike. Within a class everybody has come the same share of the way from floor to natural draw, so GPU models mix.
 
 Postures sharpen the order below the budget that has them (and a deeper one includes the shallower):
-Trim: no headroom, no held caps, and decode of every class but the highest at its cliff. Shed: every class but the highest
+Trim: no margin, no held caps, and decode of every class but the highest at its cliff. Shed: every class but the highest
 at its cliff, and decode of the highest too. Brake: minimum caps. "Highest" is the highest priority at work below the
 budget that has the posture. A posture of Adopting is treated as Normal: what may be granted meanwhile is the keeper's law.
 
@@ -43,7 +43,7 @@ from splitwatt_core.policies.signature import Decision, PowerSnapshot, Unassigne
 from splitwatt_core.policies.waterfill import Filling, Stop
 from splitwatt_core.trees import NO_BUDGET
 
-_FLOOR, _NATURAL, _HELD, _HEADROOM, _REACHED = range(5)
+_FLOOR, _NATURAL, _HELD, _MARGIN, _REACHED = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Remembered:
 
 
 class PhaseAware:
-    """Policy; see policy.Policy. Pure: holds its settings and no state."""
+    """Policy; see signature.Policy. Pure: holds its settings and no state."""
 
     name = "PhaseAware"
 
@@ -63,24 +63,24 @@ class PhaseAware:
         self,
         *,
         raise_deadband_w: int = 4,
-        headroom_percent: int = 5,
+        margin_percent: int = 5,
         pace: Pace | None = None,
         foresight: ForesightSettings | None = None,
     ) -> None:
         """`raise_deadband_w`: raises of units that stand between two stages wait until they are this large (fewer writes;
-        0: none wait). `headroom_percent`: caps rise at most this far above natural draw (0: not at all). `pace` None: they
+        0: none wait). `margin_percent`: caps rise at most this far above natural draw (0: not at all). `pace` None: they
         rise to their targets at once. `foresight` None: no clock is locked."""
-        if raise_deadband_w < 0 or headroom_percent < 0:
-            raise ValueError("raise_deadband_w and headroom_percent must be 0 or more")
+        if raise_deadband_w < 0 or margin_percent < 0:
+            raise ValueError("raise_deadband_w and margin_percent must be 0 or more")
         self._raise_deadband_w = raise_deadband_w
-        self._headroom_percent = headroom_percent
+        self._margin_percent = margin_percent
         self._pace = pace
         self._foresight = foresight
 
     def decide(self, snapshot: PowerSnapshot, now_s: float) -> Decision:
         """Raises ValueError on an empty legal range of caps or an unsorted tree."""
         filling = Filling(snapshot)
-        stages = _Stages(snapshot, filling, headroom_percent=self._headroom_percent)
+        stages = _Stages(snapshot, filling, margin_percent=self._margin_percent)
         stages.run()
         before = snapshot.memory if isinstance(snapshot.memory, Remembered) else Remembered(decided_s=now_s)
         target_w = filling.caps_w(self._raise_deadband_w)
@@ -135,7 +135,7 @@ class PhaseAware:
 class _Stages:
     """The order of the module's docstring, run once over one filling, and what stopped each unit."""
 
-    def __init__(self, snapshot: PowerSnapshot, filling: Filling, *, headroom_percent: int) -> None:
+    def __init__(self, snapshot: PowerSnapshot, filling: Filling, *, margin_percent: int) -> None:
         units = filling.units
         self._snapshot, self._filling = snapshot, filling
         self._posture, self._holder = filling.worst_posture()
@@ -145,8 +145,8 @@ class _Stages:
         trimmed, shed = self._below_highest(Posture.TRIM), self._below_highest(Posture.SHED)
         to_cliff = shed | (trimmed & self._decodes) | (self._decodes & (self._posture >= Posture.SHED))
         self._ceiling_w: FloatArray = np.where(to_cliff, units.cliff_w, units.natural_w)
-        margin_w = np.floor(units.natural_w * headroom_percent / 100)
-        self._headroom_w: FloatArray = np.minimum(units.natural_w + margin_w, units.top_w)
+        margin_w = np.floor(units.natural_w * margin_percent / 100)
+        self._with_margin_w: FloatArray = np.minimum(units.natural_w + margin_w, units.top_w)
         self._stage = np.full(units.count, _REACHED, dtype=np.int64)
         self._fraction = np.ones(units.count)
         self._budget = np.full(units.count, NO_BUDGET, dtype=np.int64)
@@ -180,7 +180,7 @@ class _Stages:
         if self._snapshot.unassigned is Unassigned.HOLD:
             held_w = np.clip(units.held_w, units.lo_w, units.top_w)
             self._lift(_HELD, np.flatnonzero(~self._works & calm), held_w)
-        self._lift(_HEADROOM, np.flatnonzero(self._works & calm), self._headroom_w)
+        self._lift(_MARGIN, np.flatnonzero(self._works & calm), self._with_margin_w)
 
     def _lift(self, stage: int, members: IntArray, target_w: FloatArray) -> None:
         if len(members) == 0:
@@ -207,9 +207,9 @@ class _Stages:
             return f"gives its held cap to {names[budget]}" if stage == _HELD else self._idle_text()
         if self._ceiling_w[unit] < self._filling.units.natural_w[unit]:
             return f"at its cliff: posture {posture.name.capitalize()} in {names[int(self._holder[unit])]}"
-        if stage == _HEADROOM or posture >= Posture.TRIM:
+        if stage == _MARGIN or posture >= Posture.TRIM:
             return "natural draw"
-        return "natural draw and headroom"
+        return "natural draw and margin"
 
     def _idle_text(self) -> str:
         hold = self._snapshot.unassigned is Unassigned.HOLD

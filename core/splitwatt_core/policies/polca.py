@@ -37,7 +37,7 @@ from splitwatt_core.trees import forest_of
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class TreeMachine:
     """One tree's. `inherits`: locks in force that are deeper than the level's own stay for now."""
 
     state: PolcaState
@@ -48,11 +48,11 @@ class Machine:
 class PolcaMemory:
     """The machines, by the names of their roots."""
 
-    machines: tuple[tuple[str, Machine], ...]
+    machines: tuple[tuple[str, TreeMachine], ...]
 
 
 class Polca:
-    """Policy; see policy.Policy. Pure: holds its settings and no state."""
+    """Policy; see signature.Policy. Pure: holds its settings and no state."""
 
     name = "Polca"
 
@@ -71,14 +71,14 @@ class Polca:
         root_of_gpu = root_of_budget[snapshot.gpus.leaf]
         locks = snapshot.clocks.granted_mhz.copy()
         known = dict(snapshot.memory.machines) if isinstance(snapshot.memory, PolcaMemory) else {}
-        machines: list[tuple[str, Machine]] = []
+        machines: list[tuple[str, TreeMachine]] = []
         for root in np.flatnonzero(snapshot.budgets.parent < 0).tolist():
             name = names[root]
             tree = _Tree(snapshot, snapshot.clocks, root_of_gpu == root, self._settings)
             before = known.get(name) or tree.begin(now_s)
             utilisation = _utilisation(snapshot, root)
             state, _ = step(before.state, utilisation, now_s, self._settings)
-            machine = Machine(state, inherits=before.inherits and state.level >= before.state.level)
+            machine = TreeMachine(state, inherits=before.inherits and state.level >= before.state.level)
             machines.append((name, machine))
             tree.lock(locks, state.level, held=machine.inherits or utilisation is None)
         said = {name: _TEXT[machine.state.level] for name, machine in machines}
@@ -118,17 +118,17 @@ class _Tree:
         self._low: BoolArray = self._works & (priority < highest)
         self._high: BoolArray = self._works & (priority == highest)
 
-    def begin(self, now_s: float) -> Machine:
+    def begin(self, now_s: float) -> TreeMachine:
         """See the module's docstring. Its waits begin now: since when the locks are in force nobody knows."""
         if self._works.any() and not self._any_looser(self._clocks.granted_mhz, self._locks(Level.BRAKE)):
-            return Machine(PolcaState(Level.BRAKE, now_s), inherits=True)
+            return TreeMachine(PolcaState(Level.BRAKE, now_s), inherits=True)
         levels = sorted(self._settings.table.levels - {Level.BRAKE})
         hardest = self._locks(levels[-1])
         as_any = np.where(looser(hardest, self._clocks.granted_mhz), hardest, self._clocks.granted_mhz).astype(np.int32)
         level = next(level for level in levels if not self._any_looser(self._locks(level), as_any))
         if level is Level.FREE:
-            return Machine(PolcaState())
-        return Machine(PolcaState(level, now_s), inherits=True)
+            return TreeMachine(PolcaState())
+        return TreeMachine(PolcaState(level, now_s), inherits=True)
 
     def _any_looser(self, one_mhz: Mhz, than_mhz: Mhz) -> bool:
         return bool(looser(one_mhz, than_mhz)[self._works].any())

@@ -250,7 +250,7 @@ class Path(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ClockCommand:
     """`clock_mhz` 0: unlock, or release the brake. In force from `effective_s`. While braked, the brake's clock counts."""
 
     path: Path
@@ -261,7 +261,7 @@ class Command:
 
 def step(
     state: PolcaState, utilisation: float | None, now_s: float, settings: PolcaSettings
-) -> tuple[PolcaState, tuple[Command, ...]]:
+) -> tuple[PolcaState, tuple[ClockCommand, ...]]:
     """One reading: the next state and the commands to send now, low priority's before high priority's.
 
     `utilisation`: row power / provisioned row power, None where there is no fresh reading (which changes nothing).
@@ -285,13 +285,13 @@ def _holds(rule: Rule, utilisation: float, stood_s: float, settings: PolcaSettin
     return utilisation > threshold if rule.above else utilisation < threshold
 
 
-def _commands(at: Level, to: Level, now_s: float, settings: PolcaSettings) -> tuple[Command, ...]:
+def _commands(at: Level, to: Level, now_s: float, settings: PolcaSettings) -> tuple[ClockCommand, ...]:
     commands = []
     if (at is Level.BRAKE) != (to is Level.BRAKE):
         clock_mhz = settings.brake_mhz if to is Level.BRAKE else UNLOCKED_MHZ
-        commands = [Command(Path.BRAKE, p, clock_mhz, now_s + settings.brake_latency_s) for p in RowPriority]
+        commands = [ClockCommand(Path.BRAKE, p, clock_mhz, now_s + settings.brake_latency_s) for p in RowPriority]
     for priority in RowPriority:
         clock_mhz = settings.standing_mhz(to, priority)
         if clock_mhz != settings.standing_mhz(at, priority):
-            commands.append(Command(Path.LOCK, priority, clock_mhz, now_s + settings.command_latency_s))
+            commands.append(ClockCommand(Path.LOCK, priority, clock_mhz, now_s + settings.command_latency_s))
     return tuple(commands)

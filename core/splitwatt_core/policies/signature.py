@@ -80,7 +80,7 @@ class Policy(Protocol):
     def decide(self, snapshot: PowerSnapshot, now_s: float) -> Decision: ...
 
 
-def drawn_w(snapshot: PowerSnapshot, cap_w: NDArray[np.int32]) -> NDArray[np.float64]:
+def cap_sums_w(snapshot: PowerSnapshot, cap_w: NDArray[np.int32]) -> NDArray[np.float64]:
     """Meter watts that caps allow below each budget, float64[B]."""
     gpus, budgets = snapshot.gpus, snapshot.budgets
     own = np.bincount(gpus.leaf, weights=gpus.loss_factor * cap_w, minlength=len(budgets.names)).astype(np.float64)
@@ -98,6 +98,6 @@ def check_decision(snapshot: PowerSnapshot, decision: Decision) -> None:
     gpus, budgets = snapshot.gpus, snapshot.budgets
     assert decision.cap_w.shape == gpus.leaf.shape
     assert bool(np.all(decision.cap_w >= gpus.min_w)) and bool(np.all(decision.cap_w <= gpus.max_w))
-    over_w = drawn_w(snapshot, decision.cap_w) - budgets.allowance_w
+    over_w = cap_sums_w(snapshot, decision.cap_w) - budgets.allowance_w
     for b in np.flatnonzero(over_w > TOLERANCE_W):
         assert decision.short_w[b] > 0, f"budget {budgets.names[b]}: caps exceed the allowance by {over_w[b]:.3f} W"

@@ -19,7 +19,7 @@ from splitwatt_core.trees import NO_BUDGET
 
 
 class Uniform:
-    """Policy; see policy.Policy. Pure: holds no state."""
+    """Policy; see signature.Policy. Pure: holds no state."""
 
     name = "Uniform"
 

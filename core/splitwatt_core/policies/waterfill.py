@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.columns import TOLERANCE_W, BoolArray, FloatArray, GpuColumns, IntArray
-from splitwatt_core.policies.signature import PowerSnapshot, drawn_w, shortfall_w
+from splitwatt_core.policies.signature import PowerSnapshot, cap_sums_w, shortfall_w
 from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
 WHOLE_WATT_SLACK_W: Final = 1e-11
@@ -149,7 +149,7 @@ class Filling:
         self.units = units_of(snapshot.gpus)
         self.level_w = self.units.lo_w.copy()
         self.settled_w = self.units.lo_w.copy()
-        minimum_w = drawn_w(snapshot, self.units.lo_w[self.units.of_gpu].astype(np.int32))
+        minimum_w = cap_sums_w(snapshot, self.units.lo_w[self.units.of_gpu].astype(np.int32))
         allowance_w = snapshot.budgets.allowance_w
         self.short_w = shortfall_w(minimum_w, allowance_w)
         self.remaining_w: FloatArray = np.maximum(allowance_w - minimum_w, 0.0)
@@ -229,7 +229,7 @@ class Filling:
 
     def _shave(self, cap_w: NDArray[np.int32]) -> None:
         """Take back the last watt where sums of many doubles came out above the allowance by rounding alone."""
-        over = (drawn_w(self._snapshot, cap_w) - self._snapshot.budgets.allowance_w > TOLERANCE_W) & (self.short_w == 0)
+        over = (cap_sums_w(self._snapshot, cap_w) - self._snapshot.budgets.allowance_w > TOLERANCE_W) & (self.short_w == 0)
         if not bool(np.any(over)):
             return
         units = self.units

@@ -82,7 +82,7 @@ class Actions:
     clocks: tuple[LockClock, ...] = ()
 
 
-class Verdict(StrEnum):
+class ObjectVerdict(StrEnum):
     """What became of an observed object; all but ACCEPTED leave every cap as it is."""
 
     ACCEPTED = "Accepted"
@@ -152,17 +152,17 @@ class Enforcer:
 
     # ------------------------------------------------------------------------------------------------ what it is told
 
-    def observe(self, node_power: NodePower | None, *, consistent: bool) -> Verdict:
+    def observe(self, node_power: NodePower | None, *, consistent: bool) -> ObjectVerdict:
         """Take in a version of the object. `consistent` says it came from a quorum read, not from a cache or a watch;
         after a start nothing counts before the first consistent one (R11). None: the object is absent (R15)."""
         if not self._synced and not consistent:
-            return Verdict.UNSYNCED
+            return ObjectVerdict.UNSYNCED
         self._synced = True
         if node_power is None:
             self._held = True
-            return Verdict.ABSENT
+            return ObjectVerdict.ABSENT
         if node_power.resource_version < self._version:
-            return Verdict.OLDER_VERSION
+            return ObjectVerdict.OLDER_VERSION
         self._version = node_power.resource_version
         if node_power.uid != self._uid:
             self._uid = node_power.uid
@@ -172,12 +172,12 @@ class Enforcer:
         self._held = True
         spec = node_power.spec
         if spec is None:
-            return Verdict.NO_SPEC
+            return ObjectVerdict.NO_SPEC
         if spec.for_uid != node_power.uid:
-            return Verdict.WRONG_UID
+            return ObjectVerdict.WRONG_UID
         if spec.term < self._term:
             self._observed_term = self._term  # so that the operator learns which term it has to exceed (R2)
-            return Verdict.LOWER_TERM
+            return ObjectVerdict.LOWER_TERM
         self._held = False
         self._observed_term = spec.term
         if spec.term > self._term:
@@ -196,7 +196,7 @@ class Enforcer:
                 self._high[uuid] = (row.grant, row.cap_w)
                 self._dirty = True
             gpu.target = row
-        return Verdict.ACCEPTED
+        return ObjectVerdict.ACCEPTED
 
     def persisted(self) -> None:
         """The record of the last `Actions.persist` is durable."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from splitwatt_core.admission.facts import Pod, pod_fact
+from splitwatt_core.admission.pods import Pod, pod_fact
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import cluster_label
 

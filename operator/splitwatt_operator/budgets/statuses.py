@@ -19,7 +19,7 @@ from typing import Any, Final
 from splitwatt_api import convert
 from splitwatt_client.errors import OutcomeUnknown, Rejected
 from splitwatt_core.budget.keeper import BudgetReport
-from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
+from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
@@ -161,7 +161,7 @@ def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     if old == new:
         return float("inf")
     before, after = _conditions(old), _conditions(new)
-    if change_of(before, after) >= Change.WORDS or _still(old) != _still(new):
+    if change_of(before, after) >= ConditionChange.WORDS or _still(old) != _still(new):
         return MIN_GAP_S
     notable_w = NOTABLE_SHARE * float(new.get("limitInForceWatts") or 0)
     for field in NUMBERS:
@@ -172,7 +172,7 @@ def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
             return NUMBERS_EVERY_S
     # People read the numbers in the words about what does not hold.
     failing = [[c for c in conditions if not c.status] for conditions in (before, after)]
-    return NUMBERS_EVERY_S if change_of(*failing) is not Change.NOTHING else IDLE_EVERY_S
+    return NUMBERS_EVERY_S if change_of(*failing) is not ConditionChange.NOTHING else IDLE_EVERY_S
 
 
 def _still(status: Mapping[str, Any]) -> dict[str, Any]:

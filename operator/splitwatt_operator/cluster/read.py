@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from splitwatt_api import convert
-from splitwatt_core.admission.facts import UNSUPPORTED_TERM, Pod, PodName
+from splitwatt_core.admission.pods import UNSUPPORTED_TERM, Pod, PodName
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Requirement, Selector
 from splitwatt_core.clusters import ClusterSpec, Role, SpecError

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from splitwatt_core.admission.facts import Pod
+from splitwatt_core.admission.pods import Pod
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners

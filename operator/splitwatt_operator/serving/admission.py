@@ -17,11 +17,11 @@ from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import PODS
 from splitwatt_core.admission.assumed import Assumed
-from splitwatt_core.admission.facts import PodName
 from splitwatt_core.admission.plan import plan_admission
+from splitwatt_core.admission.pods import PodName
+from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot
-from splitwatt_core.admission.standing import Standing, standings
-from splitwatt_core.admission.survey import Site, survey
+from splitwatt_core.admission.standing import ClusterStanding, standings
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER)
 PERIOD_S: Final = 1.0
-"""Nodes, budgets and headroom move all the time, so whoever waits is looked at once a second."""
+"""Nodes, budgets and floor room move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
 MAX_CONCURRENT_PATCHES: Final = 16
 
@@ -66,7 +66,7 @@ class Admitter:
         self._recorder = recorder
         self._changed = changed
         self._assumed = Assumed()
-        self.standings: Mapping[ClusterName, Standing] = {}
+        self.standings: Mapping[ClusterName, ClusterStanding] = {}
 
     async def run(self) -> None:
         changes = self._store.subscribe(WAKING_KINDS)
@@ -118,7 +118,7 @@ class Admitter:
                 self._store.apply(Kind.POD, answer)
                 log.info(
                     "gate lifted",
-                    extra={"pod": str(need.pod), "budget": admission.leaf, "reserve_w": round(admission.reserve_w)},
+                    extra={"pod": str(need.pod), "budget": admission.leaf, "reservation_w": round(admission.reservation_w)},
                 )
             case Rejected() as refusal:
                 log.info("gate not lifted: %s", refusal, extra={"pod": str(need.pod)})
@@ -138,7 +138,7 @@ class Admitter:
         if pod is not None:
             self._store.apply(Kind.POD, pod)
 
-    def _show(self, admissions: Sequence[Admission], now: Mapping[ClusterName, Standing]) -> None:
+    def _show(self, admissions: Sequence[Admission], now: Mapping[ClusterName, ClusterStanding]) -> None:
         changed = [name for name, standing in now.items() if self.standings.get(name) != standing]
         self.standings = now
         for name in changed:
@@ -150,12 +150,12 @@ class Admitter:
         obj = self._store.get(Kind.CLUSTER, cluster.name, cluster.namespace)
         if obj is None:
             return
-        parts = [f"{a.need.pod.name} in {a.leaf} ({a.reserve_w:.0f} W)" for a in admissions]
+        parts = [f"{a.need.pod.name} in {a.leaf} ({a.reservation_w:.0f} W)" for a in admissions]
         self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
-def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, Standing]]:
-    snapshot = survey(site)
+def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, ClusterStanding]]:
+    snapshot = snapshot_of(site)
     plan = plan_admission(snapshot)
     return snapshot, plan, standings(snapshot, plan)
 

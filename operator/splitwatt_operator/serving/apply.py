@@ -49,7 +49,7 @@ class _Applied:
 
 
 @dataclass(slots=True)
-class Outcome:
+class ApplyReport:
     """`problems`: one sentence per object that is not as rendered. `repaired`: objects put right after an edit.
     `retry_s`: look again by then, None when nothing is owed. `unsent`: the Lease was not surely held, so all from there on was
     left as it is."""
@@ -70,9 +70,9 @@ class Applier:
         self._store = store
         self._applied: dict[tuple[Kind, Key], _Applied] = {}
 
-    async def bring(self, uid: str, manifests: Sequence[Mapping[str, Any]]) -> Outcome:
+    async def bring(self, uid: str, manifests: Sequence[Mapping[str, Any]]) -> ApplyReport:
         """Apply what differs, then remove what is owned by the cluster `uid` and no longer rendered."""
-        outcome = Outcome()
+        outcome = ApplyReport()
         wanted: set[tuple[Kind, Key]] = set()
         for manifest in manifests:
             key = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
@@ -94,7 +94,7 @@ class Applier:
             for name in names:
                 self._applied.pop((kind, Key(namespace, name)), None)
 
-    async def _one(self, uid: str, manifest: Mapping[str, Any], key: Key, outcome: Outcome) -> None:
+    async def _one(self, uid: str, manifest: Mapping[str, Any], key: Key, outcome: ApplyReport) -> None:
         kind, rendered = Kind(manifest["kind"]), manifest["metadata"]["annotations"][ANNOTATION_RENDERED]
         known = self._applied.get((kind, key))
         live = self._store.get(kind, key.name, key.namespace)
@@ -132,7 +132,7 @@ class Applier:
             outcome.repaired.append(f"{kind.value} {key.name}")
         self._applied[kind, key] = now
 
-    async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: Outcome) -> None:
+    async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: ApplyReport) -> None:
         for kind in OWNED_KINDS:
             for live in self._store.all(kind):
                 meta = live["metadata"]

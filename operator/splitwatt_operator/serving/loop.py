@@ -34,7 +34,7 @@ from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
-from splitwatt_operator.telemetry.prometheus import Prometheus
+from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ async def run(
     keeper: Keeper,
     *,
     recorder: Recorder,
-    prometheus: Prometheus | None = None,
+    prometheus: PrometheusClient | None = None,
     context: RenderContext | None = None,
 ) -> None:
     """Serve until cancelled. Without `prometheus` latencies stay unknown."""
@@ -77,7 +77,7 @@ class Serving:
         keeper: Keeper,
         *,
         recorder: Recorder,
-        prometheus: Prometheus | None,
+        prometheus: PrometheusClient | None,
         context: RenderContext,
     ) -> None:
         self._store = store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from splitwatt_core.admission.survey import Site
+from splitwatt_core.admission.site import Site
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName
 
@@ -24,7 +24,7 @@ def site_of(view: View, keeper: Keeper, assumed: Mapping[str, str]) -> Site:
         nodes={key.name: node for key, node in view.nodes.facts.items()},
         gpus={key.name: node_power.status.gpus for key, node_power in view.node_powers.facts.items()},
         profiles=view.profiles,
-        headroom_w={name: keeper.floor_headroom_w(name) for name in budgets},
+        floor_room_w={name: keeper.floor_room_w(name) for name in budgets},
         counted=keeper.floors_counted(),
         assumed=assumed,
     )

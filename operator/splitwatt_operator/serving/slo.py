@@ -15,7 +15,7 @@ from typing import Final
 from splitwatt_core.clusters import ClusterName, LabelOwners, Role
 from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
 
-from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError
+from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class SloMeter:
     """`run` until cancelled. `latencies` of the last round; empty after a failed one."""
 
     def __init__(
-        self, prometheus: Prometheus | None, owners: Callable[[], LabelOwners], changed: Callable[[ClusterName], None]
+        self, prometheus: PrometheusClient | None, owners: Callable[[], LabelOwners], changed: Callable[[ClusterName], None]
     ) -> None:
         """`owners`: whose each value of the metrics' cluster label is now."""
         self._prometheus = prometheus
@@ -72,7 +72,7 @@ class SloMeter:
             if before.get(name) != self.latencies.get(name):
                 self._changed(name)
 
-    async def _p99_ms(self, prometheus: Prometheus, metric: str, role: Role) -> dict[ClusterName, int]:
+    async def _p99_ms(self, prometheus: PrometheusClient, metric: str, role: Role) -> dict[ClusterName, int]:
         samples, owners = await prometheus.vector(p99_query(metric, role)), self._owners()
         rows = [(owners.of(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")), s.value) for s in samples]
         return {name: round(1000 * value) for name, value in rows if name is not None}

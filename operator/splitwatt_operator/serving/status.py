@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from splitwatt_api import convert
-from splitwatt_core.admission.standing import Standing
+from splitwatt_core.admission.standing import ClusterStanding
 from splitwatt_core.clusters import ClusterSpec, Role
-from splitwatt_core.conditions import Change, Condition, change_of, condition_from_wire
+from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.render import selector_text
 
@@ -27,7 +27,7 @@ def status_of(
     spec: ClusterSpec,
     deployments: Mapping[Role, JsonObject | None],
     *,
-    standing: Standing | None,
+    standing: ClusterStanding | None,
     latency: Latency,
     problems: Sequence[str],
     previous: Mapping[str, Any],
@@ -87,7 +87,7 @@ def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     if old == new:
         return float("inf")
     change = change_of(*([condition_from_wire(row) for row in status.get("conditions", ())] for status in (old, new)))
-    return 0.0 if change is Change.JUDGEMENT or _still(old) != _still(new) else NUMBERS_EVERY_S
+    return 0.0 if change is ConditionChange.JUDGEMENT or _still(old) != _still(new) else NUMBERS_EVERY_S
 
 
 def _still(status: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _role_condition(spec: ClusterSpec, role: Role, deployment: JsonObject | None
     return Condition(kind, True, "AllReplicasReady", message)
 
 
-def _power_condition(standing: Standing | None) -> Condition:
+def _power_condition(standing: ClusterStanding | None) -> Condition:
     if standing is None:
         return Condition("PowerAdmitted", None, "NotDecided", "Power admission has not looked at this cluster yet.")
     verdict = standing.verdict

@@ -21,7 +21,7 @@ from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.names import L_NODE, M_GPU_POWER_WATTS
 
-from splitwatt_operator.telemetry.prometheus import Prometheus, QueryError, QueryInvalidError, Sample
+from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def reading_of(samples: Sequence[Sample]) -> MeterReading | MeterFailure:
 class Telemetry:
     """`read` is one round over all budgets; it never raises for Prometheus' sake."""
 
-    def __init__(self, prometheus: Prometheus) -> None:
+    def __init__(self, prometheus: PrometheusClient) -> None:
         self._prometheus = prometheus
         self._judged: OrderedDict[str, tuple[str | None, float]] = OrderedDict()
         """Selectors that Prometheus has read: the problem or None, and until when that holds (monotonic)."""

@@ -33,7 +33,7 @@ class Sample:
     value: float
 
 
-class Prometheus:
+class PrometheusClient:
     """Async context manager around one HTTP client. `url` is the server's root, with any path prefix."""
 
     def __init__(self, url: str, *, timeout_s: float = QUERY_TIMEOUT_S, max_concurrent: int = MAX_CONCURRENT) -> None:
@@ -43,7 +43,7 @@ class Prometheus:
         limits = httpx.Limits(max_connections=max_concurrent, max_keepalive_connections=max_concurrent)
         self._http = httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=False)
 
-    async def __aenter__(self) -> Prometheus:
+    async def __aenter__(self) -> PrometheusClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:

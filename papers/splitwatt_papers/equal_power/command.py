@@ -26,7 +26,7 @@ from splitwatt_sim.plan.arguments import add_list_arguments, add_output_argument
 from splitwatt_sim.plan.command_options import OutputOptions, SearchOptions
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.misses import limits_given, why
-from splitwatt_sim.plan.options import Slo, option_for
+from splitwatt_sim.plan.options import LatencySlo, option_for
 from splitwatt_sim.plan.report import say_earlier, staged, write_objects
 from splitwatt_sim.plan.resolve import MODELS_2023, check_folders, check_lists, check_model, sizes_of
 from splitwatt_sim.plan.search import Limits, PlanDesign
@@ -114,7 +114,7 @@ def plan_at_equal_power(options: EqualPowerOptions, output: OutputOptions, conso
             goal,
             rate_rps=options.step_rps,
             lower="--step",
-            measure=Slo(margin=margin).measure(model),
+            measure=LatencySlo(margin=margin).measure(model),
             given=limits_given(limits, charge_option="the power of --power-of", power_units=True),
         )
         console.print(f"no design holds Splitwise's SLOs: {reason}", soft_wrap=True, markup=False)
@@ -198,7 +198,7 @@ def _write(found: Sequence[Judged], options: EqualPowerOptions, output: OutputOp
             output,
             rate_rps=best.all_rps,
             model=model,
-            slo=Slo(margin=options.margin_percent / 100),
+            slo=LatencySlo(margin=options.margin_percent / 100),
             gpus={gpu: catalogue.gpu(gpu) for gpu in (charged.prefill.gpu, charged.decode.gpu)},
         )
         written += ["plan.yaml", "profiles.yaml"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from splitwatt_sim.latencies import missed_slos, slowdowns
-from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, rates_down
 from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.designs import RATED_POWER_UNITS, SPLIT, UNSPLIT, USD_PER_HOUR, Design
@@ -43,7 +43,7 @@ def goal_of(
     model: str = MODEL,
 ) -> Goal:
     """Splitwise's nine SLOs with this much to spare, on lists of two minutes."""
-    return Goal(sizes, seconds, seed, step_rps, Slo(margin=margin).checker(model))
+    return Goal(sizes, seconds, seed, step_rps, LatencySlo(margin=margin).checker(model))
 
 
 def best_split(name: str, goal: Goal, *, power_units: float = POWER_UNITS, model: str = MODEL) -> Found:

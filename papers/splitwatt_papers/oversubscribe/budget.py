@@ -13,7 +13,7 @@ by assuming what a GPU draws:
 Two readings of the static fleet follow. With the GPU's largest cap its charge may come out below B / 140. Then either their
 GPU has a larger limit than our profile's, or B / 140 holds a margin that nothing draws. Both leave the same watts per GPU.
 
-Protects: caps come from the operator's own policies (`Policy.decide`), never from a copy of their arithmetic, and `Reading`
+Protects: caps come from the operator's own policies (`Policy.decide`), never from a copy of their arithmetic, and `RoomReading`
 refuses to call caps fitting that its sum does not bear out.
 """
 
@@ -71,7 +71,7 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RoomReading:
     """How a room is read. rest_w: drawn beside each GPU. rest_spare: how much more is declared, as a share of it. rooms: how
     many published budgets are taken together; two of them hold a whole number of servers before (35)."""
 
@@ -119,7 +119,7 @@ def static_margin_w(rest_w: float, max_cap_w: float) -> float:
     return PUBLISHED.static_w - rest_w - (1 + LOSSES) * max_cap_w
 
 
-def caps_for(policy: Policy, reading: Reading, profile: Profile, *, prefill_servers: int, decode_servers: int) -> Caps | None:
+def caps_for(policy: Policy, reading: RoomReading, profile: Profile, *, prefill_servers: int, decode_servers: int) -> Caps | None:
     """What the policy gives the two pools of one budget (`decode_servers` 0: an unsplit fleet, which it takes for prefill);
     None where even minimum caps do not fit. Raises AssertionError if the caps' sum exceeds the budget."""
     servers = prefill_servers + decode_servers
@@ -134,7 +134,7 @@ def caps_for(policy: Policy, reading: Reading, profile: Profile, *, prefill_serv
     return caps
 
 
-def _snapshot(reading: Reading, profile: Profile, prefill_servers: int, decode_servers: int) -> PowerSnapshot:
+def _snapshot(reading: RoomReading, profile: Profile, prefill_servers: int, decode_servers: int) -> PowerSnapshot:
     """One budget, one priority, every server a group of GPUs that share a cap."""
     rows = {PhaseCode.PREFILL: profile.phase(Phase.PREFILL), PhaseCode.DECODE: profile.phase(Phase.DECODE)}
     servers = prefill_servers + decode_servers

@@ -1,7 +1,7 @@
 """Fleets of one GPU under caps, lists of long prompts for them, and what a run shows after its warm-up.
 
 A list is Poisson; its first `WARM_S` seconds fill the pools and are not judged. Watts are taken without a server's rest,
-for that is what a `Reading` adds. Runs are deterministic, so each is made once and kept.
+for that is what a `RoomReading` adds. Runs are deterministic, so each is made once and kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_sim.fleet.run import run_fleet
-from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool, ServerKind
 from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
 from splitwatt_sim.servers.kinds_2026 import kind_2026
 from splitwatt_sim.traces.arrivals import Arrivals
@@ -49,7 +49,7 @@ def spread_sizes() -> Arrivals:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ServerFleet:
     """`decode_servers` 0: unsplit, every server does both."""
 
     prefill_servers: int
@@ -83,7 +83,7 @@ class Figures:
     peak_gpus_w: float
 
 
-class Bench:
+class FleetBench:
     """One GPU model and one kind of list; remembers every run."""
 
     def __init__(self, profile: Profile, sizes: Arrivals, *, seconds: float = LIST_S, warm_s: float = WARM_S) -> None:
@@ -93,33 +93,33 @@ class Bench:
         self.profile, self.sizes = profile, sizes
         self._seconds, self._warm_s = seconds, warm_s
         self._longest = int(sizes.prompt_tokens.max())
-        self._kinds: dict[int, Kind] = {}
-        self._runs: dict[tuple[Fleet, float, int], Figures] = {}
+        self._kinds: dict[int, ServerKind] = {}
+        self._runs: dict[tuple[ServerFleet, float, int], Figures] = {}
 
-    def uncapped(self, prefill_servers: int, decode_servers: int) -> Fleet:
+    def uncapped(self, prefill_servers: int, decode_servers: int) -> ServerFleet:
         cap_w = self.profile.default_cap_w
-        return Fleet(prefill_servers, decode_servers, Caps(cap_w, cap_w))
+        return ServerFleet(prefill_servers, decode_servers, Caps(cap_w, cap_w))
 
-    def run(self, fleet: Fleet, rate_rps: float, seed: int) -> Figures:
+    def run(self, fleet: ServerFleet, rate_rps: float, seed: int) -> Figures:
         key = (fleet, rate_rps, seed)
         if key not in self._runs:
             arrivals = poisson(self.sizes, requests_per_s=rate_rps, seconds=self._seconds, seed=seed)
             self._runs[key] = self._measured(fleet, arrivals)
         return self._runs[key]
 
-    def runs(self, fleet: Fleet, rate_rps: float, seeds: Iterable[int]) -> list[Figures]:
+    def runs(self, fleet: ServerFleet, rate_rps: float, seeds: Iterable[int]) -> list[Figures]:
         return [self.run(fleet, rate_rps, seed) for seed in seeds]
 
-    def alone(self, fleet: Fleet) -> Figures:
+    def alone(self, fleet: ServerFleet) -> Figures:
         """Requests that hardly ever meet."""
         return self.run(fleet, ALONE_RPS, ALONE_SEED)
 
-    def prefill_load(self, fleet: Fleet, rate_rps: float) -> float:
+    def prefill_load(self, fleet: ServerFleet, rate_rps: float) -> float:
         """Share of its time that a prefill server works at this rate; of an unsplit fleet, its prompts' share alone."""
         prefill_s = self._kind(fleet.caps.prefill_w).prefill_s
         return rate_rps * float(prefill_s[self.sizes.prompt_tokens].mean()) / fleet.prefill_servers
 
-    def _measured(self, fleet: Fleet, arrivals: Arrivals) -> Figures:
+    def _measured(self, fleet: ServerFleet, arrivals: Arrivals) -> Figures:
         run = run_fleet(self._pools(fleet), arrivals, seconds=int(self._seconds))
         judged = arrivals.arrival_s >= self._warm_s
         felt = run.latencies
@@ -138,7 +138,7 @@ class Bench:
             float(gpus_w.max()),
         )
 
-    def _pools(self, fleet: Fleet) -> list[Pool]:
+    def _pools(self, fleet: ServerFleet) -> list[Pool]:
         if not fleet.split:
             return [Pool(MIXED, self._kind(fleet.caps.prefill_w), fleet.servers)]
         return [
@@ -146,7 +146,7 @@ class Bench:
             Pool(DECODE, self._kind(fleet.caps.decode_w), fleet.decode_servers),
         ]
 
-    def _kind(self, cap_w: int) -> Kind:
+    def _kind(self, cap_w: int) -> ServerKind:
         if cap_w not in self._kinds:
             self._kinds[cap_w] = kind_2026(self.profile, cap_w=cap_w, longest_prompt=self._longest)
         return self._kinds[cap_w]

@@ -25,8 +25,8 @@ from splitwatt_core.policies.signature import Policy
 from splitwatt_core.policies.uniform import Uniform
 from splitwatt_sim.servers.kinds import GPUS
 
-from splitwatt_papers.oversubscribe.budget import PUBLISHED, Reading, caps_for
-from splitwatt_papers.oversubscribe.fleets import Bench, Figures, Fleet
+from splitwatt_papers.oversubscribe.budget import PUBLISHED, RoomReading, caps_for
+from splitwatt_papers.oversubscribe.fleets import Figures, FleetBench, ServerFleet
 
 SEARCH_SEEDS: Final = (1, 2, 3)
 FIRST_JUDGE_SEED: Final = 101
@@ -60,7 +60,7 @@ WAYS: Final = (OURS, SPLIT_UNIFORM, UNSPLIT)
 class Static:
     """The fleet to compare with, uncapped: at `rate_rps` it is compared, at `full_rps` its own SLO ends."""
 
-    fleet: Fleet
+    fleet: ServerFleet
     rate_rps: float
     full_rps: float
 
@@ -77,7 +77,7 @@ class Static:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Comparison:
     """Against the static fleet on the same list: P99s and tokens/s, as shares (0.05: 5 % more)."""
 
     ttft: float
@@ -86,7 +86,7 @@ class Change:
     tokens: float
 
     @classmethod
-    def of(cls, ours: Figures, static: Figures) -> Change:
+    def of(cls, ours: Figures, static: Figures) -> Comparison:
         return cls(
             ours.ttft_ms / static.ttft_ms - 1,
             ours.tbt_ms / static.tbt_ms - 1,
@@ -99,11 +99,11 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FleetVerdict:
     """Of one fleet on lists that no search saw, one entry per list. share, peak: of the budget, mean and largest second."""
 
-    fleet: Fleet
-    changes: tuple[Change, ...]
+    fleet: ServerFleet
+    changes: tuple[Comparison, ...]
     figures: tuple[Figures, ...]
     share: tuple[float, ...]
     peak: tuple[float, ...]
@@ -133,14 +133,14 @@ def largest(holds: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def static_fleet(bench: Bench, reading: Reading, *, split: bool) -> Static:
+def static_fleet(bench: FleetBench, reading: RoomReading, *, split: bool) -> Static:
     """The best static fleet, at the load of the module's docstring. Raises ValueError where none keeps its SLO."""
     best, full = 0, None
     for prefill, decode in split_counts(reading.static_servers, split=split):
         fleet = bench.uncapped(prefill, decode)
         limit_ms = ALONE_TIMES * bench.alone(fleet).ttft_ms
 
-        def keeps(steps: int, fleet: Fleet = fleet, limit_ms: float = limit_ms) -> bool:
+        def keeps(steps: int, fleet: ServerFleet = fleet, limit_ms: float = limit_ms) -> bool:
             return _all(bench, fleet, steps * STEP_RPS, lambda f: f.ttft_ms <= limit_ms and f.tbt_ms <= TBT_MS)
 
         if full is None or keeps(best + 1):
@@ -157,7 +157,7 @@ def static_fleet(bench: Bench, reading: Reading, *, split: bool) -> Static:
     return static.at(load * STEP_RPS)
 
 
-def published_point(bench: Bench, reading: Reading, static: Static) -> Fleet | None:
+def published_point(bench: FleetBench, reading: RoomReading, static: Static) -> ServerFleet | None:
     """The published count of GPUs, uncapped, in a split that carries the published gain as well as published; else None."""
     rate_rps = static.rate_rps * (1 + PUBLISHED.tokens_gain)
     before = [bench.run(static.fleet, static.rate_rps, seed).ttft_ms for seed in SEARCH_SEEDS]
@@ -173,23 +173,23 @@ def published_point(bench: Bench, reading: Reading, static: Static) -> Fleet | N
     return None
 
 
-def published_servers(reading: Reading) -> int:
+def published_servers(reading: RoomReading) -> int:
     return reading.rooms * PUBLISHED.gpus // GPUS
 
 
-def _all(bench: Bench, fleet: Fleet, rate_rps: float, good: Callable[[Figures], bool]) -> bool:
+def _all(bench: FleetBench, fleet: ServerFleet, rate_rps: float, good: Callable[[Figures], bool]) -> bool:
     return all(good(bench.run(fleet, rate_rps, seed)) for seed in SEARCH_SEEDS)
 
 
-def fleets_of(bench: Bench, reading: Reading, way: Way, servers: int) -> Iterator[Fleet]:
+def fleets_of(bench: FleetBench, reading: RoomReading, way: Way, servers: int) -> Iterator[ServerFleet]:
     """Every split of so many servers under the caps that the way's policy gives it; none where the budget has no room."""
     for prefill, decode in split_counts(servers, split=way.split):
         caps = caps_for(way.policy, reading, bench.profile, prefill_servers=prefill, decode_servers=decode)
         if caps is not None:
-            yield Fleet(prefill, decode, caps)
+            yield ServerFleet(prefill, decode, caps)
 
 
-def worst(bench: Bench, fleet: Fleet, static: Static, worse: float) -> float | None:
+def worst(bench: FleetBench, fleet: ServerFleet, static: Static, worse: float) -> float | None:
     """The largest of both P99s' changes over the search's lists; None as soon as one is above `worse`, and without a run where
     prefill alone asks for more time than there is: a queue that grows all along the list."""
     if bench.prefill_load(fleet, static.rate_for(fleet.servers)) >= 1.0:
@@ -197,14 +197,14 @@ def worst(bench: Bench, fleet: Fleet, static: Static, worse: float) -> float | N
     found = -math.inf
     for seed in SEARCH_SEEDS:
         ours = bench.run(fleet, static.rate_for(fleet.servers), seed)
-        change = Change.of(ours, bench.run(static.fleet, static.rate_rps, seed))
+        change = Comparison.of(ours, bench.run(static.fleet, static.rate_rps, seed))
         if not change.within(worse):
             return None
         found = max(found, change.ttft, change.tbt)
     return found
 
 
-def best_fleet(bench: Bench, reading: Reading, way: Way, static: Static, servers: int) -> Fleet | None:
+def best_fleet(bench: FleetBench, reading: RoomReading, way: Way, static: Static, servers: int) -> ServerFleet | None:
     """The split of so many servers that holds with the most to spare; None where none holds."""
     room = [
         (change, fleet)
@@ -214,7 +214,7 @@ def best_fleet(bench: Bench, reading: Reading, way: Way, static: Static, servers
     return min(room, key=lambda pair: pair[0])[1] if room else None
 
 
-def most_gpus(bench: Bench, reading: Reading, way: Way, static: Static) -> Fleet | None:
+def most_gpus(bench: FleetBench, reading: RoomReading, way: Way, static: Static) -> ServerFleet | None:
     """The largest fleet that holds; None where none from the static fleet's count on does. Every count is tried, from the top:
     a larger fleet pools better and splits finer, so it may hold where a smaller one does not."""
     for servers in range(reading.most_servers(bench.profile.min_cap_w), static.fleet.servers - 1, -1):
@@ -224,13 +224,13 @@ def most_gpus(bench: Bench, reading: Reading, way: Way, static: Static) -> Fleet
     return None
 
 
-def judge(bench: Bench, reading: Reading, fleet: Fleet, static: Static, seeds: Sequence[int]) -> Verdict:
+def judge(bench: FleetBench, reading: RoomReading, fleet: ServerFleet, static: Static, seeds: Sequence[int]) -> FleetVerdict:
     """One run a list, against the static fleet on the same list."""
     ours = bench.runs(fleet, static.rate_for(fleet.servers), seeds)
     before = bench.runs(static.fleet, static.rate_rps, seeds)
-    return Verdict(
+    return FleetVerdict(
         fleet,
-        tuple(Change.of(a, b) for a, b in zip(ours, before, strict=True)),
+        tuple(Comparison.of(a, b) for a, b in zip(ours, before, strict=True)),
         tuple(ours),
         tuple(reading.share(f.gpus_w, fleet.servers) for f in ours),
         tuple(reading.share(f.peak_gpus_w, fleet.servers) for f in ours),

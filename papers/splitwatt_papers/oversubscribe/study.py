@@ -20,17 +20,17 @@ from splitwatt_core.protocol.contract import Phase
 from splitwatt_sim.plan.options import profile_named
 from splitwatt_sim.servers.kinds import GPUS
 
-from splitwatt_papers.oversubscribe.budget import PUBLISHED, Reading
-from splitwatt_papers.oversubscribe.fleets import FIXED, Bench, Fleet, fixed_sizes, mean_gpu_w, spread_sizes
+from splitwatt_papers.oversubscribe.budget import PUBLISHED, RoomReading
+from splitwatt_papers.oversubscribe.fleets import FIXED, FleetBench, ServerFleet, fixed_sizes, mean_gpu_w, spread_sizes
 from splitwatt_papers.oversubscribe.search import (
     FIRST_JUDGE_SEED,
     OURS,
     SEARCH_SEEDS,
     STEP_RPS,
     WAYS,
-    Change,
+    Comparison,
+    FleetVerdict,
     Static,
-    Verdict,
     Way,
     best_fleet,
     fleets_of,
@@ -64,10 +64,10 @@ class Case:
     """One question and its answer. `verdict` None: no count from the static one on holds."""
 
     name: str
-    reading: Reading
+    reading: RoomReading
     static: Static
     way: Way
-    verdict: Verdict | None
+    verdict: FleetVerdict | None
 
     @property
     def gpus(self) -> float:
@@ -106,15 +106,15 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class StudyResults:
     """`statics` by (name of the lists, split). `main`: both kinds of lists and static fleets, every way. `rests`: our way
     and the two others, each against the static fleet of its own arrangement. `even_rest_w`: the largest rest at which our way
     reaches `AIM_GPUS`."""
 
     seeds: tuple[int, ...]
-    base: Reading
+    base: RoomReading
     read: tuple[RestRead, ...]
-    benches: dict[str, Bench]
+    benches: dict[str, FleetBench]
     statics: dict[tuple[str, bool], Static]
     main: tuple[Case, ...]
     rests: tuple[Case, ...]
@@ -134,7 +134,7 @@ def at_load(static: Static, load: float) -> Static:
     return static.at(round(load * static.full_rps / STEP_RPS) * STEP_RPS)
 
 
-def read_rest(bench: Bench, static: Static, reading: Reading) -> RestRead | None:
+def read_rest(bench: FleetBench, static: Static, reading: RoomReading) -> RestRead | None:
     """None where the published point cannot be met at this load."""
     fleet = published_point(bench, reading, static)
     if fleet is None:
@@ -143,13 +143,13 @@ def read_rest(bench: Bench, static: Static, reading: Reading) -> RestRead | None
     runs = bench.runs(fleet, rate_rps, SEARCH_SEEDS)
     gpu_w = mean_gpu_w(runs, published_servers(reading))
     before = bench.runs(static.fleet, static.rate_rps, SEARCH_SEEDS)
-    ttft = fmean(Change.of(a, b).ttft for a, b in zip(runs, before, strict=True))
+    ttft = fmean(Comparison.of(a, b).ttft for a, b in zip(runs, before, strict=True))
     return RestRead(static.fleet.split, static.load, gpu_w, PUBLISHED.rest_w(gpu_w), ttft)
 
 
-def base_reading(read: Sequence[RestRead]) -> Reading:
+def base_reading(read: Sequence[RestRead]) -> RoomReading:
     """The largest rest that was read, up to the next `ROUND_W`."""
-    return Reading(math.ceil(max(r.rest_w for r in read) / ROUND_W) * ROUND_W)
+    return RoomReading(math.ceil(max(r.rest_w for r in read) / ROUND_W) * ROUND_W)
 
 
 def decode_at(profile: Profile, natural_w: int) -> Profile:
@@ -175,18 +175,18 @@ def dearer_prefill(profile: Profile, times: int) -> Profile:
     return replace(profile, phases=tuple(phases))
 
 
-def case(name: str, bench: Bench, reading: Reading, static: Static, *, way: Way = OURS, seeds: Sequence[int]) -> Case:
+def case(name: str, bench: FleetBench, reading: RoomReading, static: Static, *, way: Way = OURS, seeds: Sequence[int]) -> Case:
     """Searched, then judged on `seeds`."""
     fleet = most_gpus(bench, reading, way, static)
     verdict = judge(bench, reading, fleet, static, seeds) if fleet else None
     return Case(name, reading, static, way, verdict)
 
 
-def run_study(lists: int, tick: Callable[[str], None]) -> Results:
+def run_study(lists: int, tick: Callable[[str], None]) -> StudyResults:
     """Everything, judged on so many lists; `tick` hears what comes next."""
     seeds = tuple(range(FIRST_JUDGE_SEED, FIRST_JUDGE_SEED + lists))
-    profile, two_rooms = profile_named(GPU), Reading(0.0)
-    benches = {bench.sizes.name: bench for bench in (Bench(profile, fixed_sizes()), Bench(profile, spread_sizes()))}
+    profile, two_rooms = profile_named(GPU), RoomReading(0.0)
+    benches = {bench.sizes.name: bench for bench in (FleetBench(profile, fixed_sizes()), FleetBench(profile, spread_sizes()))}
     fixed = benches[FIXED]
     tick("the static fleets")
     statics = {
@@ -215,19 +215,21 @@ def run_study(lists: int, tick: Callable[[str], None]) -> Results:
     )
     tick("other assumptions")
     others = variants(fixed, base, ours, read, seeds)
-    even_w = largest(lambda tens: _reaches_aim(fixed, Reading(10.0 * tens), ours), int(PUBLISHED.static_w) // 10) * 10
+    even_w = largest(lambda tens: _reaches_aim(fixed, RoomReading(10.0 * tens), ours), int(PUBLISHED.static_w) // 10) * 10
     packed = tuple(pack(fixed, base, static, seeds) for static in (ours, at_load(ours, LIGHTEST)))
     tick("the plot's points")
     curve = tuple(point for way in WAYS for point in points(fixed, base, way, ours if way.split else unsplit, seeds))
-    return Results(seeds, base, read, benches, statics, main, rests, others, even_w, packed, curve)
+    return StudyResults(seeds, base, read, benches, statics, main, rests, others, even_w, packed, curve)
 
 
-def _reaches_aim(bench: Bench, reading: Reading, static: Static) -> bool:
+def _reaches_aim(bench: FleetBench, reading: RoomReading, static: Static) -> bool:
     servers = math.ceil(AIM_GPUS * reading.rooms / GPUS)
     return best_fleet(bench, reading, OURS, static, servers) is not None
 
 
-def variants(bench: Bench, base: Reading, static: Static, read: Sequence[RestRead], seeds: Sequence[int]) -> tuple[Case, ...]:
+def variants(
+    bench: FleetBench, base: RoomReading, static: Static, read: Sequence[RestRead], seeds: Sequence[int]
+) -> tuple[Case, ...]:
     """Our way against the split static fleet, one assumption changed at a time; the static fleet is searched anew where the
     change touches it."""
     own = min(r.rest_w for r in read if r.split)
@@ -243,17 +245,17 @@ def variants(bench: Bench, base: Reading, static: Static, read: Sequence[RestRea
         (f"decode draws {OTHER_DECODE_W} W", decode_at(bench.profile, OTHER_DECODE_W)),
         ("a cap costs prefill twice as much", dearer_prefill(bench.profile, 2)),
     ):
-        other = Bench(profile, bench.sizes)
+        other = FleetBench(profile, bench.sizes)
         cases.append(case(name, other, base, static_fleet(other, base, split=True), seeds=seeds))
     room = replace(base, rooms=1)
     return (*cases, case("one room, 17 servers before", bench, room, static_fleet(bench, room, split=True), seeds=seeds))
 
 
-def pack(bench: Bench, reading: Reading, static: Static, seeds: Sequence[int]) -> Packed:
+def pack(bench: FleetBench, reading: RoomReading, static: Static, seeds: Sequence[int]) -> Packed:
     """How many GPUs fit uncapped by the largest second seen, in the split of the static fleet: what a bet on the sum of draws
     would give, and what came of it."""
 
-    def fleet(servers: int) -> Fleet:
+    def fleet(servers: int) -> ServerFleet:
         prefill = round(servers * static.fleet.prefill_servers / static.fleet.servers)
         return bench.uncapped(prefill, servers - prefill)
 
@@ -269,7 +271,7 @@ def pack(bench: Bench, reading: Reading, static: Static, seeds: Sequence[int]) -
     return Packed(static.load, reading.per_room(servers), peaks(servers, seeds))
 
 
-def points(bench: Bench, reading: Reading, way: Way, static: Static, seeds: Sequence[int]) -> list[Point]:
+def points(bench: FleetBench, reading: RoomReading, way: Way, static: Static, seeds: Sequence[int]) -> list[Point]:
     """P99 TTFT by count, at the split with the least change of the worse P99 on the first of the search's lists."""
     found = []
     for servers in range(static.fleet.servers, reading.most_servers(bench.profile.min_cap_w) + 1, CURVE_STEP):

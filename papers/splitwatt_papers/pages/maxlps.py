@@ -18,7 +18,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from splitwatt_papers.oversubscribe.study import Case, Results, run_study
+from splitwatt_papers.oversubscribe.study import Case, StudyResults, run_study
 from splitwatt_papers.pages.markdown import MAX_SEEDS, MIN_SEEDS
 from splitwatt_papers.pages.maxlps_plot import plot
 from splitwatt_papers.pages.maxlps_tables import ARRANGEMENT, MAIN_HEAD, REST_HEAD, main_rows, rest_rows
@@ -28,7 +28,7 @@ COMMAND: Final = "python -m splitwatt_papers.pages.maxlps"
 SEEDS: Final = 10
 
 
-def flat(results: Results) -> Iterator[tuple[str, str]]:
+def flat(results: StudyResults) -> Iterator[tuple[str, str]]:
     """Name and value of every figure; units in the names, changes and shares as numbers from 0 to 1."""
     yield "largest_rest_that_reaches_the_aim_w", f"{results.even_rest_w}"
     for group, cases in (("main", results.main), ("rest", results.rests), ("other", results.others)):

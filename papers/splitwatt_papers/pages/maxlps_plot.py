@@ -11,14 +11,14 @@ from splitwatt_sim.plan.options import profile_named
 
 from splitwatt_papers.oversubscribe.budget import PUBLISHED
 from splitwatt_papers.oversubscribe.search import OURS, SPLIT_UNIFORM, UNSPLIT, WAYS, WORSE
-from splitwatt_papers.oversubscribe.study import AIM_GPUS, GPU, Results
+from splitwatt_papers.oversubscribe.study import AIM_GPUS, GPU, StudyResults
 
 LOOKS: Final = {OURS: ("#1f5fa8", "o"), SPLIT_UNIFORM: ("#2a8a2a", "s"), UNSPLIT: ("#c2410c", "^")}
 TTFT_SHOWN: Final = 0.30
 """Beyond this share above the static fleet a curve leaves the picture."""
 
 
-def plot(results: Results, path: Path) -> None:
+def plot(results: StudyResults, path: Path) -> None:
     figure = Figure(figsize=(12.5, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _by_rest(left, results)
@@ -27,7 +27,7 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _by_rest(axes: Axes, results: Results) -> None:
+def _by_rest(axes: Axes, results: StudyResults) -> None:
     read_w = [r.rest_w for r in results.read]
     axes.axvspan(min(read_w), max(read_w), color="#eeeeee", label=f"read from the published {100 * PUBLISHED.share_used:.1f} %")
     axes.axvline(results.base.rest_w, color="#888888", lw=1, ls=":", label=f"base reading, {results.base.rest_w:g} W")
@@ -46,7 +46,7 @@ def _by_rest(axes: Axes, results: Results) -> None:
     axes.legend(fontsize=8, loc="upper right")
 
 
-def _by_count(axes: Axes, results: Results) -> None:
+def _by_count(axes: Axes, results: StudyResults) -> None:
     for way in WAYS:
         color, marker = LOOKS[way]
         points = [p for p in results.curve if p.way == way]

@@ -10,8 +10,8 @@ from splitwatt_sim.plan.options import profile_named
 from splitwatt_sim.servers.kinds import LOSSES
 
 from splitwatt_papers.oversubscribe.budget import static_margin_w
-from splitwatt_papers.oversubscribe.search import OURS, WAYS, Change
-from splitwatt_papers.oversubscribe.study import GPU, Case, Results
+from splitwatt_papers.oversubscribe.search import OURS, WAYS, Comparison
+from splitwatt_papers.oversubscribe.study import GPU, Case, StudyResults
 from splitwatt_papers.pages.markdown import spread
 
 Rows = list[tuple[str, ...]]
@@ -37,7 +37,7 @@ def percent(share: float, form: str = ".0f") -> str:
     return f"{100 * share:{form}} %"
 
 
-def change(case: Case, what: Callable[[Change], float]) -> str:
+def change(case: Case, what: Callable[[Comparison], float]) -> str:
     """Mean and 95 % interval over the judging lists, signed."""
     assert case.verdict is not None, "nothing was judged"
     return spread([what(c) for c in case.verdict.changes], "+.1f", percent=True).replace("± +", "± ")
@@ -48,7 +48,7 @@ def _hold(case: Case) -> str:
     return f"{case.verdict.held} of {len(case.verdict.changes)}"
 
 
-def main_rows(results: Results) -> Rows:
+def main_rows(results: StudyResults) -> Rows:
     rows: Rows = []
     for c in results.main:
         start = (c.name, ARRANGEMENT[c.static.fleet.split], c.way.name)
@@ -61,7 +61,7 @@ def main_rows(results: Results) -> Rows:
     return rows
 
 
-def static_rows(results: Results) -> Rows:
+def static_rows(results: StudyResults) -> Rows:
     """Every static fleet at its base load, on the lists that judge; its watts at the base reading."""
     rows: Rows = []
     for (name, split), static in results.statics.items():
@@ -79,14 +79,14 @@ def static_rows(results: Results) -> Rows:
     return rows
 
 
-def read_rows(results: Results) -> Rows:
+def read_rows(results: StudyResults) -> Rows:
     return [
         (ARRANGEMENT[r.split], percent(r.load), percent(r.ttft, "+.1f"), f"{r.gpu_w:.0f} W", f"{r.rest_w:.0f} W")
         for r in results.read
     ]
 
 
-def rest_rows(results: Results) -> Rows:
+def rest_rows(results: StudyResults) -> Rows:
     rows: Rows = []
     gpu = profile_named(GPU)
     for reading in dict.fromkeys(c.reading for c in results.rests):
@@ -106,7 +106,7 @@ def rest_rows(results: Results) -> Rows:
     return rows
 
 
-def other_rows(results: Results) -> Rows:
+def other_rows(results: StudyResults) -> Rows:
     rows: Rows = []
     named: Sequence[tuple[str, Case]] = [("nothing: the base case", results.headline), *((c.name, c) for c in results.others)]
     for name, c in named:

@@ -29,7 +29,7 @@ from splitwatt_papers.oversubscribe.study import (
     OTHER_DECODE_W,
     SPARE,
     Packed,
-    Results,
+    StudyResults,
 )
 from splitwatt_papers.pages.markdown import markdown, wrapped
 from splitwatt_papers.pages.maxlps_tables import (
@@ -70,7 +70,7 @@ def aims(gpus: float, share: float) -> tuple[str, str]:
     )
 
 
-def answer(results: Results) -> str:
+def answer(results: StudyResults) -> str:
     """The base case in words: what was reached, what is missed elsewhere, and how much of it is ours."""
     case, base = results.headline, results.base
     if case.verdict is None:
@@ -94,7 +94,7 @@ def answer(results: Results) -> str:
 - So it is no head-to-head: their GPU, model, load and guard bands are not published."""
 
 
-def _elsewhere(results: Results) -> str:
+def _elsewhere(results: StudyResults) -> str:
     """Our way against the other static fleets and lists, and the unsplit way against its own."""
     ours = [c for c in results.main if c.way == OURS and c is not results.headline]
     counts = ", ".join(f"{c.gpus:g} ({c.name}, {ARRANGEMENT[c.static.fleet.split]} before)" for c in ours)
@@ -102,7 +102,7 @@ def _elsewhere(results: Results) -> str:
     return f"Ours elsewhere: {counts}. A fleet that stays unsplit, under one cap: {' or '.join(sorted(own))}."
 
 
-def _missed(results: Results) -> str:
+def _missed(results: StudyResults) -> str:
     """Cases in which our way does not pass the aim, by name."""
     names = [(f"a rest of {c.name}", c) for c in results.rests if c.way == OURS]
     names += [(c.name, c) for c in results.others]
@@ -110,7 +110,7 @@ def _missed(results: Results) -> str:
     return f"- {AIM_GPUS} are **not** passed with: {missed}." if missed else f"- {AIM_GPUS} are passed in all variants below."
 
 
-def bound(results: Results) -> str:
+def bound(results: StudyResults) -> str:
     """Where the budget goes in the base case, and what a bet on the sum of draws would give."""
     case, base = results.headline, results.base
     if case.verdict is None:
@@ -145,7 +145,7 @@ def _packed(packed: Packed) -> str:
     return f"{count} Of the lists that judge, **{over} of {lists}** went above the budget in some second. The most: {most}."
 
 
-def page(results: Results, command: str) -> str:
+def page(results: StudyResults, command: str) -> str:
     """docs/reproduce/maxlps.md, whole."""
     least_w = profile_named(GPU).min_cap_w
     lists = f"(Poisson, {LIST_S:.0f} s, the first {WARM_S:.0f} s not judged)"
@@ -216,7 +216,7 @@ One room begins with 17 servers, 136 GPUs; its tokens/s count from there, and it
 """)
 
 
-def _watts(results: Results) -> str:
+def _watts(results: StudyResults) -> str:
     gpu, base = profile_named(GPU), results.base
     own_w = PUBLISHED.static_w - base.rest_w
     margin_w = static_margin_w(base.rest_w, gpu.default_cap_w)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from splitwatt_core.protocol.contract import Phase
 from splitwatt_sim.fleet.run import run_fleet
-from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, Slo, caps_of, option_for, profile_named
+from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, LatencySlo, caps_of, option_for, profile_named
 from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, robust_rate
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated
@@ -36,7 +36,7 @@ PUBLISHED: Final = {"HHcap": ("20/28", 120), "HH": ("17/23", 95), "HA": ("15/44"
 """Best splits at this power under the right decode model, found on a 5-RPS grid with two-minute lists: grade M."""
 MARGIN: Final = 0.03
 ROW_W: Final = 200_000.0
-ROW_SLO: Final = Slo(2_000.0, 100.0, MARGIN)
+ROW_SLO: Final = LatencySlo(2_000.0, 100.0, MARGIN)
 TRACE: Final = "AzureLLMInferenceTrace_conv.csv"
 
 
@@ -48,7 +48,7 @@ def equal_power(sizes: Arrivals, *, seeds: Sequence[int]) -> list[Judged]:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class WayFound:
     """One way to fill the row, with the best it found. `all_rps`: what all unseen lists hold of it."""
 
     name: str
@@ -56,7 +56,7 @@ class Way:
     all_rps: float = 0.0
 
 
-def row_ways(sizes: Arrivals, gpus: Sequence[str], budget_w: float, *, seeds: Sequence[int]) -> list[Way]:
+def row_ways(sizes: Arrivals, gpus: Sequence[str], budget_w: float, *, seeds: Sequence[int]) -> list[WayFound]:
     """The same budget and SLOs, filled by five planners that may choose less and less; judged on the lists of these seeds."""
     longest = int(sizes.prompt_tokens.max())
     goal = Goal(sizes, LIST_S, SEARCH_SEED, STEP_RPS, ROW_SLO.checker(MODEL_2026))
@@ -65,12 +65,12 @@ def row_ways(sizes: Arrivals, gpus: Sequence[str], budget_w: float, *, seeds: Se
     def option(gpu: str, cap_w: int | None) -> Option:
         return option_for(MODEL_2026, gpu, cap_w, longest_prompt=longest)
 
-    def way(name: str, pairs: Sequence[tuple[Option, Option | None]]) -> Way:
+    def way(name: str, pairs: Sequence[tuple[Option, Option | None]]) -> WayFound:
         found = [f for p, d in pairs if (f := largest_rate(p, d, limits, goal)) is not None]
         best = max(found, key=lambda f: (f.rate_rps, -f.design.charge_w), default=None)
         if best is None:
-            return Way(name, None)
-        return Way(name, best, robust_rate(best.design, best.rate_rps, goal, seeds=seeds)[1])
+            return WayFound(name, None)
+        return WayFound(name, best, robust_rate(best.design, best.rate_rps, goal, seeds=seeds)[1])
 
     caps = {gpu: [option(gpu, c) for c in caps_of(profile_named(GPUS_2026[gpu]), Phase.PREFILL)] for gpu in gpus}
     decode = {gpu: [option(gpu, c) for c in caps_of(profile_named(GPUS_2026[gpu]), Phase.DECODE)] for gpu in gpus}
@@ -101,7 +101,7 @@ def plan_rows(judged: Sequence[Judged], lists: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def way_rows(ways: Sequence[Way]) -> list[tuple[str, ...]]:
+def way_rows(ways: Sequence[WayFound]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (
             "decided", "design", "requests/s", "all unseen lists hold", "output tokens/s", "charged kW", "drawn kW",
@@ -128,7 +128,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return markdown(rows[0], rows[1:])
 
 
-def page(judged: Sequence[Judged], ways: Sequence[Way], sizes: Arrivals, *, seeds: Sequence[int], gpus: Sequence[str]) -> str:
+def page(
+    judged: Sequence[Judged], ways: Sequence[WayFound], sizes: Arrivals, *, seeds: Sequence[int], gpus: Sequence[str]
+) -> str:
     total_s = sum(j.search_s for j in judged)
     return f"""# Plans, measured in simulation
 
@@ -169,7 +171,7 @@ way chooses the best it can of what it may decide, on the list of seed {SEARCH_S
 """
 
 
-def _worth(ways: Sequence[Way]) -> str:
+def _worth(ways: Sequence[WayFound]) -> str:
     """What deciding both together is worth against each other way, in requests within the SLOs on every unseen list."""
     best = ways[0].all_rps
     if not best:

@@ -65,7 +65,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PolcaOutcome:
     variant: str
     policy: str
     seed: int
@@ -83,7 +83,7 @@ class Outcome:
         return self.low.meets(SLOS[RowPriority.LOW]) and self.high.meets(SLOS[RowPriority.HIGH])
 
 
-LATENCIES: Final[tuple[Callable[[Outcome], float], ...]] = (
+LATENCIES: Final[tuple[Callable[[PolcaOutcome], float], ...]] = (
     lambda o: o.low.worse_p50,
     lambda o: o.low.worse_p99,
     lambda o: o.high.worse_p50,
@@ -92,14 +92,14 @@ LATENCIES: Final[tuple[Callable[[Outcome], float], ...]] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class PolcaResults:
     """`sweep`: servers -> Polca's brakes, one per seed."""
 
     traces: tuple[Targets, ...]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[PolcaOutcome, ...]
     sweep: dict[int, tuple[int, ...]]
 
-    def of(self, policy: str, variant: str) -> list[Outcome]:
+    def of(self, policy: str, variant: str) -> list[PolcaOutcome]:
         return [o for o in self.outcomes if o.policy == policy and o.variant == variant]
 
 
@@ -131,7 +131,7 @@ def weak_locks(row: Row, settings: PolcaSettings) -> Row:
     return replace(row, profile=replace(gpu, clock_exponent_permille=round(1000 * exponent)))
 
 
-def run_all(seeds: Sequence[int], progress: Progress) -> Results:
+def run_all(seeds: Sequence[int], progress: Progress) -> PolcaResults:
     task = progress.add_task("simulated row", total=len(seeds))
     traces, outcomes = [], []
     sweep: dict[int, tuple[int, ...]] = dict.fromkeys(SERVERS, ())
@@ -146,7 +146,7 @@ def run_all(seeds: Sequence[int], progress: Progress) -> Results:
                 factors = {p: slowdowns(settings, variant.row, p) for p in RowPriority}
                 felt = impact(samples[variant.bursts], run, factors)
                 outcomes.append(
-                    Outcome(
+                    PolcaOutcome(
                         variant=variant.name,
                         policy=settings.table.name,
                         seed=seed,
@@ -164,10 +164,10 @@ def run_all(seeds: Sequence[int], progress: Progress) -> Results:
             row = Row(servers=servers)
             sweep[servers] += (run_row(plain, settings_for(row.profile), row).brakes,)
         progress.advance(task)
-    return Results(tuple(traces), tuple(outcomes), sweep)
+    return PolcaResults(tuple(traces), tuple(outcomes), sweep)
 
 
-def verdicts(results: Results) -> list[tuple[str, bool, str]]:
+def verdicts(results: PolcaResults) -> list[tuple[str, bool, str]]:
     """The gate's lines: what was wanted, whether it holds, what was found."""
     lines = []
     for name, wanted in (
@@ -200,7 +200,7 @@ SHOWN: Final = ("policy", "brakes in six weeks", "fewest - most", "low P99", "hi
 """What a terminal has room for; the page has all."""
 
 
-def main_rows(results: Results, variant: str) -> list[tuple[str, ...]]:
+def main_rows(results: PolcaResults, variant: str) -> list[tuple[str, ...]]:
     rows = []
     for policy in (*BASELINES, "Polca"):
         found = results.of(policy, variant)
@@ -225,7 +225,7 @@ def main_rows(results: Results, variant: str) -> list[tuple[str, ...]]:
 VARIANT_MORE: Final = ("seeds in which Polca brakes", "in which it meets its SLOs", "its changes a day")
 
 
-def variant_rows(results: Results) -> list[tuple[str, ...]]:
+def variant_rows(results: PolcaResults) -> list[tuple[str, ...]]:
     rows = []
     for variant in variants():
         found = {policy: results.of(policy, variant.name) for policy in (*BASELINES, "Polca")}
@@ -237,7 +237,7 @@ def variant_rows(results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
-def sweep_rows(results: Results) -> list[tuple[str, ...]]:
+def sweep_rows(results: PolcaResults) -> list[tuple[str, ...]]:
     return [
         (
             str(n),
@@ -249,7 +249,7 @@ def sweep_rows(results: Results) -> list[tuple[str, ...]]:
     ]
 
 
-def figures(results: Results, seeds: Sequence[int]) -> dict[str, str]:
+def figures(results: PolcaResults, seeds: Sequence[int]) -> dict[str, str]:
     """The blocks of docs/reproduce/polca.md that this command writes, by name."""
     gate = [(wanted, "holds" if ok else "**does not hold**", found) for wanted, ok, found in verdicts(results)]
     sweep_head = ("servers", "more", "Polca's brakes in six weeks", "seeds in which it brakes")
@@ -338,7 +338,7 @@ FLAT_HEAD: Final = (
 )  # fmt: skip
 
 
-def write_flat(results: Results, path: Path) -> None:
+def write_flat(results: PolcaResults, path: Path) -> None:
     """One line for each variant, policy and seed; latencies as growth, 0.05 = 5 % more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -32,7 +32,7 @@ from splitwatt_papers.pages.markdown import MAX_SEEDS, MIN_SEEDS, filled, markdo
 from splitwatt_papers.pages.polca import REQUESTS, SEEDS, weak_locks
 from splitwatt_papers.row import ladder, model
 from splitwatt_papers.row.ladder import LadderSettings, in_band, run_row_ahead
-from splitwatt_papers.row.model import BASE_SERVERS, MIX, SLOS, Impact, Requests, Row, RowRun, Workload
+from splitwatt_papers.row.model import BASE_SERVERS, MIX, SLOS, Impact, RequestClass, Requests, Row, RowRun
 from splitwatt_papers.row.trace import DAY_S, STEP_S, RowTrace, make
 
 FIRST_SEED: Final = 3001
@@ -46,14 +46,14 @@ SWEEP: Final = (52, 54, 56, 58, 60, 62, 64, 66, 68, 70, 72)
 JUDGED: Final = "as judged"
 
 
-def mix_with(low: float) -> tuple[Workload, ...]:
+def mix_with(low: float) -> tuple[RequestClass, ...]:
     """The paper's mix with another share of low priority: 0.25 Summarize alone, 0.5 as in the paper, 0.75 Chat as well."""
     of_chat = {0.25: 0.0, 0.50: 0.5, 0.75: 1.0}[low]
     return tuple(replace(w, low_share=of_chat) if w.name == "Chat" else w for w in MIX)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class RowCase:
     """One set of assumptions. `intensity`: watts of every server, as a share of the trace's. `law` None: `Polca`."""
 
     name: str
@@ -80,28 +80,28 @@ def blunted(**changes: float) -> LadderSettings:
     return replace(settings, law=replace(settings.law, **changes))  # type: ignore[arg-type]
 
 
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[RowCase, ...]:
     """The judged one first."""
     row = Row()
     return (
-        Case(JUDGED),
-        Case("power intensity +10 %", intensity=1.1),
-        Case("power intensity -10 %", intensity=0.9),
-        Case("25 % low priority", Row(mix=mix_with(0.25))),
-        Case("75 % low priority", Row(mix=mix_with(0.75))),
-        Case("commands take 40 s, out of band", law=in_band(command_latency_s=40.0)),
-        Case("the trace's noise is rare bursts", bursts=True),
-        Case("GPUs are 50 % of server power", Row(gpu_share=0.50)),
-        Case("GPUs are 60 % of server power", Row(gpu_share=0.60)),
-        Case("weak locks: they save what the paper says at most", weak_locks(row, settings_for(row.profile))),
-        Case("no spike is reckoned with", law=blunted(tail=1.0, spike_quantile=0.5, first_spike=0.0)),
-        Case("no slope is reckoned with", law=blunted(slope_s=1e9)),
-        Case("nothing is learned: a spike of 10 % for ever", law=blunted(learnt_after=10**9, first_spike=0.10)),
+        RowCase(JUDGED),
+        RowCase("power intensity +10 %", intensity=1.1),
+        RowCase("power intensity -10 %", intensity=0.9),
+        RowCase("25 % low priority", Row(mix=mix_with(0.25))),
+        RowCase("75 % low priority", Row(mix=mix_with(0.75))),
+        RowCase("commands take 40 s, out of band", law=in_band(command_latency_s=40.0)),
+        RowCase("the trace's noise is rare bursts", bursts=True),
+        RowCase("GPUs are 50 % of server power", Row(gpu_share=0.50)),
+        RowCase("GPUs are 60 % of server power", Row(gpu_share=0.60)),
+        RowCase("weak locks: they save what the paper says at most", weak_locks(row, settings_for(row.profile))),
+        RowCase("no spike is reckoned with", law=blunted(tail=1.0, spike_quantile=0.5, first_spike=0.0)),
+        RowCase("no slope is reckoned with", law=blunted(slope_s=1e9)),
+        RowCase("nothing is learned: a spike of 10 % for ever", law=blunted(learnt_after=10**9, first_spike=0.10)),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RowOutcome:
     """One case, number of servers and seed."""
 
     case: str
@@ -131,11 +131,11 @@ def trace_of(seed: int, bursts: bool) -> RowTrace:
 
 
 @lru_cache(maxsize=4 * MAX_SEEDS)
-def requests_of(seed: int, bursts: bool, mix: tuple[Workload, ...]) -> Requests:
+def requests_of(seed: int, bursts: bool, mix: tuple[RequestClass, ...]) -> Requests:
     return model.sample_requests(trace_of(seed, bursts), Row(mix=mix), count=REQUESTS, seed=seed)
 
 
-def run(case: Case, servers: int, seed: int) -> Outcome:
+def run(case: RowCase, servers: int, seed: int) -> RowOutcome:
     row, trace = case.of(servers), trace_of(seed, case.bursts)
     heavier = RowTrace(seed, trace.utilisation * case.intensity)
     if case.law is None:
@@ -146,7 +146,7 @@ def run(case: Case, servers: int, seed: int) -> Outcome:
         done = run_row_ahead(heavier, case.law, row)
         factors = {p: ladder.slowdowns(case.law, row, p) for p in RowPriority}
     felt = model.impact(requests_of(seed, case.bursts, row.mix), done, factors)
-    return Outcome(
+    return RowOutcome(
         case=case.name,
         policy=case.policy,
         servers=servers,
@@ -160,36 +160,36 @@ def run(case: Case, servers: int, seed: int) -> Outcome:
     )
 
 
-def seed_runs(seed: int, wanted: Sequence[tuple[Case, int]]) -> list[Outcome]:
+def seed_runs(seed: int, wanted: Sequence[tuple[RowCase, int]]) -> list[RowOutcome]:
     """All runs of one seed, so that its traces are made once."""
     return [run(case, servers, seed) for case, servers in wanted]
 
 
-class Bench:
+class RowBench:
     """Runs cases over all seeds, a process per seed, and keeps what it found."""
 
     def __init__(self, seeds: Sequence[int], pool: ProcessPoolExecutor) -> None:
         self._seeds, self._pool = seeds, pool
-        self.found: dict[tuple[str, str, int], list[Outcome]] = {}
+        self.found: dict[tuple[str, str, int], list[RowOutcome]] = {}
 
-    def ask(self, wanted: Sequence[tuple[Case, int]]) -> None:
+    def ask(self, wanted: Sequence[tuple[RowCase, int]]) -> None:
         new = [w for w in wanted if self._key(*w) not in self.found]
         for outcomes in self._pool.map(seed_runs, self._seeds, [new] * len(self._seeds)) if new else ():
             for (case, servers), outcome in zip(new, outcomes, strict=True):
                 self.found.setdefault(self._key(case, servers), []).append(outcome)
 
-    def of(self, case: Case, servers: int) -> list[Outcome]:
+    def of(self, case: RowCase, servers: int) -> list[RowOutcome]:
         return self.found[self._key(case, servers)]
 
-    def holds(self, case: Case, servers: int) -> bool:
+    def holds(self, case: RowCase, servers: int) -> bool:
         return not any(outcome.misses for outcome in self.of(case, servers))
 
     @staticmethod
-    def _key(case: Case, servers: int) -> tuple[str, str, int]:
+    def _key(case: RowCase, servers: int) -> tuple[str, str, int]:
         return *case.key, servers
 
 
-def largest(bench: Bench, wanted: Sequence[Case], progress: Progress) -> dict[tuple[str, str], int]:
+def largest(bench: RowBench, wanted: Sequence[RowCase], progress: Progress) -> dict[tuple[str, str], int]:
     """Of each case the number of servers at which every seed holds and with one more some seed does not, by halving all
     cases side by side; `FEWEST - 1` where not even that many hold, `MOST` where all do. What holds above a number that
     does not (a brake more or less by chance) is not looked for."""
@@ -204,14 +204,14 @@ def largest(bench: Bench, wanted: Sequence[Case], progress: Progress) -> dict[tu
     return low
 
 
-def as_polca(case: Case) -> Case:
+def as_polca(case: RowCase) -> RowCase:
     return replace(case, law=None)
 
 
 LATENCY_HEAD: Final = ("low P50", "low P99", "high P50", "high P99")
 
 
-def latencies(found: Sequence[Outcome]) -> list[str]:
+def latencies(found: Sequence[RowOutcome]) -> list[str]:
     """The worst seed of each, in percent."""
     worst = (
         max(100 * v for v in values)
@@ -225,7 +225,7 @@ def latencies(found: Sequence[Outcome]) -> list[str]:
     return [f"{value:.2f} %" for value in worst]
 
 
-def sweep_rows(bench: Bench) -> list[tuple[str, ...]]:
+def sweep_rows(bench: RowBench) -> list[tuple[str, ...]]:
     rows = []
     for servers in SWEEP:
         case = cases()[0]
@@ -252,7 +252,7 @@ SWEEP_HEAD: Final = (
 )  # fmt: skip
 
 
-def why(bench: Bench, case: Case, servers: int) -> str:
+def why(bench: RowBench, case: RowCase, servers: int) -> str:
     """What ends it: what one server more misses, and in how many seeds."""
     if servers >= MOST:
         return "not reached"
@@ -261,7 +261,7 @@ def why(bench: Bench, case: Case, servers: int) -> str:
     return ", ".join(f"{name} in {sum(name in o.misses for o in found)} of {len(found)}" for name in names)
 
 
-def case_rows(bench: Bench, ends: dict[tuple[str, str], int]) -> list[tuple[str, ...]]:
+def case_rows(bench: RowBench, ends: dict[tuple[str, str], int]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for case in cases():
         ours, polca = ends[case.key], ends.get(as_polca(case).key)
@@ -317,7 +317,7 @@ def plot(seed: int, servers: int, path: Path) -> None:
     plt.close(figure)
 
 
-def write_flat(bench: Bench, path: Path) -> None:
+def write_flat(bench: RowBench, path: Path) -> None:
     """One line for each case, policy, number of servers and seed; latencies as growth, 0.05 = 5 % more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = ("case", "policy", "servers", "seed", "brakes", "peak", "locked_share", "changes_per_day", "low_p50", "low_p99",
@@ -332,7 +332,7 @@ def write_flat(bench: Bench, path: Path) -> None:
                 out.writerow([o.case, o.policy, o.servers, o.seed, o.brakes, *(f"{x:.6g}" for x in numbers)])
 
 
-def figures(bench: Bench, ends: dict[tuple[str, str], int], seeds: Sequence[int]) -> dict[str, str]:
+def figures(bench: RowBench, ends: dict[tuple[str, str], int], seeds: Sequence[int]) -> dict[str, str]:
     """The blocks of docs/reproduce/row.md that this command writes, by name."""
     judged = cases()[0]
     reached, aim = ends[judged.key], bench.of(judged, AIM)
@@ -368,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judged = cases()[0]
     compared = [as_polca(case) for case in cases() if case.law == judged.law]
     with ProcessPoolExecutor(os.cpu_count()) as pool, Progress(console=console) as progress:
-        bench = Bench(seeds, pool)
+        bench = RowBench(seeds, pool)
         ends = largest(bench, [*cases(), *compared], progress)
         bench.ask([(case, servers) for case in (judged, as_polca(judged)) for servers in SWEEP])
     blocks = figures(bench, ends, seeds)

@@ -25,7 +25,7 @@ from splitwatt_truth.trace import TraceError
 
 from splitwatt_papers.pages.markdown import MAX_SEEDS, MIN_SEEDS
 from splitwatt_papers.pages.splitwise_plot import plot
-from splitwatt_papers.pages.splitwise_runs import LISTS_PER_SEED, SECONDS, TRACE, Effort, Results, run_all
+from splitwatt_papers.pages.splitwise_runs import LISTS_PER_SEED, SECONDS, TRACE, Effort, SplitwiseResults, run_all
 from splitwatt_papers.pages.splitwise_text import (
     GOLDEN_HEAD,
     RATE_HEAD,
@@ -40,7 +40,7 @@ from splitwatt_papers.pages.splitwise_text import (
 COMMAND: Final = "python -m splitwatt_papers.pages.splitwise"
 
 
-def write_flat(results: Results, path: Path) -> None:
+def write_flat(results: SplitwiseResults, path: Path) -> None:
     """One figure a line: name, value; units in the names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -55,7 +55,7 @@ def write_flat(results: Results, path: Path) -> None:
             out.writerows((f"{name}_{seed}", rate) for seed, rate in enumerate(rates, 1))
 
 
-def show(results: Results, console: Console) -> None:
+def show(results: SplitwiseResults, console: Console) -> None:
     for title, head, rows in (
         ("The golden list: deviations", GOLDEN_HEAD, golden_rows(results)),
         ("Largest rates with all nine SLOs, requests/s (simulated)", RATE_HEAD, rate_rows(results)),

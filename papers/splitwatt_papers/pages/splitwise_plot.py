@@ -16,11 +16,11 @@ from splitwatt_papers.pages.splitwise_runs import (
     PUBLISHED_MS,
     REFERENCE_RPS,
     SECONDS,
-    Results,
+    SplitwiseResults,
 )
 
 
-def plot(results: Results, path: Path) -> None:
+def plot(results: SplitwiseResults, path: Path) -> None:
     """Left, each published figure against our lists; right, largest rates with their range over seeds."""
     figure = Figure(figsize=(12.5, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -103,7 +103,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class SplitwiseResults:
     """`traced`: sizes come from the conversation trace."""
 
     effort: Effort
@@ -184,7 +184,7 @@ def largest_rates(sizes: Arrivals, effort: Effort, tick: Callable[[], None]) -> 
     return rates
 
 
-def run_all(data: Path | None, effort: Effort, console: Console) -> Results:
+def run_all(data: Path | None, effort: Effort, console: Console) -> SplitwiseResults:
     """Everything, with progress. Raises TraceError, OSError."""
     trace = data / TRACE if data is not None and (data / TRACE).is_file() else None
     # Generated: about as many sizes as the trace has.
@@ -198,4 +198,4 @@ def run_all(data: Path | None, effort: Effort, console: Console) -> Results:
         golden = against_golden(data / "golden", ticking("the golden list", len(DESIGNS))) if data is not None else ()
         cells = other_lists(sizes, effort.lists, ticking("lists of the same kind", effort.lists * len(PUBLISHED_MS)))
         rates = largest_rates(sizes, effort, ticking("largest rates", effort.seeds * len(REFERENCE_RPS)))
-    return Results(effort, trace is not None, golden, cells, rates)
+    return SplitwiseResults(effort, trace is not None, golden, cells, rates)

@@ -22,7 +22,7 @@ from splitwatt_papers.pages.splitwise_runs import (
     STEP_RPS,
     TOLERANCE_MS,
     WHOLE_MS,
-    Results,
+    SplitwiseResults,
 )
 
 
@@ -34,12 +34,12 @@ def label(cell: str) -> str:
 GOLDEN_HEAD: Final = ("design", "nine percentiles: at most", "each request's TTFT, E2E: at most")
 
 
-def golden_rows(results: Results) -> list[tuple[str, ...]]:
+def golden_rows(results: SplitwiseResults) -> list[tuple[str, ...]]:
     single = [f"{g.request_s:.1e} s" if g.request_s is not None else "not kept" for g in results.golden]
     return [(g.design, f"{g.percentile_ms:.4f} ms", text) for g, text in zip(results.golden, single, strict=True)]
 
 
-def cell_rows(results: Results) -> list[tuple[str, ...]]:
+def cell_rows(results: SplitwiseResults) -> list[tuple[str, ...]]:
     """Three lines a design: published, ours, and the range of one list. What lies outside that range is bold."""
     rows = []
     for design in PUBLISHED_MS:
@@ -61,7 +61,7 @@ def near(reference: int, rates: Sequence[float]) -> int:
     return sum(abs(rate - reference) <= STEP_RPS for rate in rates)
 
 
-def rate_rows(results: Results) -> list[tuple[str, ...]]:
+def rate_rows(results: SplitwiseResults) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for (decode, design), reference in REFERENCE_RPS.items():
         rates = results.rates[decode, design]
@@ -86,7 +86,7 @@ def slip_rows() -> list[tuple[str, ...]]:
     return rows
 
 
-def headline(results: Results) -> str:
+def headline(results: SplitwiseResults) -> str:
     """What the reference's largest design holds, against unsplit H100."""
     capped, h100 = parse_design("HHcap:25/21"), parse_design("H100:40")
     power, cost = capped.power_units / h100.power_units, capped.usd_per_hour / h100.usd_per_hour
@@ -96,7 +96,7 @@ def headline(results: Results) -> str:
     return f"By medians, {capped} against {h100}, {measure}:\n{', '.join(times)}."
 
 
-def golden_text(results: Results) -> str:
+def golden_text(results: SplitwiseResults) -> str:
     if not results.golden:
         return "**Not run**: the golden list was not there."
     worst_ms = max(g.percentile_ms for g in results.golden)
@@ -107,7 +107,7 @@ def golden_text(results: Results) -> str:
     )
 
 
-def sampling_text(results: Results) -> str:
+def sampling_text(results: SplitwiseResults) -> str:
     """How large the sampling error is, and which cells lie outside."""
     cells = list(results.cells.values())
     outside = [f"{design} {label(cell)}" for (design, cell), c in results.cells.items() if not c.within(c.one_list)]
@@ -127,7 +127,7 @@ def sampling_text(results: Results) -> str:
     )
 
 
-def page(results: Results, command: str) -> str:
+def page(results: SplitwiseResults, command: str) -> str:
     """docs/reproduce/splitwise.md, whole."""
     effort = results.effort
     minutes = [f"{seconds[decode] / 60:g}" for seconds in (effort.seconds, SECONDS) for decode in SECONDS]

@@ -50,7 +50,7 @@ MAX_REQUESTS: Final = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class RequestClass:
     """One row of the paper's mix (grade U). `share`: of the servers, and of the requests; lengths in tokens, uniform."""
 
     name: str
@@ -61,21 +61,21 @@ class Workload:
 
 
 MIX: Final = (
-    Workload("Summarize", 0.25, (2048, 8192), (256, 512), 1.0),
-    Workload("Search", 0.25, (512, 2048), (1024, 2048), 0.0),
-    Workload("Chat", 0.50, (2048, 4096), (128, 2048), 0.5),
+    RequestClass("Summarize", 0.25, (2048, 8192), (256, 512), 1.0),
+    RequestClass("Search", 0.25, (512, 2048), (1024, 2048), 0.0),
+    RequestClass("Chat", 0.50, (2048, 4096), (128, 2048), 0.5),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Slo:
+class ImpactBound:
     """Largest latency impact of a priority, strict (grade U)."""
 
     p50: float
     p99: float
 
 
-SLOS: Final = {RowPriority.LOW: Slo(0.05, 0.50), RowPriority.HIGH: Slo(0.01, 0.05)}
+SLOS: Final = {RowPriority.LOW: ImpactBound(0.05, 0.50), RowPriority.HIGH: ImpactBound(0.01, 0.05)}
 
 
 def a100() -> Profile:
@@ -97,7 +97,7 @@ class Row:
     server_rated_w: float = 6500.0
     gpus_per_server: int = 8
     decode_batch: int = 16
-    mix: tuple[Workload, ...] = MIX
+    mix: tuple[RequestClass, ...] = MIX
     profile: Profile = field(default_factory=a100)
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class Row:
         return prefill, decode
 
 
-def _part(workload: Workload, priority: RowPriority) -> float:
+def _part(workload: RequestClass, priority: RowPriority) -> float:
     return workload.low_share if priority is RowPriority.LOW else 1.0 - workload.low_share
 
 
@@ -290,7 +290,7 @@ class Impact:
     def worse_p99(self) -> float:
         return max(self.p99, self.own_p99)
 
-    def meets(self, slo: Slo) -> bool:
+    def meets(self, slo: ImpactBound) -> bool:
         """Both readings of the paper's SLO hold."""
         return self.worse_p50 < slo.p50 and self.worse_p99 < slo.p99
 

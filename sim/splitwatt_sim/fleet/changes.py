@@ -50,14 +50,14 @@ from splitwatt_sim.fleet.state import (
     OPEN,
     PLAYED,
     PREFILLING,
-    Fleet,
+    FleetArrays,
     push,
     regroup,
 )
 from splitwatt_sim.jit import inlined, lean
 
 
-def play_until(f: Fleet, until_s: float) -> int:
+def play_until(f: FleetArrays, until_s: float) -> int:
     """`run_until` with all changes on the way: COMPLETE or TOO_SMALL."""
     while (outcome := run_until(f, until_s)) == CHANGES:
         change(f)
@@ -65,7 +65,7 @@ def play_until(f: Fleet, until_s: float) -> int:
 
 
 @inlined
-def _forget(f: Fleet, m: int, r: int, generated: int) -> None:
+def _forget(f: FleetArrays, m: int, r: int, generated: int) -> None:
     """Take back what was promised to a request at its decode machine, and let it begin again."""
     f.promised[m] -= f.requests[r].prompt + f.requests[r].output
     f.pending[m] -= 1
@@ -73,7 +73,7 @@ def _forget(f: Fleet, m: int, r: int, generated: int) -> None:
 
 
 @inlined
-def _stop(f: Fleet, m: int, at_s: float) -> None:
+def _stop(f: FleetArrays, m: int, at_s: float) -> None:
     """Account for the iterations that are over; the one under way is lost, and was work."""
     span_s = at_s - f.machines[m].since_s
     if f.machines[m].doing == DECODING:
@@ -88,7 +88,7 @@ def _stop(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
-def _lose_own(f: Fleet, m: int) -> None:
+def _lose_own(f: FleetArrays, m: int) -> None:
     """Its batch, the caches that wait for it or come to it, and its prompt queue."""
     for i in range(f.machines[m].finishing):
         r = f.finish_item[m, i]
@@ -106,7 +106,7 @@ def _lose_own(f: Fleet, m: int) -> None:
 
 
 @inlined
-def _lose_elsewhere(f: Fleet, m: int, other: int, at_s: float) -> None:
+def _lose_elsewhere(f: FleetArrays, m: int, other: int, at_s: float) -> None:
     """Caches that are on their way from it to another machine, and the places kept at it for prompts queued there."""
     count, kept = f.machines[other].coming, 0
     for i in range(count):
@@ -127,7 +127,7 @@ def _lose_elsewhere(f: Fleet, m: int, other: int, at_s: float) -> None:
 
 
 @lean
-def _fail(f: Fleet, m: int, at_s: float, back_s: float) -> None:
+def _fail(f: FleetArrays, m: int, at_s: float, back_s: float) -> None:
     if f.machines[m].state == DOWN:
         f.opens_s[m] = max(f.opens_s[m], back_s)
         return
@@ -155,7 +155,7 @@ def _fail(f: Fleet, m: int, at_s: float, back_s: float) -> None:
 
 
 @inlined
-def _open(f: Fleet, m: int, at_s: float) -> None:
+def _open(f: FleetArrays, m: int, at_s: float) -> None:
     """It is back, or has its new role."""
     if f.machines[m].to_role != NOBODY:
         f.machines[m].role = f.machines[m].to_role
@@ -168,7 +168,7 @@ def _open(f: Fleet, m: int, at_s: float) -> None:
 
 
 @lean
-def _place(f: Fleet, at_s: float) -> None:
+def _place(f: FleetArrays, at_s: float) -> None:
     """Place those who wait, and find decode machines for prompts that lost theirs."""
     while f.counters[OLDEST] < f.counters[ARRIVED] and not np.isnan(f.requests[f.counters[OLDEST]].done_s):
         f.counters[OLDEST] += 1
@@ -188,7 +188,7 @@ def _place(f: Fleet, at_s: float) -> None:
 
 
 @lean
-def change(f: Fleet) -> None:
+def change(f: FleetArrays) -> None:
     """Play the change that is due at `next_change_s`. Of one moment machines open first, then events as they were given."""
     at_s = f.next_change_s[0]
     m = 0

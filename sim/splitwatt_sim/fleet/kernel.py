@@ -40,7 +40,7 @@ from splitwatt_sim.fleet.state import (
     RESTARTED,
     ROLES,
     SWITCHING,
-    Fleet,
+    FleetArrays,
     pop,
     push,
 )
@@ -56,7 +56,7 @@ CHANGES = 2
 
 
 @inlined
-def steps_s(f: Fleet, m: int, k: int) -> float:
+def steps_s(f: FleetArrays, m: int, k: int) -> float:
     """Time of the first k steps of the run under way."""
     x = f.machines[m]
     first_s = f.decode_s[x.kind, x.batch] + f.kv_s[x.kind] * x.context
@@ -64,7 +64,7 @@ def steps_s(f: Fleet, m: int, k: int) -> float:
 
 
 @inlined
-def steps_until(f: Fleet, m: int, span_s: float) -> int:
+def steps_until(f: FleetArrays, m: int, span_s: float) -> int:
     """The least k with T(k) >= span_s: the boundary at which somebody who comes then is let in."""
     x = f.machines[m]
     if span_s <= 0.0:
@@ -83,7 +83,7 @@ def steps_until(f: Fleet, m: int, span_s: float) -> int:
 
 
 @inlined
-def draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
+def draw(f: FleetArrays, m: int, at_s: float, power_w: float) -> None:
     """From now on the machine draws this; account for what it drew before."""
     x = f.machines[m]
     f.machines[m].energy_j += x.draw_w * (at_s - x.drawn_since_s)
@@ -101,7 +101,7 @@ def draw(f: Fleet, m: int, at_s: float, power_w: float) -> None:
 
 
 @inlined
-def _admit(f: Fleet, m: int, at_s: float) -> None:
+def _admit(f: FleetArrays, m: int, at_s: float) -> None:
     """Let sequences in whose cache is there, in that order, while batch and memory have room for the first of them."""
     while f.machines[m].coming > 0 and f.coming_s[m, 0] <= at_s:
         r = f.coming_item[m, 0]
@@ -115,7 +115,7 @@ def _admit(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
-def _join(f: Fleet, m: int, r: int, at_s: float) -> None:
+def _join(f: FleetArrays, m: int, r: int, at_s: float) -> None:
     """A sequence joins the batch, for every token but the first."""
     key = f.machines[m].iteration + f.requests[r].output - 1
     push(f.finish_key[m], f.finish_item[m], f.machines[m].finishing, key, r)
@@ -126,7 +126,7 @@ def _join(f: Fleet, m: int, r: int, at_s: float) -> None:
 
 
 @inlined
-def _done(f: Fleet, m: int, r: int, at_s: float) -> None:
+def _done(f: FleetArrays, m: int, r: int, at_s: float) -> None:
     """`m`: the machine that its sequence was placed at, NOBODY where that one failed before."""
     f.requests[r].done_s = at_s
     if m != NOBODY:
@@ -136,7 +136,7 @@ def _done(f: Fleet, m: int, r: int, at_s: float) -> None:
 
 
 @inlined
-def _finish_until(f: Fleet, m: int, at_s: float) -> None:
+def _finish_until(f: FleetArrays, m: int, at_s: float) -> None:
     """Let those go whose last iteration is over."""
     while f.machines[m].finishing > 0 and f.finish_key[m, 0] <= f.machines[m].iteration:
         r = pop(f.finish_key[m], f.finish_item[m], f.machines[m].finishing)
@@ -149,7 +149,7 @@ def _finish_until(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
-def begin_again(f: Fleet, r: int, generated: int) -> None:
+def begin_again(f: FleetArrays, r: int, generated: int) -> None:
     """The cache of a request is lost, after so many tokens since it last began: it waits to be placed, with a prompt of all
     tokens that are there by now. What it takes of memory in the end stays the same."""
     f.requests[r].prompt += generated
@@ -163,7 +163,7 @@ def begin_again(f: Fleet, r: int, generated: int) -> None:
 
 
 @inlined
-def _hand_off(f: Fleet, m: int, r: int, at_s: float) -> None:
+def _hand_off(f: FleetArrays, m: int, r: int, at_s: float) -> None:
     """A prompt is prefilled, and its next token is there. If it owes more, its sequence joins here, or its cache sets out
     over this machine's link."""
     if np.isnan(f.requests[r].prompt_end_s):  # of one that begins again the first token is what its user saw first
@@ -193,7 +193,7 @@ def _hand_off(f: Fleet, m: int, r: int, at_s: float) -> None:
 
 
 @inlined
-def _end_prefill(f: Fleet, m: int, at_s: float) -> None:
+def _end_prefill(f: FleetArrays, m: int, at_s: float) -> None:
     """The iteration with prompts is over: every sequence has one token more, the chunk's tokens are prefilled."""
     if f.machines[m].batch > 0:
         f.machines[m].context += f.machines[m].batch
@@ -212,7 +212,7 @@ def _end_prefill(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
-def _chunk(f: Fleet, m: int, at_s: float) -> int:
+def _chunk(f: FleetArrays, m: int, at_s: float) -> int:
     """Prompt tokens of the next iteration. Prompt machines take whole prompts, the first of any length; mixed ones cut."""
     room = MAX_BATCH_TOKENS - f.machines[m].batch
     chunk, r = 0, f.machines[m].head
@@ -228,7 +228,7 @@ def _chunk(f: Fleet, m: int, at_s: float) -> int:
 
 
 @inlined
-def _boundary(f: Fleet, m: int, at_s: float) -> None:
+def _boundary(f: FleetArrays, m: int, at_s: float) -> None:
     """An iteration ended, or somebody came to an idle machine: decide what runs next."""
     if f.machines[m].coming > 0:
         _admit(f, m, at_s)
@@ -257,7 +257,7 @@ def _boundary(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
-def next_guest_s(f: Fleet, m: int) -> float:
+def next_guest_s(f: FleetArrays, m: int) -> float:
     """When the next prompt or sequence is there; those that memory keeps out are waited for by nobody."""
     at_s = np.inf
     if f.machines[m].coming > 0:
@@ -270,7 +270,7 @@ def next_guest_s(f: Fleet, m: int) -> float:
 
 
 @inlined
-def _plan(f: Fleet, m: int) -> None:
+def _plan(f: FleetArrays, m: int) -> None:
     """Where the run of steps that begins now will end: with its first sequence, or for the next guest."""
     k = int(f.finish_key[m, 0] - f.machines[m].iteration)
     ends_s = f.machines[m].since_s + steps_s(f, m, k)
@@ -281,7 +281,7 @@ def _plan(f: Fleet, m: int) -> None:
 
 
 @inlined
-def _expect(f: Fleet, m: int, guest_s: float) -> None:
+def _expect(f: FleetArrays, m: int, guest_s: float) -> None:
     """Somebody comes at `guest_s`: an idle machine wakes then, a run of steps ends at the boundary that follows."""
     if guest_s >= f.next_s[m] or f.machines[m].doing == PREFILLING:
         return
@@ -295,7 +295,7 @@ def _expect(f: Fleet, m: int, guest_s: float) -> None:
 
 
 @inlined
-def _end_run(f: Fleet, m: int, at_s: float) -> None:
+def _end_run(f: FleetArrays, m: int, at_s: float) -> None:
     """The planned steps are over: count them, and let those go who are done."""
     k = f.machines[m].plan
     f.machines[m].iteration += k
@@ -305,7 +305,7 @@ def _end_run(f: Fleet, m: int, at_s: float) -> None:
 
 
 @inlined
-def _advance(f: Fleet, m: int, until_s: float) -> None:
+def _advance(f: FleetArrays, m: int, until_s: float) -> None:
     """Bring one machine up to a moment."""
     while f.next_s[m] <= until_s and f.next_s[m] < np.inf:
         at_s = f.next_s[m]
@@ -318,7 +318,7 @@ def _advance(f: Fleet, m: int, until_s: float) -> None:
 
 
 @inlined
-def least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
+def least(f: FleetArrays, role: int, load: NDArray[np.int64]) -> int:
     """The open machine of this role with the least load int64[M]; the first of equals, or NOBODY."""
     best, ends = f.span[role, 0], f.span[role, 1]
     if best == ends:
@@ -336,7 +336,7 @@ def least(f: Fleet, role: int, load: NDArray[np.int64]) -> int:
 
 
 @inlined
-def route(f: Fleet, r: int, now_s: float) -> None:
+def route(f: FleetArrays, r: int, now_s: float) -> None:
     """Join the shortest queue. A mixed machine takes a request where there is no split pool, or where the best prompt
     machine's queue is long or no decode machine has room, and then only if its own queue is the shorter one: nobody waits
     longer than without the mixed pool. Where no machine is open for it, a request waits for the next change."""
@@ -366,7 +366,7 @@ def route(f: Fleet, r: int, now_s: float) -> None:
 
 
 @inlined
-def _settle(f: Fleet, m: int, at_s: float) -> None:
+def _settle(f: FleetArrays, m: int, at_s: float) -> None:
     """Account for what was drawn and for the steps that were done by now. The step under way keeps its time; those after it
     ask the tables again, which may be others by then."""
     draw(f, m, at_s, f.machines[m].draw_w)
@@ -383,7 +383,7 @@ def _settle(f: Fleet, m: int, at_s: float) -> None:
 
 
 @lean
-def drained(f: Fleet, at_s: float) -> None:
+def drained(f: FleetArrays, at_s: float) -> None:
     """Machines that drain and have nothing left begin to switch now, or when their last cache has left."""
     for m in range(len(f.machines)):
         if f.machines[m].state == DRAINING and f.pending[m] == 0:
@@ -394,7 +394,7 @@ def drained(f: Fleet, at_s: float) -> None:
 
 
 @lean
-def run_until(f: Fleet, until_s: float) -> int:
+def run_until(f: FleetArrays, until_s: float) -> int:
     """Take in every request that arrives by then, and bring every machine up to that moment; `until_s` inf: until all is
     done, or nothing can happen any more. May be called again with a later time, and after tables were changed between two
     calls: these count from each machine's next iteration on. CHANGES: it stopped at `next_change_s`, after all else of that

@@ -44,8 +44,8 @@ from splitwatt_sim.fleet.state import (
     Change,
     Failure,
     Flip,
-    Kind,
     Pool,
+    ServerKind,
     machine_numbers,
 )
 from splitwatt_sim.latencies import Latencies
@@ -60,7 +60,7 @@ CHANGES: Final = 5
 """Kinds of events, in their order within one moment."""
 
 
-class State(Enum):
+class MachineState(Enum):
     OPEN = "open"
     DRAINING = "draining"
     SWITCHING = "switching"
@@ -74,7 +74,7 @@ class Doing(Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class PlainRequest:
     """`travels`: its cache is on its way; `came_s`: when it came. `lives`: how often it began again; the coming of a cache
     that is lost is known by it."""
 
@@ -104,13 +104,13 @@ class Machine:
 
     number: int
     role: int
-    kind: Kind
+    kind: ServerKind
     prefill_s: list[float]
     decode_s: list[float]
     draw_w: float
-    prompts: deque[Request] = field(default_factory=deque)
-    waiting: list[Request] = field(default_factory=list)
-    running: list[Request] = field(default_factory=list)
+    prompts: deque[PlainRequest] = field(default_factory=deque)
+    waiting: list[PlainRequest] = field(default_factory=list)
+    running: list[PlainRequest] = field(default_factory=list)
     doing: Doing = Doing.NOTHING
     chunk: int = 0
     began_s: float = 0.0
@@ -120,7 +120,7 @@ class Machine:
     drawn_until_s: float = 0.0
     pending: int = 0
     promised: int = 0
-    state: State = State.OPEN
+    state: MachineState = MachineState.OPEN
     to_role: int | None = None
     switch_s: float = 0.0
     opens_s: float = math.inf
@@ -129,11 +129,11 @@ class Machine:
         self.energy_j += self.draw_w * (at_s - self.drawn_until_s)
         self.drawn_until_s, self.draw_w = at_s, power_w
 
-    def receive(self, request: Request, at_s: float) -> None:
+    def receive(self, request: PlainRequest, at_s: float) -> None:
         request.came_s = at_s
         insort(self.waiting, request, key=attrgetter("came_s", "number"))
 
-    def lets_in(self, request: Request) -> bool:
+    def lets_in(self, request: PlainRequest) -> bool:
         """Whether batch and memory have room; an empty machine always has."""
         used = sum(other.tokens for other in self.running)
         fits = used + request.tokens <= self.kind.kv_room and len(self.running) < MAX_BATCH_SEQUENCES
@@ -169,9 +169,9 @@ class Plain:
 
     def __init__(self, pools: Sequence[Pool]) -> None:
         self.machines: list[Machine] = []
-        self.came: list[Request] = []
+        self.came: list[PlainRequest] = []
         self.drains: list[Machine] = []
-        self.events: list[tuple[float, int, int, int, Machine | Request | Change]] = []
+        self.events: list[tuple[float, int, int, int, Machine | PlainRequest | Change]] = []
         self.done = self.restarted = self.flips = 0
         for pool in sorted(pools, key=lambda pool: pool.role):
             prefill_s, decode_s = pool.kind.prefill_s.tolist(), pool.kind.decode_s.tolist()
@@ -179,7 +179,7 @@ class Plain:
                 number = len(self.machines)
                 self.machines.append(Machine(number, pool.role, pool.kind, prefill_s, decode_s, pool.kind.idle_w))
 
-    def run(self, requests: Sequence[Request], changes: Sequence[tuple[int, Change]]) -> None:
+    def run(self, requests: Sequence[PlainRequest], changes: Sequence[tuple[int, Change]]) -> None:
         """`changes`: with the number of the machine."""
         for request in requests:
             self._push(request.arrival_s, ARRIVES, request, 0)
@@ -188,10 +188,10 @@ class Plain:
         while self.events and self.done < len(requests):
             now_s, what, _, turn, who = heappop(self.events)
             if what == ARRIVES:
-                assert isinstance(who, Request)
+                assert isinstance(who, PlainRequest)
                 self.came.append(who)
                 self._place([who], now_s)
-            elif isinstance(who, Request):
+            elif isinstance(who, PlainRequest):
                 if turn == who.lives:
                     assert who.decode_at is not None
                     who.travels = False
@@ -210,14 +210,14 @@ class Plain:
 
     def _flip(self, machine: Machine, flip: Flip) -> None:
         machine.to_role, machine.switch_s = flip.to_role, flip.switch_s
-        if machine.state is State.OPEN:
-            machine.state = State.DRAINING
+        if machine.state is MachineState.OPEN:
+            machine.state = MachineState.DRAINING
             self.drains.append(machine)
 
     def _switch_the_drained(self, now_s: float) -> None:
         for machine in list(self.drains):
             if machine.pending == 0:
-                machine.state = State.SWITCHING
+                machine.state = MachineState.SWITCHING
                 self.drains.remove(machine)
                 self._opens(machine, max(now_s, machine.link_free_s) + machine.switch_s)
 
@@ -230,19 +230,19 @@ class Plain:
         if machine.to_role is not None:
             machine.role, machine.to_role = machine.to_role, None
             self.flips += 1
-        if machine.state is State.DOWN:
+        if machine.state is MachineState.DOWN:
             machine.draw(now_s, machine.kind.idle_w)
-        machine.state, machine.opens_s = State.OPEN, math.inf
+        machine.state, machine.opens_s = MachineState.OPEN, math.inf
         self._place(self.came, now_s)
 
     def _fail(self, machine: Machine, back_s: float, now_s: float) -> None:
-        if machine.state is State.DOWN:
+        if machine.state is MachineState.DOWN:
             self._opens(machine, max(machine.opens_s, back_s))
             return
-        if machine.state is State.DRAINING:
+        if machine.state is MachineState.DRAINING:
             self.drains.remove(machine)
         machine.draw(now_s, 0.0)
-        machine.state, machine.doing, machine.chunk, machine.link_free_s = State.DOWN, Doing.NOTHING, 0, 0.0
+        machine.state, machine.doing, machine.chunk, machine.link_free_s = MachineState.DOWN, Doing.NOTHING, 0, 0.0
         machine.turn += 1
         for request in self.came:
             if not math.isnan(request.done_s):
@@ -259,7 +259,7 @@ class Plain:
         self._opens(machine, back_s)
         self._place(self.came, now_s)
 
-    def _begin_again(self, request: Request) -> None:
+    def _begin_again(self, request: PlainRequest) -> None:
         """It waits to be placed, and owes a prefill of all its tokens."""
         self.restarted += request.to_prefill == 0
         request.to_prefill = request.prompt + request.generated
@@ -269,7 +269,7 @@ class Plain:
         request.prompt_at = request.decode_at = None
         request.travels, request.lives = False, request.lives + 1
 
-    def _push(self, at_s: float, what: int, who: Machine | Request, turn: int) -> None:
+    def _push(self, at_s: float, what: int, who: Machine | PlainRequest, turn: int) -> None:
         heappush(self.events, (at_s, what, who.number, turn, who))
 
     def _wake(self, machine: Machine, now_s: float) -> None:
@@ -314,7 +314,7 @@ class Plain:
                 self._end_prompt(machine, request, now_s)
         self._begin_iteration(machine, now_s)
 
-    def _end_prompt(self, machine: Machine, request: Request, now_s: float) -> None:
+    def _end_prompt(self, machine: Machine, request: PlainRequest, now_s: float) -> None:
         cached, request.generated = request.prompt + request.generated, request.generated + 1
         if math.isnan(request.prompt_end_s):
             request.prompt_end_s = now_s
@@ -333,14 +333,14 @@ class Plain:
             machine.link_free_s = max(machine.link_free_s, now_s) + took_s
             self._push(machine.link_free_s, CACHE_COMES, request, request.lives)
 
-    def _done(self, machine: Machine | None, request: Request, now_s: float) -> None:
+    def _done(self, machine: Machine | None, request: PlainRequest, now_s: float) -> None:
         request.done_s = now_s
         self.done += 1
         if machine is not None:
             machine.pending -= 1
             machine.promised -= request.tokens
 
-    def _place(self, requests: Sequence[Request], now_s: float) -> None:
+    def _place(self, requests: Sequence[PlainRequest], now_s: float) -> None:
         """Place those of them that are nowhere, and find decode machines for those that lost theirs; then machines look."""
         woken: list[Machine] = []
         for request in requests:
@@ -359,16 +359,16 @@ class Plain:
 
     def _least(self, role: int, load: str) -> Machine | None:
         """The open machine of this role with the least of it, the first of equals."""
-        takers = [machine for machine in self.machines if machine.role == role and machine.state is State.OPEN]
+        takers = [machine for machine in self.machines if machine.role == role and machine.state is MachineState.OPEN]
         return min(takers, key=attrgetter(load), default=None)
 
     @staticmethod
-    def _promise(request: Request, decode: Machine) -> None:
+    def _promise(request: PlainRequest, decode: Machine) -> None:
         request.decode_at = decode
         decode.promised += request.tokens
         decode.pending += 1
 
-    def _route(self, request: Request) -> None:
+    def _route(self, request: PlainRequest) -> None:
         """Prompts to the shortest queue, sequences to the least promised memory, the first of equals. The mixed pool takes a
         request whose prompt queue would be long or whose decode machine is full, if its own queue is the shorter one; and
         every request where prompt or decode machines are missing."""
@@ -392,7 +392,7 @@ class Plain:
 def run_plain(pools: Sequence[Pool], arrivals: Arrivals, *, changes: Sequence[Change] = ()) -> PlainRun:
     """Deterministic; takes about a hundred times as long as `run_fleet`, whose checks of the requests are not made here."""
     columns = (arrivals.arrival_s.tolist(), arrivals.prompt_tokens.tolist(), arrivals.output_tokens.tolist())
-    requests = [Request(i, *row, row[1]) for i, row in enumerate(zip(*columns, strict=True))]
+    requests = [PlainRequest(i, *row, row[1]) for i, row in enumerate(zip(*columns, strict=True))]
     plain, first = Plain(pools), machine_numbers(pools)
     roles = [machine.role for machine in plain.machines]
     plain.run(requests, [(first[change.pool] + change.server, change) for change in changes])

@@ -14,10 +14,10 @@ Protected: energy stays the integral of the draw, exactly; an iteration counts o
 from __future__ import annotations
 
 from splitwatt_sim.fleet.kernel import MIXED_SLOWDOWN
-from splitwatt_sim.fleet.state import DECODING, PREFILLING, Fleet
+from splitwatt_sim.fleet.state import DECODING, PREFILLING, FleetArrays
 
 
-def retable(f: Fleet, m: int, kind: int, at_s: float) -> None:
+def retable(f: FleetArrays, m: int, kind: int, at_s: float) -> None:
     """Machine `m` is of kind `kind` (a row of the tables) from `at_s` on, the moment that `run_until` has just reached."""
     machines = f.machines
     assert machines.drawn_since_s[m] == at_s, "a machine changes its kind in the moment that the run has reached"
@@ -41,11 +41,11 @@ def retable(f: Fleet, m: int, kind: int, at_s: float) -> None:
     machines.kind[m] = kind
 
 
-def _step_s(f: Fleet, m: int, kind: int) -> float:
+def _step_s(f: FleetArrays, m: int, kind: int) -> float:
     return float(f.decode_s[kind, f.machines.batch[m]] + f.kv_s[kind] * f.machines.context[m])
 
 
-def _prefill_s(f: Fleet, m: int, kind: int) -> float:
+def _prefill_s(f: FleetArrays, m: int, kind: int) -> float:
     """Of the whole iteration, as the kernel counts it when one begins."""
     chunk, batch = f.machines.chunk[m], f.machines.batch[m]
     if batch == 0:

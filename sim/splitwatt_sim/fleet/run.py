@@ -23,9 +23,9 @@ from splitwatt_sim.fleet.state import (
     RESTARTED,
     Change,
     Failure,
-    Fleet,
-    Kind,
+    FleetArrays,
     Pool,
+    ServerKind,
     new_fleet,
 )
 from splitwatt_sim.latencies import Latencies
@@ -111,12 +111,12 @@ def check_fleet(pools: Sequence[Pool], arrivals: Arrivals) -> None:
             _check_memory(pool.kind, arrivals)
 
 
-def _check_tables(kind: Kind, longest_prompt: int) -> None:
+def _check_tables(kind: ServerKind, longest_prompt: int) -> None:
     if len(kind.prefill_s) < longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1:  # a kernel would read past its end
         raise FleetError(f"the tables of {kind.name} end before the longest prompt; build them for this list")
 
 
-def _check_memory(kind: Kind, arrivals: Arrivals) -> None:
+def _check_memory(kind: ServerKind, arrivals: Arrivals) -> None:
     longest = int((arrivals.prompt_tokens + arrivals.output_tokens).max())
     if longest > kind.kv_room:
         raise FleetError(
@@ -152,7 +152,7 @@ def check_changes(pools: Sequence[Pool], arrivals: Arrivals, changes: Sequence[C
                 _check_memory(pool.kind, arrivals)
 
 
-def result_of(fleet: Fleet, arrivals: Arrivals) -> FleetRun:
+def result_of(fleet: FleetArrays, arrivals: Arrivals) -> FleetRun:
     """What a fleet whose run is over felt and drew."""
     requests, machines = fleet.requests, fleet.machines
     began = machines.first_role

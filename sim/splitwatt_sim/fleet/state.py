@@ -76,7 +76,7 @@ EVENT: Final = np.dtype(
 """FAIL: it is back at back_s, inf: never. FLIP: to_role, and how long it takes."""
 
 
-class Fleet(NamedTuple):
+class FleetArrays(NamedTuple):
     """N requests in order of arrival, M machines, K kinds (a server under a cap).
 
     requests REQUEST[N], machines MACHINE[M] in the order of the roles they begin with. takes int64[M]: the role for which a
@@ -156,7 +156,7 @@ def pop(keys: Any, items: NDArray[np.int32], size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ServerKind:
     """A kind of server under a cap, as arrays: prefill_s, prefill_w float64[T] by prompt tokens of an iteration; decode_s,
     decode_w float64[MAX_BATCH_SEQUENCES + 1] by sequences; kv_s seconds per step and token of context; kv_room tokens.
     Watts are the whole server's. A hand-off takes hand_off_s_per_token and hand_off_fixed_s; from overlap_from_tokens on
@@ -180,7 +180,7 @@ class Pool:
     """`servers` machines of one kind with one role (PREFILL, MIXED, DECODE)."""
 
     role: int
-    kind: Kind
+    kind: ServerKind
     servers: int
 
 
@@ -256,7 +256,7 @@ def new_fleet(
     seconds: int = 0,
     coming_capacity: int = 1_024,
     changes: Sequence[Change] = (),
-) -> Fleet:
+) -> FleetArrays:
     """Idle machines and requests still to come. `seconds`: how long to record each machine's power, 0: not at all. All
     kinds must have tables of one length that covers the longest prompt. Raises ValueError."""
     events = _events(pools, changes)
@@ -280,7 +280,7 @@ def new_fleet(
     takes, span = np.zeros(m, np.int64), np.zeros((ROLES, 3), np.int64)
     regroup(takes, span, machines)
     hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens) for x in kinds]
-    return Fleet(
+    return FleetArrays(
         requests=requests,
         machines=machines,
         takes=takes,

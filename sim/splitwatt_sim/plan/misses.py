@@ -15,12 +15,12 @@ from typing import Final
 import numpy as np
 
 from splitwatt_sim.fleet.run import FleetError, FleetRun, run_fleet
-from splitwatt_sim.plan.options import Figure
+from splitwatt_sim.plan.options import SloFigure
 from splitwatt_sim.plan.search import Goal, Limits, PlanDesign, splits
 from splitwatt_sim.servers.designs import MAX_SERVERS
 from splitwatt_sim.traces.arrivals import Arrivals
 
-Measure = Callable[[FleetRun, Arrivals], list[Figure]]
+Measure = Callable[[FleetRun, Arrivals], list[SloFigure]]
 
 APART_S: Final = 3_600.0
 """Between requests that must not meet: longer than any of them takes."""
@@ -131,7 +131,7 @@ def _largest(pair: PlanDesign, limits: Limits, goal: Goal) -> Iterator[PlanDesig
         yield replace(pair, prefill_servers=servers)
 
 
-def _figures(design: PlanDesign, arrivals: Arrivals, measure: Measure) -> list[Figure] | None:
+def _figures(design: PlanDesign, arrivals: Arrivals, measure: Measure) -> list[SloFigure] | None:
     """None where the list cannot be run on this design."""
     try:
         return measure(run_fleet(design.pools(), arrivals), arrivals)
@@ -139,13 +139,13 @@ def _figures(design: PlanDesign, arrivals: Arrivals, measure: Measure) -> list[F
         return None
 
 
-def _nearest(ran: Sequence[tuple[PlanDesign, list[Figure]]]) -> tuple[PlanDesign, Figure] | None:
+def _nearest(ran: Sequence[tuple[PlanDesign, list[SloFigure]]]) -> tuple[PlanDesign, SloFigure] | None:
     """The design whose worst SLO is the least over its limit, and that SLO."""
     worst = [(design, max(figures, key=lambda f: f.value / f.limit)) for design, figures in ran]
     return min(worst, key=lambda pair: pair[1].value / pair[1].limit, default=None)
 
 
-def _values(figure: Figure) -> tuple[str, str]:
+def _values(figure: SloFigure) -> tuple[str, str]:
     """Value and limit in as many digits as it takes to see which is the larger one."""
     for digits in (0, 1, 2, 3):
         value, limit = f"{figure.value:.{digits}f}", f"{figure.limit:.{digits}f}"

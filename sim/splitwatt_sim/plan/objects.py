@@ -14,7 +14,7 @@ from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.names import GROUP_VERSION, LABEL_PLAN, LABEL_POOL
 
 from splitwatt_sim.plan.errors import PlanError
-from splitwatt_sim.plan.options import REST_W, Slo
+from splitwatt_sim.plan.options import REST_W, LatencySlo
 from splitwatt_sim.plan.search import PlanDesign, charge_w
 from splitwatt_sim.servers.catalogue import Gpu
 from splitwatt_sim.servers.kinds import GPUS, LOSSES
@@ -26,7 +26,7 @@ class PlanObjectsError(PlanError):
 
 
 def manifests(
-    design: PlanDesign, *, name: str, namespace: str, model: str, slo: Slo, gpus: Mapping[str, Gpu]
+    design: PlanDesign, *, name: str, namespace: str, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu]
 ) -> list[dict[str, Any]]:
     """Objects in the order in which they are applied; each passes the API's models. `gpus`: by their names in options.
 

@@ -12,7 +12,7 @@ from splitwatt_core.gpus.profiles import Profile, builtin
 from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.run import FleetRun
-from splitwatt_sim.fleet.state import Kind
+from splitwatt_sim.fleet.state import ServerKind
 from splitwatt_sim.latencies import slowdown_limits, slowdowns
 from splitwatt_sim.plan.search import Option, charge_w
 from splitwatt_sim.servers.alone import unloaded
@@ -25,8 +25,19 @@ from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals
 
 __all__ = [
-    "GPUS_2026", "MODEL_2026", "REST_W", "Figure", "Market", "Slo", "caps_of", "check_cap", "market", "option_for", "profile_for",
-    "profile_named", "server_kind",
+    "GPUS_2026",
+    "MODEL_2026",
+    "REST_W",
+    "LatencySlo",
+    "Market",
+    "SloFigure",
+    "caps_of",
+    "check_cap",
+    "market",
+    "option_for",
+    "profile_for",
+    "profile_named",
+    "server_kind",
 ]  # fmt: skip
 
 REST_W: Final = SERVER_REST_W
@@ -39,7 +50,7 @@ TIMES: Final = "times an unloaded server of 8 A100"
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class SloFigure:
     """What a run did by one SLO. `limit`: the SLO less its margin; `unit`: `MS` or `TIMES`."""
 
     name: str
@@ -58,7 +69,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Slo:
+class LatencySlo:
     """Absolute: P99 of TTFT and of a request's mean TBT in milliseconds. None: Splitwise's nine slowdowns."""
 
     ttft_p99_ms: float | None = None
@@ -74,25 +85,25 @@ class Slo:
 
         return missed
 
-    def measure(self, model: str) -> Callable[[FleetRun, Arrivals], list[Figure]]:
+    def measure(self, model: str) -> Callable[[FleetRun, Arrivals], list[SloFigure]]:
         """Every SLO with what a run did. Raises TableError as `checker` does."""
         if self.ttft_p99_ms is None and self.tbt_p99_ms is None:
             if model == MODEL_2026:
                 raise TableError(f"{model} has no table to count slowdowns by: give an SLO for TTFT or TBT in milliseconds")
             base = builtin_tables().server(model, "A100")
 
-            def relative(run: FleetRun, arrivals: Arrivals) -> list[Figure]:
+            def relative(run: FleetRun, arrivals: Arrivals) -> list[SloFigure]:
                 alone = unloaded(base, prompt=arrivals.prompt_tokens, output=arrivals.output_tokens)
                 values = slowdowns(run.latencies, alone)
-                return [Figure(n, values[n], limit * (1 - self.margin), TIMES) for n, limit in slowdown_limits().items()]
+                return [SloFigure(n, values[n], limit * (1 - self.margin), TIMES) for n, limit in slowdown_limits().items()]
 
             return relative
         limits = {"ttft_ms_p99": self.ttft_p99_ms, "tbt_ms_p99": self.tbt_p99_ms}
 
-        def absolute(run: FleetRun, arrivals: Arrivals) -> list[Figure]:
+        def absolute(run: FleetRun, arrivals: Arrivals) -> list[SloFigure]:
             del arrivals
             values = run.latencies.percentiles()
-            return [Figure(n, values[n], limit * (1 - self.margin), MS) for n, limit in limits.items() if limit is not None]
+            return [SloFigure(n, values[n], limit * (1 - self.margin), MS) for n, limit in limits.items() if limit is not None]
 
         return absolute
 
@@ -150,7 +161,7 @@ def server_kind(
     *,
     longest_prompt: int,
     catalogue: Catalogue | None = None,
-) -> Kind:
+) -> ServerKind:
     """A server of 8 of these GPUs under a cap per GPU and a clock lock (0: none). Raises TableError for an unknown model or
     GPU."""
     known = (catalogue or Catalogue(model)).gpu(gpu)

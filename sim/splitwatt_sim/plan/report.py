@@ -17,7 +17,7 @@ from rich.table import Table
 from splitwatt_sim.plan.command_options import OutputOptions
 from splitwatt_sim.plan.mixed import Beside
 from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
-from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.plan.plot import draw
 from splitwatt_sim.plan.search import PlanDesign
 from splitwatt_sim.plan.sweep import Result, Search
@@ -181,7 +181,7 @@ def _write(
 
 
 def write_objects(
-    design: PlanDesign, output: OutputOptions, *, rate_rps: float, model: str, slo: Slo, gpus: Mapping[str, Gpu]
+    design: PlanDesign, output: OutputOptions, *, rate_rps: float, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu]
 ) -> None:
     """plan.yaml and profiles.yaml of a split design. Raises OSError, PlanObjectsError."""
     header = (

@@ -9,7 +9,7 @@ from typing import Final
 
 from splitwatt_sim.plan.command_options import SearchOptions
 from splitwatt_sim.plan.errors import PlanError
-from splitwatt_sim.plan.options import MODEL_2026, REST_W, Slo
+from splitwatt_sim.plan.options import MODEL_2026, REST_W, LatencySlo
 from splitwatt_sim.plan.search import Goal, Limits, charge_w
 from splitwatt_sim.plan.sweep import Item, Search
 from splitwatt_sim.servers.catalogue import Catalogue
@@ -142,12 +142,12 @@ def _gpus(options: SearchOptions, catalogue: Catalogue) -> tuple[str, ...]:
     return tuple(dict.fromkeys(catalogue.name_of(name) for name in wanted))
 
 
-def _slo(options: SearchOptions) -> Slo:
+def _slo(options: SearchOptions) -> LatencySlo:
     margin = options.margin_percent / 100
     if options.slo is not None and (options.ttft_p99_ms is not None or options.tbt_p99_ms is not None):
         raise PlanError("--slo splitwise and SLOs in milliseconds exclude each other: leave one of them out")
     if options.slo is not None and options.model == MODEL_2026:
         raise PlanError(f"--slo splitwise counts by tables of 2023, and {options.model} has none: add --model bloom-176b")
     if options.model != MODEL_2026:
-        return Slo(options.ttft_p99_ms, options.tbt_p99_ms, margin)
-    return Slo(options.ttft_p99_ms or DEFAULT_TTFT_MS, options.tbt_p99_ms or DEFAULT_TBT_MS, margin)
+        return LatencySlo(options.ttft_p99_ms, options.tbt_p99_ms, margin)
+    return LatencySlo(options.ttft_p99_ms or DEFAULT_TTFT_MS, options.tbt_p99_ms or DEFAULT_TBT_MS, margin)

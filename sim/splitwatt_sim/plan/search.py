@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeVar
 from splitwatt_core.clusters import MAX_REPLICAS
 
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
-from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Kind, Pool
+from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Pool, ServerKind
 from splitwatt_sim.servers.designs import MAX_SERVERS
 from splitwatt_sim.servers.kinds import GPUS, LOSSES
 from splitwatt_sim.traces.arrivals import Arrivals
@@ -43,7 +43,7 @@ class Option:
 
     gpu: str
     cap_w: int
-    kind: Kind
+    kind: ServerKind
     charge_w: float
     usd_per_hour: float = math.nan
 

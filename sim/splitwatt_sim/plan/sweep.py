@@ -21,7 +21,7 @@ from typing import Any, Final
 from splitwatt_sim.fleet.run import ROLE_NAMES
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
 from splitwatt_sim.plan.errors import PlanError
-from splitwatt_sim.plan.options import Slo, market
+from splitwatt_sim.plan.options import LatencySlo, market
 from splitwatt_sim.plan.search import Found, Goal, Limits, Option, PlanDesign, largest_rate, least_design
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import MAX_SERVERS
@@ -54,7 +54,7 @@ class Search:
 
     model: str
     gpus: tuple[str, ...]
-    slo: Slo
+    slo: LatencySlo
     limits: Limits
     rate_rps: float | None
     sizes: Arrivals

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from splitwatt_sim.fleet.kernel import TOO_SMALL, run_until
 from splitwatt_sim.fleet.retable import retable
 from splitwatt_sim.fleet.run import FleetError, FleetRun, check_fleet, result_of
-from splitwatt_sim.fleet.state import DONE, Kind, Pool, new_fleet
+from splitwatt_sim.fleet.state import DONE, Pool, ServerKind, new_fleet
 from splitwatt_sim.plan.options import server_kind
 from splitwatt_sim.power.setup import Server
 from splitwatt_sim.servers.catalogue import Catalogue
@@ -35,7 +35,7 @@ class CrowdedError(Exception):
     """More hand-offs wait for a machine than there is room: the run has to begin again with more."""
 
 
-class Engine:
+class PowerEngine:
     """One run. Times are seconds since its beginning; machines are numbered like `servers`."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Engine:
         self._model, self._catalogue = model, catalogue or Catalogue(model)
         self._longest = int(arrivals.prompt_tokens.max())
         self._rows: dict[tuple[str, int, int], int] = {}
-        kinds: list[Kind] = []
+        kinds: list[ServerKind] = []
         first: list[int] = []
         for server, (cap_w, clock_mhz) in zip(servers, caps, strict=True):
             key = (server.gpu, cap_w, clock_mhz)
@@ -118,10 +118,10 @@ class Engine:
         self.fleet = self.fleet._replace(power_w=self.fleet.power_w[:, :seconds].copy())
         return result_of(self.fleet, self._arrivals)
 
-    def _kind(self, key: tuple[str, int, int]) -> Kind:
+    def _kind(self, key: tuple[str, int, int]) -> ServerKind:
         return server_kind(self._model, *key, longest_prompt=self._longest, catalogue=self._catalogue)
 
-    def _add(self, kind: Kind) -> int:
+    def _add(self, kind: ServerKind) -> int:
         row = self._kinds
         if row >= len(self.fleet.kv_s) or row == 0:
             rows = max(8, 2 * row)
@@ -132,12 +132,12 @@ class Engine:
         self._write(row, kind)
         return row
 
-    def _write(self, row: int, kind: Kind) -> None:
+    def _write(self, row: int, kind: ServerKind) -> None:
         for name in KIND_COLUMNS:
             getattr(self.fleet, name)[row] = getattr(kind, name)
         self.fleet.hand_off[row] = (kind.hand_off_s_per_token, kind.hand_off_fixed_s, kind.overlap_from_tokens)
 
-    def _reused(self, kind: Kind) -> int:
+    def _reused(self, kind: ServerKind) -> int:
         """The row of a kind that no machine is of now."""
         used = set(self.fleet.machines.kind.tolist())
         key, row = next((key, row) for key, row in self._rows.items() if row not in used)

@@ -76,7 +76,7 @@ class PowerSeries:
         return np.asarray(self.power_w > self.limit_w + TOLERANCE_W)
 
 
-class Judge:
+class PowerJudge:
     """`look` after every moment, `end_second` after the last one of each second."""
 
     def __init__(self, lines: Lines) -> None:

@@ -18,7 +18,7 @@ CUT: Final = 3.0
 KEPT_SAMPLES: Final = 64
 
 
-class Meter:
+class SimulatedMeter:
     """`number` tells the meters of one run apart: each has noise of its own. `begins_s`: when second 0 began."""
 
     def __init__(self, settings: MeterSettings, *, number: int, begins_s: float) -> None:

@@ -8,8 +8,8 @@ first, then owners, then telemetry, then the keeper.
 The site is adopted before the first request: GPUs begin at their default limits, idle, and the keeper has WARM_UP_S to bring
 them below every limit. Nothing here decides anything about power; the same rules that run on a cluster do.
 
-Not simulated here: failures of any kind but a silent meter, the node guard (nothing fails that it could guard against), and
-time on the network beyond the actuator's latency.
+Not simulated here: failures of any kind but a meter that gives nothing, the node guard (nothing fails that it could guard
+against), and time on the network beyond the actuator's latency.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from splitwatt_truth.breaker import PESSIMISTIC_K_S
 from splitwatt_truth.store import ObjectStore
 
 from splitwatt_sim.fleet.run import COMING, MAX_COMING, FleetError, FleetRun
-from splitwatt_sim.power.engine import CrowdedError, Engine, check_recorded
-from splitwatt_sim.power.judge import FloatArray, Judge, Lines, PowerSeries
-from splitwatt_sim.power.meter import Meter
+from splitwatt_sim.power.engine import CrowdedError, PowerEngine, check_recorded
+from splitwatt_sim.power.judge import FloatArray, Lines, PowerJudge, PowerSeries
+from splitwatt_sim.power.meter import SimulatedMeter
 from splitwatt_sim.power.plant import DRAW_LAG_S, NAMESPACE, SimulatedNode
 from splitwatt_sim.power.setup import PHASE_OF_ROLE, LimitChange, PowerSetup
 from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
@@ -101,10 +101,10 @@ class PowerLoop:
         """Watts and MHz that bind each server's draw now; they follow the limits in its GPUs."""
         lines = Lines(setup.budgets, setup.servers)
         self._lines = lines
-        self._meters = {name: Meter(setup.meter, number=b, begins_s=0.0) for b, name in enumerate(lines.names)}
+        self._meters = {name: SimulatedMeter(setup.meter, number=b, begins_s=0.0) for b, name in enumerate(lines.names)}
         self._budgets = {budget.name: budget for budget in setup.budgets}
-        self.judge = Judge(lines)
-        self.engine: Engine | None = None
+        self.judge = PowerJudge(lines)
+        self.engine: PowerEngine | None = None
         self.plan = Plan()
         self.steps = 0
         self._told: list[Told] = []
@@ -188,7 +188,7 @@ class PowerLoop:
             raise FleetError(
                 f"budgets {', '.join(short)} were not in force after {WARM_UP_S:.0f} s without load: lower latencySeconds"
             )
-        self.engine = Engine(
+        self.engine = PowerEngine(
             self._setup.model,
             self._setup.servers,
             self.caps,

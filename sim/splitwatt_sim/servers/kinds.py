@@ -19,7 +19,7 @@ from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
 from splitwatt_core.gpus.profiles import PhaseProfile, Profile, builtin
 from splitwatt_core.protocol.contract import Phase
 
-from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
+from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, ServerKind
 from splitwatt_sim.servers.tables import ServerTable, TableError, Tables, lookup_s
 
 GPUS: Final = 8
@@ -32,7 +32,7 @@ SERVER_REST_W: Final = hardware.builtin().server_rest_w
 
 
 class Moved(NamedTuple):
-    """What a `Kind` says of its hand-offs."""
+    """What a `ServerKind` says of its hand-offs."""
 
     s_per_token: float
     fixed_s: float
@@ -80,7 +80,7 @@ def kind_2023(
     clock_mhz: int = UNLOCKED_MHZ,
     longest_prompt: int,
     links: Links = Links(),
-) -> Kind:
+) -> ServerKind:
     """A server of 8 GPUs of a 2023 table under a cap per GPU (None: uncapped) and a clock lock (0: none), with the built-in
     power profile."""
     profile = profile_of(table.kind)
@@ -96,7 +96,7 @@ def kind_of_table(
     clock_mhz: int = UNLOCKED_MHZ,
     longest_prompt: int,
     links: Links = Links(),
-) -> Kind:
+) -> ServerKind:
     """`kind_2023` with another power profile of that GPU; both phases must be in it. Nothing is kept between calls."""
     cap = float(profile.default_cap_w if cap_w is None else cap_w)
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
@@ -106,7 +106,7 @@ def kind_of_table(
     decode_s = lookup_s(table.decode_s, MAX_BATCH_SEQUENCES + 1) * brake(profile, decode, cap, clock_mhz)
     kv_bytes = shape.kv_bytes_per_token(grouped=True)
     moved = links.hand_off(hardware.builtin().hand_offs[table.kind], bytes_per_token=kv_bytes)
-    return Kind(
+    return ServerKind(
         name=named(table.kind, cap, clock_mhz),
         prefill_s=prefill_s,
         prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W,
@@ -153,6 +153,6 @@ def _gpu_w(profile: Profile, phase: Phase, load: float, cap_w: float, clock_mhz:
     return min(phase_model.power_at_clock_w(profile, phase, load, clock_mhz), cap_w)
 
 
-def tables_kind(tables: Tables, model: str, kind: str, *, cap_w: int | None, longest_prompt: int) -> Kind:
+def tables_kind(tables: Tables, model: str, kind: str, *, cap_w: int | None, longest_prompt: int) -> ServerKind:
     """`kind_2023` by names. Raises TableError."""
     return kind_2023(tables.server(model, kind), tables.shape(model), cap_w=cap_w, longest_prompt=longest_prompt)

@@ -24,7 +24,7 @@ from splitwatt_core.gpus.phase_model import UNLOCKED_MHZ
 from splitwatt_core.gpus.profiles import MsPoints, Profile, Timing
 from splitwatt_core.protocol.contract import Phase
 
-from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, Kind
+from splitwatt_sim.fleet.state import MAX_BATCH_SEQUENCES, MAX_BATCH_TOKENS, ServerKind
 from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W, Links, brake, decode_gpus_w, memory_of, named, prefill_gpus_w
 from splitwatt_sim.servers.tables import GIB, TableError
 
@@ -42,7 +42,7 @@ def kind_2026(
     longest_prompt: int,
     links: Links = OVERLAPPED,
     memory_bytes: float | None = None,
-) -> Kind:
+) -> ServerKind:
     """A server of 8 GPUs of a profile with timing under a cap per GPU (None: the default limit) and a clock lock (0: none).
 
     Tables cover prompts of `longest_prompt` tokens. `memory_bytes`: of one GPU; None: known by the profile's name. Nothing is
@@ -65,7 +65,7 @@ def kind_2026(
     size = longest_prompt + MAX_BATCH_TOKENS + MAX_BATCH_SEQUENCES + 1
     kv_bytes = LLAMA_70B.kv_bytes_per_token(grouped=True)
     moved = links.hand_off(HAND_OFF, bytes_per_token=kv_bytes)
-    return Kind(
+    return ServerKind(
         name=named(profile.name, cap, clock_mhz),
         prefill_s=_asked_s(lambda tokens: phase_model.prefill_ms(profile, tokens, cap, clock_mhz), timing.prefill_points, size),
         prefill_w=prefill_gpus_w(profile, cap, size, clock_mhz) + SERVER_REST_W,

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from splitwatt_truth.breaker import PESSIMISTIC_K_S, TRIP_THETA
 
-from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.power.judge import FloatArray
 from splitwatt_sim.power.run import PowerRun
 from splitwatt_sim.simulate.show import plain, slo_bars
@@ -21,7 +21,7 @@ MAX_PANELS: Final = 4
 
 
 def draw_power(
-    run: PowerRun, pools: Sequence[str], caps_w: Sequence[FloatArray], slo: Slo, path: Path, *, title: str, k_s: float
+    run: PowerRun, pools: Sequence[str], caps_w: Sequence[FloatArray], slo: LatencySlo, path: Path, *, title: str, k_s: float
 ) -> None:
     """Writes a PNG. `k_s`: of the breakers' thermal model."""
     series = run.series

@@ -27,7 +27,7 @@ from splitwatt_api.inference_cluster import Priority, PriorityWord
 
 from splitwatt_sim.fleet.run import MAX_CHANGES
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Change, Failure, Flip, Pool
-from splitwatt_sim.plan.options import MODEL_2026, Slo, check_cap, option_for
+from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, check_cap, option_for
 from splitwatt_sim.plan.search import Option
 from splitwatt_sim.power.setup import PowerSetup
 from splitwatt_sim.servers.catalogue import Catalogue
@@ -45,13 +45,13 @@ MAX_REQUESTS: Final = 5_000_000
 DEFAULT_RATE: Final = 5.5
 
 
-class Role(StrEnum):
+class PoolRole(StrEnum):
     PREFILL = "Prefill"
     DECODE = "Decode"
     MIXED = "Mixed"
 
 
-ROLE_CODES: Final = {Role.PREFILL: PREFILL, Role.DECODE: DECODE, Role.MIXED: MIXED}
+ROLE_CODES: Final = {PoolRole.PREFILL: PREFILL, PoolRole.DECODE: DECODE, PoolRole.MIXED: MIXED}
 
 
 class RequestsPart(Part):
@@ -69,7 +69,7 @@ class PoolPart(Part):
     """`name`: for budgets; its role in lower case unless given. `cap_watts`: the caps, or under a power law the most that
     they may be."""
 
-    role: Role
+    role: PoolRole
     gpu: str
     servers: Annotated[int, Field(ge=1, le=MAX_SERVERS)]
     cap_watts: Annotated[int, Field(ge=1)] | None = None
@@ -103,7 +103,7 @@ class FlipPart(Part):
 
     pool: Annotated[int, Field(ge=0)]
     server: Annotated[int, Field(ge=0)]
-    to_role: Role
+    to_role: PoolRole
     at_seconds: Seconds
     switch_seconds: Seconds
 
@@ -120,9 +120,9 @@ class Scenario(Part):
     flips: Annotated[tuple[FlipPart, ...], Field(max_length=MAX_CHANGES)] = ()
     power: PowerPart | None = None
 
-    def slos(self) -> Slo:
+    def slos(self) -> LatencySlo:
         """Splitwise's nine slowdowns where no limit is given."""
-        return Slo(self.slo.ttft_p99_milliseconds, self.slo.tbt_p99_milliseconds)
+        return LatencySlo(self.slo.ttft_p99_milliseconds, self.slo.tbt_p99_milliseconds)
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -142,7 +142,7 @@ def read_scenario(path: Path) -> Scenario:
         loc = first["loc"]
         raise ScenarioError(f"{path}: {'.'.join(map(str, loc))}: {_says(first['type'], loc, first['msg'])}") from error
     roles = {pool.role for pool in scenario.pools}
-    if Role.MIXED not in roles and roles != {Role.PREFILL, Role.DECODE}:
+    if PoolRole.MIXED not in roles and roles != {PoolRole.PREFILL, PoolRole.DECODE}:
         raise ScenarioError(f"{path}: pools: a fleet needs Prefill and Decode pools, or a Mixed one; add what is missing")
     return scenario
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from splitwatt_sim.fleet.run import FleetRun
 from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
-from splitwatt_sim.plan.options import Slo
+from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.traces.arrivals import Arrivals
 
 LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
@@ -45,7 +45,7 @@ def latency_table(run: FleetRun, arrivals: Arrivals) -> Table:
     return table
 
 
-def slo_bars(axes: plt.Axes, run: FleetRun, slo: Slo) -> None:
+def slo_bars(axes: plt.Axes, run: FleetRun, slo: LatencySlo) -> None:
     values, left = run.latencies.percentiles(), len(run.unfinished)
     rows = [("TTFT", values["ttft_ms_p99"], slo.ttft_p99_ms), ("TBT", values["tbt_ms_p99"], slo.tbt_p99_ms)]
     known = [(label, value / limit) for label, value, limit in rows if limit is not None]

@@ -17,7 +17,7 @@ from splitwatt_shell.supervise import first_to_end, on_stop_signal
 
 from splitwatt_twin.gpus import UnknownGpuError
 from splitwatt_twin.pod.api import application
-from splitwatt_twin.pod.flags import Settings, parse
+from splitwatt_twin.pod.flags import EngineSettings, parse
 from splitwatt_twin.pod.gpus import TooFewGpusError, gpus_of
 from splitwatt_twin.pod.replica import Replica
 
@@ -27,7 +27,7 @@ DRAIN_S: Final = 50.0
 log = logging.getLogger("splitwatt_twin.pod")
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: EngineSettings) -> None:
     """Until SIGTERM or SIGINT. Raises ListenError when the address is taken, and what `gpus_of` raises."""
     stop = asyncio.Event()
     on_stop_signal(stop.set)
@@ -36,7 +36,7 @@ async def run(settings: Settings) -> None:
         await first_to_end(http=_serve(settings, replica, stop), replica=replica.run())
 
 
-async def _serve(settings: Settings, replica: Replica, stop: asyncio.Event) -> None:
+async def _serve(settings: EngineSettings, replica: Replica, stop: asyncio.Event) -> None:
     """The replica goes on while requests in flight end."""
     runner = web.AppRunner(application(settings, replica), access_log=None, handle_signals=False, shutdown_timeout=DRAIN_S)
     async with listening(runner, Address(settings.host, settings.port, "--port")) as address:

@@ -22,7 +22,7 @@ from splitwatt_core import __version__
 from splitwatt_shell.serve import page
 from splitwatt_shell.waiting import woken
 
-from splitwatt_twin.pod.flags import Settings
+from splitwatt_twin.pod.flags import EngineSettings
 from splitwatt_twin.pod.replica import STREAM_S, BusyError, Job, Replica
 
 CHARS_PER_TOKEN: Final = 4
@@ -61,7 +61,7 @@ class Refusal(Exception):  # noqa: N818 - it is one
         return web.json_response({"error": error}, status=self.status)
 
 
-def application(settings: Settings, replica: Replica) -> web.Application:
+def application(settings: EngineSettings, replica: Replica) -> web.Application:
     server = _Server(settings, replica)
     app = web.Application()
     app.add_routes([
@@ -75,7 +75,7 @@ def application(settings: Settings, replica: Replica) -> web.Application:
     return app
 
 
-def read(body: Any, *, chat: bool, settings: Settings, most_tokens: int) -> Ask:
+def read(body: Any, *, chat: bool, settings: EngineSettings, most_tokens: int) -> Ask:
     """Raises Refusal."""
     if not isinstance(body, dict):
         raise _bad("the body must be a JSON object")
@@ -131,7 +131,7 @@ def _chat_tokens(messages: Any) -> int:
     return math.ceil(sum(len(json.dumps(m.get("content"))) for m in messages) / CHARS_PER_TOKEN)
 
 
-def _transfer(params: Any, settings: Settings) -> tuple[bool, bool]:
+def _transfer(params: Any, settings: EngineSettings) -> tuple[bool, bool]:
     """(the KV cache comes from elsewhere, it will be fetched from here). Without a connector vLLM looks at neither."""
     if not isinstance(params, Mapping) or settings.kv_role is None:
         return False, False
@@ -142,7 +142,7 @@ def _transfer(params: Any, settings: Settings) -> tuple[bool, bool]:
 
 
 class _Server:
-    def __init__(self, settings: Settings, replica: Replica) -> None:
+    def __init__(self, settings: EngineSettings, replica: Replica) -> None:
         self._settings = settings
         self._replica = replica
         self._engine_id = str(uuid.uuid4())

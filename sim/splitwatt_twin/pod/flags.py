@@ -75,7 +75,7 @@ _DOTTED: Final = re.compile(r"--([\w-]+)\.([\w.-]+)(?:=(.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EngineSettings:
     """`served_names`: what requests may call the model, the first one in answers. `kv_role` None: no KV transfer.
     `ignored`: flags that vLLM knows and emulation has no use for."""
 
@@ -90,7 +90,7 @@ class Settings:
     ignored: tuple[str, ...]
 
 
-def parse(arguments: Sequence[str]) -> Settings:
+def parse(arguments: Sequence[str]) -> EngineSettings:
     """Ends the process with 2 and a sentence on a line that vLLM would not take, as vLLM does."""
     plain, dotted = _undotted(arguments)
     parser = _parser()
@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     known = vars(args)
     flags = (*_SWITCHES, *_VALUED, *_LISTS)
     ignored = [f for f in flags if known.get(f.replace("-", "_")) is not None] + [f for f in dotted if f in _VALUED]
-    return Settings(
+    return EngineSettings(
         model=model,
         served_names=tuple(args.served_model_name or [model]),
         host=args.host,

@@ -23,10 +23,10 @@ from splitwatt_shell.waiting import woken
 
 from splitwatt_twin.cluster import MAX_IN_SYSTEM, KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
-from splitwatt_twin.fleet import Fleet
+from splitwatt_twin.fleet import EngineFleet
 from splitwatt_twin.kv import MIN_KV_TOKENS, kv_capacity_tokens, link_of, shape_of
 from splitwatt_twin.metrics import EngineReading, engine_metrics
-from splitwatt_twin.pod.flags import Settings
+from splitwatt_twin.pod.flags import EngineSettings
 from splitwatt_twin.pod.gpus import Gpus
 from splitwatt_twin.requests import ClusterKey, Request
 from splitwatt_twin.stats import EngineStats
@@ -58,7 +58,7 @@ class Job:
 class Replica(Collector):
     """`run` keeps it level with the clock until cancelled. Its metrics are vLLM's, with vLLM's labels."""
 
-    def __init__(self, settings: Settings, gpus: Gpus) -> None:
+    def __init__(self, settings: EngineSettings, gpus: Gpus) -> None:
         self._settings = settings
         self._gpus = gpus
         shape = shape_of(settings.model)
@@ -77,7 +77,7 @@ class Replica(Collector):
         self._link = link_of(shape, profile_name=gpus.profile.name)
         self._jobs: dict[Request, Job] = {}
         self._news = asyncio.Event()
-        self._fleet = Fleet(now_s=time.monotonic(), finished=self._finished, touched=lambda _: None)
+        self._fleet = EngineFleet(now_s=time.monotonic(), finished=self._finished, touched=lambda _: None)
         self._fleet.add(_SELF, self._prefill, link=_NEAR)
         self._fleet.add(_SELF, self._decode, link=_NEAR)
 

@@ -24,7 +24,7 @@ from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import Process, ProcessGroup
-from splitwatt_lab.prometheus import Prometheus
+from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
 from support.waiting import PATIENCE_S, eventually
@@ -97,7 +97,7 @@ class Operator:
 class Datacenter:
     plane: ControlPlane
     group: ProcessGroup
-    prometheus: Prometheus
+    prometheus: PrometheusServer
     meter: Meter
     namespace: str
     rack: str
@@ -290,7 +290,7 @@ class Datacenter:
 def datacenter(crds: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Datacenter]:
     meter = Meter()
     with ProcessGroup(tmp_path / "processes") as group:
-        prometheus = Prometheus(group, tmp_path / "prometheus")
+        prometheus = PrometheusServer(group, tmp_path / "prometheus")
         prometheus.set_targets("twin", {meter.address: {}})
         prometheus.start()
         rack = f"r{uuid.uuid4().hex[:8]}"

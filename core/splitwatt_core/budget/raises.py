@@ -1,4 +1,4 @@
-"""What holds raises back besides the head room itself, as columns and names over one fleet.
+"""What holds raises back besides the headroom itself, as columns and names over one fleet.
 
 Protected: no raise leans on watts that a meter already shows as drawn by others, on safe caps that do not fit (I4), or on a
 sum that only some of a node's budgets can afford (R9).
@@ -17,13 +17,13 @@ from splitwatt_core.columns import TOLERANCE_W
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """What raises must pass. frozen: budgets below which nothing may be raised now, each with the reason. safe_over_w: budgets
-    whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w, withheld_w
-    float64[B]: limit less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also count in a
-    budget above its limit outside their own path."""
+class RaiseHolds:
+    """What stands in the way of raises. held: budgets below which nothing may be raised now, each with the reason. safe_over_w:
+    budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w,
+    withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also
+    count in a budget above its limit outside their own path."""
 
-    frozen: Mapping[str, str]
+    held: Mapping[str, str]
     safe_over_w: Mapping[str, float]
     nodes: Set[str]
     headroom_w: NDArray[np.float64]
@@ -31,12 +31,12 @@ class Gate:
     over_elsewhere: Set[str]
 
 
-def gate_of(m: Moment, withheld_w: NDArray[np.float64]) -> Gate:
-    target_w = m.target_w()
-    headroom_w = target_w - m.charged_w()
-    return Gate(
-        frozen=frozen(m),
-        safe_over_w=safe_sums_over(m, target_w),
+def holds_of(m: Moment, withheld_w: NDArray[np.float64]) -> RaiseHolds:
+    aim_w = m.aim_w()
+    headroom_w = aim_w - m.charged_w()
+    return RaiseHolds(
+        held=held(m),
+        safe_over_w=safe_sums_over(m, aim_w),
         nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.node.name not in m.conflicts},
         headroom_w=headroom_w,
         withheld_w=withheld_w,
@@ -44,7 +44,7 @@ def gate_of(m: Moment, withheld_w: NDArray[np.float64]) -> Gate:
     )
 
 
-def frozen(m: Moment) -> dict[str, str]:
+def held(m: Moment) -> dict[str, str]:
     """Budgets below which nothing may be raised now, each with the reason (R3, I5)."""
     found: dict[str, str] = {}
     for p in m.placements:
@@ -61,12 +61,12 @@ def frozen(m: Moment) -> dict[str, str]:
     return found
 
 
-def may_raise(m: Moment, gate: Gate) -> NDArray[np.bool_]:
-    """Which GPUs may be given more now as far as the gate is concerned, watts or clocks, bool[N]."""
+def may_raise(m: Moment, holds: RaiseHolds) -> NDArray[np.bool_]:
+    """Which GPUs may be given more now as far as the holds are concerned, watts or clocks, bool[N]."""
     fleet = m.fleet
-    shut = np.array([-1.0 if name in gate.frozen or name in gate.safe_over_w else 0.0 for name in m.tree.order])
+    shut = np.array([-1.0 if name in holds.held or name in holds.safe_over_w else 0.0 for name in m.tree.order])
     open_leaf = fleet.forest.min_down(shut) >= 0.0
-    single = np.array([node.name in gate.nodes for node in fleet.owner], dtype=np.bool_)
+    single = np.array([node.name in holds.nodes for node in fleet.owner], dtype=np.bool_)
     allowed: NDArray[np.bool_] = open_leaf[fleet.gpus.leaf] & single & fleet.steerable
     return allowed
 
@@ -79,7 +79,7 @@ def withheld_w(m: Moment) -> NDArray[np.float64]:
     return reserve_w + m.tree.forest.own_or_children(beyond_w)
 
 
-def safe_sums_over(m: Moment, target_w: NDArray[np.float64]) -> dict[str, float]:
+def safe_sums_over(m: Moment, aim_w: NDArray[np.float64]) -> dict[str, float]:
     """Budgets whose safe caps alone do not fit (I4), with the watts that miss."""
     roots = [m.root(b) for b in range(len(m.budgets))]
     bounded = [b for b, root in enumerate(roots) if root.safe_cap_w is not None]
@@ -88,7 +88,7 @@ def safe_sums_over(m: Moment, target_w: NDArray[np.float64]) -> dict[str, float]
     fleet = m.fleet
     safe_cap_w = np.array([float(root.safe_cap_w or 0) for root in roots])[fleet.gpus.leaf]
     safe_w = np.clip(safe_cap_w, fleet.gpus.min_w, fleet.gpus.max_w) * fleet.gpus.loss_factor
-    missing_w = fleet.below(safe_w) + fleet.rest_w - target_w
+    missing_w = fleet.below(safe_w) + fleet.rest_w - aim_w
     return {m.tree.order[b]: float(missing_w[b]) for b in bounded if missing_w[b] > 0}
 
 

@@ -118,7 +118,7 @@ def _at(columns: Columns, which: NDArray[np.int64] | slice) -> Columns:
 def meters(m: Moment, allowance_w: NDArray[np.float64]) -> MeterColumns:
     """The limits in force, and of each budget what its meter reads, or where it has none what stands in for it.
 
-    What stands in for a meter that is there and silent is no reading here, in the budget itself and in all above that add it
+    What stands in for a meter that is there and stale is no reading here, in the budget itself and in all above that add it
     up: agents tell of what is declared, so it would look like watts that nobody draws any more. Nor is anything read before
     a budget's first caps can show (`FIRST_JUDGEMENT_S`).
     """
@@ -133,5 +133,5 @@ def meters(m: Moment, allowance_w: NDArray[np.float64]) -> MeterColumns:
     return MeterColumns(
         limit_w=np.array([book.limit.in_force_w for book in books], dtype=np.float64),
         measured_w=np.where(speaks & np.array(judged, dtype=np.bool_), np.array(shown_w, dtype=np.float64), np.nan),
-        rest_w=m.target_w() - reserve_w - allowance_w,
+        rest_w=m.aim_w() - reserve_w - allowance_w,
     )

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from splitwatt_core.admission.facts import UNSUPPORTED_TERM, Pod, PodName, pod_fact, takes_pods
 from splitwatt_core.admission.plan import plan_admission
-from splitwatt_core.admission.survey import Site, survey
+from splitwatt_core.admission.pods import UNSUPPORTED_TERM, Pod, PodName, pod_fact, takes_pods
+from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.budget.demand import GpuKind, demand_of
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
@@ -41,14 +41,14 @@ def site(*pods: Pod, **changes: Any) -> Site:
         "nodes": {name: NodeFact(name, {"rack": "a", "pool": "p"}, "b", gpus=8) for name in ("n1", "n2")},
         "gpus": {name: (GpuStatus(f"GPU-{name}", model=H100, min_w=200, max_w=700),) for name in ("n1", "n2")},
         "profiles": builtin(),
-        "headroom_w": {"rack-a": 1e4},
+        "floor_room_w": {"rack-a": 1e4},
         **changes,
     }
     return Site(**whole)
 
 
 def test_a_pod_on_its_way_out_is_admitted_no_more() -> None:
-    snapshot = survey(site(pod(Role.PREFILL, "p", terminating=True), pod(Role.DECODE, "d")))
+    snapshot = snapshot_of(site(pod(Role.PREFILL, "p", terminating=True), pod(Role.DECODE, "d")))
     assert [n.role for n in snapshot.waiting] == [Role.DECODE]
     assert snapshot.held == (), "behind its gate it holds nothing"
 
@@ -57,11 +57,11 @@ def test_a_node_of_several_kinds_counts_as_the_one_that_may_draw_most() -> None:
     small = GpuStatus("GPU-s", model="A small one", min_w=100, max_w=300)
     large = GpuStatus("GPU-l", model=H100, min_w=200, max_w=700)
     for gpus in ((small, large), (large, small)):
-        assert {n.gpu_kind for n in survey(site(gpus={"n1": gpus, "n2": gpus})).nodes} == {KIND}
+        assert {n.gpu_kind for n in snapshot_of(site(gpus={"n1": gpus, "n2": gpus})).nodes} == {KIND}
 
 
 def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
-    snapshot = survey(site(pod(Role.PREFILL, "p"), pod(Role.DECODE, "d"), pod(None, "router")))
+    snapshot = snapshot_of(site(pod(Role.PREFILL, "p"), pod(Role.DECODE, "d"), pod(None, "router")))
     assert [(n.role, dict(n.floor_w)) for n in snapshot.waiting] == [
         (Role.PREFILL, {KIND: CLIFF_W}),
         (Role.DECODE, {KIND: CLIFF_W}),
@@ -71,7 +71,7 @@ def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
         ("n2", 8, 8, 200.0, 1.04),
     }
     plan = plan_admission(snapshot)
-    assert [round(a.reserve_w) for a in plan.admissions] == [1248, 1248]
+    assert [round(a.reservation_w) for a in plan.admissions] == [1248, 1248]
     assert plan.admissions[0].selector == Selector({"rack": "a"})
 
 
@@ -81,7 +81,7 @@ def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: in
     pool = RoleSpec(1, 8, power_ceiling_w=ceiling_w)
     spec = cluster("chat", prefill=pool, decode=pool)
     mine = pod(role)
-    [need] = survey(site(mine, clusters={spec.id: spec})).waiting
+    [need] = snapshot_of(site(mine, clusters={spec.id: spec})).waiting
     fact = pod_fact(mine, spec)
     assert fact is not None
     demand = demand_of(GpuKind(H100, 200, 700, 700), busy=True, pod=fact, profiles=builtin())
@@ -89,20 +89,20 @@ def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: in
     assert demand.cliff_w == {None: 350, 500: 350, 300: 300, 100: 200}[ceiling_w]
 
 
-def test_a_reservation_stays_until_the_headroom_counts_it() -> None:
+def test_a_reservation_stays_until_the_floor_room_counts_it() -> None:
     past = pod(Role.PREFILL, gated=False, leaf="rack-a")
-    [held] = survey(site(past)).held
+    [held] = snapshot_of(site(past)).held
     assert (held.leaf, held.node, held.counted.gpus, held.terminating) == ("rack-a", None, 0, False)
     bound = replace(past, node="n1", terminating=True)
-    snapshot = survey(site(bound, counted={("s", "p"): CountedFloor(8, 2800.0)}))
+    snapshot = snapshot_of(site(bound, counted={("s", "p"): CountedFloor(8, 2800.0)}))
     [held] = snapshot.held
     assert (held.node, held.counted, held.terminating) == ("n1", (8, 2800.0), True)
     assert {n.name: n.free_gpus for n in snapshot.nodes} == {"n1": 0, "n2": 8}
-    assert survey(site(replace(bound, ended=True))).held == ()
+    assert snapshot_of(site(replace(bound, ended=True))).held == ()
 
 
 def test_an_assumed_pod_counts_as_past_its_gate() -> None:
-    snapshot = survey(site(pod(Role.PREFILL), assumed={"uid-p": "rack-a"}))
+    snapshot = snapshot_of(site(pod(Role.PREFILL), assumed={"uid-p": "rack-a"}))
     assert snapshot.waiting == ()
     assert snapshot.held[0].leaf == "rack-a"
 
@@ -111,13 +111,15 @@ def test_a_cluster_that_leaves_is_asked_for_nothing_and_its_pods_keep_their_floo
     low = RoleSpec(1, 8, power_ceiling_w=300)
     spec = cluster("chat", prefill=low)
     pods = (pod(Role.PREFILL, "gated"), pod(Role.PREFILL, "past", gated=False, leaf="rack-a"))
-    snapshot = survey(site(*pods, clusters={spec.id: spec}, leaving=frozenset({spec.id})))
+    snapshot = snapshot_of(site(*pods, clusters={spec.id: spec}, leaving=frozenset({spec.id})))
     assert snapshot.clusters == () and snapshot.waiting == ()
     assert snapshot.held[0].need.floor_w == {KIND: 300.0}, "the keeper caps them by the same ceiling"
 
 
 def test_a_pod_of_an_unknown_cluster_holds_what_it_has_and_never_leaves_its_gate() -> None:
-    stranger = survey(site(pod(Role.DECODE, "gated", of="gone"), pod(Role.DECODE, "past", of="gone", gated=False, leaf="rack-a")))
+    stranger = snapshot_of(
+        site(pod(Role.DECODE, "gated", of="gone"), pod(Role.DECODE, "past", of="gone", gated=False, leaf="rack-a"))
+    )
     assert stranger.waiting == ()
     [held] = stranger.held
     assert held.need.cluster is None and held.need.floor_w == {KIND: CLIFF_W}
@@ -130,11 +132,11 @@ def test_a_long_name_is_the_same_cluster_everywhere() -> None:
     spec = replace(cluster(name, prefill=low, decode=low), priority=100)
     pods = [pod(role, role.value, of=name) for role in Role]
     whole = site(*pods, clusters={spec.id: spec}, owners=LabelOwners({spec.id: 0.0}))
-    plan = plan_admission(survey(whole))
+    plan = plan_admission(snapshot_of(whole))
     assert len(plan.admissions) == 2
     assert plan.verdicts[ClusterName("s", name)].admitted
-    assert {need.cluster for need in survey(whole).waiting} == {ClusterName("s", name)}
-    assert [need.floor_w for need in survey(whole).waiting] == [{KIND: 300.0}] * 2
+    assert {need.cluster for need in snapshot_of(whole).waiting} == {ClusterName("s", name)}
+    assert [need.floor_w for need in snapshot_of(whole).waiting] == [{KIND: 300.0}] * 2
 
 
 def test_what_takes_no_pods() -> None:
@@ -145,22 +147,22 @@ def test_what_takes_no_pods() -> None:
     assert not takes_pods(replace(node, taints=(("node.kubernetes.io/unreachable", "NoExecute"),)))
     assert takes_pods(replace(node, taints=(("node.kubernetes.io/unreachable", "PreferNoSchedule"), ("team", "NoSchedule"))))
     cordoned = {"n1": NodeFact("n1", {"rack": "a"}, "b", gpus=8, cordoned=True)}
-    [room] = survey(site(nodes=cordoned, gpus={})).nodes
+    [room] = snapshot_of(site(nodes=cordoned, gpus={})).nodes
     assert (room.gpus, room.gpu_kind) == (0, ""), "no room, and no agent's word"
 
 
 def test_a_node_that_two_leaves_claim_takes_nobody_and_observe_mode_binds_nobody() -> None:
     both = {name: leaf(name, "a") for name in ("rack-a", "rack-b")}
-    assert survey(site(budgets=both)).nodes == ()
-    observing = survey(site(budgets={"rack-a": leaf("rack-a", "a", mode=Mode.OBSERVE)}))
+    assert snapshot_of(site(budgets=both)).nodes == ()
+    observing = snapshot_of(site(budgets={"rack-a": leaf("rack-a", "a", mode=Mode.OBSERVE)}))
     assert [b.binding for b in observing.budgets] == [False]
     row = BudgetSpec("row", "u-row", 1, 40_000, mode=Mode.OBSERVE)
-    below = survey(site(budgets={"row": row, "rack-a": leaf("rack-a", "a", parent="row", mode=Mode.STRICT)}))
+    below = snapshot_of(site(budgets={"row": row, "rack-a": leaf("rack-a", "a", parent="row", mode=Mode.STRICT)}))
     assert {b.name: b.binding for b in below.budgets} == {"row": False, "rack-a": False}, "the root's mode is the tree's"
 
 
 def test_an_affinity_that_is_not_understood_matches_nothing() -> None:
-    [need] = survey(site(pod(Role.PREFILL, terms=(UNSUPPORTED_TERM,)))).waiting
+    [need] = snapshot_of(site(pod(Role.PREFILL, terms=(UNSUPPORTED_TERM,)))).waiting
     assert not need.matches({"pool": "p", "cores": "128", "splitwatt.io/unsupported-affinity": ""})
 
 

@@ -122,7 +122,7 @@ def test_nobody_is_asked_about_a_tree_without_gpus_and_it_is_reported_all_the_sa
         assert (report.posture, report.nodes, report.gpus, report.reasons) == (Posture.ADOPTING, 0, 0, ())
         assert (report.charge_w, report.short_w) == ((1000.0, 100.0) if k == 0 else (0.0, 0.0))
         assert condition(operator, f"empty-{k}", "Ready").reason == "NoNodes"
-        assert operator.keeper.floor_headroom_w(f"empty-{k}") == (-100.0 if k == 0 else 900.0)
+        assert operator.keeper.floor_room_w(f"empty-{k}") == (-100.0 if k == 0 else 900.0)
 
 
 def test_a_tree_that_lost_its_gpus_begins_anew_with_the_next_ones() -> None:

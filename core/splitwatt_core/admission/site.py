@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitwatt_core.admission.facts import Pod, PodName, gpus_used, pod_fact, takes_pods
+from splitwatt_core.admission.pods import Pod, PodName, gpus_used, pod_fact, takes_pods
 from splitwatt_core.admission.snapshot import (
     NOT_COUNTED,
     AdmissionSnapshot,
@@ -36,7 +36,7 @@ class Site:
 
     `clusters`: by name, the spec that is acted on. `leaving`: those that are served no more: being deleted, or refused.
     `gpus`: by node, what its agent reported last. `profiles`: those in force, most specific first. From the keeper's last
-    step: `headroom_w` by budget (`Keeper.floor_headroom_w`) and `counted` by pod (`Keeper.floors_counted`). `assumed`: by
+    step: `floor_room_w` by budget (`Keeper.floor_room_w`) and `counted` by pod (`Keeper.floors_counted`). `assumed`: by
     pod uid, the leaf of a gate that was lifted, or may have been, and that no watch has shown yet.
     """
 
@@ -47,13 +47,13 @@ class Site:
     nodes: Mapping[str, NodeFact]
     gpus: Mapping[str, Sequence[GpuStatus]]
     profiles: Sequence[Profile]
-    headroom_w: Mapping[str, float]
+    floor_room_w: Mapping[str, float]
     counted: Mapping[tuple[str, str], CountedFloor] = field(default_factory=dict)
     leaving: frozenset[ClusterName] = frozenset()
     assumed: Mapping[str, str] = field(default_factory=dict)
 
 
-def survey(site: Site) -> AdmissionSnapshot:
+def snapshot_of(site: Site) -> AdmissionSnapshot:
     """Pure: equal sites give equal snapshots. Cost: pods + nodes + budgets."""
     kinds = {name: kind for name, gpus in site.gpus.items() if (kind := _gpu_kind(gpus)) is not None}
     floors = _Floors(site.profiles, set(kinds.values()))
@@ -94,7 +94,7 @@ def _budgets(site: Site) -> tuple[BudgetRoom, ...]:
     return tuple(
         BudgetRoom(
             name=name,
-            headroom_floor_w=site.headroom_w.get(name, 0.0),
+            floor_room_w=site.floor_room_w.get(name, 0.0),
             parent=tree.parent[name],
             selector=site.budgets[name].selector,
             binding=site.budgets[tree.root[name]].mode is not Mode.OBSERVE,
@@ -114,21 +114,21 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
     leaves, used = Leaves(site.budgets.values()), gpus_used(site.pods)
     rooms: list[NodeRoom] = []
     for name, node in site.nodes.items():
-        claiming = leaves.claiming(node.labels)
-        if len(claiming) != 1:
+        selecting = leaves.selecting(node.labels)
+        if len(selecting) != 1:
             continue
         kind = kinds.get(name)
         gpus = node.gpus if takes_pods(node) else 0
         rooms.append(
             NodeRoom(
                 name=name,
-                leaf=claiming[0],
+                leaf=selecting[0],
                 labels=node.labels,
                 gpus=gpus,
                 free_gpus=max(0, gpus - used.get(name, 0)),
                 gpu_kind="" if kind is None else str(kind),
                 idle_floor_w=0.0 if kind is None else float(kind.min_w),
-                loss_factor=site.budgets[claiming[0]].loss_factor,
+                loss_factor=site.budgets[selecting[0]].loss_factor,
             )
         )
     return tuple(rooms)
