@@ -45,8 +45,8 @@ class DurableRecord:
 
     async def write(self, record: Record) -> bool:
         """False when the disk refused or did not answer in time: then only lowering may go on. Ask again later."""
-        if record == self.current:
-            return True
+        if record == self.current and not self.error:
+            return True  # after a failure another one may lie there, that is not durable or lands yet
         if self._writing is None:
             self._writing = (record, daemon_call("record", partial(self._state.write_record, record)))
         pending, future = self._writing

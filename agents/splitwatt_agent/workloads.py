@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from google.protobuf.message import DecodeError
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from splitwatt_client.podresources import (
@@ -63,7 +64,7 @@ class WorkloadPoll:
             while True:
                 try:
                     owners = owners_of(await method(ListPodResourcesRequest(), timeout=ANSWER_S), resource_prefix=RESOURCE_PREFIX)
-                except (GRPCError, StreamTerminatedError, OSError, TimeoutError) as error:
+                except (GRPCError, StreamTerminatedError, DecodeError, OSError, TimeoutError) as error:
                     self._failed(error)
                 else:
                     self.up, self._told = True, False
@@ -73,7 +74,7 @@ class WorkloadPoll:
             channel.close()
 
     def _failed(self, error: Exception) -> None:
-        reason = f"kubelet's PodResources at {self._socket} did not answer ({str(error) or type(error).__name__})"
+        reason = f"kubelet's PodResources at {self._socket} gave no usable answer ({str(error) or type(error).__name__})"
         if not self._told:
             log.warning("%s", reason)
         self.up, self._told = False, True

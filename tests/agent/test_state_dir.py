@@ -131,6 +131,26 @@ def test_what_a_former_process_did_not_live_to_see_durable_is_made_so(
     assert (record.current, record.error) == (OLD, "[Errno 5] Input/output error"), "told, and what was found still lowers"
 
 
+async def test_after_a_failure_the_record_that_was_durable_before_is_written_again(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver is loaded anew, and its session starts from the last durable record. The one that failed lies on the disk."""
+    record, fsync, calls = DurableRecord(state), os.fsync, iter(["file", "folder"])
+
+    def broken(file: int) -> None:
+        if next(calls, "later") == "folder":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    assert not await record.write(LONG)
+    assert (state.read_record(), record.current) == (LONG, OLD)
+    async with asyncio.timeout(PATIENCE_S):
+        while not await record.write(record.current):  # noqa: ASYNC110 - a disk that failed is asked again and again
+            await asyncio.sleep(0.01)
+    assert (state.read_record(), record.error) == (OLD, "")
+
+
 @pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", "null", '"one"', "[]"])
 def test_a_number_that_is_none_is_a_sentence(tmp_path: Path, state: StateDir, number: str) -> None:
     (tmp_path / "record.json").write_text(f'{{"term": {number}, "grants": {{}}}}')

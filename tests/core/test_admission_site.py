@@ -99,6 +99,8 @@ def test_a_reservation_stays_until_the_floor_room_counts_it() -> None:
     assert (held.node, held.counted, held.terminating) == ("n1", (8, 2800.0), True)
     assert {n.name: n.free_gpus for n in snapshot.nodes} == {"n1": 0, "n2": 8}
     assert snapshot_of(site(replace(bound, ended=True))).held == ()
+    stripped = snapshot_of(site(replace(bound, role=None)))
+    assert {n.name: n.free_gpus for n in stripped.nodes} == {"n1": 0, "n2": 8}, "the scheduler counts it whatever its labels"
 
 
 def test_an_assumed_pod_counts_as_past_its_gate() -> None:

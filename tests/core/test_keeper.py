@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from splitwatt_core.budget.facts import MeterFailure, MeterReading
 from splitwatt_core.budget.keeper import Keeper, NodeFact
-from splitwatt_core.budget.tree import Selector
+from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.uniform import Uniform
-from splitwatt_core.protocol.contract import MAX_TERM, Mode
+from splitwatt_core.protocol.contract import MAX_TERM, GpuStatus, Mode, NodePower, Spec, Status
 from support.keepers import condition, settled
 from support.scenes import ready, send_all
-from support.world import ROOT, Line, Operator, World
+from support.world import DEFAULT_W, MIN_W, ROOT, Line, Operator, World
 
 
 def two_trees() -> World:
@@ -42,6 +42,19 @@ def test_it_resigns_as_soon_as_it_sees_a_higher_term() -> None:
     old.watch()
     old.step()
     assert old.last.resign is not None and "term 2, above ours (1)" in old.last.resign
+
+
+@pytest.mark.parametrize("reported_w", [0, 1, MIN_W - 1])
+def test_a_limit_that_no_driver_can_keep_does_not_stop_the_operator(reported_w: int) -> None:
+    """A broken GPU says 0 W, in a budget that is full: the first grant is the minimum, and lifts no sum."""
+    keeper = Keeper(term=1, policies={"Uniform": Uniform()})
+    keeper.on_budget(BudgetSpec("rack", "u", 1, limit_w=100, policy="Uniform", selector=Selector({"rack": "a"})), 0.0)
+    keeper.on_node(NodeFact("n", {"rack": "a"}, "boot"), 0.0)
+    gpu = GpuStatus("g", management_w=reported_w, enforced_w=reported_w, min_w=MIN_W, max_w=DEFAULT_W, default_w=DEFAULT_W)
+    spec, status = Spec(term=1, for_uid="np", budgets=("rack",)), Status("np", 1, "boot", (replace(gpu, acked_grant=1),))
+    keeper.on_node_power(NodePower("n", "np", 1, spec, status), 0.0)
+    [write] = keeper.step(0.0).writes
+    assert [grant.cap_w for grant in write.spec.gpus] == [MIN_W]
 
 
 def test_an_empty_world_has_an_empty_plan() -> None:

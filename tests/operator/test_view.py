@@ -48,6 +48,10 @@ class Told(Keeper):
         self.pods[pod.name] = pod
         super().on_pod(pod)
 
+    def on_pod_gone(self, namespace: str, name: str) -> None:
+        self.pods.pop(name, None)
+        super().on_pod_gone(namespace, name)
+
 
 class Loops:
     """The two readers of the view: the keeper, fed as the budget loop does it, and admission's site."""
@@ -341,6 +345,44 @@ def test_of_two_clusters_with_one_label_the_younger_is_not_served() -> None:
     objects.remove(Kind.CLUSTER, LONG)
     loops.feed()
     assert loops.site().leaving == frozenset()
+
+
+def test_a_pod_is_to_the_keeper_what_it_is_to_admission_whatever_becomes_of_its_labels() -> None:
+    objects = Objects()
+    loops = Loops(objects)
+    objects.cluster("chat", priority="High", prefill={"powerCeilingWatts": 300})
+    objects.cluster("batch", priority="Low")
+    told = []
+    for labels in (
+        {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "prefill"},
+        {"splitwatt.io/cluster": "batch", "splitwatt.io/role": "prefill"},
+        {"splitwatt.io/cluster": "batch", "splitwatt.io/role": "decode"},
+        {"splitwatt.io/cluster": "batch", "splitwatt.io/role": "router"},
+        {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "prefill"},
+    ):
+        objects.pod("p", "prefill", meta={"labels": labels})
+        loops.feed()
+        fact = loops.keeper.pods.get("p")
+        needs = snapshot_of(loops.site()).waiting
+        told.append(None if fact is None else (fact.phase.value, fact.priority, fact.power_ceiling_w))
+        assert [need.role.phase for need in needs] == ([] if fact is None else [fact.phase])
+    assert told == [("Prefill", 100, 300), ("Prefill", 0, None), ("Decode", 0, None), None, ("Prefill", 100, 300)]
+
+
+def test_of_a_pod_made_anew_that_cannot_be_read_nothing_stays() -> None:
+    objects = Objects()
+    loops = Loops(objects)
+    objects.cluster()
+    objects.pod("p", "prefill")
+    loops.feed()
+    many = [{"resources": {"requests": {"nvidia.com/gpu": "many"}}}]
+    objects.pod("p", "prefill", containers=many)
+    loops.feed()
+    assert set(loops.keeper.pods) == {"p"}, "the same pod stays as it was"
+    objects.reborn(Kind.POD, "p")
+    objects.pod("p", "prefill", containers=many)
+    loops.feed()
+    assert loops.keeper.pods == {} == loops.site().pods
 
 
 def test_a_terminating_cluster_admits_nobody_and_a_deleted_pod_is_forgotten() -> None:

@@ -83,6 +83,6 @@ def gpus_used(pods: Mapping[PodName, Pod]) -> dict[str, int]:
     """By node, the GPUs of our pods that are bound there."""
     used: dict[str, int] = {}
     for pod in pods.values():
-        if pod.node is not None and not pod.ended and pod.role is not None:
+        if pod.node is not None and not pod.ended:
             used[pod.node] = used.get(pod.node, 0) + pod.gpus
     return used

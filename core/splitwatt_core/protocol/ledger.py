@@ -3,7 +3,7 @@
 Theory. The operator never knows a GPU's true power limit; it knows what it allowed and what was read back. The charge is
 an upper bound of the truth that survives lost writes, late writes, restarts and lies:
 
-    charge = max(reported management limit,
+    charge = max(reported management limit, but no less than the legal minimum,
                  cap of every grant >= the acknowledged one,
                  carry of every grant >  the acknowledged one)          and, without trust, the default limit
 
@@ -65,7 +65,8 @@ class GpuAccount:
 
     def bound_w(self, *, trusted: bool) -> int:
         """The formula above, before settling."""
-        bound = self.reported_w if self.reported_w is not None else self.default_w
+        # No driver keeps a limit below the legal minimum, whatever it reports: what can be granted at least is counted.
+        bound = max(self.min_w, self.reported_w) if self.reported_w is not None else self.default_w
         for g in self.open:
             if g.grant >= self.acked:
                 bound = max(bound, g.cap_w)

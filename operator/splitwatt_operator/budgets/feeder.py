@@ -97,17 +97,16 @@ class Feeder:
 
     def _pod(self, key: Key) -> None:
         seen = self._view.pods.get(key.name, key.namespace)
-        if seen is None:
+        if seen is None or seen.fact is None:
             self._keeper.on_pod_gone(key.namespace, key.name)
-        elif seen.fact is not None:
+        else:
             self._tell(seen.fact)
 
     def _tell(self, pod: Pod) -> None:
-        if pod.ended:
+        fact = None if pod.ended else pod_fact(pod, self._view.cluster_of(pod))
+        if fact is None:
             self._keeper.on_pod_gone(*pod.name)
-            return
-        fact = pod_fact(pod, self._view.cluster_of(pod))
-        if fact is not None:
+        else:
             self._keeper.on_pod(fact)
 
     def _complain(self, obj: JsonObject | None, seen: Seen[Any] | None, reason: str, what: str) -> None:
