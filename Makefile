@@ -21,7 +21,7 @@ demo: controlplane
 	$(BIN)/splitwatt demo $(ARGS)
 
 test: controlplane
-	$(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-report= --ignore=tests/papers $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # What only reproduces published results; no other room stands on it.

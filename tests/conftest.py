@@ -19,6 +19,26 @@ settings.register_profile("splitwatt", deadline=None, print_blob=True, suppress_
 settings.load_profile("splitwatt")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LONGEST_FIRST = (
+    "protocol/test_random_events.py",
+    "lab/test_demo_verdict.py",
+    "release/test_wheel.py",
+    "sim/test_power_law.py",
+    "core/test_policies_lookout.py",
+    "operator/power/test_budgets.py",
+    "protocol/test_stateful.py",
+    "agent/test_restored_store.py",
+    "sim/test_scenario.py",
+    "agent/test_lifecycle.py",
+    "operator/power/test_apiserver.py",
+    "sim/test_plan_sweep.py",
+)
+"""Files of a minute and more, longest first: begun late, one of them would run on when every other worker is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {REPOSITORY / "tests" / name: at for at, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session")

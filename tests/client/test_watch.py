@@ -178,4 +178,5 @@ async def test_a_periodic_list_puts_right_what_a_watch_missed(api: Connection, n
             lists += isinstance(event, Synced)
             if lists == 3:
                 break
+    assert lists == 3
     await events.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
@@ -74,3 +75,9 @@ def test_what_depends_on_children_is_that_of_the_children_first(
 def test_a_shape_is_laid_out_once() -> None:
     parent = np.array([NO_BUDGET, 0, 0], dtype=np.int32)
     assert forest_of(parent) is forest_of(parent.copy())
+
+
+@pytest.mark.parametrize("parent", [[0], [NO_BUDGET, 2, 0], [NO_BUDGET, 1], [-2]])
+def test_a_budget_that_does_not_stand_after_its_parent_is_refused(parent: list[int]) -> None:
+    with pytest.raises(ValueError, match="budgets must stand after their parents"):
+        Forest(np.array(parent, dtype=np.int32))

@@ -22,12 +22,6 @@ from support.imports import REPOSITORY
 
 PIP: Final = (sys.executable, "-m", "pip")
 PATIENCE_S: Final = 300
-SCENARIO: Final = """
-requests: {generate: {perSecond: 4, seconds: 20}}
-pools:
-  - {role: Prefill, kind: H100-SXM, servers: 1}
-  - {role: Decode, kind: H100-SXM, servers: 1}
-"""
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -110,10 +110,18 @@ async def test_kubelets_answer_names_the_pods_gpus(tmp_path: Path) -> None:
 
 
 async def test_a_socket_left_behind_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "kubelet.sock"
-    first = PodResourcesServer(devices(), path)
+    """By the node's next server, which answers for its own pods."""
+    path, node = tmp_path / "kubelet.sock", devices()
+    node.assign(A, 1)
+    first, second = PodResourcesServer(devices(), path), PodResourcesServer(node, path)
     await first.start()
-    second = PodResourcesServer(devices(), path)
     await second.start()
-    await second.stop()
-    await first.stop()
+    channel = Channel(path=str(path))
+    ask = UnaryUnaryMethod(channel, LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse)
+    try:
+        owners = owners_of(await ask(ListPodResourcesRequest()), resource_prefix="nvidia.com/")
+        assert [(o.namespace, o.pod) for o in owners.values()] == [A]
+    finally:
+        channel.close()
+        await second.stop()
+        await first.stop()
