@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' core/splitwatt_core/__init__.py)
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane demo test test-papers lint bench bench-sim reproduce $(PAGES) house generate images
+.PHONY: setup controlplane demo test test-demo test-papers lint bench bench-sim reproduce $(PAGES) house generate images
 
 setup: .venv/.stamp
 
@@ -21,8 +21,12 @@ demo: controlplane
 	$(BIN)/splitwatt demo $(ARGS)
 
 test: controlplane
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
+
+# The demo as a user plays it, alone on the machine.
+test-demo: controlplane
+	$(BIN)/python -m pytest tests/demo $(ARGS)
 
 # What only reproduces published results; no other room stands on it.
 test-papers: setup

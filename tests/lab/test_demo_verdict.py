@@ -1,11 +1,10 @@
-"""The demo's judge acquits a sound operator and convicts a broken one, on the same real parts."""
+"""The demo's judge convicts a broken operator, on real parts. That it acquits a sound one is shown by tests/demo, alone."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,23 +25,6 @@ def passed(out: Path) -> dict[str, object]:
     """What the report says of the first pass."""
     found: dict[str, object] = json.loads((out / "report.json").read_text())["passes"][0]
     return found
-
-
-def test_a_sound_operator_keeps_every_budget(tmp_path: Path) -> None:
-    """As a user types it, in the shape that a user gets."""
-    splitwatt = Path(sys.executable).with_name("splitwatt")
-    command = [str(splitwatt), "demo", "--headless", "--minutes", "1", "--out", str(tmp_path)]
-    played = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert played.returncode == 0, played.stdout + played.stderr
-    assert "budget violations: 0.0 s" in played.stdout
-    report = passed(tmp_path)
-    assert report["budget_violations_s"] == 0.0
-    budgets = report["budgets"]
-    assert isinstance(budgets, dict) and set(budgets) == {"row-a", "rack-a1", "rack-a2"}
-    assert all(count["judged_s"] > 20 for count in budgets.values())
-    assert all(count["charge_over_s"] == 0 for count in budgets.values())
-    assert report["patch_to_enforced_s"] is not None, "the cut bit: a cap had to fall"
-    assert report["clusters"], "requests were served"
 
 
 def test_a_broken_allocator_is_convicted(tmp_path: Path) -> None:
