@@ -9,8 +9,8 @@ from support.explorer import ACTIONS, WEIGHTS, Explorer
 from support.world import World
 
 EVENTS_PER_WALK = 500
-WALKS = 26
-"""Two policies as they are shipped on three fleets, and two that change locks much on the rich one: 8 x 26 x 500 events."""
+WALKS = 34
+"""Two policies as they are shipped on three fleets, and two that change locks much on the rich one: 8 x 34 x 500 events."""
 FLEETS = {"small": (1, 1, False), "wide": (2, 2, False), "rich": (1, 2, True)}
 WALKED = [(policy, fleet) for policy in ("Uniform", "PhaseAware") for fleet in FLEETS] + [("Polca", "rich"), ("Clocked", "rich")]
 
