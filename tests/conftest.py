@@ -36,7 +36,14 @@ LONGEST_FIRST = (
 """Files of a minute and more, longest first: begun late, one of them would run on when every other worker is done."""
 
 
+COVERING = (REPOSITORY / "tests" / "core", REPOSITORY / "tests" / "protocol")
+"""Whose tests are watched line by line: they cover the core by themselves, and watching costs every other test a third."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent not in COVERING:
+            item.add_marker(pytest.mark.no_cover)
     rank = {REPOSITORY / "tests" / name: at for at, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
