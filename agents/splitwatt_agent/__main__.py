@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from splitwatt_client import ConfigurationError
 from splitwatt_shell.address import AddressError, parse_address
 from splitwatt_shell.serve import ListenError
+from splitwatt_shell.supervise import run_main
 
 from splitwatt_agent.agent import AgentSettings, run
 from splitwatt_agent.nvml import PynvmlPort
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        asyncio.run(run(settings, PynvmlPort()))
+        run_main(run(settings, PynvmlPort()))
     except (StateDirError, ListenError, ConfigurationError) as error:
         sys.stderr.write(f"splitwatt-agent: {error}\n")
         return 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,11 @@ from splitwatt_client.errors import ApiError, ConfigurationError, OutcomeUnknown
 from splitwatt_client.reading import Object, ObjectList
 from splitwatt_client.resources import ResourceType, resource_of
 
+log = logging.getLogger(__name__)
+
 DEFAULT_REQUEST_TIMEOUT_S: Final = 10.0
+CLOSE_S: Final = 3.0
+"""Closing takes no longer, whatever the peer does."""
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
@@ -107,7 +112,11 @@ class Connection:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self._client.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._client.close()
+        except TimeoutError:
+            log.warning("the connection to the API server would not close; it is left behind")
 
     # ------------------------------------------------------------------------------------------------------- reading
 

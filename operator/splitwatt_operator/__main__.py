@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
+
+from splitwatt_shell.supervise import run_main
 
 from splitwatt_operator.app import Application
 from splitwatt_operator.logs import configure
@@ -11,10 +12,10 @@ from splitwatt_operator.options import Options, parse
 
 
 def main() -> int:
-    """Exit codes: 0 stopped by a signal, 1 failed, 2 wrong usage, 3 superseded by a higher term."""
+    """Exit codes: 0 stopped by a signal, 1 failed, 2 wrong usage, 3 superseded by a higher term, 4 stuck at the end."""
     options = parse()
     configure(options.log_level)
-    return asyncio.run(_run(options))
+    return run_main(_run(options))
 
 
 async def _run(options: Options) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 from pathlib import Path
 
 from splitwatt_client import ApiError
 from splitwatt_shell.serve import ListenError
+from splitwatt_shell.supervise import run_main
 from splitwatt_truth.trace import TraceError
 
 from splitwatt_twin.app import run
@@ -31,7 +31,7 @@ def main() -> int:
     try:
         config = load(args.config)
         rows = None if config.trace is None else read_trace(config.trace)
-        asyncio.run(run(config, rows))
+        run_main(run(config, rows))
     except (ConfigError, TraceError, UnknownGpuError, ApiError, ListenError, OSError) as error:
         sys.stderr.write(f"splitwatt_twin: {error}\n")
         return 1

@@ -25,7 +25,7 @@ from splitwatt_client.resources import INFERENCE_CLUSTERS, PODS
 from splitwatt_core.clusters import PRIORITY_HIGH
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_shell.serve import serve
-from splitwatt_shell.supervise import first_to_end, on_stop_signal
+from splitwatt_shell.supervise import end_all, first_to_end, on_stop_signal
 from splitwatt_truth.trace import TraceRow
 
 from splitwatt_twin.config import LOW_PRIORITY_SHARE, TwinConfig
@@ -98,9 +98,7 @@ class Twin:
             try:
                 await first_to_end(stop=self._stop.wait(), pulse=self._pulse(connection), pods=self._watch_pods(connection))
             finally:
-                for lookup in self._lookups:
-                    lookup.cancel()
-                await asyncio.gather(*self._lookups, return_exceptions=True)
+                await end_all(set(self._lookups))
         return self._results.summary(self._fleet.clusters)
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unkno
 from splitwatt_core.budget.keeper import Rejected as NotWritten
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
+from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.pen import NotSent, Pen, Stored
 
@@ -59,9 +60,7 @@ class Performer:
 
     async def stop(self) -> None:
         """Give up what is under way: as unknown as a time-out, and charged all the same by whoever comes next (R4)."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(set(self._tasks))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -21,6 +21,7 @@ from splitwatt_client.errors import OutcomeUnknown, Rejected
 from splitwatt_core.budget.keeper import BudgetReport
 from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
+from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
 from splitwatt_operator.pen import NotSent, Pen, Stored
@@ -96,9 +97,7 @@ class BudgetStatuses:
                 self._offer(name, shown, unreadable_status(sentence, shown.status, generation=generation, now_s=now_s))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(set(self._tasks))
 
     def _shown_of(self, budget: JsonObject) -> _Shown:
         """What stands in the status now: our last write, or what a predecessor left."""

@@ -13,7 +13,7 @@ from aiohttp import web
 from splitwatt_nvml_twin.build import BuildError
 from splitwatt_shell.address import Address
 from splitwatt_shell.serve import ListenError, listening
-from splitwatt_shell.supervise import first_to_end, on_stop_signal
+from splitwatt_shell.supervise import first_to_end, on_stop_signal, run_main
 
 from splitwatt_twin.gpus import UnknownGpuError
 from splitwatt_twin.pod.api import application
@@ -50,7 +50,7 @@ def main() -> int:
     if settings.ignored:
         log.info("without effect on an emulated engine: %s", " ".join(settings.ignored))
     try:
-        asyncio.run(run(settings))
+        run_main(run(settings))
     except (BuildError, ListenError, TooFewGpusError, UnknownGpuError, OSError) as error:
         sys.stderr.write(f"splitwatt_twin.pod: {error}\n")
         return 1
