@@ -71,12 +71,14 @@ M_RACK_POWER_WATTS: Final = "rack_power_watts"
 
 # The operator's own doings.
 M_API_WRITES: Final = "splitwatt_api_writes_total"
+M_API_REFUSALS: Final = "splitwatt_api_refusals_total"
 M_DECISION_SECONDS: Final = "splitwatt_decision_seconds"
 M_QUERY_FAILURES: Final = "splitwatt_query_failures_total"
 M_EVENTS_DROPPED: Final = "splitwatt_events_dropped_total"
 M_OPERATOR_ACTIVE: Final = "splitwatt_operator_active"
 M_OPERATOR_TERM: Final = "splitwatt_operator_term"
 L_KIND: Final = "kind"
+L_CODE: Final = "code"
 
 # vLLM's own metric names (engines of version 0.10 and later), which the emulated engines expose as well.
 M_VLLM_RUNNING: Final = "vllm:num_requests_running"

@@ -41,6 +41,7 @@ KEEPALIVE_PROBES: Final = 3
 APPLY: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
+METADATA_ALONE: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 def _open_socket(address: tuple[Any, ...]) -> socket.socket:
@@ -153,6 +154,27 @@ class Connection:
             item.setdefault("kind", resource.kind)
         return ObjectList(items=tuple(items), resource_version=str(answer["metadata"]["resourceVersion"]))
 
+    async def list_metadata(self, resource: ResourceType, *, label_selector: str | None = None) -> ObjectList:
+        """`list` without what makes objects large: items have `metadata` alone."""
+        answer = await self.request_json(
+            "GET",
+            resource.path(),
+            query=selectors(name=None, label_selector=label_selector, field_selector=None),
+            accept=METADATA_ALONE,
+        )
+        return ObjectList(items=tuple(answer.get("items") or ()), resource_version=str(answer["metadata"]["resourceVersion"]))
+
+    async def served(self, api_version: str) -> frozenset[str]:
+        """The plurals that discovery knows of a group's version ("v1", "apps/v1"); none when it does not know the version."""
+        prefix = "/apis" if "/" in api_version else "/api"
+        try:
+            answer = await self.request_json("GET", f"{prefix}/{api_version}")
+        except Rejected as refusal:
+            if refusal.not_found:
+                return frozenset()
+            raise
+        return frozenset(row["name"] for row in answer.get("resources") or ())
+
     # ------------------------------------------------------------------------------------------------------- writing
     # Each may raise Rejected or OutcomeUnknown. A cancelled write is as unknown as one that timed out.
 
@@ -252,12 +274,13 @@ class Connection:
         query: Sequence[tuple[str, str]] = (),
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         """One request, also for paths that have no method here (token requests, evictions).
 
         Raises Rejected, OutcomeUnknown."""
         limits = aiohttp.ClientTimeout(total=self._request_timeout_s)
-        response = await self.open(method, path, query=query, body=body, content_type=content_type, limits=limits)
+        response = await self.open(method, path, query=query, body=body, content_type=content_type, accept=accept, limits=limits)
         try:
             data = await response.read()
             answer: Object = json.loads(data)
@@ -274,6 +297,7 @@ class Connection:
         query: Sequence[tuple[str, str]] = (),
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         """The 2xx response, unread: the caller reads and closes it. Raises Rejected, OutcomeUnknown."""
@@ -284,6 +308,7 @@ class Connection:
                 body=body,
                 query_params=list(query),
                 content_type=content_type,
+                header_params={"Accept": accept},
                 serialize=False,
                 _request_timeout=limits,
             )

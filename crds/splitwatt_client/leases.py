@@ -8,11 +8,16 @@ was sent, less a margin. A record is seen only after it was sent, so a holder's 
 A term is new for every acquisition: max(`spec.leaseTransitions`, the caller's floor) + 1, stored in `leaseTransitions`
 by the very write that takes the Lease. It is therefore never used twice, also not by a process that restarts with the
 same name, since each `HeldLease` adds its own random suffix to the identity.
+
+A holding outlives a silence in which nobody else took the Lease. While no renewal succeeds, `held` is False and nothing may
+be sent; whether it goes on, with the same term, is for the API server to say: either the renewal is accepted, which is
+bound to the version of our own last one, or an uncached read shows our own record (uid, holder, term) still standing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +28,8 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Object
 from splitwatt_client.resources import LEASES
+
+log = logging.getLogger(__name__)
 
 DEFAULT_DURATION_S: Final = 10
 MARGIN_FRACTION: Final = 0.2
@@ -40,7 +47,7 @@ class LeaseLostError(ApiError):
 
 
 class HeldLease:
-    """One candidacy for one Lease, then its holding. Not reusable: after a loss start a new process."""
+    """One candidacy for one Lease, then its holding. Not reusable: after a loss begin another, with a new term."""
 
     def __init__(
         self,
@@ -63,6 +70,10 @@ class HeldLease:
         self._uid = ""
         self._acquired_at = ""
         self._held_until_s = float("-inf")
+        self.judged_s = time.monotonic()
+        """When the API server last said whose the Lease is: ours by a renewal, or not ours. Monotonic; at first, now."""
+        self.tried_s = time.monotonic()
+        """When an attempt to take, keep or regain it last ended, in whatever way."""
 
     @property
     def term(self) -> int:
@@ -81,7 +92,7 @@ class HeldLease:
         seen_version, seen_since_s = "", 0.0
         while True:
             try:
-                lease = await self._connection.get(LEASES, self._name, namespace=self._namespace)
+                lease = await self._read()
                 if lease is not None and lease["metadata"]["resourceVersion"] != seen_version:
                     seen_version, seen_since_s = lease["metadata"]["resourceVersion"], time.monotonic()
                 if (lease is None or self._vacant(lease, seen_since_s)) and await self._take(lease, await floor()):
@@ -89,17 +100,20 @@ class HeldLease:
             except OutcomeUnknown:
                 # A take-over that landed unnoticed carries our identity and is recognised by the next read.
                 pass
+            self.tried_s = time.monotonic()
             await asyncio.sleep(self._duration_s / POLLS_PER_DURATION)
 
     async def keep(self) -> None:
-        """Renew until cancelled. Raises LeaseLostError as soon as the loss is certain or `held` has run out."""
+        """Renew until cancelled, through silences of any length; ask `held`. Raises LeaseLostError once the loss is certain."""
         while True:
-            await asyncio.sleep(self._duration_s / RENEWALS_PER_DURATION)
+            held = self.held(time.monotonic())
+            await asyncio.sleep(self._duration_s / (RENEWALS_PER_DURATION if held else POLLS_PER_DURATION))
             try:
                 await self._renew()
             except OutcomeUnknown as unknown:
-                if not self.held(time.monotonic()):
-                    raise LeaseLostError(f"lease {self._name} ran out while the API server was silent") from unknown
+                log.info("lease %s not renewed: %s", self._name, unknown)
+            finally:
+                self.tried_s = time.monotonic()
 
     async def release(self) -> None:
         """Give the Lease up at once, so that a successor need not wait. Best effort; harmless when not held."""
@@ -155,13 +169,28 @@ class HeldLease:
                     raise LeaseLostError(f"lease {self._name} was not renewed in time: {refusal}") from refusal
                 return  # a refusal may pass (a role binding being replaced); the clock decides
             # Either an earlier renewal of unknown outcome had landed, or the Lease is somebody else's now.
-            lease = await self._connection.get(LEASES, self._name, namespace=self._namespace)
-            spec = (lease or {}).get("spec") or {}
-            if lease is None or spec.get("holderIdentity") != self.identity:
+            lease = await self._read()
+            if lease is None or not self._stands(lease):
                 self._held_until_s = float("-inf")
-                holder = "nobody" if lease is None else spec.get("holderIdentity") or "nobody"
+                holder = ((lease or {}).get("spec") or {}).get("holderIdentity") or "nobody"
                 raise LeaseLostError(f"lease {self._name} is held by {holder} now") from refusal
             self._version = lease["metadata"]["resourceVersion"]  # the next renewal is due soon and carries this one
+
+    async def _read(self) -> Object | None:
+        lease = await self._connection.get(LEASES, self._name, namespace=self._namespace)
+        self.judged_s = time.monotonic()
+        return lease
+
+    def _stands(self, lease: Object) -> bool:
+        """Whether this is our own record, and nobody else's was ever written over it: not another term, not a Lease made anew,
+        not one from before our last renewal, as after a restore."""
+        meta, spec = lease["metadata"], lease.get("spec") or {}
+        return (
+            meta["uid"] == self._uid
+            and int(meta["resourceVersion"]) >= int(self._version)
+            and spec.get("holderIdentity") == self.identity
+            and spec.get("leaseTransitions") == self._term
+        )
 
     async def _write(self, *, holder: str, term: int, version: str, uid: str) -> None:
         body = self._body(holder=holder, term=term)
@@ -175,6 +204,7 @@ class HeldLease:
         self._version = written["metadata"]["resourceVersion"]
         self._uid = written["metadata"]["uid"]
         self._held_until_s = sent_s + self._duration_s * (1.0 - MARGIN_FRACTION)
+        self.judged_s = time.monotonic()
 
     def _body(self, *, holder: str, term: int) -> dict[str, Any]:
         return {

@@ -1,14 +1,16 @@
 """The process: one store and its watches for life, one reign after another while the Lease is ours.
 
-A standby watches too, so that it takes over with a full store. Losing the Lease to silence (an API server that was away)
-ends the reign and begins a new candidacy with a new term, exactly as a new process would; a higher term ends the process
-(R2). SIGTERM and SIGINT stop everything at once: sending stops, the Lease is given up, no cap changes.
+A standby watches too, so that it takes over with a full store. A reign outlasts an API server that was away, unless
+somebody took the Lease meanwhile. Losing it otherwise (it was deleted, or given away by hand) begins a new candidacy with a
+new term, exactly as a new process would; a higher term ends the process (R2). SIGTERM and SIGINT stop everything at once:
+sending stops, the Lease is given up, no cap changes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -25,6 +27,7 @@ from splitwatt_operator.budgets.loop import SupersededError
 from splitwatt_operator.cluster.canary import BlindError
 from splitwatt_operator.cluster.credentials import KopfLogin
 from splitwatt_operator.cluster.resync import Resync
+from splitwatt_operator.cluster.sight import Sight
 from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.cluster.watch import WatchError, Watches
@@ -39,6 +42,10 @@ log = logging.getLogger(__name__)
 LEASE_DURATION_S: Final = 15
 REQUEST_TIMEOUT_S: Final = 5.0
 READ_RETRY_S: Final = 1.0
+LEASE_SILENCE_S: Final = 60.0
+"""Whoever seeks the Lease hears that often, at least, whose it is; unless the API server is silent to everybody."""
+HEARING_S: Final = 30.0
+"""An API server that the watches have heard for this long is not silent to everybody."""
 
 EXIT_STOPPED: Final = 0
 EXIT_FAILED: Final = 1
@@ -53,7 +60,9 @@ class Application:
         self._options = options
         self._lease_key = Key(options.namespace, LEASE_NAME)
         self._stop = asyncio.Event()
+        self._lease: HeldLease | None = None
         self._reign: Reign | None = None
+        self._watches: Watches | None = None
 
     async def run(self) -> int:
         try:
@@ -88,20 +97,27 @@ class Application:
             prometheus = await stack.enter_async_context(PrometheusClient(options.prometheus_url))
             recorder = Recorder(metrics, instance=options.identity)
             realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions)
-            watches = Watches(store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals)
+            self._watches = watches = Watches(
+                store,
+                KopfLogin(options.kubeconfig),
+                connection,
+                own_lease=self._lease_key,
+                after_spawn=self._take_signals,
+            )
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
-            await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync))
+            sight = Sight(store, connection, blind=watches.restart)
+            await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync, sight))
 
-    async def _work(self, realm: LastingParts, watches: Watches, resync: Resync) -> None:
-        """kopf resolves its resources once, so the lists must have succeeded before it starts."""
+    async def _work(self, realm: LastingParts, watches: Watches, resync: Resync, sight: Sight) -> None:
+        """Nothing begins before every kind could be listed once."""
         await resync.first()
-        await first_to_end(kopf=watches.run(), resync=resync.run(), rule=self._rule(realm, resync))
+        await first_to_end(kopf=watches.run(), resync=resync.run(), sight=sight.run(), rule=self._rule(realm, resync))
 
     async def _rule(self, realm: LastingParts, resync: Resync) -> None:
         """Candidacy, reign, and again."""
         while True:
             log.info("waiting for the Lease", extra={"lease": LEASE_NAME, "namespace": self._options.namespace})
-            lease = HeldLease(
+            self._lease = lease = HeldLease(
                 realm.connection,
                 namespace=self._options.namespace,
                 name=LEASE_NAME,
@@ -110,12 +126,12 @@ class Application:
                 duration_s=LEASE_DURATION_S,
             )
             await lease.acquire(lambda: highest_term(realm.connection))
-            await resync.first()  # what happened while we waited counts as well
-            self._reign = Reign(realm, lease, lease_key=self._lease_key)
+            self._reign = Reign(realm, lease, lease_key=self._lease_key, complete=resync.first)
             try:
                 await self._reign.run()
             except LeaseLostError as loss:
                 log.warning("reign over: %s", loss, extra={"term": lease.term})
+                self._lease = None
                 await self._refuse_if_superseded(realm.connection, lease.term)
             finally:
                 self._reign = None
@@ -135,10 +151,23 @@ class Application:
             raise SupersededError(f"the Lease carries term {found}, above ours ({term})")
 
     def _health(self) -> str | None:
-        return None if self._reign is None else self._reign.problem()
+        problem = None
+        if self._lease is not None and self._watches is not None:
+            now_s = time.monotonic()
+            problem = lease_problem(self._lease, hearing_s=self._watches.hearing_s(now_s), now_s=now_s)
+        return problem or (None if self._reign is None else self._reign.problem())
 
     def _take_signals(self) -> None:
         on_stop_signal(self._stop.set)
+
+
+def lease_problem(lease: HeldLease, *, hearing_s: float, now_s: float) -> str | None:
+    """One sentence when nothing was heard of the Lease for too long, though somebody should have asked, or was answered:
+    `hearing_s` says for how long the API server has answered the watches. Its silence alone is nobody's fault in here."""
+    silent_s = now_s - lease.judged_s
+    if silent_s < LEASE_SILENCE_S or (now_s - lease.tried_s < LEASE_SILENCE_S and hearing_s < HEARING_S):
+        return None
+    return f"the Lease was neither held nor refused for {silent_s:.0f} s: no cap can be moved from here"
 
 
 async def highest_term(connection: Connection) -> int:

@@ -28,6 +28,9 @@ class Metrics:
         self._posture = gauge(names.M_BUDGET_POSTURE, "0 Adopting, 1 Normal, 2 Trim, 3 Shed, 4 Brake", _BUDGET)
         self._fresh = gauge(names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _BUDGET)
         self.api_writes = Counter(names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry)
+        self.api_refusals = Counter(
+            names.M_API_REFUSALS, "Writes that the API server refused", (names.L_KIND, names.L_CODE), registry=registry
+        )
         self.query_failures = Counter(names.M_QUERY_FAILURES, "Prometheus queries without an answer", registry=registry)
         self.events_dropped = Counter(names.M_EVENTS_DROPPED, "Events not sent, for their number", registry=registry)
         self.decision_s = Histogram(
@@ -43,6 +46,10 @@ class Metrics:
     def count_write(self, kind: str) -> None:
         """`kind` is the Kubernetes kind, with its subresource after a slash."""
         self.api_writes.labels(kind).inc()
+
+    def count_refusal(self, kind: str, status: int) -> None:
+        """`status` is the HTTP status."""
+        self.api_refusals.labels(kind, str(status)).inc()
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
         for gone in self._shown - reports.keys():

@@ -4,7 +4,8 @@ Invariant (R2): nothing leaves unless the Lease is surely held at that very mome
 each send by itself, after the send has waited for its turn, so that of a burst nothing follows once the Lease is in doubt.
 
 A send ends in one of four outcomes, which are returned and not raised, so that each caller says what it makes of each: stored;
-rejected, so nothing was stored; unknown, so it may have been or may yet be; not sent. Only what is sent is counted.
+rejected, so nothing was stored; unknown, so it may have been or may yet be; not sent. Only what is sent is counted, and
+what of it was refused.
 
 The other rooms hold a `Reader`, which cannot write; import-linter keeps `Connection` from them. Not the pen's are the
 writes of the Lease itself (`splitwatt_client.leases`): they establish what the pen asks for, and each is bound to the version
@@ -101,5 +102,8 @@ class Pen:
             self._metrics.count_write(kind)
             try:
                 return Stored(await request())
-            except (Rejected, OutcomeUnknown) as outcome:
+            except Rejected as refusal:
+                self._metrics.count_refusal(kind, refusal.status)
+                return refusal
+            except OutcomeUnknown as outcome:
                 return outcome

@@ -1,5 +1,9 @@
 """One reign: what the active replica does from taking the Lease to losing it, with one term and one keeper.
 
+A pause in which the API server was silent and nobody else took the Lease is part of it: nothing is decided or sent, and
+afterwards it goes on with the same term and all that it remembers. What it sent before and knows no outcome of stays charged
+(R6), and no stamp is due, for the stamps that stand are of this term (R3).
+
 Whoever reigns next, here or elsewhere, starts from nothing but the stamps on the NodePowers (R3): a reign leaves no state
 behind in memory, and the API server's fence (R2) holds off what it may still have under way. Nothing is sent at the end
 of a reign, in particular nothing that would raise a cap (I5).
@@ -8,9 +12,8 @@ of a reign, in particular nothing that would raise a cap (I5).
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
 
 from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
@@ -34,9 +37,6 @@ from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
 
-MAX_STEP_AGE_S: Final = 10.0
-"""A budget loop that has not decided for this long is stuck."""
-
 
 @dataclass(frozen=True, slots=True)
 class LastingParts:
@@ -52,9 +52,10 @@ class LastingParts:
 
 
 class Reign:
-    """Built once the Lease is held; `run` until something ends it, and raise that."""
+    """Built once the Lease is held; `run` until something ends it, and raise that. `complete` returns once the store holds
+    what the API server holds."""
 
-    def __init__(self, realm: LastingParts, lease: HeldLease, *, lease_key: Key) -> None:
+    def __init__(self, realm: LastingParts, lease: HeldLease, *, lease_key: Key, complete: Callable[[], Awaitable[None]]) -> None:
         store, connection, metrics = realm.store, realm.connection, realm.metrics
         self._realm = realm
         self._lease = lease
@@ -72,42 +73,53 @@ class Reign:
             recorder=realm.recorder,
             metrics=metrics,
             decisions=realm.decisions,
+            held=lease.held,
+            complete=complete,
+            reigning=self._reigning,
         )
         self._canary = Canary(store, metrics, lease=lease_key, identity=lease.identity, held=lease.held)
 
     async def run(self) -> None:
         """Never returns by itself. Raises LeaseLostError, SupersededError, BlindError, or a bug's exception."""
-        realm = self._realm
-        realm.metrics.active.set(1)
-        realm.metrics.term.set(self._lease.term)
-        log.info("reigning", extra={"term": self._lease.term, "identity": self._lease.identity})
+        self._realm.metrics.term.set(self._lease.term)
         try:
-            await first_to_end(
-                lease=self._lease.keep(),
-                budgets=self._loop.run(),
-                telemetry=self._loop.measure(),
-                canary=self._canary.run(),
-                events=realm.recorder.run(self._pen),
-                serving=serving.run(
-                    realm.store,
-                    realm.view,
-                    realm.connection,
-                    self._pen,
-                    self._keeper,
-                    recorder=realm.recorder,
-                    prometheus=realm.prometheus,
-                ),
-            )
+            await first_to_end(lease=self._lease.keep(), reign=self._parts())
         finally:
-            realm.metrics.active.set(0)
+            self._realm.metrics.active.set(0)
             await self._performer.stop()
             await self._statuses.stop()
 
+    async def _parts(self) -> None:
+        realm = self._realm
+        await self._loop.begin()
+        self._reigning(True)
+        await first_to_end(
+            budgets=self._loop.run(),
+            telemetry=self._loop.measure(),
+            canary=self._canary.run(),
+            events=realm.recorder.run(self._pen),
+            serving=serving.run(
+                realm.store,
+                realm.view,
+                realm.connection,
+                self._pen,
+                self._keeper,
+                recorder=realm.recorder,
+                prometheus=realm.prometheus,
+            ),
+        )
+
+    def _reigning(self, on: bool) -> None:
+        self._realm.metrics.active.set(on)
+        about = {"term": self._lease.term, "identity": self._lease.identity}
+        if on:
+            log.info("reigning", extra=about)
+        else:
+            log.warning("reign over until the Lease is ours again: not renewed in time, nothing is decided or sent", extra=about)
+
     def problem(self) -> str | None:
         """One sentence when this reign is not well."""
-        if (age_s := time.monotonic() - self._loop.stepped_s) > MAX_STEP_AGE_S:
-            return f"no budget decision for {age_s:.0f} s"
-        return self._canary.problem()
+        return self._loop.problem() or self._canary.problem() or self._performer.problem()
 
     def _wake(self) -> None:
         self._loop.wake.set()

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Coroutine
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 log = logging.getLogger(__name__)
@@ -84,9 +85,10 @@ def _standing(tasks: Collection[asyncio.Task[Any]]) -> str:
     """Each task's name and where it stands, from its own coroutine down to the one that waits."""
     told = []
     for task in tasks:
-        places, coro = [], task.get_coro()
+        places: list[str] = []
+        coro: Any = task.get_coro()
         while (frame := getattr(coro, "cr_frame", None)) is not None:
-            places.append(f"{frame.f_code.co_qualname} ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})")
+            places.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})")
             coro = getattr(coro, "cr_await", None)
         told.append(f"{task.get_name()} in {' > '.join(places) or repr(coro)}")
     return "; ".join(told)
@@ -100,7 +102,7 @@ def run_main(main: Coroutine[Any, Any, T]) -> T:
             try:
                 return runner.run(main)
             finally:
-                faulthandler.dump_traceback_later(STOP_S, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(STOP_S, exit=True, file=sys.__stderr__ or 2)
     finally:
         faulthandler.cancel_dump_traceback_later()
 

@@ -91,12 +91,78 @@ async def test_a_holder_without_answers_stops_before_anybody_else_starts(
         keeping = asyncio.create_task(holder.keep())
         await asyncio.sleep(DURATION_S / 2)
         proxy.answers = False  # renewals still land: their outcome is unknown to the holder
-        with pytest.raises(LeaseLostError):
-            await asyncio.wait_for(keeping, PATIENCE_S)
-        assert not holder.held(time.monotonic())
+        await no_longer_held(holder)
+        proxy.accepts = False
+        proxy.cut()
         lost_s = time.monotonic()
         assert await acquired(candidate(api, namespace)) == 2
         assert time.monotonic() > lost_s
+        proxy.accepts = proxy.answers = True
+        proxy.cut()
+        with pytest.raises(LeaseLostError, match="is held by same-name_"):
+            await asyncio.wait_for(keeping, PATIENCE_S)
+        assert not holder.held(time.monotonic())
+
+
+async def no_longer_held(holder: HeldLease) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while holder.held(time.monotonic()):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+
+
+async def held_again(holder: HeldLease) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not holder.held(time.monotonic()):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+
+
+async def test_a_silence_in_which_nobody_took_it_is_outlived_with_the_same_term(
+    control_plane: ControlPlane, api: Connection, namespace: str, tmp_path: Path
+) -> None:
+    async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=1.0) as shaky:
+        holder = candidate(shaky, namespace)
+        await acquired(holder)
+        keeping = asyncio.create_task(holder.keep())
+        for _ in range(2):
+            proxy.answers = False
+            await no_longer_held(holder)
+            await asyncio.sleep(DURATION_S)
+            proxy.answers = True
+            proxy.cut()
+            await held_again(holder)
+        stored = await api.get(LEASES, "power", namespace=namespace)
+        assert stored is not None
+        assert (stored["spec"]["leaseTransitions"], stored["spec"]["holderIdentity"]) == (1, holder.identity)
+        assert holder.term == 1
+        assert time.monotonic() - holder.judged_s < DURATION_S
+        keeping.cancel()
+
+
+@pytest.mark.parametrize("how", ["another term", "made anew", "given back"])
+async def test_a_lease_that_was_anybody_elses_meanwhile_is_lost(
+    control_plane: ControlPlane, api: Connection, namespace: str, tmp_path: Path, how: str
+) -> None:
+    """Also where its record names us in the end."""
+    async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=1.0) as shaky:
+        holder = candidate(shaky, namespace)
+        await acquired(holder)
+        keeping = asyncio.create_task(holder.keep())
+        proxy.accepts = False
+        proxy.cut()
+        await no_longer_held(holder)
+        found = await api.get(LEASES, "power", namespace=namespace)
+        assert found is not None
+        if how == "made anew":
+            await api.delete(LEASES, "power", namespace=namespace)
+            body = {**found, "metadata": {"name": "power", "namespace": namespace}}
+            await api.create(body, field_manager="test")
+        else:
+            changed = {"leaseTransitions": 2} if how == "another term" else {"holderIdentity": ""}
+            await api.patch(LEASES, "power", {"spec": changed}, namespace=namespace, field_manager="test")
+        proxy.accepts = True
+        with pytest.raises(LeaseLostError):
+            await asyncio.wait_for(keeping, PATIENCE_S)
+        assert not holder.held(time.monotonic())
 
 
 async def test_a_renewal_that_landed_unheard_is_recognised(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from splitwatt_lab.controlplane import ControlPlane
 
 
 class FlakyProxy:
-    """`answers` False: requests go through, answers are swallowed. `connections` counts those ever accepted."""
+    """`answers` False: requests go through, answers are swallowed. `accepts` False: new connections are
+    hung up on. `connections` counts those ever accepted."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
         self.answers = True
+        self.accepts = True
         self.connections = 0
         self.port = 0
 
@@ -33,6 +35,9 @@ class FlakyProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if not self.accepts:
+            writer.transport.abort()
+            return
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
         except OSError:

@@ -3,6 +3,9 @@
 Telemetry runs beside it, so that a slow Prometheus never delays a decision; the loop itself awaits nothing but its own
 next turn. A change wakes it, but never more often than every `MIN_GAP_S`.
 
+While the Lease is not surely held it rests: what happens is noted, nothing is decided (a grace must not begin that nobody
+could act on, R9), and what the keeper remembers stays. It goes on once the Lease is held again, from complete lists.
+
 Protected: the store was complete before the first step (R3), and a plan that says "resign" sends nothing more (R2).
 """
 
@@ -11,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from splitwatt_core.budget.keeper import MIN_GAP_S, STEP_S, Keeper, Note, Plan
 from splitwatt_core.names import GROUP_VERSION
@@ -30,14 +35,21 @@ from splitwatt_operator.telemetry.meters import Readings, Telemetry
 log = logging.getLogger(__name__)
 
 
+HELD_POLL_S: Final = 0.1
+MAX_STEP_AGE_S: Final = 10.0
+"""A loop that holds the Lease and has not decided for this long is stuck."""
+MAX_LISTING_S: Final = 60.0
+"""And one that has waited this long for the lists it begins with."""
+
+
 class SupersededError(RuntimeError):
     """A higher term was seen: this process must stop at once."""
 
 
 class BudgetLoop:
-    """`run` and `measure` side by side until cancelled; `run` raises SupersededError.
-
-    `stepped_s` is the monotonic time of the last decision."""
+    """`run` and `measure` side by side until cancelled; `run` raises SupersededError. `held` says whether the Lease is surely
+    ours at a monotonic time, `complete` returns once the store holds what the API server holds, `reigning` is told when this
+    loop rests and goes on. Whoever runs it awaits `begin` first."""
 
     def __init__(
         self,
@@ -51,6 +63,9 @@ class BudgetLoop:
         recorder: Recorder,
         metrics: Metrics,
         decisions: DecisionLog,
+        held: Callable[[float], bool],
+        complete: Callable[[], Awaitable[None]],
+        reigning: Callable[[bool], None],
     ) -> None:
         self._store = store
         self._view = view
@@ -63,14 +78,21 @@ class BudgetLoop:
         self._metrics = metrics
         self._decisions = decisions
         self._readings = Readings()
+        self._held = held
+        self._complete = complete
+        self._reigning = reigning
+        self._listing = False
+        self._alive_s = time.monotonic()
+        """When it last decided, or began to wait for lists or for the Lease. Monotonic."""
         self.wake = asyncio.Event()
-        self.stepped_s = time.monotonic()
 
     async def run(self) -> None:
         changes = self._store.subscribe(FACT_KINDS, wake=self.wake)
         heartbeats = self._store.subscribe(QUIET_KINDS)
         try:
             while True:
+                if not self._held(time.monotonic()):
+                    await self._rest()
                 self.wake.clear()
                 now_s = time.time()
                 self._feeder.feed(changes.take(), now_s)
@@ -82,11 +104,36 @@ class BudgetLoop:
             self._store.unsubscribe(changes)
             self._store.unsubscribe(heartbeats)
 
+    async def begin(self) -> None:
+        """From complete lists: what happened while nobody decided counts as well."""
+        self._listing, self._alive_s = True, time.monotonic()
+        await self._complete()
+        self._listing, self._alive_s = False, time.monotonic()
+
+    async def _rest(self) -> None:
+        """Until the Lease is held and the store complete."""
+        self._reigning(False)
+        while not self._held(time.monotonic()):
+            while not self._held(time.monotonic()):
+                await asyncio.sleep(HELD_POLL_S)
+                self._alive_s = time.monotonic()
+            await self.begin()
+        self._reigning(True)
+
+    def problem(self) -> str | None:
+        """One sentence when it should decide and does not."""
+        age_s = time.monotonic() - self._alive_s
+        if not self._held(time.monotonic()):
+            return None
+        if self._listing:
+            return f"no complete lists of the cluster for {age_s:.0f} s: nothing is decided" if age_s > MAX_LISTING_S else None
+        return f"no budget decision for {age_s:.0f} s" if age_s > MAX_STEP_AGE_S else None
+
     def _step(self, now_s: float) -> Plan:
         started_s = time.perf_counter()
         plan = self._keeper.step(now_s)
         self._metrics.decision_s.observe(time.perf_counter() - started_s)
-        self.stepped_s = time.monotonic()
+        self._alive_s = time.monotonic()
         return plan
 
     def _perform(self, plan: Plan, now_s: float) -> None:

@@ -3,6 +3,9 @@
 Every spec goes through the pen (R2) and carries the uid and resourceVersion of the object it was decided on (R1). Outcomes
 are three, never two: written, not written, unknown (R6). Sends run concurrently under one bound; the keeper asks for no
 second one about the same object before it was told of the first.
+
+A refusal says that what the write was decided on is not what stands: the object is read afresh, past all watches, before
+the keeper is told. Whoever is refused again and again waits longer each time (`refusals`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 from splitwatt_shell.supervise import end_all
 
+from splitwatt_operator.budgets.refusals import Refusals
 from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,11 @@ class Performer:
         self._verifying: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
+        self._refusals = Refusals()
+
+    def problem(self) -> str | None:
+        """One sentence while no cap can be moved."""
+        return self._refusals.problem(time.monotonic())
 
     def start(self, plan: Plan) -> None:
         """Begin everything in `plan`; returns at once. Raises what an earlier part died of, if one did."""
@@ -81,6 +90,7 @@ class Performer:
         about = {"node": write.name, "term": write.spec.term}
         match await self._pen.apply(node_power_to_apply(write.name, write.uid, write.resource_version, write.spec)):
             case Stored(answer):
+                self._refusals.stored(write.name)
                 try:
                     return Written(node_power_from_wire(answer))
                 except ContractError as error:
@@ -90,10 +100,27 @@ class Performer:
                 return NotWritten(str(unsent))
             case Rejected() as refusal:
                 log.info("grant refused: %s", refusal, extra=about)
+                pause_s = self._refusals.refused(write.name, str(refusal), time.monotonic())
+                await self._read_afresh(write)
+                await asyncio.sleep(pause_s)
                 return NotWritten(str(refusal))
             case OutcomeUnknown() as error:
                 log.warning("grant of unknown outcome: %s", error, extra=about)
+                await asyncio.sleep(self._refusals.unanswered(write.name))
                 return Unknown(str(error))
+
+    async def _read_afresh(self, write: SpecWrite) -> None:
+        """What stands instead of the object that was written for. A failed read says nothing; an absent object is created
+        anew, and its charge stays (R8)."""
+        try:
+            async with self._reads:
+                found = await self._reader.get(NODE_POWERS, write.name)
+            if found is None:
+                self._keeper.on_node_power_gone(write.name, time.time(), write.uid)
+            else:
+                self._keeper.on_node_power(node_power_from_wire(found), time.time())
+        except (ApiError, ContractError) as error:
+            log.warning("not read afresh after a refusal: %s", error, extra={"node": write.name})
 
     async def _create(self, name: str) -> None:
         """Without spec (R3): the grants come later, tied to this object's uid."""
@@ -110,13 +137,17 @@ class Performer:
         manifest = {"apiVersion": GROUP_VERSION, "kind": "NodePower", "metadata": {"name": name}}
         match await self._pen.create(manifest):
             case Stored(answer):
+                self._refusals.stored(name)
                 return node_power_from_wire(answer)
             case NotSent():
                 return None
             case Rejected(conflict=True):
                 found = await self._reader.get(NODE_POWERS, name)
                 return None if found is None else node_power_from_wire(found)
-            case Rejected() | OutcomeUnknown() as error:
+            case Rejected() as refusal:
+                self._refusals.refused(name, str(refusal), time.monotonic())
+                raise refusal
+            case OutcomeUnknown() as error:
                 raise error
 
     async def _verify(self, name: str) -> None:

@@ -77,8 +77,8 @@ class Resync:
                     findings = await self._compare(watched, lag_allowed_s=LAG_ALLOWED_S)
                 except ApiError as failure:
                     log.warning("no resync of %s: %s", watched.resource.plural, failure)
-                    self._relisted.set()  # again, after the pause
-                    break
+                    self._relisted.set()  # again, after the pause; the other kinds have their turn all the same
+                    continue
                 if findings.added or findings.removed:
                     log.warning(
                         "the watch of %s had missed objects: %d new or newer, %d gone",

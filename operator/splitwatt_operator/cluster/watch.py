@@ -3,6 +3,9 @@
 kopf reconnects and relists by itself, but a relist does not tell which objects vanished meanwhile: `relisted` then asks
 for a `resync`. Handlers do nothing but store, so that no event ever waits for a decision.
 
+kopf asks once, at its start, which kinds the API server serves, and watches no other ever after. So it is started for
+those that are served, and anew as soon as another one is (a CustomResourceDefinition that was deleted and made again).
+
 Invariant: every event reaches the store, or the process ends; an operator that misses a fact must not decide.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +21,11 @@ from typing import Any, Final
 
 import kopf
 from splitwatt_client import resources
+from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_client.reading import Reader
 from splitwatt_client.resources import ResourceType
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY
+from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.cluster.credentials import KopfLogin
 from splitwatt_operator.cluster.store import Key, Kind, Store, key_of, version_of
@@ -28,6 +35,9 @@ log = logging.getLogger(__name__)
 NODE_LEASE_NAMESPACE: Final = "kube-node-lease"
 RECONNECT_DELAYS_S: Final = (0.2, 0.5, 1.0, 2.0)
 """Pauses of kopf between attempts to reach the API server; the last one repeats for as long as it takes."""
+HEARTBEAT_S: Final = 20.0
+"""Nodes renew their Leases every ten seconds: where there is a node, that much silence is the API server's."""
+SERVED_POLL_S: Final = 1.0
 MAX_RESTARTS: Final = 5
 RESTART_WINDOW_S: Final = 300.0
 
@@ -83,50 +93,116 @@ def kept_lease(key: Key, own: Key) -> bool:
 class Watches:
     """`run` until cancelled. `relisted` is set whenever a stream began anew and the store may hold what is gone."""
 
-    def __init__(self, store: Store, login: KopfLogin, *, own_lease: Key, after_spawn: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        login: KopfLogin,
+        reader: Reader,
+        *,
+        own_lease: Key,
+        after_spawn: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._login = login
+        self._reader = reader
         self._own_lease = own_lease
         self._after_spawn = after_spawn
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.relisted = asyncio.Event()
+        self._doubts: deque[str] = deque(maxlen=len(WATCHED))
+        self._doubted = asyncio.Event()
         self.events = 0
+        self._heard_s = self._hearing_since_s = float("-inf")
+
+    def hearing_s(self, now_s: float) -> float:
+        """For how long events have come without a pause of `HEARTBEAT_S`; 0 in such a pause. Monotonic."""
+        return now_s - self._hearing_since_s if now_s - self._heard_s < HEARTBEAT_S else 0.0
+
+    def restart(self, cause: str) -> None:
+        """Somebody found out that they no longer deliver. Counts as a stop of their own."""
+        self._doubts.append(cause)
+        self._doubted.set()
 
     async def run(self) -> None:
         """Restart kopf when it stops; raises WatchError when it stops too often."""
         loop = asyncio.get_running_loop()
         restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         while True:
-            cause = await self._run_once()
+            missing = await self._missing()
+            if missing:
+                log.error(
+                    "not watched, for the API server does not serve it: %s; install Splitwatt's CustomResourceDefinitions",
+                    ", ".join(sorted(watched.resource.plural for watched in missing)),
+                )
+            cause, planned = await self._run_once(missing)
             now_s = loop.time()
-            if len(restarts) == MAX_RESTARTS and now_s - restarts[0] < RESTART_WINDOW_S:
-                raise WatchError(f"watches stopped {MAX_RESTARTS} times in {RESTART_WINDOW_S:.0f} s, last: {cause}")
-            restarts.append(now_s)
+            if not planned:
+                if len(restarts) == MAX_RESTARTS and now_s - restarts[0] < RESTART_WINDOW_S:
+                    raise WatchError(f"watches stopped {MAX_RESTARTS} times in {RESTART_WINDOW_S:.0f} s, last: {cause}")
+                restarts.append(now_s)
             log.warning("watches stopped, starting them again: %s", cause)
-            await asyncio.sleep(RECONNECT_DELAYS_S[-1])
+            await asyncio.sleep(RECONNECT_DELAYS_S[0 if planned else -1])
             self.relisted.set()
 
-    async def _run_once(self) -> str:
-        tasks = await kopf.spawn_tasks(registry=self._registry(), settings=self._settings(), standalone=True, clusterwide=True)
+    async def _missing(self) -> frozenset[Watched]:
+        """The kinds that the API server does not serve now; asked for as long as it takes to hear."""
+        while True:
+            try:
+                served = {v: await self._reader.served(v) for v in {watched.resource.api_version for watched in WATCHED}}
+            except Rejected as refusal:
+                log.warning("cannot ask what the API server serves (%s): all kinds are watched", refusal)
+                return frozenset()
+            except ApiError as failure:
+                log.warning("waiting to hear what the API server serves: %s", failure)
+                await asyncio.sleep(SERVED_POLL_S)
+                continue
+            return frozenset(w for w in WATCHED if w.resource.plural not in served[w.resource.api_version])
+
+    async def _served_again(self, missing: frozenset[Watched]) -> str:
+        """Returns once one of them is served."""
+        while True:
+            await asyncio.sleep(SERVED_POLL_S)
+            if found := missing - await self._missing():
+                return f"{', '.join(sorted(watched.resource.plural for watched in found))} is served again"
+
+    async def _doubt(self) -> str:
+        await self._doubted.wait()
+        return "; ".join(self._doubts)
+
+    async def _run_once(self, missing: frozenset[Watched]) -> tuple[str, bool]:
+        """Why it ended, and whether that was for the better."""
+        self._doubted.clear()
+        self._doubts.clear()
+        kopf_tasks = await kopf.spawn_tasks(
+            registry=self._registry(missing), settings=self._settings(), standalone=True, clusterwide=True
+        )
+        tasks: list[asyncio.Task[Any]] = [*kopf_tasks, doubt := asyncio.create_task(self._doubt())]
+        served = asyncio.create_task(self._served_again(missing)) if missing else None
+        if served is not None:
+            tasks.append(served)
         self._after_spawn()  # kopf takes over the signal handlers; whoever owns the process takes them back
         try:
             done, _ = await asyncio.wait([*tasks, self._failed], return_when=asyncio.FIRST_COMPLETED)
             if self._failed in done and (error := self._failed.exception()) is not None:
                 raise WatchError(f"a watch event could not be stored: {error!r}") from error
-            causes = [repr(task.exception()) for task in done if not task.cancelled() and task.exception()]
-            return "; ".join(causes) or "kopf ended by itself"
+            if served in done:
+                assert served is not None
+                return served.result(), True
+            if doubt in done:
+                return doubt.result(), False
+            causes = [repr(error) for task in done if not task.cancelled() and (error := task.exception())]
+            return "; ".join(causes) or "kopf ended by itself", False
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
 
-    def _registry(self) -> kopf.OperatorRegistry:
+    def _registry(self, missing: frozenset[Watched]) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry, id="login", backoff=RECONNECT_DELAYS_S[-1])(self._login.login)
         for watched in WATCHED:
-            kopf.on.event(watched.group, watched.version, watched.resource.plural, registry=registry, id=watched.kind.value)(
-                self._handler(watched.kind)
-            )
+            if watched not in missing:
+                kopf.on.event(watched.group, watched.version, watched.resource.plural, registry=registry, id=watched.kind.value)(
+                    self._handler(watched.kind)
+                )
         return registry
 
     def _settings(self) -> kopf.OperatorSettings:
@@ -157,6 +233,10 @@ class Watches:
     def _take(self, kind: Kind, event_type: str | None, obj: dict[str, Any]) -> None:
         key = key_of(obj)
         self.events += 1
+        now_s = time.monotonic()
+        if now_s - self._heard_s >= HEARTBEAT_S:
+            self._hearing_since_s = now_s
+        self._heard_s = now_s
         if event_type is None:
             self.relisted.set()
         if kind is Kind.LEASE and not kept_lease(key, self._own_lease):

@@ -1,11 +1,14 @@
-"""The API server goes away and comes back: the reign ends by the operator's own clock, and nothing is forgotten.
+"""The API server, or a kind that it serves, goes away and comes back: the reign rests, and goes on with what it knows.
 
 These tests have a control plane of their own, for its controllers need a while to recover as well.
 """
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
 
 CRDS = sorted((Path(__file__).resolve().parents[3] / "crds").glob("*.yaml"))
+FREEZE_S = 27.0
+GONE_S = 15.0
+UNIFORM = {"type": "Uniform", "unassignedGpus": "Hold"}
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +47,124 @@ def test_the_api_server_goes_away_and_comes_back(datacenter: Any) -> None:
     budget = datacenter.budget("leaf", limitWatts=40000)
     operator = datacenter.active_operator()
     datacenter.eventually("a stamp", lambda: (datacenter.node_power(node.name) or {}).get("spec"))
-    before = operator.reigns()
+    before, spec = operator.reigns(), datacenter.node_power(node.name)["spec"]
     datacenter.plane.stop(Component.API_SERVER)
     try:
-        # Longer than the Lease lasts, so the reign must end by the operator's own clock.
-        datacenter.eventually("the reign ends", lambda: "reign over" in operator.text)
+        # Longer than the Lease lasts, so the reign must rest by the operator's own clock.
+        datacenter.eventually("the reign rests", lambda: "reign over" in operator.text)
         assert operator.process.running
         assert operator.healthy()
+        assert operator.metric("splitwatt_operator_active") == 0
+        decided = len(operator.decisions(budget))
+        time.sleep(2.0)
+        assert len(operator.decisions(budget)) == decided, "nothing is decided without the Lease"
     finally:
         datacenter.plane.start(Component.API_SERVER)
-    datacenter.eventually("a new reign", lambda: len(operator.reigns()) > len(before))
-    assert operator.reigns()[-1] > before[-1]
-    datacenter.eventually(
-        "the node is stamped anew", lambda: datacenter.node_power(node.name)["spec"]["term"] == operator.reigns()[-1]
-    )
+    datacenter.eventually("it reigns again", lambda: len(operator.reigns()) > len(before))
+    # Nobody took the Lease meanwhile: it is the same reign, and no node needs a new stamp.
+    assert set(operator.reigns()) == set(before)
+    assert operator.metric("splitwatt_operator_active") == 1
     # The watches came back too: a change is heard.
     datacenter.budget("leaf", limitWatts=41000)
     datacenter.eventually("the change is heard", lambda: operator.decisions(budget)[-1]["limit_w"] == 41000)
+    assert datacenter.node_power(node.name)["spec"] == spec
+
+
+def test_an_api_server_that_freezes_while_grants_are_under_way(datacenter: Any) -> None:
+    """Lost renewals, writes of unknown outcome and wakes all meet; the reign goes on with its term and its memory."""
+    datacenter.add_gpu_nodes("n1", "n2", gpus=2)
+    budget = datacenter.budget("leaf", limitWatts=30000, policy=UNIFORM, limitGraceSeconds=1)
+    operator = datacenter.active_operator()
+    datacenter.await_condition(budget, "Ready", "True")
+    [term] = set(operator.reigns())
+    for turn, limit_w in enumerate((5200, 5700, 5300), start=1):
+        datacenter.budget_limit(budget, limit_w)
+        datacenter.eventually("the change is heard", lambda w=limit_w: operator.decisions(budget)[-1]["limit_w"] == w)
+        datacenter.plane.group[Component.API_SERVER].send(signal.SIGSTOP)
+        try:
+            time.sleep(FREEZE_S)
+            assert operator.healthy()
+        finally:
+            datacenter.plane.group[Component.API_SERVER].send(signal.SIGCONT)
+        datacenter.eventually("it reigns again", lambda n=turn: len(operator.reigns()) > n)
+        thawed_s = time.monotonic()
+        datacenter.eventually("the caps fit", lambda w=limit_w: 4000 + 1.04 * sum(datacenter.caps_w()) <= w)
+        assert time.monotonic() - thawed_s < 30.0
+        assert set(operator.reigns()) == {term}
+        assert {datacenter.node_power(node)["spec"]["term"] for node in datacenter.twins} == {term}
+    assert "Traceback" not in operator.text
+
+
+def charge_w(datacenter: Any) -> float:
+    """Σ caps at the meter, as I1 counts it (two nodes)."""
+    return 4000 + 1.04 * sum(datacenter.caps_w())
+
+
+@contextmanager
+def without_kind(datacenter: Any, plural: str) -> Iterator[None]:
+    """Its CustomResourceDefinition is deleted, with all its objects, and made again at the end."""
+    plane, name = datacenter.plane, f"{plural}.splitwatt.io"
+    [file] = [file for file in CRDS if f"plural: {plural}" in file.read_text()]
+    plane.kubectl("delete", "crd", name, "--timeout=60s")
+    try:
+        yield
+    finally:
+        plane.kubectl("apply", "--server-side", "-f", file)
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", file)
+
+
+def refusals(operator: Any) -> float:
+    """Writes of NodePowers that were refused, whatever for."""
+    found = (operator.metric("splitwatt_api_refusals_total", kind="NodePower", code=str(code)) for code in (404, 405, 409, 422))
+    return sum(count or 0.0 for count in found)
+
+
+def test_node_powers_whose_kind_was_deleted_and_made_again(datacenter: Any) -> None:
+    datacenter.add_gpu_nodes("n1", "n2", gpus=2)
+    budget = datacenter.budget("leaf", limitWatts=30000, policy=UNIFORM, limitGraceSeconds=1)
+    operator = datacenter.active_operator()
+    datacenter.await_condition(budget, "Ready", "True")
+    before = {node: datacenter.node_power(node)["metadata"]["uid"] for node in datacenter.twins}
+    with without_kind(datacenter, "nodepowers"):
+        time.sleep(GONE_S)
+        datacenter.budget_limit(budget, 5200)
+        datacenter.eventually("other kinds are heard", lambda: operator.decisions(budget)[-1]["limit_w"] == 5200)
+    back_s = time.monotonic()
+    datacenter.eventually("the cut is obeyed", lambda: charge_w(datacenter) <= 5200)
+    assert time.monotonic() - back_s < 45.0
+    for node, uid in before.items():
+        made = datacenter.node_power(node)
+        assert made["metadata"]["uid"] != uid
+        assert made["status"]["observedUID"] == made["metadata"]["uid"]
+    datacenter.budget_limit(budget, 4900)
+    datacenter.eventually("the next one as well", lambda: charge_w(datacenter) <= 4900)
+    datacenter.await_condition(budget, "CapsEnforced", "True")
+    assert refusals(operator) < 40
+    assert operator.healthy()
+    assert len(operator.reigns()) == 1, "it never had to begin anew"
+
+
+@pytest.mark.parametrize("plural", ["powerbudgets", "inferenceclusters", "powerprofiles"])
+def test_another_kind_that_was_deleted_and_made_again(datacenter: Any, plural: str) -> None:
+    datacenter.add_gpu_nodes("n1", "n2", gpus=2)
+    budget = datacenter.budget("leaf", limitWatts=30000, policy=UNIFORM, limitGraceSeconds=1)
+    operator = datacenter.active_operator()
+    datacenter.await_condition(budget, "Ready", "True")
+    caps_w = datacenter.caps_w()
+    with without_kind(datacenter, plural):
+        datacenter.eventually("it is said", lambda: f"does not serve it: {plural}" in operator.text)
+        if plural != "powerbudgets":
+            datacenter.budget_limit(budget, 5200)
+            datacenter.eventually("other kinds are heard", lambda: charge_w(datacenter) <= 5200)
+        else:
+            time.sleep(GONE_S)
+            assert all(now_w <= then_w for now_w, then_w in zip(datacenter.caps_w(), caps_w, strict=True))
+    datacenter.budget("leaf", limitWatts=4900, policy=UNIFORM, limitGraceSeconds=1)
+    datacenter.eventually("the cut is obeyed", lambda: charge_w(datacenter) <= 4900)
+    heard = f"{plural} is served again"
+    datacenter.eventually("it is watched again", lambda: heard in operator.text)
+    assert operator.healthy()
+    assert len(operator.reigns()) == 1
 
 
 def test_what_is_deleted_while_nobody_listens_is_noticed(datacenter: Any) -> None:
