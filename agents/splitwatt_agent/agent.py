@@ -50,7 +50,7 @@ async def run(settings: AgentSettings, port: NvmlPort) -> None:
             link = NodePowerLink(connection, control, node=settings.node)
             poll = None if settings.pod_resources is None else WorkloadPoll(settings.pod_resources, control)
             collector = AgentCollector(control, link, poll, node=settings.node)
-            async with serve(settings.listen, collector, health=lambda: health_of(control)) as bound:
+            async with serve(settings.listen, collector, health=lambda: health_of(control, link)) as bound:
                 log.info("agent of %s on http://%s", settings.node, bound)
                 stop = asyncio.Event()
                 on_stop_signal(stop.set)

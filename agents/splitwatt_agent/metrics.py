@@ -14,7 +14,7 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from splitwatt_core import names
-from splitwatt_core.protocol.contract import Health, Phase
+from splitwatt_core.protocol.contract import SIGN_OF_LIFE_S, Health, Phase
 
 from splitwatt_agent.control import Control
 from splitwatt_agent.node_power import NodePowerLink
@@ -24,6 +24,8 @@ from splitwatt_agent.workloads import WorkloadPoll
 log = logging.getLogger(__name__)
 
 STALE_S: Final = 2.0
+LINK_WEDGED_S: Final = 3 * SIGN_OF_LIFE_S
+"""Of the status writer, which comes round once in a sign of life, a request and a pause."""
 WEDGED_S: Final = 15.0
 """A control loop that has not come round for this long is not healthy."""
 _GPU: Final = (names.L_NODE, names.L_GPU)
@@ -104,7 +106,12 @@ class AgentCollector(Collector):
             yield up
 
 
-def health_of(control: Control) -> str | None:
-    """One sentence when the control loop is wedged."""
-    silent_s = time.monotonic() - control.state.ticked_s
-    return None if silent_s <= WEDGED_S else f"the control loop has not come round for {silent_s:.0f} s"
+def health_of(control: Control, link: NodePowerLink) -> str | None:
+    """One sentence when the control loop, or the writer of the status, is wedged. Waiting for a driver, or for an API server,
+    is no wedge: both loops come round."""
+    now_s = time.monotonic()
+    if (silent_s := now_s - control.state.ticked_s) > WEDGED_S:
+        return f"the control loop has not come round for {silent_s:.0f} s"
+    if (silent_s := now_s - link.round_s) > LINK_WEDGED_S:
+        return f"the status of the NodePower was neither written nor tried for {silent_s:.0f} s"
+    return None

@@ -65,6 +65,8 @@ class NodePowerLink:
         self._connection = connection
         self._control = control
         self._node = node
+        self.round_s = time.monotonic()
+        """When `write` came round last."""
         self._wake = asyncio.Event()
         self._resync = asyncio.Event()
         self._written: Report | None = None
@@ -136,6 +138,7 @@ class NodePowerLink:
     async def _await_reason(self) -> None:
         """Returns when a write is due."""
         while True:
+            self.round_s = time.monotonic()
             self._wake.clear()
             left_s = due_s(self._control.state.report, written=self._written, written_s=self._written_s) - time.monotonic()
             if left_s <= 0:

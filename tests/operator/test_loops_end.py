@@ -1,0 +1,112 @@
+"""A loop that is told to end ends, also when what it waits for comes in the very same turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from splitwatt_client.connection import Connection
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_operator.budgets.decision_log import DecisionLog
+from splitwatt_operator.budgets.loop import BudgetLoop
+from splitwatt_operator.budgets.performer import Performer
+from splitwatt_operator.budgets.statuses import BudgetStatuses
+from splitwatt_operator.cluster.resync import Resync
+from splitwatt_operator.cluster.store import Key, Store
+from splitwatt_operator.cluster.view import View
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import Pen
+from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.serving.admission import Admitter
+from splitwatt_operator.telemetry.meters import Telemetry
+from splitwatt_operator.telemetry.prometheus import PrometheusClient
+
+PATIENCE_S = 2.0
+"""Less than the resync's pause, which is where one that missed its cancellation would be."""
+SETTLED_S = 0.3
+"""By then each loop has begun to wait."""
+
+Loop = tuple[Coroutine[Any, Any, None], Callable[[], object]]
+"""What runs, and what wakes it."""
+
+
+class Unconnected:
+    """The operator's real parts, none of which has an API server or a Prometheus to speak to."""
+
+    def __init__(self, *, held: bool = True) -> None:
+        self.store, self.metrics, self.connection = Store(), Metrics(), Connection()
+        self.view = View(self.store)
+        self.keeper = Keeper(term=1, policies=POLICIES)
+        self.pen = Pen(self.connection, self.metrics, held=lambda now_s: held)
+        self.recorder = Recorder(self.metrics, instance="test")
+        self.held = held
+
+    def budget_loop(self) -> BudgetLoop:
+        async def complete() -> None:
+            pass
+
+        return BudgetLoop(
+            store=self.store,
+            view=self.view,
+            keeper=self.keeper,
+            performer=Performer(self.connection, self.pen, self.keeper, done=lambda: None),
+            telemetry=Telemetry(PrometheusClient("http://127.0.0.1:1")),
+            statuses=BudgetStatuses(self.pen, self.store),
+            recorder=self.recorder,
+            metrics=self.metrics,
+            decisions=DecisionLog(None),
+            held=lambda now_s: self.held,
+            complete=complete,
+            reigning=lambda on: None,
+        )
+
+
+def resync() -> Loop:
+    relisted = asyncio.Event()
+    return Resync(Store(), None, own_lease=Key("s", "operator"), relisted=relisted).run(), relisted.set  # type: ignore[arg-type]
+
+
+def budgets() -> Loop:
+    loop = Unconnected().budget_loop()
+    return loop.run(), loop.wake.set
+
+
+def budgets_at_rest() -> Loop:
+    parts = Unconnected(held=False)
+    loop = parts.budget_loop()
+
+    def give_lease() -> None:
+        parts.held = True
+
+    return loop.run(), give_lease
+
+
+def admission() -> Loop:
+    parts = Unconnected()
+    admitter = Admitter(
+        store=parts.store, view=parts.view, keeper=parts.keeper, reader=parts.connection, pen=parts.pen,
+        recorder=parts.recorder, changed=lambda name: None,
+    )  # fmt: skip
+
+    def wake() -> None:
+        for subscription in parts.store._subscriptions:
+            subscription.wake.set()
+
+    return admitter.run(), wake
+
+
+@pytest.mark.parametrize("make", [resync, budgets, budgets_at_rest, admission], ids=lambda make: make.__name__)
+async def test_an_end_that_meets_its_wake_is_not_missed(make: Callable[[], Loop]) -> None:
+    work, wake = make()
+    running = asyncio.create_task(work)
+    await asyncio.sleep(SETTLED_S)
+    wake()
+    await asyncio.sleep(0)
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=PATIENCE_S)
+    assert done == {running}
+    with pytest.raises(asyncio.CancelledError):
+        await running
