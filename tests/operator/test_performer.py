@@ -1,0 +1,116 @@
+"""Grants that the API server refuses: read afresh past all watches, repeated seldom, counted, and told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from splitwatt_client import Connection
+from splitwatt_client.resources import NODE_POWERS
+from splitwatt_core.budget.facts import NodeFact
+from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.budget.tree import BudgetSpec, Selector
+from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.protocol.contract import node_power_from_wire
+from splitwatt_lab.controlplane import ControlPlane
+from splitwatt_operator.budgets import refusals
+from splitwatt_operator.budgets.performer import Performer
+from splitwatt_operator.metrics import Metrics
+from splitwatt_operator.pen import Pen
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+async def api(crds: ControlPlane) -> AsyncIterator[Connection]:
+    async with Connection(crds.kubeconfig) as connection:
+        yield connection
+
+
+class Deciding:
+    """A keeper and its performer without any watch: what the keeper knows, the performer has told it."""
+
+    def __init__(self, connection: Connection, node: str) -> None:
+        self.metrics, self.woken = Metrics(), asyncio.Event()
+        self.keeper = Keeper(term=7, policies=POLICIES)
+        pen = Pen(connection, self.metrics, held=lambda now_s: True)
+        self.performer = Performer(connection, pen, self.keeper, done=self.woken.set)
+        now_s = time.time()
+        self.keeper.on_budget(
+            BudgetSpec(name="leaf", uid="b", generation=1, limit_w=20_000, selector=Selector({"rack": node})), now_s
+        )
+        self.keeper.on_node(NodeFact(node, {"rack": node}, "boot"), now_s)
+
+    async def run(self, *, until_s: float = PATIENCE_S) -> None:
+        """Decide and perform, at once after each outcome, until the node is stamped or the time is over."""
+        end_s = time.monotonic() + until_s
+        while time.monotonic() < end_s and not any(account.stamped for account in self.keeper.roster.nodes.values()):
+            self.woken.clear()
+            self.performer.start(self.keeper.step(time.time()))
+            try:
+                async with asyncio.timeout(0.05):
+                    await self.woken.wait()
+            except TimeoutError:
+                pass
+
+    def refused(self, code: int) -> float:
+        return (
+            self.metrics.registry.get_sample_value("splitwatt_api_refusals_total", {"kind": "NodePower", "code": str(code)})
+            or 0.0
+        )
+
+
+@pytest.fixture
+async def node(api: Connection, namespace: str) -> AsyncIterator[str]:
+    yield namespace  # a name that nobody else has
+    await api.delete(NODE_POWERS, namespace)
+
+
+async def test_a_write_on_a_version_that_is_over_is_decided_anew_without_any_watch(api: Connection, node: str) -> None:
+    made = await api.create({"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node}})
+    deciding = Deciding(api, node)
+    deciding.keeper.on_node_power(node_power_from_wire(made), time.time())
+    label = {"metadata": {"labels": {"moved": "on"}}}
+    await api.patch(NODE_POWERS, node, label, field_manager="somebody")
+    await deciding.run()
+    await deciding.performer.stop()
+    assert deciding.refused(409) == 1
+    stored = await api.get(NODE_POWERS, node)
+    assert stored is not None
+    assert stored["spec"]["term"] == 7
+
+
+async def test_an_object_that_was_made_anew_unseen_is_found(api: Connection, node: str) -> None:
+    """Its deletion never came through a watch: a stale view heals itself."""
+    manifest = {"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node}}
+    first = await api.create(manifest)
+    deciding = Deciding(api, node)
+    deciding.keeper.on_node_power(node_power_from_wire(first), time.time())
+    await api.delete(NODE_POWERS, node)
+    await deciding.run()
+    await deciding.performer.stop()
+    stored = await api.get(NODE_POWERS, node)
+    assert stored is not None
+    assert stored["metadata"]["uid"] != first["metadata"]["uid"]
+    assert stored["spec"]["forUID"] == stored["metadata"]["uid"]
+
+
+async def test_refusals_without_end_are_few_counted_and_told(api: Connection, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "STUCK_S", 3.0)
+    manifest = {"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node}}
+    uid = (await api.create(manifest))["metadata"]["uid"]
+    spec = {"term": 9, "forUID": uid, "mode": "Strict"}
+    made = await api.patch(NODE_POWERS, node, {"spec": spec}, field_manager="somebody")
+    deciding = Deciding(api, node)
+    known = node_power_from_wire(made)
+    # A term above ours stands there, as after a takeover that nobody told us of: the API server refuses ours each time.
+    monkeypatch.setattr(deciding.keeper, "on_node_power", lambda *_: None)
+    deciding.keeper.roster.account(node).observe(known, time.time(), term=7)
+    assert deciding.performer.problem() is None
+    await deciding.run(until_s=5.0)
+    refused = deciding.refused(422)
+    assert 3 <= refused <= 10, "twenty a second without a pause"
+    assert "no cap can be moved for" in (deciding.performer.problem() or "")
+    await deciding.performer.stop()
