@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from splitwatt_api import convert
 from splitwatt_client.errors import OutcomeUnknown
 from splitwatt_core.budget.facts import BudgetReport
@@ -131,17 +133,46 @@ async def test_what_says_nothing_new_is_not_even_worded(monkeypatch: pytest.Monk
 
     await show(report, 1.0)
     assert len(api.taken) == 1
-    await show(report, 2.0)
-    assert worded == 2, "now it is known to be the status that stands"
     for second in range(20):
-        await show(report, 3.0 + second)
-    assert worded == 2
+        await show(report, 2.0 + second)
+    assert worded == 1
+    for second in range(20):
+        await show(replace(report, measured_w=100.0 + second / 10, charge_w=100.0), 22.0 + second)
+    assert worded == 1, "numbers that move wait for their turn"
     monkeypatch.setattr(statuses_of, "MIN_GAP_S", 0.0)
     await show(replace(report, posture=Posture.NORMAL), 30.0)
     await show(replace(report, posture=Posture.NORMAL), 31.0, generation=2)
     assert [(t["posture"], t["observedGeneration"]) for t in api.taken] == [("Adopting", 1), ("Normal", 1), ("Normal", 2)]
     await show(report, 32.0)
     assert api.taken[-1]["posture"] == "Adopting", "what was said before it was written over is news again"
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_no_write_is_missed_by_what_is_not_worded(data: st.DataObject) -> None:
+    """Whatever moved: when the worded statuses would be due, the unworded ones are due as well."""
+    watts = st.one_of(st.none(), st.floats(0.0, 2e4))
+    texts = st.sampled_from(["", "limit 900 W is kept", "limit 901 W is kept", "a cycle"])
+
+    def drawn() -> BudgetReport:
+        rows = tuple(
+            Condition(kind, data.draw(st.booleans()), data.draw(st.sampled_from(["A", "B"])), data.draw(texts))
+            for kind in ("Ready", "WithinBudget")
+        )
+        return BudgetReport(
+            "a", new_limit(10_000, 1.0), data.draw(st.floats(0.0, 2e4)), data.draw(watts),
+            data.draw(st.sampled_from([Posture.NORMAL, Posture.TRIM])), 1, 8, data.draw(st.floats(0.0, 300.0)), None, rows,
+        )  # fmt: skip
+
+    first = drawn()
+    fields = ("charge_w", "measured_w", "posture", "short_w", "conditions")
+    changed = data.draw(st.sets(st.sampled_from(fields)))
+    other = drawn()
+    second = replace(first, **{field: getattr(other, field) for field in changed})
+    old, new = (statuses_of._Said(report, 1, None, None) for report in (first, second))
+    stands = statuses_of._status(old, previous={}, now_s=1.0)
+    worded = statuses_of._status(new, previous=stands, now_s=2.0)
+    assert statuses_of.said_waits_s(old, new) <= waits_s(stands, worded)
 
 
 async def test_a_write_that_may_have_landed_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:

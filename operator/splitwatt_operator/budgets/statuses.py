@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from splitwatt_api import convert
 from splitwatt_client.errors import OutcomeUnknown, Rejected
@@ -39,11 +39,20 @@ MAX_CONCURRENT: Final = 8
 NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
 
 
+class _Said(NamedTuple):
+    """All that a status is worded from."""
+
+    report: BudgetReport
+    generation: int
+    invalid_meter: str | None
+    unreadable: str | None
+
+
 @dataclass(slots=True)
 class _Shown:
     """What was last written for one budget (by uid), and when (monotonic). `unsure`: a later write may have landed as well.
-    `said`: what was to be said of it when that came to the very status that stands; of many budgets most say the same every
-    second."""
+    `said`: what was to be said when that came to the very status that stands, None where that is not known. Of many budgets
+    most say the same every second, or the same with other numbers: those are not even worded before a write is due."""
 
     uid: str
     status: Mapping[str, Any]
@@ -51,7 +60,7 @@ class _Shown:
     not_before_s: float = 0.0
     writing: bool = False
     unsure: bool = False
-    said: object = None
+    said: _Said | None = None
 
 
 class BudgetStatuses:
@@ -81,14 +90,14 @@ class BudgetStatuses:
             if budget is None:
                 continue
             shown = self._shown_of(budget)
-            said = (report, generations.get(name, 0), invalid_meters.get(name), unreadable.get(name))
-            if said == shown.said:
+            said = _Said(report, generations.get(name, 0), invalid_meters.get(name), unreadable.get(name))
+            if not shown.unsure and shown.said is not None and self._age_s(shown) < said_waits_s(shown.said, said):
                 continue
-            status = _status(*said, previous=shown.status, now_s=now_s)
+            status = _status(said, previous=shown.status, now_s=now_s)
             if status == shown.status and not shown.unsure:
                 shown.said = said
             else:
-                self._offer(name, shown, status)
+                self._offer(name, shown, status, said)
         for name, sentence in unreadable.items():
             budget = self._store.get(Kind.BUDGET, name)
             if budget is not None and name not in reports:
@@ -107,20 +116,23 @@ class BudgetStatuses:
             shown = self._shown[name] = _Shown(uid, budget.get("status", {}), float("-inf"))
         return shown
 
-    def _offer(self, name: str, shown: _Shown, status: Mapping[str, Any]) -> None:
-        now_s = time.monotonic()
+    @staticmethod
+    def _age_s(shown: _Shown) -> float:
+        return time.monotonic() - shown.written_s
+
+    def _offer(self, name: str, shown: _Shown, status: Mapping[str, Any], said: _Said | None = None) -> None:
         gap_s = MIN_GAP_S if shown.unsure else waits_s(shown.status, status)
-        if shown.writing or now_s < shown.not_before_s or now_s - shown.written_s < gap_s:
+        if shown.writing or time.monotonic() < shown.not_before_s or self._age_s(shown) < gap_s:
             return
         shown.writing = True
-        self._spawn(self._write(name, shown, status))
+        self._spawn(self._write(name, shown, status, said))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _write(self, name: str, shown: _Shown, status: Mapping[str, Any]) -> None:
+    async def _write(self, name: str, shown: _Shown, status: Mapping[str, Any], said: _Said | None) -> None:
         manifest = {
             "apiVersion": GROUP_VERSION,
             "kind": "PowerBudget",
@@ -130,7 +142,7 @@ class BudgetStatuses:
         try:
             match await self._pen.apply(manifest, subresource="status"):
                 case Stored():
-                    shown.status, shown.written_s, shown.unsure, shown.said = status, time.monotonic(), False, None
+                    shown.status, shown.written_s, shown.unsure, shown.said = status, time.monotonic(), False, said
                 case NotSent():
                     pass  # the next step offers it again
                 case Rejected() | OutcomeUnknown() as error:
@@ -142,17 +154,29 @@ class BudgetStatuses:
             shown.writing = False
 
 
-def _status(
-    report: BudgetReport,
-    generation: int,
-    invalid_meter: str | None,
-    unreadable: str | None,
-    *,
-    previous: Mapping[str, Any],
-    now_s: float,
-) -> dict[str, Any]:
-    told = replace(report, conditions=judged(report.conditions, invalid_meter, unreadable))
-    return convert.budget_status(told, generation=generation, previous=previous, now_s=now_s)
+def _status(said: _Said, *, previous: Mapping[str, Any], now_s: float) -> dict[str, Any]:
+    told = replace(said.report, conditions=judged(said.report.conditions, said.invalid_meter, said.unreadable))
+    return convert.budget_status(told, generation=said.generation, previous=previous, now_s=now_s)
+
+
+def said_waits_s(old: _Said, new: _Said) -> float:
+    """What `waits_s` will say of the statuses that these come to, or less; for a fraction of the cost of wording them."""
+    if old == new:
+        return float("inf")
+    was, now = old.report, new.report
+    numberless = [replace(r, charge_w=0.0, measured_w=None, short_w=0.0, conditions=(), reasons=()) for r in (was, now)]
+    if old[1:] != new[1:] or numberless[0] != numberless[1]:
+        return 0.0
+    if was.conditions != now.conditions:
+        if change_of(was.conditions, now.conditions) >= ConditionChange.WORDS:
+            return 0.0
+        if any(not c.status and c not in was.conditions for c in now.conditions):
+            return NUMBERS_EVERY_S
+    notable_w = NOTABLE_SHARE * now.limit.in_force_w - 1.0  # whole watts may differ by one more
+    for before_w, after_w in ((was.charge_w, now.charge_w), (was.measured_w, now.measured_w), (was.short_w, now.short_w)):
+        if (before_w is None) != (after_w is None) or abs((after_w or 0.0) - (before_w or 0.0)) > notable_w:
+            return NUMBERS_EVERY_S
+    return IDLE_EVERY_S
 
 
 def waits_s(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
