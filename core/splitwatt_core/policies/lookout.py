@@ -247,6 +247,8 @@ class _Ladder:
         steps = range(STEPS_PER_CLASS + 1)
         unlocked_w = self._loss * np.minimum(self._room_w, self._span_w)
         total_w = float(unlocked_w[self._works].sum())
+        if not self.classes:
+            return np.array([total_w])  # no prefill, no steps: of many small trees most are such
         on_it = np.flatnonzero(self._class >= 0)
         clocks, loss = _at(self._clocks, on_it), self._loss[on_it]
         room_w, span_w, of_gpu = self._room_w[on_it], self._span_w[on_it], self._class[on_it]

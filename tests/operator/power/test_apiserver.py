@@ -119,14 +119,15 @@ def refusals(operator: Any) -> float:
     return sum(count or 0.0 for count in found)
 
 
-def test_node_powers_whose_kind_was_deleted_and_made_again(datacenter: Any) -> None:
+@pytest.mark.parametrize("gone_s", [0.0, GONE_S])
+def test_node_powers_whose_kind_was_deleted_and_made_again(datacenter: Any, gone_s: float) -> None:
     datacenter.add_gpu_nodes("n1", "n2", gpus=2)
     budget = datacenter.budget("leaf", limitWatts=30000, policy=UNIFORM, limitGraceSeconds=1)
     operator = datacenter.active_operator()
     datacenter.await_condition(budget, "Ready", "True")
     before = {node: datacenter.node_power(node)["metadata"]["uid"] for node in datacenter.twins}
     with without_kind(datacenter, "nodepowers"):
-        time.sleep(GONE_S)
+        time.sleep(gone_s)
         datacenter.budget_limit(budget, 5200)
         datacenter.eventually("other kinds are heard", lambda: operator.decisions(budget)[-1]["limit_w"] == 5200)
     back_s = time.monotonic()
