@@ -63,7 +63,10 @@ class WorkloadPoll:
         try:
             while True:
                 try:
-                    owners = owners_of(await method(ListPodResourcesRequest(), timeout=ANSWER_S), resource_prefix=RESOURCE_PREFIX)
+                    # Not grpclib's own time-out, which swallows a cancellation that comes in the same turn.
+                    async with asyncio.timeout(ANSWER_S):
+                        answer = await method(ListPodResourcesRequest())
+                    owners = owners_of(answer, resource_prefix=RESOURCE_PREFIX)
                 except (GRPCError, StreamTerminatedError, DecodeError, OSError, TimeoutError) as error:
                     self._failed(error)
                 else:

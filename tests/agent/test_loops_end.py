@@ -6,14 +6,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from splitwatt_agent import workloads
 from splitwatt_agent.metrics import LINK_WEDGED_S, WEDGED_S, health_of
 from splitwatt_agent.node_power import NodePowerLink
 from splitwatt_agent.state import ControlState
 from splitwatt_agent.threads import Sweeper
+from splitwatt_agent.workloads import WorkloadPoll
 from splitwatt_client import Connection
 
 PATIENCE_S = 10.0
@@ -56,6 +59,22 @@ async def test_an_end_that_meets_its_wake_is_not_missed(make: Callable[[], Loop]
     await asyncio.sleep(0)
     running.cancel()
     done, _ = await asyncio.wait({running}, timeout=PATIENCE_S)
+    assert done == {running}
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_an_end_that_meets_kubelets_silence_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time-out and the cancellation in one turn: whatever a library makes of both, the poll ends."""
+    monkeypatch.setattr(workloads, "ANSWER_S", 0.3)
+    silent = await asyncio.start_unix_server(lambda reader, writer: None, tmp_path / "kubelet.sock")
+    control = SimpleNamespace(hear_workloads=lambda _: None, miss_workloads=lambda _: None)
+    running = asyncio.create_task(WorkloadPoll(tmp_path / "kubelet.sock", control).run())  # type: ignore[arg-type]
+    await asyncio.sleep(SETTLED_S)
+    time.sleep(0.3)  # noqa: ASYNC251 - so that both are due in the next turn
+    asyncio.get_running_loop().call_later(0.0, running.cancel)
+    done, _ = await asyncio.wait({running}, timeout=3.0)
+    silent.close()
     assert done == {running}
     with pytest.raises(asyncio.CancelledError):
         await running
