@@ -7,22 +7,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from splitwatt_client.connection import Connection
-from splitwatt_core.budget.keeper import Keeper
-from splitwatt_core.policies.shipped import POLICIES
-from splitwatt_operator.budgets.decision_log import DecisionLog
-from splitwatt_operator.budgets.loop import BudgetLoop
-from splitwatt_operator.budgets.performer import Performer
-from splitwatt_operator.budgets.statuses import BudgetStatuses
 from splitwatt_operator.cluster.resync import Resync
 from splitwatt_operator.cluster.store import Key, Store
-from splitwatt_operator.cluster.view import View
-from splitwatt_operator.metrics import Metrics
-from splitwatt_operator.pen import Pen
-from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
-from splitwatt_operator.telemetry.meters import Telemetry
-from splitwatt_operator.telemetry.prometheus import PrometheusClient
+from support.unconnected import Unconnected
 
 PATIENCE_S = 2.0
 """Less than the resync's pause, which is where one that missed its cancellation would be."""
@@ -31,37 +19,6 @@ SETTLED_S = 0.3
 
 Loop = tuple[Coroutine[Any, Any, None], Callable[[], object]]
 """What runs, and what wakes it."""
-
-
-class Unconnected:
-    """The operator's real parts, none of which has an API server or a Prometheus to speak to."""
-
-    def __init__(self, *, held: bool = True) -> None:
-        self.store, self.metrics, self.connection = Store(), Metrics(), Connection()
-        self.view = View(self.store)
-        self.keeper = Keeper(term=1, policies=POLICIES)
-        self.pen = Pen(self.connection, self.metrics, held=lambda now_s: held)
-        self.recorder = Recorder(self.metrics, instance="test")
-        self.held = held
-
-    def budget_loop(self) -> BudgetLoop:
-        async def complete() -> None:
-            pass
-
-        return BudgetLoop(
-            store=self.store,
-            view=self.view,
-            keeper=self.keeper,
-            performer=Performer(self.connection, self.pen, self.keeper, done=lambda: None),
-            telemetry=Telemetry(PrometheusClient("http://127.0.0.1:1")),
-            statuses=BudgetStatuses(self.pen, self.store),
-            recorder=self.recorder,
-            metrics=self.metrics,
-            decisions=DecisionLog(None),
-            held=lambda now_s: self.held,
-            complete=complete,
-            reigning=lambda on: None,
-        )
 
 
 def resync() -> Loop:

@@ -1,0 +1,82 @@
+"""The budget loop around a Lease that is in doubt: it rests, forgets nothing, and goes on from complete lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from splitwatt_operator.budgets import loop as loops
+from splitwatt_operator.cluster.store import Kind
+from support.unconnected import Unconnected
+
+PATIENCE_S = 10.0
+A_WHILE_S = 0.3
+
+
+def budget(limit_w: int, version: int) -> dict[str, object]:
+    meta = {"name": "a", "uid": "u", "resourceVersion": str(version), "generation": version}
+    spec = {"limitWatts": limit_w, "nodeSelector": {"matchLabels": {"rack": "a"}}, "unmanagedWattsPerNode": 0}
+    return {"apiVersion": "splitwatt.io/v1alpha1", "kind": "PowerBudget", "metadata": meta, "spec": spec}
+
+
+async def eventually(look: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not look():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
+def known_w(parts: Unconnected) -> int | None:
+    found = parts.keeper.budgets.get("a")
+    return None if found is None else found.limit_w
+
+
+async def test_without_the_lease_nothing_is_decided_and_what_happened_counts_afterwards() -> None:
+    parts = Unconnected()
+    loop = parts.budget_loop()
+    parts.store.apply(Kind.BUDGET, budget(9_000, 1))
+    await loop.begin()
+    running = asyncio.create_task(loop.run())
+    await eventually(lambda: known_w(parts) == 9_000)
+    book = parts.keeper.books["a"]
+
+    parts.held = False
+    await eventually(lambda: parts.told == [False])
+    parts.complete.clear()
+    parts.store.apply(Kind.BUDGET, budget(5_000, 2))
+    await asyncio.sleep(A_WHILE_S)
+    assert known_w(parts) == 9_000, "a grace must not begin that nobody could act on"
+    parts.held = True
+    await eventually(lambda: parts.listed == 2)
+    await asyncio.sleep(A_WHILE_S)
+    assert known_w(parts) == 9_000, "not before the lists are complete"
+    parts.complete.set()
+    await eventually(lambda: known_w(parts) == 5_000)
+    assert parts.told == [False, True]
+    assert parts.keeper.books["a"] is book, "what was remembered is remembered"
+
+    parts.held = False
+    await eventually(lambda: len(parts.told) == 3)
+    parts.store.remove(Kind.BUDGET, parts.store.keys(Kind.BUDGET)[0], version=3)
+    parts.held = True
+    await eventually(lambda: known_w(parts) is None)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_loop_that_should_decide_and_does_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "MAX_STEP_AGE_S", A_WHILE_S)
+    monkeypatch.setattr(loops, "MAX_LISTING_S", 2 * A_WHILE_S)
+    parts = Unconnected()
+    loop = parts.budget_loop()
+    parts.complete.clear()
+    beginning = asyncio.create_task(loop.begin())
+    await asyncio.sleep(1.5 * A_WHILE_S)
+    assert loop.problem() is None, "lists may take a while"
+    await eventually(lambda: "no complete lists of the cluster" in (loop.problem() or ""))
+    parts.complete.set()
+    await beginning
+    assert loop.problem() is None
+    await eventually(lambda: "no budget decision for" in (loop.problem() or ""))
+    parts.held = False
+    assert loop.problem() is None, "without the Lease there is nothing to decide"
