@@ -41,6 +41,7 @@ KEEPALIVE_PROBES: Final = 3
 APPLY: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
+UNLIMITED: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 METADATA_ALONE: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -279,14 +280,19 @@ class Connection:
         """One request, also for paths that have no method here (token requests, evictions).
 
         Raises Rejected, OutcomeUnknown."""
-        limits = aiohttp.ClientTimeout(total=self._request_timeout_s)
-        response = await self.open(method, path, query=query, body=body, content_type=content_type, accept=accept, limits=limits)
         try:
-            data = await response.read()
-            answer: Object = json.loads(data)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            response.close()
-            raise OutcomeUnknown(f"{method} {path}: the answer broke off ({_why(error)})") from error
+            # Not aiohttp's own total, which swallows a cancellation that comes in the same turn.
+            async with asyncio.timeout(self._request_timeout_s):
+                response = await self.open(
+                    method, path, query=query, body=body, content_type=content_type, accept=accept, limits=UNLIMITED
+                )
+                try:
+                    answer: Object = json.loads(await response.read())
+                except (aiohttp.ClientError, OSError, ValueError) as error:
+                    response.close()
+                    raise OutcomeUnknown(f"{method} {path}: the answer broke off ({_why(error)})") from error
+        except TimeoutError as error:
+            raise OutcomeUnknown(f"{method} {path}: no answer (timed out)") from error
         return answer
 
     async def open(
