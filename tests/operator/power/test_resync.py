@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from splitwatt_client.connection import Connection
+from splitwatt_operator.cluster.credentials import KopfLogin
 from splitwatt_operator.cluster.resync import Resync
 from splitwatt_operator.cluster.store import Key, Kind, Store
-from splitwatt_operator.cluster.watch import WatchError
+from splitwatt_operator.cluster.watch import WatchError, Watches
 
 LEASE = Key("nowhere", "splitwatt-operator")
 
@@ -87,3 +88,34 @@ async def test_a_failed_list_removes_nothing(datacenter: Any, tmp_path: Any) -> 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(Resync(store, connection, own_lease=LEASE, relisted=asyncio.Event()).first(), 3.0)
     assert store.get(Kind.NODE, "n1") is not None
+
+
+async def test_watches_in_doubt_begin_anew_and_too_many_doubts_end_the_process(
+    datacenter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("splitwatt_operator.cluster.watch.MAX_RESTARTS", 1)
+    store, kubeconfig = Store(), datacenter.plane.kubeconfig
+    heard = store.subscribe([Kind.BUDGET])
+
+    async def arrives(short: str) -> None:
+        budget = datacenter.budget(short, leaf=False, limitWatts=40000)
+        async with asyncio.timeout(60.0):
+            while store.get(Kind.BUDGET, budget) is None:
+                heard.wake.clear()
+                await heard.wake.wait()
+
+    async with Connection(kubeconfig) as connection:
+        watches = Watches(store, KopfLogin(kubeconfig), connection, own_lease=LEASE)
+        running = asyncio.create_task(watches.run())
+        await arrives("before")
+        watches.restart("the watch of nodepowers is blind")
+        async with asyncio.timeout(60.0):
+            while "starting them again: the watch of nodepowers is blind" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        events = watches.events
+        await arrives("after")
+        assert watches.events > events
+        watches.restart("and again")
+        with pytest.raises(WatchError, match="and again"):
+            async with asyncio.timeout(60.0):
+                await running
