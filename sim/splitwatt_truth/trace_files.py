@@ -232,11 +232,11 @@ def _kept(rows: Iterator[_Row], kind: TraceKind, names: frozenset[str], part: Tr
         reach_s = (last - base) / unit.per_s
         notes.append(f"took {len(at)} requests {_span(part)}; the trace has {seen} rows from 0 to {reach_s:.0f} s")
     if left_out:
-        notes.append(f"{left_out} rows without tokens are left out: these requests failed in the source")
+        notes.append(f"rows left out, for their requests failed in the source (0 tokens): {left_out}")
     if pictured:
-        notes.append(f"{pictured} requests with images: the images are ignored, and {kind.columns[1]} alone counts")
+        notes.append(f"images are ignored, {kind.columns[1]} alone counts; requests with images: {pictured}")
     if delayed:
-        notes.append(f"{delayed} rows with a delay, as in a closed loop: they come at their {kind.columns[0]} all the same")
+        notes.append(f"rows with a delay, as in a closed loop, come at their {kind.columns[0]} all the same: {delayed}")
     zero = min(at) if kind.from_zero else max(begin, 0.0)
     return TraceColumns(at, prompts, outputs, zero, unit, left_out, tuple(notes))
 

@@ -68,6 +68,19 @@ def taken(answer: httpx.Response) -> dict[str, Any]:
     return body
 
 
+def test_every_policy_is_bound_and_compiles_without_a_warning(installed: ControlPlane) -> None:
+    root = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+
+    def looked_at() -> bool:
+        return all("observedGeneration" in item.get("status", {}) for item in installed.http.get(f"{root}ies").json()["items"])
+
+    eventually("every policy is type-checked", looked_at)
+    policies = installed.http.get(f"{root}ies").json()["items"]
+    bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
+    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 5
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 5
+
+
 # ------------------------------------------------------------------------------------------------------------ the agent
 
 

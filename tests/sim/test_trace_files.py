@@ -111,7 +111,7 @@ def test_failed_requests_are_left_out_and_counted_and_whole_floats_are_whole(tmp
     rows = [(0, "472.0", 18), (1000, 300, 0), (2000, 0, 0), (3000, 5, "0.0"), (4000, "4.1e2", "276.00")]
     got = read(tmp_path, written(form, rows))
     assert (got.prompt_tokens.tolist(), got.output_tokens.tolist(), got.left_out) == ([472, 410], [18, 276], 3)
-    assert "3 rows without tokens are left out: these requests failed in the source" in got.notes
+    assert "rows left out, for their requests failed in the source (0 tokens): 3" in got.notes
     assert poisson(got, requests_per_s=5, seconds=9, seed=1).left_out == 3
     with pytest.raises(TraceError, match="for all of its 1 rows failed"):
         read(tmp_path, written(form, [(0, 7, 0)]))
@@ -126,7 +126,7 @@ def test_what_is_no_whole_number_is_refused_with_its_line(tmp_path: Path, form: 
 
 def test_images_are_ignored_and_said_once_with_their_count(tmp_path: Path) -> None:
     table = "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n0,0,5,5\n1,2,5,5\n2,1,5,5\n3,,5,5\n"
-    said = "2 requests with images: the images are ignored, and {} alone counts"
+    said = "images are ignored, {} alone counts; requests with images: 2"
     assert read(tmp_path, table).notes == (said.format("ContextTokens"),)
     got = read(tmp_path, objects([0.5, 1.5], chat_id=1, type="image"))
     assert said.format("input_length") in got.notes
@@ -147,7 +147,9 @@ def test_turns_of_a_closed_loop_are_refused_as_such(tmp_path: Path, text: str) -
 
 def test_turns_that_have_their_times_come_at_them_and_it_is_said(tmp_path: Path) -> None:
     got = read(tmp_path, objects([0, 4000], session_id="a", delay=500))
-    assert at_s(got) == [0.0, 4.0] and any("2 rows with a delay, as in a closed loop" in note for note in got.notes)
+    assert at_s(got) == [0.0, 4.0] and any(
+        "rows with a delay, as in a closed loop, come at their timestamp all the same: 2" in note for note in got.notes
+    )
 
 
 TALK = {"id": "a", "conversations": [{"from": "human", "value": "hello"}]}
@@ -251,7 +253,7 @@ def test_simulate_takes_a_part_and_says_what_it_took(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "t.jsonl: times are taken as seconds: they have fractions" in said
     assert "took 160 requests from 10 s to the end; the trace has 201 rows from 0 to 50 s" in said
-    assert "1 rows without tokens are left out: these requests failed in the source" in said
+    assert "rows left out, for their requests failed in the source (0 tokens): 1" in said
     figures = json.loads((tmp_path / "o" / "simulate.json").read_text())
     assert (figures["requests"], figures["left_out_requests"]) == (160, 1)
     assert figures["requests_per_s"] == pytest.approx(4.0)
