@@ -12,7 +12,8 @@ from typing import Final
 
 from rich.console import Console
 from splitwatt_nvml_twin.build import BuildError
-from splitwatt_truth.trace import TraceError, parse_trace
+from splitwatt_truth.trace import TraceError
+from splitwatt_truth.trace_files import read_trace, rows_of
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.live import HeadlessView, LiveView
@@ -74,7 +75,7 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
     `operator_command` replaces the operator, so that a test can show a broken one being caught.
     """
     if args.trace is not None:
-        check_trace(args.trace)
+        check_trace(args.trace, console)
     timeline = Timeline.of(args.minutes)
     spec = SiteSpec(
         racks=args.racks,
@@ -117,13 +118,12 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
     return verdict(results, page, console)
 
 
-def check_trace(path: Path) -> None:
-    """Tell of a wrong file before anything is started. Raises TraceError."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            parse_trace(lines, name=str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot read the trace {path} ({error}); pass the path of a CSV file") from error
+def check_trace(path: Path, console: Console) -> None:
+    """Tell of a wrong file before anything is started, and of what is not taken from a right one. Raises TraceError."""
+    columns = read_trace(path)
+    rows_of(columns, name=str(path))
+    for note in columns.notes:
+        console.print(f"{path.name}: {note}", soft_wrap=True, markup=False)
 
 
 def verdict(results: Sequence[PassResult], page: Path, console: Console) -> int:

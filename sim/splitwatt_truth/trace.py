@@ -1,4 +1,4 @@
-"""Request traces as pure data: reading the Azure columns, the shape of the conversation trace, and rates over time.
+"""Request traces as pure data: one request, the shape of the conversation trace, and rates over time. `trace_files` reads them.
 
 Arrivals live in *operational time* u, in which the mean rate is one request per unit. A run maps u onto its own clock
 through the integral of its rate curve: the request at u arrives at the t with  rate * Integral(multiplier, 0..t) = u.
@@ -11,21 +11,17 @@ of 2023-11-16; 5.53 requests/s, CV of the gaps 1.09, rank correlation of prompt 
 
 from __future__ import annotations
 
-import csv
 import math
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Final
 
-COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-MAX_TRACE_ROWS: Final = 2_000_000
-"""Rows held in memory, about 200 bytes each."""
 MAX_TOKENS: Final = 2_000_000
 """No request of any trace is longer; more is a mix-up of columns."""
-MAX_RATE_POINTS: Final = 1_000
+MAX_RATE_POINTS: Final = 50_000
+"""A month at one a minute."""
 
 
 class TraceError(ValueError):
@@ -39,64 +35,6 @@ class TraceRow:
     at_s: float
     prompt_tokens: int
     output_tokens: int
-
-
-def parse_trace(lines: Iterable[str], *, name: str) -> tuple[TraceRow, ...]:
-    """Rows of a CSV with `COLUMNS` (others are ignored), by rising time. `name` is used in messages.
-
-    TIMESTAMP is ISO 8601 (with more or fewer fractional digits) or a number of seconds. Raises TraceError, which names
-    the missing columns or the line.
-    """
-    reader = csv.reader(lines)
-    header = [cell.strip().lstrip("\ufeff") for cell in next(reader, [])]
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise TraceError(
-            f"{name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
-            f"its first line must name {', '.join(COLUMNS)} (it has: {', '.join(header) or 'nothing'})"
-        )
-    when, prompt, output = (header.index(column) for column in COLUMNS)
-    rows: list[tuple[float, int, int]] = []
-    for cells in reader:
-        if not cells:
-            continue
-        where = f"{name} line {reader.line_num}"
-        if len(rows) == MAX_TRACE_ROWS:
-            raise TraceError(f"{where}: a trace may have at most {MAX_TRACE_ROWS} requests; cut the file there")
-        if len(cells) < len(header):
-            raise TraceError(f"{where} has {len(cells)} cells where the first line names {len(header)} columns")
-        rows.append(
-            (_seconds(cells[when], where), _tokens(cells[prompt], where, COLUMNS[1]),
-             _tokens(cells[output], where, COLUMNS[2]))
-        )  # fmt: skip
-    rows.sort(key=lambda row: row[0])
-    if len(rows) < 2 or rows[-1][0] <= rows[0][0]:
-        raise TraceError(f"{name} must hold at least two requests at different times; it has {len(rows)} rows")
-    return tuple(TraceRow(at_s - rows[0][0], p, o) for at_s, p, o in rows)
-
-
-def _seconds(cell: str, where: str) -> float:
-    text = cell.strip()
-    try:
-        value = float(text)
-    except ValueError:
-        try:
-            return datetime.fromisoformat(text).timestamp()
-        except (ValueError, OverflowError) as error:
-            raise TraceError(f'{where}: TIMESTAMP must be a date with a time, or seconds, not "{text}"') from error
-    if not math.isfinite(value):
-        raise TraceError(f'{where}: TIMESTAMP must be a finite number of seconds, not "{text}"')
-    return value
-
-
-def _tokens(cell: str, where: str, column: str) -> int:
-    try:
-        value = int(cell)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= MAX_TOKENS:
-        raise TraceError(f'{where}: {column} must be a whole number from 1 to {MAX_TOKENS}, not "{cell.strip()}"')
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +82,7 @@ def gamma_shape(cv: float) -> float:
 
 def unit_gaps(rows: Sequence[TraceRow]) -> tuple[float, ...]:
     """Gaps *before* each row in operational time, mean 1 over one round; row 0's gap leads on from the last row, so
-    that the trace can be repeated without a burst at the seam. Needs rows as `parse_trace` returns them."""
+    that the trace can be repeated without a burst at the seam. Needs rows by rising time, not all of them at one."""
     mean_s = rows[-1].at_s / (len(rows) - 1)
     return (1.0, *((b.at_s - a.at_s) / mean_s for a, b in pairwise(rows)))
 
@@ -155,55 +93,53 @@ class RateCurve:
     the last. Raises TraceError on points that are not usable."""
 
     points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    _pieces: tuple[tuple[float, float, float, float], ...] = field(init=False, repr=False, compare=False)
+    """(start, end, multiplier at start, slope), covering 0..infinity."""
+    _areas: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    """Integral from 0 to the start of each piece."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.points) <= MAX_RATE_POINTS:
             raise TraceError(f"a rate curve needs 1 to {MAX_RATE_POINTS} points, not {len(self.points)}")
-        times = [t for t, _ in self.points]
-        if sorted(set(times)) != times or times[0] < 0 or not math.isfinite(times[-1]):
-            raise TraceError(f"the times of a rate curve must rise from 0 or later, not {times}")
-        if any(m < 0 or not math.isfinite(m) for _, m in self.points):
-            raise TraceError(f"the multipliers of a rate curve must be 0 or more, not {[m for _, m in self.points]}")
+        before = -math.inf
+        for number, (t_s, multiplier) in enumerate(self.points, 1):
+            if not max(0.0, math.nextafter(before, math.inf)) <= t_s < math.inf:
+                raise TraceError(f"the times of a rate curve must rise from 0 or later, and point {number} is at {t_s:g} s")
+            if not 0 <= multiplier < math.inf:
+                raise TraceError(f"the multipliers of a rate curve must be 0 or more, and point {number} has {multiplier:g}")
+            before = t_s
+        (first_s, first), (last_s, last) = self.points[0], self.points[-1]
+        pieces = [(0.0, first_s, first, 0.0)] if first_s > 0 else []
+        pieces += [(t0, t1, m0, (m1 - m0) / (t1 - t0)) for (t0, m0), (t1, m1) in pairwise(self.points)]
+        pieces.append((last_s, math.inf, last, 0.0))
+        spans = ((end - start, m, slope) for start, end, m, slope in pieces[:-1])
+        areas = accumulate((m * span + slope * span * span / 2 for span, m, slope in spans), initial=0.0)
+        object.__setattr__(self, "_pieces", tuple(pieces))
+        object.__setattr__(self, "_areas", tuple(areas))
 
     def at(self, t_s: float) -> float:
-        i = bisect_right(self.points, (t_s, math.inf))
-        if i == 0:
-            return self.points[0][1]
-        if i == len(self.points):
-            return self.points[-1][1]
-        (t0, m0), (t1, m1) = self.points[i - 1], self.points[i]
-        return m0 + (m1 - m0) * (t_s - t0) / (t1 - t0)
-
-    def _pieces(self) -> list[tuple[float, float, float, float]]:
-        """(start, end, multiplier at start, slope), covering 0..infinity."""
-        pieces = [(0.0, self.points[0][0], self.points[0][1], 0.0)] if self.points[0][0] > 0 else []
-        for (t0, m0), (t1, m1) in pairwise(self.points):
-            pieces.append((t0, t1, m0, (m1 - m0) / (t1 - t0)))
-        pieces.append((self.points[-1][0], math.inf, self.points[-1][1], 0.0))
-        return pieces
+        start, _, m, slope = self._piece_at(t_s)[1]
+        return m + slope * (max(t_s, 0.0) - start)
 
     def integral(self, t_s: float) -> float:
         """Integral of the multiplier from 0 to t_s, in seconds at multiplier 1. t_s >= 0."""
-        total = 0.0
-        for start, end, m, slope in self._pieces():
-            if t_s <= start:
-                break
-            span = min(t_s, end) - start
-            total += m * span + slope * span * span / 2
-        return total
+        area, (start, _, m, slope) = self._piece_at(t_s)
+        span = t_s - start
+        return area + m * span + slope * span * span / 2
 
     def inverse(self, area: float) -> float:
         """The earliest t with integral(t) >= area; infinity when the curve ends at 0 before it."""
-        left = area
-        for start, end, m, slope in self._pieces():
-            if left <= 0:
-                return start
-            span = end - start
-            whole = math.inf if span == math.inf and m > 0 else (m * span + slope * span * span / 2 if m or slope else 0)
-            if left > whole:
-                left -= whole
-                continue
-            # m*x + slope*x^2/2 = left, in the form that stays exact for small slopes.
-            root = math.sqrt(max(0.0, m * m + 2 * slope * left))
-            return start + min(span, 2 * left / (m + root))
-        return math.inf
+        # The piece that begins at or after the area is one too far: the earliest one counts, and a piece at 0 adds nothing.
+        i = max(0, bisect_left(self._areas, area) - 1)
+        start, end, m, slope = self._pieces[i]
+        left = area - self._areas[i]
+        if left <= 0:
+            return start
+        # m*x + slope*x^2/2 = left, in the form that stays exact for small slopes.
+        root = math.sqrt(max(0.0, m * m + 2 * slope * left))
+        return start + min(end - start, 2 * left / (m + root)) if m + root > 0 else end
+
+    def _piece_at(self, t_s: float) -> tuple[float, tuple[float, float, float, float]]:
+        """The integral up to the piece that holds this time, and the piece."""
+        i = max(0, bisect_right(self._pieces, t_s, key=lambda piece: piece[0]) - 1)
+        return self._areas[i], self._pieces[i]

@@ -11,30 +11,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from splitwatt_truth import trace_files
 from splitwatt_truth.trace import (
     CONV_GAP_CV,
     CONV_OUTPUT_TOKENS,
     CONV_PROMPT_TOKENS,
     Quantiles,
     RateCurve,
-    TraceError,
     TraceRow,
     gamma_shape,
-    parse_trace,
     unit_gaps,
 )
+from splitwatt_truth.trace_files import rows_of
 
 Sample = tuple[float, int, int]
 """(gap before the request in operational time, prompt tokens, output tokens)."""
 
 
 def read_trace(path: Path) -> tuple[TraceRow, ...]:
-    """The whole file, checked. Raises TraceError, also when it cannot be read."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            return parse_trace(lines, name=str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot read the trace {path} ({error}); pass the path of a CSV file") from error
+    """The whole file, by rising time, checked. Raises TraceError, also when it cannot be read."""
+    return rows_of(trace_files.read_trace(path), name=str(path))
 
 
 def replay(rows: Sequence[TraceRow], *, first: int = 0) -> Iterator[Sample]:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import ssl
 import subprocess
-from collections.abc import Iterator
 
-import httpx
 import pytest
-import yaml
 from splitwatt_core.gpus import profiles
-from splitwatt_core.protocol.contract import Status as NodeStatus
-from splitwatt_core.protocol.contract import status_to_wire
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.install import NAMESPACE, RELEASE, install_chart, uninstall_chart
 from splitwatt_operator.cluster.watch import WATCHED, Watched
 
-from .conftest import CHART, NODES
+from .conftest import CHART
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:splitwatt-operator"
 AGENT = f"system:serviceaccount:{NAMESPACE}:splitwatt-agent"
@@ -97,68 +91,13 @@ def test_of_leases_the_operator_writes_its_own_alone(installed: ControlPlane) ->
 
 
 def test_the_agent_reads_grants_and_writes_their_status_only(installed: ControlPlane) -> None:
-    allowed = {("get", ""), ("list", ""), ("watch", ""), ("patch", "status"), ("update", "status")}
+    allowed = {("get", ""), ("list", ""), ("watch", ""), ("patch", "status")}
     for verb in ("get", "list", "watch", "create", "patch", "update", "delete"):
         for sub in ("", "status"):
             options = [EVERYWHERE, *([f"--subresource={sub}"] if sub else [])]
             assert may(installed, AGENT, verb, "nodepowers", *options) == ((verb, sub) in allowed), (verb, sub)
     for resource in ("pods", "nodes", "powerbudgets", "leases", "secrets", "events"):
         assert not may(installed, AGENT, "get", resource, EVERYWHERE)
-
-
-# --------------------------------------------------------------------------------------------------- the agent's own node
-
-
-@pytest.fixture
-def node_powers(installed: ControlPlane) -> Iterator[ControlPlane]:
-    for name in NODES:
-        body = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}}
-        installed.kubectl("create", "-f", "-", stdin=json.dumps(body))
-    yield installed
-    installed.kubectl("delete", "nodepowers", *NODES)
-
-
-def write_status(plane: ControlPlane, *, token_of: str | None, name: str) -> httpx.Response:
-    """Apply a status as an agent does, under a token of the agent's account."""
-    config = yaml.safe_load(plane.token_kubeconfig(NAMESPACE, "splitwatt-agent", token_of).read_text())
-    token = config["users"][0]["user"]["token"]
-    body = {
-        "apiVersion": "splitwatt.io/v1alpha1",
-        "kind": "NodePower",
-        "metadata": {"name": name},
-        "status": status_to_wire(NodeStatus(observed_term=1)),
-    }
-    url = f"{plane.url}/apis/splitwatt.io/v1alpha1/nodepowers/{name}/status"
-    trust = ssl.create_default_context(cafile=config["clusters"][0]["cluster"]["certificate-authority"])
-    with httpx.Client(verify=trust) as http:
-        return http.patch(
-            url,
-            params={"fieldManager": "splitwatt-agent", "force": "true"},
-            content=json.dumps(body),
-            headers={"Content-Type": "application/apply-patch+yaml", "Authorization": f"Bearer {token}"},
-        )
-
-
-def test_an_agent_writes_its_own_node(node_powers: ControlPlane) -> None:
-    answer = write_status(node_powers, token_of="n1", name="n1")
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["status"]["observedTerm"] == 1
-
-
-def test_an_agent_may_not_speak_for_its_neighbour(node_powers: ControlPlane) -> None:
-    answer = write_status(node_powers, token_of="n1", name="n2")
-    assert answer.status_code == 403, answer.text
-    assert "the agent of node n1 may write only the NodePower of that name, not n2" in answer.json()["message"]
-
-
-def test_a_token_of_no_node_speaks_for_none(node_powers: ControlPlane) -> None:
-    answer = write_status(node_powers, token_of=None, name="n1")
-    assert answer.status_code == 403, answer.text
-    assert "the agent's token names no node" in answer.json()["message"]
-
-
-def test_others_are_not_bound_by_the_agents_policy(node_powers: ControlPlane) -> None:
-    node_powers.kubectl("label", "nodepower", "n1", "note=by-the-administrator")
 
 
 # ------------------------------------------------------------------------------------------------------ life of a release

@@ -88,6 +88,8 @@ def test_no_rule_of_rbac_has_a_star_or_reads_secrets(render: Render) -> None:
         ({"agent": {"sampleHertz": 100}}, "/agent/sampleHertz': maximum: got 100, want 10"),
         ({"agent": {"nodeSelector": {"gpu": True}}}, "/agent/nodeSelector/gpu': got boolean, want string"),
         ({"agent": {"stateDir": "relative"}}, "/agent/stateDir': 'relative' does not match"),
+        ({"networkPolicy": {"egress": {"apiServerPorts": []}}}, "/networkPolicy/egress/apiServerPorts': minItems: got 0, want 1"),
+        ({"networkPolicy": {"egress": {"prometheusPorts": [0]}}}, "prometheusPorts/0': minimum: got 0, want 1"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -109,18 +111,40 @@ def test_switches_switch_off(render: Render) -> None:
     off = {
         "crds": {"install": False},
         "profiles": {"install": False},
-        "admission": {"agentPolicy": False},
+        "admission": {"agentPolicy": False, "operatorPolicy": False},
+        "networkPolicy": {"enabled": False},
         "metrics": {"scrapeAnnotations": False, "prometheusRule": {"enabled": False}},
     }
     found = render(MONITORING, values=off)
     kinds = {kind for kind, _ in found}
     gone = {
         "CustomResourceDefinition", "PowerProfile", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
-        "PrometheusRule",
+        "PrometheusRule", "NetworkPolicy",
     }  # fmt: skip
     assert not kinds & gone
     assert gone <= {kind for kind, _ in render(MONITORING)}
     assert "annotations" not in found["Service", "splitwatt-agent"]["metadata"]
+
+
+@pytest.mark.parametrize(("component", "kind"), [("operator", "Deployment"), ("agent", "DaemonSet")])
+def test_nothing_but_metrics_may_be_asked_of_a_pod(render: Render, component: str, kind: str) -> None:
+    found = render(values={component: {"metricsPort": 9999}, "networkPolicy": {"metricsFrom": [{"podSelector": {}}]}})
+    policy = found["NetworkPolicy", f"splitwatt-{component}"]["spec"]
+    pods = found[kind, f"splitwatt-{component}"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= pods.items()
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": 9999}], "from": [{"podSelector": {}}]}]
+    assert "from" not in render()["NetworkPolicy", f"splitwatt-{component}"]["spec"]["ingress"][0], "everybody, unless it is said"
+
+
+def test_what_pods_ask_can_be_held_to_what_they_need(render: Render) -> None:
+    egress = {"enabled": True, "apiServerPorts": [16443], "prometheusPorts": [8428]}
+    found = render(values={"networkPolicy": {"egress": egress}})
+    for component, wanted in (("operator", [16443, 8428, 53, 53]), ("agent", [16443, 53, 53])):
+        policy = found["NetworkPolicy", f"splitwatt-{component}"]["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        (rule,) = policy["egress"]
+        assert rule.keys() == {"ports"} and [port["port"] for port in rule["ports"]] == wanted
 
 
 def test_services_say_where_to_scrape(render: Render) -> None:

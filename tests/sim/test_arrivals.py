@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from splitwatt_sim.traces import arrivals as reading
 from splitwatt_sim.traces import resample
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import MAX_REQUESTS, generated, poisson, read_rate_file, scaled, with_rate_curve
@@ -76,8 +75,8 @@ def test_azure_2024_gives_an_offset_from_utc_and_sometimes_no_fraction(tmp_path:
 
 
 def test_mooncake_counts_milliseconds(tmp_path: Path) -> None:
-    later = '{"hash_ids": [], "timestamp": 4053.5, "output_length": 3, "input_length": 2, "other": {}}\n'
-    assert rows(read(tmp_path, MOON + "\n" + later, "t.jsonl")) == [(0.0, 7234, 794), (1.0015, 2, 3)]
+    later = '{"hash_ids": [], "timestamp": 4053, "output_length": 3, "input_length": 2, "other": {}}\n'
+    assert rows(read(tmp_path, MOON + "\n" + later, "t.jsonl")) == [(0.0, 7234, 794), (1.001, 2, 3)]
 
 
 def test_burstgpt_leaves_out_and_counts_what_failed(tmp_path: Path) -> None:
@@ -112,21 +111,23 @@ def test_burstgpt_of_the_second_release_has_two_columns_more(tmp_path: Path) -> 
         (GIVEN + "0,soon,1,1\n", 'line 2: arrival_timestamp must be a number.*"soon"'),
         (GIVEN + "0,nan,1,1\n", "line 2: arrival_timestamp must be a number"),
         (GIVEN + "0,inf,1,1\n", "line 2: arrival_timestamp must be a number"),
-        (GIVEN + "0,1,0,1\n", f'line 2: prompt_size must be a whole number from 1 to {MAX_TOKENS}, not "0"'),
-        (GIVEN + "0,1,1,0\n", 'line 2: token_size must be a whole number.*"0"'),
+        (GIVEN + "0,1,-1,1\n", f'line 2: prompt_size must be a whole number from 1 to {MAX_TOKENS}, or 0.*not "-1"'),
+        (GIVEN + "0,1,1,\n", 'line 2: token_size must be a whole number.*""'),
         (GIVEN + f"0,1,{MAX_TOKENS + 1},1\n", "line 2: prompt_size must be a whole number"),
         (GIVEN + "0,1,1,1.5\n", 'line 2: token_size must be a whole number.*"1.5"'),
-        (BURST + "1,m,0,5,5,l\n", 'line 2: Request tokens must be a whole number.*"0"'),
+        (BURST + "1,m,nan,5,5,l\n", 'line 2: Request tokens must be a whole number.*"nan"'),
         (BURST + "-1,m,5,5,5,l\n", 'line 2: Timestamp must be a number, 0 or more, not "-1"'),
         (AZURE + "1,2,3\n2,many,3\n", 'line 3: ContextTokens must be a whole number.*"many"'),
-        (AZURE + "1,2,3\n", "at least two requests at different times"),
+        (AZURE + "1,2,3\nyesterday,2,3\n", 'line 3: TIMESTAMP must be a date with a time, or seconds.* not "yesterday"'),
+        (AZURE + "-1,2,3\n", "line 2: TIMESTAMP must be a date with a time, or seconds, 0 or more"),
         (MOON + "{\n", 'line 2 must be one whole JSON object, not "{"'),
         (MOON + "[1]\n", "line 2 must be one whole JSON object"),
         (MOON + '{"timestamp": 1, "input_length": 2}\n', r"line 2 lacks output_length \(it has: timestamp, input_length\)"),
         (MOON.replace("3052", "-5"), 'line 1: timestamp must be a number, 0 or more, not "-5"'),
         (MOON.replace("3052", "NaN"), "line 1: timestamp must be a number"),
         (MOON.replace("7234", "true"), 'line 1: input_length must be a whole number.*"True"'),
-        (MOON.replace("794", "0"), 'line 1: output_length must be a whole number.*"0"'),
+        (MOON.replace("794", "0.5"), 'line 1: output_length must be a whole number.*"0.5"'),
+        (MOON.replace("794", "0"), r"holds no request, for all of its 1 rows failed \(0 tokens\)"),
         (MOON.replace("794", "null"), "line 1: output_length must be a whole number"),
     ],
 )  # fmt: skip
@@ -166,9 +167,11 @@ def test_a_compressed_trace_that_is_broken_says_so(tmp_path: Path, break_it: Cal
 
 
 def test_a_trace_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_TRACE_ROWS", 2)
+    monkeypatch.setattr("splitwatt_truth.trace_files.MAX_TRACE_ROWS", 2)
     assert len(read(tmp_path, GIVEN + "0,1,1,1\n1,2,1,1\n")) == 2
-    with pytest.raises(TraceError, match="line 4: a trace may have at most 2 requests; cut the file there"):
+    with pytest.raises(
+        TraceError, match="line 4: at most 2 requests can be read at once; take a part of the trace with --from and --to"
+    ):
         read(tmp_path, GIVEN + "0,1,1,1\n1,2,1,1\n2,3,1,1\n")
 
 
@@ -413,7 +416,7 @@ def test_a_rate_file_is_a_curve(tmp_path: Path) -> None:
         ("seconds,multiplier\n0,nan\n", "line 2: multiplier must be 0 or more"),
         ("seconds,multiplier\n0,lots\n", 'line 2 must hold two numbers, not "0,lots"'),
         ("seconds,multiplier\n0\n", 'line 2 must hold two numbers, not "0"'),
-        ("seconds,multiplier\n" + "".join(f"{i},1\n" for i in range(1001)), "line 1002: .* at most 1000 points"),
+        ("seconds,multiplier\n" + "".join(f"{i},1\n" for i in range(50_001)), "line 50002: .* at most 50000 points"),
     ],
 )
 def test_a_bad_rate_file_gets_one_sentence(tmp_path: Path, text: str, says: str) -> None:

@@ -31,3 +31,7 @@ def test_the_inverse_undoes_the_integral(curve: RateCurve, area: float) -> None:
 @given(curves(), st.floats(0, 300), st.floats(0, 300))
 def test_the_integral_never_falls(curve: RateCurve, a: float, b: float) -> None:
     assert curve.integral(min(a, b)) <= curve.integral(max(a, b)) + 1e-9
+
+
+def test_what_is_due_where_the_curve_ends_does_not_wait_for_its_return() -> None:
+    assert RateCurve(((0.0, 2.0), (1.0, 0.0), (5.0, 0.0), (6.0, 2.0))).inverse(1.0) == 1.0

@@ -1,11 +1,21 @@
-"""Traces: reading, refusing, pacing, and the generator's fit to the conversation trace."""
+"""Traces as the twin replays them: rows, pacing, and the generator's fit to the conversation trace."""
 
 import itertools
 import statistics
+import time
 from pathlib import Path
 
 import pytest
-from splitwatt_truth.trace import CONV_OUTPUT_TOKENS, CONV_PROMPT_TOKENS, Quantiles, RateCurve, TraceError, parse_trace
+from splitwatt_truth.trace import (
+    CONV_OUTPUT_TOKENS,
+    CONV_PROMPT_TOKENS,
+    MAX_RATE_POINTS,
+    Quantiles,
+    RateCurve,
+    TraceError,
+    TraceRow,
+)
+from splitwatt_truth.trace_files import parse_trace, rows_of
 from splitwatt_twin.arrivals import arrivals, generate, read_trace, replay
 
 GOOD = [
@@ -16,8 +26,12 @@ GOOD = [
 ]
 
 
+def rows_in(lines: list[str]) -> tuple[TraceRow, ...]:
+    return rows_of(parse_trace(lines, name="t.csv"), name="t.csv")
+
+
 def test_reads_the_azure_columns() -> None:
-    rows = parse_trace(GOOD, name="t.csv")
+    rows = rows_in(GOOD)
     assert [(r.prompt_tokens, r.output_tokens) for r in rows] == [(374, 44), (396, 109), (879, 55)]
     assert [r.at_s for r in rows] == pytest.approx([0.0, 4.314579, 4.541977], abs=1e-5)
 
@@ -28,29 +42,14 @@ def test_other_columns_and_orders_and_plain_seconds_are_fine(tmp_path: Path) -> 
     assert [(r.at_s, r.prompt_tokens, r.output_tokens) for r in read_trace(path)] == [(0.0, 200, 7), (9.5, 100, 5)]
 
 
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        (["TIMESTAMP,ContextTokens\n", "1,2\n"], "lacks the column GeneratedTokens"),
-        (["a,b\n"], "lacks the columns TIMESTAMP, ContextTokens, GeneratedTokens"),
-        ([], "it has: nothing"),
-        ([*GOOD[:3], "2023-11-16 18:15:51,many,1\n"], 'line 4: ContextTokens must be a whole number.*"many"'),
-        ([*GOOD[:3], "2023-11-16 18:15:51,5,-1\n"], "line 4: GeneratedTokens must be a whole number from 1"),
-        ([*GOOD[:3], "yesterday,5,1\n"], 'line 4: TIMESTAMP must be a date.*"yesterday"'),
-        ([*GOOD[:3], "inf,5,1\n"], "line 4: TIMESTAMP must be a finite"),
-        ([*GOOD[:3], "2023-11-16\n"], "line 4 has 1 cells"),
-        (GOOD[:2], "at least two requests at different times; it has 1 rows"),
-        ([GOOD[0], GOOD[1], GOOD[1]], "at least two requests at different times; it has 2 rows"),
-    ],
-)  # fmt: skip
-def test_a_bad_trace_gets_one_sentence(lines: list[str], says: str) -> None:
-    with pytest.raises(TraceError, match=says) as failure:
-        parse_trace(lines, name="t.csv")
-    assert str(failure.value).startswith("t.csv") and "\n" not in str(failure.value)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_trace_without_a_rate_cannot_be_repeated(rows: int) -> None:
+    with pytest.raises(TraceError, match=f"^t.csv must hold at least two requests at different times; it has {rows} rows$"):
+        rows_in([GOOD[0], *[GOOD[1]] * rows])
 
 
 def test_an_unreadable_trace_says_so(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="cannot read the trace"):
+    with pytest.raises(TraceError, match=r"there is no trace .*missing\.csv; check the path"):
         read_trace(tmp_path / "missing.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TraceError, match="cannot read the trace"):
@@ -92,7 +91,7 @@ def test_the_same_seed_gives_the_same_requests_and_another_one_others() -> None:
 
 
 def test_replay_keeps_sizes_order_and_gaps_and_goes_round() -> None:
-    rows = parse_trace(GOOD, name="t.csv")
+    rows = rows_in(GOOD)
     samples = list(itertools.islice(replay(rows, first=1), 4))
     assert [s[1] for s in samples] == [396, 879, 374, 396]
     gaps = [s[0] for s in samples]
@@ -122,7 +121,19 @@ def test_the_curve_is_linear_between_points_and_constant_outside() -> None:
     assert [curve.integral(t) for t in (0, 10, 20, 30)] == [0, 20, 50, 90]
 
 
+def test_a_curve_of_a_month_is_asked_as_fast_as_a_short_one() -> None:
+    curve = RateCurve(tuple((60.0 * i, 1.0 + i % 2) for i in range(MAX_RATE_POINTS)))
+    assert curve.integral(60.0 * (MAX_RATE_POINTS - 1)) == pytest.approx(90.0 * (MAX_RATE_POINTS - 1))
+    began_s = time.process_time()
+    at_s = [curve.inverse(90.0 * i) for i in range(0, 40_000, 4)]
+    assert time.process_time() - began_s < 2, "10 000 requests; a search through all points would take a minute"
+    assert at_s == pytest.approx([60.0 * i for i in range(0, 40_000, 4)])
+
+
 @pytest.mark.parametrize("points", [(), ((5.0, 1.0), (5.0, 2.0)), ((-1.0, 1.0),), ((0.0, -1.0),), ((0.0, float("nan")),)])
-def test_a_bad_curve_is_refused(points: tuple[tuple[float, float], ...]) -> None:
-    with pytest.raises(TraceError, match="rate curve"):
-        RateCurve(points)
+def test_a_bad_curve_is_refused_in_a_short_sentence(points: tuple[tuple[float, float], ...]) -> None:
+    week = tuple((300.0 * i, 1.0) for i in range(2017))
+    for bad in (points, (*week, *((604_800.0 + t, m) for t, m in points[1:]), (0.0, 1.0))):
+        with pytest.raises(TraceError, match="rate curve") as failure:
+            RateCurve(bad)
+        assert len(str(failure.value)) < 120

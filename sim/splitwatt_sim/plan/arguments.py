@@ -17,6 +17,7 @@ from splitwatt_sim.plan.shards import MAX_SHARDS, Shard
 from splitwatt_sim.servers.designs import Design, DesignError, parse_design
 from splitwatt_sim.servers.profile_files import ProfileFile, read_profile_file
 from splitwatt_sim.servers.tables import TableError
+from splitwatt_sim.traces.told import add_part_arguments
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -122,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search, output = whole.search, whole.output
     add = parser.add_argument
     add("--requests", "--trace", type=Path, metavar="FILE", help="requests whose sizes are drawn from; default: a generator")
+    add_part_arguments(parser)
     add(
         "--rate", dest="rate_rps", type=positive, metavar="R",
         help="requests per second to hold; without it: as many as the limits allow",

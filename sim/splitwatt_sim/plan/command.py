@@ -25,6 +25,7 @@ from splitwatt_sim.plan.search import robust_rate
 from splitwatt_sim.plan.shards import Fingerprint, Shard, ShardError, fingerprint, merged, read_shard, write_shard
 from splitwatt_sim.plan.sweep import Item, Record, Result, Search, items, records, result
 from splitwatt_sim.servers.tables import TableError
+from splitwatt_sim.traces.told import read_told
 
 FAILED: Final = 2
 NOTHING: Final = 1
@@ -62,7 +63,7 @@ def plan(options: PlanOptions, console: Console) -> int:
         return to_papers(at_equal_power(options), instead_of=AT_EQUAL_POWER)
     resolve.check_folders({"--out": output.out, "--shards-dir": sharding.shards_dir})
     resolve.check_model(options.search.model)
-    search = resolve.search_of(options.search)
+    search = resolve.search_of(options.search, read=read_told(console))
     rate_rps, option = _first_rate(options.search)
     resolve.check_lists(search.goal, rate_rps, option=option)
     whole = items(search)

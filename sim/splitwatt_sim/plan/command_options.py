@@ -25,11 +25,15 @@ class PowerUnits(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """Everything that decides what a search finds. `charge_w`: as a budget charges it; `power_of`: servers whose uncapped
-    power is the limit; `gpus`: names with commas between; `prices`: GPU, USD per hour of a server of 8; `list_s`: length of
-    each list of requests; `step_rps`: grid of rates."""
+    """Everything that decides what a search finds. `from_s`, `to_s`, `trace_unit`: which part of `requests` is
+    read. `charge_w`: as a budget charges it; `power_of`: servers whose uncapped power is the limit; `gpus`: names with commas
+    between; `prices`: GPU, USD per hour of a server of 8; `list_s`: length of each list of requests; `step_rps`: grid of
+    rates."""
 
     requests: Path | None = None
+    from_s: float | None = None
+    to_s: float | None = None
+    trace_unit: str | None = None
     profiles: tuple[ProfileFile, ...] = ()
     gpus: str | None = None
     prices: tuple[tuple[str, float], ...] = ()

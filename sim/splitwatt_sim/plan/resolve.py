@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from splitwatt_truth.trace_files import WHOLE, TracePart
+
 from splitwatt_sim.plan.command_options import SearchOptions
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.options import MODEL_2026, REST_W, LatencySlo
@@ -18,6 +20,7 @@ from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated
+from splitwatt_sim.traces.told import Read, part_of
 
 GENERATED_RPS: Final = 10.0
 GENERATED_S: Final = 600.0
@@ -28,10 +31,14 @@ DEFAULT_GPU: Final = "H100"
 MODELS_2023: Final = tuple(sorted(builtin_tables().shapes))
 
 
-def search_of(options: SearchOptions) -> Search:
-    """Raises PlanError, TableError and TraceError, with what is wrong in the options before the trace is read."""
+def search_of(options: SearchOptions, *, read: Read = read_arrivals) -> Search:
+    """`read`: a file of requests. Raises PlanError, TableError and TraceError, with what is wrong in the options before the trace
+    is read."""
     if not any((options.rate_rps, options.charge_w, options.power_of, options.usd_per_hour, options.servers)):
         raise PlanError("say what may be spent (--watts, --power-of, --usd-per-hour or --servers) or what must be held (--rate)")
+    part = part_of(from_s=options.from_s, to_s=options.to_s, unit=options.trace_unit)
+    if options.requests is None and part != WHOLE:
+        raise PlanError("--from, --to and --trace-unit say which part of a trace is read: add --requests, or leave them out")
     catalogue = Catalogue(options.model, options.profiles, options.fit_error_percent / 100)
     catalogue.check()
     given_w = math.inf if options.power_of is None else uncapped_w(options.power_of, catalogue)
@@ -53,7 +60,7 @@ def search_of(options: SearchOptions) -> Search:
         slo=_slo(options),
         limits=limits,
         rate_rps=options.rate_rps,
-        sizes=sizes_of(options.requests, seed=options.seed),
+        sizes=sizes_of(options.requests, part, seed=options.seed, read=read),
         seconds=options.list_s,
         seed=options.seed,
         step_rps=options.step_rps,
@@ -62,10 +69,10 @@ def search_of(options: SearchOptions) -> Search:
     )
 
 
-def sizes_of(requests: Path | None, *, seed: int) -> Arrivals:
+def sizes_of(requests: Path | None, part: TracePart = WHOLE, *, seed: int, read: Read = read_arrivals) -> Arrivals:
     """Requests from which sizes are drawn. Raises TraceError."""
     if requests is not None:
-        return read_arrivals(requests)
+        return read(requests, part)
     return generated(requests_per_s=GENERATED_RPS, seconds=GENERATED_S, seed=seed)
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from rich.console import Console
 from splitwatt_truth.trace import TraceError
+from splitwatt_truth.trace_files import WHOLE, TracePart
 
 from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.forward import PapersMissingError, to_papers
@@ -16,6 +17,7 @@ from splitwatt_sim.jit import is_cold
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.simulate.fleet_run import simulate_scenario
 from splitwatt_sim.simulate.parts import ScenarioError
+from splitwatt_sim.traces.told import add_part_arguments, part_of
 
 FAILED: Final = 2
 OF_A_DESIGN: Final = {
@@ -31,11 +33,13 @@ OF_A_DESIGN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """`out`: a folder for picture and series; `figures_to`: a file for the figures, None: in that folder."""
+    """`out`: a folder for picture and series; `figures_to`: a file for the figures, None: in that folder; `part`: of the file of
+    requests."""
 
     scenario: Path
     out: Path
     figures_to: Path | None = None
+    part: TracePart = WHOLE
 
 
 class SimulateCommand:
@@ -46,6 +50,7 @@ class SimulateCommand:
         add("scenario", type=Path, nargs="?", help="YAML: model, requests, pools, slo, power")
         add("--out", type=Path, default=Path("out/simulate"), metavar="DIR", help="picture, series (%(default)s)")
         add("--json", metavar="FILE", help="write the figures, name -> number, to this file (simulate.json in --out)")
+        add_part_arguments(parser)
         moved = parser.add_argument_group(
             "one of Splitwise's designs", "Now `splitwatt papers simulate`, which says what these options mean."
         )
@@ -59,14 +64,19 @@ class SimulateCommand:
         try:
             if (args.scenario is None) == (design is None):
                 raise ScenarioError("give a scenario file, or --design; one of them")
+            part = part_of(from_s=args.from_s, to_s=args.to_s, unit=args.trace_unit)
             if design is not None:
+                if part != WHOLE:
+                    raise ScenarioError(
+                        "--from, --to and --trace-unit are of a scenario's requests.file: leave them out beside --design"
+                    )
                 figures = {} if args.json is None else {"json": args.json}
                 line = [f"{_flag(name)}={value}" for name, value in {"design": design, **given, **figures}.items()]
                 return to_papers(["simulate", *line], instead_of="splitwatt simulate --design")
             for name in given:
                 # An option that is not heard must not look as if it were.
                 raise ScenarioError(f"{_flag(name)} says nothing beside a scenario: {OF_A_DESIGN[name]}")
-            simulate(SimulateOptions(args.scenario, args.out, None if args.json is None else Path(args.json)), console)
+            simulate(SimulateOptions(args.scenario, args.out, None if args.json is None else Path(args.json), part), console)
         except (ScenarioError, PapersMissingError, TraceError, TableError, FleetError, OSError) as error:
             Console(stderr=True, highlight=False).print(f"splitwatt simulate: {error}", soft_wrap=True, markup=False)
             return FAILED
@@ -81,7 +91,7 @@ def simulate(options: SimulateOptions, console: Console) -> None:
     """Run, print and write. Raises ScenarioError, TraceError, TableError, FleetError, OSError."""
     if is_cold():
         console.print("[dim]compiling the event loop, once: about half a minute[/dim]")
-    simulate_scenario(options.scenario, console, out=options.out, figures_to=options.figures_to)
+    simulate_scenario(options.scenario, console, out=options.out, figures_to=options.figures_to, part=options.part)
 
 
 COMMAND = SimulateCommand()

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from rich.console import Console
+from splitwatt_truth.trace_files import WHOLE, TracePart
 
 from splitwatt_sim.fleet.run import ROLE_NAMES, FleetError, FleetRun, run_fleet
 from splitwatt_sim.fleet.state import Change, Pool
@@ -30,9 +31,11 @@ from splitwatt_sim.simulate.scenario import (
     changes_of,
     pools_of,
     read_scenario,
+    with_part,
 )
 from splitwatt_sim.simulate.show import COLOURS, counted, latency_table, plain, slo_bars
 from splitwatt_sim.traces.arrivals import Arrivals
+from splitwatt_sim.traces.told import read_told
 
 MAX_RECORDED: Final = 20_000_000
 """Seconds times servers of power that are kept; a longer run is recorded from its beginning."""
@@ -40,15 +43,15 @@ DRAIN_S: Final = 64
 """What the last requests mostly take at the most."""
 
 
-def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Path | None) -> None:
-    """Run, print, and write `simulate.json` and `simulate.png`; under a power law `power.csv` too. Raises ScenarioError,
-    TraceError, TableError, FleetError."""
-    scenario = read_scenario(path)
+def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Path | None, part: TracePart = WHOLE) -> None:
+    """Run, print, and write `simulate.json` and `simulate.png`; under a power law `power.csv` too. `part`: of the file of
+    requests, before what the scenario says. Raises ScenarioError, TraceError, TableError, FleetError."""
+    scenario = with_part(read_scenario(path), part)
     catalogue = catalogue_of(scenario, beside=path.parent)
     if scenario.power is not None:
         simulate_power(scenario, path, catalogue, console, out=out, figures_to=figures_to)
         return
-    arrivals = arrivals_of(scenario, beside=path.parent)
+    arrivals = arrivals_of(scenario, beside=path.parent, read=read_told(console))
     changes = changes_of(scenario)
     # What begins again after a failure has its own tokens in its prompt.
     prompts = arrivals.prompt_tokens + (arrivals.output_tokens if scenario.failures else 0)
@@ -130,6 +133,7 @@ def figures(run: FleetRun, arrivals: Arrivals, bought: Sequence[tuple[Pool, Opti
     drawn_w = server_watts(run)
     return {
         "requests": len(arrivals),
+        "left_out_requests": arrivals.left_out,
         "requests_per_s": arrivals.requests_per_s,
         "servers": sum(pool.servers for pool, _ in bought),
         "charge_w": sum(pool.servers * option.charge_w for pool, option in bought),

@@ -24,6 +24,8 @@ from typing import Annotated, Final, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 from splitwatt_api.inference_cluster import Priority, PriorityWord
+from splitwatt_truth.trace_files import WHOLE, TracePart
+from splitwatt_truth.trace_kinds import TraceUnit
 
 from splitwatt_sim.fleet.run import MAX_CHANGES
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Change, Failure, Flip, Pool
@@ -38,6 +40,7 @@ from splitwatt_sim.simulate.parts import Part, ScenarioError
 from splitwatt_sim.simulate.power_part import Name, PoolFacts, PowerPart, setup_of
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import generated, poisson, read_rate_file, with_rate_curve
+from splitwatt_sim.traces.told import Read
 
 MAX_POOLS: Final = 16
 MAX_PROFILE_FILES: Final = 64
@@ -56,9 +59,13 @@ ROLE_CODES: Final = {PoolRole.PREFILL: PREFILL, PoolRole.DECODE: DECODE, PoolRol
 
 class RequestsPart(Part):
     """`rate` with a file: Poisson arrivals with sizes drawn from it; without `rate` the file's own arrivals. `rate_file`:
-    seconds,multiplier of the rate over time; the mean rate is then `rate`, or the file's own."""
+    seconds,multiplier of the rate over time; the mean rate is then `rate`, or the file's own. `from_seconds`, `to_seconds`,
+    `trace_unit`: which part of the file is read, and the unit of its times."""
 
     file: Path | None = None
+    from_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    to_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    trace_unit: TraceUnit | None = None
     rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
     seconds: Annotated[float, Field(gt=0, le=1e7)] = 120.0
     seed: Annotated[int, Field(ge=0)] = 1
@@ -180,10 +187,26 @@ def _part_in(annotation: object) -> type[BaseModel] | None:
     return next((part for inner in get_args(annotation) if (part := _part_in(inner)) is not None), None)
 
 
-def arrivals_of(scenario: Scenario, *, beside: Path) -> Arrivals:
-    """The list of requests. Raises TraceError, ScenarioError."""
+def with_part(scenario: Scenario, part: TracePart) -> Scenario:
+    """What the command line says of the part of the file, before what the scenario says."""
+    said = {"from_seconds": part.from_s, "to_seconds": part.to_s, "trace_unit": part.unit}
+    requests = scenario.requests.model_copy(update={name: value for name, value in said.items() if value is not None})
+    return scenario.model_copy(update={"requests": requests})
+
+
+def part_of(part: RequestsPart) -> TracePart:
+    """Raises TraceError, ScenarioError."""
+    wanted = TracePart(from_s=part.from_seconds, to_s=part.to_seconds, unit=part.trace_unit)
+    if part.file is None and wanted != WHOLE:
+        raise ScenarioError("requests.fromSeconds, toSeconds and traceUnit are of requests.file: name it, or leave them out")
+    return wanted
+
+
+def arrivals_of(scenario: Scenario, *, beside: Path, read: Read = read_arrivals) -> Arrivals:
+    """The list of requests. `read`: a file of them. Raises TraceError, ScenarioError."""
     part = scenario.requests
-    source = None if part.file is None else read_arrivals(beside / part.file)
+    of_file = part_of(part)
+    source = None if part.file is None else read(beside / part.file, of_file)
     rate = part.rate or (DEFAULT_RATE if source is None else source.requests_per_s)
     replayed = source is not None and part.rate is None and part.rate_file is None
     if not replayed and rate * part.seconds > MAX_REQUESTS:

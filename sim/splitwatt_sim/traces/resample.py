@@ -30,8 +30,10 @@ from splitwatt_truth.trace import (
     TraceError,
     gamma_shape,
 )
+from splitwatt_truth.trace_files import opened
+from splitwatt_truth.trace_kinds import quoted
 
-from splitwatt_sim.traces.arrivals import Arrivals, opened, quoted
+from splitwatt_sim.traces.arrivals import Arrivals
 
 MAX_REQUESTS: Final = 20_000_000
 """Requests of one run, 24 bytes each."""
@@ -56,7 +58,7 @@ def poisson(arrivals: Arrivals, *, requests_per_s: float, seconds: float, seed: 
     of_prompt = prompts.integers(len(arrivals), size=len(at_s))
     of_output = of_prompt if paired else outputs.integers(len(arrivals), size=len(at_s))
     name = f"{arrivals.name}, Poisson at {requests_per_s:g}/s, seed {seed}"
-    return Arrivals(at_s, arrivals.prompt_tokens[of_prompt], arrivals.output_tokens[of_output], name)
+    return Arrivals(at_s, arrivals.prompt_tokens[of_prompt], arrivals.output_tokens[of_output], name, arrivals.left_out)
 
 
 def generated(

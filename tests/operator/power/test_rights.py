@@ -64,6 +64,21 @@ def test_the_charts_rights_are_enough(datacenter: Any, make_namespace: Any) -> N
             return any(row["type"] == "PowerAdmitted" and row["status"] == "True" for row in rows)
 
         datacenter.eventually("the cluster is admitted", admitted)
+        # What somebody takes out is put right, and what a person asks for is scaled: both are changes of rendered objects.
+        deployment = f"/apis/apps/v1/namespaces/{serving}/deployments/chat-decode"
+        rendered = datacenter.get(deployment)["metadata"]
+        merge = {"Content-Type": "application/merge-patch+json"}
+        plane.http.patch(
+            deployment, json={"metadata": {"labels": None, "ownerReferences": None}}, headers=merge
+        ).raise_for_status()
+
+        def put_right() -> bool:
+            now = datacenter.get(deployment)["metadata"]
+            return all(now.get(part) == rendered[part] for part in ("labels", "ownerReferences"))
+
+        datacenter.eventually("owner and labels are back", put_right)
+        plane.http.patch(path, json={"spec": {"decode": {"replicas": 2}}}, headers=merge).raise_for_status()
+        datacenter.eventually("decode is scaled", lambda: datacenter.get(deployment)["spec"]["replicas"] == 2)
         datacenter.budget_limit(budget, 8000)
         datacenter.eventually("an Event is recorded", lambda: datacenter.events("LimitLowered"))
         # Nodes that go are read afresh before their charge is released.

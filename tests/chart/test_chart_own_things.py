@@ -1,0 +1,331 @@
+"""Own things only: what the agents' and the operator's real tokens are refused although RBAC, which knows no owners, gives it."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from splitwatt_api.convert import cluster_from_wire
+from splitwatt_core.budget.tree import Selector
+from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
+from splitwatt_core.protocol.contract import Status as NodeStatus
+from splitwatt_core.protocol.contract import status_to_wire
+from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_lab.controlplane import ControlPlane
+from splitwatt_lab.install import NAMESPACE
+from splitwatt_operator.serving.admission import gate_patch
+from support.waiting import eventually
+
+from .conftest import NODES
+
+OURS = "/apis/splitwatt.io/v1alpha1"
+SERVING = "serving"
+GATE = {"name": GATE_POWER}
+APPLY = "application/apply-patch+yaml"
+JSON_PATCH = "application/json-patch+json"
+PLURALS = {"Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets"}
+KINDS = pytest.mark.parametrize("kind", PLURALS)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The API server under one token of a service account."""
+
+    http: httpx.Client
+    manager: str
+
+    def patch(self, path: str, body: Any, kind: str = APPLY) -> httpx.Response:
+        params = {"fieldManager": self.manager, "force": "true"} if kind == APPLY else {"fieldManager": self.manager}
+        return self.http.patch(path, params=params, content=json.dumps(body), headers={"Content-Type": kind})
+
+
+def caller(plane: ControlPlane, account: str, *, bound_to: Mapping[str, Any] | None = None) -> Caller:
+    """`bound_to`: the Node or pod that the token names."""
+    spec = {"expirationSeconds": 3600, **({"boundObjectRef": dict(bound_to)} if bound_to else {})}
+    url = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    token = plane.http.post(url, json=body).raise_for_status().json()["status"]["token"]
+    config = yaml.safe_load(plane.token_kubeconfig(NAMESPACE, account).read_text())
+    trust = ssl.create_default_context(cafile=config["clusters"][0]["cluster"]["certificate-authority"])
+    return Caller(httpx.Client(base_url=plane.url, verify=trust, headers={"Authorization": f"Bearer {token}"}), account)
+
+
+def refused(answer: httpx.Response, says: str) -> None:
+    assert answer.status_code == 403, answer.text
+    assert says in answer.json()["message"]
+
+
+def taken(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.status_code in (200, 201), answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def test_every_policy_is_bound_and_compiles_without_a_warning(installed: ControlPlane) -> None:
+    root = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+
+    def looked_at() -> bool:
+        return all("observedGeneration" in item.get("status", {}) for item in installed.http.get(f"{root}ies").json()["items"])
+
+    eventually("every policy is type-checked", looked_at)
+    policies = installed.http.get(f"{root}ies").json()["items"]
+    bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
+    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 5
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 5
+
+
+# ------------------------------------------------------------------------------------------------------------ the agent
+
+
+@pytest.fixture
+def node_powers(installed: ControlPlane) -> Iterator[ControlPlane]:
+    for name in NODES:
+        body = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}}
+        installed.kubectl("create", "-f", "-", stdin=json.dumps(body))
+    yield installed
+    installed.kubectl("delete", "nodepowers", *NODES)
+
+
+def of_node(plane: ControlPlane, name: str) -> dict[str, Any]:
+    node = plane.http.get(f"/api/v1/nodes/{name}").json()
+    return {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
+
+
+def of_pod_on(plane: ControlPlane, node: str) -> dict[str, Any]:
+    """A pod of the agents' account on a node, as the DaemonSet would make it."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"agent-{node}", "namespace": NAMESPACE},
+        "spec": {"serviceAccountName": "splitwatt-agent", "nodeName": node, "containers": [{"name": "a", "image": "a"}]},
+    }
+    made = plane.http.post(f"/api/v1/namespaces/{NAMESPACE}/pods", json=pod).raise_for_status().json()
+    return {"apiVersion": "v1", "kind": "Pod", "name": made["metadata"]["name"], "uid": made["metadata"]["uid"]}
+
+
+def status_of(name: str) -> dict[str, Any]:
+    status = status_to_wire(NodeStatus(observed_term=1))
+    return {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}, "status": status}
+
+
+@pytest.mark.parametrize("binding", [of_node, of_pod_on], ids=["bound to a node", "bound to a pod"])
+def test_an_agent_writes_its_own_nodes_status_alone(
+    node_powers: ControlPlane, binding: Callable[[ControlPlane, str], dict[str, Any]]
+) -> None:
+    agent = caller(node_powers, "splitwatt-agent", bound_to=binding(node_powers, "n1"))
+    answer = taken(agent.patch(f"{OURS}/nodepowers/n1/status", status_of("n1")))
+    assert answer["status"]["observedTerm"] == 1
+    says = "the agent of node n1 may write only the NodePower of that name, not n2"
+    refused(agent.patch(f"{OURS}/nodepowers/n2/status", status_of("n2")), says)
+
+
+def test_an_agent_writes_no_spec_not_even_its_own(node_powers: ControlPlane) -> None:
+    agent = caller(node_powers, "splitwatt-agent", bound_to=of_node(node_powers, "n1"))
+    before = node_powers.http.get(f"{OURS}/nodepowers/n1").json().get("spec")
+    whole = {**status_of("n1"), "spec": {"term": 9, "mode": "Strict", "forUID": "x"}}
+    for name in ("n1", "n2", "n3"):
+        refused(agent.patch(f"{OURS}/nodepowers/{name}", {**whole, "metadata": {"name": name}}), "cannot patch resource")
+    refused(agent.http.put(f"{OURS}/nodepowers/n1", json=whole), "cannot update resource")
+    refused(agent.http.delete(f"{OURS}/nodepowers/n1"), "cannot delete resource")
+    # Through the status a spec does not come either.
+    agent.patch(f"{OURS}/nodepowers/n1/status", whole)
+    assert node_powers.http.get(f"{OURS}/nodepowers/n1").json().get("spec") == before
+
+
+def test_a_token_of_no_node_speaks_for_none(node_powers: ControlPlane) -> None:
+    answer = caller(node_powers, "splitwatt-agent").patch(f"{OURS}/nodepowers/n1/status", status_of("n1"))
+    refused(answer, "the agent's token names no node")
+
+
+def test_others_are_not_bound_by_the_agents_policy(node_powers: ControlPlane) -> None:
+    node_powers.kubectl("label", "nodepower", "n1", "note=by-the-administrator")
+
+
+# --------------------------------------------------------------------------------------------------------- the operator
+
+
+@pytest.fixture(scope="module")
+def operator(installed: ControlPlane) -> Caller:
+    return caller(installed, "splitwatt-operator")
+
+
+@pytest.fixture(scope="module")
+def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
+    """By kind: what the operator's own code renders for a cluster that is there."""
+    installed.kubectl("create", "namespace", SERVING)
+    role = {"replicas": 1, "gpusPerReplica": 2}
+    spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
+    cluster = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "InferenceCluster", "metadata": {"name": "chat"}, "spec": spec}
+    made = installed.http.post(f"{OURS}/namespaces/{SERVING}/inferenceclusters", json=cluster).raise_for_status().json()
+    account = f"/api/v1/namespaces/{SERVING}/serviceaccounts/default"
+    eventually("pods may be made", lambda: installed.http.get(account).status_code == 200)
+    return {manifest["kind"]: dict(manifest) for manifest in render(cluster_from_wire(made), RenderContext())}
+
+
+def path_of(manifest: Mapping[str, Any], name: str | None = None) -> str:
+    version = manifest["apiVersion"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    meta = manifest["metadata"]
+    return f"{root}/namespaces/{meta['namespace']}/{PLURALS[manifest['kind']]}/{name or meta['name']}"
+
+
+def changed(manifest: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
+    return {**manifest, "metadata": {**manifest["metadata"], **metadata}}
+
+
+@KINDS
+def test_the_operator_makes_changes_and_removes_what_it_renders(
+    operator: Caller, rendered: dict[str, dict[str, Any]], kind: str
+) -> None:
+    path = path_of(rendered[kind])
+    taken(operator.patch(path, rendered[kind]))
+    taken(operator.patch(path, changed(rendered[kind], annotations={"splitwatt.io/rendered-hash": "other"})))
+    taken(operator.http.delete(path))
+
+
+@KINDS
+@pytest.mark.parametrize("lost", ["labels", "ownerReferences"])
+def test_the_operator_puts_right_what_somebody_took_out(
+    installed: ControlPlane, operator: Caller, rendered: dict[str, dict[str, Any]], kind: str, lost: str
+) -> None:
+    path = path_of(rendered[kind])
+    made = taken(operator.patch(path, rendered[kind]))
+    installed.http.patch(
+        path, json={"metadata": {lost: None}}, headers={"Content-Type": "application/merge-patch+json"}
+    ).raise_for_status()
+    put_right = taken(operator.patch(path, rendered[kind]))
+    assert put_right["metadata"][lost] == made["metadata"][lost]
+    taken(operator.http.delete(path))
+
+
+@KINDS
+def test_the_operator_is_refused_what_others_made_and_a_person_is_not(
+    installed: ControlPlane, operator: Caller, rendered: dict[str, dict[str, Any]], kind: str
+) -> None:
+    theirs = changed(rendered[kind], name="theirs", labels={"app": "theirs"}, ownerReferences=[])
+    path = path_of(theirs)
+    installed.kubectl("apply", "-f", "-", stdin=json.dumps(theirs))
+    says = f"the operator may change or delete only a {kind} that it rendered for an InferenceCluster"
+    refused(operator.patch(path, {**theirs, "metadata": {**theirs["metadata"], "annotations": {"a": "b"}}}), says)
+    # Nor can it make it its own first.
+    refused(operator.patch(path, changed(rendered[kind], name="theirs")), says)
+    refused(operator.patch(path, [{"op": "add", "path": "/metadata/labels/a", "value": "b"}], JSON_PATCH), says)
+    refused(operator.http.delete(path), says)
+    installed.kubectl("label", PLURALS[kind], "theirs", "-n", SERVING, "note=by-the-administrator")
+    installed.kubectl("delete", PLURALS[kind], "theirs", "-n", SERVING)
+
+
+def controlled_by(kind: str, version: str) -> list[dict[str, Any]]:
+    return [{"apiVersion": version, "kind": kind, "name": "x", "uid": "5f1d5a2e-0000-4000-8000-000000000000", "controller": True}]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"ownerReferences": []},
+        {"ownerReferences": controlled_by("ReplicaSet", "apps/v1")},
+        {"ownerReferences": controlled_by("InferenceCluster", "elsewhere.io/v1")},
+        {"ownerReferences": [{**controlled_by("InferenceCluster", "splitwatt.io/v1alpha1")[0], "controller": False}]},
+        {"labels": {"app": "mine"}},
+        {"labels": {LABEL_MANAGED_BY: "Helm"}},
+    ],
+    ids=["no owner", "a foreign owner", "a foreign group", "no controller", "no label", "a foreign label"],
+)
+def test_the_operator_makes_nothing_that_no_cluster_controls(
+    operator: Caller, rendered: dict[str, dict[str, Any]], kind: str, metadata: dict[str, Any]
+) -> None:
+    forged = changed(rendered[kind], name="forged", **metadata)
+    refused(operator.patch(path_of(forged), forged), f"the operator may write only a {kind} that an InferenceCluster controls")
+    taken(operator.patch(path_of(rendered[kind]), rendered[kind]))
+    let_go = changed(rendered[kind], **metadata)
+    refused(operator.http.put(path_of(let_go), json=let_go), "cannot update resource")
+    taken(operator.http.delete(path_of(rendered[kind])))
+
+
+def test_the_operator_makes_no_pods_that_are_born_without_the_gate(operator: Caller, rendered: dict[str, dict[str, Any]]) -> None:
+    deployment = json.loads(json.dumps(rendered["Deployment"]))
+    deployment["spec"]["template"]["spec"]["schedulingGates"] = [{"name": "another/gate"}]
+    refused(operator.patch(path_of(deployment), deployment), "only a Deployment whose pods are born behind the gate")
+
+
+# -------------------------------------------------------------------------------------------------------- gates of pods
+
+
+@pytest.fixture
+def pod(installed: ControlPlane, rendered: dict[str, dict[str, Any]]) -> Iterator[Callable[..., dict[str, Any]]]:
+    names: list[str] = []
+
+    def make(gates: Sequence[dict[str, str]] = (GATE,)) -> dict[str, Any]:
+        names.append(f"pod-{uuid.uuid4().hex[:8]}")
+        spec = {"schedulingGates": list(gates), "containers": [{"name": "a", "image": "a"}]}
+        metadata = {"name": names[-1], "labels": {"app": "a"}, "annotations": {"a": "b"}}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        made: dict[str, Any] = installed.http.post(f"/api/v1/namespaces/{SERVING}/pods", json=body).raise_for_status().json()
+        return made
+
+    yield make
+    for name in names:
+        # Not waited for: one has a finalizer that nobody takes away, and the garbage collector was quicker with another.
+        installed.http.delete(f"/api/v1/namespaces/{SERVING}/pods/{name}", params={"gracePeriodSeconds": 0})
+
+
+def pod_path(made: Mapping[str, Any]) -> str:
+    return f"/api/v1/namespaces/{SERVING}/pods/{made['metadata']['name']}"
+
+
+@pytest.mark.parametrize("gates", [[GATE], [GATE, {"name": "kueue.x-k8s.io/admission"}]], ids=["ours alone", "beside another's"])
+def test_the_operator_lifts_its_gate(operator: Caller, pod: Callable[..., dict[str, Any]], gates: list[dict[str, str]]) -> None:
+    made = pod(gates)
+    patch = gate_patch(made, leaf="rack-a1", selector=Selector({"splitwatt.io/rack": "a1"}))
+    lifted = taken(operator.patch(pod_path(made), patch, JSON_PATCH))
+    assert lifted["spec"].get("schedulingGates", []) == gates[1:]
+    assert lifted["metadata"]["annotations"] == {"a": "b", ANNOTATION_BUDGET: "rack-a1"}
+    says = "the operator may change only a pod that waits behind the gate"
+    again = [{"op": "add", "path": "/metadata/annotations/c", "value": "d"}]
+    refused(operator.patch(pod_path(made), again, JSON_PATCH), says)
+
+
+LIFT = {"op": "replace", "path": "/spec/schedulingGates", "value": [{"name": "b/b"}]}
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        [{"op": "replace", "path": "/spec/containers/0/image", "value": "mine"}],
+        [LIFT, {"op": "replace", "path": "/spec/containers/0/image", "value": "mine"}],
+        [{"op": "remove", "path": "/spec/schedulingGates"}],
+        [{"op": "replace", "path": "/spec/schedulingGates", "value": [GATE]}],
+        [LIFT, {"op": "replace", "path": "/metadata/labels/app", "value": "mine"}],
+        [LIFT, {"op": "add", "path": "/metadata/labels/b", "value": "mine"}],
+        [LIFT, {"op": "replace", "path": "/metadata/annotations/a", "value": "mine"}],
+        [LIFT, {"op": "remove", "path": "/metadata/annotations/a"}],
+        [LIFT, {"op": "add", "path": "/metadata/annotations/c", "value": "mine"}],
+        [LIFT, {"op": "add", "path": "/metadata/finalizers", "value": ["mine.io/mine"]}],
+        [LIFT, {"op": "add", "path": "/metadata/ownerReferences", "value": controlled_by("ReplicaSet", "apps/v1")}],
+        [LIFT, {"op": "add", "path": "/spec/tolerations/-", "value": {"key": "mine", "operator": "Exists"}}],
+        [LIFT, {"op": "add", "path": "/spec/nodeSelector", "value": {"kubernetes.io/hostname": "mine"}}],
+        [LIFT, {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 1}],
+    ],
+    ids=lambda patch: ", ".join(f"{step['op']} {step['path']}" for step in patch),
+)
+def test_with_its_gate_the_operator_changes_nothing_else(
+    installed: ControlPlane, operator: Caller, pod: Callable[..., dict[str, Any]], patch: list[dict[str, Any]]
+) -> None:
+    made = pod([GATE, {"name": "b/b"}])
+    refused(operator.patch(pod_path(made), patch, JSON_PATCH), "the operator may only lift the gate splitwatt.io/power")
+    # The API server itself would have taken it: a person may.
+    taken(installed.http.patch(pod_path(made), content=json.dumps(patch), headers={"Content-Type": JSON_PATCH}))
+
+
+def test_the_operator_is_refused_pods_of_others(operator: Caller, pod: Callable[..., dict[str, Any]]) -> None:
+    made = pod([{"name": "b/b"}])
+    patch = [{"op": "add", "path": "/metadata/annotations/c", "value": "d"}]
+    refused(operator.patch(pod_path(made), patch, JSON_PATCH), "the operator may change only a pod that waits behind the gate")
