@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import subprocess
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_lab.errors import LabError
 from splitwatt_lab.faults.ground import Ground
+from splitwatt_lab.faults.mounts import remount
 from splitwatt_lab.faults.processes import kill, start
 from splitwatt_lab.faults.scene import FaultBase
 
@@ -54,12 +53,10 @@ class DiskReadOnly(FaultBase):
 
     def _remount(self, ground: Ground, how: str) -> None:
         """Read-only takes that no file is open for writing; the lock that an agent holds is, so such an agent starts anew."""
-        place = str(ground.site.disk(self.node))
+        disk = ground.site.disk(self.node)
         agent = f"agent-{self.node}"
         kill(ground, agent)
-        done = subprocess.run(["mount", "-o", f"remount,{how}", place], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise LabError(f"{place} cannot be mounted {how}: {done.stderr.strip()}")
+        remount(disk, how)
         start(ground, agent)
 
 

@@ -8,8 +8,6 @@ its racks', so that watts freed in one rack are taken in the other at once.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,10 +23,11 @@ from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.faults.clocks import Clocks
+from splitwatt_lab.faults.mounts import mount_small, private_namespace, unmount
 from splitwatt_lab.faults.observer import API, Observer
 from splitwatt_lab.faults.relay import Relays
 from splitwatt_lab.faults.scene import Json
-from splitwatt_lab.faults.verdict import unhealthy
+from splitwatt_lab.faults.verdict import ungoverned, unhealthy
 from splitwatt_lab.judge import Judge
 from splitwatt_lab.processes import Process
 from splitwatt_lab.site import LabSite, LoadSpec, SiteSpec, Stage
@@ -58,18 +57,16 @@ class FaultSite(LabSite):
         super().__init__(spec, directory, progress=progress, stage=stage)
         self.clocks = Clocks(directory.resolve() / "clocks")
         self.relays: Relays | None = None
+        self._own_mounts = private_namespace()
         self._mounted: list[Path] = []
 
     def _furnish(self) -> None:
         self.clocks.build()
         self.relays = Relays(self.plane.port(Component.API_SERVER))
         self.relays.__enter__()
-        if os.geteuid() == 0:
-            for node in self.node_specs:
-                place = self.state_dir(node.name)
-                place.mkdir(parents=True, exist_ok=True)
-                _command("mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES}", "splitwatt-faults", str(place))
-                self._mounted.append(place)
+        for node in self.node_specs if self._own_mounts else ():
+            mount_small(self.state_dir(node.name), size_bytes=STATE_BYTES)
+            self._mounted.append(self.state_dir(node.name))
 
     def close(self) -> None:
         super().close()
@@ -77,7 +74,7 @@ class FaultSite(LabSite):
             self.relays.__exit__()
             self.relays = None
         while self._mounted:
-            _command("umount", "--lazy", str(self._mounted.pop()))
+            unmount(self._mounted.pop())
 
     def disk(self, node: str) -> Path:
         """The agent's own small file system. Raises LabError where none could be mounted."""
@@ -240,7 +237,8 @@ class Ground:
             self.observer.look()
             if time.time() - self.observer.read_s > 5.0:
                 return "the API server does not answer"
-        return unhealthy(self.observer.objects, self.wiring.feeds, self.nodes)
+        ungoverned_by = ungoverned(self.observer.leases, time.time())
+        return ungoverned_by or unhealthy(self.observer.objects, self.wiring.feeds, self.nodes)
 
     def until(self, holds: Callable[[], bool], *, within_s: float, look_s: float = _WAIT_S) -> float | None:
         """Seconds until `holds`; None when it does not within `within_s`."""
@@ -310,9 +308,3 @@ def log_growth(ground: Ground) -> Iterator[dict[str, str]]:
                 with path.open("rb") as file:
                     file.seek(before.get(name, 0))
                     grown[name] = file.read().decode(errors="replace")
-
-
-def _command(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise LabError(f"{' '.join(words)} failed: {done.stderr.strip()}")

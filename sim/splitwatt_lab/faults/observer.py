@@ -15,9 +15,11 @@ import httpx
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.faults.scene import ANY, Expect, Json
+from splitwatt_lab.install import NAMESPACE
 
 EVERY_S: Final = 0.5
 API: Final = "/apis/splitwatt.io/v1alpha1"
+LEASE: Final = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases?resourceVersion=0"
 PATHS: Final[Mapping[str, str]] = {"pb": "powerbudgets", "np": "nodepowers", "ic": "inferenceclusters"}
 
 
@@ -61,6 +63,7 @@ class Observer:
         self._lock = threading.Lock()
         self._said: dict[tuple[str, str, str, str, str], Said] = {}
         self.objects: dict[str, dict[str, Json]] = {kind: {} for kind in PATHS}
+        self.leases: list[Json] = []
         self.read_s = 0.0
         """When `objects` were read, Unix time."""
 
@@ -86,6 +89,7 @@ class Observer:
         asked_s = time.time()
         try:
             found = {kind: self._get(f"{API}/{path}?resourceVersion=0")["items"] for kind, path in PATHS.items()}
+            self.leases = self._get(LEASE)["items"]
         except (httpx.TransportError, LabError, ValueError):
             return
         self.objects = {kind: {obj["metadata"]["name"]: obj for obj in items} for kind, items in found.items()}

@@ -201,6 +201,8 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         worst_excused_w=round(seen.worst_excused_w),
         recovery_s=None if acting.recovery_s is None else round(acting.recovery_s, 1),
         obeyed_s=None if acting.obeyed_s is None else round(acting.obeyed_s, 2),
+        where=list(seen.where),
+        expected=[str(expect) for expect in scene.expects],
         excuses=[excuse.why for excuse in scene.excuses],
         wrong_conditions=wrong_conditions(said, scene.expects, forbids),
         wrong_exits=wrong_exits(ground.watch.ended, scene.exits),

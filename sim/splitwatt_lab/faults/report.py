@@ -48,7 +48,7 @@ def line(outcome: Outcome) -> str:
     beyond = f"{outcome.violation_s_beyond_promise:.1f} s beyond the promise (worst {outcome.worst_overshoot_w:+d} W)"
     excused = f", {outcome.excused_s:.1f} s excused (worst {outcome.worst_excused_w:+d} W)" if outcome.excused_s else ""
     text = f"{word}  {outcome.name}: {beyond}{excused}; {healthy}; {obeyed}; {outcome.seconds:.0f} s"
-    wrong = [*outcome.wrong_conditions, *outcome.wrong_exits, *outcome.tracebacks, *outcome.problems]
+    wrong = [*outcome.where, *outcome.wrong_conditions, *outcome.wrong_exits, *outcome.tracebacks, *outcome.problems]
     return "\n".join([text, *(f"        {sentence}" for sentence in wrong)])
 
 
@@ -58,8 +58,8 @@ def table(outcomes: Sequence[Outcome], *, date: str, seed: int) -> str:
         f"Played by `make faults` on {date}, seed {seed}: {sum(o.group != 'pairs' for o in outcomes)} scenes and "
         f"{sum(o.group == 'pairs' for o in outcomes)} random pairs, {sum(not o.passed for o in outcomes)} of them failed.",
         "",
-        "| scene | promise | beyond it, s | excused, s | worst W | healthy after, s | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| scene | promise | what is seen | beyond it, s | excused, s | worst W | healthy after, s | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     singles = [o for group in GROUPS for o in outcomes if o.group == group and group != "pairs"]
     for o in singles:
@@ -68,13 +68,14 @@ def table(outcomes: Sequence[Outcome], *, date: str, seed: int) -> str:
         promise = o.promise if not (o.excused_s and o.excuses) else f"{o.promise} Excused: {o.excuses[0]}."
         verdict = "pass" if o.passed else "**fail**"
         numbers = f"{o.violation_s_beyond_promise:.1f} | {o.excused_s:.1f} | {worst_w:+d} | {healthy}"
-        rows.append(f"| {o.name} | {promise} | {numbers} | {verdict} |")
+        seen = ", ".join(f"`{expect}`" for expect in o.expected) or "–"
+        rows.append(f"| {o.name} | {promise} | {seen} | {numbers} | {verdict} |")
     pairs = [o for o in outcomes if o.group == "pairs"]
     if pairs:
         failed = [o.name for o in pairs if not o.passed]
         beyond_s = sum(o.violation_s_beyond_promise for o in pairs)
         said = "pass" if not failed else f"**fail**: {'; '.join(failed)}"
-        rows.append(f"| {len(pairs)} random pairs | Both promises hold together. | {beyond_s:.1f} | | | | {said} |")
+        rows.append(f"| {len(pairs)} random pairs | Both promises hold together. | – | {beyond_s:.1f} | | | | {said} |")
     return "\n".join(rows)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from splitwatt_lab.faults.observer import Said
@@ -20,6 +21,8 @@ TOLERANCE_W: Final = 1.0
 """Grants are whole watts, and so are limits; a sum of them is not."""
 MAX_BLIND_S: Final = 3.0
 """A scene may hold gaps of the judge up to this, all together: the machine is shared."""
+RENEWED_S: Final = 7.0
+"""A leader renews its Lease several times within this."""
 TRACEBACK: Final = re.compile(
     r"^Traceback \(most recent call last\)|^Task exception was never retrieved|^fatal error: ", re.MULTILINE
 )
@@ -45,7 +48,8 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Power:
     """Seconds over all budgets in which draw or caps stood above a limit in force; `worst_w` is the highest overshoot
-    beyond the promise, `worst_excused_w` the highest within an excuse. `blind_s`: longer gaps between looks, in all."""
+    beyond the promise, `worst_excused_w` the highest within an excuse. `blind_s`: longer gaps between looks, in all.
+    `where`: when each overshoot beyond the promise began, and of which budget."""
 
     beyond_s: float
     excused_s: float
@@ -53,6 +57,7 @@ class Power:
     worst_excused_w: float
     blind_s: float
     looks: int
+    where: tuple[str, ...] = ()
 
 
 def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
@@ -61,7 +66,11 @@ def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
     beyond_s = excused_s = blind_s = 0.0
     worst_w = worst_excused_w = 0.0
     count = 0
+    over: set[str] = set()
+    where: list[str] = []
+    begun_s: float | None = None
     for look in looks:
+        begun_s = look.t_s if begun_s is None else begun_s
         dt_s = look.t_s - last.get(look.budget, look.t_s)
         last[look.budget] = look.t_s
         count += 1
@@ -69,6 +78,7 @@ def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
             blind_s += dt_s
             continue
         if not look.in_force or look.over_w <= TOLERANCE_W:
+            over.discard(look.budget)
             continue
         if any(window.covers(look) for window in windows):
             excused_s += max(dt_s, 0.0)
@@ -76,7 +86,11 @@ def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
         else:
             beyond_s += max(dt_s, 0.0)
             worst_w = max(worst_w, look.over_w)
-    return Power(beyond_s, excused_s, worst_w, worst_excused_w, blind_s, count)
+            if look.budget not in over:
+                over.add(look.budget)
+                what = "draw" if look.true_w > look.capped_w else "caps"
+                where.append(f"{look.budget} from {look.t_s - begun_s:.1f} s on: {what} {look.over_w:+.0f} W of {look.limit_w} W")
+    return Power(beyond_s, excused_s, worst_w, worst_excused_w, blind_s, count, tuple(where))
 
 
 def wrong_conditions(said: Sequence[Said], expects: Sequence[Expect], forbids: Sequence[Expect]) -> list[str]:
@@ -107,6 +121,15 @@ def unhealthy(objects: Mapping[str, Mapping[str, Json]], budgets: Iterable[str],
         if sentence := _node_unhealthy(obj):
             return f"{name} {sentence}"
     return None
+
+
+def ungoverned(leases: Iterable[Json], now_s: float) -> str | None:
+    """Why no operator is in charge, None when one is: somebody holds a Lease and renewed it lately. Unix time."""
+    for lease in leases:
+        holder, renewed = lease["spec"].get("holderIdentity"), lease["spec"].get("renewTime")
+        if holder and renewed and now_s - datetime.fromisoformat(renewed).timestamp() < RENEWED_S:
+            return None
+    return "no operator holds the Lease"
 
 
 def _node_unhealthy(obj: Json) -> str | None:
@@ -155,7 +178,9 @@ class Outcome:
     worst_excused_w: float
     recovery_s: float | None
     obeyed_s: float | None
+    where: list[str] = field(default_factory=list)
     excuses: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
     wrong_conditions: list[str] = field(default_factory=list)
     wrong_exits: list[str] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
