@@ -231,12 +231,12 @@ class Ground:
 
     # ----------------------------------------------------------------------------------------------------------- health
 
-    def ailment(self) -> str | None:
-        """Why the site is not healthy; None when it is, as read within the last second."""
+    def ailment(self, *, since_s: float = 0.0) -> str | None:
+        """Why the site is not healthy; None when it is, as read within the last second and after `since_s` (Unix time)."""
         if time.time() - self.observer.read_s > 1.0:
             self.observer.look()
-            if time.time() - self.observer.read_s > 5.0:
-                return "the API server does not answer"
+        if self.observer.read_s < max(since_s, time.time() - 5.0):
+            return "the API server does not answer"
         ungoverned_by = ungoverned(self.observer.leases, time.time())
         return ungoverned_by or unhealthy(self.observer.objects, self.wiring.feeds, self.nodes)
 

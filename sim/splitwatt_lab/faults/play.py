@@ -102,10 +102,10 @@ class _Play:
 
     def _recover(self) -> None:
         """Wait for health. The ground plays the kubelet for what ended unbidden."""
-        started_s = time.monotonic()
+        started_s, since_s = time.monotonic(), time.time()
         revived = False
         while time.monotonic() - started_s < self.scene.recovery_s:
-            ailment = self.ground.ailment()
+            ailment = self.ground.ailment(since_s=since_s)
             if ailment is None:
                 self.recovery_s = time.monotonic() - started_s
                 return
