@@ -125,7 +125,7 @@ class _Look:
     watts: Mapping[str, FeedWatts]
 
 
-class Limits:
+class LimitsInForce:
     """The limits in force over time, by what was read of the PowerBudgets. Pure but for its memory: times come from outside."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class Judge:
         self.wiring = wiring
         self._plant = plant
         self._fetch = budgets
-        self._limits = Limits()
+        self._limits = LimitsInForce()
         self._waiting: deque[_Look] = deque()
         self.views: dict[str, Declared] = {}
         self.counts: dict[str, Count] = {}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_lab.errors import LabError
-from splitwatt_lab.judge import Count, Judge, Limits, complaints
+from splitwatt_lab.judge import Count, Judge, LimitsInForce, complaints
 from splitwatt_lab.run import unserved_clusters
 from splitwatt_lab.wiring import Declared, Feed, NodeLook, Wiring, declared
 from splitwatt_nvml_twin.handle import NodeTwin
@@ -69,14 +69,14 @@ def test_wires_that_cannot_be_are_refused(feeds: list[Feed], sentence: str) -> N
 
 
 def test_a_raise_holds_from_the_last_reading_on_for_it_may_have_been_patched_right_after_it() -> None:
-    limits = Limits()
+    limits = LimitsInForce()
     limits.read([says("r1", 1000)], asked_s=10.0, answered_s=10.0)
     limits.read([says("r1", 1500)], asked_s=10.25, answered_s=10.26)
     assert limits.at("r1", 10.01) == (1500, True)
 
 
 def test_a_lowered_limit_holds_after_its_grace_and_no_sooner() -> None:
-    limits = Limits()
+    limits = LimitsInForce()
     limits.read([says("r1", 1000)], asked_s=10.0, answered_s=10.0)
     limits.read([says("r1", 600)], asked_s=11.0, answered_s=11.1)
     assert limits.at("r1", 16.0) == (1000, True)
@@ -86,7 +86,7 @@ def test_a_lowered_limit_holds_after_its_grace_and_no_sooner() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.05, 3.0), st.integers(100, 2000)), min_size=1, max_size=12))
 def test_no_look_is_judged_by_less_than_the_lowest_limit_of_the_last_grace(changes: list[tuple[float, int]]) -> None:
-    limits, at_s, history = Limits(), 0.0, []
+    limits, at_s, history = LimitsInForce(), 0.0, []
     for gap_s, limit_w in changes:
         at_s += gap_s
         limits.read([says("r1", limit_w)], asked_s=at_s, answered_s=at_s)
@@ -100,7 +100,7 @@ def test_no_look_is_judged_by_less_than_the_lowest_limit_of_the_last_grace(chang
 
 
 def test_a_budget_counts_once_it_is_adopted() -> None:
-    limits = Limits()
+    limits = LimitsInForce()
     fresh = budget("r1")
     fresh["status"] = {}
     limits.read([declared(fresh)], asked_s=10.0, answered_s=10.0)

@@ -11,12 +11,12 @@ from splitwatt_lab.faults.limits import LimitsInFlurry
 from splitwatt_lab.faults.objects import (
     Added,
     CrdDeleted,
-    Deleted,
     LeaseSpoiled,
     Malformed,
     NodeDeleted,
     NodePowerDeleted,
     NodesWithoutAgent,
+    ObjectDeleted,
     Patched,
     Relabelled,
     StatusForged,
@@ -79,17 +79,17 @@ OBJECTS: Final = (
     Scene(
         name="leaf-deleted", group="objects", hold_s=10, expects=(say.not_ready("row-a", "LeafGone"),), fast=True,
         promise="Its nodes still count above and nothing is raised into their watts; the parent says LeafGone.",
-        faults=(Deleted(name=LEAF, touch=_pb(LEAF)),),
+        faults=(ObjectDeleted(name=LEAF, touch=_pb(LEAF)),),
     ),
     Scene(
         name="leaf-deleted-and-the-other-cut", group="objects", hold_s=8, cut=CUT,
         promise="The other leaf of the row is still held to its own limit.",
-        faults=(Deleted(name=LEAF, touch=_pb(LEAF)),),
+        faults=(ObjectDeleted(name=LEAF, touch=_pb(LEAF)),),
     ),
     Scene(
         name="root-deleted", group="objects", hold_s=8, cut=CUT, expects=(say.not_ready(CUT),),
         promise="Leaves without their root keep their limits, and nothing is raised below them.",
-        faults=(Deleted(name="row-a", touch=_pb("row-a")),),
+        faults=(ObjectDeleted(name="row-a", touch=_pb("row-a")),),
     ),
     Scene(
         name="leaf-loses-its-parent", group="objects", hold_s=8,
@@ -109,7 +109,7 @@ OBJECTS: Final = (
     Scene(
         name="inferencecluster-deleted", group="objects", hold_s=8, recovery_s=60,
         promise="Its pods go and their watts are free for others; applied again, it is served again.",
-        faults=(Deleted(name="chat", touch=("ic:chat",)),),
+        faults=(ObjectDeleted(name="chat", touch=("ic:chat",)),),
     ),
     Scene(
         name="node-object-deleted", group="objects", hold_s=10, recovery_s=60,

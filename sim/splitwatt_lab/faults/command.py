@@ -108,6 +108,9 @@ def run_scenes(scenes: Sequence[Scene], out: Path, *, seed: int, console: Consol
 def sound(ground: Ground) -> bool:
     """Whether the next scene may be played on this site: everything runs, and all is healthy."""
     try:
+        for process in ground.extra.values():
+            process.kill()
+        ground.extra.clear()
         ground.revive()
         return ground.until(lambda: ground.ailment() is None, within_s=HEALTHY_S) is not None
     except (LabError, OSError, httpx.TransportError):

@@ -98,7 +98,7 @@ class FaultSite(LabSite):
 
 
 @dataclass(slots=True)
-class Watch:
+class Ends:
     """Which processes are down on purpose, and which ended by themselves with what code."""
 
     down: set[str] = field(default_factory=set)
@@ -113,7 +113,7 @@ class Ground:
         self.site = FaultSite(self.spec, directory, progress=progress, stage=stage)
         self._stage = stage
         self.wiring = scenario.wiring(self.spec)
-        self.watch = Watch()
+        self.ends = Ends()
         self.extra: dict[str, Process] = {}
         self.cuts: dict[str, int] = {}
         """Budgets whose limit was lowered, with the watts before."""
@@ -263,11 +263,11 @@ class Ground:
     def see_ends(self) -> None:
         """Notice who ended unbidden, once each."""
         for name, process in self.processes().items():
-            if name in self.watch.down or name in self.watch.ended:
+            if name in self.ends.down or name in self.ends.ended:
                 continue
             code = process.returncode
             if code is not None:
-                self.watch.ended[name] = code
+                self.ends.ended[name] = code
 
     def revive(self) -> list[str]:
         """Start operator and agents that are not running, as a kubelet would; their names."""
@@ -285,7 +285,7 @@ class Ground:
                 self.plane.start(name)
             else:
                 raise LabError(f"{name} ended with code {process.returncode} and cannot be started again (log: {process.log})")
-            self.watch.down.discard(name)
+            self.ends.down.discard(name)
             started.append(name)
         return started
 

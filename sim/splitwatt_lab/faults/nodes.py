@@ -124,7 +124,7 @@ class SecondWriter(FaultBase):
         twin = ground.site.twins[self.node]
         command = [sys.executable, "-m", "splitwatt_lab.faults.writer", f"--uuid={twin.uuids[self.gpu]}", f"--watts={self.watts}"]
         ground.extra["writer"] = ground.plane.group.start("writer", command, env=environment(twin.path))
-        ground.watch.down.add("writer")
+        ground.ends.down.add("writer")
 
     def heal(self, ground: Ground) -> None:
         ground.extra.pop("writer").kill()

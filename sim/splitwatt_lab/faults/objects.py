@@ -30,7 +30,7 @@ _GONE_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deleted(FaultBase):
+class ObjectDeleted(FaultBase):
     """An object of ours is deleted, and applied again as it was when healed. `name` among the ground's manifests."""
 
     name: str

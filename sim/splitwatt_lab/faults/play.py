@@ -11,8 +11,8 @@ import httpx
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.faults.expectations import ALWAYS_FORBIDDEN
-from splitwatt_lab.faults.ground import Ground, Watch, log_growth
-from splitwatt_lab.faults.scene import Fault, Scene
+from splitwatt_lab.faults.ground import Ends, Ground, log_growth
+from splitwatt_lab.faults.scene import Injector, Scene
 from splitwatt_lab.faults.verdict import (
     MAX_BLIND_S,
     Outcome,
@@ -40,7 +40,7 @@ MIN_LOOK_HZ: Final = 5.0
 
 @dataclass(slots=True)
 class _Laid:
-    fault: Fault
+    fault: Injector
     begun_s: float
     laid_s: float
     healed_s: float = 0.0
@@ -110,7 +110,7 @@ class _Play:
                 self.recovery_s = time.monotonic() - started_s
                 return
             self.ground.see_ends()
-            if self.ground.watch.ended and not revived and time.monotonic() - started_s > KUBELET_S:
+            if self.ground.ends.ended and not revived and time.monotonic() - started_s > KUBELET_S:
                 self.ground.revive()
                 revived = True
             time.sleep(0.25)
@@ -177,7 +177,7 @@ class _Play:
 def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
     """Play it. Never raises for what the site does wrong; raises what ended the judge."""
     time.sleep(SETTLE_S)
-    ground.watch = Watch()
+    ground.ends = Ends()
     ground.observer.forget()
     # What is looked for in the scene begins with the scene: samples of earlier ones are judged already.
     ground.judge.samples.clear()
@@ -205,10 +205,10 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         expected=[str(expect) for expect in scene.expects],
         excuses=[excuse.why for excuse in scene.excuses],
         wrong_conditions=wrong_conditions(said, scene.expects, forbids),
-        wrong_exits=wrong_exits(ground.watch.ended, scene.exits),
+        wrong_exits=wrong_exits(ground.ends.ended, scene.exits),
         tracebacks=tracebacks(grown),
         problems=acting.problems,
         said=[str(s) for s in said if s.status != "True"],
-        exits=dict(ground.watch.ended),
+        exits=dict(ground.ends.ended),
         convicted=scene.convicted,
     )

@@ -23,7 +23,7 @@ def agents(ground: Ground, node: str) -> list[str]:
 
 def kill(ground: Ground, name: str) -> None:
     """SIGKILL, and nobody is surprised."""
-    ground.watch.down.add(name)
+    ground.ends.down.add(name)
     ground.processes()[name].kill()
 
 
@@ -39,7 +39,7 @@ def start(ground: Ground, name: str) -> None:
             ground.plane.start(name)
         else:
             raise LabError(f"there is no way to start {name} again")
-    ground.watch.down.discard(name)
+    ground.ends.down.discard(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class RolledOut(FaultBase):
     together: bool = False
 
     def lay(self, ground: Ground, rng: random.Random) -> None:
-        ground.watch.down.update(self.names)
+        ground.ends.down.update(self.names)
         for name in self.names:
             process = ground.processes()[name]
             process.send(signal.SIGTERM)
@@ -97,7 +97,7 @@ class RolledOut(FaultBase):
     def _end(ground: Ground, name: str) -> None:
         code = ground.processes()[name].wait(_END_S)
         if code != 0:
-            ground.watch.ended[name] = code
+            ground.ends.ended[name] = code
 
     def heal(self, ground: Ground) -> None:
         return
@@ -116,17 +116,19 @@ class Standby(FaultBase):
         self.fault.lay(ground, rng)
 
     def heal(self, ground: Ground) -> None:
+        leader, standby = ground.processes()["operator"], ground.processes()["standby"]
+        ended = True
         if self.leader_ends:
             self.fault.heal(ground)
-            leader = ground.processes()["operator"]
-            if ground.until(lambda: not leader.running, within_s=_END_S) is None:
-                raise LabError("the former leader goes on after it was let go on")
+            ended = ground.until(lambda: not leader.running, within_s=_END_S) is not None
             ground.see_ends()
-        standby = ground.extra.pop("standby")
         code = standby.stop(_END_S)
+        del ground.extra["standby"]
         if code != 0:
-            ground.watch.ended["standby"] = code
+            ground.ends.ended["standby"] = code
         start(ground, "operator")
+        if not ended:
+            raise LabError("the former leader goes on after it was let go on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

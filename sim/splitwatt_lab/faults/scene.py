@@ -48,7 +48,7 @@ class Expect:
         return f"{self.kind}/{self.name} {self.type}={self.status} {'|'.join(self.reasons)}".rstrip()
 
 
-class Fault(Protocol):
+class Injector(Protocol):
     """Something that is done to the site and taken away again. Both raise LabError when they cannot be done.
 
     `touches` names what it lays hands on (`operator`, `api`, `agent:a1-n1`, `budget:rack-a2` ...): two faults of one pair
@@ -95,7 +95,7 @@ class Scene:
     name: str
     group: str
     promise: str
-    faults: tuple[Fault, ...]
+    faults: tuple[Injector, ...]
     hold_s: float = 8.0
     cut: str | None = None
     cut_healed: bool = False
