@@ -35,8 +35,24 @@ def test_seconds_above_a_limit_are_counted_with_the_worst_watts() -> None:
 
 
 def test_draw_alone_is_a_violation_too() -> None:
-    first, second = looks([-5, -5])
-    assert power([first, replace(second, true_w=1500.0)], []).worst_w == 500
+    drawn = [replace(look, true_w=1500.0) for look in looks([-5] * 8)]
+    found = power([*looks([-5], start_s=-0.1), *drawn], [])
+    assert (found.worst_w, found.spike_s) == (500, 0)
+    assert found.beyond_s == pytest.approx(0.8)
+
+
+def test_a_spike_shorter_than_a_caps_reaction_is_the_breakers_and_is_counted_apart() -> None:
+    before, *drawn, after = looks([-5] * 5)
+    found = power([before, *(replace(look, true_w=1500.0) for look in drawn), after], [])
+    assert found.beyond_s == 0
+    assert found.spike_s == pytest.approx(0.3)
+
+
+def test_draw_and_caps_above_a_limit_are_no_spike() -> None:
+    before, one, after = looks([-5, 50, -5])
+    assert power([before, replace(one, true_w=1500.0), after], []).beyond_s == pytest.approx(0.1)
+    drawn_first = [before, replace(one, capped_w=990.0, true_w=1500.0), replace(after, capped_w=1500.0)]
+    assert power(drawn_first, []).beyond_s == pytest.approx(0.2)
 
 
 def test_only_what_lies_in_a_window_is_excused() -> None:
@@ -156,7 +172,7 @@ def test_an_end_is_wrong_unless_the_scene_says_it_and_with_which_code() -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ report
 
-SOUND = Outcome("sound", "nodes", "It holds.", 10.0, 0.0, 0.4, 0, 300, 1.0, 0.2, excuses=["a rule"])
+SOUND = Outcome("sound", "nodes", "It holds.", 10.0, 0.0, 0.4, 0, 300, 0.0, 1.0, 0.2, excuses=["a rule"])
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ NODE_FAULTS: Final = (
         faults=(GpuBroken(node=BUSY, fault=_clamp, touch=GPU, excuse=say.blink(7)),),
     ),
     Scene(
-        name="setter-hangs", group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "Hung"),),
+        name="setter-hangs", group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "CallHung"),),
         promise="Nothing of that GPU is acknowledged; all others go on.",
         faults=(GpuBroken(node=BUSY, fault=GpuFault.hang, touch=GPU),),
     ),

@@ -199,6 +199,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         excused_s=round(seen.excused_s, 2),
         worst_overshoot_w=round(seen.worst_w),
         worst_excused_w=round(seen.worst_excused_w),
+        spike_s=round(seen.spike_s, 2),
         recovery_s=None if acting.recovery_s is None else round(acting.recovery_s, 1),
         obeyed_s=None if acting.obeyed_s is None else round(acting.obeyed_s, 2),
         where=list(seen.where),

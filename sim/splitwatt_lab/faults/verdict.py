@@ -21,6 +21,8 @@ TOLERANCE_W: Final = 1.0
 """Grants are whole watts, and so are limits; a sum of them is not."""
 MAX_BLIND_S: Final = 3.0
 """A scene may hold gaps of the judge up to this, all together: the machine is shared."""
+SPIKE_S: Final = 0.45
+"""A cap acts late (docs/safety.md, "What is not protected"): so long the draw may stand above caps that keep the limit."""
 RENEWED_S: Final = 7.0
 """A leader renews its Lease several times within this."""
 TRACEBACK: Final = re.compile(
@@ -53,6 +55,7 @@ class Power:
 
     beyond_s: float
     excused_s: float
+    spike_s: float
     worst_w: float
     worst_excused_w: float
     blind_s: float
@@ -60,17 +63,32 @@ class Power:
     where: tuple[str, ...] = ()
 
 
-def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
+def spikes(looks: Sequence[BudgetLook]) -> set[int]:
+    """Which looks (by position) saw a spike: the draw alone above the limit, all caps within it, for less than SPIKE_S."""
+    found: set[int] = set()
+    runs: dict[str, list[int]] = {}
+    for at, look in enumerate(looks):
+        draw_alone = look.true_w - look.limit_w > TOLERANCE_W >= look.capped_w - look.limit_w
+        run = runs.setdefault(look.budget, [])
+        if draw_alone:
+            run.append(at)
+        elif run:
+            if look.t_s - looks[run[0]].t_s < SPIKE_S and look.over_w <= TOLERANCE_W:
+                found.update(run)
+            run.clear()
+    return found
+
+
+def power(looks: Sequence[BudgetLook], windows: Sequence[Window]) -> Power:
     """`looks` of one scene in the order of their times; each stands for the time since the one before of its budget."""
     last: dict[str, float] = {}
-    beyond_s = excused_s = blind_s = 0.0
+    beyond_s = excused_s = blind_s = spike_s = 0.0
     worst_w = worst_excused_w = 0.0
     count = 0
     over: set[str] = set()
     where: list[str] = []
-    begun_s: float | None = None
-    for look in looks:
-        begun_s = look.t_s if begun_s is None else begun_s
+    spiking = spikes(looks)
+    for at, look in enumerate(looks):
         dt_s = look.t_s - last.get(look.budget, look.t_s)
         last[look.budget] = look.t_s
         count += 1
@@ -80,7 +98,9 @@ def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
         if not look.in_force or look.over_w <= TOLERANCE_W:
             over.discard(look.budget)
             continue
-        if any(window.covers(look) for window in windows):
+        if at in spiking:
+            spike_s += max(dt_s, 0.0)
+        elif any(window.covers(look) for window in windows):
             excused_s += max(dt_s, 0.0)
             worst_excused_w = max(worst_excused_w, look.over_w)
         else:
@@ -89,8 +109,10 @@ def power(looks: Iterable[BudgetLook], windows: Sequence[Window]) -> Power:
             if look.budget not in over:
                 over.add(look.budget)
                 what = "draw" if look.true_w > look.capped_w else "caps"
-                where.append(f"{look.budget} from {look.t_s - begun_s:.1f} s on: {what} {look.over_w:+.0f} W of {look.limit_w} W")
-    return Power(beyond_s, excused_s, worst_w, worst_excused_w, blind_s, count, tuple(where))
+                where.append(
+                    f"{look.budget} from {look.t_s - looks[0].t_s:.1f} s on: {what} {look.over_w:+.0f} W of {look.limit_w} W"
+                )
+    return Power(beyond_s, excused_s, spike_s, worst_w, worst_excused_w, blind_s, count, tuple(where))
 
 
 def wrong_conditions(said: Sequence[Said], expects: Sequence[Expect], forbids: Sequence[Expect]) -> list[str]:
@@ -176,6 +198,7 @@ class Outcome:
     excused_s: float
     worst_overshoot_w: float
     worst_excused_w: float
+    spike_s: float
     recovery_s: float | None
     obeyed_s: float | None
     where: list[str] = field(default_factory=list)
