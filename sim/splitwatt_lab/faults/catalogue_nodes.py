@@ -139,7 +139,7 @@ DISKS: Final = (
     ),
     Scene(
         name="record-torn", group="disks", hold_s=4, steady=OTHER, fast=True,
-        promise="A record that cannot be read is no record: the agent holds what it reads back.",
-        faults=(RecordTorn(node=BUSY, touch=(f"agent:{BUSY}", f"node:{BUSY}")),),
+        promise="The agent says which file it cannot understand and what to do, and ends with 1; caps stay in the driver.",
+        faults=(RecordTorn(node=BUSY, touch=(f"agent:{BUSY}", f"node:{BUSY}"), ends=((f"agent-{BUSY}", 1),)),),
     ),
 )  # fmt: skip

@@ -62,7 +62,7 @@ class DiskReadOnly(FaultBase):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordTorn(FaultBase):
-    """The agent dies, its record is cut in the middle, and it starts again at once."""
+    """The agent dies, its record is cut in the middle, and it is started on that. Healed: a person deletes the record."""
 
     node: str
     keep_share: float = 0.5
@@ -72,7 +72,11 @@ class RecordTorn(FaultBase):
         for file in ground.site.state_dir(self.node).glob("*.json"):
             data = file.read_bytes()
             file.write_bytes(data[: round(len(data) * self.keep_share)])
-        start(ground, f"agent-{self.node}")
+        ground.ends.down.discard(f"agent-{self.node}")
+        ground.site.agents[self.node].start()
 
     def heal(self, ground: Ground) -> None:
-        return
+        kill(ground, f"agent-{self.node}")
+        for file in ground.site.state_dir(self.node).glob("*.json"):
+            file.unlink()
+        start(ground, f"agent-{self.node}")
