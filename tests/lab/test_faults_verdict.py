@@ -103,6 +103,7 @@ def test_a_condition_that_was_expected_and_never_said_is_wrong_and_so_is_a_forbi
     assert found == ["said though forbidden: pb/row-a Feasible=False MinimumCapsAboveLimit: MinimumCapsAboveLimit it is"]
 
 
+SERVED = obj("chat", ("PrefillReady", "True", "Ready"), ("DecodeReady", "True", "Ready"))
 HEALTHY = ("Ready", "True", "Holding")
 
 
@@ -116,7 +117,16 @@ def node(*, grant: int, acked: int, term: int = 1) -> dict[str, Any]:
 
 def test_healthy_is_every_budget_ready_and_every_grant_acknowledged() -> None:
     budget = obj("row", HEALTHY, posture="Normal", observedGeneration=1)
-    assert unhealthy({"pb": {"row": budget}, "np": {"n": node(grant=3, acked=3)}}, ["row"], ["n"]) is None
+    objects = {"pb": {"row": budget}, "np": {"n": node(grant=3, acked=3)}, "ic": {"chat": SERVED}}
+    assert unhealthy(objects, budgets=["row"], nodes=["n"], clusters=["chat"]) is None
+    for cluster in ({}, obj("chat", ("PrefillReady", "True", "Ready"))):
+        said = unhealthy(objects | {"ic": {"chat": cluster}}, budgets=["row"], nodes=["n"], clusters=["chat"])
+        assert said == "InferenceCluster chat is not DecodeReady"
+
+
+def _ailment(budget: dict[str, Any], power_of_node: dict[str, Any]) -> str | None:
+    objects = {"pb": {"row": budget}, "np": {"n": power_of_node}}
+    return unhealthy(objects, budgets=["row"], nodes=["n"], clusters=[])
 
 
 @pytest.mark.parametrize(
@@ -134,7 +144,7 @@ def test_healthy_is_every_budget_ready_and_every_grant_acknowledged() -> None:
     ],
 )
 def test_anything_else_is_not_and_is_said(budget: dict[str, Any], power_of_node: dict[str, Any], says: str) -> None:
-    assert says in (unhealthy({"pb": {"row": budget}, "np": {"n": power_of_node}}, ["row"], ["n"]) or "")
+    assert says in (_ailment(budget, power_of_node) or "")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +162,7 @@ def test_without_a_leader_that_renews_its_lease_nothing_is_healthy(holder: str, 
 
 
 def test_an_object_that_is_gone_is_not_healthy() -> None:
-    assert unhealthy({"pb": {}, "np": {}}, ["row"], []) == "row is not there"
+    assert unhealthy({"pb": {}, "np": {}}, budgets=["row"], nodes=[], clusters=[]) == "row is not there"
 
 
 # --------------------------------------------------------------------------------------------------------------- processes

@@ -238,7 +238,8 @@ class Ground:
         if self.observer.read_s < max(since_s, time.time() - 5.0):
             return "the API server does not answer"
         ungoverned_by = ungoverned(self.observer.leases, time.time())
-        return ungoverned_by or unhealthy(self.observer.objects, self.wiring.feeds, self.nodes)
+        clusters = [doc["metadata"]["name"] for doc in self.cluster_docs()]
+        return ungoverned_by or unhealthy(self.observer.objects, budgets=self.wiring.feeds, nodes=self.nodes, clusters=clusters)
 
     def until(self, holds: Callable[[], bool], *, within_s: float, look_s: float = _WAIT_S) -> float | None:
         """Seconds until `holds`; None when it does not within `within_s`."""

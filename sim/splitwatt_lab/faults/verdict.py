@@ -122,8 +122,10 @@ def wrong_conditions(said: Sequence[Said], expects: Sequence[Expect], forbids: S
     return [*missing, *wrong]
 
 
-def unhealthy(objects: Mapping[str, Mapping[str, Json]], budgets: Iterable[str], nodes: Iterable[str]) -> str | None:
-    """Why the site is not healthy, None when it is: all budgets Ready and Normal, every grant acknowledged."""
+def unhealthy(
+    objects: Mapping[str, Mapping[str, Json]], *, budgets: Iterable[str], nodes: Iterable[str], clusters: Iterable[str]
+) -> str | None:
+    """Why the site is not healthy, None when it is: all budgets Ready and Normal, every grant acknowledged, all served."""
     for name in budgets:
         obj = objects["pb"].get(name)
         if obj is None:
@@ -142,6 +144,11 @@ def unhealthy(objects: Mapping[str, Mapping[str, Json]], budgets: Iterable[str],
             return f"NodePower {name} is not there"
         if sentence := _node_unhealthy(obj):
             return f"{name} {sentence}"
+    for name in clusters:
+        obj = objects["ic"].get(name) or {}
+        ready = {c["type"] for c in (obj.get("status") or {}).get("conditions") or () if c["status"] == "True"}
+        if missing := {"PrefillReady", "DecodeReady"} - ready:
+            return f"InferenceCluster {name} is not {min(missing)}"
     return None
 
 
