@@ -238,7 +238,7 @@ class Ground:
         if self.observer.read_s < max(since_s, time.time() - 5.0):
             return "the API server does not answer"
         ungoverned_by = ungoverned(self.observer.leases, time.time())
-        clusters = [doc["metadata"]["name"] for doc in self.cluster_docs()]
+        clusters = [name for name, doc in self.base.items() if doc["kind"] == "InferenceCluster"]
         return ungoverned_by or unhealthy(self.observer.objects, budgets=self.wiring.feeds, nodes=self.nodes, clusters=clusters)
 
     def until(self, holds: Callable[[], bool], *, within_s: float, look_s: float = _WAIT_S) -> float | None:
