@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -171,6 +172,19 @@ def test_an_object_that_is_gone_is_not_healthy() -> None:
 def test_tracebacks_are_found_with_their_last_line() -> None:
     log = "info: all well\nTraceback (most recent call last):\n  File x\n    y\nValueError: year 0 is out of range\nmore\n"
     assert tracebacks({"operator": log, "twin": "Traceback is a word too\n"}) == ["operator: ValueError: year 0 is out of range"]
+
+
+def logged(level: str, logger: str) -> str:
+    trace = "Traceback (most recent call last):\n  File x\nValueError: year 0 is out of range"
+    return json.dumps({"level": level, "logger": logger, "message": "stopping", "exception": trace}) + "\n"
+
+
+def test_an_exception_that_we_log_as_an_error_is_unhandled_too() -> None:
+    assert tracebacks({"operator": logged("error", "splitwatt_operator.app")}) == [
+        "operator: stopping: ValueError: year 0 is out of range"
+    ]
+    handled = logged("warning", "splitwatt_operator.app") + logged("error", "kopf.watching")
+    assert tracebacks({"operator": handled + logged("error", "splitwatt_operator.app")[:60]}) == []
 
 
 def test_an_end_is_wrong_unless_the_scene_says_it_and_with_which_code() -> None:

@@ -29,7 +29,7 @@ GPU: Final = (f"node:{BUSY}", f"agent:{BUSY}")
 
 NODE_FAULTS: Final = (
     Scene(
-        name="reboot", group="nodes", hold_s=2, fast=True,
+        name="reboot", fast=True, group="nodes", hold_s=2,
         promise="Its GPUs count at their default limit; the agent lowers them to the caps on its disk as it starts.",
         faults=(Rebooted(node=BUSY, quick=True, touch=GPU, excuse=say.surprise(4)),),
     ),
@@ -39,7 +39,7 @@ NODE_FAULTS: Final = (
         faults=(Rebooted(node=BUSY, touch=GPU, excuse=say.surprise(4)),),
     ),
     Scene(
-        name="gpu-reset", group="nodes", hold_s=4, fast=True,
+        name="gpu-reset", fast=True, group="nodes", hold_s=4,
         promise="The agent sets the cap again at its next look (0.2 s).",
         faults=(Reset(node=BUSY, gpus=(3,), touch=GPU, excuse=say.blink(1.5)),),
     ),
@@ -54,7 +54,7 @@ NODE_FAULTS: Final = (
         faults=(Reset(node=BUSY, agent_dead=True, touch=GPU, excuse=say.surprise(3)),),
     ),
     Scene(
-        name="driver-reloaded", group="nodes", hold_s=4,
+        name="driver-reloaded", fast=True, group="nodes", hold_s=4,
         promise="The agent opens NVML anew and sets its caps again at once.",
         faults=(DriverReloaded(node=BUSY, touch=GPU, excuse=say.blink(3)),),
     ),
@@ -69,7 +69,7 @@ NODE_FAULTS: Final = (
         faults=(GpuBroken(node=BUSY, fault=GpuFault.gpu_lost, touch=GPU),),
     ),
     Scene(
-        name="setter-no-permission", group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "NoPermission"),), fast=True,
+        name="setter-no-permission", fast=True, group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "NoPermission"),),
         promise="The charge of that GPU stays, its neighbours pay for a cut, and the condition says NoPermission.",
         faults=(GpuBroken(node=BUSY, fault=GpuFault.no_permission, touch=GPU),),
     ),
@@ -79,7 +79,7 @@ NODE_FAULTS: Final = (
         faults=(GpuBroken(node=BUSY, fault=GpuFault.not_supported, touch=GPU),),
     ),
     Scene(
-        name="setter-lies", group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "CapNotEnforced"),),
+        name="setter-lies", fast=True, group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "CapNotEnforced"),),
         promise="A cap counts only when it was read back: never acknowledged, so the old charge stays.",
         faults=(GpuBroken(node=BUSY, fault=GpuFault.lying_setter, touch=GPU),),
     ),
@@ -107,7 +107,7 @@ NODE_FAULTS: Final = (
         faults=(SecondWriter(node=BUSY, watts=650, touch=GPU, excuse=say.blink(1e6)),),
     ),
     Scene(
-        name="caps-raised-by-hand", group="self-test", hold_s=4, paired=False, convicted=True, fast=True,
+        name="caps-raised-by-hand", fast=True, group="self-test", hold_s=4, paired=False, convicted=True,
         promise="No promise: the runner must convict this, or nothing that it acquits is proven.",
         faults=(CapsRaisedByHand(node=BUSY, touch=GPU),),
     ),
@@ -138,7 +138,7 @@ DISKS: Final = (
         faults=(DiskFull(node=BUSY, empty=True, touch=(f"agent:{BUSY}", f"node:{BUSY}")),),
     ),
     Scene(
-        name="record-torn", group="disks", hold_s=4, steady=OTHER, fast=True,
+        name="record-torn", fast=True, group="disks", hold_s=4, steady=OTHER,
         promise="The agent says which file it cannot understand and what to do, and ends with 1; caps stay in the driver.",
         faults=(RecordTorn(node=BUSY, touch=(f"agent:{BUSY}", f"node:{BUSY}"), ends=((f"agent-{BUSY}", 1),)),),
     ),

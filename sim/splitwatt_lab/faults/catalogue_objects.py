@@ -72,12 +72,12 @@ def _pb(*names: str) -> tuple[str, ...]:
 
 OBJECTS: Final = (
     Scene(
-        name="nodepower-deleted", group="objects", hold_s=4, fast=True,
+        name="nodepower-deleted", fast=True, group="objects", hold_s=4,
         promise="A new one appears; the agent holds its caps, and the node counts at its default until acknowledged anew.",
         faults=(NodePowerDeleted(node=BUSY, touch=(f"np:{BUSY}",)),),
     ),
     Scene(
-        name="leaf-deleted", group="objects", hold_s=10, expects=(say.not_ready("row-a", "LeafGone"),), fast=True,
+        name="leaf-deleted", group="objects", hold_s=10, expects=(say.not_ready("row-a", "LeafGone"),),
         promise="Its nodes still count above and nothing is raised into their watts; the parent says LeafGone.",
         faults=(ObjectDeleted(name=LEAF, touch=_pb(LEAF)),),
     ),
@@ -132,13 +132,13 @@ OBJECTS: Final = (
         faults=(Relabelled(node=DECODE, rack=None, touch=(f"label:{DECODE}",)),),
     ),
     Scene(
-        name="two-leaves-claim-a-node", group="objects", hold_s=6, cut=CUT, fast=True,
+        name="two-leaves-claim-a-node", fast=True, group="objects", hold_s=6, cut=CUT,
         expects=(say.not_ready(LEAF, "OverlappingSelectors"), say.not_ready("rack-b", "OverlappingSelectors")),
         promise="Both leaves say so; limits are kept, and nothing is raised below them.",
         faults=(Added(make=second_claim, touch=_pb(LEAF, "rack-b")),),
     ),
     Scene(
-        name="parents-in-a-circle", group="objects", hold_s=6, cut=CUT, fast=True,
+        name="parents-in-a-circle", fast=True, group="objects", hold_s=6, cut=CUT,
         expects=(say.not_ready("hall-1", "InvalidTree"),),
         promise="They are told so, and nobody else is touched.",
         faults=(Added(make=circle, touch=_pb("hall-1", "hall-2")),),
@@ -160,7 +160,7 @@ OBJECTS: Final = (
         faults=(Malformed(touch=_pb("junk")),),
     ),
     Scene(
-        name="lease-renewed-in-year-0", group="objects", hold_s=6, cut=CUT, fast=True,
+        name="lease-renewed-in-year-0", group="objects", hold_s=6, cut=CUT,
         promise="A Lease that no calendar holds is no proof of life; nobody ends because of it.",
         faults=(LeaseSpoiled(node=BUSY, touch=(f"lease:{BUSY}",)),),
     ),
@@ -189,7 +189,7 @@ OBJECTS: Final = (
         faults=(NodesWithoutAgent(rack="a2", touch=_pb(LEAF)),),
     ),
     Scene(
-        name="limits-in-a-flurry", group="limits", hold_s=2, paired=False, fast=True,
+        name="limits-in-a-flurry", group="limits", hold_s=2, paired=False,
         promise="60 limits in 12 s: each raise at once, each cut after its grace.",
         faults=(LimitsInFlurry(budgets=("rack-a1", "rack-a2"), touch=_pb(*OTHER, CUT)),),
     ),

@@ -25,7 +25,7 @@ PROCESSES: Final = (
         faults=(Stopped(names=("operator",), touch=("operator",), excuse=say.unseen_cut(SUCCESSOR_S)),),
     ),
     Scene(
-        name="operator-terminated", group="processes", hold_s=2, cut=CUT, fast=True,
+        name="operator-terminated", fast=True, group="processes", hold_s=2, cut=CUT,
         promise=f"{CAPS_STAY}, the Lease is given up, and the process ends with 0.",
         faults=(RolledOut(names=("operator",), touch=("operator",), excuse=say.unseen_cut(GRACE_S + 4)),),
     ),
@@ -45,7 +45,7 @@ PROCESSES: Final = (
         ),
     ),
     Scene(
-        name="agent-killed", group="processes", cut=CUT, expects=(say.acks_late(CUT),), fast=True,
+        name="agent-killed", group="processes", cut=CUT, expects=(say.acks_late(CUT),),
         promise="Its caps and its charge stay; neighbours make room for a cut, and the budget names the node.",
         faults=(Killed(names=(f"agent-{BUSY}",), touch=(f"agent:{BUSY}",)),),
     ),
@@ -55,7 +55,7 @@ PROCESSES: Final = (
         faults=(Stopped(names=(f"agent-{BUSY}",), touch=(f"agent:{BUSY}",)),),
     ),
     Scene(
-        name="all-agents-killed", group="processes", hold_s=4, steady=OTHER, fast=True,
+        name="all-agents-killed", group="processes", hold_s=4, steady=OTHER,
         promise=f"{CAPS_STAY}, and all charges; started again, the agents acknowledge what they had acknowledged.",
         faults=(Killed(names=AGENTS, touch=ALL),),
     ),
@@ -80,7 +80,7 @@ PROCESSES: Final = (
         faults=(RolledOut(names=AGENTS, together=True, touch=ALL, excuse=say.deaf_agents(GRACE_S)),),
     ),
     Scene(
-        name="prometheus-killed", group="processes", hold_s=10, cut=CUT, expects=(say.stale(CUT),), fast=True,
+        name="prometheus-killed", group="processes", hold_s=10, cut=CUT, expects=(say.stale(CUT),),
         promise="Nothing is raised below a meter that is silent; lowering goes on.",
         faults=(Killed(names=("prometheus",), touch=("prometheus",)),),
     ),

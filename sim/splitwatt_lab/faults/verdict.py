@@ -7,6 +7,7 @@ become healthy again, a probe cut that was not obeyed.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -174,14 +175,30 @@ def _node_unhealthy(obj: Json) -> str | None:
 
 
 def tracebacks(logs: Mapping[str, str]) -> list[str]:
-    """Logs (by process) in which an exception ended up unhandled, with its last line."""
+    """Exceptions that nobody handled, by process, with their last line: bare ones, and those that we log as errors. What
+    kopf says of its own watches, which are started again, is none."""
     found = []
     for process, text in sorted(logs.items()):
         for match in TRACEBACK.finditer(text):
             rest = text[match.start() :].splitlines()[1:]
             ending = next((line for line in rest if line and not line[0].isspace()), match.group())
             found.append(f"{process}: {ending[:300]}")
+        for line in text.splitlines():
+            if '"exception": "' in line and (said := _logged_exception(line)):
+                found.append(f"{process}: {said}")
     return found
+
+
+def _logged_exception(line: str) -> str | None:
+    """The message and the exception of a line of our own log, None where it is no error of ours."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None  # half a line: the process was killed while it wrote
+    if entry.get("level") not in ("error", "critical") or not str(entry.get("logger", "")).startswith("splitwatt"):
+        return None
+    names = [row for row in entry["exception"].splitlines() if row and not row[0].isspace()]
+    return f"{entry.get('message')}: {names[-1] if names else ''}"[:300]
 
 
 def wrong_exits(ended: Mapping[str, int], allowed: Mapping[str, int | None]) -> list[str]:
