@@ -127,7 +127,7 @@ OBJECTS: Final = (
         faults=(Relabelled(node=DECODE, rack="a2", touch=(f"label:{DECODE}",), excuse=say.rewired("rack-a1", "rack-a2")),),
     ),
     Scene(
-        name="rack-label-removed", group="objects", hold_s=8,
+        name="rack-label-removed", group="objects", hold_s=8, expects=say.UNCLAIMED,
         promise="A missing label claims nothing: the node stays charged where it was, and no neighbour rises.",
         faults=(Relabelled(node=DECODE, rack=None, touch=(f"label:{DECODE}",)),),
     ),

@@ -50,8 +50,11 @@ def not_ready(budget: str, *reasons: str) -> Expect:
 
 
 def no_agent(budget: str) -> Expect:
-    """Nodes without an agent: the leaf must not say that all is well."""
-    return Expect("pb", budget, "CapsEnforced", "False")
+    return Expect("pb", budget, "CapsEnforced", "False", ("NoAgent",))
+
+
+UNCLAIMED: Final = (Expect("pb", ANY, "Ready", "False", ("NodesUnclaimed",)),)
+"""Nodes that no leaf claims any more are named by a budget that counts them."""
 
 
 BRAKED: Final = (Expect("pb", ANY, "WithinBudget", "False", ("MeasuredAboveLimit",)),)

@@ -226,7 +226,7 @@ class StatusForged(FaultBase):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesWithoutAgent(FaultBase):
-    """New nodes appear in a rack and no agent ever speaks for them; deleted when healed."""
+    """New nodes appear in a rack and no agent ever speaks for them; deleted and released when healed."""
 
     rack: str
     count: int = 1
@@ -236,6 +236,8 @@ class NodesWithoutAgent(FaultBase):
 
     def heal(self, ground: Ground) -> None:
         lab_nodes.delete(ground.plane, self._names())
+        for name in self._names():  # the explicit release: a NodePower outlives its Node
+            ground.delete(f"{NODE_POWERS}/{name}")
 
     def _names(self) -> list[str]:
         return [f"{self.rack}-new{k + 1}" for k in range(self.count)]
