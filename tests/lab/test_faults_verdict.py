@@ -230,5 +230,6 @@ def test_the_planted_fault_must_be_convicted_and_counts_in_no_total() -> None:
 
 def test_the_table_names_what_covers_seconds_and_who_failed() -> None:
     text = table([SOUND, replace(SOUND, name="a + b", group="pairs", problems=["x"])], date="2026-01-01", seed=7)
-    assert "| sound | It holds. Excused: a rule. | – | 0.0 | 0.4 | +300 | 1.0 | pass |" in text
+    assert "| sound | It holds. | – | 0.0 | 0.4 (a) | +300 | 1.0 | pass |" in text
+    assert "- (a) a rule" in text
     assert "**fail**: a + b" in text

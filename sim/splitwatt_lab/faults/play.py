@@ -23,6 +23,7 @@ from splitwatt_lab.faults.verdict import (
     wrong_conditions,
     wrong_exits,
 )
+from splitwatt_lab.judge import PERIOD_S
 
 PROBE_W: Final = 400
 PROBE_S: Final = 10.0
@@ -155,7 +156,8 @@ class _Play:
         judge = self.ground.judge
         self.ground.until(lambda: bool(judge.samples) and judge.samples[-1].t_s >= end_s - 0.5, within_s=JUDGED_S)
         judge.check()
-        looks = [look for look in judge.samples if start_s <= look.t_s <= end_s]
+        # With the last look before: the first one of the scene stands for the time since then.
+        looks = [look for look in judge.samples if start_s - 1.5 * PERIOD_S <= look.t_s <= end_s]
         found = power(looks, self.windows())
         length_s = end_s - start_s
         rate_hz = found.looks / len(self.ground.wiring.feeds) / length_s

@@ -61,22 +61,25 @@ def table(outcomes: Sequence[Outcome], *, date: str, seed: int) -> str:
         "| scene | promise | what is seen | beyond it, s | excused, s | worst W | healthy after, s | verdict |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    reasons: dict[str, str] = {}
     singles = [o for group in GROUPS for o in outcomes if o.group == group and group != "pairs"]
     for o in singles:
         healthy = "–" if o.recovery_s is None else f"{o.recovery_s:.1f}"
         worst_w = max(o.worst_overshoot_w, o.worst_excused_w)
-        promise = o.promise if not (o.excused_s and o.excuses) else f"{o.promise} Excused: {o.excuses[0]}."
+        marks = [reasons.setdefault(why, chr(ord("a") + len(reasons))) for why in o.excuses if o.excused_s]
+        excused = " ".join([f"{o.excused_s:.1f}", *(f"({mark})" for mark in dict.fromkeys(marks))])
         verdict = "pass" if o.passed else "**fail**"
-        numbers = f"{o.violation_s_beyond_promise:.1f} | {o.excused_s:.1f} | {worst_w:+d} | {healthy}"
+        numbers = f"{o.violation_s_beyond_promise:.1f} | {excused} | {worst_w:+d} | {healthy}"
         seen = ", ".join(f"`{expect}`" for expect in o.expected) or "–"
-        rows.append(f"| {o.name} | {promise} | {seen} | {numbers} | {verdict} |")
+        rows.append(f"| {o.name} | {o.promise} | {seen} | {numbers} | {verdict} |")
     pairs = [o for o in outcomes if o.group == "pairs"]
     if pairs:
         failed = [o.name for o in pairs if not o.passed]
         beyond_s = sum(o.violation_s_beyond_promise for o in pairs)
         said = "pass" if not failed else f"**fail**: {'; '.join(failed)}"
         rows.append(f"| {len(pairs)} random pairs | Both promises hold together. | – | {beyond_s:.1f} | | | | {said} |")
-    return "\n".join(rows)
+    covered = [f"- ({mark}) {why}" for why, mark in reasons.items()]
+    return "\n".join([*rows, "", "What covers the excused seconds:", "", *covered] if covered else rows)
 
 
 def rewrite(page: Path, text: str) -> None:
