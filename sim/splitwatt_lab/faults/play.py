@@ -178,11 +178,10 @@ class _Play:
 
 def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
     """Play it. Never raises for what the site does wrong; raises what ended the judge."""
+    ground.judge.samples.clear()  # those of earlier scenes are judged already
     time.sleep(SETTLE_S)
     ground.ends = Ends()
     ground.observer.forget()
-    # What is looked for in the scene begins with the scene: samples of earlier ones are judged already.
-    ground.judge.samples.clear()
     acting = _Play(ground, scene, rng)
     start_s = time.time()
     with log_growth(ground) as grown:
