@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' core/splitwatt_core/__init__.py)
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane demo test test-demo test-papers lint bench bench-sim reproduce $(PAGES) house generate images
+.PHONY: setup controlplane demo faults test test-demo test-papers lint bench bench-sim reproduce $(PAGES) house generate images
 
 setup: .venv/.stamp
 
@@ -19,6 +19,10 @@ controlplane: setup
 
 demo: controlplane
 	$(BIN)/splitwatt demo $(ARGS)
+
+# Every fault of docs/safety.md on real processes, alone and in pairs: about 40 minutes, alone on the machine. ARGS="--only NAMES --seed N".
+faults: controlplane
+	$(BIN)/splitwatt faults $(ARGS)
 
 test: controlplane
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo $(ARGS)

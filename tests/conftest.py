@@ -21,6 +21,7 @@ settings.load_profile("splitwatt")
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = (
     "protocol/test_random_events.py",
+    "lab/test_faults_fast.py",
     "lab/test_demo_verdict.py",
     "release/test_wheel.py",
     "sim/test_power_law.py",

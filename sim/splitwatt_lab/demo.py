@@ -70,7 +70,8 @@ class DemoCommand:
 
 
 def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Sequence[str] | None = None) -> int:
-    """All passes and the report; 0 when every budget was kept, VIOLATED otherwise. Raises LabError, TraceError.
+    """All passes and the report; 0 when every budget was kept, VIOLATED when not, FAILED when a pass proves nothing. Raises
+    LabError, TraceError.
 
     `operator_command` replaces the operator, so that a test can show a broken one being caught.
     """
@@ -136,6 +137,8 @@ def verdict(results: Sequence[PassResult], page: Path, console: Console) -> int:
             )
         if result.patch_to_enforced_s is not None:
             console.print(f"{result.policy:10}  from kubectl patch to the last enforced cap: {result.patch_to_enforced_s:.2f} s")
+        for problem in result.problems:
+            console.print(f"{result.policy:10}  {problem}", style="bold red", soft_wrap=True)
     violations_s = results[0].violations_s
     # Rounded up: anything above nothing must not print as 0.0.
     shown_s = violations_s if violations_s == 0 else max(violations_s, 0.1)
@@ -143,7 +146,9 @@ def verdict(results: Sequence[PassResult], page: Path, console: Console) -> int:
     for result in results[1:]:
         console.print(f"budget violations under {result.policy}: {result.violations_s:.1f} s")
     console.print(f"report: {os.path.relpath(page)}", soft_wrap=True)
-    return 0 if all(result.violations_s == 0 for result in results) else VIOLATED
+    if any(result.violations_s for result in results):
+        return VIOLATED
+    return FAILED if any(result.problems for result in results) else 0
 
 
 COMMAND: Final = DemoCommand()

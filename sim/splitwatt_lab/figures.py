@@ -46,6 +46,7 @@ def as_json(result: PassResult) -> dict[str, Any]:
         "seconds": round(result.ended_s - result.started_s, 1),
         "gpus": result.gpus,
         "budget_violations_s": round(result.violations_s, 3),
+        "problems": result.problems,
         "budgets": {name: count_row(count) for name, count in sorted(result.counts.items())},
         "adoption_s": result.adoption_s,
         "patch_to_enforced_s": None if result.patch_to_enforced_s is None else round(result.patch_to_enforced_s, 3),

@@ -1,15 +1,20 @@
 """The judge: are the budgets kept? It trusts nobody it judges.
 
-Ten times a second it reads the simulated GPUs' own state (power, enforced limits) and the PowerBudgets that people wrote,
-and adds up for each budget the seconds in which
+Ten times a second it reads the simulated GPUs' own state (power, enforced limits). What hangs behind which feed it knows
+from the wiring (`splitwatt_lab.wiring`); from the PowerBudgets it takes the limits alone. For each feed it adds up the
+seconds in which
 
 1. the true draw at the meter exceeds the limit in force;
 2. the sum of enforced caps, counted as in I1, exceeds it;
 3. the ledger's own charge exceeds it (from the operator's decision log, after the run).
 
 *Budget violations* is the union of the first two. What an overload did to a breaker is counted beside them (theta). A
-lowered limit is in force `limitGraceSeconds` after the judge saw it, a raised one at once; a budget counts from the moment
-the operator reports it adopted.
+lowered limit is in force `limitGraceSeconds` after the judge saw it. A raised one is in force from the patch, which lies
+somewhere since the judge's last look at the limits: so a look at the GPUs is judged once the next limits have been read,
+by the higher of the two. A budget counts from the moment the operator reports it adopted, and goes on counting with its
+last limit when the object is deleted.
+
+A judge that sees nothing must not acquit: `complaints` says what of a pass went by unjudged.
 """
 
 from __future__ import annotations
@@ -17,40 +22,32 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from splitwatt_core.budget.tree import LIMIT_GRACE_S, LimitState, new_limit
-from splitwatt_core.names import LABEL_RACK
+from splitwatt_core.budget.tree import LimitState, new_limit
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.plant import RackPlant
 from splitwatt_truth.breaker import PESSIMISTIC_K_S, step_breaker
 
 from splitwatt_lab.errors import LabError
+from splitwatt_lab.wiring import Declared, FeedWatts, NodeLook, Wiring, declared
 
 PERIOD_S: Final = 0.1
 LIMITS_EVERY_S: Final = 0.25
 MAX_GAP_S: Final = 1.0
 """A longer gap between two looks (a starved machine) is counted as unseen, and reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetView:
-    """What the judge knows of one PowerBudget, from the API. Leaves carry `rack`; others their children's names."""
-
-    name: str
-    parent: str | None
-    rack: str | None
-    limit_w: int
-    grace_s: float
-    overhead_percent: int
-    non_gpu_w_per_node: int
-    fixed_w: int
-    adopted: bool
-    status: Mapping[str, Any] = field(default_factory=dict)
+SILENT_S: Final = 2.0
+"""Without a look for longer the judge is called silent."""
+SHORT_S: Final = 2.0
+"""A pass may begin and end this far from the first and the last look."""
+MAX_UNSEEN_SHARE: Final = 0.5
+_JOIN_S: Final = 40.0
+"""Longer than a request to an API server that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,11 @@ class BudgetLook:
     capped_w: float
     limit_w: int
     in_force: bool
+
+    @property
+    def over_w(self) -> float:
+        """By how much draw or caps exceed the limit; below 0 they keep it."""
+        return max(self.true_w, self.capped_w) - self.limit_w
 
 
 @dataclass(slots=True)
@@ -99,57 +101,84 @@ class Count:
         self.either_over_s += dt_s * (true_over > 0 or capped_over > 0)
 
 
-def budget_view(obj: Mapping[str, Any]) -> BudgetView:
-    """A PowerBudget as the API server returns it."""
-    spec, status = obj["spec"], obj.get("status") or {}
-    labels = (spec.get("nodeSelector") or {}).get("matchLabels") or {}
-    return BudgetView(
-        name=obj["metadata"]["name"],
-        parent=spec.get("parent"),
-        rack=labels.get(LABEL_RACK),
-        limit_w=spec["limitWatts"],
-        grace_s=float(spec.get("limitGraceSeconds", LIMIT_GRACE_S)),
-        overhead_percent=spec.get("overheadPercent", 0),
-        non_gpu_w_per_node=spec.get("nonGpuWattsPerNode", 0),
-        fixed_w=spec.get("fixedWatts", 0),
-        adopted=status.get("adoptionMilliseconds") is not None,
-        status=status,
-    )
+def complaints(counts: Mapping[str, Count], budgets: Sequence[str], length_s: float) -> list[str]:
+    """What of a pass of `length_s` seconds nobody judged: one sentence for each budget that was not watched throughout."""
+    found = []
+    for name in sorted(budgets):
+        count = counts.get(name) or Count()
+        seen_s = count.judged_s + count.unseen_s
+        if seen_s < length_s - SHORT_S:
+            found.append(f"{name}: the judge saw {seen_s:.0f} s of {length_s:.0f} s; what happened in the rest nobody knows")
+        elif count.unseen_s > MAX_UNSEEN_SHARE * length_s:
+            found.append(
+                f"{name}: {count.unseen_s:.0f} s of {length_s:.0f} s went by between two looks: run it on a freer machine"
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
-class NodeLook:
-    """One node's GPUs at one moment, watts summed over them."""
+class _Look:
+    """Everything seen at one moment, waiting for the limits of that moment. `dt_s` by the monotonic clock."""
 
-    power_w: float
-    enforced_w: float
-    enforced_each_w: tuple[int, ...]
+    t_s: float
+    dt_s: float
+    watts: Mapping[str, FeedWatts]
+
+
+class LimitsInForce:
+    """The limits in force over time, by what was read of the PowerBudgets. Pure but for its memory: times come from outside."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, LimitState] = {}
+        self._before: dict[str, LimitState] = {}
+        self._since_s: dict[str, float] = {}
+
+    def read(self, budgets: Sequence[Declared], *, asked_s: float, answered_s: float) -> None:
+        """One reading: a raise lies before `asked_s`, a grace begins at `answered_s`."""
+        self._before = dict(self._now)
+        for says in budgets:
+            known = self._now.get(says.name) or new_limit(says.limit_w, asked_s)
+            self._now[says.name] = known.observe(says.limit_w, answered_s, says.grace_s)
+            if says.adopted:
+                self._since_s.setdefault(says.name, asked_s)
+
+    def at(self, name: str, t_s: float) -> tuple[int, bool] | None:
+        """Watts by which a look at `t_s`, between the last two readings, is judged, and whether they are in force yet. None:
+        such a budget was never seen."""
+        now = self._now.get(name)
+        if now is None:
+            return None
+        before = self._before.get(name, now)
+        since_s = self._since_s.get(name)
+        limit_w = max(before.at(t_s).in_force_w, now.at(t_s).in_force_w)
+        return limit_w, since_s is not None and t_s >= since_s
 
 
 class Judge:
-    """Looks from its own thread between `start` and `stop`. `racks` names each node's rack; `budgets` fetches the
-    PowerBudgets' JSON. Reading the results is safe at any time."""
+    """Looks from its own threads between `start` and `stop`. `budgets` fetches the PowerBudgets' JSON; those that no feed
+    was wired for are nobody's limit and are not judged. Reading the results is safe at any time."""
 
     def __init__(
         self,
         *,
         twins: Mapping[str, NodeTwin],
-        racks: Mapping[str, str],
+        wiring: Wiring,
         plant: RackPlant,
         budgets: Callable[[], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._twins = twins
-        self._racks = racks
+        self.wiring = wiring
         self._plant = plant
         self._fetch = budgets
-        self._limits: dict[str, LimitState] = {}
-        self._since_s: dict[str, float] = {}
-        self.views: dict[str, BudgetView] = {}
+        self._limits = LimitsInForce()
+        self._waiting: deque[_Look] = deque()
+        self.views: dict[str, Declared] = {}
         self.counts: dict[str, Count] = {}
         self.samples: list[BudgetLook] = []
         self.latest: dict[str, BudgetLook] = {}
         self.looks: dict[str, NodeLook] = {}
         self.energy_j = 0.0
+        self._last_look_s = time.monotonic()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._failure: BaseException | None = None
@@ -161,18 +190,31 @@ class Judge:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self) -> None:
-        """Stop looking. Raises whatever ended a judging thread early: a blind judge must not acquit."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=10.0)
+    def check(self) -> None:
+        """Raises whatever ended a judging thread early: a blind judge must not acquit."""
         if self._failure is not None:
             raise self._failure
+
+    def stop(self) -> None:
+        """Stop looking, and judge what still waits. Raises as `check` does, LabError when a thread does not end."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=_JOIN_S)
+            if thread.is_alive():
+                raise LabError(f"the judge's thread {thread.name} does not end: this pass was not judged")
+        self.check()
+        if not self._refresh():
+            self._judge(float("inf"))
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last look at the GPUs."""
+        return time.monotonic() - self._last_look_s
 
     def _guarded(self, target: Callable[[], None]) -> None:
         try:
             target()
-        except BaseException as error:  # noqa: BLE001 - handed to `stop`, which raises it
+        except BaseException as error:  # noqa: BLE001 - handed to `check`, which raises it
             self._failure = error
             self._stop.set()
 
@@ -182,29 +224,44 @@ class Judge:
         while not self._stop.wait(LIMITS_EVERY_S):
             self._refresh()
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> bool:
+        """Read the limits and judge all looks before them. False while the API server is away, perhaps on purpose: the looks
+        wait, for a limit may have been changed at its last moment."""
+        asked_s = time.time()
         try:
             items = self._fetch()
-        except (httpx.TransportError, LabError):
-            return  # the API server may be down on purpose; what was seen still holds
-        now_s = time.time()
-        for obj in items:
-            view = budget_view(obj)
-            self.views[view.name] = view
-            known = self._limits.get(view.name) or new_limit(view.limit_w, now_s)
-            self._limits[view.name] = known.observe(view.limit_w, now_s, view.grace_s)
-            if view.adopted:
-                self._since_s.setdefault(view.name, now_s)
+        except (httpx.TransportError, LabError, ValueError):  # ValueError: half an answer
+            return False
+        views = [declared(obj) for obj in items if obj["metadata"]["name"] in self.wiring.feeds]
+        self.views.update({view.name: view for view in views})
+        self._limits.read(views, asked_s=asked_s, answered_s=time.time())
+        self._judge(asked_s)
+        return True
+
+    def _judge(self, until_s: float) -> None:
+        while self._waiting and self._waiting[0].t_s <= until_s:
+            look = self._waiting.popleft()
+            for sample in self._samples(look):
+                self.samples.append(sample)
+                self.counts.setdefault(sample.budget, Count()).add(sample, look.dt_s)
+
+    def _samples(self, look: _Look) -> list[BudgetLook]:
+        limits = {name: self._limits.at(name, look.t_s) for name in look.watts}
+        return [
+            BudgetLook(look.t_s, name, watts.true_w, watts.capped_w, *limit)
+            for name, watts in look.watts.items()
+            if (limit := limits[name]) is not None
+        ]
 
     # ----------------------------------------------------------------------------------------------------------- power
 
     def _watch_power(self) -> None:
-        last_s = time.time()
+        last_s = time.monotonic()
         energy_before = self._energy_j()
         while not self._stop.wait(PERIOD_S):
-            now_s = time.time()
-            self._look(now_s, now_s - last_s)
-            last_s = now_s
+            now_s = time.monotonic()
+            self._look(time.time(), now_s - last_s)
+            last_s = self._last_look_s = now_s
         self.energy_j = self._energy_j() - energy_before
 
     def _energy_j(self) -> float:
@@ -215,32 +272,9 @@ class Judge:
             gpus = twin.read_all()
             enforced = tuple(round(gpu.enforced_mw / 1000) for gpu in gpus)
             self.looks[node] = NodeLook(sum(gpu.power_w for gpu in gpus), sum(gpu.enforced_mw for gpu in gpus) / 1000.0, enforced)
-        true_w, capped_w = self._sums()
-        for name in list(self.views):
-            limit = self._limits[name] = self._limits[name].at(now_s)
-            since_s = self._since_s.get(name)
-            sample = BudgetLook(now_s, name, true_w[name], capped_w[name], limit.in_force_w, since_s is not None)
-            self.samples.append(sample)
-            self.latest[name] = sample
-            self.counts.setdefault(name, Count()).add(sample, dt_s)
-
-    def _sums(self) -> tuple[dict[str, float], dict[str, float]]:
-        """True and capped watts at each budget's meter; a parent's are its children's sum and its own fixed watts."""
-        views = dict(self.views)
-        true_w, capped_w = dict.fromkeys(views, 0.0), dict.fromkeys(views, 0.0)
-        for view in views.values():
-            own_true, own_capped = 0.0, float(view.fixed_w)
-            if view.rack is not None:
-                looks = [self.looks[node] for node, rack in self._racks.items() if rack == view.rack]
-                own_true = self._plant.true_w([look.power_w for look in looks])
-                own_capped += sum(look.enforced_w for look in looks) * (1 + view.overhead_percent / 100)
-                own_capped += view.non_gpu_w_per_node * len(looks)
-            above: str | None = view.name
-            while above is not None and above in views:
-                true_w[above] += own_true
-                capped_w[above] += own_capped
-                above = views[above].parent
-        return true_w, capped_w
+        look = _Look(now_s, dt_s, self.wiring.watts(self.looks, self.views, self._plant))
+        self.latest = {sample.budget: sample for sample in self._samples(look)}
+        self._waiting.append(look)
 
     # --------------------------------------------------------------------------------------------------------- verdict
 

@@ -20,6 +20,7 @@ from splitwatt_core.names import M_BUDGET_CHARGE_WATTS as BUDGET_CHARGE
 from splitwatt_core.names import M_BUDGET_MEASURED_WATTS as BUDGET_MEASURED
 
 from splitwatt_lab.errors import LabError
+from splitwatt_lab.judge import SILENT_S, Count
 from splitwatt_lab.run import API, Live
 from splitwatt_lab.site import LabSite
 
@@ -60,6 +61,7 @@ class LiveView:
 
     def render(self, live: Live) -> RenderableType:
         clock = "starting" if live.clock_s is None else f"{live.clock_s:5.0f} s of {live.timeline.end_s:.0f} s"
+        clock += silence(live)
         layout = Layout()
         layout.split_column(
             Layout(
@@ -82,7 +84,7 @@ class LiveView:
             table.add_column(name, justify="left" if name in ("budget", "posture") else "right")
         table.add_column("true draw of the limit in force", ratio=1)
         for name, sample in sorted(live.judge.latest.items(), key=lambda item: _root_first(live, item[0])):
-            view, count = live.judge.views[name], live.judge.counts[name]
+            view, count = live.judge.views[name], live.judge.counts.get(name) or Count()
             status = view.status
             over = sample.true_w > sample.limit_w or sample.capped_w > sample.limit_w
             pending = f" -> {view.limit_w}" if view.limit_w != sample.limit_w else ""
@@ -185,7 +187,13 @@ class LiveView:
 
 
 def _root_first(live: Live, name: str) -> tuple[bool, str]:
-    return (live.judge.views[name].parent is not None, name)
+    return (live.judge.wiring.depth(name) > 0, name)
+
+
+def silence(live: Live) -> str:
+    """What to add to a line when the judge has not looked at the GPUs for a while; empty when it has."""
+    silent_s = live.judge.silent_s
+    return f"  JUDGE SILENT for {silent_s:.0f} s" if live.clock_s is not None and silent_s > SILENT_S else ""
 
 
 def _p50_p99(values: Sequence[float]) -> str:
@@ -219,4 +227,4 @@ class HeadlessView:
         self._last_s = time.monotonic()
         words = [f"{name} {s.true_w:.0f}/{s.limit_w} W (caps {s.capped_w:.0f})" for name, s in sorted(live.judge.latest.items())]
         over_s = live.judge.violations_s()
-        self._console.print(f"{live.clock_s:6.1f} s  {'  '.join(words)}  over {over_s:.1f} s", highlight=False)
+        self._console.print(f"{live.clock_s:6.1f} s  {'  '.join(words)}  over {over_s:.1f} s{silence(live)}", highlight=False)

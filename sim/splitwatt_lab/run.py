@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from splitwatt_lab import scenario
 from splitwatt_lab.errors import LabError
-from splitwatt_lab.judge import BudgetLook, Count, Judge
+from splitwatt_lab.judge import BudgetLook, Count, Judge, complaints
 from splitwatt_lab.site import LabSite, SiteSpec
 from splitwatt_lab.toolbuild import Progress, silent
 
@@ -52,6 +52,8 @@ class PassResult:
     gpus: int
     kubectl_view: str = ""
     violations_s: float = 0.0
+    problems: list[str] = field(default_factory=list)
+    """Why this pass proves nothing, whatever was counted: a sentence each."""
 
 
 class Watcher(threading.Thread):
@@ -106,10 +108,9 @@ def run_pass(
     """Play the demo once. Raises LabError when a part does not come up; violations are counted, not raised."""
     timeline = scenario.Timeline.of(minutes)
     with LabSite(spec, directory, progress=progress, stage=stage) as site:
-        racks = {node.name: node.rack for node in site.node_specs}
         judge = Judge(
             twins=site.twins,
-            racks=racks,
+            wiring=scenario.wiring(spec),
             plant=spec.plant,
             budgets=lambda: site.get(f"{API}/powerbudgets?resourceVersion=0")["items"],
         )
@@ -162,6 +163,7 @@ class _Pass:
             act()
 
     def _require_running(self) -> None:
+        self.judge.check()
         for process in (self.site.operator, self.site.load):
             if process is not None and not process.running:
                 raise LabError(f"{process.name} ended with code {process.returncode} (log: {process.log})")
@@ -200,7 +202,7 @@ class _Pass:
     def _adopted(self) -> bool:
         self.view(self.live)
         views = self.judge.views
-        return len(views) == self.site.spec.racks + 1 and all(view.adopted for view in views.values())
+        return len(views) == len(self.judge.wiring.feeds) and all(view.adopted for view in views.values())
 
     def _serving(self) -> bool:
         self.view(self.live)
@@ -219,6 +221,8 @@ class _Pass:
         site.load.stop()
         decisions = judge.charge_from(site.decision_log)
         fall_s = self.watcher.last_fall_s if self.watcher is not None else None
+        requests = [json.loads(line) for line in site.results.read_text().splitlines()]
+        unserved = unserved_clusters(scenario.clusters(site.spec), requests)
         return PassResult(
             policy=self.live.policy,
             started_s=self.begun_s,
@@ -226,7 +230,7 @@ class _Pass:
             counts=judge.counts,
             samples=judge.samples,
             decisions=decisions,
-            requests=[json.loads(line) for line in site.results.read_text().splitlines()],
+            requests=requests,
             caps_by_role=caps,
             happenings=self.live.happenings,
             events=[_event(e) for e in events if e.get("reportingController", "").startswith("splitwatt")],
@@ -236,6 +240,7 @@ class _Pass:
             gpus=sum(node.gpus for node in site.node_specs),
             kubectl_view=seen,
             violations_s=judge.violations_s(),
+            problems=[*complaints(judge.counts, list(judge.wiring.feeds), ended_s - self.begun_s), *unserved],
         )
 
     def _caps_by_role(self, ended_s: float) -> dict[str, list[tuple[float, float]]]:
@@ -244,6 +249,17 @@ class _Pass:
             "avg by (role) (splitwatt_gpu_enforced_cap_watts)", self.begun_s, ended_s, step_s=1.0
         )
         return {labels.get("role", "?"): rows for labels, rows in answer}
+
+
+def unserved_clusters(wanted: Sequence[scenario.Manifest], requests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each InferenceCluster of the scenario for which no request ended."""
+    served = {(row["namespace"], row["cluster"]) for row in requests}
+    names = [(doc["metadata"]["namespace"], doc["metadata"]["name"]) for doc in wanted]
+    return [
+        f"{namespace}/{name} never ran: its condition PowerAdmitted says why; the pass shows nothing about it"
+        for namespace, name in names
+        if (namespace, name) not in served
+    ]
 
 
 def _event(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 from splitwatt_core.names import L_RACK, LABEL_RACK, M_RACK_POWER_WATTS
 
 from splitwatt_lab.site import POOLS, SiteSpec, repository
+from splitwatt_lab.wiring import Feed, Wiring
 
 Manifest = dict[str, Any]
 
@@ -77,6 +78,14 @@ def budgets(spec: SiteSpec, policy: str) -> list[Manifest]:
     top["spec"]["reserveWatts"] = round(root["spec"].get("reserveWatts", 0) * scale)
     top["spec"]["policy"]["type"] = policy
     return [top, *leaves]
+
+
+def wiring(spec: SiteSpec) -> Wiring:
+    """What hangs behind the feeds that `budgets` sets limits for."""
+    row = next(d["metadata"]["name"] for d in _documents("budgets.yaml") if "parent" not in d["spec"])
+    nodes = spec.nodes()
+    racks = [Feed(f"rack-{r}", row, tuple(node.name for node in nodes if node.rack == r)) for r in spec.rack_names]
+    return Wiring([Feed(row), *racks])
 
 
 def clusters(spec: SiteSpec) -> tuple[Manifest, Manifest]:

@@ -128,6 +128,7 @@ class LabSite:
         try:
             self._stage("GPUs")
             self._make_twins()
+            self._furnish()
             self._stage("nodes and chart")
             lab_nodes.create(self.plane, self.node_specs)
             install_chart(self.plane, repository() / CHART)
@@ -174,7 +175,16 @@ class LabSite:
     def _state_file(self, node: str) -> Path:
         return self.directory / "gpus" / f"{node}.state"
 
-    def _boot_file(self, node: str) -> Path:
+    @property
+    def meter_faults(self) -> Path:
+        """Read by the twin at every scrape: see `splitwatt_twin.meter_faults`."""
+        return self.directory / "meter-faults.json"
+
+    def state_dir(self, node: str) -> Path:
+        """Where the node's agent keeps its record."""
+        return self.directory / "agents" / node
+
+    def boot_file(self, node: str) -> Path:
         return self.directory / "gpus" / f"{node}.boot-id"
 
     def _socket(self, node: str) -> Path:
@@ -183,7 +193,7 @@ class LabSite:
     def _make_twins(self) -> None:
         (self.directory / "gpus").mkdir(parents=True, exist_ok=True)
         for node in self.node_specs if self.spec.agents else ():
-            self._boot_file(node.name).write_text(node.boot_id + "\n")
+            self.boot_file(node.name).write_text(node.boot_id + "\n")
             self.twins[node.name] = NodeTwin.create(
                 self._state_file(node.name),
                 gpus=[self.spec.model] * node.gpus,
@@ -191,25 +201,28 @@ class LabSite:
                 node_name=node.name,
             )
 
+    def _furnish(self) -> None:
+        """For a site that puts more around its processes: called before any of them starts, the control plane's but."""
+
     def start_agent(self, node: str) -> None:
         """Start this node's agent (again, on its old port) and wait until it answers."""
         if node in self.agents:
             restart_server(self.agents[node], self._agent_ports[node], healthy=self._listens)
             return
-        kubeconfig = self.plane.token_kubeconfig(NAMESPACE, AGENT_ACCOUNT, node=node)
+        kubeconfig = self._kubeconfig(AGENT_ACCOUNT, node)
 
         def argv(port: int) -> Sequence[str | Path]:
             return [
                 *self.spec.agent_command,
                 f"--node-name={node}",
-                f"--state-dir={self.directory / 'agents' / node}",
-                f"--boot-id-file={self._boot_file(node)}",
+                f"--state-dir={self.state_dir(node)}",
+                f"--boot-id-file={self.boot_file(node)}",
                 f"--listen={LOOPBACK}:{port}",
                 f"--pod-resources=unix:{self._socket(node)}",
                 f"--kubeconfig={kubeconfig}",
             ]
 
-        env = environment(self._state_file(node))
+        env = {**environment(self._state_file(node)), **self._environment(f"agent-{node}")}
         self.agents[node], self._agent_ports[node] = start_server(
             self.plane.group, f"agent-{node}", argv, healthy=self._listens, env=env
         )
@@ -226,7 +239,12 @@ class LabSite:
         if self.operator is not None:
             self.operator.start()
             return
-        kubeconfig = self.plane.token_kubeconfig(NAMESPACE, OPERATOR_ACCOUNT)
+        self.operator, port = self.start_another_operator("operator")
+        self.prometheus.set_targets("operator", {f"{LOOPBACK}:{port}": {}})
+
+    def start_another_operator(self, name: str) -> tuple[Process, int]:
+        """Start an operator beside those that run; it waits for the Lease. Returns it and its port."""
+        kubeconfig = self._kubeconfig(OPERATOR_ACCOUNT, None)
 
         def argv(port: int) -> Sequence[str | Path]:
             return [
@@ -238,8 +256,15 @@ class LabSite:
                 f"--decision-log={self.decision_log}",
             ]
 
-        self.operator, port = start_server(self.plane.group, "operator", argv, healthy=self._listens)
-        self.prometheus.set_targets("operator", {f"{LOOPBACK}:{port}": {}})
+        return start_server(self.plane.group, name, argv, healthy=self._listens, env=self._environment(name))
+
+    def _kubeconfig(self, account: str, node: str | None) -> Path:
+        """The way to the API server of an agent (with its node) or of an operator."""
+        return self.plane.token_kubeconfig(NAMESPACE, account, node=node)
+
+    def _environment(self, process: str) -> Mapping[str, str]:
+        """What to add to the environment of an operator or agent, by its name."""
+        return {}
 
     def start_load(self) -> None:
         """Start the twin: engines, router, rack meters and the kubelets' PodResources."""
@@ -254,13 +279,14 @@ class LabSite:
             "clusters": {name: {"share": share} for name, share in load.shares.items()},
             "plant": {name: getattr(self.spec.plant, name) for name in self.spec.plant.__dataclass_fields__},
             "meter": {"noise_percent": 0.5, "delay_s": 0.5},
+            "meter_faults": str(self.meter_faults),
             "results": str(self.results),
             "nodes": [
                 {
                     "name": node.name,
                     "rack": node.rack,
                     "state_file": str(self._state_file(node.name)),
-                    "boot_id_file": str(self._boot_file(node.name)),
+                    "boot_id_file": str(self.boot_file(node.name)),
                     "pod_resources_socket": f"unix:{self._socket(node.name)}",
                 }
                 for node in self.node_specs

@@ -34,6 +34,7 @@ from splitwatt_twin.fleet import Engine, EngineFleet
 from splitwatt_twin.gpus import NodeGpus
 from splitwatt_twin.load import FULL_SHARE, Load
 from splitwatt_twin.meter import RackMeter
+from splitwatt_twin.meter_faults import MeterFaults
 from splitwatt_twin.metrics import Snapshot, TwinCollector
 from splitwatt_twin.podserver import PodResourcesServer
 from splitwatt_twin.replicas import Node, Replicas
@@ -72,6 +73,7 @@ class Twin:
         self._racks: dict[str, list[NodeGpus]] = defaultdict(list)
         for node in config.nodes:
             self._racks[node.rack].append(self._nodes[node.name].gpus)
+        self._meter_faults = MeterFaults(config.meter_faults)
         self._meters = {
             rack: RackMeter(rack=rack, delay_s=config.meter.delay_s, noise_percent=config.meter.noise_percent, seed=config.seed)
             for rack in self._racks
@@ -201,7 +203,7 @@ class Twin:
         return Snapshot(
             replicas=self._replicas.views(),
             clusters=list(self._fleet.clusters.values()),
-            meters=[(rack, power_w) for rack, power_w in readings if power_w is not None],
+            meters=self._meter_faults.shown({rack: power_w for rack, power_w in readings if power_w is not None}, time.time()),
             load_s=None if self._load.origin_s is None else now_s - self._load.origin_s,
             late_s=max(self._late_s),
         )

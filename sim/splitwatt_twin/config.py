@@ -5,7 +5,7 @@
      "clusters": {"serving/chat": {"share": 1.0}, "batch/summaries": {"share": 0.5}},
      "nodes": [{"name", "rack", "state_file", "pod_resources_socket", "boot_id_file"?}],
      "plant": {RackPlant's arguments},
-     "meter": {"noise_percent": 0.5, "delay_s": 0.5}, "results": FILE | null}
+     "meter": {"noise_percent": 0.5, "delay_s": 0.5}, "meter_faults": FILE | null, "results": FILE | null}
 
 The load begins when a cluster first has a ready replica of both roles: time 0 of `rate` and `duration_s` is the moment
 the first cluster of all is served. A cluster that is not named in `clusters` gets share 1.0, or 0.5 when its priority is
@@ -35,7 +35,7 @@ MAX_SOCKET_PATH: Final = 107
 
 _KEYS: Final = frozenset({
     "kubeconfig", "listen", "seed", "duration_s", "trace", "requests_per_s", "rate", "clusters", "nodes", "plant",
-    "meter", "results",
+    "meter", "meter_faults", "results",
 })  # fmt: skip
 _NODE_KEYS: Final = frozenset({"name", "rack", "state_file", "pod_resources_socket", "boot_id_file"})
 
@@ -73,6 +73,8 @@ class TwinConfig:
     shares: Mapping[ClusterKey, float] = field(default_factory=dict)
     plant: RackPlant = field(default_factory=RackPlant)
     meter: MeterConfig = field(default_factory=MeterConfig)
+    meter_faults: Path | None = None
+    """See `splitwatt_twin.meter_faults`; the file need not be there."""
     results: Path | None = None
 
 
@@ -115,6 +117,7 @@ def parse(raw: Any) -> TwinConfig:
         shares=_shares(raw.get("clusters") or {}),
         plant=_plant(raw),
         meter=MeterConfig(**_numbers(raw, "meter", {"noise_percent": 50, "delay_s": 10})),
+        meter_faults=_path(raw, "meter_faults"),
         results=_path(raw, "results"),
     )
 

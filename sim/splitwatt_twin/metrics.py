@@ -16,6 +16,7 @@ from splitwatt_core import names
 
 from splitwatt_twin.cluster import Cluster
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
+from splitwatt_twin.meter_faults import MeterSeries
 from splitwatt_twin.requests import ClusterKey, PodKey
 from splitwatt_twin.stats import EngineStats, Histogram
 
@@ -40,11 +41,11 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`meters`: (rack, watts) of those that show something. `load_s` None: no load yet."""
+    """`meters`: those that show something. `load_s` None: no load yet."""
 
     replicas: Sequence[ReplicaView]
     clusters: Iterable[Cluster]
-    meters: Sequence[tuple[str, float]]
+    meters: Sequence[MeterSeries]
     load_s: float | None
     late_s: float
 
@@ -57,9 +58,9 @@ class TwinCollector(Collector):
         now = self._snapshot()
         yield from engine_metrics([_reading(r) for r in now.replicas], labels=_POD_LABELS, finished_reason="stop")
         yield from _clusters(now.clusters)
-        meter = GaugeMetricFamily(names.M_RACK_POWER_WATTS, "Power at the rack's meter.", labels=[names.L_RACK])
-        for rack, power_w in now.meters:
-            meter.add_metric([rack], power_w)
+        meter = GaugeMetricFamily(names.M_RACK_POWER_WATTS, "Power at the rack's meter.")
+        for shown in now.meters:
+            meter.add_sample(names.M_RACK_POWER_WATTS, dict(shown.labels), shown.power_w, timestamp=shown.at_s)
         yield meter
         if now.load_s is not None:
             yield GaugeMetricFamily(names.M_TWIN_LOAD_SECONDS, "Seconds since the load began.", value=now.load_s)

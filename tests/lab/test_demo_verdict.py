@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from splitwatt_lab.demo import FAILED, VIOLATED, DemoCommand, run_demo
+from splitwatt_lab.demo import FAILED, VIOLATED, DemoCommand, run_demo, verdict
+from splitwatt_lab.judge import Count
+from splitwatt_lab.run import PassResult
 
 BROKEN = Path(__file__).resolve().parents[1] / "support" / "broken_operator.py"
 
@@ -36,6 +38,23 @@ def test_a_broken_allocator_is_convicted(tmp_path: Path) -> None:
     assert code == VIOLATED
     assert "budget violations: 0.0 s" not in said.getvalue()
     assert isinstance(report["budget_violations_s"], float) and report["budget_violations_s"] > 5.0
+
+
+@pytest.mark.parametrize(
+    ("violations_s", "problems", "code"),
+    [(0.0, [], 0), (0.2, [], VIOLATED), (0.0, ["row-a: the judge saw 22 s of 60 s"], FAILED), (0.2, ["row-a: blind"], VIOLATED)],
+)
+def test_a_pass_that_proves_nothing_fails_and_says_why(
+    tmp_path: Path, violations_s: float, problems: list[str], code: int
+) -> None:
+    said = io.StringIO()
+    result = PassResult(
+        policy="PhaseAware", started_s=0.0, ended_s=60.0, counts={"row-a": Count()}, samples=[], decisions=[], requests=[],
+        caps_by_role={}, happenings=[], events=[], adoption_s={}, patch_to_enforced_s=None, energy_j=0.0, gpus=8,
+        violations_s=violations_s, problems=problems,
+    )  # fmt: skip
+    assert verdict([result], tmp_path / "report.html", Console(file=said, width=200)) == code
+    assert all(problem in said.getvalue() for problem in problems)
 
 
 def test_a_trace_without_its_columns_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.fleet import Engine, EngineFleet
 from splitwatt_twin.gpus import NodeGpus
 from splitwatt_twin.load import GONE_S, Load
+from splitwatt_twin.meter_faults import MeterSeries
 from splitwatt_twin.metrics import Snapshot, TwinCollector
 from splitwatt_twin.replicas import Node, Replicas
 from splitwatt_twin.requests import ClusterKey, PodKey, Request
@@ -207,7 +208,8 @@ def test_metrics_have_vllms_names_and_the_racks_meter(lab: Lab) -> None:
     lab.to(10.0)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(TwinCollector(lambda: Snapshot(
-        replicas=lab.replicas.views(), clusters=lab.fleet.clusters.values(), meters=[("a1", 12345.6)], load_s=10.0, late_s=0.0,
+        replicas=lab.replicas.views(), clusters=lab.fleet.clusters.values(),
+        meters=[MeterSeries({"rack": "a1"}, 12345.6)], load_s=10.0, late_s=0.0,
     )))  # fmt: skip
     samples = {
         (s.name, s.labels.get("pod", "")): s
