@@ -197,6 +197,20 @@ def test_what_is_told_again_holds_for_the_next_life_as_well() -> None:
     assert node.tick() == NO_GRANT, "600 W belong to grant 1, which the operator counts no more"
 
 
+def test_a_cap_taken_in_between_two_deaths_explains_a_limit_in_the_third_life() -> None:
+    node = Node()
+    node.obey(1, 300)
+    node.grant(2, 600)
+    node.start()
+    node.frozen = True
+    for _ in range(2):
+        assert node.tick() == 1
+    node.limit_mw = 600_000  # the call went through, and was not seen to
+    node.record_only(3, 200)
+    node.start()
+    assert node.tick() == 1
+
+
 STEP = st.one_of(
     st.tuples(st.just("grant"), st.sampled_from([200, 300, 400, 500, 600])),
     st.tuples(st.just("read"), st.just(0)),
