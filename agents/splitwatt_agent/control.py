@@ -28,13 +28,14 @@ from splitwatt_shell.waiting import woken
 
 from splitwatt_agent import session as sessions
 from splitwatt_agent import state as states
+from splitwatt_agent.durable import DurableRecord, KeptInventory
 from splitwatt_agent.hardware import Hardware
 from splitwatt_agent.nvml import Inventory, NvmlError, NvmlPort
 from splitwatt_agent.session import Session
 from splitwatt_agent.state import REWOUND_S, ControlState, SeenVersion
-from splitwatt_agent.state_dir import StateDir, StateDirError
+from splitwatt_agent.state_dir import StateDir
 from splitwatt_agent.threads import daemon_call
-from splitwatt_agent.upkeep import DurableRecord, Upkeep
+from splitwatt_agent.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ class Control:
     ) -> None:
         """Raises StateDirError when the record cannot be understood."""
         self._port = port
-        self._state_dir = state_dir
         self._node = node
         self._boot_id_file = boot_id_file
         self._period_s = sample_period_s
         self._record = DurableRecord(state_dir)
+        self._inventory = KeptInventory(state_dir)
         self._hardware = Hardware(port, on_return=self._setter_returned)
         self._upkeep = Upkeep(port, count=self._hardware.count)
         self._session: Session | None = None
@@ -140,7 +141,7 @@ class Control:
         state = replace(
             state,
             persistence=dict(self._upkeep.persistence),
-            disk_error=self._record.error,
+            disk_error=self._disk_error,
             nvml_errors=dict(self._hardware.errors),
             mismatches=dict(self._hardware.mismatches),
         )
@@ -157,7 +158,8 @@ class Control:
         now_s = time.monotonic()
         readbacks = session.readbacks(readings, self._hardware.stuck)
         ceilings = session.guard.step(now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks))
-        actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings)
+        self._inventory.step(now_s)
+        actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings, only_lower=bool(self._disk_error))
         state = replace(state, standing=session.standing(state.workloads))
         await self._perform(session, actions)
         if now_s >= self._lost_due_s:
@@ -184,10 +186,17 @@ class Control:
             state = replace(state, observed=self._inbox.popleft().node_power)
         return state
 
+    @property
+    def _disk_error(self) -> str:
+        return self._record.error or self._inventory.error
+
     async def _perform(self, session: Session, actions: Actions) -> None:
-        if actions.persist is not None and await self._record.write(actions.persist):
-            session.enforcer.persisted()
-            self._wake.set()  # raises come with the next tick
+        if actions.persist is not None:
+            if await self._record.write(actions.persist):
+                session.enforcer.persisted()
+                self._wake.set()  # raises come with the next tick
+        elif self._record.error:
+            await self._record.write(self._record.current)  # nothing new to keep: the disk is tried with what lies there
         now_s = time.monotonic()
         for call in actions.set_caps:
             self._hardware.set_cap(session, call, now_s)
@@ -224,15 +233,16 @@ class Control:
         self._session_due_s = time.monotonic() + SESSION_RETRY_S
         try:
             boot_id = self._read_boot_id()
-            begin = partial(sessions.begin, self._port, self._state_dir, boot_id=boot_id, record=self._record.current)
+            begin = partial(sessions.begin, self._port, self._inventory, boot_id=boot_id, record=self._record.current)
             session = await daemon_call("nvml-start", begin)
-        except (NvmlError, StateDirError, OSError) as error:
+        except (NvmlError, OSError) as error:
             if isinstance(error, NvmlError):
                 self._hardware.count(error)
             if str(error) != state.trouble:
                 log.error("NVML is not usable: %s", error)
             return replace(state, trouble=str(error))
         self._hardware.adopt(session)
+        self._inventory.keep(boot_id, session.named)
         self._session = session
         self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.lost)
         self._lost_due_s = time.monotonic() + LOST_RETRY_S if session.lost else float("inf")

@@ -19,9 +19,9 @@ from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
 from splitwatt_core.protocol.node_guard import NodeGuard
 from splitwatt_core.protocol.record import Record
 
+from splitwatt_agent.durable import KeptInventory
 from splitwatt_agent.nvml import Inventory, NvmlPort
 from splitwatt_agent.sampling import GpuReading
-from splitwatt_agent.state_dir import StateDir
 
 UNREADABLE_PREFIX: Final = "unreadable-index-"
 
@@ -58,6 +58,11 @@ class Session:
     enforcer: Enforcer
     guard: NodeGuard
 
+    @property
+    def named(self) -> tuple[GpuIdentity, ...]:
+        """Those that have said who they are, now or earlier in this boot."""
+        return tuple(gpu for uuid, gpu in self.gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
+
     def standing(self, workloads: Mapping[str, Workload]) -> Standing:
         """After a tick, before anything is waited for: a setter that returns makes the readback of its GPU void."""
         enforcer = self.enforcer
@@ -87,14 +92,11 @@ class Session:
         return any(gpu.uuid in self.lost or gpu.uuid not in self.gpus for gpu in found.gpus)
 
 
-def begin(port: NvmlPort, state: StateDir, *, boot_id: str, record: Record) -> Session:
-    """Initialise NVML and take stock; blocks. Raises NvmlError, StateDirError, OSError."""
+def begin(port: NvmlPort, inventory: KeptInventory, *, boot_id: str, record: Record) -> Session:
+    """Initialise NVML and take stock; blocks. Raises NvmlError. What was found is kept by whoever adopts the session: a disk
+    that refuses it is no reason to leave GPUs uncapped."""
     found = port.start()
-    known = state.read_inventory(boot_id)
-    gpus, lost = take_stock(found, known)
-    readable = tuple(gpu for uuid, gpu in gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
-    if readable != known:
-        state.write_inventory(boot_id, readable)
+    gpus, lost = take_stock(found, inventory.known(boot_id))
     return Session(boot_id, gpus, lost, Enforcer(gpus=gpus, record=record), NodeGuard())
 
 

@@ -142,6 +142,7 @@ class Enforcer:
         self._term = record.term
         self._high: dict[str, Taken] = dict(record.grants)
         self._dirty = False
+        self._may_raise = False
         self._synced = False
         self._held = True
         self._uid = ""
@@ -226,12 +227,20 @@ class Enforcer:
 
     # ---------------------------------------------------------------------------------------------------- what it says
 
-    def tick(self, now_s: float, readbacks: Mapping[str, Readback], *, guard_w: Mapping[str, int] | None = None) -> Actions:
+    def tick(
+        self,
+        now_s: float,
+        readbacks: Mapping[str, Readback],
+        *,
+        guard_w: Mapping[str, int] | None = None,
+        only_lower: bool = False,
+    ) -> Actions:
         """Decide this round's calls from the readbacks of all GPUs. A GPU that is missing from `readbacks` is unknown.
 
         Every readback must have begun after the last `setter_finished` of its GPU. `guard_w` holds the node guard's
-        ceilings in watts; they only ever lower.
+        ceilings in watts; they only ever lower. `only_lower`: whoever calls has a reason of its own to raise nothing now.
         """
+        self._may_raise = not (self._dirty or only_lower)
         set_caps: list[SetCap] = []
         clocks: list[LockClock] = []
         for uuid, gpu in self._gpus.items():
@@ -257,7 +266,7 @@ class Enforcer:
             return False
         told_mhz = gpu.clock_mhz
         deepens = wanted_mhz is not None and (told_mhz in (None, NOTHING_TOLD) or wanted_mhz < told_mhz)
-        return deepens or not self._dirty
+        return deepens or self._may_raise
 
     def _wanted_mw(self, uuid: str, gpu: _Gpu, guard_w: int | None) -> int | None:
         """The limit this GPU should have, None to leave it alone."""
@@ -273,7 +282,7 @@ class Enforcer:
         cap_mw = min(max(cap_w * 1000, gpu.identity.min_mw), gpu.identity.max_mw)
         if cap_mw == now_mw:
             return None
-        if cap_mw > now_mw and (gpu.target is None or self._held or self._dirty):
+        if cap_mw > now_mw and (gpu.target is None or self._held or not self._may_raise):
             return None  # only a present, accepted and persisted grant may raise
         return cap_mw
 
