@@ -116,10 +116,11 @@ class StateDir:
                     min_mw=int(gpu["minMilliwatts"]),
                     max_mw=int(gpu["maxMilliwatts"]),
                     default_mw=int(gpu["defaultMilliwatts"]),
+                    cappable=bool(gpu.get("cappable", True)),
                 )
                 for gpu in raw["gpus"]
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(INVENTORY_FILE, repr(error)) from error
 
     def write_inventory(self, boot_id: str, gpus: Sequence[GpuIdentity]) -> None:
@@ -131,6 +132,7 @@ class StateDir:
                 "minMilliwatts": gpu.min_mw,
                 "maxMilliwatts": gpu.max_mw,
                 "defaultMilliwatts": gpu.default_mw,
+                "cappable": gpu.cappable,
             }
             for gpu in gpus
         ]
