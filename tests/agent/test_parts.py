@@ -239,6 +239,11 @@ def test_what_is_unusual_has_a_condition_of_its_own_while_it_lasts(changes: dict
     assert kind not in {c.type for c in report_of(view(line("a"))).conditions}
 
 
+def test_paused_is_not_said_before_the_driver_is_given_back() -> None:
+    closing = condition(view(paused_by="k=paused-for-x", trouble="a driver call has not returned"), PAUSED)
+    assert (closing.status, closing.reason) == (False, "Closing") and "has not returned" in closing.message
+
+
 def test_a_report_without_times_changes_only_with_the_facts() -> None:
     assert report_of(view(line("a"))) == report_of(view(line("a")))
     before, after = report_of(view(line("a"))), report_of(view(line("a", enforced_w=391)))
