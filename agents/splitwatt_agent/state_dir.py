@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from splitwatt_core.protocol.enforcer import GpuIdentity, Record
+from splitwatt_core.protocol.enforcer import GpuIdentity
+from splitwatt_core.protocol.record import Record, Taken
 
 RECORD_FILE: Final = "record.json"
 INVENTORY_FILE: Final = "inventory.json"
@@ -30,27 +31,44 @@ class StateDir:
     """The agent's folder on the host, locked for this process until it ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Creates the folder and takes the lock. Raises StateDirError."""
+        """Creates the folder where it is missing and takes the lock: on the folder itself, which also a full or a read-only
+        disk allows, and on the file that older agents lock, where there can be one. Raises StateDirError."""
         self._path = path
+        self._locks: list[int] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
+            self.close()
             raise StateDirError(f"cannot use --state-dir {path}: {error.strerror}; name a folder to write to") from error
+        # The disk that refuses may take it later; then the next process locks both.
+        with suppress(OSError):
+            # Not open for writing: a disk must not be kept from becoming read-only.
+            self._lock(os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            (path / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
+
+    def _lock(self, file: int) -> None:
+        """Raises StateDirError when another process holds it, OSError when it cannot be locked."""
+        self._locks.append(file)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._lock)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
             raise StateDirError(
-                f"another agent (process {holder}) holds --state-dir {path}; one node has one agent, so stop that one first"
+                f"another agent (process {self._holder()}) holds --state-dir {self._path}; one node has one agent, so stop "
+                "that one first"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _holder(self) -> str:
+        try:
+            return (self._path / LOCK_FILE).read_text(encoding="ascii").strip() or "unknown"
+        except (OSError, UnicodeDecodeError):
+            return "unknown"
 
     def close(self) -> None:
         """Give the lock back."""
-        os.close(self._lock)
+        while self._locks:
+            os.close(self._locks.pop())
 
     def read_record(self) -> Record:
         """The last durable record, an empty one at the very first start. Raises StateDirError."""
@@ -58,16 +76,30 @@ class StateDir:
         if raw is None:
             return Record()
         try:
+            held = raw.get("held", {})  # absent in the records of older agents: nothing is held for acknowledged then
             return Record(
                 term=int(raw["term"]),
-                grants={str(uuid): (int(grant), int(cap_w)) for uuid, (grant, cap_w) in raw["grants"].items()},
+                grants={
+                    str(uuid): _taken(int(grant), int(cap_w), held.get(uuid)) for uuid, (grant, cap_w) in raw["grants"].items()
+                },
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(RECORD_FILE, repr(error)) from error
 
     def write_record(self, record: Record) -> None:
         """Durable when it returns. Raises OSError."""
-        self._write(RECORD_FILE, {"term": record.term, "grants": {u: list(g) for u, g in record.grants.items()}})
+        held = {
+            uuid: {
+                "uid": taken.uid,
+                "safeCapWatts": taken.safe_cap_w,
+                "ackedGrant": taken.acked_grant,
+                "sinceCapWatts": taken.since_cap_w,
+            }
+            for uuid, taken in record.grants.items()
+        }
+        # `grants` alone is what older agents read: one that is rolled back to goes on where this one stood.
+        grants = {uuid: [taken.grant, taken.cap_w] for uuid, taken in record.grants.items()}
+        self._write(RECORD_FILE, {"term": record.term, "grants": grants, "held": held})
 
     def read_inventory(self, boot_id: str) -> tuple[GpuIdentity, ...]:
         """The GPUs that were seen since this boot: one that will not answer now is still there. Raises StateDirError."""
@@ -84,10 +116,11 @@ class StateDir:
                     min_mw=int(gpu["minMilliwatts"]),
                     max_mw=int(gpu["maxMilliwatts"]),
                     default_mw=int(gpu["defaultMilliwatts"]),
+                    cappable=bool(gpu.get("cappable", True)),
                 )
                 for gpu in raw["gpus"]
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(INVENTORY_FILE, repr(error)) from error
 
     def write_inventory(self, boot_id: str, gpus: Sequence[GpuIdentity]) -> None:
@@ -99,6 +132,7 @@ class StateDir:
                 "minMilliwatts": gpu.min_mw,
                 "maxMilliwatts": gpu.max_mw,
                 "defaultMilliwatts": gpu.default_mw,
+                "cappable": gpu.cappable,
             }
             for gpu in gpus
         ]
@@ -140,3 +174,17 @@ class StateDir:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _taken(grant: int, cap_w: int, held: Mapping[str, Any] | None) -> Taken:
+    """Raises KeyError, TypeError, ValueError."""
+    if held is None:
+        return Taken(grant, cap_w, safe_cap_w=cap_w)
+    return Taken(
+        grant,
+        cap_w,
+        safe_cap_w=int(held["safeCapWatts"]),
+        uid=str(held["uid"]),
+        acked_grant=int(held["ackedGrant"]),
+        since_cap_w=int(held["sinceCapWatts"]),
+    )

@@ -13,7 +13,16 @@ from typing import Any
 
 import pynvml
 import pytest
-from splitwatt_agent.conditions import CAPS_ENFORCED, READY, ControlView, report_of, status_to_write
+from splitwatt_agent.conditions import (
+    CAPS_ENFORCED,
+    FOREIGN_LIMIT,
+    OBSERVING,
+    PAUSED,
+    READY,
+    ControlView,
+    report_of,
+    status_to_write,
+)
 from splitwatt_agent.nvml import Inventory, NvmlError
 from splitwatt_agent.session import take_stock, without_leased_watts
 from splitwatt_agent.state_dir import StateDir, StateDirError
@@ -22,8 +31,10 @@ from splitwatt_agent.workloads import ArgumentError, socket_path
 from splitwatt_client import podresources, resources
 from splitwatt_core import names
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition
+from splitwatt_core.protocol.contest import Contest
 from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire, status_to_wire
-from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict, Record
+from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict
+from splitwatt_core.protocol.record import Record, Taken
 
 PATIENCE_S = 30.0
 
@@ -58,7 +69,7 @@ def condition(seen: ControlView, kind: str) -> Condition:
 def test_the_record_survives_and_a_first_start_has_none(tmp_path: Path) -> None:
     state = StateDir(tmp_path / "state")
     assert state.read_record() == Record()
-    record = Record(term=7, grants={"GPU-a": (7_000_000_003, 400)})
+    record = Record(term=7, grants={"GPU-a": Taken(7_000_000_003, 400, 380, "u-1", acked_grant=7_000_000_001, since_cap_w=450)})
     state.write_record(record)
     state.close()
     again = StateDir(tmp_path / "state")
@@ -66,7 +77,28 @@ def test_the_record_survives_and_a_first_start_has_none(tmp_path: Path) -> None:
     again.close()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"term": 1}', '{"term": "x", "grants": {}}', '{"term": 1, "grants": {"a": [1]}}'])
+def test_the_record_of_an_older_agent_is_read_and_one_that_is_rolled_back_to_reads_ours(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    (tmp_path / "record.json").write_text('{"term": 7, "grants": {"GPU-a": [7000000003, 400]}}')
+    assert state.read_record() == Record(7, {"GPU-a": Taken(7_000_000_003, 400, 400)})
+    state.write_record(Record(7, {"GPU-a": Taken(7_000_000_004, 500, 450, "u-1", 7_000_000_003, 500)}))
+    assert json.loads((tmp_path / "record.json").read_text())["grants"] == {"GPU-a": [7_000_000_004, 500]}
+    state.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"term": 1}',
+        '{"term": "x", "grants": {}}',
+        '{"term": 1, "grants": {"a": [1]}}',
+        '{"term": 1, "grants": {"a": [1, 400]}, "held": []}',
+        '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": {"uid": "u"}}}',
+        '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": 3}}',
+    ],
+)
 def test_a_record_that_cannot_be_understood_stops_the_start(tmp_path: Path, text: str) -> None:
     state = StateDir(tmp_path)
     (tmp_path / "record.json").write_text(text)
@@ -115,17 +147,17 @@ def lost(index: int) -> tuple[int, NvmlError]:
 def test_a_gpu_of_this_boot_that_is_lost_stays_listed() -> None:
     gpus, missing = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
     assert set(gpus) == {"a", "b"}
-    assert missing == {"b"}
+    assert missing == {"b": Health.LOST}
 
 
 def test_a_gpu_without_a_name_stands_in_with_the_largest_default_limit() -> None:
     gpus, missing = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
-    assert missing == {"unreadable-index-2"}
+    assert missing == {"unreadable-index-2": Health.LOST}
     assert gpus["unreadable-index-2"].default_mw == 700_000
 
 
 def test_with_nothing_readable_nothing_is_listed() -> None:
-    assert take_stock(Inventory((), (lost(0),)), ()) == ({}, frozenset())
+    assert take_stock(Inventory((), (lost(0),)), ()) == ({}, {})
 
 
 # ------------------------------------------------------------------------------------------------------------- reporting
@@ -183,11 +215,33 @@ def test_persistence_mode_that_cannot_be_turned_on_is_told() -> None:
         ({"unknown_gpus": ("x",)}, "UnknownGPUs"),
         ({"verdict": None}, "NotSynced"),
         ({"gpus": ()}, "NoGPUs"),
+        ({"paused_by": "nvidia.com/gpu.deploy.dcgm=paused-for-mig-change"}, "Paused"),
+        ({"gpus": (line("a", health=Health.NOT_SUPPORTED),)}, "NotSupported"),
+        ({"beyond": 2}, "TooManyGPUs"),
     ],
 )
 def test_what_keeps_the_agent_from_its_work_is_a_reason(changes: dict[str, object], reason: str) -> None:
     ready = condition(view(line("a"), **changes), READY)
     assert (ready.status, ready.reason) == (False, reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"paused_by": "k=paused-for-x"}, PAUSED, "label k=paused-for-x asks"),
+        ({"observing": True}, OBSERVING, "sets no limit"),
+        ({"contests": {"a": Contest(700, 10)}}, FOREIGN_LIMIT, "set a to 700 W, at least 10 times in 300 s"),
+    ],
+)
+def test_what_is_unusual_has_a_condition_of_its_own_while_it_lasts(changes: dict[str, object], kind: str, words: str) -> None:
+    said = condition(view(line("a"), **changes), kind)
+    assert said.status is True and words in said.message
+    assert kind not in {c.type for c in report_of(view(line("a"))).conditions}
+
+
+def test_paused_is_not_said_before_the_driver_is_given_back() -> None:
+    closing = condition(view(paused_by="k=paused-for-x", trouble="a driver call has not returned"), PAUSED)
+    assert (closing.status, closing.reason) == (False, "Closing") and "has not returned" in closing.message
 
 
 def test_a_report_without_times_changes_only_with_the_facts() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from splitwatt_core.protocol.contest import LEAST_TIMES, Contest
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, NodePower, Phase, Spec
 from splitwatt_core.protocol.enforcer import (
     HUNG_S,
@@ -17,10 +18,10 @@ from splitwatt_core.protocol.enforcer import (
     LockClock,
     ObjectVerdict,
     Readback,
-    Record,
     SetCap,
     watts_up,
 )
+from splitwatt_core.protocol.record import Record, Taken
 
 GPU = GpuIdentity("g0", "H100", min_mw=200_000, max_mw=700_000, default_mw=700_000)
 
@@ -142,7 +143,7 @@ def test_a_grant_that_is_not_newer_is_refused(number: int, cap_w: int) -> None:
 
 
 def test_what_was_persisted_outlives_the_process_and_may_only_lower() -> None:
-    record = Record(term=2, grants={"g0": (5, 300)})
+    record = Record(term=2, grants={"g0": Taken(5, 300)})
     reset = Bench(record=record, limit_w=700)
     reset.ticks()
     assert reset.limit_mw == 300_000 and reset.acked == NO_GRANT
@@ -158,11 +159,24 @@ def test_a_raise_waits_until_its_record_is_durable_and_a_lower_does_not() -> Non
     bench = holding(300)
     bench.observe(seen(2, grant(6, 500)))
     first = bench.tick()
-    assert first.persist == Record(2, {"g0": (6, 500)}) and first.set_caps == ()
+    assert first.persist == Record(2, {"g0": Taken(6, 500, 500, "u1", acked_grant=5, since_cap_w=500)}) and first.set_caps == ()
     assert bench.tick().set_caps == (SetCap("g0", 500_000),)
     bench.observe(seen(3, grant(7, 250)))
     both = bench.tick()
     assert both.persist is not None and both.set_caps == (SetCap("g0", 250_000),)
+
+
+def test_who_has_a_reason_to_raise_nothing_only_lowers() -> None:
+    bench = holding(300)
+    bench.observe(seen(2, grant(6, 500, max_clock_mhz=1200)))
+    bench.ticks(only_lower=True)
+    assert bench.limit_mw == 300_000 and bench.acked == 5
+    bench.observe(seen(3, grant(7, 250)))
+    actions = bench.tick(only_lower=True)
+    assert bench.limit_mw == 250_000 and actions.clocks == (), "a lock is not taken away either"
+    bench.observe(seen(4, grant(8, 400)))
+    bench.ticks()
+    assert bench.limit_mw == 400_000 and bench.acked == 8
 
 
 def test_caps_stay_within_the_legal_range() -> None:
@@ -173,6 +187,34 @@ def test_caps_stay_within_the_legal_range() -> None:
     bench.observe(seen(3, grant(7, 100)))
     bench.ticks()
     assert bench.limit_mw == 200_000 and bench.acked == 6, "a cap below the minimum cannot be kept, and is never said to be"
+
+
+def test_a_part_without_power_management_gets_no_call_and_is_called_so() -> None:
+    bench = Bench()
+    bench.enforcer = Enforcer(gpus={"g0": replace(GPU, cappable=False)}, record=Record())
+    bench.observe(seen(1, grant(5, 300)))
+    bench.ticks()
+    assert (bench.calls, bench.acked, bench.health) == ([], NO_GRANT, Health.NOT_SUPPORTED)
+    bench.tick(back=Readback(None, None, Health.LOST))
+    assert bench.health is Health.LOST, "what is worse is said first"
+
+
+def test_who_else_sets_the_limit_is_put_right_and_named() -> None:
+    bench = holding(300)
+    for _ in range(LEAST_TIMES):
+        assert bench.enforcer.contests == {}
+        bench.limit_mw = 650_000
+        bench.now_s += RETRY_S
+        bench.ticks()
+        assert bench.limit_mw == 300_000
+    assert bench.enforcer.contests == {"g0": Contest(650, LEAST_TIMES)}
+
+
+def test_the_record_of_a_gpu_that_is_here_no_more_is_kept() -> None:
+    bench = Bench(record=Record(2, {"gone": Taken(5, 300)}))
+    bench.observe(seen(1, grant(6, 300)))
+    persist = bench.tick().persist
+    assert persist is not None and persist.grants.keys() == {"gone", "g0"}
 
 
 def test_the_guard_only_lowers() -> None:
@@ -210,7 +252,7 @@ def test_clocks_are_locked_when_the_grant_says_so_and_once() -> None:
 def test_a_restarted_agent_puts_the_clocks_where_the_grant_says(
     recorded: int | None, first: Grant, asked: tuple[LockClock, ...]
 ) -> None:
-    bench = Bench(record=Record(2, {} if recorded is None else {"g0": (recorded, 300)}))
+    bench = Bench(record=Record(2, {} if recorded is None else {"g0": Taken(recorded, 300)}))
     bench.observe(seen(1, first))
     assert bench.tick().clocks + bench.tick().clocks == asked
     assert bench.tick().clocks == ()
