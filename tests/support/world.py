@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from splitwatt_core.budget.facts import PodFact
-from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState, MeterSpec, Selector
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import Mode
@@ -68,6 +68,10 @@ class World(Clock):
     operators: list[Operator] = field(default_factory=list)
     limits: dict[str, tuple[str, LimitState, bool]] = field(default_factory=dict)
     """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
+    below: dict[str, tuple[BelowState, ...]] = field(default_factory=dict)
+    """What PowerBudget statuses keep of the budgets below."""
+    labels: dict[str, str | None] = field(default_factory=dict)
+    """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
     dark: set[str] = field(default_factory=set)
     """Meters that give no reading."""
     undeclared_w: int = 0
@@ -216,7 +220,7 @@ class World(Clock):
 
     def counted(self, name: str) -> bool:
         """Whether some budget of the active operator counts the node."""
-        roster, budgets = self.active.keeper.roster, self.active.keeper.budgets
+        roster, budgets = self.active.keeper.roster, self.active.keeper.standing
         account = roster.nodes.get(name)
         if account is None:
             return False
