@@ -46,6 +46,7 @@ class Line:
     overhead_percent: int = 0
     non_gpu_w: int = 0
     settle_ms: int = 500
+    metered: bool = True
 
     @property
     def loss_factor(self) -> float:
@@ -135,7 +136,7 @@ class World(Clock):
             unmanaged_w_per_node=self.flat_w(line) if line.leaf else 0,
             fixed_w=line.fixed_w,
             overhead_percent=line.overhead_percent,
-            meter=MeterSpec("m"),
+            meter=MeterSpec("m") if line.metered else None,
             settle_ms=line.settle_ms,
         )
 
