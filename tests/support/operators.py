@@ -36,12 +36,16 @@ class Operator:
         self.keeper = Keeper(term=term, policies=world.policies, profiles=(PROFILE,))
         self.sent: list[Sent] = []
         self.last: Plan = Plan()
+        if world.contract_uid:
+            self.keeper.on_contract_crd(world.contract_uid)
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid
+            noted = world.noted.get(spec.name, "") if known else ""
             below = world.below.get(spec.name, ()) if known else ()
             self.keeper.on_budget(
-                replace(spec, limit_state=kept if known else None, adopted=adopted and known, below=below), world.now_s
+                replace(spec, limit_state=kept if known else None, adopted=adopted and known, below=below, contract_uid=noted),
+                world.now_s,
             )
         for pod in world.pods.values():
             self.keeper.on_pod(pod)
@@ -96,13 +100,13 @@ class Operator:
             if name in self.world.budgets:
                 adopted = report.posture is not Posture.ADOPTING
                 self.world.limits[name] = (self.world.budgets[name].uid, report.limit, adopted)
-                self.world.below[name] = report.below
+                self.world.below[name], self.world.noted[name] = report.below, report.contract_uid
         for name in plan.create:
             self.keeper.on_created(name, self.world.store.create(name), now_s)
         self.sent.extend(Sent(write) for write in plan.writes)
         for name in plan.verify:
             if name not in self.world.store.objects and not self.world.nodes[name].present:
-                self.keeper.on_absence_verified(name, now_s)
+                self.keeper.on_absence_verified(name, now_s, self.world.contract_uid)
         return plan
 
     def charged_sums(self) -> dict[str, float]:

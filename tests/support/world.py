@@ -71,6 +71,10 @@ class World(Clock):
     """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
     below: dict[str, tuple[BelowState, ...]] = field(default_factory=dict)
     """What PowerBudget statuses keep of the budgets below."""
+    contract_uid: str = ""
+    """Of the CustomResourceDefinition of NodePower; "": nobody tells."""
+    noted: dict[str, str] = field(default_factory=dict)
+    """What PowerBudget statuses say of it."""
     labels: dict[str, str | None] = field(default_factory=dict)
     """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
     dark: set[str] = field(default_factory=set)
