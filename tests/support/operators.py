@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from splitwatt_core.budget.claims import managed
 from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, SpecWrite, Unknown
 from splitwatt_core.budget.keeper import Keeper
-from splitwatt_core.budget.roster import managed
 from splitwatt_core.columns import Posture
 from support.machines import PROFILE, Node
 
@@ -36,10 +36,17 @@ class Operator:
         self.keeper = Keeper(term=term, policies=world.policies, profiles=(PROFILE,))
         self.sent: list[Sent] = []
         self.last: Plan = Plan()
+        if world.contract_uid:
+            self.keeper.on_contract_crd(world.contract_uid)
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid
-            self.keeper.on_budget(replace(spec, limit_state=kept if known else None, adopted=adopted and known), world.now_s)
+            noted = world.noted.get(spec.name, "") if known else ""
+            below = world.below.get(spec.name, ()) if known else ()
+            self.keeper.on_budget(
+                replace(spec, limit_state=kept if known else None, adopted=adopted and known, below=below, contract_uid=noted),
+                world.now_s,
+            )
         for pod in world.pods.values():
             self.keeper.on_pod(pod)
         for node in world.nodes.values():
@@ -49,7 +56,9 @@ class Operator:
 
     def see_node(self, node: Node) -> None:
         if node.present:
-            self.keeper.on_node(NodeFact(node.name, {"rack": node.rack}, node.boot_id), self.world.now_s)
+            rack = self.world.labels.get(node.name, node.rack)
+            labels = {} if rack is None else {"rack": rack}
+            self.keeper.on_node(NodeFact(node.name, labels, node.boot_id), self.world.now_s)
         else:
             self.keeper.on_node_gone(node.name, self.world.now_s)
 
@@ -91,21 +100,24 @@ class Operator:
             if name in self.world.budgets:
                 adopted = report.posture is not Posture.ADOPTING
                 self.world.limits[name] = (self.world.budgets[name].uid, report.limit, adopted)
+                self.world.below[name], self.world.noted[name] = report.below, report.contract_uid
         for name in plan.create:
             self.keeper.on_created(name, self.world.store.create(name), now_s)
         self.sent.extend(Sent(write) for write in plan.writes)
         for name in plan.verify:
             if name not in self.world.store.objects and not self.world.nodes[name].present:
-                self.keeper.on_absence_verified(name, now_s)
+                self.keeper.on_absence_verified(name, now_s, self.world.contract_uid)
         return plan
 
     def charged_sums(self) -> dict[str, float]:
         """Watts at the meter charged below each budget, every node once in each."""
         keeper, lines = self.keeper, self.world.lines
         moves = {name: dict(of_node) for name, of_node in keeper.roster.moves.items()}
-        placed, _ = keeper.roster.placements(keeper.budgets, observing=keeper.tree.observing(keeper.budgets))
+        keeper._settle_tombstones(self.world.now_s)
+        standing, tree = keeper.standing, keeper.tree
+        placed, _ = keeper.roster.placements(standing, tree=tree, observing=tree.observing(standing))
         keeper.roster.moves = moves  # looking must not move anything on
-        sums = dict.fromkeys(keeper.budgets, 0.0)
+        sums = dict.fromkeys(standing, 0.0)
         for name in sums:
             for up in keeper.tree.chain(name):
                 sums[up] += lines[name].fixed_w
@@ -113,9 +125,11 @@ class Operator:
             keeper._refresh(p.node, self.world.now_s)
             gpu_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
             counted: set[str] = set()
+            here = [lines[name] for name in p.leaves if lines[name].leaf]
             for leaf in p.leaves:
-                rest_w = lines[leaf].non_gpu_w if managed(p.node) else self.world.flat_w(lines[leaf])
-                watts = lines[leaf].loss_factor * gpu_w + rest_w
+                of = [lines[leaf]] if lines[leaf].leaf else here
+                rest_w = max(line.non_gpu_w if managed(p.node) else self.world.flat_w(line) for line in of)
+                watts = max(line.loss_factor for line in of) * gpu_w + rest_w
                 for name in keeper.tree.chain(leaf):
                     if name not in counted:
                         counted.add(name)
@@ -126,7 +140,7 @@ class Operator:
         """I1: no decision lifts a sum of charges above its limit."""
         if not plan.writes:
             return
-        observing = self.keeper.tree.observing(self.keeper.budgets)
+        observing = self.keeper.tree.observing(self.keeper.standing)
         for write in plan.writes:
             seen = self.keeper.roster.nodes[write.name].object
             old = seen.spec.gpus if seen is not None and seen.spec is not None else ()
@@ -134,6 +148,8 @@ class Operator:
                 new = {(g.uuid, g.grant) for g in write.spec.gpus} - {(g.uuid, g.grant) for g in old}
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
         for name, after_w in self.charged_sums().items():
+            if name not in plan.budgets:
+                continue  # a tombstone: its sum is held, not reported
             limit_w = plan.budgets[name].limit.aim_w
             assert after_w <= max(before_w[name], limit_w) + 1e-6, (
                 f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from splitwatt_core.budget.facts import PodFact
-from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState, MeterSpec, Selector
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import Mode
@@ -46,6 +46,7 @@ class Line:
     overhead_percent: int = 0
     non_gpu_w: int = 0
     settle_ms: int = 500
+    metered: bool = True
 
     @property
     def loss_factor(self) -> float:
@@ -68,6 +69,14 @@ class World(Clock):
     operators: list[Operator] = field(default_factory=list)
     limits: dict[str, tuple[str, LimitState, bool]] = field(default_factory=dict)
     """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
+    below: dict[str, tuple[BelowState, ...]] = field(default_factory=dict)
+    """What PowerBudget statuses keep of the budgets below."""
+    contract_uid: str = ""
+    """Of the CustomResourceDefinition of NodePower; "": nobody tells."""
+    noted: dict[str, str] = field(default_factory=dict)
+    """What PowerBudget statuses say of it."""
+    labels: dict[str, str | None] = field(default_factory=dict)
+    """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
     dark: set[str] = field(default_factory=set)
     """Meters that give no reading."""
     undeclared_w: int = 0
@@ -131,7 +140,7 @@ class World(Clock):
             unmanaged_w_per_node=self.flat_w(line) if line.leaf else 0,
             fixed_w=line.fixed_w,
             overhead_percent=line.overhead_percent,
-            meter=MeterSpec("m"),
+            meter=MeterSpec("m") if line.metered else None,
             settle_ms=line.settle_ms,
         )
 
@@ -216,7 +225,7 @@ class World(Clock):
 
     def counted(self, name: str) -> bool:
         """Whether some budget of the active operator counts the node."""
-        roster, budgets = self.active.keeper.roster, self.active.keeper.budgets
+        roster, budgets = self.active.keeper.roster, self.active.keeper.standing
         account = roster.nodes.get(name)
         if account is None:
             return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from splitwatt_core.budget.tree import LimitState
+from splitwatt_core.budget.tree import BelowState, LimitState
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Reason
@@ -96,6 +96,15 @@ Outcome = Written | Rejected | Unknown
 
 
 @dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A deleted budget that nodes still count in, and what everything below it is charged, in watts at the meter."""
+
+    name: str
+    nodes: tuple[str, ...]
+    charge_w: float
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReport:
     """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
 
@@ -110,6 +119,14 @@ class BudgetReport:
     adoption_s: float | None
     conditions: tuple[Condition, ...]
     reasons: tuple[Reason, ...] = ()
+    below: tuple[BelowState, ...] = ()
+    """The budgets right below, tombstones among them, for a successor."""
+    gone: tuple[Tombstone, ...] = ()
+    """Tombstones anywhere below."""
+    unclaimed: tuple[str, ...] = ()
+    """Nodes that count here though no leaf selects them, or their Node is gone (R34)."""
+    contract_uid: str = ""
+    """At a root, the uid of the NodePower definition under which its nodes are counted (R35)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +143,14 @@ class Note:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do now. `create`: nodes whose NodePower is to be created, without spec (R3). `writes`: at most one per
-    object, and none while another is in flight. `verify`: nodes to read afresh, Node and NodePower both (R8).
+    object, and none while another is in flight. `verify`: nodes to read afresh, Node and NodePower both (R8). `release`:
+    NodePowers that a person releases, to be deleted once a fresh read finds no Node (R33).
     `resign`: a higher term was seen, the process must stop at once (R2). `wake_s`: call again by then at the latest."""
 
     create: tuple[str, ...] = ()
     writes: tuple[SpecWrite, ...] = ()
     verify: tuple[str, ...] = ()
+    release: tuple[NodePower, ...] = ()
     budgets: Mapping[str, BudgetReport] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     resign: str | None = None

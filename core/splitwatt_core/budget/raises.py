@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.columns import TOLERANCE_W
 
+MAX_UNCLAIMED: Final = 256
+"""Nodes that a budget's status names because no leaf claims them; above it nothing is raised there (R34)."""
+
 
 @dataclass(frozen=True, slots=True)
 class RaiseHolds:
     """What stands in the way of raises. held: budgets below which nothing may be raised now, each with the reason. safe_over_w:
-    budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w,
-    withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also
-    count in a budget above its limit outside their own path."""
+    budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only, which claims them.
+    headroom_w, withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that
+    also count in a budget above its limit outside their own path."""
 
     held: Mapping[str, str]
     safe_over_w: Mapping[str, float]
@@ -37,7 +41,7 @@ def holds_of(m: Moment, withheld_w: NDArray[np.float64]) -> RaiseHolds:
     return RaiseHolds(
         held=held(m),
         safe_over_w=safe_sums_over(m, aim_w),
-        nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.node.name not in m.conflicts},
+        nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.claimed and p.node.name not in m.conflicts},
         headroom_w=headroom_w,
         withheld_w=withheld_w,
         over_elsewhere=over_elsewhere(m, headroom_w),
@@ -52,12 +56,28 @@ def held(m: Moment) -> dict[str, str]:
         if not p.node.stamped and (p.node.present or p.node.object is not None):
             unstamped = f"NodePower {p.node.name} does not carry this operator's term yet"
             found.update(dict.fromkeys((m.tree.root[leaf] for leaf in p.leaves), unstamped))
+    found.update(m.unconfirmed)
     for spec, book, survey in zip(m.budgets, m.books, m.surveys, strict=True):
         reason = book.raise_forbidden(spec, survey, m.now_s)
         if reason is not None:
             found.setdefault(spec.name, reason)
         if spec.name in m.tree.fault:
             found.setdefault(spec.name, m.tree.fault[spec.name])
+        if spec.name in m.tree.gone:
+            found.setdefault(spec.name, f"PowerBudget {spec.name} is gone")
+    for leaf, count in unclaimed(m).items():
+        if count > MAX_UNCLAIMED:
+            text = f"{count} nodes count here that no leaf selects, more than the {MAX_UNCLAIMED} that a status can name (R34)"
+            found.setdefault(leaf, text)
+    return found
+
+
+def unclaimed(m: Moment) -> dict[str, int]:
+    """By leaf, how many nodes count there though no leaf selects them or their Node is gone."""
+    found: dict[str, int] = {}
+    for p in m.placements:
+        if not p.claimed or not p.node.present:
+            found[p.leaves[0]] = found.get(p.leaves[0], 0) + 1
     return found
 
 
@@ -93,6 +113,9 @@ def safe_sums_over(m: Moment, aim_w: NDArray[np.float64]) -> dict[str, float]:
 
 
 def over_elsewhere(m: Moment, headroom_w: NDArray[np.float64]) -> frozenset[str]:
-    """Nodes that also count, by a move or a conflict, in a budget whose sum is above its limit outside their own path."""
+    """Nodes that also count, by a move or a conflict, in a budget whose sum is above its limit outside their own path, or in a
+    tree whose sum nobody knows (R35)."""
     over = {m.tree.order[b] for b in np.flatnonzero(headroom_w < -TOLERANCE_W)}
-    return frozenset(p.node.name for p in m.placements for leaf in p.leaves[1:] if not over.isdisjoint(m.tree.chain(leaf)))
+    unknown = {p.node.name for p in m.placements if m.tree.root[p.leaves[0]] in m.unconfirmed}
+    elsewhere = {p.node.name for p in m.placements for leaf in p.leaves[1:] if not over.isdisjoint(m.tree.chain(leaf))}
+    return frozenset(unknown | elsewhere)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_core.budget.keeper import MIN_GAP_S, STEP_S, Keeper, Note, Plan
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_shell.waiting import woken
@@ -90,6 +91,7 @@ class BudgetLoop:
         changes = self._store.subscribe(FACT_KINDS, wake=self.wake)
         heartbeats = self._store.subscribe(QUIET_KINDS)
         try:
+            await self._see_contract()
             while True:
                 if not self._held(time.monotonic()):
                     await self._rest()
@@ -128,6 +130,18 @@ class BudgetLoop:
         if self._listing:
             return f"no complete lists of the cluster for {age_s:.0f} s: nothing is decided" if age_s > MAX_LISTING_S else None
         return f"no budget decision for {age_s:.0f} s" if age_s > MAX_STEP_AGE_S else None
+
+    async def _see_contract(self) -> None:
+        """Before the first decision: what went with its definition must not look released. Without the right to read it the
+        fleet is ruled all the same, as if it had never been made anew."""
+        while True:
+            try:
+                return await self._performer.see_contract()
+            except ApiError as error:
+                log.error("cannot read the definition of NodePower, grant get to the operator's service account: %s", error)
+                if isinstance(error, Rejected):
+                    return None
+            await asyncio.sleep(STEP_S)
 
     def _step(self, now_s: float) -> Plan:
         started_s = time.perf_counter()
