@@ -91,7 +91,6 @@ class BudgetLoop:
         changes = self._store.subscribe(FACT_KINDS, wake=self.wake)
         heartbeats = self._store.subscribe(QUIET_KINDS)
         try:
-            await self._see_contract()
             while True:
                 if not self._held(time.monotonic()):
                     await self._rest()
@@ -110,6 +109,7 @@ class BudgetLoop:
         """From complete lists: what happened while nobody decided counts as well."""
         self._listing, self._alive_s = True, time.monotonic()
         await self._complete()
+        await self._see_contract()
         self._listing, self._alive_s = False, time.monotonic()
 
     async def _rest(self) -> None:
