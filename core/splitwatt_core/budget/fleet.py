@@ -208,7 +208,10 @@ def build_fleet(
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
             charge_w = float(account.charge_w)
-            top_w = min(wants.ceiling_w, account.latest_cap_w or account.min_w) if kept else wants.ceiling_w
+            if kept:  # nothing is raised there, so nobody else need make room for it
+                top_w = max(account.min_w, min(wants.ceiling_w, account.latest_cap_w or 0))
+                natural_w = min(wants.natural_w, top_w)
+                wants = replace(wants, ceiling_w=top_w, natural_w=natural_w, cliff_w=min(wants.cliff_w, natural_w))
             rows.append(
                 _Row(
                     leaf=b,
@@ -217,9 +220,9 @@ def build_fleet(
                     priority=wants.priority,
                     loss_factor=rates.loss_factor,
                     min_w=account.min_w if can else charge_w,
-                    max_w=max(account.min_w, top_w) if can else charge_w,
-                    natural_w=max(account.min_w, min(wants.natural_w, top_w)) if can else charge_w,
-                    cliff_w=max(account.min_w, min(wants.cliff_w, top_w)) if can else charge_w,
+                    max_w=wants.ceiling_w if can else charge_w,
+                    natural_w=wants.natural_w if can else charge_w,
+                    cliff_w=wants.cliff_w if can else charge_w,
                     cap_w=(account.latest_cap_w or account.default_w) if can else charge_w,
                     granted_mhz=0 if account.row is None else account.row.max_clock_mhz or 0,
                     clock=clocks.of(account.model) if can else _UNKNOWN_CLOCK,

@@ -123,6 +123,10 @@ class Roster:
                 conflicts[name] = selected
             written = self._written(account, claimed=bool(selected))
             moves = self.moves.setdefault(name, {})
+            if len(selected) == 1 and not moves and written == tree.ways[selected[0]] and not claims.told_leaving(account):
+                placed.append(self._settled(account, selected[0], written, budgets, known=rates))
+                self._counted[name] = written
+                continue
             if selected:
                 claims.begin_moves(account, moves, selected=selected, written=written, tree=tree)
             if selected and account.present:
@@ -136,6 +140,20 @@ class Roster:
                 placed.append(found)
                 self._counted[name] = found.names
         return placed, conflicts
+
+    def _settled(
+        self,
+        account: NodeAccount,
+        leaf: str,
+        way: tuple[str, ...],
+        budgets: Mapping[str, BudgetSpec],
+        *,
+        known: dict[str, Rates],
+    ) -> Placement:
+        """Of nearly every node: it stands where its label and its spec say."""
+        if leaf not in known:
+            known[leaf] = claims.rates_of((leaf,), budgets, account.object)
+        return Placement(account, (leaf,), names=way, rates=known[leaf], allocatable_gpus=self._gpus.get(account.name, 0))
 
     def _placement(
         self,
