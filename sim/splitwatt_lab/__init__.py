@@ -1,1 +1,1 @@
-"""A datacenter on one machine: a real control plane, the shells as processes, a judge from outside, the demo, the fault runner and benchmarks."""
+"""A datacenter on one machine: a real control plane, the shells as processes, a judge from outside, demo, faults and benchmarks."""
