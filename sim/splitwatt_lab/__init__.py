@@ -1,1 +1,1 @@
-"""A datacenter on one machine: a real control plane, the shells as processes, a judge from outside, the demo and benchmarks."""
+"""A datacenter on one machine: a real control plane, the shells as processes, a judge, demo, faults and benchmarks."""

@@ -100,6 +100,8 @@ def test_a_condition_that_was_expected_and_never_said_is_wrong_and_so_is_a_forbi
     assert wrong_conditions(said, [Expect("pb", "row-a", "Ready", "False", ("Other",))], []) == [
         "never said: pb/row-a Ready=False Other"
     ]
+    assert wrong_conditions(said, [Expect("pb", ANY, ANY, ANY, ("LeafGone",))], []) == []
+    assert wrong_conditions(said, [Expect("pb", ANY, ANY, ANY, ("Other",))], []) == ["never said: pb/* Other"]
     found = wrong_conditions(said, [], [Expect("pb", ANY, "Feasible", "False")])
     assert found == ["said though forbidden: pb/row-a Feasible=False MinimumCapsAboveLimit: MinimumCapsAboveLimit it is"]
 

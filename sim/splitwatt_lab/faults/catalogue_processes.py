@@ -75,7 +75,7 @@ PROCESSES: Final = (
         faults=(RolledOut(names=AGENTS, touch=ALL),),
     ),
     Scene(
-        name="agents-rolled-out-while-a-limit-changes", group="processes", hold_s=4, cut=CUT, steady=OTHER,
+        name="agents-rolled-out-while-a-limit-changes", group="processes", hold_s=3, cut=CUT, steady=OTHER,
         promise="A rollout that meets a changed limit lowers only what the limit asks for.",
         faults=(RolledOut(names=AGENTS, together=True, touch=ALL, excuse=say.deaf_agents(GRACE_S)),),
     ),

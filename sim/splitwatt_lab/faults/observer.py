@@ -36,9 +36,10 @@ class Said:
     t_s: float
 
     def meets(self, expect: Expect) -> bool:
+        wanted = ((expect.name, self.name), (expect.type, self.type), (expect.status, self.status))
         return (
-            (self.kind, self.type, self.status) == (expect.kind, expect.type, expect.status)
-            and expect.name in (ANY, self.name)
+            self.kind == expect.kind
+            and all(want in (ANY, have) for want, have in wanted)
             and (not expect.reasons or self.reason in expect.reasons)
         )
 

@@ -74,7 +74,7 @@ class Stopped(FaultBase):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolledOut(FaultBase):
-    """SIGTERM and a new start, one after the other or all at once, as a DaemonSet or a Deployment does it."""
+    """SIGTERM and a new start, one after the other as a DaemonSet does it; `together`: all are away until healed."""
 
     names: tuple[str, ...]
     together: bool = False
@@ -82,15 +82,9 @@ class RolledOut(FaultBase):
     def lay(self, ground: Ground, rng: random.Random) -> None:
         ground.ends.down.update(self.names)
         for name in self.names:
-            process = ground.processes()[name]
-            process.send(signal.SIGTERM)
+            ground.processes()[name].send(signal.SIGTERM)
             if not self.together:
                 self._end(ground, name)
-                start(ground, name)
-        if self.together:
-            for name in self.names:
-                self._end(ground, name)
-            for name in self.names:
                 start(ground, name)
 
     @staticmethod
@@ -100,7 +94,9 @@ class RolledOut(FaultBase):
             ground.ends.ended[name] = code
 
     def heal(self, ground: Ground) -> None:
-        return
+        for name in self.names if self.together else ():
+            self._end(ground, name)
+            start(ground, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ class Excuse:
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """A condition: kind `pb`, `np` or `ic`, the object's name or ANY, its type, status and one of `reasons` (none: any)."""
+    """A condition: kind `pb`, `np` or `ic`; the object's name, its type and status, each or ANY; one of `reasons` (none: any)."""
 
     kind: str
     name: str
@@ -45,7 +45,8 @@ class Expect:
     reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind}/{self.name} {self.type}={self.status} {'|'.join(self.reasons)}".rstrip()
+        kind = "" if self.type == ANY else f"{self.type}={self.status} "
+        return f"{self.kind}/{self.name} {kind}{'|'.join(self.reasons)}".rstrip()
 
 
 class Injector(Protocol):
