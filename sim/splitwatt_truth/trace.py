@@ -137,7 +137,9 @@ class RateCurve:
             return start
         # m*x + slope*x^2/2 = left, in the form that stays exact for small slopes.
         root = math.sqrt(max(0.0, m * m + 2 * slope * left))
-        return start + min(end - start, 2 * left / (m + root)) if m + root > 0 else end
+        if m + root == 0:  # at 0 for ever; or the area is too small for its root, and reached at once
+            return start if slope > 0 else end
+        return start + min(end - start, 2 * left / (m + root))
 
     def _piece_at(self, t_s: float) -> tuple[float, tuple[float, float, float, float]]:
         """The integral up to the piece that holds this time, and the piece."""

@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from splitwatt_truth.trace import RateCurve
 
@@ -18,6 +18,7 @@ def curves(draw: st.DrawFn) -> RateCurve:
 
 
 @given(curves(), st.floats(0, 500))
+@example(RateCurve(((0.0, 0.0), (4.0, 1.0))), 5e-324)
 def test_the_inverse_undoes_the_integral(curve: RateCurve, area: float) -> None:
     t_s = curve.inverse(area)
     if t_s == math.inf:
