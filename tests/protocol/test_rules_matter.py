@@ -22,7 +22,7 @@ from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.enforcer import Enforcer, ObjectVerdict
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 from support import power_scenes, scenes
-from support.world import ObjectStore, World
+from support.world import ApiStore as ObjectStore, World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -328,7 +328,7 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r8_absence_needs_no_fresh_read,
         scenes.scene_11_a_node_that_seemed_gone_is_back_and_its_node_power_is_deleted,
-        "gone is only what fresh reads find gone",
+        "row: 900.0 W may be drawn there, 450.0 W are counted",
     ),
     (
         r9_the_grace_starts_with_anybody,
@@ -338,7 +338,7 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r9_former_budgets_are_not_persisted,
         scenes.scene_16_a_node_moves_and_the_operator_restarts,
-        "it counts where it was until a grant issued after the move is acknowledged",
+        "a: 450.0 W may be drawn there, 0.0 W are counted",
     ),
     (moved_nodes_need_no_new_grant, scenes.scene_16_a_node_moves_and_the_operator_restarts, "it has left its former budget"),
     (

@@ -291,6 +291,8 @@ class Explorer:
         world.check()
         assert world.stamped()
         for name, line in world.lines.items():
+            if not line.exists:
+                continue
             most_w = max(line.limit_w, world.floor_w(name)) + 1e-6
             charge_w = world.active.last.budgets[name].charge_w
             assert world.allowed_w(name) <= most_w, f"{name}: {world.allowed_w(name)} W may be drawn of {most_w} W"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, SpecWrite, Unknown
 from splitwatt_core.budget.keeper import Keeper
-from splitwatt_core.budget.roster import managed
 from splitwatt_core.columns import Posture
+from support.feeds import claims
 from support.machines import PROFILE, Node
+from support.sums import charged_sums
 
 if TYPE_CHECKING:
     from support.world import World
+
+
+TOLERANCE_W: Final = 1e-6
 
 
 @dataclass(slots=True)
@@ -33,9 +37,12 @@ class Operator:
         self.holds_lease = True
         self.resigned = False
         self.seen = len(world.store.log)
+        self.kinds = world.store.kinds
         self.keeper = Keeper(term=term, policies=world.policies, profiles=(PROFILE,))
         self.sent: list[Sent] = []
         self.last: Plan = Plan()
+        self.told: dict[str, str | None] = {}
+        """By node: the label that it last heard of."""
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid
@@ -48,19 +55,35 @@ class Operator:
             self.keeper.on_node_power(obj, world.now_s)
 
     def see_node(self, node: Node) -> None:
+        self.told[node.name] = node.label if node.present else None
+        if self.world.operators and self.world.active is self:
+            self.world.feeds.tell(self.world, node, self.told[node.name])
         if node.present:
-            self.keeper.on_node(NodeFact(node.name, {"rack": node.rack}, node.boot_id), self.world.now_s)
+            self.keeper.on_node(NodeFact(node.name, node.labels, node.boot_id), self.world.now_s)
         else:
             self.keeper.on_node_gone(node.name, self.world.now_s)
 
     def watch(self, events: int = 1000) -> None:
         """Deliver the next watch events, in order: an operator that is not asked to lags behind."""
+        if self.kinds != self.world.store.kinds or not self.world.store.served:
+            self._list_anew()
         for name, obj, uid in self.world.store.log[self.seen : self.seen + events]:
             self.seen += 1
             if obj is None:
                 self.keeper.on_node_power_gone(name, self.world.now_s, uid)
             else:
                 self.keeper.on_node_power(obj, self.world.now_s)
+
+    def _list_anew(self) -> None:
+        """The kind was deleted: nothing is heard until it is served again, and then only who is left."""
+        store, now_s = self.world.store, self.world.now_s
+        if not store.served:
+            return
+        self.kinds, self.seen = store.kinds, len(store.log)
+        for name in [n for n in self.keeper.roster.nodes if n not in store.objects]:
+            self.keeper.on_node_power_gone(name, now_s)
+        for obj in list(store.objects.values()):
+            self.keeper.on_node_power(obj, now_s)
 
     def read_telemetry(self) -> None:
         world = self.world
@@ -76,7 +99,8 @@ class Operator:
         """Decide; writes go on their way, creations happen at once."""
         now_s = self.world.now_s
         self.read_telemetry()
-        before_w = self.charged_sums()
+        self.world.feeds.look(self.world)
+        before_w = charged_sums(self)
         plan = self.last = self.keeper.step(now_s)
         self.check_decision(before_w, plan)
         if plan.resign is not None:
@@ -99,48 +123,39 @@ class Operator:
                 self.keeper.on_absence_verified(name, now_s)
         return plan
 
-    def charged_sums(self) -> dict[str, float]:
-        """Watts at the meter charged below each budget, every node once in each."""
-        keeper, lines = self.keeper, self.world.lines
-        moves = {name: dict(of_node) for name, of_node in keeper.roster.moves.items()}
-        placed, _ = keeper.roster.placements(keeper.budgets, observing=keeper.tree.observing(keeper.budgets))
-        keeper.roster.moves = moves  # looking must not move anything on
-        sums = dict.fromkeys(keeper.budgets, 0.0)
-        for name in sums:
-            for up in keeper.tree.chain(name):
-                sums[up] += lines[name].fixed_w
-        for p in placed:
-            keeper._refresh(p.node, self.world.now_s)
-            gpu_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
-            counted: set[str] = set()
-            for leaf in p.leaves:
-                rest_w = lines[leaf].non_gpu_w if managed(p.node) else self.world.flat_w(lines[leaf])
-                watts = lines[leaf].loss_factor * gpu_w + rest_w
-                for name in keeper.tree.chain(leaf):
-                    if name not in counted:
-                        counted.add(name)
-                        sums[name] += watts
-        return sums
+    def step_is_judged(self) -> bool:
+        """The world knows what the operator in charge was told; of its predecessors it does not."""
+        return self.holds_lease and self.world.active is self
 
     def check_decision(self, before_w: dict[str, float], plan: Plan) -> None:
-        """I1: no decision lifts a sum of charges above its limit."""
+        """I1 and T3: what feeds carry is in every sum, and no decision lifts a sum above its limit."""
+        if not self.step_is_judged():
+            return
+        for name, owed_w in before_w.items():
+            charge_w = plan.budgets[name].charge_w
+            assert charge_w > owed_w - TOLERANCE_W, f"{name}: {owed_w} W may be drawn there, {charge_w} W are counted"
+        self._check_writes(plan)
+        self.world.feeds.decide(plan.writes)
         if not plan.writes:
             return
+        for name, after_w in charged_sums(self).items():
+            limit_w = plan.budgets[name].limit.aim_w
+            assert after_w <= max(before_w[name], limit_w) + TOLERANCE_W, (
+                f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
+            )
+
+    def _check_writes(self, plan: Plan) -> None:
+        """Nothing is granted under Observe, and nothing raised that no leaf claims."""
         observing = self.keeper.tree.observing(self.keeper.budgets)
         for write in plan.writes:
             seen = self.keeper.roster.nodes[write.name].object
-            old = seen.spec.gpus if seen is not None and seen.spec is not None else ()
+            old = {g.uuid: g for g in seen.spec.gpus} if seen is not None and seen.spec is not None else {}
+            new = [g for g in write.spec.gpus if g.uuid not in old or g.grant != old[g.uuid].grant]
             if not observing.isdisjoint(write.spec.budgets[:1]):
-                new = {(g.uuid, g.grant) for g in write.spec.gpus} - {(g.uuid, g.grant) for g in old}
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
-        for name, after_w in self.charged_sums().items():
-            limit_w = plan.budgets[name].limit.aim_w
-            assert after_w <= max(before_w[name], limit_w) + 1e-6, (
-                f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
-            )
-            assert abs(before_w[name] - plan.budgets[name].charge_w) < 1e-6, (
-                f"{name}: counted {before_w[name]} W, reported {plan.budgets[name].charge_w} W"
-            )
+            if self.told[write.name] is not None and not claims(self.world, self.world.nodes[write.name]):
+                raised = [g for g in new if g.uuid in old and g.cap_w > old[g.uuid].cap_w]
+                assert not raised, f"{write.name}: no leaf claims it, and its caps are raised: {raised}"
 
     def arrive(self, index: int = 0, *, answer: bool = True) -> Outcome | None:
         """A write reaches the store; its answer reaches the operator, or not."""

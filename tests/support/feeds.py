@@ -1,0 +1,96 @@
+"""Truth T3, kept by the world and by nobody's ledger: what may still draw on a feed counts there until a person releases it by
+name, or a leaf of another feed claims it and a grant made after that is acknowledged.
+
+A *way* is a leaf and all budgets above it, as they once stood. A node owes every way that it was told to be on. It is quit of
+one when it was claimed away from it, by another leaf or by another parent on the way up, and all its GPUs acknowledged grants
+decided later. A missing label, leaf or parent claims nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from splitwatt_core.budget.facts import SpecWrite
+from splitwatt_core.protocol.contract import Mode
+
+if TYPE_CHECKING:
+    from support.machines import Node
+    from support.world import World
+
+Way = tuple[str, ...]
+
+
+def claimed_away(old: Way, new: Way) -> bool:
+    """Whether a node that stands on `new` has left `old`: for another leaf, or where another parent is named."""
+    return any(here != there for here, there in zip(old, new, strict=False))
+
+
+@dataclass(slots=True)
+class Feeds:
+    """`owed[node][way]`: the moment at which the node was claimed away from it, None while it was not. Moments count claims
+    and decisions, so that of any two it is known which came first."""
+
+    owed: dict[str, dict[Way, int | None]] = field(default_factory=dict)
+    moment: int = 0
+    decided: dict[int, int] = field(default_factory=dict)
+    """When each grant number was given out."""
+
+    def ways(self, name: str) -> Iterable[Way]:
+        return self.owed.get(name, {})
+
+    def below(self, name: str, budget: str) -> list[Way]:
+        return [way for way in self.ways(name) if budget in way]
+
+    # ------------------------------------------------------------------------------------------------- what happens
+
+    def look(self, world: World) -> None:
+        """Something may have changed: claims begin, and what was acknowledged since ends them."""
+        for name, node in world.nodes.items():
+            owed = self.owed.setdefault(name, {})
+            now = claims(world, node)
+            for way, since in list(owed.items()):
+                if way in now:
+                    owed[way] = None
+                elif since is None:
+                    if any(claimed_away(way, new) for new in now):
+                        self.moment += 1
+                        owed[way] = self.moment
+                elif self._quit(world, node, way, since, now):
+                    del owed[way]
+            if name in world.store.deleted and not node.present:
+                owed.clear()
+
+    def tell(self, world: World, node: Node, label: str | None) -> None:
+        """The operator in charge knows this label: what is true of it is owed from now on."""
+        if label == node.label and node.present:
+            owed = self.owed.setdefault(node.name, {})
+            for way in claims(world, node):
+                owed[way] = None
+
+    def decide(self, writes: Iterable[SpecWrite]) -> None:
+        self.moment += 1
+        for write in writes:
+            for grant in write.spec.gpus:
+                self.decided.setdefault(grant.grant, self.moment)
+
+    def release(self, name: str) -> None:
+        """A person says that it draws on nothing any more."""
+        self.owed.pop(name, None)
+
+    def _quit(self, world: World, node: Node, way: Way, since: int, now: list[Way]) -> bool:
+        if not node.managed or any(world.lines[w[-1]].mode is Mode.OBSERVE for w in (way, *now)):
+            return True  # no grant to wait for
+        seen = world.store.objects.get(node.name)
+        if seen is None or seen.status.observed_uid != seen.uid:
+            return False
+        acked = {row.uuid: row.acked_grant for row in seen.status.gpus}
+        return all(self.decided.get(acked.get(uuid, 0), -1) > since for uuid in node.gpus)
+
+
+def claims(world: World, node: Node) -> list[Way]:
+    """The ways that its label names now, each up to the root or to a parent that is missing."""
+    if not node.present:
+        return []
+    return [tuple(world.declared(name)) for name, line in world.lines.items() if line.selects(name, node.label)]
