@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
-from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record
+from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
 from splitwatt_core.protocol.node_guard import NodeGuard
+from splitwatt_core.protocol.record import Record
 
 from splitwatt_agent.nvml import Inventory, NvmlPort
 from splitwatt_agent.sampling import GpuReading

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from splitwatt_core.protocol.enforcer import GpuIdentity, Record
+from splitwatt_core.protocol.enforcer import GpuIdentity
+from splitwatt_core.protocol.record import Record, Taken
 
 RECORD_FILE: Final = "record.json"
 INVENTORY_FILE: Final = "inventory.json"
@@ -58,16 +59,30 @@ class StateDir:
         if raw is None:
             return Record()
         try:
+            held = raw.get("held", {})  # absent in the records of older agents: nothing is held for acknowledged then
             return Record(
                 term=int(raw["term"]),
-                grants={str(uuid): (int(grant), int(cap_w)) for uuid, (grant, cap_w) in raw["grants"].items()},
+                grants={
+                    str(uuid): _taken(int(grant), int(cap_w), held.get(uuid)) for uuid, (grant, cap_w) in raw["grants"].items()
+                },
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(RECORD_FILE, repr(error)) from error
 
     def write_record(self, record: Record) -> None:
         """Durable when it returns. Raises OSError."""
-        self._write(RECORD_FILE, {"term": record.term, "grants": {u: list(g) for u, g in record.grants.items()}})
+        held = {
+            uuid: {
+                "uid": taken.uid,
+                "safeCapWatts": taken.safe_cap_w,
+                "ackedGrant": taken.acked_grant,
+                "sinceCapWatts": taken.since_cap_w,
+            }
+            for uuid, taken in record.grants.items()
+        }
+        # `grants` alone is what older agents read: one that is rolled back to goes on where this one stood.
+        grants = {uuid: [taken.grant, taken.cap_w] for uuid, taken in record.grants.items()}
+        self._write(RECORD_FILE, {"term": record.term, "grants": grants, "held": held})
 
     def read_inventory(self, boot_id: str) -> tuple[GpuIdentity, ...]:
         """The GPUs that were seen since this boot: one that will not answer now is still there. Raises StateDirError."""
@@ -140,3 +155,17 @@ class StateDir:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _taken(grant: int, cap_w: int, held: Mapping[str, Any] | None) -> Taken:
+    """Raises KeyError, TypeError, ValueError."""
+    if held is None:
+        return Taken(grant, cap_w, safe_cap_w=cap_w)
+    return Taken(
+        grant,
+        cap_w,
+        safe_cap_w=int(held["safeCapWatts"]),
+        uid=str(held["uid"]),
+        acked_grant=int(held["ackedGrant"]),
+        since_cap_w=int(held["sinceCapWatts"]),
+    )

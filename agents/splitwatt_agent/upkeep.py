@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-from splitwatt_core.protocol.enforcer import LockClock, Record
+from splitwatt_core.protocol.enforcer import LockClock
+from splitwatt_core.protocol.record import Record
 
 from splitwatt_agent.nvml import NvmlError, NvmlPort
 from splitwatt_agent.state_dir import StateDir

@@ -12,8 +12,9 @@ from typing import Final
 
 from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import Health, NodePower, Status, Workload
-from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, LockClock, ObjectVerdict, Readback, Record, SetCap
+from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, LockClock, ObjectVerdict, Readback, SetCap
 from splitwatt_core.protocol.node_guard import NodeGuard, guard_inputs
+from splitwatt_core.protocol.record import Record
 
 MAX_TURNS: Final = 8
 """Rounds of deciding and setting until nothing is left to do; three are enough unless the enforcer is broken."""

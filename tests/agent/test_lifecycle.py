@@ -17,7 +17,7 @@ from splitwatt_core.protocol.contract import GRANTS_PER_TERM
 from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_nvml_twin.faults import Fault
-from support.agent_bench import AgentBench
+from support.agent_bench import NODE_POWERS, AgentBench
 from support.waiting import eventually
 
 HURRIED_AGENT = Path(__file__).resolve().parents[1] / "support" / "hurried_agent.py"
@@ -52,6 +52,29 @@ def test_a_restart_takes_the_newest_grant_and_nothing_older(bench: AgentBench) -
     bench.start()
     bench.await_ack(newer, (0, 1))
     assert bench.limits_w() == [(300, 300)] * 2
+
+
+def test_no_status_of_a_new_life_says_that_nothing_is_acknowledged(bench: AgentBench) -> None:
+    """Grants changed while no agent ran, one way each. A status without an acknowledgement charges every GPU its default."""
+    bench.create()
+    process = bench.start()
+    before = bench.grant({0: 400, 1: 400})
+    bench.await_ack(before, (0, 1))
+    bench.end(process, signal.SIGKILL)
+    for gpu in (0, 1):
+        bench.twin.set_fault(gpu, Fault.hang(seconds=0.7))
+    after = bench.grant({0: 300, 1: 500})
+    version = bench.object()["metadata"]["resourceVersion"]
+    query = {"watch": "true", "fieldSelector": f"metadata.name={bench.node}", "resourceVersion": version}
+    told: set[int] = set()
+    with bench.plane.http.stream("GET", NODE_POWERS, params=query, timeout=60.0) as changes:
+        bench.start()
+        for line in changes.iter_lines():
+            acked = [row["ackedGrant"] for row in json.loads(line)["object"]["status"]["gpus"]]
+            told.update(acked)
+            if acked == [after, after]:
+                break
+    assert told == {before, after}
 
 
 def test_a_restart_without_an_api_server_only_lowers(crds: ControlPlane, bench: AgentBench) -> None:

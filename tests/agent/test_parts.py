@@ -23,7 +23,8 @@ from splitwatt_client import podresources, resources
 from splitwatt_core import names
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition
 from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire, status_to_wire
-from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict, Record
+from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict
+from splitwatt_core.protocol.record import Record, Taken
 
 PATIENCE_S = 30.0
 
@@ -58,7 +59,7 @@ def condition(seen: ControlView, kind: str) -> Condition:
 def test_the_record_survives_and_a_first_start_has_none(tmp_path: Path) -> None:
     state = StateDir(tmp_path / "state")
     assert state.read_record() == Record()
-    record = Record(term=7, grants={"GPU-a": (7_000_000_003, 400)})
+    record = Record(term=7, grants={"GPU-a": Taken(7_000_000_003, 400, 380, "u-1", acked_grant=7_000_000_001, since_cap_w=450)})
     state.write_record(record)
     state.close()
     again = StateDir(tmp_path / "state")
@@ -66,7 +67,28 @@ def test_the_record_survives_and_a_first_start_has_none(tmp_path: Path) -> None:
     again.close()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"term": 1}', '{"term": "x", "grants": {}}', '{"term": 1, "grants": {"a": [1]}}'])
+def test_the_record_of_an_older_agent_is_read_and_one_that_is_rolled_back_to_reads_ours(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    (tmp_path / "record.json").write_text('{"term": 7, "grants": {"GPU-a": [7000000003, 400]}}')
+    assert state.read_record() == Record(7, {"GPU-a": Taken(7_000_000_003, 400, 400)})
+    state.write_record(Record(7, {"GPU-a": Taken(7_000_000_004, 500, 450, "u-1", 7_000_000_003, 500)}))
+    assert json.loads((tmp_path / "record.json").read_text())["grants"] == {"GPU-a": [7_000_000_004, 500]}
+    state.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"term": 1}',
+        '{"term": "x", "grants": {}}',
+        '{"term": 1, "grants": {"a": [1]}}',
+        '{"term": 1, "grants": {"a": [1, 400]}, "held": []}',
+        '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": {"uid": "u"}}}',
+        '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": 3}}',
+    ],
+)
 def test_a_record_that_cannot_be_understood_stops_the_start(tmp_path: Path, text: str) -> None:
     state = StateDir(tmp_path)
     (tmp_path / "record.json").write_text(text)

@@ -14,11 +14,12 @@ import pytest
 from splitwatt_agent.state_dir import StateDir, StateDirError
 from splitwatt_agent.upkeep import DurableRecord
 from splitwatt_core.protocol.contract import Grant, Mode, NodePower, Spec
-from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record, SetCap
+from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, SetCap
+from splitwatt_core.protocol.record import Record, Taken
 
 PATIENCE_S = 30.0
-OLD = Record(term=1, grants={"GPU-a": (1_000_000_001, 400)})
-LONG = Record(term=2, grants={f"GPU-{i:04}": (2_000_000_001, 500) for i in range(400)})
+OLD = Record(term=1, grants={"GPU-a": Taken(1_000_000_001, 400, 400)})
+LONG = Record(term=2, grants={f"GPU-{i:04}": Taken(2_000_000_001, 500, 500, "u", since_cap_w=500) for i in range(400)})
 """Longer than a page, so that a small file system takes the half of it."""
 
 
@@ -53,13 +54,13 @@ def test_a_write_that_is_cut_short_leaves_the_old_record(tmp_path: Path) -> None
 import resource, sys
 from pathlib import Path
 from splitwatt_agent.state_dir import StateDir
-from splitwatt_core.protocol.enforcer import Record
+from splitwatt_core.protocol.record import Record, Taken
 
 state = StateDir(Path(sys.argv[1]))
-state.write_record(Record(term=1, grants={"GPU-a": (1_000_000_001, 400)}))
+state.write_record(Record(term=1, grants={"GPU-a": Taken(1_000_000_001, 400, 400)}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
 try:
-    state.write_record(Record(term=2, grants={"GPU-a": (2_000_000_001, 500)}))
+    state.write_record(Record(term=2, grants={"GPU-a": Taken(2_000_000_001, 500, 500)}))
 except OSError as error:
     print(error.strerror)
 """

@@ -17,10 +17,10 @@ from splitwatt_core.protocol.enforcer import (
     LockClock,
     ObjectVerdict,
     Readback,
-    Record,
     SetCap,
     watts_up,
 )
+from splitwatt_core.protocol.record import Record, Taken
 
 GPU = GpuIdentity("g0", "H100", min_mw=200_000, max_mw=700_000, default_mw=700_000)
 
@@ -142,7 +142,7 @@ def test_a_grant_that_is_not_newer_is_refused(number: int, cap_w: int) -> None:
 
 
 def test_what_was_persisted_outlives_the_process_and_may_only_lower() -> None:
-    record = Record(term=2, grants={"g0": (5, 300)})
+    record = Record(term=2, grants={"g0": Taken(5, 300)})
     reset = Bench(record=record, limit_w=700)
     reset.ticks()
     assert reset.limit_mw == 300_000 and reset.acked == NO_GRANT
@@ -158,7 +158,7 @@ def test_a_raise_waits_until_its_record_is_durable_and_a_lower_does_not() -> Non
     bench = holding(300)
     bench.observe(seen(2, grant(6, 500)))
     first = bench.tick()
-    assert first.persist == Record(2, {"g0": (6, 500)}) and first.set_caps == ()
+    assert first.persist == Record(2, {"g0": Taken(6, 500, 500, "u1", acked_grant=5, since_cap_w=500)}) and first.set_caps == ()
     assert bench.tick().set_caps == (SetCap("g0", 500_000),)
     bench.observe(seen(3, grant(7, 250)))
     both = bench.tick()
@@ -210,7 +210,7 @@ def test_clocks_are_locked_when_the_grant_says_so_and_once() -> None:
 def test_a_restarted_agent_puts_the_clocks_where_the_grant_says(
     recorded: int | None, first: Grant, asked: tuple[LockClock, ...]
 ) -> None:
-    bench = Bench(record=Record(2, {} if recorded is None else {"g0": (recorded, 300)}))
+    bench = Bench(record=Record(2, {} if recorded is None else {"g0": Taken(recorded, 300)}))
     bench.observe(seen(1, first))
     assert bench.tick().clocks + bench.tick().clocks == asked
     assert bench.tick().clocks == ()

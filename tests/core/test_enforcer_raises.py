@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from splitwatt_core.protocol.contract import Grant, NodePower, Spec
-from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, Record
+from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
+from splitwatt_core.protocol.record import Record
 
 GPU = GpuIdentity("g", "H100", 200_000, 700_000, 700_000)
 

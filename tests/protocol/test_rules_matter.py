@@ -17,10 +17,11 @@ from splitwatt_core.budget.facts import Unknown
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tree import LimitState
-from splitwatt_core.protocol import enforcer, ledger
+from splitwatt_core.protocol import ledger
 from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.enforcer import Enforcer, ObjectVerdict
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.record import Record
 from support import power_scenes, scenes
 from support.world import ApiStore as ObjectStore, World
 
@@ -199,7 +200,7 @@ def r11_the_first_read_may_be_a_cache(m: pytest.MonkeyPatch) -> None:
 
 def r12_grants_are_not_persisted(m: pytest.MonkeyPatch) -> None:
     real = Enforcer.__init__
-    m.setattr(Enforcer, "__init__", lambda self, *, gpus, record: real(self, gpus=gpus, record=enforcer.Record()))
+    m.setattr(Enforcer, "__init__", lambda self, *, gpus, record: real(self, gpus=gpus, record=Record()))
 
 
 def r12_a_lower_term_is_obeyed(m: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from splitwatt_core.budget.facts import SpecWrite, Unknown
-from splitwatt_core.protocol.enforcer import ObjectVerdict, Record
+from splitwatt_core.protocol.enforcer import ObjectVerdict
+from splitwatt_core.protocol.record import Record
 from support.world import DEFAULT_W, Agent, Gpu, Operator, World
 
 LIMIT_W = 900

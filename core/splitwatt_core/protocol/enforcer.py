@@ -1,4 +1,4 @@
-"""The agent's half of the protocol: which caps to set, and what may be acknowledged (docs/protocol.md, R10-R15).
+"""The agent's half of the protocol: which caps to set, and what may be acknowledged (docs/protocol.md, R10-R15 and R36).
 
 One `Enforcer` per node, fed by the agent's loop: versions of the node's own NodePower, readbacks of every GPU, and the
 begin and end of every setter call. It answers with setter calls to make and with the status lines to report.
@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Final
 
 from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Workload
+from splitwatt_core.protocol.record import Record, Taken
 
 RETRY_S: Final = 1.0
 """Wait between two setter calls that should have had the same effect."""
@@ -45,14 +46,6 @@ class Readback:
     enforced_mw: int | None
     health: Health = Health.OK
     power_mw: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is persisted before it is applied (R12): the highest term, and per GPU the highest grant with its cap in watts."""
-
-    term: int = 0
-    grants: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +98,22 @@ class _Gpu:
     set_ok: int = NO_GRANT
     """The grant for which a setter call last reported success."""
     acked: int = NO_GRANT
-    acked_cap_w: int = 0
     starts: list[float] = field(default_factory=list)
     """When the calls began that have not returned, oldest first. One that returns is taken for the newest: hung calls are
     old, and calling one hung too early only lets a lower cap be set beside it."""
     started_s: float = float("-inf")
     called: tuple[int, int] = (NO_GRANT, 0)
     """Grant and milliwatts of the last setter call."""
-    asked_mw: int = 0
-    """The highest limit that our calls for grants above the acknowledged one asked for."""
+    explained_mw: int = 0
+    """The highest limit that the acknowledged grant, or a call of ours for a newer one, may have left."""
     setter_health: Health | None = None
     ineffective: bool = False
     recorded: int = NO_GRANT
     """The newest grant that an earlier life of the agent took in."""
+    former: Taken | None = None
+    """What that life left behind, until it is judged by a readback what of it is still acknowledged (R36)."""
+    newer_cap_w: int = 0
+    """The highest cap taken in by this life before that."""
     clock_mhz: int | None = NOTHING_TOLD
     """The lock last asked of the driver; None: none."""
     readback: Readback = field(default_factory=lambda: Readback(None, None, Health.UNKNOWN))
@@ -139,9 +135,12 @@ class Enforcer:
     """See the module's docstring. Methods are called from one thread; `now_s` is the agent's monotonic clock."""
 
     def __init__(self, *, gpus: Mapping[str, GpuIdentity], record: Record) -> None:
-        self._gpus = {uuid: _Gpu(identity, recorded=record.grants.get(uuid, (NO_GRANT, 0))[0]) for uuid, identity in gpus.items()}
+        self._gpus = {uuid: _Gpu(identity) for uuid, identity in gpus.items()}
+        for uuid, taken in record.grants.items():
+            if uuid in self._gpus:
+                self._gpus[uuid].recorded, self._gpus[uuid].former = taken.grant, taken
         self._term = record.term
-        self._high: dict[str, tuple[int, int]] = dict(record.grants)
+        self._high: dict[str, Taken] = dict(record.grants)
         self._dirty = False
         self._synced = False
         self._held = True
@@ -168,7 +167,10 @@ class Enforcer:
             self._uid = node_power.uid
             self._observed_term = 0
             for gpu in self._gpus.values():
-                gpu.acked, gpu.set_ok = NO_GRANT, NO_GRANT
+                gpu.set_ok = NO_GRANT
+                if gpu.former is None or gpu.former.uid != self._uid:
+                    gpu.former = None
+                    self._acked(gpu, NO_GRANT, 0)
         self._held = True
         spec = node_power.spec
         if spec is None:
@@ -189,11 +191,14 @@ class Enforcer:
             if row is None:
                 gpu.target = None
                 continue
-            high_grant, high_cap_w = self._high.get(uuid, (NO_GRANT, 0))
-            if row.grant < high_grant or (row.grant == high_grant and row.cap_w != high_cap_w) or row.grant <= NO_GRANT:
+            high = self._high.get(uuid, Taken())
+            if row.grant < high.grant or (row.grant == high.grant and row.cap_w != high.cap_w) or row.grant <= NO_GRANT:
                 continue  # R12: lower than something already taken in
-            if row.grant > high_grant:
-                self._high[uuid] = (row.grant, row.cap_w)
+            if row.grant > high.grant:
+                if gpu.former is not None and high.acked_grant == NO_GRANT:
+                    high = high.acknowledged(high.grant, high.cap_w)  # not judged yet: the next life may still read it back
+                self._high[uuid] = high.followed_by(row, uid=self._uid)
+                gpu.newer_cap_w = max(gpu.newer_cap_w, row.cap_w)
                 self._dirty = True
             gpu.target = row
         return ObjectVerdict.ACCEPTED
@@ -237,7 +242,7 @@ class Enforcer:
             if cap_mw is not None and self._may_call(gpu, cap_mw, now_s):
                 gpu.called = (gpu.target.grant if gpu.target else NO_GRANT, cap_mw)
                 if gpu.called[0] > gpu.acked:
-                    gpu.asked_mw = max(gpu.asked_mw, cap_mw)
+                    gpu.explained_mw = max(gpu.explained_mw, cap_mw)
                 set_caps.append(SetCap(uuid, cap_mw))
             if gpu.target is not None and not self._held and self._may_clock(gpu, gpu.target.max_clock_mhz):
                 if gpu.clock_mhz != NOTHING_TOLD or _tells_of_clocks(gpu.target, gpu.recorded):
@@ -260,7 +265,7 @@ class Enforcer:
         if now_mw is None:
             return None
         recorded = self._high.get(uuid)
-        cap_w = gpu.target.cap_w if gpu.target is not None else (recorded[1] if recorded else None)
+        cap_w = gpu.target.cap_w if gpu.target is not None else (recorded.cap_w if recorded else None)
         if cap_w is None:
             return None
         if guard_w is not None:
@@ -286,10 +291,15 @@ class Enforcer:
         if back.management_mw is None or back.enforced_mw is None:
             return  # nothing new is known: what was acknowledged stands
         limit_mw = max(back.management_mw, back.enforced_mw)
+        if gpu.former is not None and self._uid and not gpu.starts:
+            acked, since_cap_w = gpu.former.still_acked(limit_mw)
+            gpu.former = None
+            self._acked(gpu, acked, max(since_cap_w, gpu.newer_cap_w))
+            gpu.explained_mw = since_cap_w * 1000
         # Calls of ours for newer grants explain a limit up to their caps: the operator counts those grants as well, and what
         # was acknowledged before stands.
-        if gpu.acked > NO_GRANT and limit_mw > max(gpu.acked_cap_w * 1000, gpu.asked_mw):
-            gpu.acked = NO_GRANT  # a reset, or somebody else's setter: no longer true
+        if gpu.acked > NO_GRANT and limit_mw > gpu.explained_mw:
+            self._acked(gpu, NO_GRANT, 0)  # a reset, or somebody else's setter: no longer true
         target = gpu.target
         if target is None or self._held or self._dirty or gpu.starts:
             return
@@ -298,7 +308,14 @@ class Enforcer:
         gpu.ineffective = False
         # Below the cap without a call of ours would acknowledge a raise that is still to come (scene 1).
         if gpu.set_ok == target.grant or back.management_mw == min(target.cap_w * 1000, gpu.identity.max_mw):
-            gpu.acked, gpu.acked_cap_w, gpu.asked_mw = target.grant, target.cap_w, 0
+            self._acked(gpu, target.grant, target.cap_w)
+            gpu.explained_mw = target.cap_w * 1000
+
+    def _acked(self, gpu: _Gpu, grant: int, since_cap_w: int) -> None:
+        uuid = gpu.identity.uuid
+        gpu.acked = grant
+        if uuid in self._high:
+            self._high[uuid] = self._high[uuid].acknowledged(grant, since_cap_w)
 
     def status(self, workloads: Mapping[str, Workload]) -> tuple[GpuStatus, ...]:
         """The lines for `status.gpus`, from the last tick's readbacks."""
