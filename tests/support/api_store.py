@@ -39,3 +39,9 @@ class ApiStore(ObjectStore):
         if name in self.objects:
             self.deleted.add(name)
         super().delete(name)
+
+    def remove(self, seen: NodePower) -> None:
+        """The operator's own delete of the version that it saw."""
+        stored = self.objects.get(seen.name)
+        if stored is not None and (stored.uid, stored.resource_version) == (seen.uid, seen.resource_version):
+            super().delete(seen.name)

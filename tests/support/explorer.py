@@ -210,7 +210,7 @@ class Explorer:
     def node_leaves(self, pick: Pick) -> None:
         """Powered off: it draws nothing, and its object may stay for ever."""
         node, _ = self._gpu(pick)
-        self.world.agents[node.name].crash()
+        self.world.agents[node.name].lose_power()
         node.present = node.powered = False
         for gpu in node.gpus.values():
             gpu.true_w, gpu.surprised, gpu.was_w = 0, False, 0

@@ -64,7 +64,7 @@ class Feeds:
 
     def tell(self, world: World, node: Node, label: str | None) -> None:
         """The operator in charge knows this label: what is true of it is owed from now on."""
-        if label == node.label and node.present:
+        if label is not None and label == world.label(node):
             owed = self.owed.setdefault(node.name, {})
             for way in claims(world, node):
                 owed[way] = None
@@ -91,6 +91,5 @@ class Feeds:
 
 def claims(world: World, node: Node) -> list[Way]:
     """The ways that its label names now, each up to the root or to a parent that is missing."""
-    if not node.present:
-        return []
-    return [tuple(world.declared(name)) for name, line in world.lines.items() if line.selects(name, node.label)]
+    label = world.label(node)
+    return [tuple(world.declared(name)) for name, line in world.lines.items() if line.selects(name, label)]

@@ -74,13 +74,12 @@ class Gpu:
 
 @dataclass(slots=True)
 class Node:
-    """`rack`: where it stands. `unlabelled`: its Node object does not say so. `present`: its Node object is there. `powered`: the
+    """`rack`: where it stands. `present`: its Node object is there. `powered`: the
     machine is. `managed`: an agent runs on it, or could."""
 
     name: str
     rack: str
     gpus: dict[str, Gpu]
-    unlabelled: bool = False
     boot: int = 0
     present: bool = True
     powered: bool = True
@@ -88,14 +87,6 @@ class Node:
     workloads: dict[str, Workload] = field(default_factory=dict)
     reports: list[tuple[int, int]] = field(default_factory=list)
     """(version of the object, world's count when its status was read from the hardware)."""
-
-    @property
-    def label(self) -> str | None:
-        return None if self.unlabelled else self.rack
-
-    @property
-    def labels(self) -> dict[str, str]:
-        return {} if self.label is None else {"rack": self.label}
 
     @property
     def boot_id(self) -> str:
@@ -133,12 +124,19 @@ class Agent(MemoryAgent):
         super().__init__(identities, guarded=guarded)
 
     def start(self) -> None:
+        """A new process, once the calls of the one before have ended: they hold the node's lock (R13)."""
+        if self.hung:
+            return
         super().start()
         self.seen, self.kinds = len(self.store.log), self.store.kinds
         self.alive = self.node.managed
         self.synced = self.turned = False
 
     def crash(self) -> None:
+        """The process ends; a call that hangs in the driver does not."""
+        self.alive = False
+
+    def lose_power(self) -> None:
         self.alive = False
         self.hung.clear()
 
@@ -189,7 +187,8 @@ class Agent(MemoryAgent):
 
     def _finish(self, call: SetCap) -> None:
         self._set(call)
-        self.returned((call,), self.clock.now_s)
+        if self.alive:
+            self.returned((call,), self.clock.now_s)
 
     def _set(self, call: SetCap) -> None:
         gpu = self.node.gpus[call.uuid]

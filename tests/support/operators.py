@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, SpecWrite, Unknown
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.columns import Posture
-from support.feeds import claims
 from support.machines import PROFILE, Node
 from support.sums import charged_sums
 
@@ -46,7 +45,9 @@ class Operator:
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid
-            self.keeper.on_budget(replace(spec, limit_state=kept if known else None, adopted=adopted and known), world.now_s)
+            below = world.below.get(spec.name, ()) if known else ()
+            told = replace(spec, limit_state=kept if known else None, adopted=adopted and known, below=below)
+            self.keeper.on_budget(told, world.now_s)
         for pod in world.pods.values():
             self.keeper.on_pod(pod)
         for node in world.nodes.values():
@@ -55,11 +56,12 @@ class Operator:
             self.keeper.on_node_power(obj, world.now_s)
 
     def see_node(self, node: Node) -> None:
-        self.told[node.name] = node.label if node.present else None
+        label = self.told[node.name] = self.world.label(node)
         if self.world.operators and self.world.active is self:
-            self.world.feeds.tell(self.world, node, self.told[node.name])
+            self.world.feeds.tell(self.world, node, label)
         if node.present:
-            self.keeper.on_node(NodeFact(node.name, node.labels, node.boot_id), self.world.now_s)
+            labels = {} if label is None else {"rack": label}
+            self.keeper.on_node(NodeFact(node.name, labels, node.boot_id), self.world.now_s)
         else:
             self.keeper.on_node_gone(node.name, self.world.now_s)
 
@@ -115,9 +117,13 @@ class Operator:
             if name in self.world.budgets:
                 adopted = report.posture is not Posture.ADOPTING
                 self.world.limits[name] = (self.world.budgets[name].uid, report.limit, adopted)
+                self.world.below[name] = report.below
         for name in plan.create:
             self.keeper.on_created(name, self.world.store.create(name), now_s)
         self.sent.extend(Sent(write) for write in plan.writes)
+        for released in plan.release:
+            if not self.world.nodes[released.name].present:
+                self.world.store.remove(released)
         for name in plan.verify:
             if name not in self.world.store.objects and not self.world.nodes[name].present:
                 self.keeper.on_absence_verified(name, now_s)
@@ -146,14 +152,14 @@ class Operator:
 
     def _check_writes(self, plan: Plan) -> None:
         """Nothing is granted under Observe, and nothing raised that no leaf claims."""
-        observing = self.keeper.tree.observing(self.keeper.budgets)
+        observing = self.keeper.tree.observing(self.keeper.standing)
         for write in plan.writes:
             seen = self.keeper.roster.nodes[write.name].object
             old = {g.uuid: g for g in seen.spec.gpus} if seen is not None and seen.spec is not None else {}
             new = [g for g in write.spec.gpus if g.uuid not in old or g.grant != old[g.uuid].grant]
             if not observing.isdisjoint(write.spec.budgets[:1]):
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
-            if self.told[write.name] is not None and not claims(self.world, self.world.nodes[write.name]):
+            if not any(line.selects(leaf, self.told[write.name]) for leaf, line in self.world.lines.items()):
                 raised = [g for g in new if g.uuid in old and g.cap_w > old[g.uuid].cap_w]
                 assert not raised, f"{write.name}: no leaf claims it, and its caps are raised: {raised}"
 

@@ -86,11 +86,10 @@ class VanishingExplorer(Explorer):
 
     def label_removed(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
-        node.unlabelled = True
+        self.world.labels[node.name] = None
 
     def labels_put_back(self, pick: Pick) -> None:
-        for node in self.world.nodes.values():
-            node.unlabelled = False
+        self.world.labels.clear()
 
     def node_moves(self, pick: Pick) -> None:
         """To another rack, with the label that says so; the operator hears of it at once, or later."""
@@ -98,6 +97,10 @@ class VanishingExplorer(Explorer):
         self.world.move(node.name, RACKS[pick(len(RACKS))])
         if pick(2):
             self.world.active.see_node(node)
+
+    def ghost_released(self, pick: Pick) -> None:
+        node, _ = self._gpu(pick)
+        self.world.release(node.name)
 
     # --------------------------------------------------------------------------------------------------------- the kind
 
@@ -134,6 +137,7 @@ VANISHING: Final[dict[str, int]] = {
     "parents_put_back": 3,
     "label_removed": 2,
     "labels_put_back": 3,
+    "ghost_released": 1,
     "kind_deleted": 1,
     "kind_made": 3,
     "agent_dies_in_turn": 4,

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from splitwatt_core.budget.facts import PodFact
-from splitwatt_core.budget.tree import BudgetSpec, LimitState
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
+from splitwatt_core.protocol.contract import RELEASE_ALL
 from support.api_store import ApiStore
 from support.clocked import Clocked
 from support.feeds import Feeds
@@ -50,6 +51,10 @@ class World(Clock):
     operators: list[Operator] = field(default_factory=list)
     limits: dict[str, tuple[str, LimitState, bool]] = field(default_factory=dict)
     """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
+    below: dict[str, tuple[BelowState, ...]] = field(default_factory=dict)
+    """What PowerBudget statuses keep of the budgets below."""
+    labels: dict[str, str | None] = field(default_factory=dict)
+    """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
     feeds: Feeds = field(default_factory=Feeds)
     """Where what draws must be counted, by the world's own knowledge (T3)."""
     dark: set[str] = field(default_factory=set)
@@ -179,7 +184,7 @@ class World(Clock):
     def reboot(self, name: str) -> None:
         """All limits back to default, a new boot id, a new agent; Kubernetes' Node object tells the operator later."""
         node, agent = self.nodes[name], self.agents[name]
-        agent.crash()
+        agent.lose_power()
         node.boot += 1
         for gpu in node.gpus.values():
             self._surprise(gpu)
@@ -193,7 +198,18 @@ class World(Clock):
         gpu.true_w, gpu.surprised, gpu.surprised_at = DEFAULT_W, True, self.count
 
     def move(self, name: str, rack: str) -> None:
-        self.nodes[name].rack, self.nodes[name].unlabelled = rack, False
+        self.nodes[name].rack = rack
+        self.labels.pop(name, None)
+
+    def label(self, node: Node) -> str | None:
+        """The rack that its Node object names; None: it names none, or there is no such object."""
+        return self.labels.get(node.name, node.rack) if node.present else None
+
+    def release(self, name: str) -> None:
+        """A person says of a node that is gone, by name, that it draws on nothing any more."""
+        if name in self.store.objects and not self.nodes[name].present:
+            self.store.annotate(name, release=frozenset({RELEASE_ALL}))
+            self.feeds.release(name)
 
     def tell_nodes(self) -> None:
         for operator in self.operators:
@@ -204,7 +220,7 @@ class World(Clock):
 
     def counted(self, name: str) -> bool:
         """Whether some budget of the active operator counts the node."""
-        roster, budgets = self.active.keeper.roster, self.active.keeper.budgets
+        roster, budgets = self.active.keeper.roster, self.active.keeper.standing
         account = roster.nodes.get(name)
         if account is None:
             return False
