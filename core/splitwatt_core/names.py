@@ -28,6 +28,8 @@ MANAGED_BY: Final = "splitwatt"
 # A pod waits behind this gate until its power floor is reserved; the annotation then names the leaf budget it was reserved in.
 GATE_POWER: Final = "splitwatt.io/power"
 ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
+# On a NodePower, by a person: names of budgets that no longer count the node, with commas between, or "all".
+ANNOTATION_RELEASE: Final = "splitwatt.io/release"
 # On rendered objects: the hash of what was rendered, so that a person sees which objects one release renders alike.
 ANNOTATION_RENDERED: Final = "splitwatt.io/rendered-hash"
 # On a PowerProfile: what the planner needs of a GPU and no policy asks. Step times as JSON; memory of one GPU in GiB.

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from splitwatt_core.budget.facts import BudgetReport
-from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState, MeterSpec, Requirement, Selector
 from splitwatt_core.clusters import (
     PRIORITY_HIGH,
     PRIORITY_LOW,
@@ -31,6 +31,7 @@ from splitwatt_api.base import LabelSelector
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.inference_cluster import InferenceCluster, PriorityWord, RolePool
 from splitwatt_api.power_budget import (
+    MAX_BELOW,
     Meter,
     PolicyType,
     PostureName,
@@ -92,6 +93,7 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         settle_ms=spec.settle_milliseconds,
         limit_state=limit_state(budget.status),
         adopted=_adopted(budget.status),
+        below=_below(budget.status),
     )
 
 
@@ -130,6 +132,11 @@ def _adopted(status: PowerBudgetStatus | None) -> bool:
     return status is not None and status.posture not in (None, PostureName.ADOPTING)
 
 
+def _below(status: PowerBudgetStatus | None) -> tuple[BelowState, ...]:
+    rows = () if status is None else status.below
+    return tuple(BelowState(row.name, row.limit_watts, row.fixed_watts) for row in rows)
+
+
 def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[str, Any] | None, now_s: float) -> dict[str, Any]:
     """The whole `status` to apply. `previous` is the status as last read or written: a condition whose status did not
     change keeps its time, and an adoption that a predecessor measured is not forgotten. Watts are rounded to whole
@@ -151,6 +158,10 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
             "nodes": report.nodes,
             "gpus": report.gpus,
             "adoption_milliseconds": adoption_ms,
+            "below": [
+                {"name": row.name, "limit_watts": row.limit_w, "fixed_watts": row.fixed_w}
+                for row in sorted(report.below, key=lambda row: row.name)[:MAX_BELOW]
+            ],
             "conditions": conditions(report.conditions, generation=generation, previous=previous or {}, now_s=now_s),
         }
     )

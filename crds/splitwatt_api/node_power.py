@@ -26,8 +26,8 @@ from splitwatt_api.base import (
 )
 
 MAX_GRANT: Final = (MAX_TERM + 1) * GRANTS_PER_TERM
-MAX_BUDGETS_PER_NODE: Final = 8
-"""A node is charged to its leaf and, while it moves, to former ones."""
+MAX_BUDGETS_PER_NODE: Final = 64
+"""A node is charged to its leaf and all above it and, while it moves, to former ones: four ways of the greatest depth."""
 
 Term = Annotated[int, Field(ge=0, le=MAX_TERM, strict=True)]
 GrantNumber = Annotated[int, Field(ge=0, le=MAX_GRANT, strict=True)]
@@ -73,8 +73,30 @@ class NodePowerSpec(Wire):
     budgets: list[ObjectName] = Field(
         default_factory=list,
         max_length=MAX_BUDGETS_PER_NODE,
-        description="The leaf budgets the node is charged to, the present one first.",
+        description="Every budget the node is charged to: its leaf and all above it in order, then others that still count it.",
         json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    leaving_budgets: list[ObjectName] = Field(
+        default_factory=list,
+        max_length=MAX_BUDGETS_PER_NODE,
+        description=(
+            "Those of budgets that the node leaves, once every GPU has acknowledged a grant made after another leaf or parent "
+            "claimed it."
+        ),
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    overhead_percent: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        strict=True,
+        description="Losses its leaf declares, in percent of GPU watts; counts on when the leaf is deleted.",
+    )
+    non_gpu_watts: NodeWatts | None = Field(
+        default=None, description="What its leaf declares for it besides its GPUs, in watts; counts on when the leaf is deleted."
+    )
+    unmanaged_watts: NodeWatts | None = Field(
+        default=None, description="What its leaf declares for it without an agent, in watts; counts on when the leaf is deleted."
     )
     gpus: list[GpuGrant] = Field(
         default_factory=list,

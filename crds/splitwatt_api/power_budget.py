@@ -36,6 +36,9 @@ from splitwatt_api.base import (
 )
 from splitwatt_api.promql import SELECTOR_PATTERN, is_plain_selector
 
+MAX_BELOW: Final = 1024
+"""Budgets right below one that its status keeps; of a wider tree the first by name."""
+
 
 class PolicyType(StrEnum):
     UNIFORM = "Uniform"
@@ -222,6 +225,14 @@ class PendingLimit(Wire):
     in_force_at: Timestamp = Field(description="When it comes into force.")
 
 
+class BelowBudget(Wire):
+    """What is kept of a budget right below, for an operator that starts after that one was deleted."""
+
+    name: ObjectName = Field(description="Its name.")
+    limit_watts: BudgetWatts = Field(description="Its limit as last seen, in watts.")
+    fixed_watts: BudgetWattsOrZero = Field(default=0, description="Its fixedWatts as last seen, in watts.")
+
+
 class PowerBudgetStatus(Wire):
     """What the operator knows of the budget. Watts are watts at the meter."""
 
@@ -254,6 +265,12 @@ class PowerBudgetStatus(Wire):
         le=2**53,
         strict=True,
         description="How long it took until every GPU was acknowledged or charged its default limit.",
+    )
+    below: list[BelowBudget] = Field(
+        default_factory=list,
+        max_length=MAX_BELOW,
+        description="The budgets right below, with those that were deleted while nodes still count there.",
+        json_schema_extra=kubernetes(list_type="atomic"),
     )
     conditions: Conditions = Field(
         default_factory=list, description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible."

@@ -38,6 +38,10 @@ class ObjectStore:
             self.version += 1
             self._tell(name, None, gone.uid)
 
+    def annotate(self, name: str, *, release: frozenset[str]) -> None:
+        """A person's word on an object (R33)."""
+        self._put(replace(self.objects[name], release=release))
+
     def write_spec(self, write: SpecWrite) -> Outcome:
         """Only on the version it was decided on (R1)."""
         stored = self.objects.get(write.name)

@@ -59,7 +59,7 @@ def test_a_leaf_whose_root_is_deleted_keeps_its_own_limit() -> None:
     assert "which does not exist" in condition(operator, "b", "Ready").message
 
 
-def test_a_deleted_and_recreated_budget_adopts_anew() -> None:
+def test_a_deleted_and_recreated_budget_takes_over_where_it_stood() -> None:
     world, operator, *_ = ready()
     line = world.lines["a"]
     line.exists = False
@@ -68,13 +68,12 @@ def test_a_deleted_and_recreated_budget_adopts_anew() -> None:
     assert "a" not in operator.last.budgets
     line.exists, line.birth = True, 2
     world.set_limit(900, a=300)
-    for _ in range(3):
-        operator.step()
-        assert operator.last.budgets["a"].posture is Posture.ADOPTING, "what was acknowledged is more than it allows"
-    assert operator.last.budgets["a"].limit.in_force_w == 300, "new: no grace for what was never promised"
-    operator.settle(6)
-    assert operator.last.budgets["a"].posture is Posture.NORMAL
-    assert operator.last.budgets["a"].charge_w <= 300
+    operator.step()
+    report = operator.last.budgets["a"]
+    assert (report.posture, report.limit.in_force_w) == (Posture.NORMAL, 900), "lower than before: with a grace, as any limit"
+    operator.settle(12)
+    report = operator.last.budgets["a"]
+    assert (report.posture, report.limit.in_force_w) == (Posture.NORMAL, 300) and report.charge_w <= 300
 
 
 def test_a_parent_without_nodes_waits_for_some() -> None:

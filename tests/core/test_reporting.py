@@ -9,7 +9,7 @@ from splitwatt_core.columns import Posture
 from splitwatt_core.protocol.contract import Health, Mode
 from support.keepers import condition
 from support.scenes import ready
-from support.world import ROOT, Operator, World
+from support.world import ROOT, Line, Operator, World
 
 
 def said(operator: Operator, budget: str, kind: str) -> tuple[bool | None, str, str]:
@@ -33,14 +33,10 @@ def test_a_budget_that_is_kept_says_so_in_five_conditions() -> None:
 
 def test_a_budget_without_nodes_says_what_to_look_at() -> None:
     world, operator, *_ = ready()
-    world.move("a0", "b")
-    world.lines["a"].exists = False
-    world.tell_budgets()
-    world.tell_nodes()
-    world.lines["a"].exists, world.lines["a"].birth = True, 2
+    world.lines["c"] = Line(ROOT, 900, leaf=True)
     world.tell_budgets()
     operator.settle(6)
-    assert said(operator, "a", "Ready") == (
+    assert said(operator, "c", "Ready") == (
         False,
         "NoNodes",
         "no node is selected, here or below: label nodes or check nodeSelector",

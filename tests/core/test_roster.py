@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.roster import DROPPED, VERIFY_EVERY_S, Placement, Roster, managed
-from splitwatt_core.budget.tree import BudgetSpec, Selector
+from splitwatt_core.budget.tree import BudgetSpec, Selector, build_tree
 from splitwatt_core.protocol.contract import GpuStatus, Grant, NodePower, Spec, Status
 
 TERM = 3
@@ -38,8 +38,8 @@ def relabel(made: Roster, rack: str) -> None:
     made.see_node(NodeFact("n1", {"rack": rack}, "boot"))
 
 
-def leaves(made: Roster, **options: frozenset[str]) -> tuple[str, ...]:
-    placed, _ = made.placements(BUDGETS, **options)
+def leaves(made: Roster, *, observing: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    placed, _ = made.placements(BUDGETS, observing=observing)
     return placed[0].leaves if placed else ()
 
 
@@ -143,15 +143,22 @@ def test_a_vanished_node_counts_where_it_was() -> None:
     assert leaves(unseen) == ("a",), "also for a successor that never saw its labels"
 
 
-def test_a_budget_that_is_gone_counts_nothing() -> None:
-    assert leaves(roster("z", node_power(1, "deleted"))) == ()
+def test_a_budget_that_is_gone_counts_what_names_it() -> None:
+    """A tombstone: it selects nothing, and nothing is claimed by what is missing."""
+    gone = BudgetSpec("deleted", "d", 1, 1000, selector=Selector({"rack": "z"}))
+    budgets = {**BUDGETS, "deleted": gone}
+    tree = build_tree(budgets, gone={"deleted"})
+    made = roster("z", node_power(1, "deleted"))
+    made.see_node(NodeFact("n2", {"rack": "z"}, "boot"))
+    placed, _ = made.placements(budgets, tree=tree)
+    assert [(p.node.name, p.leaves, p.claimed) for p in placed] == [("n1", ("deleted",), False)]
 
 
 def test_two_selectors_that_overlap_are_a_conflict_and_both_count() -> None:
     made = roster("a")
     budgets = {**BUDGETS, "too": replace(BUDGETS["a"], name="too")}
     placed, conflicts = made.placements(budgets)
-    assert placed == [Placement(made.account("n1"), ("a", "too"))]
+    assert placed == [Placement(made.account("n1"), ("a", "too"), names=("a", "too"), leaving=("too",))]
     assert conflicts == {"n1": ("a", "too")}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from splitwatt_core.budget.roster import DROPPED, Placement
+from splitwatt_core.budget.claims import DROPPED, Placement, Rates
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.budget.writer import Wish, compose, stamp
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
@@ -13,12 +13,23 @@ from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 ROOT = BudgetSpec("row", "row", 1, 1000)
 OBSERVING = replace(ROOT, mode=Mode.OBSERVE)
 ROW = Grant("g0", 7, cap_w=300, safe_cap_w=300, charge_w=600, phase=Phase.DECODE)
-OLD = Spec(term=1, for_uid="u1", node_limit_w=300, budgets=("a",), gpus=(ROW,))
+RATES = Rates(overhead_percent=4, non_gpu_w=50, unmanaged_w=900)
+OLD = Spec(
+    term=1,
+    for_uid="u1",
+    node_limit_w=300,
+    budgets=("a",),
+    overhead_percent=4,
+    non_gpu_w=50,
+    unmanaged_w=900,
+    gpus=(ROW,),
+)
 
 
 def placement(spec: Spec | None = OLD, *leaves: str) -> Placement:
     node = NodeAccount("n1", present=True, object=NodePower("n1", "u1", 5, spec))
-    return Placement(node, leaves or ("a",))
+    names = leaves or ("a",)
+    return Placement(node, names, names=names, leaving=names[1:], rates=RATES)
 
 
 def account(row: Grant | None = ROW, charge_w: int = 300, **more: object) -> GpuAccount:
@@ -38,7 +49,8 @@ def test_a_stamp_changes_the_term_and_nothing_that_was_granted() -> None:
 
 
 def test_a_stamp_names_every_leaf_that_counts_the_node() -> None:
-    assert stamp(placement(OLD, "b", "a"), term=2, root=ROOT).budgets == ("b", "a")
+    spec = stamp(placement(OLD, "b", "a"), term=2, root=ROOT)
+    assert (spec.budgets, spec.leaving) == (("b", "a"), ("a",))
 
 
 def test_a_stamp_does_not_bring_to_life_what_was_written_for_another_object() -> None:
@@ -87,13 +99,13 @@ def test_a_safe_cap_is_never_above_the_cap_nor_below_the_minimum() -> None:
 def test_a_move_grants_every_gpu_anew_and_remembers_since_when() -> None:
     moves = {"a": NO_GRANT, "old": 50}
     spec = composed(Wish(account(), 300, 0, Phase.DECODE), placement(OLD, "b", "a", "old"), moves=moves)
-    assert spec.gpus[0].grant == 99 and spec.budgets == ("b", "a", "old")
+    assert spec.gpus[0].grant == 99 and spec.budgets == ("b", "a", "old") and spec.leaving == ("a", "old")
     assert moves == {"a": 99, "old": 50}
 
 
 def test_a_leaf_that_the_node_has_left_is_dropped() -> None:
     spec = composed(Wish(account(), 300, 0, Phase.DECODE), placement(OLD, "b", "a"), moves={"a": DROPPED})
-    assert spec.budgets == ("b",) and spec.gpus == (ROW,)
+    assert spec.budgets == ("b",) and spec.leaving == () and spec.gpus == (ROW,)
 
 
 def test_observe_keeps_lines_and_adds_none() -> None:

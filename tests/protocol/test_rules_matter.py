@@ -274,7 +274,7 @@ def the_management_limit_is_not_read(m: pytest.MonkeyPatch) -> None:
 
 def moved_nodes_need_no_new_grant(m: pytest.MonkeyPatch) -> None:
     m.setattr(writer, "NO_GRANT", -2)
-    m.setattr("splitwatt_core.budget.roster.NO_GRANT", NO_GRANT)
+    m.setattr("splitwatt_core.budget.claims.NO_GRANT", NO_GRANT)
 
 
 CASES: list[tuple[Patch, Callable[[], None], str]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from splitwatt_core.budget.roster import managed
+from splitwatt_core.budget.claims import managed
 
 if TYPE_CHECKING:
     from support.operators import Operator

@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwatt_core.budget.claims import Placement, Rates, managed
 from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
 from splitwatt_core.budget.facts import PodFact
-from splitwatt_core.budget.roster import Placement, managed
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
@@ -189,11 +189,13 @@ def build_fleet(
     phases: list[Phase] = []
     groups: dict[tuple[str, str], int] = {}
     demands, clocks = _Demands(pods, profiles), _Clocks(profiles)
+    below_gone = tree.forest.nearest(np.array([name in tree.gone for name in tree.order], dtype=np.bool_)) >= 0
     for placement in placements:
         node = placement.node
-        leaf = budgets[placement.leaves[0]]
-        b = tree.index[leaf.name]
-        own_rest_w[b] += _node_rest_w(leaf, node)
+        rates = _rates_in(placement.leaves[0], placement, budgets)
+        b = tree.index[placement.leaves[0]]
+        kept = not placement.claimed or bool(below_gone[b])
+        own_rest_w[b] += _node_rest_w(rates, node)
         nodes[b] += 1
         gpu_count[b] += len(node.gpus)
         if len(placement.leaves) > 1:
@@ -206,17 +208,18 @@ def build_fleet(
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
             charge_w = float(account.charge_w)
+            top_w = min(wants.ceiling_w, account.latest_cap_w or wants.ceiling_w) if kept else wants.ceiling_w
             rows.append(
                 _Row(
                     leaf=b,
                     group=groups.setdefault(key, len(groups)),
                     phase=PHASE_CODE[wants.phase],
                     priority=wants.priority,
-                    loss_factor=leaf.loss_factor,
+                    loss_factor=rates.loss_factor,
                     min_w=account.min_w if can else charge_w,
-                    max_w=wants.ceiling_w if can else charge_w,
-                    natural_w=wants.natural_w if can else charge_w,
-                    cliff_w=wants.cliff_w if can else charge_w,
+                    max_w=max(account.min_w, top_w) if can else charge_w,
+                    natural_w=max(account.min_w, min(wants.natural_w, top_w)) if can else charge_w,
+                    cliff_w=max(account.min_w, min(wants.cliff_w, top_w)) if can else charge_w,
                     cap_w=(account.latest_cap_w or account.default_w) if can else charge_w,
                     granted_mhz=0 if account.row is None else account.row.max_clock_mhz or 0,
                     clock=clocks.of(account.model) if can else _UNKNOWN_CLOCK,
@@ -286,8 +289,16 @@ def slot(namespace: str, name: str) -> float:
     return int.from_bytes(digest, "big") / 2.0**32
 
 
-def _node_rest_w(leaf: BudgetSpec, node: NodeAccount) -> int:
-    return leaf.non_gpu_w_per_node if managed(node) else leaf.unmanaged_w_per_node
+def _rates_in(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec]) -> Rates:
+    """What a node counts by in one budget: what that declares as a leaf, else the highest that any leaf of the node does."""
+    spec = budgets[name]
+    if spec.selector is None:
+        return placement.rates
+    return Rates(spec.overhead_percent, spec.non_gpu_w_per_node, spec.unmanaged_w_per_node)
+
+
+def _node_rest_w(rates: Rates, node: NodeAccount) -> int:
+    return rates.non_gpu_w if managed(node) else rates.unmanaged_w
 
 
 def _count_elsewhere(
@@ -297,8 +308,8 @@ def _count_elsewhere(
     node = placement.node
     counted = set(tree.chain(placement.leaves[0]))
     for name in placement.leaves[1:]:
-        other = budgets[name]
-        watts = _node_rest_w(other, node) + other.loss_factor * sum(g.charge_w for g in node.gpus.values())
+        rates = _rates_in(name, placement, budgets)
+        watts = _node_rest_w(rates, node) + rates.loss_factor * sum(g.charge_w for g in node.gpus.values())
         for above in tree.chain(name):
             if above not in counted:
                 counted.add(above)

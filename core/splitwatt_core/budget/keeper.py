@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget import raises, realms
 from splitwatt_core.budget.books import Book, judge_all
+from splitwatt_core.budget.claims import Placement
 from splitwatt_core.budget.facts import (
     BudgetReport,
     CountedFloor,
@@ -40,7 +41,8 @@ from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
 from splitwatt_core.budget.reports import Judgement, report
-from splitwatt_core.budget.roster import Placement, Roster
+from splitwatt_core.budget.roster import Roster
+from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
 from splitwatt_core.budget.writer import Wish, compose, stamp
@@ -88,6 +90,7 @@ class Keeper:
         self._profiles: Sequence[Profile] = profile_law.builtin() if profiles is None else profiles
         self.budgets: dict[str, BudgetSpec] = {}
         self.books: dict[str, Book] = {}
+        self._tombstones = Tombstones()
         self._tree: Tree | None = None
         self.roster = Roster()
         self._pods: dict[tuple[str, str], PodFact] = {}
@@ -102,18 +105,35 @@ class Keeper:
 
     def on_budget(self, spec: BudgetSpec, now_s: float) -> None:
         book = self.books.get(spec.name)
-        if book is None or book.uid != spec.uid:
+        if book is None:
             book = self.books[spec.name] = Book.open(spec, now_s)
+        book.uid = spec.uid  # made anew it takes over where it stood: nothing jumps, nothing is adopted again
         self._notes.extend(book.see_limit(spec, now_s))
         self.budgets[spec.name] = spec
+        self._tombstones.revive(spec.name)
         self._replant()
 
     def on_budget_gone(self, name: str, now_s: float) -> None:
-        """Its nodes hold their caps (I5); nothing is charged to it any more."""
-        self.budgets.pop(name, None)
-        self.books.pop(name, None)
+        """It stands on as a tombstone while a NodePower names it (R31); else its book is closed at the next step."""
+        spec = self.budgets.pop(name, None)
+        if spec is not None:
+            self._tombstones.bury(spec)
         self._room = self._room.without(name)
         self._replant()
+
+    @property
+    def standing(self) -> Mapping[str, BudgetSpec]:
+        """All budgets that count: those that are there, and tombstones."""
+        return {**self._tombstones.specs, **self.budgets} if self._tombstones.specs else self.budgets
+
+    def _settle_tombstones(self, now_s: float) -> None:
+        if self._tombstones.settle(self.budgets, self.roster.named(self.budgets)):
+            self._replant()
+        standing = self.standing
+        for name in self.books.keys() - standing.keys():
+            del self.books[name]
+        for name in standing.keys() - self.books.keys():
+            self.books[name] = Book.open(standing[name], now_s)
 
     def _replant(self) -> None:
         self._tree = None
@@ -121,9 +141,9 @@ class Keeper:
 
     @property
     def tree(self) -> Tree:
-        """Of the budgets that are known now; grown when somebody looks, for budgets often come many at once."""
+        """Of the budgets that count now; grown when somebody looks, for budgets often come many at once."""
         if self._tree is None:
-            self._tree = build_tree(self.budgets)
+            self._tree = build_tree(self.standing, gone=self._tombstones.specs.keys())
         return self._tree
 
     def on_profiles(self, profiles: Sequence[Profile]) -> None:
@@ -229,6 +249,7 @@ class Keeper:
             create=self.roster.to_create(moment.placements),
             writes=writes,
             verify=self.roster.to_verify(now_s),
+            release=self.roster.to_release(now_s),
             budgets=reports,
             notes=(*notes, *self._drain_notes(), *fresh_notes),
             resign=self._resign,
@@ -246,9 +267,10 @@ class Keeper:
         spec = account.object.spec if account.object is not None else None
         names = spec.budgets if spec is not None else ()
         if names not in self._settle_s_by_leaves:
-            counting = {up for leaf in names if leaf in self.budgets for up in self.tree.chain(leaf)}
+            standing = self.standing
+            counting = {up for name in names if name in self.tree.index for up in self.tree.chain(name)}
             self._settle_s_by_leaves[names] = max(
-                (self.budgets[name].settle_ms / 1000.0 for name in counting), default=SETTLE_MS / 1000.0
+                (standing[name].settle_ms / 1000.0 for name in counting), default=SETTLE_MS / 1000.0
             )
         return self._settle_s_by_leaves[names]
 
@@ -257,14 +279,16 @@ class Keeper:
 
     def _look(self, now_s: float) -> Moment:
         """Bring every account and limit up to date, and see who stands where."""
+        self._settle_tombstones(now_s)
         for account in self.roster.nodes.values():
             self._refresh(account, now_s)
         for book in self.books.values():
             book.advance(now_s)
-        placements, conflicts = self.roster.placements(self.budgets, observing=self.tree.observing(self.budgets))
+        tree, standing = self.tree, self.standing
+        placements, conflicts = self.roster.placements(standing, tree=tree, observing=tree.observing(standing))
         return look(
-            tree=self.tree,
-            budgets=self.budgets,
+            tree=tree,
+            budgets=standing,
             books=self.books,
             placements=placements,
             conflicts=conflicts,
@@ -276,7 +300,7 @@ class Keeper:
     def _root(self, p: Placement) -> BudgetSpec:
         """The root that rules the node. Below a budget whose place in its tree is wrong the tree's mode is unknown: what was
         begun there goes on, and nothing new begins."""
-        root = self.budgets[self.tree.root[p.leaves[0]]]
+        root = self.standing[self.tree.root[p.leaves[0]]]
         if root.name not in self.tree.fault:
             return root
         written = p.node.object.spec if p.node.object is not None else None

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitwatt_core.budget.books import Book
+from splitwatt_core.budget.claims import Placement
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import Fleet, build_fleet
-from splitwatt_core.budget.roster import Placement
 from splitwatt_core.budget.survey import Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.columns import BoolArray, FloatArray

@@ -19,8 +19,8 @@ from splitwatt_core.columns import TOLERANCE_W
 @dataclass(frozen=True, slots=True)
 class RaiseHolds:
     """What stands in the way of raises. held: budgets below which nothing may be raised now, each with the reason. safe_over_w:
-    budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only. headroom_w,
-    withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also
+    budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only, which claims them.
+    headroom_w, withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also
     count in a budget above its limit outside their own path."""
 
     held: Mapping[str, str]
@@ -37,7 +37,7 @@ def holds_of(m: Moment, withheld_w: NDArray[np.float64]) -> RaiseHolds:
     return RaiseHolds(
         held=held(m),
         safe_over_w=safe_sums_over(m, aim_w),
-        nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.node.name not in m.conflicts},
+        nodes={p.node.name for p in m.placements if len(p.leaves) == 1 and p.claimed and p.node.name not in m.conflicts},
         headroom_w=headroom_w,
         withheld_w=withheld_w,
         over_elsewhere=over_elsewhere(m, headroom_w),
@@ -58,6 +58,8 @@ def held(m: Moment) -> dict[str, str]:
             found.setdefault(spec.name, reason)
         if spec.name in m.tree.fault:
             found.setdefault(spec.name, m.tree.fault[spec.name])
+        if spec.name in m.tree.gone:
+            found.setdefault(spec.name, f"PowerBudget {spec.name} is gone")
     return found
 
 

@@ -13,11 +13,12 @@ from splitwatt_core.budget.facts import BudgetReport, Note
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.budget.tree import BelowState, BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Decision, Reason
 from splitwatt_core.protocol.contract import Health, Mode
+from splitwatt_core.trees import NO_BUDGET
 
 MAX_NAMED = 3
 """Objects named in one sentence; the rest are counted."""
@@ -49,6 +50,8 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     rows = zip(m.budgets, m.books, m.surveys, m.fleet.gpu_count.tolist(), j.short_w.tolist(), strict=True)
     for b, (spec, book, survey, gpus, short_w) in enumerate(rows):
         name = spec.name
+        if name in m.tree.gone:
+            continue
         observes = m.root(b).mode is Mode.OBSERVE
         conditions = (
             _ready(found, name, book, survey, observes=observes),
@@ -70,6 +73,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             adoption_s=book.adoption_s,
             conditions=conditions,
             reasons=tuple(found.reasons.get(name, ())),
+            below=found.below.get(name, ()),
         )
     return reports, notes
 
@@ -97,6 +101,11 @@ class _Findings:
         for node, leaves in sorted(m.conflicts.items()):
             for leaf in leaves:
                 self.clashes.setdefault(leaf, []).append(f"{node} ({' and '.join(leaves)})")
+        self.below: dict[str, tuple[BelowState, ...]] = {}
+        for b, above in enumerate(tree.forest.parent.tolist()):
+            if above != NO_BUDGET:
+                row = BelowState(tree.order[b], m.books[b].limit.spec_w, m.budgets[b].fixed_w)
+                self.below[tree.order[above]] = (*self.below.get(tree.order[above], ()), row)
         self.reasons: dict[str, list[Reason]] = {}
         for root, decision in j.decisions.items():
             for reason in decision.reasons:  # which count leaves within the root's own tree

@@ -1,54 +1,44 @@
-"""Which nodes there are and which budgets count them (docs/protocol.md, R8, R9).
+"""Which nodes there are and which budgets count them (docs/protocol.md, R8, R9, R31-R33).
 
-A node counts in the leaf that its labels name, in every leaf its NodePower's spec still names, and in every leaf it was
-moved out of until all its GPUs acknowledged a grant issued *after* the move. A node without a NodePower gets one; a node
-that seems gone is charged until fresh reads find neither Node nor NodePower.
+A node counts in the leaf that its labels name and in all budgets above, in every budget that its NodePower's spec still
+names, and in every one that it was claimed away from until all its GPUs acknowledged a grant issued *after* the claim. A node
+without a NodePower gets one; a node that seems gone is charged until fresh reads find neither Node nor NodePower.
 
 Protected: no charge disappears because something is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
+from splitwatt_core.budget import claims
+from splitwatt_core.budget.claims import DROPPED, Placement, Rates, managed
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.leaves import Leaves
-from splitwatt_core.budget.tree import BudgetSpec, Selector
-from splitwatt_core.protocol.contract import NO_GRANT
+from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
+from splitwatt_core.protocol.contract import NodePower
 from splitwatt_core.protocol.ledger import NodeAccount
 
+__all__ = ["DROPPED", "VERIFY_EVERY_S", "Placement", "Roster", "managed"]
+
 VERIFY_EVERY_S: Final = 2.0
-DROPPED: Final = -1
-"""In `Roster.moves`: the move out of this leaf is acknowledged; the next write drops it, and only then it stops counting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """One node's leaves: the one its labels name first, then those that still count it. Names of budgets."""
-
-    node: NodeAccount
-    leaves: tuple[str, ...]
-
-
-def managed(node: NodeAccount) -> bool:
-    """Whether the node's GPUs are known, so that they are charged one by one instead of at the leaf's flat rate (R8)."""
-    return any(gpu.default_w > 0 for gpu in node.gpus.values())
 
 
 class Roster:
-    """All nodes ever seen and not proven gone. `moves[node][former leaf]` is the number of the first grant issued after
-    the move (NO_GRANT: none yet)."""
+    """All nodes ever seen and not proven gone. `moves[node][former budget]` is the number of the first grant issued after
+    the claim (NO_GRANT: none yet)."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeAccount] = {}
         self.moves: dict[str, dict[str, int]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
-        self._selectors: Mapping[str, Selector] = {}
+        self._selectors: Mapping[str, Selector | None] = {}
         self._leaves = Leaves(())
         self._selected: dict[str, tuple[str, ...]] = {}
         """By node, of the labels and selectors that are known now."""
+        self._counted: dict[str, tuple[str, ...]] = {}
+        """By node, the budgets that counted it last."""
         self._creating: set[str] = set()
         self._verified_s: dict[str, float] = {}
 
@@ -74,35 +64,106 @@ class Roster:
         self._labels.pop(name, None)
         self._selected.pop(name, None)
         self.moves.pop(name, None)
+        self._counted.pop(name, None)
         self._verified_s.pop(name, None)
 
     def created(self, name: str) -> None:
         self._creating.discard(name)
 
+    def named(self, living: Mapping[str, BudgetSpec]) -> dict[str, NodeAccount]:
+        """Every budget that counts a node because its NodePower names it, or counted it last where it names none, with the
+        first such node. `living`: the budgets that there are."""
+        self._see_selectors(living.values())
+        found: dict[str, NodeAccount] = {}
+        for name, account in self.nodes.items():
+            names = (*self._written(account, claimed=False), *self.moves.get(name, ()))
+            free = self._released(account, names)
+            for budget in names:
+                if budget not in free:
+                    found.setdefault(budget, account)
+        return found
+
+    def _see_selectors(self, living: Iterable[BudgetSpec]) -> None:
+        selectors = {spec.name: spec for spec in living if spec.selector is not None}
+        known = {name: spec.selector for name, spec in selectors.items()}
+        if known != self._selectors:
+            self._selectors, self._leaves, self._selected = known, Leaves(selectors.values()), {}
+
+    def _released(self, account: NodeAccount, names: Sequence[str]) -> frozenset[str]:
+        """What a person lets go of. Of a Node that is gone nothing is let go before fresh reads prove it."""
+        if not account.present or account.object is None or not account.object.release:
+            return frozenset()
+        own = self._selecting(account.name)
+        return frozenset() if own else claims.releases(account.object, names)
+
+    def _written(self, account: NodeAccount, *, claimed: bool) -> tuple[str, ...]:
+        """The budgets that the node's spec names; where it names none yet, and no leaf claims it, those that counted it last."""
+        seen = account.object
+        if seen is not None and seen.spec is not None and seen.spec.budgets:
+            return seen.spec.budgets
+        return () if claimed else self._counted.get(account.name, ())
+
     def placements(
-        self, budgets: Mapping[str, BudgetSpec], *, observing: Set[str] = frozenset()
+        self, budgets: Mapping[str, BudgetSpec], *, tree: Tree | None = None, observing: Set[str] = frozenset()
     ) -> tuple[list[Placement], dict[str, tuple[str, ...]]]:
-        """All nodes that some leaf must count, and the nodes that several leaves select by label. `observing`: budgets that
-        grant nothing, so that a move in or out of them has no grant to wait for."""
-        selectors = {spec.name: spec.selector for spec in budgets.values() if spec.selector is not None}
-        if selectors != self._selectors:
-            self._selectors, self._leaves, self._selected = selectors, Leaves(budgets.values()), {}
+        """All nodes that some budget must count, and the nodes that several leaves select by label. `budgets` include the
+        tombstones of `tree`, which select nothing. `observing`: budgets that grant nothing, so that a move in or out of them
+        has no grant to wait for."""
+        tree = build_tree(budgets) if tree is None else tree
+        self._see_selectors(spec for spec in budgets.values() if spec.name not in tree.gone)
         placed: list[Placement] = []
         conflicts: dict[str, tuple[str, ...]] = {}
+        rates: dict[str, Rates] = {}
         for name in sorted(self.nodes):
             account = self.nodes[name]
             selected = self._selecting(name)
             if len(selected) > 1:
                 conflicts[name] = selected
-            spec = account.object.spec if account.object is not None else None
-            written = spec.budgets if spec is not None else ()
+            written = self._written(account, claimed=bool(selected))
             moves = self.moves.setdefault(name, {})
-            if account.present:
-                self._follow(account, moves, selected, written, observing)
-            standing = [b for b in dict.fromkeys((*selected, *written, *moves)) if b in budgets]
-            if standing:
-                placed.append(Placement(account, tuple(standing)))
+            if selected:
+                claims.begin_moves(account, moves, selected=selected, written=written, tree=tree)
+            if selected and account.present:
+                claims.end_moves(account, moves, selected=selected, written=written, tree=tree, observing=observing)
+            own = claims.ways(selected, tree)
+            others = [n for n in dict.fromkeys((*written, *moves)) if n not in own]
+            free = self._released(account, others)
+            counting = (*own, *(n for n in others if n in budgets and n not in free))
+            if counting:
+                found = self._placement(account, selected, counting, budgets=budgets, tree=tree, known=rates)
+                placed.append(found)
+                self._counted[name] = found.names
         return placed, conflicts
+
+    def _placement(
+        self,
+        account: NodeAccount,
+        selected: Sequence[str],
+        counting: Sequence[str],
+        *,
+        budgets: Mapping[str, BudgetSpec],
+        tree: Tree,
+        known: dict[str, Rates],
+    ) -> Placement:
+        """`known`: rates of nodes that one leaf alone counts, by leaf."""
+        leaf, moves = counting[0], self.moves[account.name]
+        way = tree.chain(leaf)
+        names = (*way, *(n for n in counting if n not in way))
+        leaves = tuple(dict.fromkeys((leaf, *selected[1:], *names[len(way) :])))
+        rates = known.get(leaf) if len(leaves) == 1 else None
+        if rates is None:
+            rates = claims.rates_of(leaves, budgets, account.object)
+            if len(leaves) == 1:
+                known[leaf] = rates
+        left = {*moves, *claims.told_leaving(account), *claims.ways(selected[1:], tree)}
+        return Placement(
+            node=account,
+            leaves=leaves,
+            names=names,
+            leaving=tuple(n for n in names[len(way) :] if n in left),
+            claimed=bool(selected),
+            rates=rates,
+        )
 
     def _selecting(self, name: str) -> tuple[str, ...]:
         """The leaves that the node's labels name."""
@@ -111,29 +172,6 @@ class Roster:
             self._selected[name] = () if labels is None else self._leaves.selecting(labels)
         return self._selected[name]
 
-    @staticmethod
-    def _follow(
-        account: NodeAccount,
-        moves: dict[str, int],
-        selected: Sequence[str],
-        written: Sequence[str],
-        observing: Set[str],
-    ) -> None:
-        """Begin a move when the labels left a leaf that the spec names, end it when it was acknowledged (R9)."""
-        for former in written:
-            if former not in selected:
-                moves.setdefault(former, NO_GRANT)
-        for former, since in list(moves.items()):
-            if former in selected or (since == DROPPED and former not in written):
-                del moves[former]
-            elif account.stamped and (former in observing or not observing.isdisjoint(selected)):
-                moves[former] = DROPPED
-            elif account.gpus:
-                if since > NO_GRANT and all(gpu.acked >= since for gpu in account.gpus.values()):
-                    moves[former] = DROPPED
-            elif account.stamped:
-                moves[former] = DROPPED  # it has no GPU whose cap could be in doubt
-
     def to_create(self, placements: Sequence[Placement]) -> tuple[str, ...]:
         """Present nodes without a NodePower, each asked for once until `created`."""
         names = [
@@ -141,6 +179,21 @@ class Roster:
         ]
         self._creating.update(names)
         return tuple(names)
+
+    def to_release(self, now_s: float) -> tuple[NodePower, ...]:
+        """NodePowers that a person releases and whose Node seems gone: to be deleted once fresh reads find none (R33)."""
+        due = [
+            account.object
+            for name, account in self.nodes.items()
+            if account.object is not None
+            and account.object.release
+            and not account.present
+            and (names := self._written(account, claimed=False))
+            and len(claims.releases(account.object, names)) == len(names)
+            and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
+        ]
+        self._verified_s.update((seen.name, now_s) for seen in due)
+        return tuple(due)
 
     def to_verify(self, now_s: float) -> tuple[str, ...]:
         """Nodes that seem gone with their NodePower, to be read afresh (R8)."""

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from splitwatt_core.budget.claims import Placement, managed
 from splitwatt_core.budget.fleet import Fleet
-from splitwatt_core.budget.roster import Placement, managed
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S

@@ -6,7 +6,7 @@ A raised limit is in force at once; a lowered one after a grace period that star
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -117,10 +117,19 @@ def new_limit(spec_w: int, now_s: float) -> LimitState:
 
 
 @dataclass(frozen=True, slots=True)
+class BelowState:
+    """What a budget's status keeps of one below it, for an operator that starts after that one was deleted. Watts."""
+
+    name: str
+    limit_w: int
+    fixed_w: int
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetSpec:
     """One PowerBudget. `selector` None: not a leaf. Root-only fields are ignored below the root.
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
-    brought it into force."""
+    brought it into force; `below`: what it kept of the budgets below."""
 
     name: str
     uid: str
@@ -142,6 +151,7 @@ class BudgetSpec:
     settle_ms: int = SETTLE_MS
     limit_state: LimitState | None = None
     adopted: bool = False
+    below: tuple[BelowState, ...] = ()
 
     @property
     def loss_factor(self) -> float:
@@ -154,7 +164,8 @@ class Tree:
     """A forest in order: parents before children, each root with all below it before the next. `fault` names budgets whose
     place in it is wrong, with the sentence that says what to change; such a budget stands as a root of its own, so that its
     limit is still kept. Mode and policy of its tree are unknown then, so nodes that hold no grants yet are granted none.
-    `forest`, `index`: the same shape as positions in `order`."""
+    `gone`: tombstones, budgets that were deleted and are still named by a NodePower; what stands below one keeps its place, and
+    is at fault as well. `forest`, `index`: the same shape as positions in `order`."""
 
     order: tuple[str, ...]
     parent: Mapping[str, str | None]
@@ -162,6 +173,7 @@ class Tree:
     fault: Mapping[str, str]
     index: Mapping[str, int]
     forest: Forest
+    gone: frozenset[str] = frozenset()
 
     def chain(self, name: str) -> tuple[str, ...]:
         """The budget and all its ancestors, itself first."""
@@ -170,6 +182,11 @@ class Tree:
             found.append(up)
         return tuple(found)
 
+    def claim(self, leaf: str) -> tuple[str, ...]:
+        """The way up from a leaf as far as the budgets themselves name it: what is missing claims nothing (R32)."""
+        way = self.chain(leaf)
+        return next((way[:i] for i, name in enumerate(way) if name in self.gone), way)
+
     def observing(self, budgets: Mapping[str, BudgetSpec]) -> frozenset[str]:
         """Budgets of trees that grant nothing."""
         return frozenset(
@@ -177,8 +194,9 @@ class Tree:
         )
 
 
-def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
-    """Order the forest and say what is wrong with it: a missing parent, a cycle, a parent that selects nodes itself."""
+def build_tree(budgets: Mapping[str, BudgetSpec], *, gone: Set[str] = frozenset()) -> Tree:
+    """Order the forest and say what is wrong with it: a missing parent, a cycle, a parent that selects nodes itself. `gone`:
+    those of `budgets` that are tombstones."""
     parent: dict[str, str | None] = {}
     fault: dict[str, str] = {}
     for name, budget in sorted(budgets.items()):
@@ -186,8 +204,11 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
         if budget.parent is None:
             continue
         above = budgets.get(budget.parent)
+        if budget.parent in gone and above is not None and above.selector is None and _wrong_above(budgets, name) is None:
+            fault[name] = _missing(budget.parent)
+            continue  # it keeps its place: what is missing lets nothing free
         if above is None:
-            fault[name] = f"spec.parent names PowerBudget {budget.parent!r}, which does not exist: create it or name another"
+            fault[name] = _missing(budget.parent)
         elif above.selector is not None:
             fault[name] = (
                 f"spec.parent names {budget.parent!r}, which selects nodes itself: "
@@ -212,7 +233,11 @@ def build_tree(budgets: Mapping[str, BudgetSpec]) -> Tree:
         stack.extend((child, top) for child in reversed(children.get(name, [])))
     index = {name: b for b, name in enumerate(order)}
     parents = np.array([NO_BUDGET if (up := parent[name]) is None else index[up] for name in order], dtype=np.int32)
-    return Tree(tuple(order), parent, root, fault, index, forest_of(parents))
+    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone))
+
+
+def _missing(parent: str) -> str:
+    return f"spec.parent names PowerBudget {parent!r}, which does not exist: create it or name another"
 
 
 def _wrong_above(budgets: Mapping[str, BudgetSpec], start: str) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from splitwatt_core.budget.roster import DROPPED, Placement
+from splitwatt_core.budget.claims import DROPPED, Placement
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, Phase, Spec
 from splitwatt_core.protocol.ledger import GpuAccount
@@ -36,7 +36,11 @@ def stamp(p: Placement, *, term: int, root: BudgetSpec) -> Spec:
         for_uid=p.node.object.uid,
         mode=root.mode,
         node_limit_w=kept.node_limit_w if kept is not None else None,
-        budgets=p.leaves,
+        budgets=p.names,
+        leaving=p.leaving,
+        overhead_percent=p.rates.overhead_percent,
+        non_gpu_w=p.rates.non_gpu_w,
+        unmanaged_w=p.rates.unmanaged_w,
         gpus=kept.gpus if kept is not None else (),
     )
 
@@ -66,7 +70,11 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
         for_uid=p.node.object.uid,
         mode=root.mode,
         node_limit_w=limit_w if grants and root.mode is not Mode.OBSERVE else None,
-        budgets=tuple(leaf for leaf in p.leaves if moves.get(leaf) != DROPPED),
+        budgets=tuple(name for name in p.names if moves.get(name) != DROPPED),
+        leaving=tuple(name for name in p.leaving if moves.get(name) != DROPPED),
+        overhead_percent=p.rates.overhead_percent,
+        non_gpu_w=p.rates.non_gpu_w,
+        unmanaged_w=p.rates.unmanaged_w,
         gpus=tuple(grants),
     )
 

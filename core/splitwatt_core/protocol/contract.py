@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire
-from splitwatt_core.names import GROUP_VERSION
+from splitwatt_core.names import ANNOTATION_RELEASE, GROUP_VERSION
 
 GRANTS_PER_TERM: Final = 10**9
 """Rounds one operator start may decide; at one a second that is 31 years."""
@@ -24,6 +24,8 @@ MAX_TERM: Final = 2**53 // GRANTS_PER_TERM - 1
 """Terms stay below this so that every grant number is exact in a JSON double."""
 MAX_GPUS_PER_NODE: Final = 16
 NO_GRANT: Final = 0
+RELEASE_ALL: Final = "all"
+"""In `NodePower.release`: from every budget; no budget can have this name and be released alone."""
 SIGN_OF_LIFE_S: Final = 60.0
 """An agent that lives writes its status this often even where nothing changed."""
 
@@ -74,7 +76,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The operator's word. `budgets` lists the leaf budgets that the node is charged to, the present one first (R9)."""
+    """The operator's word. `budgets` names every budget that the node is charged to: its leaf and all above it, in order, then
+    what else counts it (R31); `leaving` are those of them that it leaves once grants made for its present way are acknowledged
+    (R9, R32). `overhead_percent`, `non_gpu_w`, `unmanaged_w`: what those leaves declare of one node, for when they are gone;
+    None where nobody wrote it."""
 
     term: int
     for_uid: str
@@ -82,6 +87,10 @@ class Spec:
     lease_name: str = ""
     node_limit_w: int | None = None
     budgets: tuple[str, ...] = ()
+    leaving: tuple[str, ...] = ()
+    overhead_percent: int | None = None
+    non_gpu_w: int | None = None
+    unmanaged_w: int | None = None
     gpus: tuple[Grant, ...] = ()
 
 
@@ -123,13 +132,15 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class NodePower:
-    """One observed version of the object."""
+    """One observed version of the object. `release`: budgets that a person releases the node from, by name, or RELEASE_ALL
+    (R33)."""
 
     name: str
     uid: str
     resource_version: int
     spec: Spec | None = None
     status: Status = field(default_factory=Status)
+    release: frozenset[str] = frozenset()
 
 
 # ---------------------------------------------------------------------------------------------------------- wire form
@@ -197,6 +208,10 @@ def spec_from_wire(raw: Mapping[str, Any]) -> Spec:
         lease_name=_get(raw, "leaseName", str, "spec", ""),
         node_limit_w=_get(raw, "nodeLimitWatts", int, "spec", None),
         budgets=tuple(_list(raw, "budgets", str, "spec")),
+        leaving=tuple(_list(raw, "leavingBudgets", str, "spec")),
+        overhead_percent=_get(raw, "overheadPercent", int, "spec", None),
+        non_gpu_w=_get(raw, "nonGpuWatts", int, "spec", None),
+        unmanaged_w=_get(raw, "unmanagedWatts", int, "spec", None),
         gpus=tuple(_grant_from(row, f"spec.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "spec"))),
     )
 
@@ -208,6 +223,7 @@ def spec_to_wire(spec: Spec) -> dict[str, Any]:
         "forUID": spec.for_uid,
         "mode": spec.mode.value,
         "budgets": list(spec.budgets),
+        "leavingBudgets": list(spec.leaving),
         "gpus": [
             {
                 "uuid": g.uuid,
@@ -223,9 +239,13 @@ def spec_to_wire(spec: Spec) -> dict[str, Any]:
     }
     if spec.lease_name:
         wire["leaseName"] = spec.lease_name
-    if spec.node_limit_w is not None:
-        wire["nodeLimitWatts"] = spec.node_limit_w
-    return wire
+    declared = {
+        "nodeLimitWatts": spec.node_limit_w,
+        "overheadPercent": spec.overhead_percent,
+        "nonGpuWatts": spec.non_gpu_w,
+        "unmanagedWatts": spec.unmanaged_w,
+    }
+    return wire | {name: watts for name, watts in declared.items() if watts is not None}
 
 
 def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
@@ -317,7 +337,13 @@ def node_power_from_wire(raw: Mapping[str, Any]) -> NodePower:
         resource_version=resource_version,
         spec=spec_from_wire(spec) if spec else None,
         status=status_from_wire(_get(raw, "status", dict, "NodePower", {})),
+        release=_release_from(_get(meta, "annotations", dict, "metadata", {})),
     )
+
+
+def _release_from(annotations: Mapping[str, Any]) -> frozenset[str]:
+    said = _get(annotations, ANNOTATION_RELEASE, str, "metadata.annotations", "")
+    return frozenset(name for name in (part.strip() for part in said.split(",")) if name)
 
 
 def node_power_to_apply(name: str, uid: str, resource_version: int, spec: Spec) -> dict[str, Any]:

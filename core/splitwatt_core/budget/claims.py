@@ -1,0 +1,130 @@
+"""Which budgets a node counts in, and which of them it may leave (docs/protocol.md, R9, R31-R33).
+
+A node counts in its leaf and in every budget above it, and each of them stands by name in its NodePower. A name leaves that
+list only by a *claim*, once a grant made after the claim is acknowledged, or because a person releases it. A claim is another
+leaf that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or a parent that is
+missing claims nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Final
+
+from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.protocol.contract import NO_GRANT, RELEASE_ALL, NodePower
+from splitwatt_core.protocol.ledger import NodeAccount
+
+DROPPED: Final = -1
+"""In a node's moves: the move out of this budget is acknowledged; the next write drops it, and only then it stops counting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the leaves of one node declare of it: losses in percent of GPU watts, and watts at the meter besides its GPUs, or
+    in all while it has no agent."""
+
+    overhead_percent: int = 0
+    non_gpu_w: int = 0
+    unmanaged_w: int = 0
+
+    @property
+    def loss_factor(self) -> float:
+        return 1.0 + self.overhead_percent / 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one node counts. `leaves`: the leaf that it stands in first, then every other budget that counts it off that leaf's
+    way up, leaf or not. `names`: what its spec is to name (R31); `leaving`: those of them that it leaves by a claim. `claimed`:
+    a leaf selects it now; else nothing is raised on it. `rates`: the highest that any leaf of it declares."""
+
+    node: NodeAccount
+    leaves: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    leaving: tuple[str, ...] = ()
+    claimed: bool = True
+    rates: Rates = Rates()
+
+
+def managed(node: NodeAccount) -> bool:
+    """Whether the node's GPUs are known, so that they are charged one by one instead of at the leaf's flat rate (R8)."""
+    return any(gpu.default_w > 0 for gpu in node.gpus.values())
+
+
+def ways(leaves: Sequence[str], tree: Tree) -> tuple[str, ...]:
+    """The budgets above these leaves, each leaf's own way in order, every name once."""
+    return tuple(dict.fromkeys(name for leaf in leaves for name in tree.chain(leaf)))
+
+
+def left_by_claim(written: Sequence[str], leaving: Collection[str], *, claim: Sequence[str]) -> tuple[str, ...]:
+    """Names that a node leaves because something else claims it. `written`: what its spec names, with those it was `leaving`
+    already; `claim`: the way up from the leaf that selects it now, as far as the budgets themselves name it.
+
+    Where the two ways part, the new one names another budget, and claims. Where the new one ends first it names none: a parent
+    that is left out lets nothing go."""
+    present = [name for name in written if name not in leaving]
+    parted = next((i for i, (was, now) in enumerate(zip(present, claim, strict=False)) if was != now), len(present))
+    return tuple(name for name in written if name not in claim and (name in leaving or name in present[parted:]))
+
+
+def begin_moves(
+    account: NodeAccount, moves: dict[str, int], *, selected: Sequence[str], written: Sequence[str], tree: Tree
+) -> None:
+    """Note what a claim leaves of the budgets that the spec names (R9, R32). `moves` of the node: by former budget the number
+    of the first grant made after the claim, NO_GRANT while there is none."""
+    standing = ways(selected, tree)
+    for former in left_by_claim(written, {*moves, *told_leaving(account)}, claim=tree.claim(selected[0])):
+        if former not in standing:
+            moves.setdefault(former, NO_GRANT)
+
+
+def end_moves(
+    account: NodeAccount,
+    moves: dict[str, int],
+    *,
+    selected: Sequence[str],
+    written: Sequence[str],
+    tree: Tree,
+    observing: Set[str],
+) -> None:
+    """Drop the budgets whose move was acknowledged."""
+    standing = ways(selected, tree)
+    for former, since in list(moves.items()):
+        if former in standing or (since == DROPPED and former not in written):
+            del moves[former]
+        elif account.stamped and (former in observing or not observing.isdisjoint(selected)):
+            moves[former] = DROPPED
+        elif account.gpus:
+            if since > NO_GRANT and all(gpu.acked >= since for gpu in account.gpus.values()):
+                moves[former] = DROPPED
+        elif account.stamped:
+            moves[former] = DROPPED  # it has no GPU whose cap could be in doubt
+
+
+def told_leaving(account: NodeAccount) -> tuple[str, ...]:
+    """The budgets that the node's spec says it leaves."""
+    spec = account.object.spec if account.object is not None else None
+    return spec.leaving if spec is not None else ()
+
+
+def releases(seen: NodePower | None, names: Sequence[str]) -> frozenset[str]:
+    """Those of `names`, a leaf and what else counts a node that nothing claims, that a person's word lets go of (R33). Whoever
+    names the leaf means all."""
+    if seen is None or not seen.release or not names:
+        return frozenset()
+    whole = RELEASE_ALL in seen.release or names[0] in seen.release
+    return frozenset(names) if whole else seen.release.intersection(names)
+
+
+def rates_of(leaves: Sequence[str], budgets: Mapping[str, BudgetSpec], seen: NodePower | None) -> Rates:
+    """The highest that these leaves declare, and of those that are gone what the spec kept."""
+    specs = [budgets[name] for name in leaves if budgets[name].selector is not None]
+    kept = seen.spec if seen is not None else None
+    needed = kept is not None and len(specs) < len(leaves)
+    return Rates(
+        max([spec.overhead_percent for spec in specs] + ([kept.overhead_percent or 0] if needed and kept else []), default=0),
+        max([spec.non_gpu_w_per_node for spec in specs] + ([kept.non_gpu_w or 0] if needed and kept else []), default=0),
+        max([spec.unmanaged_w_per_node for spec in specs] + ([kept.unmanaged_w or 0] if needed and kept else []), default=0),
+    )

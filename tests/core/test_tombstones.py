@@ -1,0 +1,226 @@
+"""What vanished still draws: deleted budgets, parents that change or go, labels that are taken away (I5, R31-R33)."""
+
+from __future__ import annotations
+
+import pytest
+from splitwatt_core.columns import Posture
+from splitwatt_core.conditions import Condition
+from support.scenes import ready
+from support.world import ROOT, Line, Operator, World
+
+LIMIT_W = 900
+
+
+def said(operator: Operator, budget: str, kind: str) -> Condition:
+    return next(c for c in operator.last.budgets[budget].conditions if c.type == kind)
+
+
+def delete(world: World, *names: str) -> None:
+    for name in names:
+        world.lines[name].exists = False
+    world.tell_budgets()
+
+
+def apply(world: World, *names: str) -> None:
+    for name in names:
+        world.lines[name].exists = True
+        world.lines[name].birth += 1
+    world.tell_budgets()
+
+
+def rack_label(world: World, node: str, rack: str | None) -> None:
+    """`None`: the label is taken away. What stands behind which feed does not change by that."""
+    world.labels[node] = rack
+    world.tell_nodes()
+
+
+def caps_w(world: World) -> dict[str, int]:
+    return {gpu.uuid: gpu.true_w for node in world.nodes.values() for gpu in node.gpus.values()}
+
+
+def test_a_deleted_leaf_counts_above_and_its_neighbours_rise_into_nothing() -> None:
+    world, operator, *_ = ready(a=450, b=900)
+    before = caps_w(world)
+    delete(world, "a")
+    operator.settle(30)
+    assert caps_w(world) == before
+    assert operator.last.budgets[ROOT].charge_w == 900 and "a" not in operator.last.budgets
+    assert operator.last.budgets[ROOT].nodes == 2
+
+
+def test_a_successor_counts_what_a_deleted_leaf_held() -> None:
+    world, operator, *_ = ready(a=450, b=900)
+    before = caps_w(world)
+    delete(world, "a")
+    operator.settle(2)
+    world.elect().settle(30)
+    assert caps_w(world) == before
+    assert world.active.last.budgets[ROOT].charge_w == 900
+
+
+def test_also_one_that_starts_after_it_and_counts_losses_and_other_watts_as_before() -> None:
+    """Deleted while no operator was alive."""
+    world = World(rich=True, limit_w=2500)
+    operator = world.elect()
+    operator.settle(10)
+    before_w = operator.last.budgets[ROOT].charge_w
+    operator.holds_lease = False
+    world.operators.clear()
+    delete(world, "a")
+    successor = world.elect()
+    successor.settle(2)
+    assert successor.last.budgets[ROOT].charge_w == pytest.approx(before_w)
+
+
+def test_a_limit_that_is_cut_reaches_what_stands_below_a_tombstone() -> None:
+    world, operator, *_ = ready(a=450, b=450)
+    delete(world, "a")
+    operator.settle(2)
+    world.set_limit(600, a=450, b=450)
+    operator.settle(12)
+    assert world.true_sum_w() <= 600 and world.nodes["a0"].gpus["a0-g0"].true_w < 450
+    world.set_limit(900, a=450, b=450)
+    operator.settle(12)
+    assert world.nodes["a0"].gpus["a0-g0"].true_w < 450, "nothing is raised below a budget that is gone"
+
+
+def test_a_leaf_that_is_applied_again_takes_over_where_it_stood() -> None:
+    world, operator, *_ = ready(a=450, b=900)
+    before = caps_w(world)
+    delete(world, "a")
+    operator.settle(6)
+    apply(world, "a")
+    for _ in range(20):
+        operator.settle(1)
+        report = operator.last.budgets["a"]
+        assert report.posture is Posture.NORMAL and report.charge_w == 450
+        assert operator.last.budgets[ROOT].charge_w == 900 and caps_w(world) == before
+    world.set_limit(900, a=500, b=400)
+    operator.settle(12)
+    assert world.nodes["a0"].gpus["a0-g0"].true_w == 500, "raised again, as before"
+
+
+def test_a_leaf_of_another_name_claims_its_nodes_and_the_tombstone_goes() -> None:
+    world, operator, *_ = ready(a=450, b=450)
+    world.lines["anew"] = Line(ROOT, 450, leaf=True)
+    delete(world, "a")
+    rack_label(world, "a0", "anew")
+    for _ in range(10):
+        operator.settle(1)
+        assert world.true_sum_w() <= LIMIT_W and operator.last.budgets[ROOT].charge_w <= LIMIT_W
+    assert operator.keeper.standing.keys() == {ROOT, "b", "anew"}
+    assert operator.last.budgets["anew"].posture is Posture.NORMAL
+
+
+def test_a_budget_that_nobody_names_leaves_nothing_behind() -> None:
+    world, operator, *_ = ready()
+    world.lines["c"] = Line(ROOT, 900, leaf=True)
+    world.tell_budgets()
+    operator.step()
+    delete(world, "c")
+    operator.step()
+    assert operator.keeper.standing.keys() == operator.keeper.books.keys() == {ROOT, "a", "b"}
+
+
+def test_a_missing_budget_in_the_middle_and_a_missing_root_let_nothing_free() -> None:
+    for missing in ("cage", ROOT):
+        world = World(rich=True, limit_w=2500)
+        operator = world.elect()
+        operator.settle(10)
+        before, charge_w = caps_w(world), operator.last.budgets["b"].charge_w
+        row_w = operator.last.budgets[ROOT].charge_w
+        delete(world, missing)
+        operator.settle(20)
+        assert caps_w(world) == before
+        child = "a" if missing == "cage" else "b"
+        assert said(operator, child, "Ready").reason == "InvalidTree" and repr(missing) in said(operator, child, "Ready").message
+        assert operator.last.budgets["b"].charge_w == charge_w
+        assert missing == ROOT or operator.last.budgets[ROOT].charge_w == row_w
+        world.elect().settle(20)
+        assert all(cap_w <= before[uuid] for uuid, cap_w in caps_w(world).items())
+        assert missing == ROOT or world.active.last.budgets[ROOT].charge_w <= row_w
+
+
+def test_another_parent_counts_beside_the_former_one_until_a_later_grant_is_acknowledged() -> None:
+    world, operator, agent, *_ = ready(a=450, b=450)
+    world.lines["other"] = Line(None, 2000)
+    agent.alive = False
+    world.lines["a"].parent = "other"
+    world.tell_budgets()
+    operator.settle(4)
+    assert operator.last.budgets[ROOT].charge_w >= 900, "its agent has not answered for the new way"
+    assert operator.last.budgets["other"].charge_w >= 450
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and spec.budgets == ("a", "other", ROOT) and spec.leaving == (ROOT,)
+    successor = world.elect()
+    successor.settle(4)
+    assert successor.last.budgets[ROOT].charge_w >= 900, "nor for a successor"
+    agent.alive = True
+    successor.settle(8)
+    assert successor.last.budgets[ROOT].charge_w == world.nodes["b0"].gpus["b0-g0"].true_w
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and (spec.budgets, spec.leaving) == (("a", "other"), ())
+
+
+def test_a_parent_that_is_left_out_lets_nothing_go() -> None:
+    """Scene 48: a field is lost in a template. With another parent later on it is a move."""
+    world, operator, *_ = ready(a=450, b=900)
+    before = caps_w(world)
+    world.lines["a"].parent = None
+    world.tell_budgets()
+    operator.settle(20)
+    world.elect().settle(20)
+    assert world.active.last.budgets[ROOT].charge_w == 900 and caps_w(world) == before
+    world.lines["other"] = Line(None, 2000)
+    world.lines["a"].parent = "other"
+    world.tell_budgets()
+    world.active.settle(12)
+    assert world.active.last.budgets[ROOT].charge_w < 900 + 1 and world.nodes["b0"].gpus["b0-g0"].true_w > 450
+
+
+def test_a_label_that_is_taken_away_moves_nothing_and_nothing_is_raised_on_the_node() -> None:
+    for restart in (False, True):
+        world, operator, *_ = ready(a=450, b=900)
+        before = caps_w(world)
+        rack_label(world, "a0", None)
+        operator.settle(4)
+        if restart:
+            operator = world.elect()
+        operator.settle(20)
+        assert caps_w(world) == before and operator.last.budgets[ROOT].charge_w == 900
+        assert operator.last.budgets["a"].charge_w == 450
+        world.set_limit(1000, a=550, b=450)
+        operator.settle(8)
+        assert world.nodes["a0"].gpus["a0-g0"].true_w == 450
+
+
+def test_a_label_taken_away_and_then_another_parent_keeps_the_node_where_it_draws() -> None:
+    """Scene 49: the operator sees only the second."""
+    world, operator, *_ = ready(a=450, b=900)
+    world.lines["other"] = Line(None, 2000)
+    world.lines["a"].parent = "other"
+    rack_label(world, "a0", None)
+    world.tell_budgets()
+    operator.settle(20)
+    assert operator.last.budgets[ROOT].charge_w == 900
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and ROOT in spec.budgets
+
+
+def test_a_person_releases_by_name() -> None:
+    world, operator, *_ = ready(a=450, b=900)
+    delete(world, "a")
+    operator.settle(4)
+    for word, left_w in (("b", 900), ("a", 450)):
+        world.store.annotate("a0", release=frozenset({word}))
+        operator.watch()
+        operator.step()
+        assert operator.last.budgets[ROOT].charge_w == left_w, word
+    assert operator.keeper.standing.keys() == {ROOT, "b"}
+
+
+def test_a_node_that_is_claimed_cannot_be_released() -> None:
+    world, operator, *_ = ready(a=450, b=450)
+    world.store.annotate("a0", release=frozenset({"all"}))
+    operator.settle(4)
+    assert operator.last.budgets["a"].charge_w == 450 and operator.last.release == ()
