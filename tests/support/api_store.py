@@ -16,6 +16,8 @@ class ApiStore(ObjectStore):
         self.served = True
         self.deleted: set[str] = set()
         """Whose object a person deleted and nobody made again: a release, once the Node is gone as well (R33)."""
+        self.released: dict[str, frozenset[str]] = {}
+        """What a person said of whom last."""
 
     @property
     def kind_uid(self) -> str | None:
@@ -34,6 +36,10 @@ class ApiStore(ObjectStore):
             return None
         self.deleted.discard(name)
         return super().create(name, spec=spec, status=status)
+
+    def annotate(self, name: str, *, release: frozenset[str]) -> None:
+        self.released[name] = release
+        super().annotate(name, release=release)
 
     def delete(self, name: str) -> None:
         if name in self.objects:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from splitwatt_core.budget.facts import SpecWrite
-from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.protocol.contract import RELEASE_ALL, Mode
 
 if TYPE_CHECKING:
     from support.machines import Node
@@ -59,8 +59,7 @@ class Feeds:
                         owed[way] = self.moment
                 elif self._quit(world, node, way, since, now):
                     del owed[way]
-            if name in world.store.deleted and not node.present:
-                owed.clear()
+            self._release(world, node, owed, claimed=bool(now))
 
     def tell(self, world: World, node: Node, label: str | None) -> None:
         """The operator in charge knows this label: what is true of it is owed from now on."""
@@ -75,9 +74,18 @@ class Feeds:
             for grant in write.spec.gpus:
                 self.decided.setdefault(grant.grant, self.moment)
 
-    def release(self, name: str) -> None:
-        """A person says that it draws on nothing any more."""
-        self.owed.pop(name, None)
+    @staticmethod
+    def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
+        """R33: a person deletes the NodePower of a Node that is gone, or says by name that it draws there no more. A claim after
+        that takes the word back."""
+        word = world.store.released.get(node.name, frozenset())
+        if claimed:
+            world.store.released.pop(node.name, None)
+        elif (node.name in world.store.deleted and not node.present) or RELEASE_ALL in word:
+            owed.clear()
+        else:
+            for way in [way for way in owed if not word.isdisjoint(way)]:
+                del owed[way]
 
     def _quit(self, world: World, node: Node, way: Way, since: int, now: list[Way]) -> bool:
         if not node.managed or any(world.lines[w[-1]].mode is Mode.OBSERVE for w in (way, *now)):

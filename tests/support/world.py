@@ -209,7 +209,6 @@ class World(Clock):
         """A person says of a node that is gone, by name, that it draws on nothing any more."""
         if name in self.store.objects and not self.nodes[name].present:
             self.store.annotate(name, release=frozenset({RELEASE_ALL}))
-            self.feeds.release(name)
 
     def tell_nodes(self) -> None:
         for operator in self.operators:
