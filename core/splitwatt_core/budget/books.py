@@ -116,14 +116,10 @@ class Book:
             self.measured_w = survey.modelled_w if survey.nodes and not survey.unmeasured else None
         if adopted and self.complete and not self.adopted:
             self.adopted, self.adopted_s, self.adoption_s = True, now_s, now_s - self.opened_s
-            notes.append(
-                Note(
-                    "PowerBudget",
-                    self.name,
-                    "Adopted",
-                    f"every GPU acknowledged after {self.adoption_s:.1f} s: in force",
-                )
+            what = (
+                "no node has an agent, all count at their flat rate" if survey.bare == survey.nodes else "every GPU acknowledged"
             )
+            notes.append(Note("PowerBudget", self.name, "Adopted", f"{what} after {self.adoption_s:.1f} s: in force"))
         self.complete = adopted
         before = self.posture
         ratio = None if self.measured_w is None else self.measured_w / self.limit.in_force_w

@@ -96,6 +96,15 @@ Outcome = Written | Rejected | Unknown
 
 
 @dataclass(frozen=True, slots=True)
+class GoneBudget:
+    """A deleted budget that nodes still count in, and what everything below it is charged, in watts at the meter."""
+
+    name: str
+    nodes: tuple[str, ...]
+    charge_w: float
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReport:
     """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
 
@@ -112,6 +121,10 @@ class BudgetReport:
     reasons: tuple[Reason, ...] = ()
     below: tuple[BelowState, ...] = ()
     """The budgets right below, tombstones among them, for a successor."""
+    gone: tuple[GoneBudget, ...] = ()
+    """Tombstones anywhere below."""
+    unclaimed: tuple[str, ...] = ()
+    """Nodes that count here though no leaf selects them, or their Node is gone (R34)."""
 
 
 @dataclass(frozen=True, slots=True)

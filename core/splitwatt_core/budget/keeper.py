@@ -40,7 +40,7 @@ from splitwatt_core.budget.floor_room import FloorRoom, floor_room
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
-from splitwatt_core.budget.reports import Judgement, report
+from splitwatt_core.budget.reports import Judgement, minimum_short_w, report
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
@@ -244,7 +244,17 @@ class Keeper:
         )
         writes = self._writes(moment, caps, clocks)
         self._room = floor_room(moment, allowance_w=allowance_w, pods=self._pods)
-        reports, fresh_notes = report(Judgement(moment, holds, decided.by_root, decided.short_w, mute=moment.fleet.mute & aside))
+        reports, fresh_notes = report(
+            Judgement(
+                moment,
+                holds,
+                decided.by_root,
+                short_w=minimum_short_w(moment, allowance_w),
+                in_the_way_w=decided.short_w,
+                aside=~moment.fleet.steerable,
+                mute=moment.fleet.mute & aside,
+            )
+        )
         return Plan(
             create=self.roster.to_create(moment.placements),
             writes=writes,

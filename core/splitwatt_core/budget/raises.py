@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.columns import TOLERANCE_W
 
+MAX_UNCLAIMED: Final = 256
+"""Nodes that a budget's status names because no leaf claims them; above it nothing is raised there (R34)."""
+
 
 @dataclass(frozen=True, slots=True)
 class RaiseHolds:
     """What stands in the way of raises. held: budgets below which nothing may be raised now, each with the reason. safe_over_w:
     budgets whose safe caps do not fit, with the watts that miss. nodes: those that stand in one leaf only, which claims them.
-    headroom_w, withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that also
-    count in a budget above its limit outside their own path."""
+    headroom_w, withheld_w float64[B]: aim less charges, and the part of it that raises leave alone. over_elsewhere: nodes that
+    also count in a budget above its limit outside their own path."""
 
     held: Mapping[str, str]
     safe_over_w: Mapping[str, float]
@@ -60,6 +64,19 @@ def held(m: Moment) -> dict[str, str]:
             found.setdefault(spec.name, m.tree.fault[spec.name])
         if spec.name in m.tree.gone:
             found.setdefault(spec.name, f"PowerBudget {spec.name} is gone")
+    for leaf, count in unclaimed(m).items():
+        if count > MAX_UNCLAIMED:
+            text = f"{count} nodes count here that no leaf selects, more than the {MAX_UNCLAIMED} that a status can name (R34)"
+            found.setdefault(leaf, text)
+    return found
+
+
+def unclaimed(m: Moment) -> dict[str, int]:
+    """By leaf, how many nodes count there though no leaf selects them or their Node is gone."""
+    found: dict[str, int] = {}
+    for p in m.placements:
+        if not p.claimed or not p.node.present:
+            found[p.leaves[0]] = found.get(p.leaves[0], 0) + 1
     return found
 
 

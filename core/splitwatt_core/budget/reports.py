@@ -10,55 +10,59 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
+from splitwatt_core.budget.findings import Findings, counted, some
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BelowState, BudgetSpec
+from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition
-from splitwatt_core.policies.signature import Decision, Reason
-from splitwatt_core.protocol.contract import Health, Mode
-from splitwatt_core.trees import NO_BUDGET
-
-MAX_NAMED = 3
-"""Objects named in one sentence; the rest are counted."""
+from splitwatt_core.policies.signature import Decision, shortfall_w
+from splitwatt_core.protocol.contract import Mode
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one step came to, to be reported. short_w float64[B]; mute bool[N]: GPUs that are not counted on, for their agents
-    do not answer."""
+    """What one step came to, to be reported. `moment` with the GPUs that nobody counts on at their charge. short_w float64[B]:
+    watts that miss with every GPU at its minimum; in_the_way_w float64[B]: that miss while some GPUs do not answer, for they
+    count at their charge. aside, mute bool[N]: GPUs that are not counted on, and those of them whose agents do not answer."""
 
     moment: Moment
     holds: RaiseHolds
     decisions: Mapping[str, Decision]
     short_w: NDArray[np.float64]
+    in_the_way_w: NDArray[np.float64]
+    aside: NDArray[np.bool_]
     mute: NDArray[np.bool_]
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
+def minimum_short_w(m: Moment, allowance_w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Watts that miss below each budget even with every GPU at its lowest legal cap, float64[B]."""
+    minimum_w = np.array([account.min_w or account.charge_w for account in m.fleet.accounts], dtype=np.float64)
+    return shortfall_w(m.fleet.below(m.fleet.gpus.loss_factor * minimum_w), allowance_w)
 
 
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
-    """One report per budget, and a note for every condition that turned since the last step."""
+    """One report per budget that is there, and a note for every condition that turned since the last step."""
     m = j.moment
-    found = _Findings(j)
+    found = Findings(m, aside=j.aside, mute=j.mute, held=j.holds.held)
+    reasons = found.reasons(j.decisions)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
-    rows = zip(m.budgets, m.books, m.surveys, m.fleet.gpu_count.tolist(), j.short_w.tolist(), strict=True)
-    for b, (spec, book, survey, gpus, short_w) in enumerate(rows):
+    columns = (m.fleet.gpu_count.tolist(), j.short_w.tolist(), j.in_the_way_w.tolist())
+    rows = zip(m.budgets, m.books, m.surveys, *columns, strict=True)
+    for b, (spec, book, survey, gpus, short_w, in_the_way_w) in enumerate(rows):
         name = spec.name
         if name in m.tree.gone:
             continue
         observes = m.root(b).mode is Mode.OBSERVE
+        within = _within(book, survey, observes=observes)
         conditions = (
-            _ready(found, name, book, survey, observes=observes),
-            _within(book, survey, observes=observes),
+            _ready(found, name, book, survey, within=within, observes=observes),
+            within,
             _fresh(spec, book, m.now_s),
-            _enforced(found.sick.get(name, [])),
-            _feasible(short_w, j.holds.safe_over_w.get(name)),
+            _enforced(found, name, survey),
+            _feasible(found, name, short_w, in_the_way_w, j.holds.safe_over_w.get(name)),
         )
         notes.extend(_turned(name, book, conditions))
         reports[name] = BudgetReport(
@@ -72,66 +76,49 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             short_w=short_w,
             adoption_s=book.adoption_s,
             conditions=conditions,
-            reasons=tuple(found.reasons.get(name, ())),
+            reasons=tuple(reasons.get(name, ())),
             below=found.below.get(name, ()),
+            gone=tuple(found.gone.get(name, ())),
+            unclaimed=found.unclaimed_names(name),
         )
     return reports, notes
 
 
-class _Findings:
-    """What is to be said of single budgets, by their names, gathered in one pass over the fleet each.
-
-    sick: sentences about GPUs whose caps are not enforced, for their leaf and every budget above it. mute: nodes below whose
-    agents do not answer. clashes: nodes that several leaves select. reasons: the policies', by the leaf they speak of."""
-
-    def __init__(self, j: Judgement) -> None:
-        m, tree, fleet = j.moment, j.moment.tree, j.moment.fleet
-        self.tree, self.held = tree, j.holds.held
-        self.sick: dict[str, list[str]] = {}
-        for i, account in enumerate(fleet.accounts):
-            if account.health is not Health.OK:
-                text = f"{fleet.owner[i].name}/{account.uuid} {account.health.value}"
-                for name in tree.chain(tree.order[fleet.gpus.leaf[i]]):
-                    self.sick.setdefault(name, []).append(text)
-        self.mute: dict[str, set[str]] = {}
-        for i in np.flatnonzero(j.mute).tolist():
-            for name in tree.chain(tree.order[fleet.gpus.leaf[i]]):
-                self.mute.setdefault(name, set()).add(fleet.owner[i].name)
-        self.clashes: dict[str, list[str]] = {}
-        for node, leaves in sorted(m.conflicts.items()):
-            for leaf in leaves:
-                self.clashes.setdefault(leaf, []).append(f"{node} ({' and '.join(leaves)})")
-        self.below: dict[str, tuple[BelowState, ...]] = {}
-        for b, above in enumerate(tree.forest.parent.tolist()):
-            if above != NO_BUDGET:
-                row = BelowState(tree.order[b], m.books[b].limit.spec_w, m.budgets[b].fixed_w)
-                self.below[tree.order[above]] = (*self.below.get(tree.order[above], ()), row)
-        self.reasons: dict[str, list[Reason]] = {}
-        for root, decision in j.decisions.items():
-            for reason in decision.reasons:  # which count leaves within the root's own tree
-                self.reasons.setdefault(tree.order[tree.index[root] + reason.leaf], []).append(reason)
-
-
-def _ready(found: _Findings, name: str, book: Book, survey: Survey, *, observes: bool) -> Condition:
+def _ready(found: Findings, name: str, book: Book, survey: Survey, *, within: Condition, observes: bool) -> Condition:
     if name in found.tree.fault:
         return Condition("Ready", False, "InvalidTree", found.tree.fault[name])
     if name in found.clashes:
-        text = f"nodes selected by several budgets: {_some(found.clashes[name])}; make the nodeSelectors disjoint"
+        text = f"nodes selected by several budgets: {some(found.clashes[name])}; make the nodeSelectors disjoint"
         return Condition("Ready", False, "OverlappingSelectors", text)
+    if name in found.gone:
+        return Condition("Ready", False, "LeafGone", found.gone_text(name))
     if not book.adopted and not survey.nodes:
         return Condition("Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector")
     if not book.adopted:
         return Condition("Ready", False, "Adopting", "its nodes' GPUs are being brought under acknowledged caps")
+    if name in found.unclaimed:
+        return Condition("Ready", False, "NodesUnclaimed", found.unclaimed_text(name))
+    if survey.nodes and len(found.agentless.get(name, ())) == survey.nodes:
+        return Condition("Ready", False, "NoAgent", found.agentless_text(name, nodes=survey.nodes))
+    reason, text = _holding(found, name, book, within=within, observes=observes)
+    if name in found.ghosts:
+        ghosts = found.ghosts_text(name)
+        reason, text = ("NodesGone", ghosts) if reason == "Holding" else (reason, f"{text}; {ghosts}")
+    return Condition("Ready", reason != "AboveLimit", reason, text)
+
+
+def _holding(found: Findings, name: str, book: Book, *, within: Condition, observes: bool) -> tuple[str, str]:
+    """Reason and sentence of a budget that is in force and has nothing that a person must mend."""
     if observes:
-        return Condition("Ready", True, "Observing", "mode is Observe: decides and reports, grants nothing")
+        return "Observing", "mode is Observe: decides and reports, grants nothing"
+    kept = f"limit {book.limit.spec_w} W is kept" if within.status else within.message
     held = next((found.held[up] for up in found.tree.chain(name) if up in found.held), None)
     if held is not None:
-        return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {held}")
+        return "RaisesHeld", f"{'limits are kept' if within.status else within.message}; nothing is raised: {held}"
     if name in found.mute:
-        agents = _some(sorted(found.mute[name]))
-        text = f"limit {book.limit.spec_w} W is kept; grants to {agents} are not acknowledged: look at those agents"
-        return Condition("Ready", True, "AcknowledgementsLate", text)
-    return Condition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
+        agents = some(sorted(found.mute[name]))
+        return "AcknowledgementsLate", f"{kept}; grants to {agents} are not acknowledged: look at those agents"
+    return ("Holding" if within.status else "AboveLimit"), kept
 
 
 def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
@@ -160,19 +147,38 @@ def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> Condition:
     return Condition("TelemetryFresh", True, "Fresh", "the meter's samples are fresh")
 
 
-def _enforced(sick: list[str]) -> Condition:
-    if sick:
-        return Condition("CapsEnforced", False, "GpusNotCapped", f"{len(sick)} GPUs: {_some(sick)}")
-    return Condition("CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both")
+def _enforced(found: Findings, name: str, survey: Survey) -> Condition:
+    """What comes first is what lasts: without an agent, sick, late."""
+    texts: list[tuple[str, str]] = []
+    if found.agentless.get(name):
+        texts.append(("NoAgent", found.agentless_text(name, nodes=survey.nodes)))
+    if name in found.sick:
+        texts.append(("GpusNotCapped", f"{len(found.sick[name])} GPUs: {some(found.sick[name])}"))
+    if name in found.late:
+        late = found.late[name]
+        texts.append(("AcknowledgementsLate", f"{counted(len(late), 'GPU')} late to acknowledge the newest grant: {some(late)}"))
+    if texts:
+        return Condition("CapsEnforced", False, texts[0][0], "; ".join(text for _, text in texts))
+    text = "every cap was read back, management and enforced limit both"
+    if found.bare.get(name):
+        text += f"; counted at its flat rate, without an agent: {some(found.bare[name])}"
+    return Condition("CapsEnforced", True, "ReadBack", text)
 
 
-def _feasible(short_w: float, safe_over_w: float | None) -> Condition:
+def _feasible(found: Findings, name: str, short_w: float, in_the_way_w: float, safe_over_w: float | None) -> Condition:
     if safe_over_w is not None:
         text = f"safe caps need {safe_over_w:.0f} W more than the limit: lower policy.safeCapWatts or raise the limit"
         return Condition("Feasible", False, "SafeCapsAboveLimit", text)
     if short_w > 0:
         text = f"minimum caps need {short_w:.0f} W more than the limit: raise limitWatts or remove nodes"
         return Condition("Feasible", False, "MinimumCapsAboveLimit", text)
+    if in_the_way_w > 0 and name in found.aside:
+        aside = found.aside[name]
+        text = (
+            f"minimum caps fit the limit, but the charges of {counted(len(aside), 'GPU')} that cannot be lowered now are "
+            f"{in_the_way_w:.0f} W in the way: {some(aside)}"
+        )
+        return Condition("Feasible", True, "ChargesInTheWay", text)
     return Condition("Feasible", True, "Feasible", "minimum caps fit the limit")
 
 

@@ -33,6 +33,7 @@ class Roster:
         self.nodes: dict[str, NodeAccount] = {}
         self.moves: dict[str, dict[str, int]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
+        self._gpus: dict[str, int] = {}
         self._selectors: Mapping[str, Selector | None] = {}
         self._leaves = Leaves(())
         self._selected: dict[str, tuple[str, ...]] = {}
@@ -52,7 +53,7 @@ class Roster:
         """Take in a present Node; True when it came up with a new boot."""
         if self._labels.get(node.name) != node.labels:
             self._selected.pop(node.name, None)
-        self._labels[node.name] = node.labels
+        self._labels[node.name], self._gpus[node.name] = node.labels, node.gpus
         return self.account(node.name).see_boot(node.boot_id)
 
     def forget(self, name: str) -> None:
@@ -62,6 +63,7 @@ class Roster:
             return
         del self.nodes[name]
         self._labels.pop(name, None)
+        self._gpus.pop(name, None)
         self._selected.pop(name, None)
         self.moves.pop(name, None)
         self._counted.pop(name, None)
@@ -163,6 +165,7 @@ class Roster:
             leaving=tuple(n for n in names[len(way) :] if n in left),
             claimed=bool(selected),
             rates=rates,
+            allocatable_gpus=self._gpus.get(account.name, 0),
         )
 
     def _selecting(self, name: str) -> tuple[str, ...]:

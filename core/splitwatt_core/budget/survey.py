@@ -12,7 +12,7 @@ from splitwatt_core.budget.claims import Placement, managed
 from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
+from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
 
 UNMANAGED_AFTER_S: Final = 30.0
 """A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
@@ -24,8 +24,9 @@ class Survey:
 
     modelled_w: agents' GPU watts with losses (of a stale agent: its GPUs' charges, or what it does not tell would look like
     watts that nobody declared), declared non-GPU, unmanaged and fixed watts. stale_agents: managed nodes without
-    a fresh agent sample. unmeasured: all nodes without one, with an agent or not. unadopted: nodes with a GPU that is neither
-    acknowledged nor sick or silent. nodes: all of them.
+    a fresh agent sample. unmeasured: all nodes without one, with an agent or not. Neither counts a node whose Node object is
+    gone and whose GPUs are charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes with a GPU that is neither
+    acknowledged nor sick or silent. nodes: all of them; bare: those without an agent.
     """
 
     charged_w: float
@@ -34,6 +35,7 @@ class Survey:
     unmeasured: int
     unadopted: int
     nodes: int
+    bare: int = 0
 
 
 def take_survey(
@@ -46,20 +48,27 @@ def take_survey(
 ) -> tuple[Survey, ...]:
     """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
     tree, forest = fleet.tree, fleet.forest
-    agent_w, stale_agents, unmeasured, unadopted = (np.zeros(forest.size) for _ in range(4))
+    agent_w, stale_agents, unmeasured, unadopted, bare = (np.zeros(forest.size) for _ in range(5))
     for p in placements:
         leaf = p.leaves[0]
         b = tree.index[leaf]
         stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
         charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
         agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
-        stale_agents[b] += managed(p.node) and stale
-        unmeasured[b] += stale
+        missed = stale and not _worst_counts(p.node)
+        stale_agents[b] += managed(p.node) and missed
+        unmeasured[b] += missed
+        bare[b] += not managed(p.node)
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
-    counts = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted))
-    columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes)
+    *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, bare))
+    columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes, bare)
     return tuple(Survey(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _worst_counts(node: NodeAccount) -> bool:
+    """The Node object is gone, and every GPU is charged its default limit."""
+    return not node.present and managed(node) and all(gpu.charge_w >= gpu.default_w for gpu in node.gpus.values())
 
 
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:

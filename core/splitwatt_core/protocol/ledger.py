@@ -234,6 +234,11 @@ class NodeAccount:
 
     # ------------------------------------------------------------------------------------------------------- judging
 
+    @property
+    def reported(self) -> bool:
+        """Whether an agent ever wrote the status of the object."""
+        return self.object is not None and bool(self.object.status.observed_uid)
+
     def alive(self, now_s: float) -> bool:
         """The agent showed life lately, by metrics or by status (I3)."""
         return now_s - self.sample_s <= AGENT_METRICS_SILENT_S or now_s - self.status_s <= AGENT_STATUS_SILENT_S
