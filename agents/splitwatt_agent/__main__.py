@@ -14,12 +14,15 @@ from splitwatt_shell.address import AddressError, parse_address
 from splitwatt_shell.serve import ListenError
 
 from splitwatt_agent.agent import AgentSettings, run
+from splitwatt_agent.last_resort import EXIT_CODE, GIVE_UP_S, DeviceAccessLostError
 from splitwatt_agent.nvml import PynvmlPort
 from splitwatt_agent.state_dir import StateDirError
 from splitwatt_agent.workloads import ArgumentError, socket_path
 
 KUBELET_SOCKET = "unix:/var/lib/kubelet/pod-resources/kubelet.sock"
 MAX_SAMPLE_HZ = 20.0
+MIN_GIVE_UP_S = 1.0
+MAX_GIVE_UP_S = 86400.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,13 +38,23 @@ def parse(argv: Sequence[str] | None = None) -> AgentSettings:
     parser.add_argument("--node-name", required=True, metavar="NAME", help="this node's name; its NodePower has the same")
     parser.add_argument("--state-dir", required=True, type=Path, metavar="DIR", help="kept over restarts, one agent each")
     parser.add_argument("--boot-id-file", type=Path, default=Path("/proc/sys/kernel/random/boot_id"), metavar="FILE")
-    parser.add_argument("--listen", default="127.0.0.1:9402", metavar="HOST:PORT", help="/metrics and /healthz")
+    parser.add_argument("--listen", default="127.0.0.1:9402", metavar="HOST:PORT", help="/metrics, /healthz, /readyz")
     parser.add_argument("--pod-resources", default=KUBELET_SOCKET, metavar="unix:PATH", help="kubelet's socket; '' disables")
     parser.add_argument("--kubeconfig", type=Path, default=None, metavar="FILE", help="default: in-cluster")
     parser.add_argument("--sample-hz", type=float, default=5.0, metavar="HZ")
+    parser.add_argument("--observe", action="store_true", help="read and report only: no limit, clock or mode is ever set")
+    parser.add_argument(
+        "--give-up-after-s",
+        type=float,
+        default=GIVE_UP_S,
+        metavar="SECONDS",
+        help="end when only a new container can read the GPUs again (library and driver differ, device files lost)",
+    )
     given = parser.parse_args(argv)
     if not 0.1 <= given.sample_hz <= MAX_SAMPLE_HZ:
         parser.error(f"--sample-hz must be from 0.1 to {MAX_SAMPLE_HZ:g}, not {given.sample_hz:g}")
+    if not MIN_GIVE_UP_S <= given.give_up_after_s <= MAX_GIVE_UP_S:
+        parser.error(f"--give-up-after-s must be from {MIN_GIVE_UP_S:g} to {MAX_GIVE_UP_S:g}, not {given.give_up_after_s:g}")
     if not given.node_name:
         parser.error("--node-name must not be empty")
     if not given.boot_id_file.is_file():
@@ -59,6 +72,8 @@ def parse(argv: Sequence[str] | None = None) -> AgentSettings:
         pod_resources=pod_resources,
         kubeconfig=given.kubeconfig,
         sample_period_s=1.0 / given.sample_hz,
+        give_up_s=given.give_up_after_s,
+        observe=given.observe,
     )
 
 
@@ -70,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StateDirError, ListenError, ConfigurationError) as error:
         sys.stderr.write(f"splitwatt-agent: {error}\n")
         return 1
+    except DeviceAccessLostError as error:
+        sys.stderr.write(f"splitwatt-agent: {error}\n")
+        return EXIT_CODE
     return 0
 
 

@@ -13,9 +13,10 @@ from splitwatt_shell.serve import serve
 from splitwatt_shell.supervise import first_to_end, on_stop_signal
 
 from splitwatt_agent.control import Control
-from splitwatt_agent.metrics import AgentCollector, health_of
+from splitwatt_agent.metrics import AgentCollector, health_of, unready
 from splitwatt_agent.node_power import NodePowerLink
 from splitwatt_agent.nvml import NvmlPort
+from splitwatt_agent.own_node import watch_own_node
 from splitwatt_agent.state_dir import StateDir
 from splitwatt_agent.workloads import WorkloadPoll
 
@@ -33,10 +34,13 @@ class AgentSettings:
     pod_resources: Path | None
     kubeconfig: Path | None
     sample_period_s: float
+    give_up_s: float
+    observe: bool
 
 
 async def run(settings: AgentSettings, port: NvmlPort) -> None:
-    """Until SIGTERM or SIGINT. Raises StateDirError, ListenError, ConfigurationError before anything was touched."""
+    """Until SIGTERM or SIGINT. Raises StateDirError, ListenError, ConfigurationError before anything was touched, and
+    DeviceAccessLostError when only a new container can read the GPUs again."""
     state_dir = StateDir(settings.state_dir)
     try:
         control = Control(
@@ -45,16 +49,26 @@ async def run(settings: AgentSettings, port: NvmlPort) -> None:
             node=settings.node,
             boot_id_file=settings.boot_id_file,
             sample_period_s=settings.sample_period_s,
+            give_up_s=settings.give_up_s,
+            observe=settings.observe,
         )
         async with Connection(settings.kubeconfig, user_agent=f"splitwatt-agent/{settings.node}") as connection:
             link = NodePowerLink(connection, control, node=settings.node)
             poll = None if settings.pod_resources is None else WorkloadPoll(settings.pod_resources, control)
             collector = AgentCollector(control, link, poll, node=settings.node)
-            async with serve(settings.listen, collector, health=lambda: health_of(control)) as bound:
+            async with serve(
+                settings.listen, collector, health=lambda: health_of(control), ready=lambda: unready(control)
+            ) as bound:
                 log.info("agent of %s on http://%s", settings.node, bound)
                 stop = asyncio.Event()
                 on_stop_signal(stop.set)
-                parts = {"control": control.run(link), "watch": link.watch(), "resync": link.resync(), "write": link.write()}
+                parts = {
+                    "control": control.run(link),
+                    "watch": link.watch(),
+                    "resync": link.resync(),
+                    "write": link.write(),
+                    "node": watch_own_node(connection, control, node=settings.node),
+                }
                 if poll is not None:
                     parts["workloads"] = poll.run()
                 await first_to_end(stop=_told_to_end(stop), **parts)

@@ -8,10 +8,11 @@ Oversubscribed mode `LeaseHeld`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition, merge
+from splitwatt_core.protocol.contest import WINDOW_S, Contest
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, Status
 from splitwatt_core.protocol.enforcer import ObjectVerdict
 
@@ -21,6 +22,9 @@ UNACKED_GRACE_S: Final = 2.0
 READY: Final = "Ready"
 CAPS_ENFORCED: Final = "CapsEnforced"
 LEASE_HELD: Final = "LeaseHeld"
+PAUSED: Final = "Paused"
+OBSERVING: Final = "Observing"
+FOREIGN_LIMIT: Final = "ForeignLimit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ class ControlView:
     disk_error: str
     contract_error: str
     workloads_error: str
+    paused_by: str = ""
+    """The node's label that asks GPU clients to step aside."""
+    observing: bool = False
+    contests: Mapping[str, Contest] = field(default_factory=dict)
+    beyond: int = 0
+    """GPUs above the number that a node may report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +74,22 @@ class Report:
         return (self.observed_uid, self.observed_term, self.boot_id, lines)
 
 
+_ASIDE: Final = "NVML is closed, limits stay as the driver has them, and every GPU is charged its default limit meanwhile"
+_OBSERVES: Final = "it sets no limit, clock or mode and acknowledges nothing, so every GPU is charged its default limit"
+
+
 def report_of(view: ControlView) -> Report:
     conditions = [_ready(view), _caps_enforced(view)]
     if view.mode is Mode.OVERSUBSCRIBED:
         conditions.append(
             Condition(LEASE_HELD, False, "LeaseNotFollowed", "This agent follows no Lease, so it applies safe caps only.")
         )
+    if view.paused_by:
+        conditions.append(Condition(PAUSED, True, "LabelAsks", f"The node's label {view.paused_by} asks for it: {_ASIDE}."))
+    if view.contests:
+        conditions.append(_foreign_limit(view))
+    if view.observing:
+        conditions.append(Condition(OBSERVING, True, "Asked", f"This agent runs with --observe: {_OBSERVES}."))
     return Report(view.observed_uid, view.observed_term, view.boot_id, view.gpus, tuple(conditions))
 
 
@@ -93,6 +113,8 @@ def _ready(view: ControlView) -> Condition:
     def no(reason: str, message: str) -> Condition:
         return Condition(READY, False, reason, message)
 
+    if view.paused_by:
+        return no("Paused", f"Stepped aside for the node's label {view.paused_by}{': ' if view.trouble else ''}{view.trouble}.")
     if view.trouble:
         return no("NVMLUnavailable", f"No GPU can be read: {view.trouble}; limits stay as the driver has them.")
     if view.contract_error:
@@ -109,6 +131,13 @@ def _ready(view: ControlView) -> Condition:
         return no("NotSynced", "The object has not been read since this agent started; caps are held.")
     if not view.gpus:
         return no("NoGPUs", "NVML finds no GPU on this node.")
+    if all(gpu.health is Health.NOT_SUPPORTED for gpu in view.gpus):
+        models = ", ".join(sorted({gpu.model for gpu in view.gpus}))
+        return no("NotSupported", f"Power management is not supported on {models}: no GPU here can be capped, each is charged.")
+    if view.beyond:
+        return no(
+            "TooManyGPUs", f"{view.beyond} more GPUs than the {len(view.gpus)} of this status are neither capped nor charged."
+        )
     if view.verdict is ObjectVerdict.NO_SPEC or not view.granted_w:
         return Condition(READY, True, "NoGrants", f"{len(view.gpus)} GPUs are read; nothing is granted yet.")
     message = f"{len(view.gpus)} GPUs are read, {len(view.granted_w)} grants of term {view.observed_term} are in force."
@@ -120,18 +149,34 @@ def _ready(view: ControlView) -> Condition:
     return Condition(READY, True, "Enforcing", message)
 
 
+def _foreign_limit(view: ControlView) -> Condition:
+    fights = [
+        f"another program set {uuid} to {contest.limit_w} W, at least {contest.times} times in {WINDOW_S:.0f} s"
+        for uuid, contest in view.contests.items()
+    ]
+    message = (
+        f"{'; '.join(fights)}: each time it was put back. Find it (nvidia-smi -pl, a tuning job, another agent) and stop it."
+    )
+    return Condition(FOREIGN_LIMIT, True, "SetByAnother", message)
+
+
 _TROUBLES: Final[Mapping[Health, tuple[str, str]]] = {
     Health.LOST: ("GPULost", "is lost to the driver; drain the node and reset the GPU"),
     Health.HUNG: ("CallHung", "does not answer: a driver call has not returned, so nothing is acknowledged meanwhile"),
     Health.NO_PERMISSION: ("NoPermission", "refuses a new limit; the agent needs root or CAP_SYS_ADMIN"),
     Health.CAP_NOT_ENFORCED: ("CapNotEnforced", "reports success for a limit that it does not read back"),
-    Health.NOT_SUPPORTED: ("NotSupported", "does not support power limits"),
+    Health.NOT_SUPPORTED: (
+        "NotSupported",
+        "does not support power limits: it is charged the most it may draw, and its neighbours are governed",
+    ),
     Health.UNKNOWN: ("Unreadable", "could not be read"),
 }
 
 
 def _caps_enforced(view: ControlView) -> Condition:
     """The reason is the first trouble found, in the order of the GPUs; the message has a sentence for each GPU."""
+    if view.observing:
+        return Condition(CAPS_ENFORCED, False, OBSERVING, "No cap is set: this agent only observes.")
     troubles: list[tuple[str, str]] = []
     for gpu in view.gpus:
         trouble = _trouble_of(view, gpu)
@@ -140,6 +185,8 @@ def _caps_enforced(view: ControlView) -> Condition:
     if troubles:
         message = " ".join(sentence for _, sentence in troubles)
         return Condition(CAPS_ENFORCED, False, troubles[0][0], message)
+    if view.paused_by:
+        return Condition(CAPS_ENFORCED, False, "Paused", "No limit is read back while the agent steps aside.")
     if view.trouble:
         return Condition(CAPS_ENFORCED, False, "NVMLUnavailable", "No limit can be read back.")
     if not view.granted_w:

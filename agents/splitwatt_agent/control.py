@@ -17,30 +17,32 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from splitwatt_core.protocol.contract import Health, Workload
 from splitwatt_core.protocol.enforcer import Actions
 from splitwatt_core.protocol.node_guard import guard_inputs
+from splitwatt_core.protocol.record import Record
 from splitwatt_shell.waiting import woken
 
-from splitwatt_agent import session as sessions
+from splitwatt_agent import last_resort
 from splitwatt_agent import state as states
+from splitwatt_agent.durable import DurableRecord, KeptInventory
 from splitwatt_agent.hardware import Hardware
+from splitwatt_agent.last_resort import DeviceAccessLostError, Patience
 from splitwatt_agent.nvml import Inventory, NvmlError, NvmlPort
+from splitwatt_agent.opening import Opening
 from splitwatt_agent.session import Session
 from splitwatt_agent.state import REWOUND_S, ControlState, SeenVersion
-from splitwatt_agent.state_dir import StateDir, StateDirError
+from splitwatt_agent.state_dir import StateDir
 from splitwatt_agent.threads import daemon_call
-from splitwatt_agent.upkeep import DurableRecord, Upkeep
+from splitwatt_agent.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
 MAX_INBOX: Final = 64
 """Versions waiting to be taken in; the oldest are dropped, for a later one says more."""
-SESSION_RETRY_S: Final = 2.0
 LOST_RETRY_S: Final = 10.0
 """How often a start is repeated for the sake of a GPU that would not say who it is."""
 
@@ -65,25 +67,30 @@ class Control:
         node: str,
         boot_id_file: Path,
         sample_period_s: float,
+        give_up_s: float = last_resort.GIVE_UP_S,
+        observe: bool = False,
     ) -> None:
-        """Raises StateDirError when the record cannot be understood."""
+        """`observe`: read and report, and never set anything. Raises StateDirError when the record cannot be understood."""
         self._port = port
-        self._state_dir = state_dir
         self._node = node
         self._boot_id_file = boot_id_file
         self._period_s = sample_period_s
         self._record = DurableRecord(state_dir)
+        self._inventory = KeptInventory(state_dir)
         self._hardware = Hardware(port, on_return=self._setter_returned)
         self._upkeep = Upkeep(port, count=self._hardware.count)
+        self._opening = Opening(port, self._inventory, read_boot_id=self._read_boot_id, count=self._hardware.count)
         self._session: Session | None = None
-        self._session_due_s = 0.0
+        self._give_up_s = give_up_s
+        self._patience = Patience()
+        self._paused_by = ""
         self._lost_due_s = float("inf")
         self._answering: Session | None = None
         """The session in which a GPU that was lost has been found."""
         self._inbox: deque[SeenVersion] = deque(maxlen=MAX_INBOX)
         self._workloads: tuple[Mapping[str, Workload], str] = ({}, "")
         self._wake = asyncio.Event()
-        self._state = ControlState(ticked_s=time.monotonic())
+        self._state = ControlState(ticked_s=time.monotonic(), observing=observe)
 
     @property
     def state(self) -> ControlState:
@@ -94,7 +101,7 @@ class Control:
 
     def offer(self, raw: Mapping[str, Any] | None, *, consistent: bool) -> None:
         """A version of the node's NodePower as the API server gave it; None: it does not exist."""
-        self._inbox.append(states.seen(raw, consistent=consistent))
+        self._inbox.append(states.seen(raw, consistent=consistent, observing=self._state.observing))
         self._wake.set()
 
     def hear_workloads(self, workloads: Mapping[str, Workload]) -> None:
@@ -105,6 +112,11 @@ class Control:
         """Kubelet did not answer: what it said last stands."""
         self._workloads = (self._workloads[0], why)
 
+    def hear_pause(self, label: str) -> None:
+        """`key=value` of the label on this node that asks GPU clients to step aside; "" when none does."""
+        self._paused_by = label
+        self._wake.set()
+
     def _setter_returned(self, uuid: str, health: Health | None) -> None:
         if self._session is not None and uuid in self._session.gpus:
             self._session.enforcer.setter_finished(uuid, time.monotonic(), health)
@@ -113,7 +125,7 @@ class Control:
     # ------------------------------------------------------------------------------------------------------ the loop
 
     async def run(self, listener: Listener) -> None:
-        """Until cancelled; then every limit stays as it is."""
+        """Until cancelled; then every limit stays as it is. Raises DeviceAccessLostError where only a new container helps."""
         try:
             while True:
                 begun_s = time.monotonic()
@@ -122,6 +134,7 @@ class Control:
                 self._state = await self._tick(before, listener)
                 if self._state.report != before.report:
                     listener.report_changed()
+                self._lose_patience(self._state)
                 await woken(self._wake, within_s=begun_s + self._period_s - self._state.ticked_s)
         finally:
             self._hardware.close()
@@ -131,7 +144,11 @@ class Control:
         state = replace(state, workloads=workloads, workloads_error=workloads_error)
         if self._session is not None and (why := self._why_over(self._session)):
             state = self._end_session(state, why)
-        if self._session is None:
+        if self._paused_by != state.paused_by:
+            state = self._turn(state, self._paused_by)
+        if state.paused_by:
+            state = replace(state, trouble="" if await self._opening.close() else self._opening.trouble)
+        elif self._session is None:
             state = await self._begin_session(state, listener)
         if self._session is None:
             state = self._take_inbox_without_gpus(state)
@@ -140,7 +157,7 @@ class Control:
         state = replace(
             state,
             persistence=dict(self._upkeep.persistence),
-            disk_error=self._record.error,
+            disk_error=self._disk_error,
             nvml_errors=dict(self._hardware.errors),
             mismatches=dict(self._hardware.mismatches),
         )
@@ -157,9 +174,11 @@ class Control:
         now_s = time.monotonic()
         readbacks = session.readbacks(readings, self._hardware.stuck)
         ceilings = session.guard.step(now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks))
-        actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings)
+        self._inventory.step(now_s)
+        actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings, only_lower=bool(self._disk_error))
         state = replace(state, standing=session.standing(state.workloads))
-        await self._perform(session, actions)
+        if not state.observing:
+            await self._perform(session, actions)
         if now_s >= self._lost_due_s:
             self._look_for_lost(session)
         return state
@@ -184,10 +203,17 @@ class Control:
             state = replace(state, observed=self._inbox.popleft().node_power)
         return state
 
+    @property
+    def _disk_error(self) -> str:
+        return self._record.error or self._inventory.error
+
     async def _perform(self, session: Session, actions: Actions) -> None:
-        if actions.persist is not None and await self._record.write(actions.persist):
-            session.enforcer.persisted()
-            self._wake.set()  # raises come with the next tick
+        if actions.persist is not None:
+            if await self._record.write(actions.persist):
+                session.enforcer.persisted()
+                self._wake.set()  # raises come with the next tick
+        elif self._record.error:
+            await self._record.write(self._record.current)  # nothing new to keep: the disk is tried with what lies there
         now_s = time.monotonic()
         for call in actions.set_caps:
             self._hardware.set_cap(session, call, now_s)
@@ -217,28 +243,38 @@ class Control:
         self._session = None
         return states.session_ended(state, why)
 
+    def _turn(self, state: ControlState, paused_by: str) -> ControlState:
+        """The node's labels ask us to step aside, or no longer do."""
+        if paused_by:
+            log.warning("%s: stepping aside, for %s", self._node, paused_by)
+            self._session = None
+            state = states.session_ended(state, "")
+        else:
+            log.info("%s: %s is gone, the driver is used again", self._node, state.paused_by)
+        return replace(state, paused_by=paused_by, trouble=states.INITIALISING)
+
     async def _begin_session(self, state: ControlState, listener: Listener) -> ControlState:
         """Raises nothing: without NVML the state says why, and it is tried again."""
-        if time.monotonic() < self._session_due_s:
-            return state
-        self._session_due_s = time.monotonic() + SESSION_RETRY_S
-        try:
-            boot_id = self._read_boot_id()
-            begin = partial(sessions.begin, self._port, self._state_dir, boot_id=boot_id, record=self._record.current)
-            session = await daemon_call("nvml-start", begin)
-        except (NvmlError, StateDirError, OSError) as error:
-            if isinstance(error, NvmlError):
-                self._hardware.count(error)
-            if str(error) != state.trouble:
-                log.error("NVML is not usable: %s", error)
-            return replace(state, trouble=str(error))
+        record = Record() if state.observing else self._record.current
+        session = await self._opening.open(record, time.monotonic())
+        if session is None:
+            return replace(state, trouble=self._opening.trouble or state.trouble)
         self._hardware.adopt(session)
+        self._inventory.keep(session.boot_id, session.named)
         self._session = session
-        self._upkeep.begin(uuid for uuid in session.gpus if uuid not in session.lost)
+        self._upkeep.begin(() if state.observing else (uuid for uuid in session.gpus if uuid not in session.lost))
         self._lost_due_s = time.monotonic() + LOST_RETRY_S if session.lost else float("inf")
-        log.info("%s: %d GPUs, boot %s", self._node, len(session.gpus), boot_id)
+        log.info("%s: %d GPUs, boot %s", self._node, len(session.gpus), session.boot_id)
         listener.read_anew()
-        return states.session_began(state, boot_id=boot_id)
+        return states.session_began(state, boot_id=session.boot_id)
+
+    def _lose_patience(self, state: ControlState) -> None:
+        lost_now = self._opening.hopeless if self._session is None else last_resort.cause_in(state.readings)
+        why = "" if state.paused_by else lost_now
+        now_s = time.monotonic()
+        self._patience = self._patience.after(why, now_s)
+        if self._patience.over(now_s, give_up_s=self._give_up_s):
+            raise DeviceAccessLostError(last_resort.farewell(why, waited_s=self._give_up_s))
 
     def _look_for_lost(self, session: Session) -> None:
         """Ask again for GPUs that did not say who they are; only when one does, a new session begins."""

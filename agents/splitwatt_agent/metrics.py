@@ -1,4 +1,4 @@
-"""What /metrics and /healthz say: a collector turns the control loop's last state into samples when it is asked.
+"""What /metrics, /healthz and /readyz say: a collector turns the control loop's last state into samples when it is asked.
 
 What it protects: a metric never claims to be fresh when its reading is not. A reading older than `STALE_S`, or one that
 failed, is left out, so that Prometheus sees a gap; "no data" is never a zero, and never the last value repeated.
@@ -108,3 +108,11 @@ def health_of(control: Control) -> str | None:
     """One sentence when the control loop is wedged."""
     silent_s = time.monotonic() - control.state.ticked_s
     return None if silent_s <= WEDGED_S else f"the control loop has not come round for {silent_s:.0f} s"
+
+
+def unready(control: Control) -> str | None:
+    """One sentence while no GPU is governed: no driver yet, or stepped aside. No reason to kill the agent, which waits."""
+    state = control.state
+    if state.paused_by:
+        return f"paused by the node's label {state.paused_by}"
+    return f"waiting for the driver: {state.trouble}" if state.trouble else None

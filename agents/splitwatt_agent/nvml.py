@@ -40,6 +40,12 @@ _DRIVER_GONE: Final = frozenset(
 """Answers that speak of the driver, not of one GPU: it was unloaded or replaced, and NVML must be initialised anew."""
 
 
+_NO_SUCH_FIELD: Final = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_INVALID_ARGUMENT})
+"""Answers for field 186 that will not change while the driver is loaded."""
+UNKNOWN_LIMIT_MW: Final = 1_400_000
+"""What a GPU may draw whose limits cannot be read at all: as much as the largest part on sale (GB300)."""
+
+
 class NvmlError(Exception):
     """One failed call. `driver_gone`: no GPU can be spoken to until NVML is initialised anew."""
 
@@ -66,6 +72,8 @@ class Inventory:
 
     gpus: tuple[GpuIdentity, ...]
     unreadable: tuple[tuple[int, NvmlError], ...]
+    beyond: int = 0
+    """GPUs that the driver has above the number that one node may report."""
 
 
 class NvmlPort(Protocol):
@@ -73,6 +81,9 @@ class NvmlPort(Protocol):
 
     def start(self) -> Inventory:
         """Initialise NVML, anew if it was before, and find the GPUs."""
+
+    def stop(self) -> None:
+        """Give NVML back: no handle stays open, and limits stay as the driver keeps them."""
 
     def scan(self) -> Inventory:
         """Look again, without initialising anew: GPUs that answer only now can be used afterwards."""
@@ -111,24 +122,28 @@ class PynvmlPort:
         self._started = False
 
     def start(self) -> Inventory:
+        self.stop()
+        _call(pynvml.nvmlInit)
+        self._started = True
+        self._averaging.clear()
+        return self.scan()
+
+    def stop(self) -> None:
+        self._handles = {}
         if self._started:
             self._started = False
             try:
                 _call(pynvml.nvmlShutdown)
             except NvmlError as error:
-                if not error.driver_gone:  # that the old library state is unusable is why we are here
+                if not error.driver_gone:  # then nothing is open any more
                     raise
-        _call(pynvml.nvmlInit)
-        self._started = True
-        self._handles = {}
-        self._averaging.clear()
-        return self.scan()
 
     def scan(self) -> Inventory:
         handles: dict[str, Any] = {}
         gpus: list[GpuIdentity] = []
         unreadable: list[tuple[int, NvmlError]] = []
-        for index in range(min(_call(pynvml.nvmlDeviceGetCount), MAX_GPUS_PER_NODE)):
+        count = _call(pynvml.nvmlDeviceGetCount)
+        for index in range(min(count, MAX_GPUS_PER_NODE)):
             try:
                 handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
                 identity = _identity(handle)
@@ -139,8 +154,10 @@ class PynvmlPort:
                 continue
             handles[identity.uuid] = handle
             gpus.append(identity)
+        if unreadable and not gpus and {error.code for _, error in unreadable} == {pynvml.NVML_ERROR_UNKNOWN}:
+            raise unreadable[0][1]  # not so many broken GPUs, but one lost way to all of them
         self._handles |= handles
-        return Inventory(gpus=tuple(gpus), unreadable=tuple(unreadable))
+        return Inventory(gpus=tuple(gpus), unreadable=tuple(unreadable), beyond=max(0, count - MAX_GPUS_PER_NODE))
 
     def instant_power_mw(self, uuid: str) -> int:
         handle = self._handle(uuid)
@@ -148,9 +165,11 @@ class PynvmlPort:
             value = _call(pynvml.nvmlDeviceGetFieldValues, handle, (pynvml.NVML_FI_DEV_POWER_INSTANT,))[0]
             if value.nvmlReturn == pynvml.NVML_SUCCESS:
                 return int(value.value.uiVal)
-            if value.nvmlReturn != pynvml.NVML_ERROR_NOT_SUPPORTED:
-                raise NvmlError(call="field POWER_INSTANT", code=value.nvmlReturn)
-            self._averaging.add(uuid)
+            error = NvmlError(call="field POWER_INSTANT", code=value.nvmlReturn)
+            if error.health is Health.LOST or error.driver_gone:
+                raise error
+            if error.code in _NO_SUCH_FIELD:
+                self._averaging.add(uuid)
         return int(_call(pynvml.nvmlDeviceGetPowerUsage, handle))
 
     def management_limit_mw(self, uuid: str) -> int:
@@ -191,14 +210,28 @@ class PynvmlPort:
 
 
 def _identity(handle: Any) -> GpuIdentity:
-    min_mw, max_mw = _call(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
-    return GpuIdentity(
-        uuid=str(_call(pynvml.nvmlDeviceGetUUID, handle)),
-        model=str(_call(pynvml.nvmlDeviceGetName, handle)),
-        min_mw=int(min_mw),
-        max_mw=int(max_mw),
-        default_mw=int(_call(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)),
-    )
+    uuid = str(_call(pynvml.nvmlDeviceGetUUID, handle))
+    model = str(_call(pynvml.nvmlDeviceGetName, handle))
+    try:
+        min_mw, max_mw = _call(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
+        default_mw = _call(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
+    except NvmlError as error:
+        if error.health is not Health.NOT_SUPPORTED:
+            raise
+        limit_mw = _uncapped_mw(handle)
+        return GpuIdentity(uuid, model, min_mw=limit_mw, max_mw=limit_mw, default_mw=limit_mw, cappable=False)
+    return GpuIdentity(uuid, model, min_mw=int(min_mw), max_mw=int(max_mw), default_mw=int(default_mw))
+
+
+def _uncapped_mw(handle: Any) -> int:
+    """The most that a GPU without power management says it may draw. Raises NvmlError when the driver is gone."""
+    for ask in (pynvml.nvmlDeviceGetPowerManagementDefaultLimit, pynvml.nvmlDeviceGetEnforcedPowerLimit):
+        try:
+            return int(_call(ask, handle))
+        except NvmlError as error:
+            if error.driver_gone:
+                raise
+    return UNKNOWN_LIMIT_MW
 
 
 def _call(function: Callable[..., T], *arguments: object) -> T:

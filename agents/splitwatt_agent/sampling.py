@@ -55,7 +55,7 @@ def read_gpu(port: NvmlPort, uuid: str, *, facts: bool) -> GpuReading:
         try:
             power_mw = port.instant_power_mw(uuid)
         except NvmlError as error:
-            errors.append(error)
+            _note(errors, error)
             health = error.health if error.health is Health.LOST else health
     readback = Readback(management_mw=management_mw, enforced_mw=enforced_mw, health=health, power_mw=power_mw)
     wanted = facts and health is not Health.LOST

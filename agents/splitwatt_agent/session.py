@@ -14,14 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from splitwatt_core.protocol.contest import Contest
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
 from splitwatt_core.protocol.node_guard import NodeGuard
 from splitwatt_core.protocol.record import Record
 
+from splitwatt_agent.durable import KeptInventory
 from splitwatt_agent.nvml import Inventory, NvmlPort
 from splitwatt_agent.sampling import GpuReading
-from splitwatt_agent.state_dir import StateDir
 
 UNREADABLE_PREFIX: Final = "unreadable-index-"
 
@@ -44,6 +45,8 @@ class Standing:
     granted: Mapping[str, Granted] = field(default_factory=dict)
     unknown_gpus: tuple[str, ...] = ()
     lowered: Mapping[str, int] = field(default_factory=dict)
+    contests: Mapping[str, Contest] = field(default_factory=dict)
+    beyond: int = 0
 
 
 NO_SESSION: Final = Standing()
@@ -53,10 +56,17 @@ NO_SESSION: Final = Standing()
 class Session:
     boot_id: str
     gpus: Mapping[str, GpuIdentity]
-    lost: frozenset[str]
-    """GPUs in `gpus` that this start could not speak to."""
+    lost: Mapping[str, Health]
+    """GPUs in `gpus` that this start could not speak to, and how they failed."""
     enforcer: Enforcer
     guard: NodeGuard
+    beyond: int = 0
+    """GPUs that the node has above the number that it may report: nobody governs them."""
+
+    @property
+    def named(self) -> tuple[GpuIdentity, ...]:
+        """Those that have said who they are, now or earlier in this boot."""
+        return tuple(gpu for uuid, gpu in self.gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
 
     def standing(self, workloads: Mapping[str, Workload]) -> Standing:
         """After a tick, before anything is waited for: a setter that returns makes the readback of its GPU void."""
@@ -73,13 +83,15 @@ class Session:
             granted=granted,
             unknown_gpus=enforcer.unknown_gpus,
             lowered=self.guard.lowered,
+            contests=enforcer.contests,
+            beyond=self.beyond,
         )
 
     def readbacks(self, readings: Mapping[str, GpuReading], stuck: frozenset[str]) -> dict[str, Readback]:
         """By GPU; `stuck` are those whose read has not returned."""
         readbacks = {uuid: reading.readback for uuid, reading in readings.items()}
         readbacks |= dict.fromkeys(stuck, Readback(None, None, Health.HUNG))
-        readbacks |= dict.fromkeys(self.lost, Readback(None, None, Health.LOST))
+        readbacks |= {uuid: Readback(None, None, health) for uuid, health in self.lost.items()}
         return readbacks
 
     def answers(self, found: Inventory) -> bool:
@@ -87,31 +99,28 @@ class Session:
         return any(gpu.uuid in self.lost or gpu.uuid not in self.gpus for gpu in found.gpus)
 
 
-def begin(port: NvmlPort, state: StateDir, *, boot_id: str, record: Record) -> Session:
-    """Initialise NVML and take stock; blocks. Raises NvmlError, StateDirError, OSError."""
+def begin(port: NvmlPort, inventory: KeptInventory, *, boot_id: str, record: Record) -> Session:
+    """Initialise NVML and take stock; blocks. Raises NvmlError. What was found is kept by whoever adopts the session: a disk
+    that refuses it is no reason to leave GPUs uncapped."""
     found = port.start()
-    known = state.read_inventory(boot_id)
-    gpus, lost = take_stock(found, known)
-    readable = tuple(gpu for uuid, gpu in gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
-    if readable != known:
-        state.write_inventory(boot_id, readable)
-    return Session(boot_id, gpus, lost, Enforcer(gpus=gpus, record=record), NodeGuard())
+    gpus, lost = take_stock(found, inventory.known(boot_id))
+    return Session(boot_id, gpus, lost, Enforcer(gpus=gpus, record=record), NodeGuard(), beyond=found.beyond)
 
 
-def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[str, GpuIdentity], frozenset[str]]:
-    """All GPUs to report by UUID, and which of them are lost."""
+def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[str, GpuIdentity], dict[str, Health]]:
+    """All GPUs to report by UUID, and which of them did not answer, and how."""
     gpus = {gpu.uuid: gpu for gpu in found.gpus}
     missing = [gpu for gpu in known if gpu.uuid not in gpus]
-    lost = {gpu.uuid for gpu in missing}
+    lost = dict.fromkeys((gpu.uuid for gpu in missing), Health.LOST)
     gpus.update((gpu.uuid, gpu) for gpu in missing)
     nameless = found.unreadable[len(missing) :]  # the missing ones are among the unreadable
     if gpus:
         largest = max(gpus.values(), key=lambda gpu: gpu.default_mw)
-        for index, _ in nameless:
+        for index, error in nameless:
             uuid = f"{UNREADABLE_PREFIX}{index}"
             gpus[uuid] = replace(largest, uuid=uuid)
-            lost.add(uuid)
-    return gpus, frozenset(lost)
+            lost[uuid] = error.health
+    return gpus, lost
 
 
 def without_leased_watts(seen: NodePower) -> NodePower:
@@ -122,3 +131,8 @@ def without_leased_watts(seen: NodePower) -> NodePower:
         return seen
     gpus = tuple(replace(grant, cap_w=min(grant.cap_w, grant.safe_cap_w)) for grant in spec.gpus)
     return replace(seen, spec=replace(spec, gpus=gpus))
+
+
+def without_grants(seen: NodePower) -> NodePower:
+    """What of a NodePower an agent uses that only observes: so that there is nothing it could set or acknowledge."""
+    return seen if seen.spec is None else replace(seen, spec=replace(seen.spec, gpus=(), node_limit_w=None))

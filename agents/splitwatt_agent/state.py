@@ -16,7 +16,7 @@ from splitwatt_core.protocol.enforcer import ObjectVerdict
 
 from splitwatt_agent.conditions import ControlView, Report, report_of
 from splitwatt_agent.sampling import Facts, GpuReading
-from splitwatt_agent.session import NO_SESSION, Standing, without_leased_watts
+from splitwatt_agent.session import NO_SESSION, Standing, without_grants, without_leased_watts
 
 REWOUND_S: Final = 15.0
 """How long consistent reads must be older than what was seen before that is believed."""
@@ -36,10 +36,13 @@ class SeenVersion:
 
 @dataclass(frozen=True, slots=True)
 class ControlState:
-    """`trouble`: why there is no driver to speak to; "" exactly while a session runs. Seconds are monotonic."""
+    """`trouble`: why there is no driver to speak to; "" exactly while a session runs, or while NVML is closed because of the
+    label `paused_by`. Seconds are monotonic."""
 
     ticked_s: float
+    observing: bool = False
     trouble: str = INITIALISING
+    paused_by: str = ""
     boot_id: str = ""
     standing: Standing = NO_SESSION
     observed: NodePower | None = None
@@ -67,12 +70,13 @@ class ControlState:
     report: Report | None = None
 
 
-def seen(raw: Mapping[str, Any] | None, *, consistent: bool) -> SeenVersion:
+def seen(raw: Mapping[str, Any] | None, *, consistent: bool, observing: bool = False) -> SeenVersion:
     """A version as the API server gave it. A spec that cannot be understood is told, not raised."""
     if raw is None:
         return SeenVersion(None, consistent)
     try:
-        return SeenVersion(without_leased_watts(node_power_from_wire(raw)), consistent)
+        used = without_leased_watts(node_power_from_wire(raw))
+        return SeenVersion(without_grants(used) if observing else used, consistent)
     except ContractError as error:
         bare = {"metadata": raw.get("metadata", {})}
         return SeenVersion(node_power_from_wire(bare), consistent, str(error))
@@ -130,7 +134,7 @@ def view_of(state: ControlState, now_s: float) -> ControlView:
     standing = state.standing
     bare_uid = "" if state.observed is None else state.observed.uid
     return ControlView(
-        observed_uid=bare_uid if state.trouble else standing.observed_uid,
+        observed_uid=bare_uid if standing is NO_SESSION else standing.observed_uid,
         observed_term=standing.observed_term,
         boot_id=state.boot_id,
         gpus=standing.gpus,
@@ -142,6 +146,10 @@ def view_of(state: ControlState, now_s: float) -> ControlView:
         mode=state.mode,
         lowered=standing.lowered,
         trouble=state.trouble,
+        paused_by=state.paused_by,
+        observing=state.observing,
+        contests=standing.contests,
+        beyond=standing.beyond,
         disk_error=state.disk_error,
         contract_error=state.contract_error,
         workloads_error=state.workloads_error,

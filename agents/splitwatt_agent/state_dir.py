@@ -31,27 +31,44 @@ class StateDir:
     """The agent's folder on the host, locked for this process until it ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Creates the folder and takes the lock. Raises StateDirError."""
+        """Creates the folder where it is missing and takes the lock: on the folder itself, which also a full or a read-only
+        disk allows, and on the file that older agents lock, where there can be one. Raises StateDirError."""
         self._path = path
+        self._locks: list[int] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
+            self.close()
             raise StateDirError(f"cannot use --state-dir {path}: {error.strerror}; name a folder to write to") from error
+        # The disk that refuses may take it later; then the next process locks both.
+        with suppress(OSError):
+            # Not open for writing: a disk must not be kept from becoming read-only.
+            self._lock(os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            (path / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
+
+    def _lock(self, file: int) -> None:
+        """Raises StateDirError when another process holds it, OSError when it cannot be locked."""
+        self._locks.append(file)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._lock)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
             raise StateDirError(
-                f"another agent (process {holder}) holds --state-dir {path}; one node has one agent, so stop that one first"
+                f"another agent (process {self._holder()}) holds --state-dir {self._path}; one node has one agent, so stop "
+                "that one first"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _holder(self) -> str:
+        try:
+            return (self._path / LOCK_FILE).read_text(encoding="ascii").strip() or "unknown"
+        except (OSError, UnicodeDecodeError):
+            return "unknown"
 
     def close(self) -> None:
         """Give the lock back."""
-        os.close(self._lock)
+        while self._locks:
+            os.close(self._locks.pop())
 
     def read_record(self) -> Record:
         """The last durable record, an empty one at the very first start. Raises StateDirError."""
@@ -99,10 +116,11 @@ class StateDir:
                     min_mw=int(gpu["minMilliwatts"]),
                     max_mw=int(gpu["maxMilliwatts"]),
                     default_mw=int(gpu["defaultMilliwatts"]),
+                    cappable=bool(gpu.get("cappable", True)),
                 )
                 for gpu in raw["gpus"]
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(INVENTORY_FILE, repr(error)) from error
 
     def write_inventory(self, boot_id: str, gpus: Sequence[GpuIdentity]) -> None:
@@ -114,6 +132,7 @@ class StateDir:
                 "minMilliwatts": gpu.min_mw,
                 "maxMilliwatts": gpu.max_mw,
                 "defaultMilliwatts": gpu.default_mw,
+                "cappable": gpu.cappable,
             }
             for gpu in gpus
         ]

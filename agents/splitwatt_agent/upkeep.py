@@ -1,8 +1,7 @@
-"""What is kept in order beside the caps: the durable record, persistence mode, clock locks. Each call off the loop.
+"""What is kept in order beside the caps: persistence mode and clock locks. Each call off the loop.
 
-`DurableRecord`: one write at a time, waited for with a bound; a disk that refuses or hangs is told and asked again.
-`Upkeep`: persistence mode, without which the driver forgets limits with its last client (I6), is turned on and proven;
-clock locks are repeated until the driver took them. At most one call of either kind per GPU is out at a time.
+Persistence mode, without which the driver forgets limits with its last client (I6), is turned on and proven; clock locks are
+repeated until the driver took them. At most one call of either kind per GPU is out at a time.
 """
 
 from __future__ import annotations
@@ -15,56 +14,14 @@ from functools import partial
 from typing import Final
 
 from splitwatt_core.protocol.enforcer import LockClock
-from splitwatt_core.protocol.record import Record
 
 from splitwatt_agent.nvml import NvmlError, NvmlPort
-from splitwatt_agent.state_dir import StateDir
 from splitwatt_agent.threads import daemon_call
 
 log = logging.getLogger(__name__)
 
-PERSIST_WAIT_S: Final = 1.0
-"""How long the loop waits for the disk before it lowers without it."""
 PERSISTENCE_RETRY_S: Final = 30.0
 CLOCK_RETRY_S: Final = 5.0
-
-
-class DurableRecord:
-    """The record of docs/protocol.md, R12 on disk. `error`: why the last write is not durable, "" when it is."""
-
-    def __init__(self, state: StateDir) -> None:
-        """Raises StateDirError when the record cannot be understood."""
-        self._state = state
-        self.current: Record = state.read_record()
-        self._writing: tuple[Record, asyncio.Future[None]] | None = None
-        self.error = ""
-        try:
-            state.settle()
-        except OSError as error:
-            log.error("the record that was found may not be durable: %s", error)
-            self.error = str(error)
-
-    async def write(self, record: Record) -> bool:
-        """False when the disk refused or did not answer in time: then only lowering may go on. Ask again later."""
-        if record == self.current and not self.error:
-            return True  # after a failure another one may lie there, that is not durable or lands yet
-        if self._writing is None:
-            self._writing = (record, daemon_call("record", partial(self._state.write_record, record)))
-        pending, future = self._writing
-        # A disk that is known to hang is not waited for again in every cycle.
-        await asyncio.wait({future}, timeout=0.0 if self.error else PERSIST_WAIT_S)
-        if not future.done():
-            self.error = self.error or "the disk has not answered"
-            return False
-        self._writing = None
-        error = future.exception()
-        if error is not None:
-            if not self.error:
-                log.error("the record cannot be written: %s", error)
-            self.error = str(error)
-            return False
-        self.current, self.error = pending, ""
-        return pending == record
 
 
 class Upkeep:

@@ -1,4 +1,4 @@
-"""/metrics and /healthz, answered from the same loop that does the work: a stuck loop answers neither, which is the point."""
+"""/metrics, /healthz and /readyz, answered from the loop that does the work: a stuck one answers none, which is the point."""
 
 from __future__ import annotations
 
@@ -30,17 +30,21 @@ def page(metrics: Collector) -> web.Response:
 
 
 @asynccontextmanager
-async def serve(address: Address, metrics: Collector, *, health: Health = lambda: None) -> AsyncIterator[Address]:
-    """/metrics and /healthz while the context lasts; yields the address in use, which port 0 leaves to the kernel. `metrics`
-    is collected when somebody asks, on the loop's thread. Raises ListenError when the address is taken or not ours."""
+async def serve(
+    address: Address, metrics: Collector, *, health: Health = lambda: None, ready: Health = lambda: None
+) -> AsyncIterator[Address]:
+    """/metrics, /healthz and /readyz while the context lasts; yields the address in use, which port 0 leaves to the kernel.
+    `metrics` is collected when somebody asks, on the loop's thread. Who is healthy and not `ready` says why at both.
+    Raises ListenError when the address is taken or not ours."""
 
     async def answer(request: web.BaseRequest) -> web.Response:
         if request.path == "/metrics":
             return page(metrics)
-        if request.path == "/healthz":
-            problem = health()
-            return web.Response(text=f"{problem or 'ok'}\n", status=200 if problem is None else 503)
-        return web.Response(status=404, text="/metrics or /healthz\n")
+        if request.path in ("/healthz", "/readyz"):
+            sick, waiting = health(), ready()
+            failed = sick is not None or (waiting is not None and request.path == "/readyz")
+            return web.Response(text=f"{sick or waiting or 'ok'}\n", status=503 if failed else 200)
+        return web.Response(status=404, text="/metrics, /healthz or /readyz\n")
 
     runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=SHUTDOWN_S)
     async with listening(runner, address) as used:

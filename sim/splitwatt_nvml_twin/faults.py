@@ -26,6 +26,7 @@ class Call(IntEnum):
     GET_PERSISTENCE = 13
     IDENTITY = 14
     HANDLE = 15
+    INIT = 16  # nvmlInit of the whole node: lay it on GPU 0
 
 
 class FaultKind(IntEnum):
@@ -40,6 +41,7 @@ class FaultKind(IntEnum):
 NVML_ERROR_NOT_SUPPORTED = 3
 NVML_ERROR_NO_PERMISSION = 4
 NVML_ERROR_GPU_IS_LOST = 15
+NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
 NVML_ERROR_UNKNOWN = 999
 
 

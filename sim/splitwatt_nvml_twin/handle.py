@@ -23,7 +23,7 @@ from splitwatt_nvml_twin.faults import Fault
 from splitwatt_nvml_twin.models import GpuModel
 
 STATE_FILE_VARIABLE: Final = "SPLITWATT_NVML_TWIN"
-MAX_GPUS: Final = 16
+MAX_GPUS: Final = 64
 MAX_DEMAND_W: Final = 10_000.0
 _UUID_NAMESPACE: Final = uuids.UUID("5d0c7a58-6f0e-4f52-9a0b-0f5c1b7f3a11")
 

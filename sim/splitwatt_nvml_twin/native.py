@@ -11,7 +11,7 @@ from typing import Final
 
 from splitwatt_nvml_twin.build import LIBRARY_NAME, BuildError, ensure_library
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 TEXT: Final = 96
 
 

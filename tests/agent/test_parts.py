@@ -137,17 +137,17 @@ def lost(index: int) -> tuple[int, NvmlError]:
 def test_a_gpu_of_this_boot_that_is_lost_stays_listed() -> None:
     gpus, missing = take_stock(Inventory((identity("a"),), (lost(1),)), (identity("a"), identity("b")))
     assert set(gpus) == {"a", "b"}
-    assert missing == {"b"}
+    assert missing == {"b": Health.LOST}
 
 
 def test_a_gpu_without_a_name_stands_in_with_the_largest_default_limit() -> None:
     gpus, missing = take_stock(Inventory((identity("a", 400_000), identity("b")), (lost(2),)), ())
-    assert missing == {"unreadable-index-2"}
+    assert missing == {"unreadable-index-2": Health.LOST}
     assert gpus["unreadable-index-2"].default_mw == 700_000
 
 
 def test_with_nothing_readable_nothing_is_listed() -> None:
-    assert take_stock(Inventory((), (lost(0),)), ()) == ({}, frozenset())
+    assert take_stock(Inventory((), (lost(0),)), ()) == ({}, {})
 
 
 # ------------------------------------------------------------------------------------------------------------- reporting

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from splitwatt_agent.durable import DurableRecord
 from splitwatt_agent.state_dir import StateDir, StateDirError
-from splitwatt_agent.upkeep import DurableRecord
 from splitwatt_core.protocol.contract import Grant, Mode, NodePower, Spec
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback, SetCap
 from splitwatt_core.protocol.record import Record, Taken
@@ -53,6 +53,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_record(tmp_path: Path) -> None
     code = """
 import resource, sys
 from pathlib import Path
+from splitwatt_agent.durable import DurableRecord
 from splitwatt_agent.state_dir import StateDir
 from splitwatt_core.protocol.record import Record, Taken
 

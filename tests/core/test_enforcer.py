@@ -165,6 +165,19 @@ def test_a_raise_waits_until_its_record_is_durable_and_a_lower_does_not() -> Non
     assert both.persist is not None and both.set_caps == (SetCap("g0", 250_000),)
 
 
+def test_who_has_a_reason_to_raise_nothing_only_lowers() -> None:
+    bench = holding(300)
+    bench.observe(seen(2, grant(6, 500, max_clock_mhz=1200)))
+    bench.ticks(only_lower=True)
+    assert bench.limit_mw == 300_000 and bench.acked == 5
+    bench.observe(seen(3, grant(7, 250)))
+    actions = bench.tick(only_lower=True)
+    assert bench.limit_mw == 250_000 and actions.clocks == (), "a lock is not taken away either"
+    bench.observe(seen(4, grant(8, 400)))
+    bench.ticks()
+    assert bench.limit_mw == 400_000 and bench.acked == 8
+
+
 def test_caps_stay_within_the_legal_range() -> None:
     bench = holding(300)
     bench.observe(seen(2, grant(6, 900)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from splitwatt_nvml_twin.faults import Call, Fault
+from splitwatt_nvml_twin.faults import NVML_ERROR_LIB_RM_VERSION_MISMATCH, Call, Fault
 from splitwatt_nvml_twin.handle import Demand, NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from support.nvml_client import NvmlClient, NvmlFailed
@@ -77,7 +77,7 @@ CALLS = {
 
 
 def test_a_fault_strikes_its_own_call_alone(node: NodeTwin, client: NvmlClient) -> None:
-    assert set(CALLS) | {Call.ANY, Call.FIELD_POWER_INSTANT} == set(Call)
+    assert set(CALLS) | {Call.ANY, Call.FIELD_POWER_INSTANT, Call.INIT} == set(Call)
     for call, expression in CALLS.items():
         node.clear_faults(0)
         node.set_fault(0, Fault.returns(UNKNOWN, call))
@@ -86,6 +86,19 @@ def test_a_fault_strikes_its_own_call_alone(node: NodeTwin, client: NvmlClient) 
             for other, harmless in CALLS.items():
                 if other is not call:
                     client.ask(harmless)
+
+
+def test_initialising_can_fail_and_hang_for_the_whole_node_while_other_calls_go_on(node: NodeTwin, client: NvmlClient) -> None:
+    node.set_fault(0, Fault.returns(NVML_ERROR_LIB_RM_VERSION_MISMATCH, Call.INIT))
+    assert code_of(client, "n.nvmlInit()") == NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    client.ask("n.nvmlDeviceGetUUID(gpu(0))")
+    node.set_fault(0, Fault.hang(Call.INIT))
+    with NvmlClient(node.path, initialise=False) as other:
+        other.begin("n.nvmlInit()")
+        client.ask("n.nvmlDeviceGetPowerManagementLimit(gpu(0))")
+        node.clear_faults(0)
+        other.finish()
+        other.ask("n.nvmlDeviceGetCount()")
 
 
 def test_field_186_can_fail_alone_inside_a_call_that_succeeds(node: NodeTwin, client: NvmlClient) -> None:

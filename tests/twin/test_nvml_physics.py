@@ -321,8 +321,8 @@ def test_bad_handles_of_a_node_say_what_to_change(tmp_path: Path, node: NodeTwin
     (tmp_path / "text").write_text("not a node")
     with pytest.raises(OSError, match="create it anew"):
         NodeTwin.open(tmp_path / "text")
-    with pytest.raises(ValueError, match="1 to 16 GPUs"):
-        NodeTwin.create(tmp_path / "many", gpus=[B200] * 17, boot_id="b")
+    with pytest.raises(ValueError, match="1 to 64 GPUs"):
+        NodeTwin.create(tmp_path / "many", gpus=[B200] * 65, boot_id="b")
     with NodeTwin.create(tmp_path / "real", gpus=[B200], boot_id="b") as real, pytest.raises(ValueError, match="manual_clock"):
         real.advance_clock(1)
     with pytest.raises(ValueError, match="closed"):

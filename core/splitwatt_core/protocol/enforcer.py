@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from splitwatt_core.protocol.contest import Contest, ContestWatch
 from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Workload
 from splitwatt_core.protocol.record import Record, Taken
 
@@ -29,13 +30,15 @@ MAX_OUTSTANDING: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class GpuIdentity:
-    """What never changes while the driver is loaded. Milliwatts, as NVML gives them."""
+    """What never changes while the driver is loaded. Milliwatts, as NVML gives them. Not `cappable`: the part has no power
+    management, and all three are the most that it may draw."""
 
     uuid: str
     model: str
     min_mw: int
     max_mw: int
     default_mw: int
+    cappable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class _Gpu:
     """The lock last asked of the driver; None: none."""
     readback: Readback = field(default_factory=lambda: Readback(None, None, Health.UNKNOWN))
     hung: bool = False
+    contest: ContestWatch = field(default_factory=ContestWatch)
 
 
 def _tells_of_clocks(first: Grant, recorded: int) -> bool:
@@ -142,6 +146,7 @@ class Enforcer:
         self._term = record.term
         self._high: dict[str, Taken] = dict(record.grants)
         self._dirty = False
+        self._may_raise = False
         self._synced = False
         self._held = True
         self._uid = ""
@@ -226,21 +231,31 @@ class Enforcer:
 
     # ---------------------------------------------------------------------------------------------------- what it says
 
-    def tick(self, now_s: float, readbacks: Mapping[str, Readback], *, guard_w: Mapping[str, int] | None = None) -> Actions:
+    def tick(
+        self,
+        now_s: float,
+        readbacks: Mapping[str, Readback],
+        *,
+        guard_w: Mapping[str, int] | None = None,
+        only_lower: bool = False,
+    ) -> Actions:
         """Decide this round's calls from the readbacks of all GPUs. A GPU that is missing from `readbacks` is unknown.
 
         Every readback must have begun after the last `setter_finished` of its GPU. `guard_w` holds the node guard's
-        ceilings in watts; they only ever lower.
+        ceilings in watts; they only ever lower. `only_lower`: whoever calls has a reason of its own to raise nothing now.
         """
+        self._may_raise = not (self._dirty or only_lower)
         set_caps: list[SetCap] = []
         clocks: list[LockClock] = []
         for uuid, gpu in self._gpus.items():
             gpu.readback = readbacks.get(uuid, Readback(None, None, Health.UNKNOWN))
             gpu.hung = bool(gpu.starts) and now_s - gpu.starts[0] >= HUNG_S
+            gpu.contest.see(now_s, gpu.readback.management_mw, calling=bool(gpu.starts))
             self._acknowledge(gpu)
             cap_mw = self._wanted_mw(uuid, gpu, None if guard_w is None else guard_w.get(uuid))
             if cap_mw is not None and self._may_call(gpu, cap_mw, now_s):
                 gpu.called = (gpu.target.grant if gpu.target else NO_GRANT, cap_mw)
+                gpu.contest.called(cap_mw)
                 if gpu.called[0] > gpu.acked:
                     gpu.explained_mw = max(gpu.explained_mw, cap_mw)
                 set_caps.append(SetCap(uuid, cap_mw))
@@ -257,12 +272,12 @@ class Enforcer:
             return False
         told_mhz = gpu.clock_mhz
         deepens = wanted_mhz is not None and (told_mhz in (None, NOTHING_TOLD) or wanted_mhz < told_mhz)
-        return deepens or not self._dirty
+        return deepens or self._may_raise
 
     def _wanted_mw(self, uuid: str, gpu: _Gpu, guard_w: int | None) -> int | None:
         """The limit this GPU should have, None to leave it alone."""
         now_mw = gpu.readback.management_mw
-        if now_mw is None:
+        if now_mw is None or not gpu.identity.cappable:
             return None
         recorded = self._high.get(uuid)
         cap_w = gpu.target.cap_w if gpu.target is not None else (recorded.cap_w if recorded else None)
@@ -273,7 +288,7 @@ class Enforcer:
         cap_mw = min(max(cap_w * 1000, gpu.identity.min_mw), gpu.identity.max_mw)
         if cap_mw == now_mw:
             return None
-        if cap_mw > now_mw and (gpu.target is None or self._held or self._dirty):
+        if cap_mw > now_mw and (gpu.target is None or self._held or not self._may_raise):
             return None  # only a present, accepted and persisted grant may raise
         return cap_mw
 
@@ -339,6 +354,8 @@ class Enforcer:
         gpu = self._gpus[uuid]
         if gpu.readback.health is not Health.OK:
             return gpu.readback.health
+        if not gpu.identity.cappable:
+            return Health.NOT_SUPPORTED
         if gpu.hung:
             return Health.HUNG
         if gpu.setter_health is not None:
@@ -352,6 +369,11 @@ class Enforcer:
     @property
     def observed_term(self) -> int:
         return self._observed_term
+
+    @property
+    def contests(self) -> dict[str, Contest]:
+        """GPUs whose limit somebody else sets again and again."""
+        return {uuid: contest for uuid, gpu in self._gpus.items() if (contest := gpu.contest.contest) is not None}
 
     @property
     def unknown_gpus(self) -> tuple[str, ...]:

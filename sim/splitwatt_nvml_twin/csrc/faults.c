@@ -27,7 +27,7 @@ static const struct twin_fault *find(const struct twin_gpu *gpu, enum twin_call 
 {
     if (gpu->faults[call].kind != FAULT_NONE)
         return &gpu->faults[call];
-    if (call == CALL_HANDLE || call == CALL_FIELD_POWER_INSTANT)
+    if (call == CALL_HANDLE || call == CALL_FIELD_POWER_INSTANT || call == CALL_INIT)
         return &gpu->faults[call]; /* the fault of every call has struck, or will, at the call around it */
     return &gpu->faults[CALL_ANY];
 }
@@ -65,7 +65,7 @@ struct twin_effect twin_strike(struct twin_file *file, uint32_t slot, enum twin_
     struct twin_gpu gpu;
     twin_peek_gpu(file, slot, &gpu);
     struct twin_fault fault = *find(&gpu, call);
-    if (twin_is_lost(&gpu)) {
+    if (twin_is_lost(&gpu) && call != CALL_INIT) {
         effect.code = NVML_ERROR_GPU_IS_LOST;
         return effect;
     }

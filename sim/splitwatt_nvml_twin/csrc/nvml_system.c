@@ -84,7 +84,16 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 {
     (void)flags;
     pthread_mutex_lock(&local_lock);
-    nvmlReturn_t code = initialise();
+    nvmlReturn_t code = init_count > 0 ? NVML_SUCCESS : map_node();
+    struct twin_file *present = node;
+    pthread_mutex_unlock(&local_lock);
+    if (code != NVML_SUCCESS)
+        return code;
+    code = twin_strike(present, 0, CALL_INIT).code; /* may hang, and holds nothing meanwhile */
+    if (code != NVML_SUCCESS)
+        return code;
+    pthread_mutex_lock(&local_lock);
+    code = initialise();
     pthread_mutex_unlock(&local_lock);
     return code;
 }

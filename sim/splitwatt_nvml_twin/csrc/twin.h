@@ -24,12 +24,12 @@
 #define TWIN_EXPORT __attribute__((visibility("default")))
 
 enum {
-    TWIN_MAX_GPUS = 16,        /* per node; the largest servers sold hold 16 */
+    TWIN_MAX_GPUS = 64,        /* per node: some servers and expansion chassis hold more than 16 */
     TWIN_MAX_CLIENTS = 64,     /* processes that hold NVML initialised at once on one node */
     TWIN_MAX_READ_TRIES = 1000,/* copies of a record that a reader may see torn before it takes the lock */
     TWIN_TEXT = 96,
     TWIN_AVERAGE_TICKS = 10,   /* sensor periods in the running average of one second */
-    TWIN_LAYOUT = 3            /* raised with every change of a struct in this file */
+    TWIN_LAYOUT = 4            /* raised with every change of a struct in this file */
 };
 
 /* What a GPU is. Fixed at creation. Mirrored by models.py. */
@@ -56,7 +56,7 @@ struct twin_model {
 
 /* Which call a fault sits on. Mirrored by faults.py. */
 enum twin_call {
-    CALL_ANY,                  /* every call below that has no fault of its own, except HANDLE */
+    CALL_ANY,                  /* every call below that has no fault of its own, except HANDLE and INIT */
     CALL_SET_POWER_LIMIT,
     CALL_GET_POWER_LIMIT,
     CALL_GET_ENFORCED_LIMIT,
@@ -72,6 +72,7 @@ enum twin_call {
     CALL_GET_PERSISTENCE,
     CALL_IDENTITY,             /* name, UUID, index, PCI, memory, temperature and the other plain getters */
     CALL_HANDLE,               /* handle lookups */
+    CALL_INIT,                 /* nvmlInit of the whole node: the fault that lies on slot 0 */
     CALL_COUNT
 };
 
