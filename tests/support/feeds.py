@@ -1,14 +1,14 @@
 """Truth T3, kept by the world and by nobody's ledger: what may still draw on a feed counts there until a person releases it by
 name, or a leaf of another feed claims it and a grant made after that is acknowledged.
 
-A *way* is a leaf and all budgets above it, as they once stood. A node owes every way that it was told to be on. It is quit of
+A *way* is a leaf and all budgets above it, as they once stood. A node owes every way that a deciding operator knew it on. It is quit of
 one when it was claimed away from it, by another leaf or by another parent on the way up, and all its GPUs acknowledged grants
 decided later. A missing label, leaf or parent claims nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,12 +61,13 @@ class Feeds:
                     del owed[way]
             self._release(world, node, owed, claimed=bool(now))
 
-    def tell(self, world: World, node: Node, label: str | None) -> None:
-        """The operator in charge knows this label: what is true of it is owed from now on."""
-        if label is not None and label == world.label(node):
-            owed = self.owed.setdefault(node.name, {})
-            for way in claims(world, node):
-                owed[way] = None
+    def tell(self, world: World, labels: Mapping[str, str | None]) -> None:
+        """The operator in charge decides, and last heard of these labels: what is true of them is owed from now on."""
+        for name, label in labels.items():
+            node = world.nodes[name]
+            if label is not None and label == world.label(node):
+                for way in claims(world, node):
+                    self.owed.setdefault(name, {})[way] = None
 
     def decide(self, writes: Iterable[SpecWrite]) -> None:
         self.moment += 1

@@ -57,8 +57,6 @@ class Operator:
 
     def see_node(self, node: Node) -> None:
         label = self.told[node.name] = self.world.label(node)
-        if self.world.operators and self.world.active is self:
-            self.world.feeds.tell(self.world, node, label)
         if node.present:
             labels = {} if label is None else {"rack": label}
             self.keeper.on_node(NodeFact(node.name, labels, node.boot_id), self.world.now_s)
@@ -102,6 +100,8 @@ class Operator:
         now_s = self.world.now_s
         self.read_telemetry()
         self.world.feeds.look(self.world)
+        if self.step_is_judged():
+            self.world.feeds.tell(self.world, self.told)
         before_w = charged_sums(self)
         plan = self.last = self.keeper.step(now_s)
         self.check_decision(before_w, plan)

@@ -83,7 +83,7 @@ def scene_45b_the_operator_starts_after_the_leaf_was_deleted() -> None:
 
 
 def scene_46_a_leaf_gets_another_parent_while_its_agent_is_away() -> None:
-    world, operator = two_rows()
+    world, _ = two_rows()
     agent = world.agents["a0"]
     agent.crash()
     tell(world, "a", parent=OTHER_ROOT)

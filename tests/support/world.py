@@ -110,13 +110,6 @@ class World(Clock):
                 operator.keeper.on_budget_gone(name, self.now_s)
             for spec in self.budgets.values():
                 operator.keeper.on_budget(spec, self.now_s)
-        self.tell_feeds()
-
-    def tell_feeds(self) -> None:
-        """What the operator in charge knows now is owed from now on (T3)."""
-        self.feeds.look(self)
-        for name, label in self.active.told.items() if self.operators else ():
-            self.feeds.tell(self, self.nodes[name], label)
 
     def flat_w(self, line: Line) -> int:
         """The most a node can draw in this leaf."""
@@ -174,7 +167,6 @@ class World(Clock):
         self.terms += self.term_step
         operator = Operator(self, self.terms)
         self.operators.append(operator)
-        self.tell_feeds()
         return operator
 
     @property

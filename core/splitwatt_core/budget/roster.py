@@ -78,7 +78,7 @@ class Roster:
         self._see_selectors(living.values())
         found: dict[str, NodeAccount] = {}
         for name, account in self.nodes.items():
-            names = (*self._written(account, claimed=False), *self.moves.get(name, ()))
+            names = (*self._written(account, claimed=False), *self._counted.get(name, ()), *self.moves.get(name, ()))
             free = self._released(account, names)
             for budget in names:
                 if budget not in free:
@@ -121,20 +121,23 @@ class Roster:
             selected = self._selecting(name)
             if len(selected) > 1:
                 conflicts[name] = selected
-            written = self._written(account, claimed=bool(selected))
+            written, counted = self._written(account, claimed=bool(selected)), self._counted.get(name, ())
             moves = self.moves.setdefault(name, {})
             if selected:
-                claims.begin_moves(account, moves, selected=selected, written=written, tree=tree)
+                for known in (written, counted):
+                    claims.begin_moves(account, moves, selected=selected, written=known, tree=tree)
             if selected and account.present:
                 claims.end_moves(account, moves, selected=selected, written=written, tree=tree, observing=observing)
             own = claims.ways(selected, tree)
-            others = [n for n in dict.fromkeys((*written, *moves)) if n not in own]
+            others = [n for n in dict.fromkeys((*written, *counted, *moves)) if n not in own]
             free = self._released(account, others)
             counting = (*own, *(n for n in others if n in budgets and n not in free))
             if counting:
                 found = self._placement(account, selected, counting, budgets=budgets, tree=tree, known=rates)
                 placed.append(found)
-                self._counted[name] = found.names
+                self._counted[name] = tuple(n for n in found.names if moves.get(n) != DROPPED)
+            elif free.issuperset(others):
+                self._counted.pop(name, None)
         return placed, conflicts
 
     def _placement(
