@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from splitwatt_core.budget.facts import BudgetReport
+from splitwatt_core.budget.raises import MAX_UNCLAIMED
 from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState, MeterSpec, Requirement, Selector
 from splitwatt_core.clusters import (
     PRIORITY_HIGH,
@@ -32,6 +33,7 @@ from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.inference_cluster import InferenceCluster, PriorityWord, RolePool
 from splitwatt_api.power_budget import (
     MAX_BELOW,
+    MAX_GONE,
     Meter,
     PolicyType,
     PostureName,
@@ -162,6 +164,10 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
                 {"name": row.name, "limit_watts": row.limit_w, "fixed_watts": row.fixed_w}
                 for row in sorted(report.below, key=lambda row: row.name)[:MAX_BELOW]
             ],
+            "gone_budgets": [
+                {"name": row.name, "nodes": len(row.nodes), "charge_watts": _up(row.charge_w)} for row in report.gone[:MAX_GONE]
+            ],
+            "unclaimed_nodes": report.unclaimed[:MAX_UNCLAIMED],
             "conditions": conditions(report.conditions, generation=generation, previous=previous or {}, now_s=now_s),
         }
     )

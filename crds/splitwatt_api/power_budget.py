@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator
+from splitwatt_core.budget.raises import MAX_UNCLAIMED
 from splitwatt_core.budget.tree import LIMIT_GRACE_S, MAX_PENDING_LIMITS, METER_MAX_AGE_S, SETTLE_MS
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.signature import Unassigned
@@ -38,6 +39,8 @@ from splitwatt_api.promql import SELECTOR_PATTERN, is_plain_selector
 
 MAX_BELOW: Final = 1024
 """Budgets right below one that its status keeps; of a wider tree the first by name."""
+MAX_GONE: Final = 64
+"""Deleted budgets that a status names; the condition's numbers count them all."""
 
 
 class PolicyType(StrEnum):
@@ -233,6 +236,14 @@ class BelowBudget(Wire):
     fixed_watts: BudgetWattsOrZero = Field(default=0, description="Its fixedWatts as last seen, in watts.")
 
 
+class GoneBudget(Wire):
+    """A deleted budget that nodes still count in."""
+
+    name: ObjectName = Field(description="Its name.")
+    nodes: Count = Field(description="How many nodes count there.")
+    charge_watts: BudgetWattsOrZero = Field(description="What everything below it is charged, in watts.")
+
+
 class PowerBudgetStatus(Wire):
     """What the operator knows of the budget. Watts are watts at the meter."""
 
@@ -270,6 +281,18 @@ class PowerBudgetStatus(Wire):
         default_factory=list,
         max_length=MAX_BELOW,
         description="The budgets right below, with those that were deleted while nodes still count there.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    gone_budgets: list[GoneBudget] = Field(
+        default_factory=list,
+        max_length=MAX_GONE,
+        description="Budgets anywhere below that were deleted while nodes still count there.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    unclaimed_nodes: list[ObjectName] = Field(
+        default_factory=list,
+        max_length=MAX_UNCLAIMED,
+        description="Nodes that count here though no leaf selects them or their Node is gone; nothing is raised on them.",
         json_schema_extra=kubernetes(list_type="atomic"),
     )
     conditions: Conditions = Field(

@@ -28,6 +28,7 @@ class Line:
     overhead_percent: int = 0
     non_gpu_w: int = 0
     settle_ms: int = 500
+    metered: bool = True
     rack: str = ""
     left_out: str | None = None
 
@@ -54,6 +55,6 @@ class Line:
             unmanaged_w_per_node=world.flat_w(self) if self.leaf else 0,
             fixed_w=self.fixed_w,
             overhead_percent=self.overhead_percent,
-            meter=MeterSpec("m"),
+            meter=MeterSpec("m") if self.metered else None,
             settle_ms=self.settle_ms,
         )

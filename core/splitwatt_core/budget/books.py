@@ -116,9 +116,8 @@ class Book:
             self.measured_w = survey.modelled_w if survey.nodes and not survey.unmeasured else None
         if adopted and self.complete and not self.adopted:
             self.adopted, self.adopted_s, self.adoption_s = True, now_s, now_s - self.opened_s
-            what = (
-                "no node has an agent, all count at their flat rate" if survey.bare == survey.nodes else "every GPU acknowledged"
-            )
+            bare = survey.bare == survey.nodes
+            what = "no agent tells of a GPU, all nodes at their flat rate" if bare else "every GPU acknowledged"
             notes.append(Note("PowerBudget", self.name, "Adopted", f"{what} after {self.adoption_s:.1f} s: in force"))
         self.complete = adopted
         before = self.posture

@@ -38,8 +38,8 @@ class Rates:
 class Placement:
     """Where one node counts. `leaves`: the leaf that it stands in first, then every other budget that counts it off that leaf's
     way up, leaf or not. `names`: what its spec is to name (R31); `leaving`: those of them that it leaves by a claim. `claimed`:
-    a leaf selects it now; else nothing is raised on it. `rates`: the highest that any leaf of it declares. `allocatable_gpus`: what
-    its Node offers to pods."""
+    a leaf selects it now; else nothing is raised on it. `rates`: the highest that any leaf of it declares. `allocatable_gpus`:
+    what its Node offers to pods."""
 
     node: NodeAccount
     leaves: tuple[str, ...]

@@ -156,10 +156,10 @@ class Findings:
 
     def ghosts_text(self, name: str) -> str:
         found = self.ghosts[name]
-        verb = "is" if len(found.nodes) == 1 else "are"
+        gone = f"{counted(len(found.nodes), 'node')} {'is' if len(found.nodes) == 1 else 'are'} gone"
         return (
-            f"{counted(len(found.nodes), 'node')} {verb} gone and still charged {found.charge_w:.0f} W: {some(found.nodes)}; once "
-            f"they draw nothing: kubectl annotate np NODE {ANNOTATION_RELEASE}={name}"
+            f"{gone} and still charged {found.charge_w:.0f} W: {some(found.nodes)}; when "
+            f"nothing draws there any more: kubectl annotate np NODE {ANNOTATION_RELEASE}={name}"
         )
 
     def agentless_text(self, name: str, *, nodes: int) -> str:

@@ -25,8 +25,8 @@ class Survey:
     modelled_w: agents' GPU watts with losses (of a stale agent: its GPUs' charges, or what it does not tell would look like
     watts that nobody declared), declared non-GPU, unmanaged and fixed watts. stale_agents: managed nodes without
     a fresh agent sample. unmeasured: all nodes without one, with an agent or not. Neither counts a node whose Node object is
-    gone and whose GPUs are charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes with a GPU that is neither
-    acknowledged nor sick or silent. nodes: all of them; bare: those without an agent.
+    gone and whose GPUs are charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes
+    with a GPU that is neither acknowledged nor sick or silent. nodes: all of them; bare: those of whose GPUs nobody tells.
     """
 
     charged_w: float
@@ -48,7 +48,7 @@ def take_survey(
 ) -> tuple[Survey, ...]:
     """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
     tree, forest = fleet.tree, fleet.forest
-    agent_w, stale_agents, unmeasured, unadopted, bare = (np.zeros(forest.size) for _ in range(5))
+    agent_w, stale_agents, unmeasured, unadopted, own_bare = (np.zeros(forest.size) for _ in range(5))
     for p in placements:
         leaf = p.leaves[0]
         b = tree.index[leaf]
@@ -58,10 +58,10 @@ def take_survey(
         missed = stale and not _worst_counts(p.node)
         stale_agents[b] += managed(p.node) and missed
         unmeasured[b] += missed
-        bare[b] += not managed(p.node)
+        own_bare[b] += not managed(p.node)
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
-    *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, bare))
+    *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, own_bare))
     columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes, bare)
     return tuple(Survey(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 

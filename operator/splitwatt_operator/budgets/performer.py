@@ -56,6 +56,10 @@ class Performer:
             if name not in self._verifying:
                 self._verifying.add(name)
                 self._spawn(self._verify(name))
+        for node_power in plan.release:
+            if node_power.name not in self._verifying:
+                self._verifying.add(node_power.name)
+                self._spawn(self._release(node_power))
 
     async def stop(self) -> None:
         """Give up what is under way: as unknown as a time-out, and charged all the same by whoever comes next (R4)."""
@@ -119,6 +123,23 @@ class Performer:
                 return None if found is None else node_power_from_wire(found)
             case Rejected() | OutcomeUnknown() as error:
                 raise error
+
+    async def _release(self, node_power: NodePower) -> None:
+        """A person released it by name (R33): delete this very object, if a fresh read finds no Node."""
+        about = {"node": node_power.name}
+        try:
+            async with self._reads:
+                node = await self._reader.get(NODES, node_power.name)
+            if node is not None:
+                log.info("not released, its Node is there", extra=about)
+                return
+            sent = await self._pen.delete(NODE_POWERS, node_power.name, uid=node_power.uid)
+            if isinstance(sent, Rejected | OutcomeUnknown):
+                log.warning("NodePower not released: %s", sent, extra=about)
+        except ApiError as error:
+            log.warning("cannot verify that a node is gone: %s", error, extra=about)
+        finally:
+            self._verifying.discard(node_power.name)
 
     async def _verify(self, name: str) -> None:
         """Fresh reads of both objects (R8): only two definite absences release the charge."""
