@@ -114,7 +114,8 @@ class Agent(MemoryAgent):
         self.clock = clock
         self.store = store
         self.node = node
-        self.hung: list[SetCap] = []
+        self.hung: list[tuple[int, SetCap]] = []
+        self.life = 0
         self.hang_next = False
         self.statuses: list[Pending] = []
         self.read_at = 0
@@ -127,6 +128,7 @@ class Agent(MemoryAgent):
         """A new process, once the calls of the one before have ended: they hold the node's lock (R13)."""
         if self.hung:
             return
+        self.life += 1
         super().start()
         self.seen, self.kinds = len(self.store.log), self.store.kinds
         self.alive = self.node.managed
@@ -168,9 +170,9 @@ class Agent(MemoryAgent):
         for call in actions.set_caps:
             if self.hang_next:
                 self.hang_next = False
-                self.hung.append(call)
+                self.hung.append((self.life, call))
             else:
-                self._finish(call)
+                self._finish(call, self.life)
         return actions
 
     def die_in_turn(self, *, durable: bool, called: bool) -> None:
@@ -185,9 +187,9 @@ class Agent(MemoryAgent):
                 self._set(call)
         self.crash()
 
-    def _finish(self, call: SetCap) -> None:
+    def _finish(self, call: SetCap, life: int) -> None:
         self._set(call)
-        if self.alive:
+        if self.alive and life == self.life:
             self.returned((call,), self.clock.now_s)
 
     def _set(self, call: SetCap) -> None:
@@ -198,7 +200,8 @@ class Agent(MemoryAgent):
     def complete(self, index: int = 0) -> None:
         """A hung setter call completes after all."""
         if self.hung:
-            self._finish(self.hung.pop(index % len(self.hung)))
+            life, call = self.hung.pop(index % len(self.hung))
+            self._finish(call, life)
 
     def send_status(self) -> None:
         """Put a status on its way, on the version the agent knows and after a look at the hardware."""
