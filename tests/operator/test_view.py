@@ -329,6 +329,10 @@ def test_a_cluster_with_a_long_name_is_the_same_for_keeper_admission_and_objects
     assert set(need.floor_w.values()) == {300.0}
     objects.remove(Kind.CLUSTER, LONG)
     loops.feed()
+    assert loops.keeper.pods["p"] == fact, "what is deleted draws on: its pods run as they did while they are there"
+    objects.remove(Kind.POD, "p")
+    objects.pod("p", "prefill", of=LONG)
+    loops.feed()
     assert loops.keeper.pods["p"].priority == 0
 
 

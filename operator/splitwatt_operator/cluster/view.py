@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 from splitwatt_core.admission.pods import Pod
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners
+from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, cluster_label
 from splitwatt_core.gpus.profiles import Offered, Profile, in_force
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import NodePower, node_power_from_wire
@@ -121,6 +121,8 @@ class View:
             Kind.POD: self.pods,
             Kind.PROFILE: self.offered,
         }
+        self._departed: dict[tuple[str, str], ClusterSpec] = {}
+        """By namespace and label: deleted clusters whose pods are still there, and run by the last spec."""
         self._created_s: dict[ClusterName, float] = {}
         self._owners: LabelOwners | None = None
         self._in_force: tuple[Profile, ...] | None = None
@@ -130,11 +132,26 @@ class View:
         shelf = self._shelves.get(kind)
         if shelf is None:
             return
+        if kind is Kind.CLUSTER and obj is None:
+            self._depart(key)
         shelf.take(key, obj)
+        if kind is Kind.POD and obj is None:
+            self._forget_departed()
         if kind is Kind.PROFILE:
             self._in_force = None
         elif kind is Kind.CLUSTER:
             self._name(ClusterName(*key), obj)
+
+    def _depart(self, key: Key) -> None:
+        spec = self.clusters.facts.get(key)
+        if spec is not None:
+            self._departed[key.namespace, cluster_label(key.name)] = spec
+            self._forget_departed()
+
+    def _forget_departed(self) -> None:
+        if self._departed:
+            left = {(pod.name.namespace, pod.label) for pod in self.pods.facts.values()}
+            self._departed = {label: spec for label, spec in self._departed.items() if label in left}
 
     def _name(self, name: ClusterName, obj: JsonObject | None) -> None:
         created_s = None if obj is None else read.unix_s(obj["metadata"]["creationTimestamp"])  # the API server sets it
@@ -164,6 +181,8 @@ class View:
         return self.clusters.get(name.name, name.namespace)
 
     def cluster_of(self, pod: Pod) -> ClusterSpec | None:
-        """The spec that a pod runs by; None when its cluster is unknown."""
+        """The spec that a pod runs by, that of a deleted cluster as well; None when its cluster is unknown."""
         owner = self.owners.of(pod.name.namespace, pod.label)
-        return None if owner is None else self.clusters.facts.get(Key(*owner))
+        if owner is None:
+            return self._departed.get((pod.name.namespace, pod.label))
+        return self.clusters.facts.get(Key(*owner))

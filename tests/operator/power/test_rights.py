@@ -66,10 +66,12 @@ def test_the_charts_rights_are_enough(datacenter: Any, make_namespace: Any) -> N
         datacenter.eventually("the cluster is admitted", admitted)
         datacenter.budget_limit(budget, 8000)
         datacenter.eventually("an Event is recorded", lambda: datacenter.events("LimitLowered"))
-        # Nodes that go are read afresh before their charge is released.
+        # Nodes that go are read afresh before a person's word releases their charge.
         gone = next(iter(datacenter.twins))
         plane.http.delete(f"/api/v1/nodes/{gone}")
-        plane.http.delete(f"/apis/splitwatt.io/v1alpha1/nodepowers/{gone}")
+        datacenter.await_condition(budget, "Ready", "True", "NodesGone")
+        plane.kubectl("annotate", "np", gone, f"splitwatt.io/release={budget}")
+        datacenter.eventually("its NodePower is deleted", lambda: datacenter.node_power(gone) is None)
         datacenter.eventually("the node is forgotten", lambda: datacenter.status(budget).get("nodes") == 1)
         plane.http.delete(path)
         # The role's deletion of what it owns, by the garbage collector.
