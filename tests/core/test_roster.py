@@ -38,6 +38,12 @@ def relabel(made: Roster, rack: str) -> None:
     made.see_node(NodeFact("n1", {"rack": rack}, "boot"))
 
 
+def confirm(made: Roster) -> None:
+    """Fresh reads find every claim as it is."""
+    for claim in made.to_confirm(0.0):
+        made.confirm(claim)
+
+
 def leaves(made: Roster, *, observing: frozenset[str] = frozenset()) -> tuple[str, ...]:
     placed, _ = made.placements(BUDGETS, observing=observing)
     return placed[0].leaves if placed else ()
@@ -88,6 +94,7 @@ def test_a_moved_node_counts_in_both_until_a_later_grant_is_acknowledged_and_wri
     relabel(made, "b")
     assert leaves(made) == ("b", "a")
     assert leaves(made) == ("b", "a"), "the grant it has acknowledged is older than the move"
+    confirm(made)
     made.moves["n1"]["a"] = 8
     made.account("n1").observe(node_power(2, "b", "a", acked=7), 0.0, term=TERM)
     assert leaves(made) == ("b", "a")
@@ -108,6 +115,7 @@ def test_a_node_that_comes_back_before_that_never_left_but_counts_where_it_seeme
 def test_one_gpu_that_does_not_answer_keeps_the_whole_node_in_its_former_rack() -> None:
     made = roster("b", node_power(1, "a", gpus=2))
     leaves(made)
+    confirm(made)
     made.moves["n1"]["a"] = 8
     seen = node_power(2, "b", "a", gpus=2)
     one = (replace(seen.status.gpus[0], acked_grant=8), seen.status.gpus[1])
@@ -122,6 +130,8 @@ def test_a_successor_learns_of_the_former_rack_from_the_spec() -> None:
 def test_a_node_without_gpus_has_nothing_to_acknowledge() -> None:
     made = roster("a", node_power(1, "a", gpus=0))
     relabel(made, "b")
+    assert leaves(made) == ("b", "a") and made.moves["n1"]["a"] == NO_GRANT, "no fresh read says so yet"
+    confirm(made)
     assert leaves(made) == ("b", "a") and made.moves["n1"]["a"] == DROPPED
     made.account("n1").observe(node_power(2, "b", gpus=0), 0.0, term=TERM)
     assert leaves(made) == ("b",)
@@ -130,6 +140,8 @@ def test_a_node_without_gpus_has_nothing_to_acknowledge() -> None:
 def test_a_move_out_of_or_into_a_tree_that_observes_waits_for_no_grant() -> None:
     for observing in (frozenset("a"), frozenset("b"), frozenset("ab")):
         made = roster("b", node_power(1, "a"))
+        leaves(made, observing=observing)
+        confirm(made)
         assert leaves(made, observing=observing) == ("b", "a")
         assert made.moves["n1"]["a"] == DROPPED
 
@@ -193,3 +205,28 @@ def test_a_node_is_managed_once_a_gpu_of_it_is_known() -> None:
     assert not managed(roster("a").account("n1"))
     assert managed(roster("a", node_power(1, "a")).account("n1"))
     assert not managed(roster("a", node_power(1, "a", gpus=0)).account("n1"))
+
+
+def test_a_claim_counts_from_fresh_reads_of_what_it_still_says() -> None:
+    made = roster("a", node_power(1, "a"))
+    relabel(made, "b")
+    placed, _ = made.placements(BUDGETS)
+    (claim,) = made.to_confirm(0.0)
+    assert (claim.labels, claim.budgets) == ({"rack": "b"}, (("b", "b", 1),)) and placed[0].unread == {"a"}
+    assert made.to_confirm(VERIFY_EVERY_S / 2) == (), "asked at a measured pace"
+    relabel(made, "z")
+    made.confirm(claim)
+    placed, _ = made.placements(BUDGETS)
+    assert placed[0].unread == {"a"}, "its labels have changed since"
+    relabel(made, "b")
+    made.placements(BUDGETS)
+    made.confirm(*made.to_confirm(VERIFY_EVERY_S))
+    placed, _ = made.placements(BUDGETS)
+    assert placed[0].unread == frozenset() and made.to_confirm(9.0) == ()
+
+
+def test_of_a_node_that_is_gone_no_claim_is_read() -> None:
+    made = roster("a", node_power(1, "a"))
+    relabel(made, "b")
+    made.account("n1").present = False
+    assert leaves(made) == ("b", "a") and made.to_confirm(0.0) == ()

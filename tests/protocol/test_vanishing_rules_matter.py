@@ -49,7 +49,7 @@ def r32_a_missing_parent_releases(m: pytest.MonkeyPatch) -> None:
 
 
 def r32_a_claim_needs_no_acknowledgement(m: pytest.MonkeyPatch) -> None:
-    m.setattr(claims, "end_moves", lambda account, moves, **options: moves.update(dict.fromkeys(moves, claims.DROPPED)))
+    m.setattr(claims, "end_moves", lambda account, moves, unread, **options: moves.update(dict.fromkeys(moves, claims.DROPPED)))
 
 
 def what_no_leaf_claims_is_raised(m: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """Truth T3, kept by the world and by nobody's ledger: what may still draw on a feed counts there until a person releases it by
 name, or a leaf of another feed claims it and a grant made after that is acknowledged.
 
-A *way* is a leaf and all budgets above it, as they once stood. A node owes every way that a deciding operator knew it on. It is quit of
-one when it was claimed away from it, by another leaf or by another parent on the way up, and all its GPUs acknowledged grants
-decided later. A missing label, leaf or parent claims nothing.
+A *way* is a leaf and all budgets above it, as they once stood. A node owes every way that a deciding operator knew it on. It
+is quit of one when it was claimed away from it, by another leaf or by another parent on the way up, and all its GPUs
+acknowledged grants decided later. A missing label, leaf or parent claims nothing.
 """
 
 from __future__ import annotations

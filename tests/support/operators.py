@@ -124,6 +124,9 @@ class Operator:
         for released in plan.release:
             if not self.world.nodes[released.name].present:
                 self.world.store.remove(released)
+        for claim in plan.confirm:
+            if self.world.reads(claim):
+                self.keeper.on_claim_confirmed(claim)
         for name in plan.verify:
             if name not in self.world.store.objects and not self.world.nodes[name].present:
                 self.keeper.on_absence_verified(name, now_s)
@@ -160,6 +163,7 @@ class Operator:
             if not observing.isdisjoint(write.spec.budgets[:1]):
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
             if not any(line.selects(leaf, self.told[write.name]) for leaf, line in self.world.lines.items()):
+                new = [g for g in new if g.grant not in self.world.feeds.decided]  # one sent again was decided before
                 raised = [g for g in new if g.uuid in old and g.cap_w > old[g.uuid].cap_w]
                 assert not raised, f"{write.name}: no leaf claims it, and its caps are raised: {raised}"
 

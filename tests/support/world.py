@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState
 from splitwatt_core.policies.shipped import POLICIES
@@ -201,6 +202,17 @@ class World(Clock):
         """A person says of a node that is gone, by name, that it draws on nothing any more."""
         if name in self.store.objects and not self.nodes[name].present:
             self.store.annotate(name, release=frozenset({RELEASE_ALL}))
+
+    def reads(self, claim: Claim) -> bool:
+        """Whether fresh reads find the Node and the budgets as they are claimed."""
+        node = self.nodes[claim.node]
+        label = self.label(node)
+        found = [self.budgets.get(name) for name, *_ in claim.budgets]
+        same = all(
+            spec is not None and row == (spec.name, spec.uid, spec.generation)
+            for row, spec in zip(claim.budgets, found, strict=True)
+        )
+        return same and node.present and claim.labels == ({} if label is None else {"rack": label})
 
     def tell_nodes(self) -> None:
         for operator in self.operators:

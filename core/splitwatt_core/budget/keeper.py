@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget import raises, realms
 from splitwatt_core.budget.books import Book, judge_all
-from splitwatt_core.budget.claims import Placement
+from splitwatt_core.budget.claims import Claim, Placement
 from splitwatt_core.budget.facts import (
     BudgetReport,
     CountedFloor,
@@ -188,6 +188,10 @@ class Keeper:
         """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8)."""
         self.roster.forget(name)
 
+    def on_claim_confirmed(self, claim: Claim) -> None:
+        """Fresh, uncached reads found the Node with these labels, and all these budgets (R32)."""
+        self.roster.confirm(claim)
+
     def on_pod(self, pod: PodFact) -> None:
         self._pods[(pod.namespace, pod.name)] = pod
 
@@ -260,6 +264,7 @@ class Keeper:
             writes=writes,
             verify=self.roster.to_verify(now_s),
             release=self.roster.to_release(now_s),
+            confirm=self.roster.to_confirm(now_s),
             budgets=reports,
             notes=(*notes, *self._drain_notes(), *fresh_notes),
             resign=self._resign,
