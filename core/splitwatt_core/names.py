@@ -30,6 +30,8 @@ GATE_POWER: Final = "splitwatt.io/power"
 ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
 # On a NodePower, by a person: names of budgets that no longer count the node, with commas between, or "all".
 ANNOTATION_RELEASE: Final = "splitwatt.io/release"
+# On a root PowerBudget, by a person: no node below is missing under the NodePower definition of this uid.
+ANNOTATION_NODES_CONFIRMED: Final = "splitwatt.io/nodes-confirmed"
 # On rendered objects: the hash of what was rendered, so that a person sees which objects one release renders alike.
 ANNOTATION_RENDERED: Final = "splitwatt.io/rendered-hash"
 # On a PowerProfile: what the planner needs of a GPU and no policy asks. Step times as JSON; memory of one GPU in GiB.

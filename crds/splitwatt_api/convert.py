@@ -25,6 +25,7 @@ from splitwatt_core.clusters import (
     SloSpec,
 )
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire, merge
+from splitwatt_core.names import ANNOTATION_NODES_CONFIRMED
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
 
@@ -96,6 +97,8 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         limit_state=limit_state(budget.status),
         adopted=_adopted(budget.status),
         below=_below(budget.status),
+        contract_uid=(budget.status.node_power_definition_uid or "") if budget.status is not None else "",
+        confirmed_uid=budget.metadata.annotations.get(ANNOTATION_NODES_CONFIRMED, ""),
     )
 
 
@@ -167,6 +170,7 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
             "gone_budgets": [
                 {"name": row.name, "nodes": len(row.nodes), "charge_watts": _up(row.charge_w)} for row in report.gone[:MAX_GONE]
             ],
+            "nodePowerDefinitionUID": report.contract_uid or None,
             "unclaimed_nodes": report.unclaimed[:MAX_UNCLAIMED],
             "conditions": conditions(report.conditions, generation=generation, previous=previous or {}, now_s=now_s),
         }

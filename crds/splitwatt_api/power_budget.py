@@ -283,6 +283,12 @@ class PowerBudgetStatus(Wire):
         description="The budgets right below, with those that were deleted while nodes still count there.",
         json_schema_extra=kubernetes(list_type="atomic"),
     )
+    node_power_definition_uid: str | None = Field(
+        default=None,
+        alias="nodePowerDefinitionUID",
+        max_length=64,
+        description="At a root: uid of the NodePower CustomResourceDefinition under which its nodes were last counted.",
+    )
     gone_budgets: list[GoneBudget] = Field(
         default_factory=list,
         max_length=MAX_GONE,

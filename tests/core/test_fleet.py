@@ -82,6 +82,7 @@ def moment(*placements: Placement, budgets: dict[str, BudgetSpec] | None = None)
         pods={},
         profiles=(PROFILE,),
         now_s=NOW_S,
+        unconfirmed={},
     )
 
 

@@ -20,8 +20,9 @@ class ApiStore(ObjectStore):
         """What a person said of whom last."""
 
     @property
-    def kind_uid(self) -> str | None:
-        return f"crd-{self.kinds}" if self.served else None
+    def kind_uid(self) -> str:
+        """ "" while it is not served."""
+        return f"crd-{self.kinds}" if self.served else ""
 
     def lose_kind(self) -> None:
         self.served = False

@@ -31,6 +31,7 @@ class Line:
     metered: bool = True
     rack: str = ""
     left_out: str | None = None
+    confirmed_uid: str = ""
 
     @property
     def loss_factor(self) -> float:
@@ -57,4 +58,5 @@ class Line:
             overhead_percent=self.overhead_percent,
             meter=MeterSpec("m") if self.metered else None,
             settle_ms=self.settle_ms,
+            confirmed_uid=self.confirmed_uid,
         )

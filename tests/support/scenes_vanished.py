@@ -136,11 +136,11 @@ def scene_49_a_label_is_taken_away_unseen_and_the_leaf_gets_another_parent() -> 
 
 def scene_50_the_crd_is_made_anew_and_a_node_restarts() -> None:
     world, operator = two_rows()
-    world.store.lose_kind()
+    world.lose_kind()
     world.nodes["a0"].present = False
     world.tell_nodes()
     operator.settle(4)
-    world.store.make_kind()
+    world.make_kind()
     for _ in range(10):
         operator.settle(2)
         assert operator.last.budgets[ROOT].charge_w >= 2 * HELD_W, "fresh reads find neither Node nor NodePower"
@@ -151,9 +151,9 @@ def scene_51_a_leaf_is_deleted_then_the_crd_is_made_anew_and_the_operator_restar
     world, operator = two_rows()
     delete(world, "a")
     operator.settle(4)
-    world.store.lose_kind()
+    world.lose_kind()
     operator.settle(2)
-    world.store.make_kind()
+    world.make_kind()
     operator.settle(2)
     held(world, seconds=4)
     world.elect()
@@ -164,8 +164,8 @@ def scene_52_the_same_with_no_operator_alive_meanwhile() -> None:
     world, operator = two_rows()
     operator.holds_lease = False
     delete(world, "a")
-    world.store.lose_kind()
-    world.store.make_kind()
+    world.lose_kind()
+    world.make_kind()
     world.elect()
     held(world)
 
@@ -174,8 +174,8 @@ def scene_53_the_new_crd_is_noted_before_the_node_powers_are_missed() -> None:
     world, operator = two_rows()
     delete(world, "a")
     operator.settle(2)
-    world.store.lose_kind()
-    world.store.make_kind()
+    world.lose_kind()
+    world.make_kind()
     operator.see_kind()
     send_all(operator)
     world.elect()

@@ -105,10 +105,17 @@ class VanishingExplorer(Explorer):
     # --------------------------------------------------------------------------------------------------------- the kind
 
     def kind_deleted(self, pick: Pick) -> None:
-        self.world.store.lose_kind()
+        self.world.lose_kind()
 
     def kind_made(self, pick: Pick) -> None:
-        self.world.store.make_kind()
+        self.world.make_kind()
+
+    def kind_read(self, pick: Pick) -> None:
+        """The operator hears of the kind that is served now, whatever else it has heard."""
+        self.world.active.see_kind()
+
+    def nodes_confirmed(self, pick: Pick) -> None:
+        self.world.confirm()
 
     # ------------------------------------------------------------------------------------------------------- the agents
 
@@ -120,11 +127,12 @@ class VanishingExplorer(Explorer):
 
     def recover(self) -> None:
         world = self.world
-        world.store.make_kind()
+        world.make_kind()
         for name, line in world.lines.items():
             line.parent, line.left_out = self.parents[line.rack or name], None
             line.exists = line.exists and not line.rack
         self.labels_put_back(lambda n: 0)
+        world.confirm()
         super().recover()
 
 
@@ -140,6 +148,8 @@ VANISHING: Final[dict[str, int]] = {
     "ghost_released": 1,
     "kind_deleted": 1,
     "kind_made": 3,
+    "kind_read": 1,
+    "nodes_confirmed": 1,
     "agent_dies_in_turn": 4,
 }
 ALL_WEIGHTS: Final = {**WEIGHTS, **VANISHING}

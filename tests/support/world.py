@@ -22,7 +22,7 @@ from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import RELEASE_ALL
 from support.api_store import ApiStore
 from support.clocked import Clocked
-from support.feeds import Feeds
+from support.feeds import Feeds, claims
 from support.lines import Line
 from support.machines import DEFAULT_W, LAG_S, MIN_W, Agent, Clock, Gpu, Node
 from support.operators import Operator
@@ -54,6 +54,10 @@ class World(Clock):
     """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
     below: dict[str, tuple[BelowState, ...]] = field(default_factory=dict)
     """What PowerBudget statuses keep of the budgets below."""
+    contract_uid: str = "crd-1"
+    """Of the CustomResourceDefinition of NodePower; "": nobody tells."""
+    noted: dict[str, str] = field(default_factory=dict)
+    """What PowerBudget statuses say of it."""
     labels: dict[str, str | None] = field(default_factory=dict)
     """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
     feeds: Feeds = field(default_factory=Feeds)
@@ -202,6 +206,26 @@ class World(Clock):
         """A person says of a node that is gone, by name, that it draws on nothing any more."""
         if name in self.store.objects and not self.nodes[name].present:
             self.store.annotate(name, release=frozenset({RELEASE_ALL}))
+
+    def lose_kind(self) -> None:
+        """The NodePower CRD is deleted, and all NodePowers with it."""
+        self.store.lose_kind()
+        self.contract_uid = ""
+
+    def make_kind(self) -> None:
+        self.store.make_kind()
+        self.contract_uid = self.store.kind_uid
+
+    def confirm(self) -> None:
+        """A person says at every root that no machine is missing under the present CRD: who is not there draws nothing."""
+        for line in self.lines.values():
+            if line.parent is None:
+                line.confirmed_uid = self.contract_uid
+        for name, node in self.nodes.items():
+            if name not in self.store.objects and not claims(self, node):
+                self.feeds.owed.pop(name, None)
+        self.active.blind = self.active.blind and not self.contract_uid
+        self.tell_budgets()
 
     def reads(self, claim: Claim) -> bool:
         """Whether fresh reads find the Node and the budgets as they are claimed."""

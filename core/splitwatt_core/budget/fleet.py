@@ -208,7 +208,7 @@ def build_fleet(
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
             charge_w = float(account.charge_w)
-            top_w = min(wants.ceiling_w, account.latest_cap_w or wants.ceiling_w) if kept else wants.ceiling_w
+            top_w = min(wants.ceiling_w, account.latest_cap_w or account.min_w) if kept else wants.ceiling_w
             rows.append(
                 _Row(
                     leaf=b,

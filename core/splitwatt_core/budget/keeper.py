@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from splitwatt_core.budget import raises, realms
 from splitwatt_core.budget.books import Book, judge_all
 from splitwatt_core.budget.claims import Claim, Placement
+from splitwatt_core.budget.contract_crd import ContractCrd
 from splitwatt_core.budget.facts import (
     BudgetReport,
     CountedFloor,
@@ -91,6 +92,7 @@ class Keeper:
         self.budgets: dict[str, BudgetSpec] = {}
         self.books: dict[str, Book] = {}
         self._tombstones = Tombstones()
+        self._contract = ContractCrd()
         self._tree: Tree | None = None
         self.roster = Roster()
         self._pods: dict[tuple[str, str], PodFact] = {}
@@ -107,6 +109,7 @@ class Keeper:
         book = self.books.get(spec.name)
         if book is None:
             book = self.books[spec.name] = Book.open(spec, now_s)
+        self._contract.see_budget(spec)
         book.uid = spec.uid  # made anew it takes over where it stood: nothing jumps, nothing is adopted again
         self._notes.extend(book.see_limit(spec, now_s))
         self.budgets[spec.name] = spec
@@ -175,6 +178,7 @@ class Keeper:
                 "or the API server's store was restored"
             )
         account = self.roster.account(node_power.name)
+        self._contract.see_object(node_power.name)
         if account.observe(node_power, now_s, term=self._term):
             self._refresh(account, now_s)
 
@@ -184,9 +188,15 @@ class Keeper:
         if account is not None and account.forget_object(uid):
             self._refresh(account, now_s)
 
-    def on_absence_verified(self, name: str, now_s: float) -> None:
-        """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8)."""
-        self.roster.forget(name)
+    def on_contract_crd(self, uid: str) -> None:
+        """The uid of the CustomResourceDefinition of NodePower as it is served now; tell it before what is read under it."""
+        self._contract.see(uid)
+
+    def on_absence_verified(self, name: str, now_s: float, contract_uid: str = "") -> None:
+        """Fresh, uncached reads found neither Node nor NodePower: only now is the node's charge zero (R8). `contract_uid`: of
+        the definition of NodePower, read after them; "" where there is none or it is being deleted (R33)."""
+        if self._contract.proves_absence(name, contract_uid):
+            self.roster.forget(name)
 
     def on_claim_confirmed(self, claim: Claim) -> None:
         """Fresh, uncached reads found the Node with these labels, and all these budgets (R32)."""
@@ -265,11 +275,20 @@ class Keeper:
             verify=self.roster.to_verify(now_s),
             release=self.roster.to_release(now_s),
             confirm=self.roster.to_confirm(now_s),
-            budgets=reports,
+            budgets=self._with_contract(moment, reports),
             notes=(*notes, *self._drain_notes(), *fresh_notes),
             resign=self._resign,
             wake_s=self._wake(now_s),
         )
+
+    def _with_contract(self, m: Moment, reports: Mapping[str, BudgetReport]) -> Mapping[str, BudgetReport]:
+        if not self._contract.uid:
+            return reports
+        nodes: dict[str, list[str]] = {}
+        for p in m.placements:
+            nodes.setdefault(m.tree.root[p.leaves[0]], []).append(p.node.name)
+        uids = {root: self._contract.to_note(root, nodes.get(root, ())) for root in set(m.tree.root.values())}
+        return {name: replace(row, contract_uid=uids[name]) if uids.get(name) else row for name, row in reports.items()}
 
     def _drain_notes(self) -> list[Note]:
         notes, self._notes = self._notes, []
@@ -310,6 +329,7 @@ class Keeper:
             pods=self._pods,
             profiles=self._profiles,
             now_s=now_s,
+            unconfirmed=self._contract.held(tree.root),
         )
 
     def _root(self, p: Placement) -> BudgetSpec:

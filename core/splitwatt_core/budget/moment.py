@@ -6,7 +6,7 @@ Built once a step, when all accounts and limits are brought up to date; whoever 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from splitwatt_core.gpus.profiles import Profile
 @dataclass(frozen=True, slots=True)
 class Moment:
     """`budgets`, `books` and `surveys` have one entry per budget, in the tree's order. `conflicts`: nodes that several leaves
-    select, with those leaves."""
+    select, with those leaves. `unconfirmed`: roots whose nodes a person must confirm, with the sentence (R35)."""
 
     now_s: float
     budgets: tuple[BudgetSpec, ...]
@@ -32,6 +32,7 @@ class Moment:
     conflicts: Mapping[str, tuple[str, ...]]
     fleet: Fleet
     surveys: tuple[Survey, ...]
+    unconfirmed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tree(self) -> Tree:
@@ -64,6 +65,7 @@ def look(
     pods: Mapping[tuple[str, str], PodFact],
     profiles: Sequence[Profile],
     now_s: float,
+    unconfirmed: Mapping[str, str],
 ) -> Moment:
     """Lay out the fleet and survey it."""
     fleet = build_fleet(tree=tree, budgets=budgets, placements=placements, pods=pods, profiles=profiles, now_s=now_s)
@@ -76,4 +78,5 @@ def look(
         conflicts=conflicts,
         fleet=fleet,
         surveys=take_survey(fleet, placements, budgets=budgets, opened_s=opened_s, now_s=now_s),
+        unconfirmed=unconfirmed,
     )

@@ -56,6 +56,7 @@ def held(m: Moment) -> dict[str, str]:
         if not p.node.stamped and (p.node.present or p.node.object is not None):
             unstamped = f"NodePower {p.node.name} does not carry this operator's term yet"
             found.update(dict.fromkeys((m.tree.root[leaf] for leaf in p.leaves), unstamped))
+    found.update(m.unconfirmed)
     for spec, book, survey in zip(m.budgets, m.books, m.surveys, strict=True):
         reason = book.raise_forbidden(spec, survey, m.now_s)
         if reason is not None:
@@ -112,6 +113,9 @@ def safe_sums_over(m: Moment, aim_w: NDArray[np.float64]) -> dict[str, float]:
 
 
 def over_elsewhere(m: Moment, headroom_w: NDArray[np.float64]) -> frozenset[str]:
-    """Nodes that also count, by a move or a conflict, in a budget whose sum is above its limit outside their own path."""
+    """Nodes that also count, by a move or a conflict, in a budget whose sum is above its limit outside their own path, or in a
+    tree whose sum nobody knows (R35)."""
     over = {m.tree.order[b] for b in np.flatnonzero(headroom_w < -TOLERANCE_W)}
-    return frozenset(p.node.name for p in m.placements for leaf in p.leaves[1:] if not over.isdisjoint(m.tree.chain(leaf)))
+    unknown = {p.node.name for p in m.placements if m.tree.root[p.leaves[0]] in m.unconfirmed}
+    elsewhere = {p.node.name for p in m.placements for leaf in p.leaves[1:] if not over.isdisjoint(m.tree.chain(leaf))}
+    return frozenset(unknown | elsewhere)

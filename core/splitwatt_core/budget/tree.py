@@ -129,7 +129,8 @@ class BelowState:
 class BudgetSpec:
     """One PowerBudget. `selector` None: not a leaf. Root-only fields are ignored below the root.
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
-    brought it into force; `below`: what it kept of the budgets below."""
+    brought it into force; `below`: what it kept of the budgets below; `contract_uid`, at a root: the
+    NodePower definition under which it counted the nodes, "" where it noted none. `confirmed_uid`: a person's word on that."""
 
     name: str
     uid: str
@@ -152,6 +153,8 @@ class BudgetSpec:
     limit_state: LimitState | None = None
     adopted: bool = False
     below: tuple[BelowState, ...] = ()
+    contract_uid: str = ""
+    confirmed_uid: str = ""
 
     @property
     def loss_factor(self) -> float:

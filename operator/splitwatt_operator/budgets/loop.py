@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 
+from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_core.budget.keeper import MIN_GAP_S, STEP_S, Keeper, Note, Plan
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_shell.waiting import woken
@@ -70,6 +71,7 @@ class BudgetLoop:
         changes = self._store.subscribe(FACT_KINDS, wake=self.wake)
         heartbeats = self._store.subscribe(QUIET_KINDS)
         try:
+            await self._see_contract()
             while True:
                 self.wake.clear()
                 now_s = time.time()
@@ -81,6 +83,18 @@ class BudgetLoop:
         finally:
             self._store.unsubscribe(changes)
             self._store.unsubscribe(heartbeats)
+
+    async def _see_contract(self) -> None:
+        """Before the first decision: what went with its definition must not look released. Without the right to read it the
+        fleet is ruled all the same, as if it had never been made anew."""
+        while True:
+            try:
+                return await self._performer.see_contract()
+            except ApiError as error:
+                log.error("cannot read the definition of NodePower, grant get to the operator's service account: %s", error)
+                if isinstance(error, Rejected):
+                    return None
+            await asyncio.sleep(STEP_S)
 
     def _step(self, now_s: float) -> Plan:
         started_s = time.perf_counter()

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
-from splitwatt_client.resources import NODE_POWERS, NODES, POWER_BUDGETS
+from splitwatt_client.resources import CUSTOM_RESOURCE_DEFINITIONS, NODE_POWERS, NODES, POWER_BUDGETS
 from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
-from splitwatt_core.names import GROUP_VERSION
+from splitwatt_core.names import API_GROUP, GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 
 from splitwatt_operator.pen import NotSent, Pen, Stored
@@ -116,10 +116,28 @@ class Performer:
             await asyncio.sleep(CREATE_RETRY_S)  # the keeper asks again as soon as it is told
         self._keeper.on_created(name, node_power, time.time())
 
+    async def see_contract(self) -> None:
+        """Tell the keeper under which definition NodePowers are served now (R35). Raises ApiError."""
+        uid = await self._contract_uid()
+        if uid:
+            self._keeper.on_contract_crd(uid)
+
+    async def _contract_uid(self) -> str:
+        """Of the definition of NodePower, by a fresh read; "" where there is none or it is being deleted. Raises ApiError."""
+        found = await self._reader.get(CUSTOM_RESOURCE_DEFINITIONS, f"{NODE_POWERS.plural}.{API_GROUP}")
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            return ""
+        uid: str = found["metadata"]["uid"]
+        return uid
+
     async def _create_or_read(self, name: str) -> NodePower | None:
         manifest = {"apiVersion": GROUP_VERSION, "kind": "NodePower", "metadata": {"name": name}}
         match await self._pen.create(manifest):
             case Stored(answer):
+                try:
+                    await self.see_contract()
+                except ApiError as error:  # it counts as seen under the former definition, which proves less
+                    log.warning("cannot read the definition of NodePower: %s", error, extra={"node": name})
                 return node_power_from_wire(answer)
             case NotSent():
                 return None
@@ -167,13 +185,14 @@ class Performer:
             async with self._reads:
                 node_power = await self._reader.get(NODE_POWERS, name)
                 node = await self._reader.get(NODES, name)
+                contract_uid = await self._contract_uid()
         except ApiError as error:
             log.warning("cannot verify that a node is gone: %s", error, extra={"node": name})
             return
         finally:
             self._verifying.discard(name)
         if node is None and node_power is None:
-            self._keeper.on_absence_verified(name, time.time())
+            self._keeper.on_absence_verified(name, time.time(), contract_uid)
         elif node_power is not None:
             try:
                 self._keeper.on_node_power(node_power_from_wire(node_power), time.time())

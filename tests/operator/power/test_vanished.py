@@ -23,6 +23,12 @@ def forest(datacenter: Any) -> tuple[str, str, str]:
     return row, leaves[0], leaves[1]
 
 
+def still(datacenter: Any, before: list[float]) -> bool:
+    """But for a watt of rounding, that whole caps for all leave over."""
+    now = datacenter.caps_w()
+    return all(abs(a - b) <= 1.0 for a, b in zip(now, before, strict=True)) and sum(now) * 1.04 + 4000 <= ROW_W - 4000
+
+
 def test_a_leaf_that_is_deleted_counts_on_and_nothing_rises_until_it_is_back(datacenter: Any) -> None:
     row, a, b = forest(datacenter)
     datacenter.active_operator()
@@ -36,14 +42,14 @@ def test_a_leaf_that_is_deleted_counts_on_and_nothing_rises_until_it_is_back(dat
     assert a in said["message"]
     assert [gone["name"] for gone in datacenter.status(row)["goneBudgets"]] == [a]
     time.sleep(3.0)
-    assert datacenter.caps_w() == before
-    assert abs(datacenter.status(row)["chargeWatts"] - charge_w) < 1
+    assert still(datacenter, before)
+    assert abs(datacenter.status(row)["chargeWatts"] - charge_w) < 10
     manifest["metadata"] = {"name": a}
     manifest.pop("status")
     datacenter.plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
     datacenter.await_condition(a, "Ready", "True")
     datacenter.await_condition(row, "Ready", "True")
-    assert datacenter.caps_w() == before and datacenter.status(a)["posture"] == "Normal"
+    assert still(datacenter, before) and datacenter.status(a)["posture"] == "Normal"
 
 
 def test_a_label_that_is_taken_away_is_named_and_moves_nothing(datacenter: Any) -> None:
@@ -58,6 +64,6 @@ def test_a_label_that_is_taken_away_is_named_and_moves_nothing(datacenter: Any) 
     assert node in said["message"]
     datacenter.eventually("an Event is recorded", lambda: datacenter.events("NodesUnclaimed"))
     time.sleep(2.0)
-    assert datacenter.caps_w() == before and datacenter.status(a)["nodes"] == 1
+    assert still(datacenter, before) and datacenter.status(a)["nodes"] == 1
     assert datacenter.status(a)["unclaimedNodes"] == [node]
     assert datacenter.node_power(node)["spec"]["budgets"] == [a, row]
