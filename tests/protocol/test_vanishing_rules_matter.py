@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from splitwatt_core.budget import claims
+from splitwatt_core.budget.contract_crd import ContractCrd
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.protocol.contract import Grant
 from splitwatt_core.protocol.enforcer import Enforcer, ObjectVerdict
 from splitwatt_core.protocol.record import Taken
 from support import scenes_restarted, scenes_vanished
 from support.machines import Agent
+from support.world import World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -50,6 +52,33 @@ def r32_a_missing_parent_releases(m: pytest.MonkeyPatch) -> None:
 
 def r32_a_claim_needs_no_acknowledgement(m: pytest.MonkeyPatch) -> None:
     m.setattr(claims, "end_moves", lambda account, moves, unread, **options: moves.update(dict.fromkeys(moves, claims.DROPPED)))
+
+
+def r32_a_claim_is_not_read_afresh(m: pytest.MonkeyPatch) -> None:
+    m.setattr(World, "reads", lambda self, claim: True)
+
+
+def r33_absence_is_proven_under_any_definition(m: pytest.MonkeyPatch) -> None:
+    m.setattr(ContractCrd, "proves_absence", lambda self, node, read_uid: True)
+
+
+def r34_what_counted_last_is_not_remembered(m: pytest.MonkeyPatch) -> None:
+    real = Roster.placements
+
+    def forgetful(self: Roster, *args: Any, **options: Any) -> Any:
+        self._counted.clear()
+        return real(self, *args, **options)
+
+    m.setattr(Roster, "placements", forgetful)
+
+
+def r35_who_starts_under_another_definition_raises(m: pytest.MonkeyPatch) -> None:
+    m.setattr(ContractCrd, "unconfirmed", lambda self, root: None)
+
+
+def r35_the_new_definition_is_noted_at_once(m: pytest.MonkeyPatch) -> None:
+    real = ContractCrd.to_note
+    m.setattr(ContractCrd, "to_note", lambda self, root, nodes: real(self, root, ()))
 
 
 def what_no_leaf_claims_is_raised(m: pytest.MonkeyPatch) -> None:
@@ -125,6 +154,31 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
         r32_a_claim_needs_no_acknowledgement,
         scenes_vanished.scene_46_a_leaf_gets_another_parent_while_its_agent_is_away,
         UNCOUNTED,
+    ),
+    (
+        r32_a_claim_is_not_read_afresh,
+        scenes_vanished.scene_49_a_label_is_taken_away_unseen_and_the_leaf_gets_another_parent,
+        UNCOUNTED,
+    ),
+    (
+        r33_absence_is_proven_under_any_definition,
+        scenes_vanished.scene_50_the_crd_is_made_anew_and_a_node_restarts,
+        "may be drawn there",
+    ),
+    (
+        r34_what_counted_last_is_not_remembered,
+        scenes_vanished.scene_51_a_leaf_is_deleted_then_the_crd_is_made_anew_and_the_operator_restarts,
+        "may be drawn there",
+    ),
+    (
+        r35_who_starts_under_another_definition_raises,
+        scenes_vanished.scene_52_the_same_with_no_operator_alive_meanwhile,
+        "lifted from",
+    ),
+    (
+        r35_the_new_definition_is_noted_at_once,
+        scenes_vanished.scene_53_the_new_crd_is_noted_before_the_node_powers_are_missed,
+        "may be drawn there",
     ),
     (
         what_no_leaf_claims_is_raised,

@@ -36,6 +36,8 @@ class Feeds:
     moment: int = 0
     decided: dict[int, int] = field(default_factory=dict)
     """When each grant number was given out."""
+    newest_w: dict[str, int] = field(default_factory=dict)
+    """By GPU: the cap that was given out last, whatever became of it; it may be sent again."""
 
     def ways(self, name: str) -> Iterable[Way]:
         return self.owed.get(name, {})
@@ -74,6 +76,7 @@ class Feeds:
         for write in writes:
             for grant in write.spec.gpus:
                 self.decided.setdefault(grant.grant, self.moment)
+                self.newest_w[grant.uuid] = grant.cap_w
 
     @staticmethod
     def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:

@@ -178,8 +178,8 @@ class Operator:
             if not observing.isdisjoint(write.spec.budgets[:1]):
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
             if not any(line.selects(leaf, self.told[write.name]) for leaf, line in self.world.lines.items()):
-                new = [g for g in new if g.grant not in self.world.feeds.decided]  # one sent again was decided before
-                raised = [g for g in new if g.uuid in old and g.cap_w > old[g.uuid].cap_w]
+                before_w = self.world.feeds.newest_w
+                raised = [g for g in new if g.uuid in old and g.cap_w > max(old[g.uuid].cap_w, before_w.get(g.uuid, 0))]
                 assert not raised, f"{write.name}: no leaf claims it, and its caps are raised: {raised}"
 
     def arrive(self, index: int = 0, *, answer: bool = True) -> Outcome | None:
