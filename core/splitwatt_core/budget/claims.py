@@ -155,3 +155,16 @@ def rates_of(leaves: Sequence[str], budgets: Mapping[str, BudgetSpec], seen: Nod
         max([spec.non_gpu_w_per_node for spec in specs] + ([kept.non_gpu_w or 0] if needed and kept else []), default=0),
         max([spec.unmanaged_w_per_node for spec in specs] + ([kept.unmanaged_w or 0] if needed and kept else []), default=0),
     )
+
+
+def rates_in(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec]) -> Rates:
+    """What a node counts by in one budget: what that declares as a leaf, else the highest that any leaf of the node does."""
+    spec = budgets[name]
+    if spec.selector is None:
+        return placement.rates
+    return Rates(spec.overhead_percent, spec.non_gpu_w_per_node, spec.unmanaged_w_per_node)
+
+
+def node_rest_w(rates: Rates, node: NodeAccount) -> int:
+    """Watts at the meter besides those of GPUs that are known one by one."""
+    return rates.non_gpu_w if managed(node) else rates.unmanaged_w

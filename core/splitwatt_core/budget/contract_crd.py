@@ -8,9 +8,12 @@ a person confirms that no node is missing; who lived through it notes the new on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.budget.claims import Placement
+from splitwatt_core.budget.facts import BudgetReport
+from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.names import ANNOTATION_NODES_CONFIRMED
 
 
@@ -53,13 +56,21 @@ class ContractCrd:
             f"below this budget is missing, then kubectl annotate pb {root} --overwrite {ANNOTATION_NODES_CONFIRMED}={self.uid}"
         )
 
-    def to_note(self, root: str, nodes: Iterable[str]) -> str:
-        """The uid for the root's status; `nodes`: all that count below. One that went with its definition keeps the former uid
-        there: a successor would not find it."""
-        seen = all(self._seen_under.get(node) == self.uid for node in nodes)
-        if self.uid and seen and self.unconfirmed(root) is None:
-            self._noted[root] = self.uid
-        return self._noted.get(root, "")
+    def noted(
+        self, reports: Mapping[str, BudgetReport], *, tree: Tree, placements: Sequence[Placement]
+    ) -> Mapping[str, BudgetReport]:
+        """The reports, those of roots with the uid for their status. A node below that went with its definition keeps the former
+        uid there: a successor would not find it."""
+        if not self.uid:
+            return reports
+        unseen = {tree.root[p.leaves[0]] for p in placements if self._seen_under.get(p.node.name) != self.uid}
+        for root in set(tree.root.values()) - unseen:
+            if self.unconfirmed(root) is None:
+                self._noted[root] = self.uid
+        roots = {name for name in reports if tree.root[name] == name}
+        return {
+            name: replace(row, contract_uid=self._noted.get(name, "")) if name in roots else row for name, row in reports.items()
+        }
 
     def held(self, roots: Mapping[str, str]) -> dict[str, str]:
         """Roots in whose tree nothing may be raised, each with the reason. `roots`: by budget its root."""

@@ -97,7 +97,7 @@ Outcome = Written | Rejected | Unknown
 
 
 @dataclass(frozen=True, slots=True)
-class GoneBudget:
+class Tombstone:
     """A deleted budget that nodes still count in, and what everything below it is charged, in watts at the meter."""
 
     name: str
@@ -122,7 +122,7 @@ class BudgetReport:
     reasons: tuple[Reason, ...] = ()
     below: tuple[BelowState, ...] = ()
     """The budgets right below, tombstones among them, for a successor."""
-    gone: tuple[GoneBudget, ...] = ()
+    gone: tuple[Tombstone, ...] = ()
     """Tombstones anywhere below."""
     unclaimed: tuple[str, ...] = ()
     """Nodes that count here though no leaf selects them, or their Node is gone (R34)."""

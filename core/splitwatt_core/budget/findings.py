@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from splitwatt_core.budget.claims import Placement, managed
-from splitwatt_core.budget.facts import GoneBudget
+from splitwatt_core.budget.claims import Placement, managed, node_rest_w
+from splitwatt_core.budget.facts import Tombstone
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.tree import BelowState
 from splitwatt_core.columns import BoolArray
@@ -48,11 +48,10 @@ class Charged:
 
 
 def _charge_w(p: Placement) -> float:
-    rest_w = p.rates.non_gpu_w if managed(p.node) else p.rates.unmanaged_w
-    return rest_w + p.rates.loss_factor * sum(gpu.charge_w for gpu in p.node.gpus.values())
+    return node_rest_w(p.rates, p.node) + p.rates.loss_factor * sum(gpu.charge_w for gpu in p.node.gpus.values())
 
 
-class Findings:
+class BudgetFindings:
     """By budget. sick, late, aside: GPUs whose caps are not enforced, that owe an acknowledgement, that nobody counts on; with
     those of all leaves below. mute: nodes below whose agents do not answer. clashes: nodes that several leaves select. gone:
     deleted budgets below. unclaimed, ghosts: nodes of a leaf that no leaf selects, or whose Node object is gone. bare: nodes
@@ -73,7 +72,7 @@ class Findings:
         for node, leaves in sorted(m.conflicts.items()):
             for leaf in leaves:
                 self.clashes.setdefault(leaf, []).append(f"{node} ({' and '.join(leaves)})")
-        self.gone: dict[str, list[GoneBudget]] = {}
+        self.gone: dict[str, list[Tombstone]] = {}
         self.unclaimed: dict[str, Charged] = {}
         self.ghosts: dict[str, Charged] = {}
         self.bare: dict[str, list[str]] = {}
@@ -114,7 +113,7 @@ class Findings:
 
     def _gone(self, m: Moment, name: str) -> None:
         nodes = tuple(p.node.name for p in m.placements if any(name in self.tree.chain(leaf) for leaf in p.leaves))
-        row = GoneBudget(name, nodes, m.surveys[self.tree.index[name]].charged_w)
+        row = Tombstone(name, nodes, m.surveys[self.tree.index[name]].charged_w)
         for above in self.tree.chain(name)[1:]:
             self.gone.setdefault(above, []).append(row)
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget.claims import Placement, Rates, managed
+from splitwatt_core.budget.claims import Placement, node_rest_w, rates_in
 from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
@@ -192,10 +192,10 @@ def build_fleet(
     below_gone = tree.forest.nearest(np.array([name in tree.gone for name in tree.order], dtype=np.bool_)) >= 0
     for placement in placements:
         node = placement.node
-        rates = _rates_in(placement.leaves[0], placement, budgets)
+        rates = rates_in(placement.leaves[0], placement, budgets)
         b = tree.index[placement.leaves[0]]
         kept = not placement.claimed or bool(below_gone[b])
-        own_rest_w[b] += _node_rest_w(rates, node)
+        own_rest_w[b] += node_rest_w(rates, node)
         nodes[b] += 1
         gpu_count[b] += len(node.gpus)
         if len(placement.leaves) > 1:
@@ -208,7 +208,10 @@ def build_fleet(
             if account.workload is not None and can:
                 key = (account.workload.namespace, account.workload.pod)
             charge_w = float(account.charge_w)
-            top_w = min(wants.ceiling_w, account.latest_cap_w or account.min_w) if kept else wants.ceiling_w
+            if kept:  # nothing is raised there, so nobody else need make room for it
+                top_w = max(account.min_w, min(wants.ceiling_w, account.latest_cap_w or 0))
+                natural_w = min(wants.natural_w, top_w)
+                wants = replace(wants, ceiling_w=top_w, natural_w=natural_w, cliff_w=min(wants.cliff_w, natural_w))
             rows.append(
                 _Row(
                     leaf=b,
@@ -217,9 +220,9 @@ def build_fleet(
                     priority=wants.priority,
                     loss_factor=rates.loss_factor,
                     min_w=account.min_w if can else charge_w,
-                    max_w=max(account.min_w, top_w) if can else charge_w,
-                    natural_w=max(account.min_w, min(wants.natural_w, top_w)) if can else charge_w,
-                    cliff_w=max(account.min_w, min(wants.cliff_w, top_w)) if can else charge_w,
+                    max_w=wants.ceiling_w if can else charge_w,
+                    natural_w=wants.natural_w if can else charge_w,
+                    cliff_w=wants.cliff_w if can else charge_w,
                     cap_w=(account.latest_cap_w or account.default_w) if can else charge_w,
                     granted_mhz=0 if account.row is None else account.row.max_clock_mhz or 0,
                     clock=clocks.of(account.model) if can else _UNKNOWN_CLOCK,
@@ -289,18 +292,6 @@ def slot(namespace: str, name: str) -> float:
     return int.from_bytes(digest, "big") / 2.0**32
 
 
-def _rates_in(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec]) -> Rates:
-    """What a node counts by in one budget: what that declares as a leaf, else the highest that any leaf of the node does."""
-    spec = budgets[name]
-    if spec.selector is None:
-        return placement.rates
-    return Rates(spec.overhead_percent, spec.non_gpu_w_per_node, spec.unmanaged_w_per_node)
-
-
-def _node_rest_w(rates: Rates, node: NodeAccount) -> int:
-    return rates.non_gpu_w if managed(node) else rates.unmanaged_w
-
-
 def _count_elsewhere(
     extra_w: NDArray[np.float64], placement: Placement, *, tree: Tree, budgets: Mapping[str, BudgetSpec]
 ) -> None:
@@ -308,8 +299,8 @@ def _count_elsewhere(
     node = placement.node
     counted = set(tree.chain(placement.leaves[0]))
     for name in placement.leaves[1:]:
-        rates = _rates_in(name, placement, budgets)
-        watts = _node_rest_w(rates, node) + rates.loss_factor * sum(g.charge_w for g in node.gpus.values())
+        rates = rates_in(name, placement, budgets)
+        watts = node_rest_w(rates, node) + rates.loss_factor * sum(g.charge_w for g in node.gpus.values())
         for above in tree.chain(name):
             if above not in counted:
                 counted.add(above)

@@ -275,20 +275,11 @@ class Keeper:
             verify=self.roster.to_verify(now_s),
             release=self.roster.to_release(now_s),
             confirm=self.roster.to_confirm(now_s),
-            budgets=self._with_contract(moment, reports),
+            budgets=self._contract.noted(reports, tree=moment.tree, placements=moment.placements),
             notes=(*notes, *self._drain_notes(), *fresh_notes),
             resign=self._resign,
             wake_s=self._wake(now_s),
         )
-
-    def _with_contract(self, m: Moment, reports: Mapping[str, BudgetReport]) -> Mapping[str, BudgetReport]:
-        if not self._contract.uid:
-            return reports
-        nodes: dict[str, list[str]] = {}
-        for p in m.placements:
-            nodes.setdefault(m.tree.root[p.leaves[0]], []).append(p.node.name)
-        uids = {root: self._contract.to_note(root, nodes.get(root, ())) for root in set(m.tree.root.values())}
-        return {name: replace(row, contract_uid=uids[name]) if uids.get(name) else row for name, row in reports.items()}
 
     def _drain_notes(self) -> list[Note]:
         notes, self._notes = self._notes, []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
-from splitwatt_core.budget.findings import Findings, counted, some
+from splitwatt_core.budget.findings import BudgetFindings, counted, some
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.survey import Survey
@@ -45,7 +45,7 @@ def minimum_short_w(m: Moment, allowance_w: NDArray[np.float64]) -> NDArray[np.f
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget that is there, and a note for every condition that turned since the last step."""
     m = j.moment
-    found = Findings(m, aside=j.aside, mute=j.mute, held=j.holds.held)
+    found = BudgetFindings(m, aside=j.aside, mute=j.mute, held=j.holds.held)
     reasons = found.reasons(j.decisions)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
@@ -84,7 +84,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     return reports, notes
 
 
-def _ready(found: Findings, name: str, book: Book, survey: Survey, *, within: Condition, observes: bool) -> Condition:
+def _ready(found: BudgetFindings, name: str, book: Book, survey: Survey, *, within: Condition, observes: bool) -> Condition:
     if name in found.tree.fault:
         return Condition("Ready", False, "InvalidTree", found.tree.fault[name])
     if name in found.clashes:
@@ -107,7 +107,7 @@ def _ready(found: Findings, name: str, book: Book, survey: Survey, *, within: Co
     return Condition("Ready", reason != "AboveLimit", reason, text)
 
 
-def _holding(found: Findings, name: str, book: Book, *, within: Condition, observes: bool) -> tuple[str, str]:
+def _holding(found: BudgetFindings, name: str, book: Book, *, within: Condition, observes: bool) -> tuple[str, str]:
     """Reason and sentence of a budget that is in force and has nothing that a person must mend."""
     if observes:
         return "Observing", "mode is Observe: decides and reports, grants nothing"
@@ -147,7 +147,7 @@ def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> Condition:
     return Condition("TelemetryFresh", True, "Fresh", "the meter's samples are fresh")
 
 
-def _enforced(found: Findings, name: str, survey: Survey) -> Condition:
+def _enforced(found: BudgetFindings, name: str, survey: Survey) -> Condition:
     """What comes first is what lasts: without an agent, sick, late."""
     texts: list[tuple[str, str]] = []
     if found.agentless.get(name):
@@ -165,7 +165,7 @@ def _enforced(found: Findings, name: str, survey: Survey) -> Condition:
     return Condition("CapsEnforced", True, "ReadBack", text)
 
 
-def _feasible(found: Findings, name: str, short_w: float, in_the_way_w: float, safe_over_w: float | None) -> Condition:
+def _feasible(found: BudgetFindings, name: str, short_w: float, in_the_way_w: float, safe_over_w: float | None) -> Condition:
     if safe_over_w is not None:
         text = f"safe caps need {safe_over_w:.0f} W more than the limit: lower policy.safeCapWatts or raise the limit"
         return Condition("Feasible", False, "SafeCapsAboveLimit", text)

@@ -128,7 +128,13 @@ class Roster:
             if len(selected) > 1:
                 conflicts[name] = selected
             written, counted = self._written(account, claimed=bool(selected)), self._counted.get(name, ())
-            moves, unread = self.moves.setdefault(name, {}), self._unread.setdefault(name, set())
+            moves = self.moves.setdefault(name, {})
+            at_rest = not moves and name not in self._claims and (not counted or counted == written)
+            if at_rest and len(selected) == 1 and written == tree.ways[selected[0]] and not claims.told_leaving(account):
+                placed.append(self._settled(account, selected[0], written, budgets, known=rates))
+                self._counted[name] = written
+                continue
+            unread = self._unread.setdefault(name, set())
             own = claims.ways(selected, tree)
             if selected:
                 claims.begin_moves(account, moves, unread, selected=selected, known=(written, counted), tree=tree)
@@ -149,6 +155,20 @@ class Roster:
             elif free.issuperset(others):
                 self._counted.pop(name, None)
         return placed, conflicts
+
+    def _settled(
+        self,
+        account: NodeAccount,
+        leaf: str,
+        way: tuple[str, ...],
+        budgets: Mapping[str, BudgetSpec],
+        *,
+        known: dict[str, Rates],
+    ) -> Placement:
+        """Of nearly every node: it stands where its label and its spec say."""
+        if leaf not in known:
+            known[leaf] = claims.rates_of((leaf,), budgets, account.object)
+        return Placement(account, (leaf,), names=way, rates=known[leaf], allocatable_gpus=self._gpus.get(account.name, 0))
 
     def _placement(
         self,

@@ -168,7 +168,7 @@ class Tree:
     place in it is wrong, with the sentence that says what to change; such a budget stands as a root of its own, so that its
     limit is still kept. Mode and policy of its tree are unknown then, so nodes that hold no grants yet are granted none.
     `gone`: tombstones, budgets that were deleted and are still named by a NodePower; what stands below one keeps its place, and
-    is at fault as well. `forest`, `index`: the same shape as positions in `order`."""
+    is at fault as well. `forest`, `index`: the same shape as positions in `order`. `ways`: by budget itself and all above."""
 
     order: tuple[str, ...]
     parent: Mapping[str, str | None]
@@ -177,13 +177,11 @@ class Tree:
     index: Mapping[str, int]
     forest: Forest
     gone: frozenset[str] = frozenset()
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def chain(self, name: str) -> tuple[str, ...]:
         """The budget and all its ancestors, itself first."""
-        found = [name]
-        while (up := self.parent[found[-1]]) is not None:
-            found.append(up)
-        return tuple(found)
+        return self.ways[name]
 
     def claim(self, leaf: str) -> tuple[str, ...]:
         """The way up from a leaf as far as the budgets themselves name it: what is missing claims nothing (R32)."""
@@ -236,7 +234,10 @@ def build_tree(budgets: Mapping[str, BudgetSpec], *, gone: Set[str] = frozenset(
         stack.extend((child, top) for child in reversed(children.get(name, [])))
     index = {name: b for b, name in enumerate(order)}
     parents = np.array([NO_BUDGET if (up := parent[name]) is None else index[up] for name in order], dtype=np.int32)
-    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone))
+    ways: dict[str, tuple[str, ...]] = {}
+    for name in order:
+        ways[name] = (name,) if (up := parent[name]) is None else (name, *ways[up])
+    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone), ways)
 
 
 def _missing(parent: str) -> str:
