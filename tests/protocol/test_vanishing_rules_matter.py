@@ -77,8 +77,13 @@ def r35_who_starts_under_another_definition_raises(m: pytest.MonkeyPatch) -> Non
 
 
 def r35_the_new_definition_is_noted_at_once(m: pytest.MonkeyPatch) -> None:
-    real = ContractCrd.to_note
-    m.setattr(ContractCrd, "to_note", lambda self, root, nodes: real(self, root, ()))
+    real = ContractCrd.see
+
+    def hasty(self: ContractCrd, uid: str) -> None:
+        real(self, uid)
+        self._seen_under = dict.fromkeys(self._seen_under, uid)
+
+    m.setattr(ContractCrd, "see", hasty)
 
 
 def what_no_leaf_claims_is_raised(m: pytest.MonkeyPatch) -> None:
@@ -173,7 +178,7 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r35_who_starts_under_another_definition_raises,
         scenes_vanished.scene_52_the_same_with_no_operator_alive_meanwhile,
-        "lifted from",
+        "a and b draw (450, 700) W of 900 W",
     ),
     (
         r35_the_new_definition_is_noted_at_once,

@@ -44,7 +44,7 @@ class Operator:
         """By node: the label that it last heard of."""
         self.see_kind()
         self.blind = False
-        """It starts under another CRD than the one that its predecessor noted: it need not know everybody, and may raise nobody."""
+        """It starts under another CRD than its predecessor noted: it need not know everybody, and may raise nobody."""
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid

@@ -1,9 +1,9 @@
 """Which budgets a node counts in, and which of them it may leave (docs/protocol.md, R9, R31-R33).
 
 A node counts in its leaf and in every budget above it, and each of them stands by name in its NodePower. A name leaves that
-list only by a *claim*, once fresh reads say the same and a grant made after that is acknowledged, or because a person releases it. A claim is another
-leaf that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or a parent that is
-missing claims nothing.
+list only by a *claim*, once fresh reads say the same and a grant made after that is acknowledged, or because a person releases
+it. A claim is another leaf that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or
+a parent that is missing claims nothing.
 """
 
 from __future__ import annotations
