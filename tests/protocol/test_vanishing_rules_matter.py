@@ -86,6 +86,10 @@ def r35_the_new_definition_is_noted_at_once(m: pytest.MonkeyPatch) -> None:
     m.setattr(ContractCrd, "see", hasty)
 
 
+def r35_a_node_power_without_budgets_is_enough(m: pytest.MonkeyPatch) -> None:
+    m.setattr(ContractCrd, "_stands", lambda self, p: self._seen_under.get(p.node.name) == self.uid)
+
+
 def what_no_leaf_claims_is_raised(m: pytest.MonkeyPatch) -> None:
     real = Roster.placements
 
@@ -183,6 +187,11 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r35_the_new_definition_is_noted_at_once,
         scenes_vanished.scene_53_the_new_crd_is_noted_before_the_node_powers_are_missed,
+        "may be drawn there",
+    ),
+    (
+        r35_a_node_power_without_budgets_is_enough,
+        scenes_vanished.scene_51b_the_operator_restarts_before_the_new_node_powers_name_any_budget,
         "may be drawn there",
     ),
     (

@@ -78,14 +78,23 @@ class Feeds:
                 self.decided.setdefault(grant.grant, self.moment)
                 self.newest_w[grant.uuid] = grant.cap_w
 
+    def succeed(self, world: World) -> None:
+        """Another operator starts: of claims that were taken back before any spec named their way it can know nothing."""
+        for name, owed in self.owed.items():
+            seen = world.store.objects.get(name)
+            if seen is not None and seen.spec is not None:
+                unnamed = {way for way, since in owed.items() if since is not None} - {*_named(owed, seen.spec.budgets)}
+                for way in unnamed:
+                    del owed[way]
+
     @staticmethod
     def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
-        """R33: a person deletes the NodePower of a Node that is gone, or says by name that it draws there no more. A claim after
+        """R33: a person deletes the NodePower of a node that no leaf claims, or says by name that it draws there no more. A claim after
         that takes the word back."""
         word = world.store.released.get(node.name, frozenset())
         if claimed:
             world.store.released.pop(node.name, None)
-        elif (node.name in world.store.deleted and not node.present) or RELEASE_ALL in word:
+        elif node.name in world.store.deleted or RELEASE_ALL in word:
             owed.clear()
         else:
             for way in [way for way in owed if not word.isdisjoint(way)]:
@@ -99,6 +108,10 @@ class Feeds:
             return False
         acked = {row.uuid: row.acked_grant for row in seen.status.gpus}
         return all(self.decided.get(acked.get(uuid, 0), -1) > since for uuid in node.gpus)
+
+
+def _named(ways: Iterable[Way], budgets: Iterable[str]) -> Iterable[Way]:
+    return [way for way in ways if set(way) <= set(budgets)]
 
 
 def claims(world: World, node: Node) -> list[Way]:

@@ -169,6 +169,20 @@ def scene_51_a_leaf_is_deleted_then_the_crd_is_made_anew_and_the_operator_restar
     within(world)
 
 
+def scene_51b_the_operator_restarts_before_the_new_node_powers_name_any_budget() -> None:
+    world, operator = two_rows()
+    delete(world, "a")
+    operator.settle(4)
+    world.lose_kind()
+    world.make_kind()
+    operator.watch()
+    operator.step()  # makes them anew, without a spec
+    operator.step()
+    assert all(seen.spec is None for seen in world.store.objects.values())
+    world.elect()
+    within(world)
+
+
 def scene_52_the_same_with_no_operator_alive_meanwhile() -> None:
     world, operator = two_rows()
     operator.holds_lease = False

@@ -169,6 +169,7 @@ class World(Clock):
         """A new operator start. The old one keeps running, without the Lease unless told otherwise."""
         for old in self.operators:
             old.holds_lease = old.holds_lease and keep_old_lease
+        self.feeds.succeed(self)
         self.terms += self.term_step
         operator = Operator(self, self.terms)
         self.operators.append(operator)
