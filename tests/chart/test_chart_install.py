@@ -50,6 +50,7 @@ def test_the_operator_may_watch_what_it_watches(installed: ControlPlane, watched
     [
         ("create", "nodepowers"),
         ("patch", "nodepowers"),
+        ("delete", "nodepowers"),
         ("patch", "powerbudgets/status"),
         ("patch", "inferenceclusters/status"),
         ("update", "inferenceclusters/finalizers"),
@@ -66,7 +67,6 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str) -> 
 @pytest.mark.parametrize(
     ("verb", "resource"),
     [
-        ("delete", "nodepowers"),
         ("patch", "nodepowers/status"),
         ("patch", "powerbudgets"),
         ("patch", "inferenceclusters"),

@@ -100,6 +100,8 @@ def test_a_released_node_power_is_deleted_only_when_its_node_is_gone() -> None:
     assert [seen.name for seen in operator.step().release] == ["a0"]
     assert operator.step().release == (), "at a measured pace"
     assert operator.last.budgets["a"].charge_w >= 450, "until fresh reads find no Node"
+    successor = settled(world, 2)
+    assert successor.last.budgets["a"].charge_w >= 450, "nor for one that never saw its labels"
     world.store.annotate("a0", release=frozenset({"b"}))
     operator.watch()
     world.now_s += 5.0
