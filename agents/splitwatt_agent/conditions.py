@@ -85,7 +85,7 @@ def report_of(view: ControlView) -> Report:
             Condition(LEASE_HELD, False, "LeaseNotFollowed", "This agent follows no Lease, so it applies safe caps only.")
         )
     if view.paused_by:
-        conditions.append(Condition(PAUSED, True, "LabelAsks", f"The node's label {view.paused_by} asks for it: {_ASIDE}."))
+        conditions.append(_paused(view))
     if view.contests:
         conditions.append(_foreign_limit(view))
     if view.observing:
@@ -147,6 +147,13 @@ def _ready(view: ControlView) -> Condition:
     if view.workloads_error:
         return Condition(READY, True, "WorkloadsStale", f"{message} Workloads are those last known: {view.workloads_error}.")
     return Condition(READY, True, "Enforcing", message)
+
+
+def _paused(view: ControlView) -> Condition:
+    asks = f"The node's label {view.paused_by} asks for it"
+    if view.trouble:
+        return Condition(PAUSED, False, "Closing", f"{asks}, and NVML is not closed yet: {view.trouble}.")
+    return Condition(PAUSED, True, "LabelAsks", f"{asks}: {_ASIDE}.")
 
 
 def _foreign_limit(view: ControlView) -> Condition:

@@ -73,7 +73,10 @@ def test_a_driver_shows_in_the_kernels_folders(tmp_path: Path) -> None:
             {"nvidia.com/gpu.deploy.client": "ours_paused-for-driver-upgrade", "nvidia.com/gpu.deploy.dcgm": "true"},
             "nvidia.com/gpu.deploy.client=ours_paused-for-driver-upgrade",
         ),
-        ({"nvidia.com/gpu.deploy.b": "paused-for-x", "nvidia.com/gpu.deploy.a": "paused-for-y"}, "nvidia.com/gpu.deploy.a=paused-for-y"),
+        (
+            {"nvidia.com/gpu.deploy.b": "paused-for-x", "nvidia.com/gpu.deploy.a": "paused-for-y"},
+            "nvidia.com/gpu.deploy.a=paused-for-y",
+        ),
         ({"example.com/gpu.deploy.dcgm": "paused-for-mig-change"}, ""),
     ],
 )  # fmt: skip

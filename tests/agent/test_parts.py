@@ -13,7 +13,16 @@ from typing import Any
 
 import pynvml
 import pytest
-from splitwatt_agent.conditions import CAPS_ENFORCED, READY, ControlView, report_of, status_to_write
+from splitwatt_agent.conditions import (
+    CAPS_ENFORCED,
+    FOREIGN_LIMIT,
+    OBSERVING,
+    PAUSED,
+    READY,
+    ControlView,
+    report_of,
+    status_to_write,
+)
 from splitwatt_agent.nvml import Inventory, NvmlError
 from splitwatt_agent.session import take_stock, without_leased_watts
 from splitwatt_agent.state_dir import StateDir, StateDirError
@@ -22,6 +31,7 @@ from splitwatt_agent.workloads import ArgumentError, socket_path
 from splitwatt_client import podresources, resources
 from splitwatt_core import names
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition
+from splitwatt_core.protocol.contest import Contest
 from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire, status_to_wire
 from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict
 from splitwatt_core.protocol.record import Record, Taken
@@ -205,11 +215,33 @@ def test_persistence_mode_that_cannot_be_turned_on_is_told() -> None:
         ({"unknown_gpus": ("x",)}, "UnknownGPUs"),
         ({"verdict": None}, "NotSynced"),
         ({"gpus": ()}, "NoGPUs"),
+        ({"paused_by": "nvidia.com/gpu.deploy.dcgm=paused-for-mig-change"}, "Paused"),
+        ({"gpus": (line("a", health=Health.NOT_SUPPORTED),)}, "NotSupported"),
+        ({"beyond": 2}, "TooManyGPUs"),
     ],
 )
 def test_what_keeps_the_agent_from_its_work_is_a_reason(changes: dict[str, object], reason: str) -> None:
     ready = condition(view(line("a"), **changes), READY)
     assert (ready.status, ready.reason) == (False, reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"paused_by": "k=paused-for-x"}, PAUSED, "label k=paused-for-x asks"),
+        ({"observing": True}, OBSERVING, "sets no limit"),
+        ({"contests": {"a": Contest(700, 10)}}, FOREIGN_LIMIT, "set a to 700 W, at least 10 times in 300 s"),
+    ],
+)
+def test_what_is_unusual_has_a_condition_of_its_own_while_it_lasts(changes: dict[str, object], kind: str, words: str) -> None:
+    said = condition(view(line("a"), **changes), kind)
+    assert said.status is True and words in said.message
+    assert kind not in {c.type for c in report_of(view(line("a"))).conditions}
+
+
+def test_paused_is_not_said_before_the_driver_is_given_back() -> None:
+    closing = condition(view(paused_by="k=paused-for-x", trouble="a driver call has not returned"), PAUSED)
+    assert (closing.status, closing.reason) == (False, "Closing") and "has not returned" in closing.message
 
 
 def test_a_report_without_times_changes_only_with_the_facts() -> None:

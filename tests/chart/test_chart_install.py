@@ -102,8 +102,10 @@ def test_the_agent_reads_grants_and_writes_their_status_only(installed: ControlP
         for sub in ("", "status"):
             options = [EVERYWHERE, *([f"--subresource={sub}"] if sub else [])]
             assert may(installed, AGENT, verb, "nodepowers", *options) == ((verb, sub) in allowed), (verb, sub)
-    for resource in ("pods", "nodes", "powerbudgets", "leases", "secrets", "events"):
+    for resource in ("pods", "powerbudgets", "leases", "secrets", "events"):
         assert not may(installed, AGENT, "get", resource, EVERYWHERE)
+    for verb in ("get", "list", "watch", "create", "patch", "update", "delete"):
+        assert may(installed, AGENT, verb, "nodes", EVERYWHERE) == (verb in ("get", "list", "watch")), verb
 
 
 # --------------------------------------------------------------------------------------------------- the agent's own node

@@ -61,6 +61,20 @@ def test_the_agent_keeps_one_capability_and_nothing_else(render: Render) -> None
     assert not pod.keys() & {"hostPID", "hostNetwork", "hostIPC"}
 
 
+def test_an_agent_that_waits_for_a_driver_is_not_killed_and_one_may_only_observe(render: Render) -> None:
+    def agent(**values: Any) -> dict[str, Any]:
+        container: dict[str, Any] = render(values={"agent": values})["DaemonSet", "splitwatt-agent"]["spec"]["template"]["spec"][
+            "containers"
+        ][0]
+        return container
+
+    plain = agent()
+    assert plain["livenessProbe"]["httpGet"]["path"] == "/healthz", "which says 200 while it waits"
+    assert plain["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert "--observe" not in plain["args"]
+    assert "--observe" in agent(observe=True)["args"]
+
+
 def test_the_operator_runs_as_nobody(render: Render) -> None:
     pod = render()["Deployment", "splitwatt-operator"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True

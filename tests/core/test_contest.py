@@ -37,7 +37,7 @@ def test_a_fight_in_which_the_other_hand_lowers_is_one_too() -> None:
 
 def test_how_often_is_told_in_steps_and_bounded() -> None:
     watch = held()
-    told = []
+    told: list[int] = []
     for _ in range(300):
         fight(watch, 1, every_s=0.2, from_s=1.0 + 0.2 * len(told))
         told.append(watch.contest.times if watch.contest is not None else 0)

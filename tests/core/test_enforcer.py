@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from splitwatt_core.protocol.contest import LEAST_TIMES, Contest
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, NodePower, Phase, Spec
 from splitwatt_core.protocol.enforcer import (
     HUNG_S,
@@ -186,6 +187,34 @@ def test_caps_stay_within_the_legal_range() -> None:
     bench.observe(seen(3, grant(7, 100)))
     bench.ticks()
     assert bench.limit_mw == 200_000 and bench.acked == 6, "a cap below the minimum cannot be kept, and is never said to be"
+
+
+def test_a_part_without_power_management_gets_no_call_and_is_called_so() -> None:
+    bench = Bench()
+    bench.enforcer = Enforcer(gpus={"g0": replace(GPU, cappable=False)}, record=Record())
+    bench.observe(seen(1, grant(5, 300)))
+    bench.ticks()
+    assert (bench.calls, bench.acked, bench.health) == ([], NO_GRANT, Health.NOT_SUPPORTED)
+    bench.tick(back=Readback(None, None, Health.LOST))
+    assert bench.health is Health.LOST, "what is worse is said first"
+
+
+def test_who_else_sets_the_limit_is_put_right_and_named() -> None:
+    bench = holding(300)
+    for _ in range(LEAST_TIMES):
+        assert bench.enforcer.contests == {}
+        bench.limit_mw = 650_000
+        bench.now_s += RETRY_S
+        bench.ticks()
+        assert bench.limit_mw == 300_000
+    assert bench.enforcer.contests == {"g0": Contest(650, LEAST_TIMES)}
+
+
+def test_the_record_of_a_gpu_that_is_here_no_more_is_kept() -> None:
+    bench = Bench(record=Record(2, {"gone": Taken(5, 300)}))
+    bench.observe(seen(1, grant(6, 300)))
+    persist = bench.tick().persist
+    assert persist is not None and persist.grants.keys() == {"gone", "g0"}
 
 
 def test_the_guard_only_lowers() -> None:

@@ -168,6 +168,24 @@ def test_a_reset_is_not_taken_for_the_former_life() -> None:
     assert node.tick() == NO_GRANT
 
 
+def test_nothing_is_told_again_to_a_store_that_went_back() -> None:
+    """A backup of etcd keeps uids. Its numbers below those taken in say that it is another history."""
+    node = Node()
+    node.obey(1, 300)
+    node.obey(5, 400)
+    node.grant(1, 300)
+    node.start()
+    assert node.tick() == NO_GRANT and node.limit_mw == 400_000
+    node.grant(6, 350)
+    node.read()
+    for _ in range(3):
+        node.tick()
+    assert node.acked == 6
+    node.record = Record(9, node.record.grants)
+    node.start()
+    assert node.tick() == NO_GRANT, "a lower term says the same"
+
+
 def test_a_grant_taken_in_before_the_limit_could_be_read_keeps_the_earlier_one() -> None:
     """The record is written while nothing is known of the limit; the next life must still know what was acknowledged."""
     node = Node()

@@ -36,6 +36,8 @@ class Feeds:
     moment: int = 0
     decided: dict[int, int] = field(default_factory=dict)
     """When each grant number was given out."""
+    named: set[tuple[str, Way]] = field(default_factory=set)
+    """Nodes and ways that a spec has named."""
     newest_w: dict[str, int] = field(default_factory=dict)
     """By GPU: the cap that was given out last, whatever became of it; it may be sent again."""
 
@@ -52,6 +54,9 @@ class Feeds:
         for name, node in world.nodes.items():
             owed = self.owed.setdefault(name, {})
             now = claims(world, node)
+            seen = world.store.objects.get(name)
+            budgets = set(seen.spec.budgets) if seen is not None and seen.spec is not None else set()
+            self.named.update((name, way) for way in owed if budgets.issuperset(way))
             for way, since in list(owed.items()):
                 if way in now:
                     owed[way] = None
@@ -61,6 +66,7 @@ class Feeds:
                         owed[way] = self.moment
                 elif self._quit(world, node, way, since, now):
                     del owed[way]
+                    self.named.discard((name, way))
             self._release(world, node, owed, claimed=bool(now))
 
     def tell(self, world: World, labels: Mapping[str, str | None]) -> None:
@@ -81,16 +87,13 @@ class Feeds:
     def succeed(self, world: World) -> None:
         """Another operator starts: of claims that were taken back before any spec named their way it can know nothing."""
         for name, owed in self.owed.items():
-            seen = world.store.objects.get(name)
-            if seen is not None and seen.spec is not None:
-                unnamed = {way for way, since in owed.items() if since is not None} - {*_named(owed, seen.spec.budgets)}
-                for way in unnamed:
-                    del owed[way]
+            for way in [way for way, since in owed.items() if since is not None and (name, way) not in self.named]:
+                del owed[way]
 
     @staticmethod
     def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
-        """R33: a person deletes the NodePower of a node that no leaf claims, or says by name that it draws there no more. A claim after
-        that takes the word back."""
+        """R33: a person deletes the NodePower of a node that no leaf claims, or says by name that it draws there no more. A claim
+        after that takes the word back."""
         word = world.store.released.get(node.name, frozenset())
         if claimed:
             world.store.released.pop(node.name, None)
@@ -108,10 +111,6 @@ class Feeds:
             return False
         acked = {row.uuid: row.acked_grant for row in seen.status.gpus}
         return all(self.decided.get(acked.get(uuid, 0), -1) > since for uuid in node.gpus)
-
-
-def _named(ways: Iterable[Way], budgets: Iterable[str]) -> Iterable[Way]:
-    return [way for way in ways if set(way) <= set(budgets)]
 
 
 def claims(world: World, node: Node) -> list[Way]:

@@ -98,8 +98,8 @@ def scene_46_a_leaf_gets_another_parent_while_its_agent_is_away() -> None:
     tell(world, "a", parent=OTHER_ROOT)
     for _ in range(2):
         world.active.settle(4)  # its next spec is written, and not acknowledged
-        assert limits(world) == (HELD_W, HELD_W)
-        assert world.active.last.budgets[ROOT].charge_w >= 2 * HELD_W
+        assert limits(world) == (HELD_W, HELD_W), f"a and b draw {limits(world)} W"
+        assert world.active.last.budgets[ROOT].charge_w >= 2 * HELD_W, "it counts there until it acknowledges a later grant"
         world.elect()
     agent.start()
     world.active.settle(12)

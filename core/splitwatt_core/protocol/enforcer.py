@@ -146,7 +146,7 @@ class Enforcer:
         self._term = record.term
         self._high: dict[str, Taken] = dict(record.grants)
         self._dirty = False
-        self._may_raise = False
+        self._only_lower = False
         self._synced = False
         self._held = True
         self._uid = ""
@@ -184,6 +184,8 @@ class Enforcer:
             return ObjectVerdict.WRONG_UID
         if spec.term < self._term:
             self._observed_term = self._term  # so that the operator learns which term it has to exceed (R2)
+            for gpu in self._gpus.values():
+                gpu.former = None  # the store went back: what was acknowledged is none of its history
             return ObjectVerdict.LOWER_TERM
         self._held = False
         self._observed_term = spec.term
@@ -197,8 +199,11 @@ class Enforcer:
                 gpu.target = None
                 continue
             high = self._high.get(uuid, Taken())
-            if row.grant < high.grant or (row.grant == high.grant and row.cap_w != high.cap_w) or row.grant <= NO_GRANT:
+            if row.grant < high.grant:
+                gpu.former = None  # as above
                 continue  # R12: lower than something already taken in
+            if (row.grant == high.grant and row.cap_w != high.cap_w) or row.grant <= NO_GRANT:
+                continue  # a number that was used before, for another cap, or none
             if row.grant > high.grant:
                 if gpu.former is not None and high.acked_grant == NO_GRANT:
                     high = high.acknowledged(high.grant, high.cap_w)  # not judged yet: the next life may still read it back
@@ -244,7 +249,7 @@ class Enforcer:
         Every readback must have begun after the last `setter_finished` of its GPU. `guard_w` holds the node guard's
         ceilings in watts; they only ever lower. `only_lower`: whoever calls has a reason of its own to raise nothing now.
         """
-        self._may_raise = not (self._dirty or only_lower)
+        self._only_lower = only_lower
         set_caps: list[SetCap] = []
         clocks: list[LockClock] = []
         for uuid, gpu in self._gpus.items():
@@ -272,7 +277,7 @@ class Enforcer:
             return False
         told_mhz = gpu.clock_mhz
         deepens = wanted_mhz is not None and (told_mhz in (None, NOTHING_TOLD) or wanted_mhz < told_mhz)
-        return deepens or self._may_raise
+        return deepens or not (self._dirty or self._only_lower)
 
     def _wanted_mw(self, uuid: str, gpu: _Gpu, guard_w: int | None) -> int | None:
         """The limit this GPU should have, None to leave it alone."""
@@ -288,7 +293,7 @@ class Enforcer:
         cap_mw = min(max(cap_w * 1000, gpu.identity.min_mw), gpu.identity.max_mw)
         if cap_mw == now_mw:
             return None
-        if cap_mw > now_mw and (gpu.target is None or self._held or not self._may_raise):
+        if cap_mw > now_mw and (gpu.target is None or self._held or self._dirty or self._only_lower):
             return None  # only a present, accepted and persisted grant may raise
         return cap_mw
 
