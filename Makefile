@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENGINE ?= docker
 TAG := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' core/splitwatt_core/__init__.py)
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane demo faults test test-demo test-papers lint bench bench-sim reproduce $(PAGES) house generate images
+.PHONY: setup controlplane demo faults test test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images
 
 setup: .venv/.stamp
 
@@ -31,6 +31,10 @@ test: controlplane
 # The demo as a user plays it, alone on the machine.
 test-demo: controlplane
 	$(BIN)/python -m pytest tests/demo $(ARGS)
+
+# A million transitions in which objects and agents vanish; the table and out/property.json say what happened. ARGS="--seed N" plays one.
+property-long: setup
+	PYTHONPATH=tests $(BIN)/python -m support.long_walk $(ARGS)
 
 # What only reproduces published results; no other room stands on it.
 test-papers: setup

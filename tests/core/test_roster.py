@@ -9,7 +9,7 @@ import pytest
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.roster import DROPPED, VERIFY_EVERY_S, Placement, Roster, managed
 from splitwatt_core.budget.tree import BudgetSpec, Selector, build_tree
-from splitwatt_core.protocol.contract import GpuStatus, Grant, NodePower, Spec, Status
+from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, NodePower, Spec, Status
 
 TERM = 3
 BUDGETS = {name: BudgetSpec(name, name, 1, 1000, selector=Selector({"rack": name})) for name in ("a", "b")}
@@ -38,6 +38,12 @@ def relabel(made: Roster, rack: str) -> None:
     made.see_node(NodeFact("n1", {"rack": rack}, "boot"))
 
 
+def confirm(made: Roster) -> None:
+    """Fresh reads find every claim as it is."""
+    for claim in made.to_confirm(0.0):
+        made.confirm(claim)
+
+
 def leaves(made: Roster, *, observing: frozenset[str] = frozenset()) -> tuple[str, ...]:
     placed, _ = made.placements(BUDGETS, observing=observing)
     return placed[0].leaves if placed else ()
@@ -52,10 +58,10 @@ def test_labels_and_selectors_that_change_are_looked_at_again() -> None:
     made = roster("a")
     assert leaves(made) == ("a",)
     relabel(made, "b")
-    assert leaves(made) == ("b",)
+    assert leaves(made) == ("b", "a"), "and where it was, for nothing is acknowledged yet"
     turned = {name: replace(spec, selector=Selector({"rack": "b" if name == "a" else "a"})) for name, spec in BUDGETS.items()}
     placed, _ = made.placements(turned)
-    assert placed[0].leaves == ("a",)
+    assert placed[0].leaves == ("a", "b")
     late = Roster()
     late.account("n1")
     assert leaves(late) == (), "its object was seen before its Node"
@@ -88,6 +94,7 @@ def test_a_moved_node_counts_in_both_until_a_later_grant_is_acknowledged_and_wri
     relabel(made, "b")
     assert leaves(made) == ("b", "a")
     assert leaves(made) == ("b", "a"), "the grant it has acknowledged is older than the move"
+    confirm(made)
     made.moves["n1"]["a"] = 8
     made.account("n1").observe(node_power(2, "b", "a", acked=7), 0.0, term=TERM)
     assert leaves(made) == ("b", "a")
@@ -97,17 +104,18 @@ def test_a_moved_node_counts_in_both_until_a_later_grant_is_acknowledged_and_wri
     assert leaves(made) == ("b",) and made.moves["n1"] == {}
 
 
-def test_a_node_that_comes_back_before_that_never_left() -> None:
+def test_a_node_that_comes_back_before_that_never_left_but_counts_where_it_seemed_to_be_as_well() -> None:
     made = roster("a", node_power(1, "a"))
     relabel(made, "b")
     leaves(made)
     relabel(made, "a")
-    assert leaves(made) == ("a",) and made.moves["n1"] == {}
+    assert leaves(made) == ("a", "b") and made.moves["n1"] == {"b": NO_GRANT}
 
 
 def test_one_gpu_that_does_not_answer_keeps_the_whole_node_in_its_former_rack() -> None:
     made = roster("b", node_power(1, "a", gpus=2))
     leaves(made)
+    confirm(made)
     made.moves["n1"]["a"] = 8
     seen = node_power(2, "b", "a", gpus=2)
     one = (replace(seen.status.gpus[0], acked_grant=8), seen.status.gpus[1])
@@ -122,6 +130,8 @@ def test_a_successor_learns_of_the_former_rack_from_the_spec() -> None:
 def test_a_node_without_gpus_has_nothing_to_acknowledge() -> None:
     made = roster("a", node_power(1, "a", gpus=0))
     relabel(made, "b")
+    assert leaves(made) == ("b", "a") and made.moves["n1"]["a"] == NO_GRANT, "no fresh read says so yet"
+    confirm(made)
     assert leaves(made) == ("b", "a") and made.moves["n1"]["a"] == DROPPED
     made.account("n1").observe(node_power(2, "b", gpus=0), 0.0, term=TERM)
     assert leaves(made) == ("b",)
@@ -130,6 +140,8 @@ def test_a_node_without_gpus_has_nothing_to_acknowledge() -> None:
 def test_a_move_out_of_or_into_a_tree_that_observes_waits_for_no_grant() -> None:
     for observing in (frozenset("a"), frozenset("b"), frozenset("ab")):
         made = roster("b", node_power(1, "a"))
+        leaves(made, observing=observing)
+        confirm(made)
         assert leaves(made, observing=observing) == ("b", "a")
         assert made.moves["n1"]["a"] == DROPPED
 
@@ -193,3 +205,28 @@ def test_a_node_is_managed_once_a_gpu_of_it_is_known() -> None:
     assert not managed(roster("a").account("n1"))
     assert managed(roster("a", node_power(1, "a")).account("n1"))
     assert not managed(roster("a", node_power(1, "a", gpus=0)).account("n1"))
+
+
+def test_a_claim_counts_from_fresh_reads_of_what_it_still_says() -> None:
+    made = roster("a", node_power(1, "a"))
+    relabel(made, "b")
+    placed, _ = made.placements(BUDGETS)
+    (claim,) = made.to_confirm(0.0)
+    assert (claim.labels, claim.budgets) == ({"rack": "b"}, (("b", "b", 1),)) and placed[0].unread == {"a"}
+    assert made.to_confirm(VERIFY_EVERY_S / 2) == (), "asked at a measured pace"
+    relabel(made, "z")
+    made.confirm(claim)
+    placed, _ = made.placements(BUDGETS)
+    assert placed[0].unread == {"a"}, "its labels have changed since"
+    relabel(made, "b")
+    made.placements(BUDGETS)
+    made.confirm(*made.to_confirm(VERIFY_EVERY_S))
+    placed, _ = made.placements(BUDGETS)
+    assert placed[0].unread == frozenset() and made.to_confirm(9.0) == ()
+
+
+def test_of_a_node_that_is_gone_no_claim_is_read() -> None:
+    made = roster("a", node_power(1, "a"))
+    relabel(made, "b")
+    made.account("n1").present = False
+    assert leaves(made) == ("b", "a") and made.to_confirm(0.0) == ()

@@ -23,19 +23,19 @@ from splitwatt_core.protocol.enforcer import Enforcer, ObjectVerdict
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 from splitwatt_core.protocol.record import Record
 from support import power_scenes, scenes
-from support.world import ObjectStore, World
+from support.world import ApiStore, World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def r1_writes_carry_no_version(m: pytest.MonkeyPatch) -> None:
-    real = ObjectStore.write_spec
+    real = ApiStore.write_spec
 
-    def blind(self: ObjectStore, write: Any) -> Any:
+    def blind(self: ApiStore, write: Any) -> Any:
         obj = self.objects.get(write.name)
         return real(self, replace(write, resource_version=obj.resource_version) if obj is not None else write)
 
-    m.setattr(ObjectStore, "write_spec", blind)
+    m.setattr(ApiStore, "write_spec", blind)
 
 
 def r2_a_restart_keeps_its_term(m: pytest.MonkeyPatch) -> None:
@@ -226,13 +226,13 @@ def r13_acknowledged_while_a_setter_hangs(m: pytest.MonkeyPatch) -> None:
 
 
 def r14_a_status_carries_no_version(m: pytest.MonkeyPatch) -> None:
-    real = ObjectStore.write_status
+    real = ApiStore.write_status
 
-    def blind(self: ObjectStore, name: str, uid: str, version: int, status: Any) -> Any:
+    def blind(self: ApiStore, name: str, uid: str, version: int, status: Any) -> Any:
         obj = self.objects.get(name)
         return real(self, name, uid, version if obj is None else obj.resource_version, status)
 
-    m.setattr(ObjectStore, "write_status", blind)
+    m.setattr(ApiStore, "write_status", blind)
 
 
 def r15_an_absent_object_means_default(m: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r8_absence_needs_no_fresh_read,
         scenes.scene_11_a_node_that_seemed_gone_is_back_and_its_node_power_is_deleted,
-        "gone is only what fresh reads find gone",
+        "row: 900.0 W may be drawn there, 450.0 W are counted",
     ),
     (
         r9_the_grace_starts_with_anybody,
@@ -339,7 +339,7 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r9_former_budgets_are_not_persisted,
         scenes.scene_16_a_node_moves_and_the_operator_restarts,
-        "it counts where it was until a grant issued after the move is acknowledged",
+        "a: 450.0 W may be drawn there, 0.0 W are counted",
     ),
     (moved_nodes_need_no_new_grant, scenes.scene_16_a_node_moves_and_the_operator_restarts, "it has left its former budget"),
     (

@@ -1,12 +1,14 @@
 """Each scene that once broke the protocol, by name, on the core's real keeper and enforcer."""
 
 import pytest
-from support import power_scenes, scenes
+from support import power_scenes, scenes, scenes_restarted, scenes_vanished
+
+SCENES = {**scenes.SCENES, **scenes_vanished.SCENES, **scenes_restarted.SCENES}
 
 
-@pytest.mark.parametrize("name", scenes.SCENES)
+@pytest.mark.parametrize("name", SCENES)
 def test_scene(name: str) -> None:
-    scenes.SCENES[name]()
+    SCENES[name]()
 
 
 def test_lower_first() -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.protocol.contract import Mode, NodePower, Phase, Workload
+from support.sums import charged_sums
 from support.world import DEFAULT_W, RACKS, ROOT, Agent, Gpu, Node, World
 
 Pick = Callable[[int], int]
@@ -210,7 +211,7 @@ class Explorer:
     def node_leaves(self, pick: Pick) -> None:
         """Powered off: it draws nothing, and its object may stay for ever."""
         node, _ = self._gpu(pick)
-        self.world.agents[node.name].crash()
+        self.world.agents[node.name].lose_power()
         node.present = node.powered = False
         for gpu in node.gpus.values():
             gpu.true_w, gpu.surprised, gpu.was_w = 0, False, 0
@@ -290,11 +291,15 @@ class Explorer:
         world.active.settle(30)
         world.check()
         assert world.stamped()
+        owed_w = charged_sums(world.active)
         for name, line in world.lines.items():
+            if not line.exists:
+                continue
             most_w = max(line.limit_w, world.floor_w(name)) + 1e-6
             charge_w = world.active.last.budgets[name].charge_w
             assert world.allowed_w(name) <= most_w, f"{name}: {world.allowed_w(name)} W may be drawn of {most_w} W"
             assert charge_w <= most_w, f"{name}: {charge_w} W charged of {most_w} W"
+            assert charge_w <= owed_w[name] + 1e-6, f"{name}: {charge_w} W charged, {owed_w[name]} W may be drawn there"
         assert all(g.true_w <= DEFAULT_W for n in world.nodes.values() for g in n.gpus.values())
 
 

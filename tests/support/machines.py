@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.gpus.profiles import PhaseProfile, Profile
-from splitwatt_core.protocol.contract import Phase, Status, Workload
+from splitwatt_core.protocol.contract import NO_GRANT, Phase, Status, Workload
 from splitwatt_core.protocol.enforcer import Actions, GpuIdentity, Readback, SetCap
 from splitwatt_truth.agent import MemoryAgent
-from splitwatt_truth.store import ObjectStore
+from support.api_store import ApiStore
 
 DEFAULT_W, MIN_W = 700, 200
 MODEL: Final = "X"
@@ -74,7 +74,8 @@ class Gpu:
 
 @dataclass(slots=True)
 class Node:
-    """`present`: its Node object is there. `powered`: the machine is. `managed`: an agent runs on it, or could."""
+    """`rack`: where it stands. `present`: its Node object is there. `powered`: the
+    machine is. `managed`: an agent runs on it, or could."""
 
     name: str
     rack: str
@@ -109,36 +110,49 @@ class Pending:
 class Agent(MemoryAgent):
     """One agent process after the other on one node, whose watch, setter calls and statuses may be late, hang and get lost."""
 
-    def __init__(self, clock: Clock, store: ObjectStore, node: Node, *, guarded: bool = False) -> None:
+    def __init__(self, clock: Clock, store: ApiStore, node: Node, *, guarded: bool = False) -> None:
         self.clock = clock
         self.store = store
         self.node = node
-        self.hung: list[SetCap] = []
+        self.hung: list[tuple[int, SetCap]] = []
+        self.life = 0
         self.hang_next = False
         self.statuses: list[Pending] = []
         self.read_at = 0
+        self.told: dict[str, tuple[str, str, int]] = {}
+        """By GPU: of which object, boot and surprise its last word of an acknowledgement was (T4)."""
         identities = {u: GpuIdentity(u, MODEL, MIN_W * 1000, DEFAULT_W * 1000, DEFAULT_W * 1000) for u in node.gpus}
         super().__init__(identities, guarded=guarded)
 
     def start(self) -> None:
+        """A new process, once the calls of the one before have ended: they hold the node's lock (R13)."""
+        if self.hung:
+            return
+        self.life += 1
         super().start()
-        self.seen = len(self.store.log)
+        self.seen, self.kinds = len(self.store.log), self.store.kinds
         self.alive = self.node.managed
-        self.synced = False
+        self.synced = self.turned = False
 
     def crash(self) -> None:
+        """The process ends; a call that hangs in the driver does not."""
+        self.alive = False
+
+    def lose_power(self) -> None:
         self.alive = False
         self.hung.clear()
 
     def read(self) -> None:
         """A consistent read."""
         self.observe(self.store.objects.get(self.node.name), consistent=True)
-        self.seen = len(self.store.log)
+        self.seen, self.kinds = len(self.store.log), self.store.kinds
         self.synced = True
 
     def watch(self, events: int = 1000) -> None:
         if not self.synced:
             return
+        if self.kinds != self.store.kinds:
+            self.read()  # its watch ended with the kind
         for name, obj, _uid in self.store.log[self.seen : self.seen + events]:
             self.seen += 1
             if name == self.node.name:
@@ -151,33 +165,61 @@ class Agent(MemoryAgent):
         """One round, with what becomes of its calls."""
         now_s = self.clock.now_s
         self.read_at = self.clock.count
+        self.turned = self.synced
         actions = self.tick(now_s, self.readbacks(), guard_w=guard_w)
         for call in actions.set_caps:
             if self.hang_next:
                 self.hang_next = False
-                self.hung.append(call)
+                self.hung.append((self.life, call))
             else:
-                self._finish(call)
+                self._finish(call, self.life)
         return actions
 
-    def _finish(self, call: SetCap) -> None:
+    def die_in_turn(self, *, durable: bool, called: bool) -> None:
+        """A round that the process does not live to see the end of. `durable`: its record was; `called`: its setters were,
+        which beside a record that is not durable may only lower."""
+        before = self.record
+        actions = self.tick(self.clock.now_s, self.readbacks())
+        if not durable:
+            self.record = before
+        if called:
+            for call in actions.set_caps:
+                self._set(call)
+        self.crash()
+
+    def _finish(self, call: SetCap, life: int) -> None:
+        self._set(call)
+        if self.alive and life == self.life:
+            self.returned((call,), self.clock.now_s)
+
+    def _set(self, call: SetCap) -> None:
         gpu = self.node.gpus[call.uuid]
         if not gpu.lies:
             gpu.set_limit(call.cap_mw // 1000, self.clock.now_s)
-        self.returned((call,), self.clock.now_s)
 
     def complete(self, index: int = 0) -> None:
         """A hung setter call completes after all."""
         if self.hung:
-            self._finish(self.hung.pop(index % len(self.hung)))
+            life, call = self.hung.pop(index % len(self.hung))
+            self._finish(call, life)
 
     def send_status(self) -> None:
-        """Put a status on its way, on the version the agent knows."""
-        if self.observed is None or not self.enforcer.observed_uid:
+        """Put a status on its way, on the version the agent knows and after a look at the hardware."""
+        if self.observed is None or not self.enforcer.observed_uid or not self.turned:
             return
         status = self.status(self.node.boot_id, self.node.workloads)
+        self._remember(status)
         if status != self.observed.status:
             self.statuses.append(Pending(self.observed.uid, self.observed.resource_version, status, self.read_at))
+
+    def _remember(self, status: Status) -> None:
+        """T4: without a reset, a reboot or a new object no status says that nothing is acknowledged."""
+        for row in status.gpus:
+            here = (status.observed_uid, status.boot_id, self.node.gpus[row.uuid].surprised_at)
+            if row.acked_grant > NO_GRANT:
+                self.told[row.uuid] = here
+            else:
+                assert self.told.get(row.uuid) != here, f"{row.uuid}: its status says that nothing is acknowledged any more"
 
     def deliver_status(self, index: int = 0) -> bool:
         if not self.statuses:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from splitwatt_core.budget.claims import managed
 from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, SpecWrite, Unknown
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.columns import Posture
 from support.machines import PROFILE, Node
+from support.sums import charged_sums
 
 if TYPE_CHECKING:
     from support.world import World
+
+
+TOLERANCE_W: Final = 1e-6
 
 
 @dataclass(slots=True)
@@ -33,20 +36,23 @@ class Operator:
         self.holds_lease = True
         self.resigned = False
         self.seen = len(world.store.log)
+        self.kinds = world.store.kinds
         self.keeper = Keeper(term=term, policies=world.policies, profiles=(PROFILE,))
         self.sent: list[Sent] = []
         self.last: Plan = Plan()
-        if world.contract_uid:
-            self.keeper.on_contract_crd(world.contract_uid)
+        self.told: dict[str, str | None] = {}
+        """By node: the label that it last heard of."""
+        self.see_kind()
+        self.blind = False
+        """It starts under another CRD than its predecessor noted: it need not know everybody, and may raise nobody."""
         for spec in world.budgets.values():
             uid, kept, adopted = world.limits.get(spec.name, ("", None, False))
             known = uid == spec.uid
-            noted = world.noted.get(spec.name, "") if known else ""
             below = world.below.get(spec.name, ()) if known else ()
-            self.keeper.on_budget(
-                replace(spec, limit_state=kept if known else None, adopted=adopted and known, below=below, contract_uid=noted),
-                world.now_s,
-            )
+            noted = world.noted.get(spec.name, "") if known else ""
+            self.blind = self.blind or noted not in ("", world.contract_uid)
+            told = replace(spec, limit_state=kept if known else None, adopted=adopted and known, below=below, contract_uid=noted)
+            self.keeper.on_budget(told, world.now_s)
         for pod in world.pods.values():
             self.keeper.on_pod(pod)
         for node in world.nodes.values():
@@ -55,21 +61,38 @@ class Operator:
             self.keeper.on_node_power(obj, world.now_s)
 
     def see_node(self, node: Node) -> None:
+        label = self.told[node.name] = self.world.label(node)
         if node.present:
-            rack = self.world.labels.get(node.name, node.rack)
-            labels = {} if rack is None else {"rack": rack}
+            labels = {} if label is None else {"rack": label}
             self.keeper.on_node(NodeFact(node.name, labels, node.boot_id), self.world.now_s)
         else:
             self.keeper.on_node_gone(node.name, self.world.now_s)
 
+    def see_kind(self) -> None:
+        if self.world.contract_uid:
+            self.keeper.on_contract_crd(self.world.contract_uid)
+
     def watch(self, events: int = 1000) -> None:
         """Deliver the next watch events, in order: an operator that is not asked to lags behind."""
+        if self.kinds != self.world.store.kinds or not self.world.store.served:
+            self._list_anew()
         for name, obj, uid in self.world.store.log[self.seen : self.seen + events]:
             self.seen += 1
             if obj is None:
                 self.keeper.on_node_power_gone(name, self.world.now_s, uid)
             else:
                 self.keeper.on_node_power(obj, self.world.now_s)
+
+    def _list_anew(self) -> None:
+        """The kind was deleted: nothing is heard until it is served again, and then only who is left."""
+        store, now_s = self.world.store, self.world.now_s
+        if not store.served:
+            return
+        self.kinds, self.seen = store.kinds, len(store.log)
+        for name in [n for n in self.keeper.roster.nodes if n not in store.objects]:
+            self.keeper.on_node_power_gone(name, now_s)
+        for obj in list(store.objects.values()):
+            self.keeper.on_node_power(obj, now_s)
 
     def read_telemetry(self) -> None:
         world = self.world
@@ -85,7 +108,10 @@ class Operator:
         """Decide; writes go on their way, creations happen at once."""
         now_s = self.world.now_s
         self.read_telemetry()
-        before_w = self.charged_sums()
+        self.world.feeds.look(self.world)
+        if self.step_is_judged():
+            self.world.feeds.tell(self.world, self.told)
+        before_w = charged_sums(self)
         plan = self.last = self.keeper.step(now_s)
         self.check_decision(before_w, plan)
         if plan.resign is not None:
@@ -100,63 +126,61 @@ class Operator:
             if name in self.world.budgets:
                 adopted = report.posture is not Posture.ADOPTING
                 self.world.limits[name] = (self.world.budgets[name].uid, report.limit, adopted)
-                self.world.below[name], self.world.noted[name] = report.below, report.contract_uid
+                self.world.below[name] = report.below
+                self.world.noted[name] = report.contract_uid
         for name in plan.create:
-            self.keeper.on_created(name, self.world.store.create(name), now_s)
+            made = self.world.store.create(name)
+            if made is not None:
+                self.see_kind()
+            self.keeper.on_created(name, made, now_s)
         self.sent.extend(Sent(write) for write in plan.writes)
+        for released in plan.release:
+            if not self.world.nodes[released.name].present:
+                self.world.store.remove(released)
+        for claim in plan.confirm:
+            if self.world.reads(claim):
+                self.keeper.on_claim_confirmed(claim)
         for name in plan.verify:
             if name not in self.world.store.objects and not self.world.nodes[name].present:
                 self.keeper.on_absence_verified(name, now_s, self.world.contract_uid)
         return plan
 
-    def charged_sums(self) -> dict[str, float]:
-        """Watts at the meter charged below each budget, every node once in each."""
-        keeper, lines = self.keeper, self.world.lines
-        moves = {name: dict(of_node) for name, of_node in keeper.roster.moves.items()}
-        keeper._settle_tombstones(self.world.now_s)
-        standing, tree = keeper.standing, keeper.tree
-        placed, _ = keeper.roster.placements(standing, tree=tree, observing=tree.observing(standing))
-        keeper.roster.moves = moves  # looking must not move anything on
-        sums = dict.fromkeys(standing, 0.0)
-        for name in sums:
-            for up in keeper.tree.chain(name):
-                sums[up] += lines[name].fixed_w
-        for p in placed:
-            keeper._refresh(p.node, self.world.now_s)
-            gpu_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
-            counted: set[str] = set()
-            here = [lines[name] for name in p.leaves if lines[name].leaf]
-            for leaf in p.leaves:
-                of = [lines[leaf]] if lines[leaf].leaf else here
-                rest_w = max(line.non_gpu_w if managed(p.node) else self.world.flat_w(line) for line in of)
-                watts = max(line.loss_factor for line in of) * gpu_w + rest_w
-                for name in keeper.tree.chain(leaf):
-                    if name not in counted:
-                        counted.add(name)
-                        sums[name] += watts
-        return sums
+    def step_is_judged(self) -> bool:
+        """The world knows what the operator in charge was told; of its predecessors it does not."""
+        return self.holds_lease and self.world.active is self
 
     def check_decision(self, before_w: dict[str, float], plan: Plan) -> None:
-        """I1: no decision lifts a sum of charges above its limit."""
+        """I1 and T3: what feeds carry is in every sum, and no decision lifts a sum above its limit."""
+        if not self.step_is_judged():
+            return
+        for name, owed_w in before_w.items():
+            charge_w = plan.budgets[name].charge_w
+            assert self.blind or charge_w > owed_w - TOLERANCE_W, (
+                f"{name}: {owed_w} W may be drawn there, {charge_w} W are counted"
+            )
+        self._check_writes(plan)
+        self.world.feeds.decide(plan.writes)
         if not plan.writes:
             return
+        for name, after_w in charged_sums(self).items():
+            limit_w = plan.budgets[name].limit.aim_w
+            assert after_w <= max(before_w[name], limit_w) + TOLERANCE_W, (
+                f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
+            )
+
+    def _check_writes(self, plan: Plan) -> None:
+        """Nothing is granted under Observe, and nothing raised that no leaf claims."""
         observing = self.keeper.tree.observing(self.keeper.standing)
         for write in plan.writes:
             seen = self.keeper.roster.nodes[write.name].object
-            old = seen.spec.gpus if seen is not None and seen.spec is not None else ()
+            old = {g.uuid: g for g in seen.spec.gpus} if seen is not None and seen.spec is not None else {}
+            new = [g for g in write.spec.gpus if g.uuid not in old or g.grant != old[g.uuid].grant]
             if not observing.isdisjoint(write.spec.budgets[:1]):
-                new = {(g.uuid, g.grant) for g in write.spec.gpus} - {(g.uuid, g.grant) for g in old}
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
-        for name, after_w in self.charged_sums().items():
-            if name not in plan.budgets:
-                continue  # a tombstone: its sum is held, not reported
-            limit_w = plan.budgets[name].limit.aim_w
-            assert after_w <= max(before_w[name], limit_w) + 1e-6, (
-                f"{name}: lifted from {before_w[name]} W to {after_w} W of {limit_w} W"
-            )
-            assert abs(before_w[name] - plan.budgets[name].charge_w) < 1e-6, (
-                f"{name}: counted {before_w[name]} W, reported {plan.budgets[name].charge_w} W"
-            )
+            if not any(line.selects(leaf, self.told[write.name]) for leaf, line in self.world.lines.items()):
+                before_w = self.world.feeds.newest_w
+                raised = [g for g in new if g.uuid in old and g.cap_w > max(old[g.uuid].cap_w, before_w.get(g.uuid, 0))]
+                assert not raised, f"{write.name}: no leaf claims it, and its caps are raised: {raised}"
 
     def arrive(self, index: int = 0, *, answer: bool = True) -> Outcome | None:
         """A write reaches the store; its answer reaches the operator, or not."""

@@ -12,45 +12,26 @@ times, a node without an agent, and agents whose node guard is at work.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 
+from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.facts import PodFact
-from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState, MeterSpec, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
-from splitwatt_core.protocol.contract import Mode
-from splitwatt_truth.store import ObjectStore
+from splitwatt_core.protocol.contract import RELEASE_ALL
+from support.api_store import ApiStore
 from support.clocked import Clocked
+from support.feeds import Feeds, claims
+from support.lines import Line
 from support.machines import DEFAULT_W, LAG_S, MIN_W, Agent, Clock, Gpu, Node
 from support.operators import Operator
 
-__all__ = ["DEFAULT_W", "MIN_W", "RACKS", "ROOT", "Agent", "Gpu", "Node", "ObjectStore", "Operator", "World"]
+__all__ = ["DEFAULT_W", "MIN_W", "OTHER_ROOT", "RACKS", "ROOT", "Agent", "ApiStore", "Gpu", "Line", "Node", "Operator", "World"]
 
 ROOT = "row"
+OTHER_ROOT = "row-2"
 RACKS = ("a", "b")
-
-
-@dataclass(slots=True)
-class Line:
-    """One PowerBudget as its owner keeps it. `birth` counts how often it was created; a leaf selects the rack of its name."""
-
-    parent: str | None
-    limit_w: int
-    leaf: bool = False
-    mode: Mode = Mode.STRICT
-    exists: bool = True
-    birth: int = 1
-    reserve_w: int = 0
-    fixed_w: int = 0
-    overhead_percent: int = 0
-    non_gpu_w: int = 0
-    settle_ms: int = 500
-    metered: bool = True
-
-    @property
-    def loss_factor(self) -> float:
-        return 1.0 + self.overhead_percent / 100.0
 
 
 @dataclass(slots=True)
@@ -60,7 +41,9 @@ class World(Clock):
     limit_w: int = 900
     policy: str = "Uniform"
     rich: bool = False
-    store: ObjectStore = field(default_factory=partial(ObjectStore, logged=True))
+    two_rows: bool = False
+    """Another row beside the first, to which racks may be moved."""
+    store: ApiStore = field(default_factory=ApiStore)
     nodes: dict[str, Node] = field(default_factory=dict)
     agents: dict[str, Agent] = field(default_factory=dict)
     lines: dict[str, Line] = field(default_factory=dict)
@@ -71,12 +54,14 @@ class World(Clock):
     """What PowerBudget statuses say, with the uid they say it of: written by the holder of the Lease alone."""
     below: dict[str, tuple[BelowState, ...]] = field(default_factory=dict)
     """What PowerBudget statuses keep of the budgets below."""
-    contract_uid: str = ""
+    contract_uid: str = "crd-1"
     """Of the CustomResourceDefinition of NodePower; "": nobody tells."""
     noted: dict[str, str] = field(default_factory=dict)
     """What PowerBudget statuses say of it."""
     labels: dict[str, str | None] = field(default_factory=dict)
     """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
+    feeds: Feeds = field(default_factory=Feeds)
+    """Where what draws must be counted, by the world's own knowledge (T3)."""
     dark: set[str] = field(default_factory=set)
     """Meters that give no reading."""
     undeclared_w: int = 0
@@ -94,6 +79,8 @@ class World(Clock):
             self.lines["b"] = Line(ROOT, self.limit_w, leaf=True, overhead_percent=4, non_gpu_w=60, reserve_w=20)
         else:
             self.lines.update({rack: Line(ROOT, self.limit_w, leaf=True) for rack in RACKS})
+        if self.two_rows:
+            self.lines[OTHER_ROOT] = Line(None, self.limit_w)
         self.tell_budgets()
         for rack in RACKS:
             for k in range(self.nodes_per_rack):
@@ -107,6 +94,10 @@ class World(Clock):
         self.nodes[name] = node
         self.agents[name] = Agent(self, self.store, node, guarded=self.rich)
 
+    def add_line(self, name: str, *, like: str, rack: str) -> None:
+        """A leaf of another name over the same rack."""
+        self.lines[name] = replace(self.lines[like], rack=rack, birth=1)
+
     # ----------------------------------------------------------------------------------------------------- the budgets
 
     def set_limit(self, limit_w: int, **limits_w: int) -> None:
@@ -118,45 +109,35 @@ class World(Clock):
 
     def tell_budgets(self) -> None:
         """All operators see the budgets as they are now."""
-        before, self.budgets = self.budgets, {n: self._spec(n, line) for n, line in self.lines.items() if line.exists}
+        before, self.budgets = self.budgets, {n: line.spec(n, self) for n, line in self.lines.items() if line.exists}
         for operator in self.operators:
             for name in before.keys() - self.budgets.keys():
                 operator.keeper.on_budget_gone(name, self.now_s)
             for spec in self.budgets.values():
                 operator.keeper.on_budget(spec, self.now_s)
 
-    def _spec(self, name: str, line: Line) -> BudgetSpec:
-        return BudgetSpec(
-            name=name,
-            uid=f"{name}-{line.birth}",
-            generation=1,
-            limit_w=line.limit_w,
-            parent=line.parent,
-            mode=line.mode,
-            policy=self.policy,
-            reserve_w=line.reserve_w,
-            selector=Selector({"rack": name}) if line.leaf else None,
-            non_gpu_w_per_node=line.non_gpu_w,
-            unmanaged_w_per_node=self.flat_w(line) if line.leaf else 0,
-            fixed_w=line.fixed_w,
-            overhead_percent=line.overhead_percent,
-            meter=MeterSpec("m") if line.metered else None,
-            settle_ms=line.settle_ms,
-        )
-
     def flat_w(self, line: Line) -> int:
         """The most a node can draw in this leaf."""
         return int(line.loss_factor * DEFAULT_W * self.gpus_per_node) + 1 + line.non_gpu_w
 
     def chain(self, name: str) -> Iterator[str]:
+        """Which lines feed it: cables stay where a field was left out or an object deleted."""
         up: str | None = name
         while up is not None:
+            yield up
+            up = self.lines[up].parent or self.lines[up].left_out
+
+    def declared(self, name: str) -> Iterator[str]:
+        """The budgets that it names above itself, as far as they are there."""
+        up: str | None = name
+        while up is not None and self.lines[up].exists:
             yield up
             up = self.lines[up].parent
 
     def _sum(self, name: str, gpu_w: dict[str, float]) -> float:
         """Watts at a meter when GPUs draw `gpu_w`, by node, and all else what was declared. Nodes count where they stand."""
-        total_w = float(sum(line.fixed_w for n, line in self.lines.items() if name in self.chain(n)))
+        name = self.lines[name].rack or name
+        total_w = float(sum(line.fixed_w for n, line in self.lines.items() if not line.rack and name in self.chain(n)))
         for node in self.nodes.values():
             line = self.lines[node.rack]
             if name in self.chain(node.rack):
@@ -166,7 +147,7 @@ class World(Clock):
     def meter_w(self, name: str) -> float:
         """What the meter shows: real losses and real non-GPU watts, a bit below what was declared."""
         drawn_w = {n: 0.98 * sum(g.draw_w for g in node.gpus.values()) for n, node in self.nodes.items()}
-        racks = sum(name in self.chain(rack) for rack in RACKS)
+        racks = sum((self.lines[name].rack or name) in self.chain(rack) for rack in RACKS)
         return 0.99 * self._sum(name, drawn_w) + racks * self.undeclared_w
 
     def allowed_w(self, name: str) -> float:
@@ -178,7 +159,7 @@ class World(Clock):
         total_w = self._sum(name, {n: float(MIN_W * len(x.gpus)) if x.managed else 0.0 for n, x in self.nodes.items()})
         for node in self.nodes.values():
             line = self.lines[node.rack]
-            if not node.managed and name in self.chain(node.rack):
+            if not node.managed and (self.lines[name].rack or name) in self.chain(node.rack):
                 total_w += self.flat_w(line) - line.non_gpu_w
         return total_w
 
@@ -188,6 +169,7 @@ class World(Clock):
         """A new operator start. The old one keeps running, without the Lease unless told otherwise."""
         for old in self.operators:
             old.holds_lease = old.holds_lease and keep_old_lease
+        self.feeds.succeed(self)
         self.terms += self.term_step
         operator = Operator(self, self.terms)
         self.operators.append(operator)
@@ -200,7 +182,7 @@ class World(Clock):
     def reboot(self, name: str) -> None:
         """All limits back to default, a new boot id, a new agent; Kubernetes' Node object tells the operator later."""
         node, agent = self.nodes[name], self.agents[name]
-        agent.crash()
+        agent.lose_power()
         node.boot += 1
         for gpu in node.gpus.values():
             self._surprise(gpu)
@@ -215,6 +197,47 @@ class World(Clock):
 
     def move(self, name: str, rack: str) -> None:
         self.nodes[name].rack = rack
+        self.labels.pop(name, None)
+
+    def label(self, node: Node) -> str | None:
+        """The rack that its Node object names; None: it names none, or there is no such object."""
+        return self.labels.get(node.name, node.rack) if node.present else None
+
+    def release(self, name: str) -> None:
+        """A person says of a node that is gone, by name, that it draws on nothing any more."""
+        if name in self.store.objects and not self.nodes[name].present:
+            self.store.annotate(name, release=frozenset({RELEASE_ALL}))
+
+    def lose_kind(self) -> None:
+        """The NodePower CRD is deleted, and all NodePowers with it."""
+        self.store.lose_kind()
+        self.contract_uid = ""
+
+    def make_kind(self) -> None:
+        self.store.make_kind()
+        self.contract_uid = self.store.kind_uid
+
+    def confirm(self) -> None:
+        """A person says at every root that no machine is missing under the present CRD: who is not there draws nothing."""
+        for line in self.lines.values():
+            if line.parent is None:
+                line.confirmed_uid = self.contract_uid
+        for name, node in self.nodes.items():
+            if name not in self.store.objects and not claims(self, node):
+                self.feeds.owed.pop(name, None)
+        self.active.blind = self.active.blind and not self.contract_uid
+        self.tell_budgets()
+
+    def reads(self, claim: Claim) -> bool:
+        """Whether fresh reads find the Node and the budgets as they are claimed."""
+        node = self.nodes[claim.node]
+        label = self.label(node)
+        found = [self.budgets.get(name) for name, *_ in claim.budgets]
+        same = all(
+            spec is not None and row == (spec.name, spec.uid, spec.generation)
+            for row, spec in zip(claim.budgets, found, strict=True)
+        )
+        return same and node.present and claim.labels == ({} if label is None else {"rack": label})
 
     def tell_nodes(self) -> None:
         for operator in self.operators:
@@ -248,6 +271,7 @@ class World(Clock):
 
     def check(self) -> None:
         """charge >= truth for every GPU that some budget counts, as the active operator believes."""
+        self.feeds.look(self)
         if not self.operators or not self.stamped():
             return
         for node in self.nodes.values():

@@ -1,9 +1,9 @@
 """Which budgets a node counts in, and which of them it may leave (docs/protocol.md, R9, R31-R33).
 
 A node counts in its leaf and in every budget above it, and each of them stands by name in its NodePower. A name leaves that
-list only by a *claim*, once a grant made after the claim is acknowledged, or because a person releases it. A claim is another
-leaf that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or a parent that is
-missing claims nothing.
+list only by a *claim*, once fresh reads say the same and a grant made after that is acknowledged, or because a person releases
+it. A claim is another leaf that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or
+a parent that is missing claims nothing.
 """
 
 from __future__ import annotations
@@ -37,17 +37,29 @@ class Rates:
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where one node counts. `leaves`: the leaf that it stands in first, then every other budget that counts it off that leaf's
-    way up, leaf or not. `names`: what its spec is to name (R31); `leaving`: those of them that it leaves by a claim. `claimed`:
-    a leaf selects it now; else nothing is raised on it. `rates`: the highest that any leaf of it declares. `allocatable_gpus`:
-    what its Node offers to pods."""
+    way up, leaf or not. `names`: what its spec is to name (R31); `leaving`: those of them that it leaves by a claim; `unread`:
+    those whose claim no fresh read has confirmed yet. `claimed`: a leaf selects it now; else nothing is raised on it. `rates`:
+    the highest that any leaf of it declares. `allocatable_gpus`: what its Node offers to pods."""
 
     node: NodeAccount
     leaves: tuple[str, ...]
     names: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()
     claimed: bool = True
+    unread: frozenset[str] = frozenset()
     rates: Rates = Rates()
     allocatable_gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What leads a node away from a budget that counts it: its labels, and the budgets on its new way, each with uid and
+    generation. It counts from when fresh reads of all of them found the same (R32): the watches of Nodes and of budgets may
+    each be late, and together tell of a claim that nobody ever made."""
+
+    node: str
+    labels: Mapping[str, str]
+    budgets: tuple[tuple[str, str, int], ...]
 
 
 def managed(node: NodeAccount) -> bool:
@@ -72,19 +84,30 @@ def left_by_claim(written: Sequence[str], leaving: Collection[str], *, claim: Se
 
 
 def begin_moves(
-    account: NodeAccount, moves: dict[str, int], *, selected: Sequence[str], written: Sequence[str], tree: Tree
+    account: NodeAccount,
+    moves: dict[str, int],
+    unread: set[str],
+    *,
+    selected: Sequence[str],
+    known: Sequence[Sequence[str]],
+    tree: Tree,
 ) -> None:
-    """Note what a claim leaves of the budgets that the spec names (R9, R32). `moves` of the node: by former budget the number
-    of the first grant made after the claim, NO_GRANT while there is none."""
+    """Note what a claim leaves of the budgets that are known to count the node: by its spec, and by the last look (R9, R32).
+    `moves` of the node: by former budget the number of the first grant made after the claim, NO_GRANT while there is none.
+    `unread`: those of them whose claim is still to be read afresh."""
     standing = ways(selected, tree)
-    for former in left_by_claim(written, {*moves, *told_leaving(account)}, claim=tree.claim(selected[0])):
-        if former not in standing:
-            moves.setdefault(former, NO_GRANT)
+    leaving = {*moves, *told_leaving(account)}
+    left = {name for names in known for name in left_by_claim(names, leaving, claim=tree.claim(selected[0]))}
+    for former in left.difference(standing, moves):
+        moves[former] = NO_GRANT
+        unread.add(former)
+    unread.difference_update(standing)
 
 
 def end_moves(
     account: NodeAccount,
     moves: dict[str, int],
+    unread: Set[str],
     *,
     selected: Sequence[str],
     written: Sequence[str],
@@ -96,6 +119,8 @@ def end_moves(
     for former, since in list(moves.items()):
         if former in standing or (since == DROPPED and former not in written):
             del moves[former]
+        elif former in unread:
+            continue
         elif account.stamped and (former in observing or not observing.isdisjoint(selected)):
             moves[former] = DROPPED
         elif account.gpus:

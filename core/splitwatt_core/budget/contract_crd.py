@@ -59,11 +59,11 @@ class ContractCrd:
     def noted(
         self, reports: Mapping[str, BudgetReport], *, tree: Tree, placements: Sequence[Placement]
     ) -> Mapping[str, BudgetReport]:
-        """The reports, those of roots with the uid for their status. A node below that went with its definition keeps the former
-        uid there: a successor would not find it."""
+        """The reports, those of roots with the uid for their status. A node below that went with its definition, or whose new
+        NodePower does not name its budgets yet, keeps the former uid there: a successor would not find it."""
         if not self.uid:
             return reports
-        unseen = {tree.root[p.leaves[0]] for p in placements if self._seen_under.get(p.node.name) != self.uid}
+        unseen = {tree.root[p.leaves[0]] for p in placements if not self._stands(p)}
         for root in set(tree.root.values()) - unseen:
             if self.unconfirmed(root) is None:
                 self._noted[root] = self.uid
@@ -71,6 +71,12 @@ class ContractCrd:
         return {
             name: replace(row, contract_uid=self._noted.get(name, "")) if name in roots else row for name, row in reports.items()
         }
+
+    def _stands(self, p: Placement) -> bool:
+        """Whether a NodePower under the present definition says where the node counts."""
+        seen = p.node.object
+        here = self._seen_under.get(p.node.name) == self.uid
+        return here and seen is not None and seen.spec is not None and set(p.names) <= set(seen.spec.budgets)
 
     def held(self, roots: Mapping[str, str]) -> dict[str, str]:
         """Roots in whose tree nothing may be raised, each with the reason. `roots`: by budget its root."""

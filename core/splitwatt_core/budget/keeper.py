@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget import raises, realms
 from splitwatt_core.budget.books import Book, judge_all
-from splitwatt_core.budget.claims import Placement
+from splitwatt_core.budget.claims import Claim, Placement
 from splitwatt_core.budget.contract_crd import ContractCrd
 from splitwatt_core.budget.facts import (
     BudgetReport,
@@ -198,6 +198,10 @@ class Keeper:
         if self._contract.proves_absence(name, contract_uid):
             self.roster.forget(name)
 
+    def on_claim_confirmed(self, claim: Claim) -> None:
+        """Fresh, uncached reads found the Node with these labels, and all these budgets (R32)."""
+        self.roster.confirm(claim)
+
     def on_pod(self, pod: PodFact) -> None:
         self._pods[(pod.namespace, pod.name)] = pod
 
@@ -270,6 +274,7 @@ class Keeper:
             writes=writes,
             verify=self.roster.to_verify(now_s),
             release=self.roster.to_release(now_s),
+            confirm=self.roster.to_confirm(now_s),
             budgets=self._contract.noted(reports, tree=moment.tree, placements=moment.placements),
             notes=(*notes, *self._drain_notes(), *fresh_notes),
             resign=self._resign,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from splitwatt_core.budget import claims
-from splitwatt_core.budget.claims import DROPPED, Placement, Rates, managed
+from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates, managed
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
@@ -40,6 +40,10 @@ class Roster:
         """By node, of the labels and selectors that are known now."""
         self._counted: dict[str, tuple[str, ...]] = {}
         """By node, the budgets that counted it last."""
+        self._unread: dict[str, set[str]] = {}
+        """By node, the budgets in its moves whose claim no fresh read has confirmed."""
+        self._claims: dict[str, Claim] = {}
+        """By node, the claim to be read."""
         self._creating: set[str] = set()
         self._verified_s: dict[str, float] = {}
 
@@ -67,6 +71,8 @@ class Roster:
         self._selected.pop(name, None)
         self.moves.pop(name, None)
         self._counted.pop(name, None)
+        self._unread.pop(name, None)
+        self._claims.pop(name, None)
         self._verified_s.pop(name, None)
 
     def created(self, name: str) -> None:
@@ -78,7 +84,7 @@ class Roster:
         self._see_selectors(living.values())
         found: dict[str, NodeAccount] = {}
         for name, account in self.nodes.items():
-            names = (*self._written(account, claimed=False), *self.moves.get(name, ()))
+            names = (*self._written(account, claimed=False), *self._counted.get(name, ()), *self.moves.get(name, ()))
             free = self._released(account, names)
             for budget in names:
                 if budget not in free:
@@ -121,24 +127,33 @@ class Roster:
             selected = self._selecting(name)
             if len(selected) > 1:
                 conflicts[name] = selected
-            written = self._written(account, claimed=bool(selected))
+            written, counted = self._written(account, claimed=bool(selected)), self._counted.get(name, ())
             moves = self.moves.setdefault(name, {})
-            if len(selected) == 1 and not moves and written == tree.ways[selected[0]] and not claims.told_leaving(account):
+            at_rest = not moves and name not in self._claims and (not counted or counted == written)
+            if at_rest and len(selected) == 1 and written == tree.ways[selected[0]] and not claims.told_leaving(account):
                 placed.append(self._settled(account, selected[0], written, budgets, known=rates))
                 self._counted[name] = written
                 continue
-            if selected:
-                claims.begin_moves(account, moves, selected=selected, written=written, tree=tree)
-            if selected and account.present:
-                claims.end_moves(account, moves, selected=selected, written=written, tree=tree, observing=observing)
+            unread = self._unread.setdefault(name, set())
             own = claims.ways(selected, tree)
-            others = [n for n in dict.fromkeys((*written, *moves)) if n not in own]
+            if selected:
+                claims.begin_moves(account, moves, unread, selected=selected, known=(written, counted), tree=tree)
+            if selected and account.present:
+                claims.end_moves(account, moves, unread, selected=selected, written=written, tree=tree, observing=observing)
+            if unread:
+                named = tuple((n, budgets[n].uid, budgets[n].generation) for n in own)
+                self._claims[name] = Claim(name, self._labels[name], named)
+            else:
+                self._claims.pop(name, None)
+            others = [n for n in dict.fromkeys((*written, *counted, *moves)) if n not in own]
             free = self._released(account, others)
             counting = (*own, *(n for n in others if n in budgets and n not in free))
             if counting:
                 found = self._placement(account, selected, counting, budgets=budgets, tree=tree, known=rates)
                 placed.append(found)
-                self._counted[name] = found.names
+                self._counted[name] = tuple(n for n in found.names if moves.get(n) != DROPPED)
+            elif free.issuperset(others):
+                self._counted.pop(name, None)
         return placed, conflicts
 
     def _settled(
@@ -182,6 +197,7 @@ class Roster:
             names=names,
             leaving=tuple(n for n in names[len(way) :] if n in left),
             claimed=bool(selected),
+            unread=frozenset(self._unread[account.name]),
             rates=rates,
             allocatable_gpus=self._gpus.get(account.name, 0),
         )
@@ -215,6 +231,21 @@ class Roster:
         ]
         self._verified_s.update((seen.name, now_s) for seen in due)
         return tuple(due)
+
+    def to_confirm(self, now_s: float) -> tuple[Claim, ...]:
+        """Claims of present Nodes that are to be read afresh (R32)."""
+        due = [
+            claim
+            for name, claim in self._claims.items()
+            if self.nodes[name].present and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
+        ]
+        self._verified_s.update((claim.node, now_s) for claim in due)
+        return tuple(due)
+
+    def confirm(self, claim: Claim) -> None:
+        """Fresh reads found it so; unless something of it changed since, it counts from now on."""
+        if self._claims.get(claim.node) == claim and self._labels.get(claim.node) == claim.labels:
+            self._unread[claim.node].clear()
 
     def to_verify(self, now_s: float) -> tuple[str, ...]:
         """Nodes that seem gone with their NodePower, to be read afresh (R8)."""

@@ -50,7 +50,8 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
     assert p.node.object is not None
     old = p.node.object.spec
     held = frozenset(old.gpus) if old is not None else frozenset()
-    moved = any(since == NO_GRANT for since in moves.values())
+    begun = [former for former, since in moves.items() if since == NO_GRANT and former not in p.unread]
+    moved = bool(begun)
     grants = []
     limit_w = 0
     for wish in wishes:
@@ -63,8 +64,7 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
         grants.append(_line(wish, held, number=number, safe_cap_w=root.safe_cap_w, moved=moved))
         # What a sick GPU may draw is charged already, and its rack's neighbours pay for it: the guard need not cut again.
         limit_w += wish.cap_w if wish.account.health is Health.OK else max(wish.cap_w, wish.account.charge_w)
-    if moved:
-        moves.update({leaf: number for leaf, since in moves.items() if since == NO_GRANT})
+    moves.update(dict.fromkeys(begun, number))
     return Spec(
         term=term,
         for_uid=p.node.object.uid,

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
-from splitwatt_client.resources import CUSTOM_RESOURCE_DEFINITIONS, NODE_POWERS, NODES
+from splitwatt_client.resources import CUSTOM_RESOURCE_DEFINITIONS, NODE_POWERS, NODES, POWER_BUDGETS
+from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
 from splitwatt_core.names import API_GROUP, GROUP_VERSION
@@ -70,6 +71,10 @@ class Performer:
             if node_power.name not in self._verifying:
                 self._verifying.add(node_power.name)
                 self._spawn(self._release(node_power))
+        for claim in plan.confirm:
+            if claim.node not in self._verifying:
+                self._verifying.add(claim.node)
+                self._spawn(self._confirm(claim))
 
     async def stop(self) -> None:
         """Give up what is under way: as unknown as a time-out, and charged all the same by whoever comes next (R4)."""
@@ -189,6 +194,21 @@ class Performer:
         finally:
             self._verifying.discard(node_power.name)
 
+    async def _confirm(self, claim: Claim) -> None:
+        """Fresh reads of the Node and of the budgets on its new way (R32). What differs is told by the watches."""
+        try:
+            async with self._reads:
+                node = await self._reader.get(NODES, claim.node)
+                budgets = [await self._reader.get(POWER_BUDGETS, name) for name, *_ in claim.budgets]
+        except ApiError as error:
+            log.warning("cannot read where a node belongs now: %s", error, extra={"node": claim.node})
+            return
+        finally:
+            self._verifying.discard(claim.node)
+        found = tuple(("", "", 0) if b is None else _identity(b["metadata"]) for b in budgets)
+        if node is not None and (node["metadata"].get("labels") or {}) == claim.labels and found == claim.budgets:
+            self._keeper.on_claim_confirmed(claim)
+
     async def _verify(self, name: str) -> None:
         """Fresh reads of both objects (R8): only two definite absences release the charge."""
         try:
@@ -208,3 +228,8 @@ class Performer:
                 self._keeper.on_node_power(node_power_from_wire(node_power), time.time())
             except ContractError as error:
                 log.warning("unreadable NodePower: %s", error, extra={"node": name})
+
+
+def _identity(metadata: dict[str, Any]) -> tuple[str, str, int]:
+    """Name, uid and generation."""
+    return metadata["name"], metadata["uid"], metadata["generation"]

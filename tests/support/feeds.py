@@ -1,0 +1,119 @@
+"""Truth T3, kept by the world and by nobody's ledger: what may still draw on a feed counts there until a person releases it by
+name, or a leaf of another feed claims it and a grant made after that is acknowledged.
+
+A *way* is a leaf and all budgets above it, as they once stood. A node owes every way that a deciding operator knew it on. It
+is quit of one when it was claimed away from it, by another leaf or by another parent on the way up, and all its GPUs
+acknowledged grants decided later. A missing label, leaf or parent claims nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from splitwatt_core.budget.facts import SpecWrite
+from splitwatt_core.protocol.contract import RELEASE_ALL, Mode
+
+if TYPE_CHECKING:
+    from support.machines import Node
+    from support.world import World
+
+Way = tuple[str, ...]
+
+
+def claimed_away(old: Way, new: Way) -> bool:
+    """Whether a node that stands on `new` has left `old`: for another leaf, or where another parent is named."""
+    return any(here != there for here, there in zip(old, new, strict=False))
+
+
+@dataclass(slots=True)
+class Feeds:
+    """`owed[node][way]`: the moment at which the node was claimed away from it, None while it was not. Moments count claims
+    and decisions, so that of any two it is known which came first."""
+
+    owed: dict[str, dict[Way, int | None]] = field(default_factory=dict)
+    moment: int = 0
+    decided: dict[int, int] = field(default_factory=dict)
+    """When each grant number was given out."""
+    named: set[tuple[str, Way]] = field(default_factory=set)
+    """Nodes and ways that a spec has named."""
+    newest_w: dict[str, int] = field(default_factory=dict)
+    """By GPU: the cap that was given out last, whatever became of it; it may be sent again."""
+
+    def ways(self, name: str) -> Iterable[Way]:
+        return self.owed.get(name, {})
+
+    def below(self, name: str, budget: str) -> list[Way]:
+        return [way for way in self.ways(name) if budget in way]
+
+    # ------------------------------------------------------------------------------------------------- what happens
+
+    def look(self, world: World) -> None:
+        """Something may have changed: claims begin, and what was acknowledged since ends them."""
+        for name, node in world.nodes.items():
+            owed = self.owed.setdefault(name, {})
+            now = claims(world, node)
+            seen = world.store.objects.get(name)
+            budgets = set(seen.spec.budgets) if seen is not None and seen.spec is not None else set()
+            self.named.update((name, way) for way in owed if budgets.issuperset(way))
+            for way, since in list(owed.items()):
+                if way in now:
+                    owed[way] = None
+                elif since is None:
+                    if any(claimed_away(way, new) for new in now):
+                        self.moment += 1
+                        owed[way] = self.moment
+                elif self._quit(world, node, way, since, now):
+                    del owed[way]
+                    self.named.discard((name, way))
+            self._release(world, node, owed, claimed=bool(now))
+
+    def tell(self, world: World, labels: Mapping[str, str | None]) -> None:
+        """The operator in charge decides, and last heard of these labels: what is true of them is owed from now on."""
+        for name, label in labels.items():
+            node = world.nodes[name]
+            if label is not None and label == world.label(node):
+                for way in claims(world, node):
+                    self.owed.setdefault(name, {})[way] = None
+
+    def decide(self, writes: Iterable[SpecWrite]) -> None:
+        self.moment += 1
+        for write in writes:
+            for grant in write.spec.gpus:
+                self.decided.setdefault(grant.grant, self.moment)
+                self.newest_w[grant.uuid] = grant.cap_w
+
+    def succeed(self, world: World) -> None:
+        """Another operator starts: of claims that were taken back before any spec named their way it can know nothing."""
+        for name, owed in self.owed.items():
+            for way in [way for way, since in owed.items() if since is not None and (name, way) not in self.named]:
+                del owed[way]
+
+    @staticmethod
+    def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
+        """R33: a person deletes the NodePower of a node that no leaf claims, or says by name that it draws there no more. A claim
+        after that takes the word back."""
+        word = world.store.released.get(node.name, frozenset())
+        if claimed:
+            world.store.released.pop(node.name, None)
+        elif node.name in world.store.deleted or RELEASE_ALL in word:
+            owed.clear()
+        else:
+            for way in [way for way in owed if not word.isdisjoint(way)]:
+                del owed[way]
+
+    def _quit(self, world: World, node: Node, way: Way, since: int, now: list[Way]) -> bool:
+        if not node.managed or any(world.lines[w[-1]].mode is Mode.OBSERVE for w in (way, *now)):
+            return True  # no grant to wait for
+        seen = world.store.objects.get(node.name)
+        if seen is None or seen.status.observed_uid != seen.uid:
+            return False
+        acked = {row.uuid: row.acked_grant for row in seen.status.gpus}
+        return all(self.decided.get(acked.get(uuid, 0), -1) > since for uuid in node.gpus)
+
+
+def claims(world: World, node: Node) -> list[Way]:
+    """The ways that its label names now, each up to the root or to a parent that is missing."""
+    label = world.label(node)
+    return [tuple(world.declared(name)) for name, line in world.lines.items() if line.selects(name, label)]
