@@ -17,7 +17,7 @@ from splitwatt_agent.metrics import AgentCollector, health_of
 from splitwatt_agent.node_power import NodePowerLink
 from splitwatt_agent.nvml import NvmlPort
 from splitwatt_agent.state_dir import StateDir
-from splitwatt_agent.workloads import WorkloadPoll
+from splitwatt_agent.workloads import Slices, WorkloadPoll
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,12 @@ async def run(settings: AgentSettings, port: NvmlPort) -> None:
         )
         async with Connection(settings.kubeconfig, user_agent=f"splitwatt-agent/{settings.node}") as connection:
             link = NodePowerLink(connection, control, node=settings.node)
-            poll = None if settings.pod_resources is None else WorkloadPoll(settings.pod_resources, control)
+            slices = Slices(connection, node=settings.node)
+            poll = (
+                None
+                if settings.pod_resources is None
+                else WorkloadPoll(settings.pod_resources, control, port=port, slices=slices)
+            )
             collector = AgentCollector(control, link, poll, node=settings.node)
             async with serve(settings.listen, collector, health=lambda: health_of(control)) as bound:
                 log.info("agent of %s on http://%s", settings.node, bound)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from splitwatt_core.protocol.contract import Health, Workload
+from splitwatt_core.protocol.contract import Health
 from splitwatt_core.protocol.enforcer import Actions
 from splitwatt_core.protocol.node_guard import guard_inputs
 from splitwatt_shell.waiting import woken
@@ -30,6 +30,7 @@ from splitwatt_agent import session as sessions
 from splitwatt_agent import state as states
 from splitwatt_agent.hardware import Hardware
 from splitwatt_agent.nvml import Inventory, NvmlError, NvmlPort
+from splitwatt_agent.owners import Owners
 from splitwatt_agent.session import Session
 from splitwatt_agent.state import REWOUND_S, ControlState, SeenVersion
 from splitwatt_agent.state_dir import StateDir, StateDirError
@@ -81,7 +82,7 @@ class Control:
         self._answering: Session | None = None
         """The session in which a GPU that was lost has been found."""
         self._inbox: deque[SeenVersion] = deque(maxlen=MAX_INBOX)
-        self._workloads: tuple[Mapping[str, Workload], str] = ({}, "")
+        self._owners = Owners()
         self._wake = asyncio.Event()
         self._state = ControlState(ticked_s=time.monotonic())
 
@@ -97,13 +98,18 @@ class Control:
         self._inbox.append(states.seen(raw, consistent=consistent))
         self._wake.set()
 
-    def hear_workloads(self, workloads: Mapping[str, Workload]) -> None:
-        """By GPU, as kubelet says."""
-        self._workloads = (workloads, "")
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of the present session's GPUs; empty without one."""
+        return () if self._session is None else tuple(self._session.gpus)
 
-    def miss_workloads(self, why: str) -> None:
+    def hear_owners(self, owners: Owners) -> None:
+        """As kubelet says."""
+        self._owners = owners
+
+    def miss_owners(self, why: str) -> None:
         """Kubelet did not answer: what it said last stands."""
-        self._workloads = (self._workloads[0], why)
+        self._owners = replace(self._owners, error=why)
 
     def _setter_returned(self, uuid: str, health: Health | None) -> None:
         if self._session is not None and uuid in self._session.gpus:
@@ -127,8 +133,7 @@ class Control:
             self._hardware.close()
 
     async def _tick(self, state: ControlState, listener: Listener) -> ControlState:
-        workloads, workloads_error = self._workloads
-        state = replace(state, workloads=workloads, workloads_error=workloads_error)
+        state = replace(state, owners=self._owners)
         if self._session is not None and (why := self._why_over(self._session)):
             state = self._end_session(state, why)
         if self._session is None:
@@ -156,9 +161,12 @@ class Control:
             return self._end_session(state, state.trouble)
         now_s = time.monotonic()
         readbacks = session.readbacks(readings, self._hardware.stuck)
-        ceilings = session.guard.step(now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks))
+        ceilings = session.guard.step(
+            now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks, floor_w=session.floors())
+        )
         actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings)
-        state = replace(state, standing=session.standing(state.workloads))
+        session.see(now_s, readbacks, state.facts)
+        state = replace(state, standing=session.standing(state.owners.by_gpu))
         await self._perform(session, actions)
         if now_s >= self._lost_due_s:
             self._look_for_lost(session)

@@ -92,6 +92,7 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         settle_ms=spec.settle_milliseconds,
         limit_state=limit_state(budget.status),
         adopted=_adopted(budget.status),
+        frozen=spec.frozen,
     )
 
 

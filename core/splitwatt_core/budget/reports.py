@@ -12,15 +12,14 @@ from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
+from splitwatt_core.budget.sentences import some
+from splitwatt_core.budget.steering import Steering
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Decision, Reason
 from splitwatt_core.protocol.contract import Health, Mode
-
-MAX_NAMED = 3
-"""Objects named in one sentence; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,10 @@ class Judgement:
     mute: NDArray[np.bool_]
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
-
-
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget, and a note for every condition that turned since the last step."""
     m = j.moment
-    found = _Findings(j)
+    found, steering = _Findings(j), Steering(m)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
     rows = zip(m.budgets, m.books, m.surveys, m.fleet.gpu_count.tolist(), j.short_w.tolist(), strict=True)
@@ -56,6 +50,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             _fresh(spec, book, m.now_s),
             _enforced(found.sick.get(name, [])),
             _feasible(short_w, j.holds.safe_over_w.get(name)),
+            *steering.conditions(name),
         )
         notes.extend(_turned(name, book, conditions))
         reports[name] = BudgetReport(
@@ -107,7 +102,7 @@ def _ready(found: _Findings, name: str, book: Book, survey: Survey, *, observes:
     if name in found.tree.fault:
         return Condition("Ready", False, "InvalidTree", found.tree.fault[name])
     if name in found.clashes:
-        text = f"nodes selected by several budgets: {_some(found.clashes[name])}; make the nodeSelectors disjoint"
+        text = f"nodes selected by several budgets: {some(found.clashes[name])}; make the nodeSelectors disjoint"
         return Condition("Ready", False, "OverlappingSelectors", text)
     if not book.adopted and not survey.nodes:
         return Condition("Ready", False, "NoNodes", "no node is selected, here or below: label nodes or check nodeSelector")
@@ -119,7 +114,7 @@ def _ready(found: _Findings, name: str, book: Book, survey: Survey, *, observes:
     if held is not None:
         return Condition("Ready", True, "RaisesHeld", f"limits are kept; nothing is raised: {held}")
     if name in found.mute:
-        agents = _some(sorted(found.mute[name]))
+        agents = some(sorted(found.mute[name]))
         text = f"limit {book.limit.spec_w} W is kept; grants to {agents} are not acknowledged: look at those agents"
         return Condition("Ready", True, "AcknowledgementsLate", text)
     return Condition("Ready", True, "Holding", f"limit {book.limit.spec_w} W is kept")
@@ -153,7 +148,7 @@ def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> Condition:
 
 def _enforced(sick: list[str]) -> Condition:
     if sick:
-        return Condition("CapsEnforced", False, "GpusNotCapped", f"{len(sick)} GPUs: {_some(sick)}")
+        return Condition("CapsEnforced", False, "GpusNotCapped", f"{len(sick)} GPUs: {some(sick)}")
     return Condition("CapsEnforced", True, "ReadBack", "every cap was read back, management and enforced limit both")
 
 

@@ -55,7 +55,7 @@ def take_survey(
         agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
         stale_agents[b] += managed(p.node) and stale
         unmeasured[b] += stale
-        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
+        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE or any(budgets[up].frozen for up in tree.chain(leaf))
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
     counts = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted))
     columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes)
@@ -74,6 +74,6 @@ def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) 
     alive = node.alive(now_s)
     return all(
         (gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling)
-        or (gpu.charge_w >= gpu.default_w and (not alive or gpu.health is not Health.OK))
+        or (gpu.charge_w >= gpu.default_w and (not alive or node.excluded or gpu.health is not Health.OK))
         for gpu in node.gpus.values()
     )

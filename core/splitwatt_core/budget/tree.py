@@ -120,7 +120,7 @@ def new_limit(spec_w: int, now_s: float) -> LimitState:
 class BudgetSpec:
     """One PowerBudget. `selector` None: not a leaf. Root-only fields are ignored below the root.
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
-    brought it into force."""
+    brought it into force. `frozen`: caps below it stay as they are."""
 
     name: str
     uid: str
@@ -142,6 +142,7 @@ class BudgetSpec:
     settle_ms: int = SETTLE_MS
     limit_state: LimitState | None = None
     adopted: bool = False
+    frozen: bool = False
 
     @property
     def loss_factor(self) -> float:

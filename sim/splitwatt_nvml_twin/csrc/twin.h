@@ -163,6 +163,7 @@ void twin_initial(const struct twin_model *model, int64_t now_ns, struct twin_gp
 void twin_advance(const struct twin_model *model, struct twin_gpu *gpu, int64_t now_ns);
 void twin_retarget(const struct twin_model *model, struct twin_gpu *gpu); /* after demand or the lock changed */
 void twin_forget_settings(const struct twin_model *model, struct twin_gpu *gpu);
+bool twin_is_idle(const struct twin_model *model, const struct twin_gpu *gpu);
 uint32_t twin_enforced_mw(const struct twin_gpu *gpu);
 uint32_t twin_sm_clock_mhz(const struct twin_model *model, const struct twin_gpu *gpu);
 uint64_t twin_event_reasons(const struct twin_model *model, const struct twin_gpu *gpu);
