@@ -199,6 +199,23 @@ def test_what_a_gpu_wants_follows_its_pod() -> None:
     assert g.cliff_w.tolist() == [200.0, 400.0, 200.0, 350.0, 350.0], "of an unknown model, and of a stranger, half its range"
 
 
+def test_no_cap_is_thought_of_below_what_a_gpu_draws_whatever_its_cap() -> None:
+    """The sum of minimum caps must be the one that would be drawn: else a limit looks feasible that is not."""
+    low = PodFact("ns", "low", Phase.DECODE, 0, power_ceiling_w=210)
+    gpus = (gpu("idle", floor_w=230), gpu("low", floor_w=230, owners=(Workload("ns", "low"),)), gpu("absurd", floor_w=9000))
+    laid = fleet(Placement(node("n1", *gpus), ("a",)), pods={("ns", "low"): low})
+    assert laid.gpus.min_w.tolist() == [230.0, 230.0, 700.0]
+    assert laid.gpus.max_w.tolist() == [700.0, 230.0, 700.0]
+    assert laid.gpus.cliff_w.tolist() == laid.gpus.natural_w.tolist() == [230.0, 230.0, 700.0]
+
+
+def test_a_gpu_that_pods_share_stands_in_a_group_of_its_own() -> None:
+    work, other = Workload("ns", "p"), Workload("ns", "q")
+    shared = gpu("g1", owners=(work, other))
+    laid = fleet(Placement(node("n1", gpu("g0", owners=(work,)), shared, gpu("g2", owners=(work,))), ("a",)))
+    assert laid.gpus.group.tolist() == [0, 1, 0]
+
+
 def test_a_gpu_without_a_grant_stands_at_its_default() -> None:
     laid = fleet(Placement(node("n1", gpu("g0", 700, row=None, acked=0)), ("a",)))
     assert (laid.gpus.cap_w[0], laid.granted_w[0], bool(laid.trusted[0])) == (700.0, 0, False)

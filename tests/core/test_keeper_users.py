@@ -99,6 +99,25 @@ def test_a_gpu_that_several_pods_share_has_one_cap_of_the_strongest_claim(monkey
     assert operator.keeper.floors_counted()[("ns", "a")].gpus == 2
 
 
+def test_a_floor_is_in_every_sum_and_in_the_nodes_allotment(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(policy="PhaseAware", limit_w=2000)
+    plain = Agent.status
+
+    def status(self: Agent, *arguments: object) -> object:
+        said = plain(self, *arguments)  # type: ignore[arg-type]
+        return replace(said, gpus=tuple(replace(line, floor_w=230) for line in said.gpus))
+
+    monkeypatch.setattr(Agent, "status", status)
+    operator = settled(world, 20)
+    assert operator.last.budgets["a"].charge_w == 230 and operator.last.budgets[ROOT].charge_w == 460
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and spec.node_limit_w == 230
+    world.set_limit(430)
+    operator.settle(20)
+    feasible = condition(operator, ROOT, "Feasible")
+    assert not feasible.status and "need 30 W more" in feasible.message
+
+
 # -------------------------------------------------------------------------------------------------------- left alone
 
 

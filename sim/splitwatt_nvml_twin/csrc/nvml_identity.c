@@ -164,6 +164,6 @@ nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, un
 {
     ENTER(device, CALL_IDENTITY);
     REQUIRE(current && pending);
-    *current = *pending = NVML_DEVICE_MIG_DISABLE;
+    *current = *pending = entry.gpu.mig_devices ? NVML_DEVICE_MIG_ENABLE : NVML_DEVICE_MIG_DISABLE;
     return NVML_SUCCESS;
 }

@@ -86,7 +86,8 @@ void twin_retarget(const struct twin_model *model, struct twin_gpu *gpu)
 static double segment(const struct twin_model *model, struct twin_gpu *gpu, double dt)
 {
     double wanted = gpu->uncapped_w;
-    double limit = fmax(twin_enforced_mw(gpu) / 1000.0, model->idle_w); /* no limiter can stop the leakage */
+    /* No limiter can stop the leakage, nor what a cap does not slow: it acts on the cores' clock, not on memory. */
+    double limit = fmax(twin_enforced_mw(gpu) / 1000.0, fmax(model->idle_w, gpu->floor_mw / 1000.0));
     double open = CEILING_OPEN * model->max_limit_mw / 1000.0;
     double ceiling = gpu->ceiling_w, goal, lag;
 

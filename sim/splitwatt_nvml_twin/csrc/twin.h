@@ -24,12 +24,13 @@
 #define TWIN_EXPORT __attribute__((visibility("default")))
 
 enum {
-    TWIN_MAX_GPUS = 16,        /* per node; the largest servers sold hold 16 */
+    TWIN_MAX_GPUS = 64,        /* per node; more than any server sold holds, and what NVML lists at most */
     TWIN_MAX_CLIENTS = 64,     /* processes that hold NVML initialised at once on one node */
     TWIN_MAX_READ_TRIES = 1000,/* copies of a record that a reader may see torn before it takes the lock */
+    TWIN_MAX_MIG = 7,          /* instances of one GPU */
     TWIN_TEXT = 96,
     TWIN_AVERAGE_TICKS = 10,   /* sensor periods in the running average of one second */
-    TWIN_LAYOUT = 3            /* raised with every change of a struct in this file */
+    TWIN_LAYOUT = 4            /* raised with every change of a struct in this file */
 };
 
 /* What a GPU is. Fixed at creation. Mirrored by models.py. */
@@ -104,7 +105,10 @@ struct twin_gpu {
     uint32_t demand_mhz;
     uint32_t management_mw, outside_mw;       /* outside_mw 0: no outside limiter */
     uint32_t lock_min_mhz, lock_max_mhz;      /* lock_max_mhz 0: not locked */
-    uint32_t persistence, resets, setter_calls, reserved;
+    uint32_t persistence, resets, setter_calls;
+    uint32_t floor_mw;         /* drawn by a load whatever the cap, up to what it wants; 0: the idle draw alone */
+    uint32_t mig_devices;      /* 0: MIG is off */
+    uint32_t reserved;
     struct twin_fault faults[CALL_COUNT];
 };
 
