@@ -118,6 +118,46 @@ def test_a_floor_is_in_every_sum_and_in_the_nodes_allotment(monkeypatch: pytest.
     assert not feasible.status and "need 30 W more" in feasible.message
 
 
+# ---------------------------------------------------------------------------------------------------- limited from outside
+
+
+def test_what_somebody_elses_limit_keeps_a_gpu_from_drawing_goes_to_others_until_it_lets_go() -> None:
+    world = World(policy="PhaseAware", limit_w=900)
+    for rack in ("a", "b"):
+        world.nodes[f"{rack}0"].workloads[f"{rack}0-g0"] = Workload("ns", rack)
+        world.pods[("ns", rack)] = PodFact("ns", rack, Phase.PREFILL, 5)
+    operator = settled(world, 30)
+    assert caps(world, "a0") == caps(world, "b0") == [450]
+    gpu = world.nodes["a0"].gpus["a0-g0"]
+    gpu.outside_w = 250
+    operator.settle(12)
+    assert caps(world, "a0") == [450] and operator.last.budgets["a"].charge_w == 450, "it may let go at any moment"
+    for _ in range(3):
+        world.now_s += 60.0
+        operator.settle(20)
+    assert caps(world, "a0") == [260] and operator.last.budgets["a"].charge_w == 260
+    assert caps(world, "b0")[0] > 600, "the neighbour has its watts"
+    said = condition(operator, "a", "Steered")
+    assert (said.status, said.reason) == (False, "LimitedFromOutside") and "a0/a0-g0 at 250 W" in said.message
+    gpu.outside_w = None
+    operator.settle(60)
+    assert caps(world, "a0") == caps(world, "b0") == [450] and condition(operator, "a", "Steered").status
+
+
+def test_a_limit_from_outside_that_comes_and_goes_moves_no_cap() -> None:
+    world = World(policy="PhaseAware", limit_w=900)
+    world.nodes["a0"].workloads["a0-g0"] = Workload("ns", "a")
+    world.pods[("ns", "a")] = PodFact("ns", "a", Phase.PREFILL, 5)
+    operator = settled(world, 30)
+    before = caps(world, "a0")
+    gpu = world.nodes["a0"].gpus["a0-g0"]
+    for outside_w in (250, None, 250, None):
+        gpu.outside_w = outside_w
+        world.now_s += 60.0
+        operator.settle(6)
+        assert caps(world, "a0") == before
+
+
 # -------------------------------------------------------------------------------------------------------- left alone
 
 

@@ -211,6 +211,8 @@ def build_fleet(
                 key = (account.owners[0].namespace, account.owners[0].pod)
             charge_w = float(account.charge_w)
             lowest_w = min(max(account.min_w, account.floor_w), max(account.min_w, account.max_w))
+            outside_w = account.outside_ceiling_w
+            highest_w = account.max_w if outside_w is None else outside_w
             rows.append(
                 _Row(
                     leaf=b,
@@ -220,9 +222,9 @@ def build_fleet(
                     loss_factor=leaf.loss_factor,
                     # A cap below its floor takes nothing from it: it would be charged the floor all the same.
                     min_w=lowest_w if can else charge_w,
-                    max_w=max(wants.ceiling_w, lowest_w) if can else charge_w,
-                    natural_w=max(wants.natural_w, lowest_w) if can else charge_w,
-                    cliff_w=max(wants.cliff_w, lowest_w) if can else charge_w,
+                    max_w=max(min(wants.ceiling_w, highest_w), lowest_w) if can else charge_w,
+                    natural_w=max(min(wants.natural_w, highest_w), lowest_w) if can else charge_w,
+                    cliff_w=max(min(wants.cliff_w, highest_w), lowest_w) if can else charge_w,
                     cap_w=account.present_cap_w if can else charge_w,
                     granted_mhz=0 if account.row is None else account.row.max_clock_mhz or 0,
                     clock=clocks.of(account.model) if can else _UNKNOWN_CLOCK,

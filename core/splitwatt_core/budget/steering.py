@@ -24,6 +24,7 @@ class Steering:
     def __init__(self, m: Moment) -> None:
         self._unowned: dict[str, list[str]] = {}
         self._odd: dict[str, list[str]] = {}
+        self._limited: dict[str, list[str]] = {}
         self._excluded: dict[str, list[str]] = {}
         self._frozen = {
             spec.name: [up for up in m.tree.chain(spec.name) if m.budgets[m.tree.index[up]].frozen] for spec in m.budgets
@@ -31,11 +32,14 @@ class Steering:
         for i, (account, node) in enumerate(zip(m.fleet.accounts, m.fleet.owner, strict=True)):
             since_s = account.unowned_since_s
             unowned = since_s is not None and m.now_s - since_s >= UNOWNED_GRACE_S and bool(m.fleet.steerable[i])
-            if not (unowned or account.oddity):
+            outside_w = account.outside_w if account.outside_holds else None
+            if not (unowned or account.oddity or outside_w is not None):
                 continue
             for name in m.tree.chain(m.tree.order[int(m.fleet.gpus.leaf[i])]):
                 if unowned:
                     self._unowned.setdefault(name, []).append(_unowned(account, node))
+                if outside_w is not None:
+                    self._limited.setdefault(name, []).append(f"{node.name}/{account.uuid} at {outside_w} W")
                 if account.oddity:
                     self._odd.setdefault(name, []).append(f"{node.name}/{account.uuid} {account.oddity}")
         for p in m.placements:
@@ -65,6 +69,13 @@ class Steering:
             odd = self._odd[name]
             text = f"{len(odd)} GPUs are charged and not steered: {some(odd)}; look at those agents"
             return Condition("Steered", False, "ContradictoryStatus", text)
+        if name in self._limited:
+            limited = self._limited[name]
+            text = (
+                f"{len(limited)} GPUs are held far below their caps by somebody else's limit, and are granted no more than that: "
+                f"{some(limited)}; their caps rise again when that limit goes"
+            )
+            return Condition("Steered", False, "LimitedFromOutside", text)
         if name in self._excluded:
             nodes = self._excluded[name]
             text = f"{len(nodes)} nodes are excluded by their label, charged in full and granted nothing: {some(nodes)}"

@@ -29,6 +29,11 @@ AGENT_STATUS_SILENT_S: Final = 90.0
 NODE_LEASE_FRESH_S: Final = 40.0
 """The kubelet renews every 10 s and Kubernetes itself gives a node 40 s."""
 UNPROVEN_GRACE_S: Final = 30.0
+OUTSIDE_FAR_W: Final = 20
+OUTSIDE_AFTER_S: Final = 120.0
+"""An enforced limit so far below ours for so long is somebody else's: what the GPU cannot draw is granted to others then."""
+OUTSIDE_PROBE_W: Final = 10
+"""How far our cap then stays above that limit. Were both equal, nobody could see when the other one lets go."""
 MAX_OPEN_GRANTS: Final = 64
 """Open grants kept per GPU; beyond it the oldest are folded into one that carries their highest watts."""
 
@@ -63,6 +68,12 @@ class GpuAccount:
     """It was capped as idle until then."""
     unowned_since_s: float | None = None
     """Since when it has no owner and no proof of idleness."""
+    outside_w: int | None = None
+    """The enforced limit, while it is below the management limit."""
+    outside_since_s: float | None = None
+    """Since when it lies far below."""
+    outside_holds: bool = False
+    """It did for long, and nobody has let go since."""
     row: Grant | None = None
     """The newest line written for it (sent or seen), whatever became of it."""
     open: list[OpenGrant] = field(default_factory=list)
@@ -87,8 +98,27 @@ class GpuAccount:
                 bound = max(bound, g.carry_w)
         return bound if trusted and self.acked > NO_GRANT else max(bound, self.default_w)
 
+    def see_limits(self, row: GpuStatus, now_s: float) -> None:
+        """Whether somebody else limits it as well. The charge knows nothing of that: they may let go at any moment (I6)."""
+        if row.management_w is None or row.enforced_w is None:
+            return
+        self.outside_w = row.enforced_w if row.enforced_w < row.management_w else None
+        if self.outside_w is None:
+            self.outside_holds = False
+        if row.management_w - row.enforced_w < OUTSIDE_FAR_W:
+            self.outside_since_s = None
+        elif self.outside_since_s is None:
+            self.outside_since_s = now_s
+
+    @property
+    def outside_ceiling_w(self) -> int | None:
+        """The highest cap that is of any use to it, None while nobody else holds it down."""
+        return self.outside_w + OUTSIDE_PROBE_W if self.outside_holds and self.outside_w is not None else None
+
     def refresh(self, now_s: float, *, trusted: bool, settle_s: float) -> None:
         """Recompute the charge: rises at once, falls `settle_s` after the bound did."""
+        if self.outside_since_s is not None and now_s - self.outside_since_s >= OUTSIDE_AFTER_S:
+            self.outside_holds = True
         bound = self.bound_w(trusted=trusted)
         if bound < self.raw_w:
             self.settling.append((now_s + settle_s, self.raw_w))
@@ -223,6 +253,8 @@ class NodeAccount:
         for row in seen.status.gpus:
             # What was seen of another boot or object is no evidence now.
             self.gpus[row.uuid].see_use(row.owners, row.use if valid else Use.UNKNOWN, now_s)
+            if valid:
+                self.gpus[row.uuid].see_limits(row, now_s)
         return True
 
     def see_boot(self, boot_id: str) -> bool:
