@@ -177,21 +177,17 @@ class NodeGuard:
             gpu.above_since_s = None
         elif gpu.above_since_s is None:
             gpu.above_since_s = now_s
-        limit_w = max(-(-gpu.limit_mw // MW_PER_W), given.floor_w)
+        limit_w = -(-gpu.limit_mw // MW_PER_W)
         if given.cap_w is None:
             gpu.worst_w = limit_w
         elif self._is_unheld(gpu, now_s):
             gpu.worst_w = max(limit_w, self._wanted_w(gpu, given))
         else:
             gpu.worst_w = self._wanted_w(gpu, given)
+        gpu.worst_w = max(gpu.worst_w, given.floor_w)
         gpu.power_w = gpu.worst_w if given.power_mw is None else given.power_mw / MW_PER_W
 
     def _wanted_w(self, gpu: _Gpu, given: GuardInput) -> float:
-        assert given.cap_w is not None
-        return max(self._aimed_w(gpu, given), given.floor_w)
-
-    @staticmethod
-    def _aimed_w(gpu: _Gpu, given: GuardInput) -> float:
         assert given.cap_w is not None
         return given.cap_w if gpu.ceiling_w is None else min(given.cap_w, max(gpu.ceiling_w, given.min_w))
 
