@@ -299,7 +299,7 @@ def test_what_no_cap_takes_from_a_gpu_is_not_asked_of_it_and_its_neighbours_make
     unknown.break_gpu("floor", idle)
     assert unknown.run(60) == {"g0": CAP_W - 30, "floor": MIN_W}, "until the operator has heard of it"
     del charged.given["floor"]
-    charged.limit_w -= 30
+    charged.limit_w = MIN_W + CAP_W
     assert charged.run(60) == {"g0": CAP_W - 30}, "unread it counts as last seen"
     alone = Node(gpus=0, limit_w=MIN_W)
     alone.break_gpu("floor", idle)
