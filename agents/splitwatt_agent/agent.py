@@ -18,7 +18,7 @@ from splitwatt_agent.node_power import NodePowerLink
 from splitwatt_agent.nvml import NvmlPort
 from splitwatt_agent.own_node import watch_own_node
 from splitwatt_agent.state_dir import StateDir
-from splitwatt_agent.workloads import WorkloadPoll
+from splitwatt_agent.workloads import Slices, WorkloadPoll
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,12 @@ async def run(settings: AgentSettings, port: NvmlPort) -> None:
         )
         async with Connection(settings.kubeconfig, user_agent=f"splitwatt-agent/{settings.node}") as connection:
             link = NodePowerLink(connection, control, node=settings.node)
-            poll = None if settings.pod_resources is None else WorkloadPoll(settings.pod_resources, control)
+            slices = Slices(connection, node=settings.node)
+            poll = (
+                None
+                if settings.pod_resources is None
+                else WorkloadPoll(settings.pod_resources, control, port=port, slices=slices)
+            )
             collector = AgentCollector(control, link, poll, node=settings.node)
             health, ready = lambda: health_of(control, link), lambda: unready(control)
             async with serve(settings.listen, collector, health=health, ready=ready) as bound:

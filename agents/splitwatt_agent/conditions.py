@@ -19,6 +19,9 @@ from splitwatt_core.protocol.enforcer import ObjectVerdict
 UNACKED_GRACE_S: Final = 2.0
 """A grant may take this long to be applied before CapsEnforced speaks of it."""
 
+MAX_NAMED: Final = 3
+"""Devices named in one sentence; the rest are counted."""
+
 READY: Final = "Ready"
 CAPS_ENFORCED: Final = "CapsEnforced"
 LEASE_HELD: Final = "LeaseHeld"
@@ -48,7 +51,9 @@ class ControlView:
     """Why there is no driver to speak to; "" when there is one."""
     disk_error: str
     contract_error: str
-    workloads_error: str
+    owners_error: str
+    unresolved: tuple[str, ...]
+    """Devices that pods hold and that no GPU here is known by."""
     paused_by: str = ""
     """The node's label that asks GPU clients to step aside."""
     observing: bool = False
@@ -66,6 +71,7 @@ class Report:
     boot_id: str
     gpus: tuple[GpuStatus, ...]
     conditions: tuple[Condition, ...]
+    unresolved: tuple[str, ...] = ()
 
     def urgent_part(self) -> tuple[Any, ...]:
         """What the operator's ledger waits for; a change of it is written without delay. Limits need not be in it: one
@@ -90,7 +96,7 @@ def report_of(view: ControlView) -> Report:
         conditions.append(_foreign_limit(view))
     if view.observing:
         conditions.append(Condition(OBSERVING, True, "Asked", f"This agent runs with --observe: {_OBSERVES}."))
-    return Report(view.observed_uid, view.observed_term, view.boot_id, view.gpus, tuple(conditions))
+    return Report(view.observed_uid, view.observed_term, view.boot_id, view.gpus, tuple(conditions), view.unresolved)
 
 
 def status_to_write(report: Report, *, written_at: str, previous: Iterable[Condition]) -> Status:
@@ -106,6 +112,7 @@ def status_to_write(report: Report, *, written_at: str, previous: Iterable[Condi
         boot_id=report.boot_id,
         gpus=report.gpus,
         conditions=merge(conditions, previous, now=written_at),
+        unresolved=report.unresolved,
     )
 
 
@@ -144,8 +151,13 @@ def _ready(view: ControlView) -> Condition:
     if view.lowered:
         low = ", ".join(sorted(view.lowered))
         return Condition(READY, True, "Guarding", f"{message} The node guard holds these below their grants: {low}.")
-    if view.workloads_error:
-        return Condition(READY, True, "WorkloadsStale", f"{message} Workloads are those last known: {view.workloads_error}.")
+    if view.owners_error:
+        return Condition(READY, True, "WorkloadsStale", f"{message} Workloads are those last known: {view.owners_error}.")
+    if view.unresolved:
+        named = "; ".join(view.unresolved[:MAX_NAMED])
+        more = f" and {len(view.unresolved) - MAX_NAMED} more" if len(view.unresolved) > MAX_NAMED else ""
+        text = f"{message} Pods hold devices that no GPU here is known by: {named}{more}. Their GPUs count as of unknown owner."
+        return Condition(READY, True, "UnknownDevices", text)
     return Condition(READY, True, "Enforcing", message)
 
 

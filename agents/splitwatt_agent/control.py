@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from splitwatt_core.protocol.contract import Health, Workload
+from splitwatt_core.protocol.contract import Health
 from splitwatt_core.protocol.enforcer import Actions
 from splitwatt_core.protocol.node_guard import guard_inputs
 from splitwatt_core.protocol.record import Record
@@ -33,6 +33,7 @@ from splitwatt_agent.hardware import Hardware
 from splitwatt_agent.last_resort import DeviceAccessLostError, Patience
 from splitwatt_agent.nvml import Inventory, NvmlError, NvmlPort
 from splitwatt_agent.opening import Opening
+from splitwatt_agent.owners import Owners
 from splitwatt_agent.session import Session
 from splitwatt_agent.state import REWOUND_S, ControlState, SeenVersion
 from splitwatt_agent.state_dir import StateDir
@@ -88,7 +89,7 @@ class Control:
         self._answering: Session | None = None
         """The session in which a GPU that was lost has been found."""
         self._inbox: deque[SeenVersion] = deque(maxlen=MAX_INBOX)
-        self._workloads: tuple[Mapping[str, Workload], str] = ({}, "")
+        self._owners = Owners()
         self._wake = asyncio.Event()
         self._state = ControlState(ticked_s=time.monotonic(), observing=observe)
 
@@ -104,13 +105,18 @@ class Control:
         self._inbox.append(states.seen(raw, consistent=consistent, observing=self._state.observing))
         self._wake.set()
 
-    def hear_workloads(self, workloads: Mapping[str, Workload]) -> None:
-        """By GPU, as kubelet says."""
-        self._workloads = (workloads, "")
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of the present session's GPUs; empty without one."""
+        return () if self._session is None else tuple(self._session.gpus)
 
-    def miss_workloads(self, why: str) -> None:
+    def hear_owners(self, owners: Owners) -> None:
+        """As kubelet says."""
+        self._owners = owners
+
+    def miss_owners(self, why: str) -> None:
         """Kubelet did not answer: what it said last stands."""
-        self._workloads = (self._workloads[0], why)
+        self._owners = replace(self._owners, error=why)
 
     def hear_pause(self, label: str) -> None:
         """`key=value` of the label on this node that asks GPU clients to step aside; "" when none does."""
@@ -140,8 +146,7 @@ class Control:
             self._hardware.close()
 
     async def _tick(self, state: ControlState, listener: Listener) -> ControlState:
-        workloads, workloads_error = self._workloads
-        state = replace(state, workloads=workloads, workloads_error=workloads_error)
+        state = replace(state, owners=self._owners)
         if self._session is not None and (why := self._why_over(self._session)):
             state = self._end_session(state, why)
         if self._paused_by != state.paused_by:
@@ -173,10 +178,13 @@ class Control:
             return self._end_session(state, state.trouble)
         now_s = time.monotonic()
         readbacks = session.readbacks(readings, self._hardware.stuck)
-        ceilings = session.guard.step(now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks))
+        ceilings = session.guard.step(
+            now_s, state.node_limit_w, guard_inputs(session.enforcer, session.gpus, readbacks, floor_w=session.floors())
+        )
         self._inventory.step(now_s)
         actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings, only_lower=bool(self._disk_error))
-        state = replace(state, standing=session.standing(state.workloads))
+        session.see(now_s, readbacks, state.facts)
+        state = replace(state, standing=session.standing(state.owners.by_gpu))
         if not state.observing:
             await self._perform(session, actions)
         if now_s >= self._lost_due_s:

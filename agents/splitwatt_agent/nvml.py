@@ -44,6 +44,16 @@ _NO_SUCH_FIELD: Final = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_
 """Answers for field 186 that will not change while the driver is loaded."""
 UNKNOWN_LIMIT_MW: Final = 1_400_000
 """What a GPU may draw whose limits cannot be read at all: as much as the largest part on sale (GB300)."""
+_MIG: Final = "MIG-"
+_NO_SUCH_DEVICE: Final = frozenset(
+    {
+        pynvml.NVML_ERROR_NOT_FOUND,
+        pynvml.NVML_ERROR_INVALID_ARGUMENT,
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    }
+)
+"""Answers that a name means nothing here; one that was a MIG instance's until a moment ago too."""
 
 
 class NvmlError(Exception):
@@ -103,6 +113,12 @@ class NvmlPort(Protocol):
 
     def clock_event_reasons(self, uuid: str) -> int:
         """Bit mask of nvmlClocksEventReason*."""
+
+    def compute_processes(self, uuid: str) -> int:
+        """How many processes compute on it, as far as this container may see."""
+
+    def gpu_of(self, name: str) -> str | None:
+        """The UUID of the GPU that a device file's name (`nvidia3`) or a MIG instance's UUID means; None: of none."""
 
     def lock_sm_clock_mhz(self, uuid: str, max_mhz: int | None) -> None:
         """Lock SM clocks to at most `max_mhz`; None takes the lock away."""
@@ -189,6 +205,36 @@ class PynvmlPort:
 
     def clock_event_reasons(self, uuid: str) -> int:
         return int(_call(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._handle(uuid)))
+
+    def compute_processes(self, uuid: str) -> int:
+        handle = self._handle(uuid)
+        try:
+            return len(_call(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle))
+        except NvmlError as error:
+            if error.code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+                raise
+        return len(_call(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle))  # drivers before 510
+
+    def gpu_of(self, name: str) -> str | None:
+        try:
+            if name.startswith(_MIG):
+                instance = _call(pynvml.nvmlDeviceGetHandleByUUID, name)
+                parent = _call(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, instance)
+                return str(_call(pynvml.nvmlDeviceGetUUID, parent))
+        except NvmlError as error:
+            if error.code not in _NO_SUCH_DEVICE:
+                raise
+            return None
+        return next((uuid for uuid in tuple(self._handles) if self._device_file(uuid) == name), None)
+
+    def _device_file(self, uuid: str) -> str | None:
+        """A GPU that does not answer has none, so that it does not hide its neighbours' owners."""
+        try:
+            return f"nvidia{_call(pynvml.nvmlDeviceGetMinorNumber, self._handle(uuid))}"
+        except NvmlError as error:
+            if error.driver_gone:
+                raise
+            return None
 
     def lock_sm_clock_mhz(self, uuid: str, max_mhz: int | None) -> None:
         if max_mhz is None:

@@ -25,6 +25,8 @@ class Facts:
     energy_mj: int | None = None
     sm_clock_mhz: int | None = None
     power_capped: bool | None = None
+    processes: int | None = None
+    """Compute processes that the driver sees on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def read_gpu(port: NvmlPort, uuid: str, *, facts: bool) -> GpuReading:
 
 
 def _facts(port: NvmlPort, uuid: str, errors: list[NvmlError]) -> Facts:
-    energy_mj = sm_clock_mhz = reasons = None
+    energy_mj = sm_clock_mhz = reasons = processes = None
     try:
         energy_mj = port.total_energy_mj(uuid)
     except NvmlError as error:
@@ -76,7 +78,11 @@ def _facts(port: NvmlPort, uuid: str, errors: list[NvmlError]) -> Facts:
         reasons = port.clock_event_reasons(uuid)
     except NvmlError as error:
         _note(errors, error)
-    return Facts(energy_mj, sm_clock_mhz, None if reasons is None else bool(reasons & POWER_CAPPED))
+    try:
+        processes = port.compute_processes(uuid)
+    except NvmlError as error:
+        _note(errors, error)
+    return Facts(energy_mj, sm_clock_mhz, None if reasons is None else bool(reasons & POWER_CAPPED), processes)
 
 
 def _note(errors: list[NvmlError], error: NvmlError) -> None:

@@ -14,15 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contest import Contest
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
+from splitwatt_core.protocol.evidence import Bounds, Evidence, Sight, idle_below_mw
 from splitwatt_core.protocol.node_guard import NodeGuard
 from splitwatt_core.protocol.record import Record
 
 from splitwatt_agent.durable import KeptInventory
 from splitwatt_agent.nvml import Inventory, NvmlPort
-from splitwatt_agent.sampling import GpuReading
+from splitwatt_agent.sampling import Facts, GpuReading
 
 UNREADABLE_PREFIX: Final = "unreadable-index-"
 
@@ -60,6 +62,7 @@ class Session:
     """GPUs in `gpus` that this start could not speak to, and how they failed."""
     enforcer: Enforcer
     guard: NodeGuard
+    evidence: Evidence
     beyond: int = 0
     """GPUs that the node has above the number that it may report: nobody governs them."""
 
@@ -68,7 +71,22 @@ class Session:
         """Those that have said who they are, now or earlier in this boot."""
         return tuple(gpu for uuid, gpu in self.gpus.items() if not uuid.startswith(UNREADABLE_PREFIX))
 
-    def standing(self, workloads: Mapping[str, Workload]) -> Standing:
+    def see(self, now_s: float, readbacks: Mapping[str, Readback], facts: Mapping[str, Facts]) -> None:
+        """Take this tick's readings for evidence of use and of floors. `facts`: the last ones known, by GPU."""
+        unasked = Facts()
+        self.evidence.see(
+            now_s,
+            {
+                uuid: Sight(back.power_mw, back.enforced_mw, facts.get(uuid, unasked).processes)
+                for uuid, back in readbacks.items()
+            },
+        )
+
+    def floors(self) -> dict[str, int]:
+        """Watts by GPU, of those that draw more than their cap."""
+        return {uuid: floor_w for uuid in self.gpus if (floor_w := self.evidence.floor_w(uuid))}
+
+    def standing(self, owners: Mapping[str, tuple[Workload, ...]]) -> Standing:
         """After a tick, before anything is waited for: a setter that returns makes the readback of its GPU void."""
         enforcer = self.enforcer
         granted = {}
@@ -79,12 +97,21 @@ class Session:
         return Standing(
             observed_uid=enforcer.observed_uid,
             observed_term=enforcer.observed_term,
-            gpus=enforcer.status(workloads),
+            gpus=tuple(self._with_use(line, owners.get(line.uuid, ())) for line in enforcer.status({})),
             granted=granted,
             unknown_gpus=enforcer.unknown_gpus,
             lowered=self.guard.lowered,
             contests=enforcer.contests,
             beyond=self.beyond,
+        )
+
+    def _with_use(self, line: GpuStatus, owners: tuple[Workload, ...]) -> GpuStatus:
+        return replace(
+            line,
+            workload=owners[0] if owners else None,
+            workloads=owners if len(owners) > 1 else (),
+            use=self.evidence.use(line.uuid),
+            floor_w=self.evidence.floor_w(line.uuid),
         )
 
     def readbacks(self, readings: Mapping[str, GpuReading], stuck: frozenset[str]) -> dict[str, Readback]:
@@ -104,7 +131,14 @@ def begin(port: NvmlPort, inventory: KeptInventory, *, boot_id: str, record: Rec
     that refuses it is no reason to leave GPUs uncapped."""
     found = port.start()
     gpus, lost = take_stock(found, inventory.known(boot_id))
-    return Session(boot_id, gpus, lost, Enforcer(gpus=gpus, record=record), NodeGuard(), beyond=found.beyond)
+    evidence = Evidence({uuid: _bounds(gpu) for uuid, gpu in gpus.items()})
+    return Session(boot_id, gpus, lost, Enforcer(gpus=gpus, record=record), NodeGuard(), evidence, beyond=found.beyond)
+
+
+def _bounds(gpu: GpuIdentity) -> Bounds:
+    product = hardware.builtin().product(gpu.model)
+    idle_w = None if product is None else product.idle_w
+    return Bounds(idle_below_mw(idle_w=idle_w, min_mw=gpu.min_mw), gpu.min_mw)
 
 
 def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[str, GpuIdentity], dict[str, Health]]:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from splitwatt_core.protocol.contract import ContractError, Mode, NodePower, Workload, node_power_from_wire
+from splitwatt_core.protocol.contract import ContractError, Mode, NodePower, node_power_from_wire
 from splitwatt_core.protocol.enforcer import ObjectVerdict
 
 from splitwatt_agent.conditions import ControlView, Report, report_of
+from splitwatt_agent.owners import Owners
 from splitwatt_agent.sampling import Facts, GpuReading
 from splitwatt_agent.session import NO_SESSION, Standing, without_grants, without_leased_watts
 
@@ -59,8 +60,7 @@ class ControlState:
     readings: Mapping[str, GpuReading] = field(default_factory=dict)
     facts: Mapping[str, Facts] = field(default_factory=dict)
     read_at_s: float = float("-inf")
-    workloads: Mapping[str, Workload] = field(default_factory=dict)
-    workloads_error: str = ""
+    owners: Owners = field(default_factory=Owners)
     persistence: Mapping[str, str] = field(default_factory=dict)
     disk_error: str = ""
     nvml_errors: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -152,5 +152,6 @@ def view_of(state: ControlState, now_s: float) -> ControlView:
         beyond=standing.beyond,
         disk_error=state.disk_error,
         contract_error=state.contract_error,
-        workloads_error=state.workloads_error,
+        owners_error=state.owners.error,
+        unresolved=state.owners.unresolved,
     )

@@ -17,6 +17,8 @@ FIELD_MANAGER_AGENT: Final = "splitwatt-agent"
 LABEL_RACK: Final = "splitwatt.io/rack"
 LABEL_POOL: Final = "splitwatt.io/pool"
 LABEL_PLAN: Final = "splitwatt.io/plan"
+# "true": no cap is ever granted here; the node's GPUs are charged their default limits.
+LABEL_EXCLUDED: Final = "splitwatt.io/excluded"
 
 # Labels on objects that the operator renders.
 LABEL_CLUSTER: Final = "splitwatt.io/cluster"

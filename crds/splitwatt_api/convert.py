@@ -99,6 +99,7 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         below=_below(budget.status),
         contract_uid=(budget.status.node_power_definition_uid or "") if budget.status is not None else "",
         confirmed_uid=budget.metadata.annotations.get(ANNOTATION_NODES_CONFIRMED, ""),
+        frozen=spec.frozen,
     )
 
 

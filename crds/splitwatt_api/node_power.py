@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
-from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_GPUS_PER_NODE, MAX_TERM, Health, Mode, Phase
+from splitwatt_core.protocol.contract import (
+    GRANTS_PER_TERM,
+    MAX_GPUS_PER_NODE,
+    MAX_OWNERS_PER_GPU,
+    MAX_TERM,
+    MAX_UNRESOLVED,
+    MAX_UNRESOLVED_CHARS,
+    Health,
+    Mode,
+    Phase,
+    Use,
+)
 
 from splitwatt_api.base import (
     CelRule,
@@ -152,6 +163,20 @@ class GpuReport(Wire):
     model: str = Field(default="", max_length=128, description="NVML's product name.")
     health: Health = Field(default=Health.UNKNOWN, description="Whether the GPU obeys; anything but OK says why not.")
     workload: Workload | None = Field(default=None, description="The pod that holds the GPU, as kubelet says.")
+    workloads: list[Workload] = Field(
+        default_factory=list,
+        max_length=MAX_OWNERS_PER_GPU,
+        description="All pods that hold a part of the GPU, where several share it: MIG instances, or a sharing device plugin.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    use: Use = Field(
+        default=Use.UNKNOWN,
+        description="What draw and processes show, whoever owns the GPU: Idle (near its idle draw for some seconds and no "
+        "compute process), Busy, or Unknown. A GPU without a known owner is lowered as an idle one only when it is Idle.",
+    )
+    floor_watts: GpuWattsOrZero = Field(
+        default=0, description="What the GPU was seen to draw above a cap that was set, in watts: no cap lowers it further."
+    )
 
 
 class NodePowerStatus(Wire):
@@ -169,6 +194,12 @@ class NodePowerStatus(Wire):
         default_factory=list,
         max_length=MAX_GPUS_PER_NODE,
         description="One report per GPU.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    unresolved_devices: list[Annotated[str, Field(max_length=MAX_UNRESOLVED_CHARS)]] = Field(
+        default_factory=list,
+        max_length=MAX_UNRESOLVED,
+        description="Devices that kubelet gave to pods and that no GPU of this node is known by, each with its pod.",
         json_schema_extra=kubernetes(list_type="atomic"),
     )
     conditions: Conditions = Field(default_factory=list, description="Ready, CapsEnforced, LeaseHeld.")

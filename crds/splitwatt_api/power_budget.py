@@ -138,6 +138,11 @@ class PowerBudgetSpec(Wire):
         description="Root only. Observe: decide and report, grant nothing. Strict: hold the limit. Absent: Strict.",
     )
     policy: PolicyChoice | None = Field(default=None, description="Root only. Absent: PhaseAware.")
+    frozen: bool = Field(
+        default=False,
+        description="Leave every cap below this budget as it is: nothing is granted, raised or lowered, and what stands is "
+        "charged. The limit is not kept meanwhile, for instance while somebody else sets power limits.",
+    )
     reserve_watts: BudgetWattsOrZero = Field(
         default=0, description="Watts kept back for surprises such as a GPU reset behind a dead agent."
     )

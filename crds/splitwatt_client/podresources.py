@@ -25,8 +25,18 @@ _MESSAGES: Final[Mapping[str, tuple[tuple[str, int, str | None, bool], ...]]] = 
     "ListPodResourcesRequest": (),
     "ListPodResourcesResponse": (("pod_resources", 1, "PodResources", True),),
     "PodResources": (("name", 1, None, False), ("namespace", 2, None, False), ("containers", 3, "ContainerResources", True)),
-    "ContainerResources": (("name", 1, None, False), ("devices", 2, "ContainerDevices", True)),
+    "ContainerResources": (
+        ("name", 1, None, False),
+        ("devices", 2, "ContainerDevices", True),
+        ("dynamic_resources", 5, "DynamicResource", True),
+    ),
     "ContainerDevices": (("resource_name", 1, None, False), ("device_ids", 2, None, True)),
+    "DynamicResource": (
+        ("claim_name", 2, None, False),
+        ("claim_namespace", 3, None, False),
+        ("claim_resources", 4, "ClaimResource", True),
+    ),
+    "ClaimResource": (("driver_name", 2, None, False), ("pool_name", 3, None, False), ("device_name", 4, None, False)),
 }
 
 
@@ -60,26 +70,54 @@ class DeviceOwner:
     pod: str
 
 
-def response_of(assignments: Mapping[DeviceOwner, Iterable[str]], *, resource_name: str) -> Any:
-    """The answer a kubelet gives: each pod with one container that holds the devices `resource_name`."""
+@dataclass(frozen=True, slots=True)
+class PluginDevice:
+    """A device of a device plugin, under the plugin's own name for it."""
+
+    owner: DeviceOwner
+    resource: str
+    device_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDevice:
+    """A device of a ResourceClaim (dynamic resource allocation). Driver, pool and device name find it in a ResourceSlice."""
+
+    owner: DeviceOwner
+    driver: str
+    pool: str
+    device: str
+
+
+HeldDevice = PluginDevice | ClaimedDevice
+
+
+def response_of(
+    assignments: Mapping[DeviceOwner, Iterable[str]], *, resource_name: str, claims: Iterable[ClaimedDevice] = ()
+) -> Any:
+    """The answer a kubelet gives: each pod with one container that holds the devices `resource_name`; `claims`: more pods,
+    one for each claimed device."""
     response = ListPodResourcesResponse()
     for owner, device_ids in assignments.items():
         pod = response.pod_resources.add(name=owner.pod, namespace=owner.namespace)
         pod.containers.add(name="main").devices.add(resource_name=resource_name, device_ids=list(device_ids))
+    for claim in claims:
+        pod = response.pod_resources.add(name=claim.owner.pod, namespace=claim.owner.namespace)
+        dynamic = pod.containers.add(name="main").dynamic_resources.add(claim_name="gpus", claim_namespace=claim.owner.namespace)
+        dynamic.claim_resources.add(driver_name=claim.driver, pool_name=claim.pool, device_name=claim.device)
     return response
 
 
-def owners_of(response: Any, *, resource_prefix: str) -> dict[str, DeviceOwner]:
-    """Device id -> its pod, for devices whose resource name starts with `resource_prefix` ("nvidia.com/").
-
-    A shared GPU's replicas ("GPU-1::0", "GPU-1::1") count for the GPU; the pod listed last then stands for it.
-    """
-    owners: dict[str, DeviceOwner] = {}
+def devices_of(response: Any) -> tuple[HeldDevice, ...]:
+    """All devices that containers hold, in kubelet's order, each once per pod."""
+    held: dict[HeldDevice, None] = {}
     for pod in response.pod_resources:
         owner = DeviceOwner(namespace=pod.namespace, pod=pod.name)
         for container in pod.containers:
             for devices in container.devices:
-                if devices.resource_name.startswith(resource_prefix):
-                    for device_id in devices.device_ids:
-                        owners[device_id.partition("::")[0]] = owner
-    return owners
+                for device_id in devices.device_ids:
+                    held[PluginDevice(owner, devices.resource_name, device_id)] = None
+            for dynamic in container.dynamic_resources:
+                for claim in dynamic.claim_resources:
+                    held[ClaimedDevice(owner, claim.driver_name, claim.pool_name, claim.device_name)] = None
+    return tuple(held)

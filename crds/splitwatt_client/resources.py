@@ -60,13 +60,14 @@ LEASES: Final = ResourceType("coordination.k8s.io/v1", "Lease", "leases")
 CUSTOM_RESOURCE_DEFINITIONS: Final = ResourceType(
     "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
 )
+RESOURCE_SLICES: Final = ResourceType("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False)
 
 _ALL: Final = {
     (r.api_version, r.kind): r
     for r in (
         INFERENCE_CLUSTERS, POWER_BUDGETS, NODE_POWERS, POWER_PROFILES, NODES, NAMESPACES, PODS, SERVICES, CONFIG_MAPS,
         SECRETS, SERVICE_ACCOUNTS, EVENTS, EVENTS_V1, DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, POD_DISRUPTION_BUDGETS,
-        LEASES, CUSTOM_RESOURCE_DEFINITIONS,
+        LEASES, CUSTOM_RESOURCE_DEFINITIONS, RESOURCE_SLICES,
     )
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ from splitwatt_nvml_twin.models import GpuModel
 
 STATE_FILE_VARIABLE: Final = "SPLITWATT_NVML_TWIN"
 MAX_GPUS: Final = 64
+MAX_MIG: Final = 7
 MAX_DEMAND_W: Final = 10_000.0
 _UUID_NAMESPACE: Final = uuids.UUID("5d0c7a58-6f0e-4f52-9a0b-0f5c1b7f3a11")
 
@@ -297,6 +298,20 @@ class NodeTwin:
             raise ValueError("an outside limit must be a positive number of milliwatts, or None")
         code = self._lib.splitwatt_twin_set_outside_limit(self._open_node, self._slot(gpu), limit_mw or 0)
         self._check(code, "set_outside_limit")
+
+    def set_floor(self, gpu: int, power_w: float) -> None:
+        """What the present load draws whatever its cap, as far as it wants that much (memory-bound work: a cap slows the
+        cores alone). 0: nothing but the idle draw. Gone with a reboot."""
+        if not 0 <= power_w <= MAX_DEMAND_W:
+            raise ValueError(f"a floor must lie between 0 and {MAX_DEMAND_W:.0f} W, not {power_w}")
+        self._check(self._lib.splitwatt_twin_set_floor(self._open_node, self._slot(gpu), round(power_w * 1000)), "set_floor")
+
+    def set_mig(self, gpu: int, instances: int) -> tuple[str, ...]:
+        """Cut a GPU into so many MIG instances, 0: into none; the UUIDs by which NVML then finds them."""
+        if not 0 <= instances <= MAX_MIG:
+            raise ValueError(f"a GPU has 0 to {MAX_MIG} MIG instances, not {instances}")
+        self._check(self._lib.splitwatt_twin_set_mig(self._open_node, self._slot(gpu), instances), "set_mig")
+        return tuple(f"MIG-{number}{self.uuids[gpu][5:]}" for number in range(instances))
 
     def reset_gpu(self, gpu: int) -> None:
         """A GPU reset: limits and clock locks back to their defaults, NVML's energy counter to zero, a lost GPU back."""

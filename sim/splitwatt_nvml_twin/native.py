@@ -100,6 +100,8 @@ def library() -> c.CDLL:
         "set_fault": (c.c_int, [node, slot, c.POINTER(FaultRecord)]),
         "clear_faults": (c.c_int, [node, slot]),
         "set_outside_limit": (c.c_int, [node, slot, c.c_uint32]),
+        "set_floor": (c.c_int, [node, slot, c.c_uint32]),
+        "set_mig": (c.c_int, [node, slot, c.c_uint32]),
         "signal_inside": (c.c_int, [node, slot, c.c_int]),
         "reset_gpu": (c.c_int, [node, slot]),
         "reboot": (c.c_int, [node, c.c_char_p, c.POINTER(c.c_uint32)]),

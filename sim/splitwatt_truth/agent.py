@@ -8,10 +8,11 @@ owns the GPUs, says what they read, and decides when calls return.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from splitwatt_core.conditions import Condition
-from splitwatt_core.protocol.contract import Health, NodePower, Status, Workload
+from splitwatt_core.protocol.contract import Health, NodePower, Status, Use, Workload
 from splitwatt_core.protocol.enforcer import Actions, Enforcer, GpuIdentity, LockClock, ObjectVerdict, Readback, SetCap
 from splitwatt_core.protocol.node_guard import NodeGuard, guard_inputs
 from splitwatt_core.protocol.record import Record
@@ -86,6 +87,7 @@ class MemoryAgent:
         raise RuntimeError(f"the enforcer still asks for calls after {MAX_TURNS} rounds")
 
     def status(self, boot_id: str, workloads: Mapping[str, Workload], conditions: tuple[Condition, ...] = ()) -> Status:
-        """As of the last round."""
+        """As of the last round. Here a GPU without a workload is idle, for nothing else loads one."""
         enforcer = self.enforcer
-        return Status(enforcer.observed_uid, enforcer.observed_term, boot_id, enforcer.status(workloads), conditions)
+        lines = tuple(replace(line, use=Use.IDLE if line.workload is None else Use.BUSY) for line in enforcer.status(workloads))
+        return Status(enforcer.observed_uid, enforcer.observed_term, boot_id, lines, conditions)

@@ -54,7 +54,7 @@ def view(*gpus: GpuStatus, **changes: object) -> ControlView:
     good = ControlView(
         observed_uid="u", observed_term=3, boot_id="b", gpus=gpus, granted_w={gpu.uuid: 400 for gpu in gpus},
         overdue_s={}, persistence={}, verdict=ObjectVerdict.ACCEPTED, unknown_gpus=(), mode=Mode.STRICT, lowered={},
-        trouble="", disk_error="", contract_error="", workloads_error="",
+        trouble="", disk_error="", contract_error="", owners_error="", unresolved=(),
     )  # fmt: skip
     return replace(good, **changes)  # type: ignore[arg-type]
 
@@ -369,15 +369,17 @@ def test_socket_paths() -> None:
         socket_path("/run/k.sock")
 
 
-def test_pod_resources_are_read_past_unknown_fields_and_shared_devices() -> None:
-    owner = podresources.DeviceOwner("serving", "decode-0")
-    answer = podresources.response_of({owner: ["GPU-a", "GPU-b::1"]}, resource_name="nvidia.com/gpu")
-    other = podresources.response_of({podresources.DeviceOwner("x", "y"): ["nic-0"]}, resource_name="example.com/nic")
+def test_pod_resources_are_read_past_unknown_fields() -> None:
+    owner, other = podresources.DeviceOwner("serving", "decode-0"), podresources.DeviceOwner("x", "y")
+    claim = podresources.ClaimedDevice(other, "gpu.nvidia.com", "n1", "gpu-3")
+    answer = podresources.response_of({owner: ["GPU-a", "GPU-b::1"]}, resource_name="nvidia.com/gpu", claims=[claim])
     unknown_field = b"\xf2\x01\x03abc"
-    message = podresources.ListPodResourcesResponse.FromString(
-        answer.SerializeToString() + other.SerializeToString() + unknown_field
+    message = podresources.ListPodResourcesResponse.FromString(answer.SerializeToString() + unknown_field)
+    assert podresources.devices_of(message) == (
+        podresources.PluginDevice(owner, "nvidia.com/gpu", "GPU-a"),
+        podresources.PluginDevice(owner, "nvidia.com/gpu", "GPU-b::1"),
+        claim,
     )
-    assert podresources.owners_of(message, resource_prefix="nvidia.com/") == {"GPU-a": owner, "GPU-b": owner}
 
 
 def test_the_clients_paths_are_those_of_the_api() -> None:

@@ -12,7 +12,10 @@ from grpclib.const import Cardinality, Handler
 from grpclib.encoding.base import CodecBase
 from grpclib.server import Server, Stream
 from splitwatt_agent import workloads
-from splitwatt_agent.workloads import WorkloadPoll
+from splitwatt_agent.nvml import PynvmlPort
+from splitwatt_agent.owners import Owners
+from splitwatt_agent.workloads import Slices, WorkloadPoll
+from splitwatt_client import Connection
 from splitwatt_client.podresources import LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse
 
 PATIENCE_S = 10.0
@@ -51,10 +54,12 @@ class Heard:
     def __init__(self) -> None:
         self.missed: asyncio.Queue[str] = asyncio.Queue()
 
-    def miss_workloads(self, why: str) -> None:
+    gpus = ("GPU-a",)
+
+    def miss_owners(self, why: str) -> None:
         self.missed.put_nowait(why)
 
-    def hear_workloads(self, owners: object) -> None:
+    def hear_owners(self, owners: Owners) -> None:
         raise AssertionError(f"nothing was said, not {owners}")
 
 
@@ -63,7 +68,8 @@ async def test_an_answer_that_is_none_is_asked_for_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(workloads, "POLL_S", 0.01)
     server, heard, socket = Server([Kubelet(answer)], codec=AsItIs()), Heard(), tmp_path / "kubelet.sock"
     await server.start(path=str(socket))
-    polling = asyncio.create_task(WorkloadPoll(socket, heard).run())  # type: ignore[arg-type]
+    poll = WorkloadPoll(socket, heard, port=PynvmlPort(), slices=Slices(Connection(None), node="n1"))
+    polling = asyncio.create_task(poll.run())
     try:
         async with asyncio.timeout(PATIENCE_S):
             for _ in range(3):

@@ -162,7 +162,7 @@ CASES = [
         {"decode.gpusPerReplica": 0},
         "spec.decode.gpusPerReplica in body should be greater than or equal to 1",
     ),
-    ("cluster", {"decode.gpusPerReplica": 17}, "spec.decode.gpusPerReplica in body should be less than or equal to 16"),
+    ("cluster", {"decode.gpusPerReplica": 65}, "spec.decode.gpusPerReplica in body should be less than or equal to 64"),
     ("cluster", {"decode.powerCeilingWatts": -1}, "should be greater than or equal to 1"),
     ("cluster", {"decode": GONE}, "spec.decode: Required value"),
     ("cluster", {"model": GONE}, "spec.model: Required value"),
@@ -174,7 +174,7 @@ CASES = [
     ("node", {"gpus.0.safeCapWatts": 800}, "safeCapWatts must be at most chargeWatts"),
     ("node", {"gpus.0.grant": 2**53 + 10**9}, "should be less than or equal to"),
     ("node", {"gpus": [GRANT, GRANT]}, "every GPU is listed once: remove the second entry of its uuid"),
-    ("node", {"gpus": [{**GRANT, "uuid": f"GPU-{i}"} for i in range(17)]}, "must have at most 16 items"),
+    ("node", {"gpus": [{**GRANT, "uuid": f"GPU-{i}"} for i in range(65)]}, "must have at most 64 items"),
     ("node", {"term": -1}, "spec.term in body should be greater than or equal to 0"),
     # Profiles.
     ("profile", {"minCapWatts": 800}, "minCapWatts must be at most defaultCapWatts"),

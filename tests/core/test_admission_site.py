@@ -9,7 +9,7 @@ import pytest
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import UNSUPPORTED_TERM, Pod, PodName, pod_fact, takes_pods
 from splitwatt_core.admission.site import Site, snapshot_of
-from splitwatt_core.budget.demand import GpuKind, demand_of
+from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.clusters import ClusterName, LabelOwners, Role, RoleSpec, cluster_label
@@ -84,7 +84,7 @@ def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: in
     [need] = snapshot_of(site(mine, clusters={spec.id: spec})).waiting
     fact = pod_fact(mine, spec)
     assert fact is not None
-    demand = demand_of(GpuKind(H100, 200, 700, 700), busy=True, pod=fact, profiles=builtin())
+    demand = demand_of_pod(GpuKind(H100, 200, 700, 700), fact, profiles=builtin())
     assert need.floor_w == {KIND: demand.cliff_w}
     assert demand.cliff_w == {None: 350, 500: 350, 300: 300, 100: 200}[ceiling_w]
 

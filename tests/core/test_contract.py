@@ -59,7 +59,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         ),
         (
             wire(spec={"gpus": [gpu(uuid=f"GPU-{i}") for i in range(MAX_GPUS_PER_NODE + 1)]}),
-            "spec.gpus has 17 entries; a node has at most 16 GPUs",
+            "spec.gpus has 65 entries; a node has at most 64 GPUs",
         ),
         (wire(status="fine"), "NodePower.status must be dict, not 'fine'"),
         (wire(status={"conditions": ["Ready"]}), "status.conditions[0] must be dict, not 'Ready'"),

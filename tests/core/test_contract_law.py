@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +17,7 @@ from splitwatt_core.protocol.contract import (
     Phase,
     Spec,
     Status,
+    Use,
     Workload,
     node_power_from_wire,
     node_power_to_apply,
@@ -62,6 +63,12 @@ GPU_STATUSES = st.builds(
     model=st.just("") | WORDS,
     health=st.sampled_from(Health),
     workload=st.none() | st.builds(Workload, WORDS, WORDS),
+    use=st.sampled_from(Use),
+    floor_w=st.integers(0, 1000),
+).flatmap(
+    lambda line: st.lists(st.builds(Workload, WORDS, WORDS), max_size=3).map(
+        lambda others: replace(line, workloads=(line.workload, *others)) if line.workload and others else line
+    )
 )
 STATUSES = st.builds(
     Status,
@@ -70,6 +77,7 @@ STATUSES = st.builds(
     boot_id=st.just("") | WORDS,
     gpus=st.lists(GPU_STATUSES, max_size=MAX_GPUS_PER_NODE).map(tuple),
     conditions=st.lists(st.builds(Condition, WORDS, st.booleans(), WORDS, WORDS, WORDS), max_size=3).map(tuple),
+    unresolved=st.lists(WORDS, max_size=3).map(tuple),
 )
 
 

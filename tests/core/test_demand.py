@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
+from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.gpus.profiles import builtin
-from splitwatt_core.protocol.contract import Phase
+from splitwatt_core.protocol.contract import Phase, Use
 from support.machines import MODEL, PROFILE
 from support.world import MIN_W
 
@@ -19,13 +19,31 @@ def pod(phase: Phase = Phase.PREFILL, *, ceiling_w: int | None = None) -> PodFac
     return PodFact("ns", "pod", phase, 5, power_ceiling_w=ceiling_w)
 
 
-def demand(kind: GpuKind, of: PodFact | None, *, busy: bool = True) -> Demand:
-    return demand_of(kind, busy=busy, pod=of, profiles=(PROFILE,))
+def demand(kind: GpuKind, *of: PodFact | None, use: Use = Use.BUSY, found_w: int = 200, found_idle: bool = False) -> Demand:
+    return demand_of(kind, Holding(of, use, found_w, found_idle), profiles=(PROFILE,))
 
 
-def test_idle_wants_its_minimum_and_a_stranger_all_of_its_default() -> None:
-    assert demand(KIND, None, busy=False) == Demand(Phase.UNASSIGNED, 0, 700, natural_w=200, cliff_w=200)
-    assert demand(KIND, None) == Demand(Phase.PREFILL, 0, 700, natural_w=650, cliff_w=200)
+def test_proven_idle_wants_its_minimum_and_nothing_less_than_a_proof_does() -> None:
+    assert demand(KIND, use=Use.IDLE, found_w=500) == Demand(Phase.UNASSIGNED, 0, 700, natural_w=200, cliff_w=200)
+    for use in (Use.BUSY, Use.UNKNOWN):
+        assert demand(KIND, use=use, found_w=500) == Demand(Phase.PREFILL, 0, 500, natural_w=500, cliff_w=500), "held"
+
+
+def test_work_of_nobody_known_on_a_gpu_that_was_idle_may_rise_and_is_never_below_what_it_found() -> None:
+    assert demand(KIND, use=Use.BUSY, found_idle=True) == Demand(Phase.PREFILL, 0, 650, natural_w=650, cliff_w=200)
+    assert demand(KIND, use=Use.UNKNOWN, found_idle=True) == Demand(Phase.PREFILL, 0, 200, natural_w=200, cliff_w=200)
+
+
+def test_a_stranger_keeps_what_it_had_and_is_not_starved_on_an_idle_gpus_cap() -> None:
+    assert demand(KIND, None, found_w=600) == Demand(Phase.PREFILL, 0, 700, natural_w=650, cliff_w=600)
+    assert demand(KIND, None, found_w=200) == Demand(Phase.PREFILL, 0, 700, natural_w=650, cliff_w=350)
+
+
+def test_of_pods_that_share_a_gpu_the_strongest_claim_counts() -> None:
+    low = PodFact("ns", "low", Phase.PREFILL, 1, power_ceiling_w=500)
+    high = PodFact("ns", "high", Phase.DECODE, 9)
+    assert demand(KIND, low, high) == demand(KIND, high, low) == Demand(Phase.PREFILL, 9, 700, natural_w=500, cliff_w=400)
+    assert demand(KIND, high, None, found_w=600) == Demand(Phase.PREFILL, 9, 700, natural_w=650, cliff_w=600)
 
 
 def test_ours_wants_what_the_profile_says_of_its_phase() -> None:
@@ -63,14 +81,14 @@ def test_a_range_that_is_none_is_no_reason_to_stop() -> None:
     ),
     phase=st.sampled_from([Phase.PREFILL, Phase.DECODE]),
     ceiling_w=st.none() | st.integers(1, 2000),
-    busy=st.booleans(),
-    ours=st.booleans(),
+    owners=st.lists(st.booleans(), max_size=3),
+    seen=st.tuples(st.sampled_from(Use), st.integers(0, 2000), st.booleans()),
 )
 def test_demands_lie_in_order_within_the_legal_range(
-    kind: GpuKind, phase: Phase, ceiling_w: int | None, busy: bool, ours: bool
+    kind: GpuKind, phase: Phase, ceiling_w: int | None, owners: list[bool], seen: tuple[Use, int, bool]
 ) -> None:
-    of = pod(phase, ceiling_w=ceiling_w) if busy and ours else None
-    wants = demand_of(kind, busy=busy, pod=of, profiles=(PROFILE, *builtin()))
+    of = tuple(pod(phase, ceiling_w=ceiling_w) if ours else None for ours in owners)
+    wants = demand_of(kind, Holding(of, *seen), profiles=(PROFILE, *builtin()))
     assert kind.min_w <= wants.cliff_w <= wants.natural_w <= wants.ceiling_w <= kind.max_w
-    if of is not None and ceiling_w is not None:
+    if of and None not in of and ceiling_w is not None:
         assert wants.ceiling_w <= max(kind.min_w, ceiling_w)

@@ -18,7 +18,7 @@ from splitwatt_core.budget.survey import UNMANAGED_AFTER_S, Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.columns import PhaseCode
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import Grant, Health, Mode, NodePower, Phase, Spec, Workload
+from splitwatt_core.protocol.contract import Grant, Health, Mode, NodePower, Phase, Spec, Use, Workload
 from splitwatt_core.protocol.ledger import AGENT_STATUS_SILENT_S, GpuAccount, NodeAccount
 from support.machines import PROFILE
 
@@ -39,7 +39,7 @@ TREE = build_tree(BUDGETS)
 
 def gpu(uuid: str, charge_w: int = 300, **more: object) -> GpuAccount:
     row = Grant(uuid, 5, cap_w=charge_w, safe_cap_w=charge_w, charge_w=charge_w)
-    facts: dict[str, object] = {"acked": 5, "health": Health.OK, "row": row, "model": "X", **more}
+    facts: dict[str, object] = {"acked": 5, "health": Health.OK, "row": row, "model": "X", "use": Use.IDLE, **more}
     return GpuAccount(uuid, 700, 200, 700, charge_w=charge_w, **facts)  # type: ignore[arg-type]
 
 
@@ -135,9 +135,9 @@ def test_only_what_can_answer_soon_is_steered() -> None:
 
 def test_what_cannot_be_steered_stands_at_its_charge_in_a_group_of_its_own() -> None:
     work = Workload("ns", "pod")
-    sick = gpu("g1", 450, health=Health.LOST, workload=work)
+    sick = gpu("g1", 450, health=Health.LOST, owners=(work,))
     pods = {("ns", "pod"): PodFact("ns", "pod", Phase.DECODE, 5)}
-    laid = fleet(Placement(node("n1", gpu("g0", workload=work), sick, gpu("g2", workload=work)), ("a",)), pods=pods)
+    laid = fleet(Placement(node("n1", gpu("g0", owners=(work,)), sick, gpu("g2", owners=(work,))), ("a",)), pods=pods)
     g = laid.gpus
     assert laid.steerable.tolist() == [True, False, True]
     assert g.group[0] == g.group[2] != g.group[1]
@@ -157,7 +157,7 @@ def test_late_gpus_stand_at_their_charge_below_a_sum_that_is_too_high_alone() ->
     work, owing = Workload("ns", "pod"), {"unacked_since_s": NOW_S - LATE_ACK_S - 1.0}
     pods = {("ns", "pod"): PodFact("ns", "pod", Phase.DECODE, 5)}
     placements = (
-        Placement(node("n1", gpu("g0", workload=work), gpu("g1", 450, workload=work, **owing)), ("a",)),
+        Placement(node("n1", gpu("g0", owners=(work,)), gpu("g1", 450, owners=(work,), **owing)), ("a",)),
         Placement(node("n2", gpu("g2", 450, **owing)), ("b",)),
     )
     laid = fleet(*placements, pods=pods)
@@ -184,10 +184,10 @@ def test_what_a_gpu_wants_follows_its_pod() -> None:
             node(
                 "n1",
                 gpu("idle"),
-                gpu("prefill", workload=Workload("ns", "prefill")),
-                gpu("low", workload=Workload("ns", "low")),
-                gpu("stranger", workload=Workload("their", "job")),
-                gpu("new", model="Y", workload=Workload("ns", "prefill")),
+                gpu("prefill", owners=(Workload("ns", "prefill"),)),
+                gpu("low", owners=(Workload("ns", "low"),)),
+                gpu("stranger", owners=(Workload("their", "job"),)),
+                gpu("new", model="Y", owners=(Workload("ns", "prefill"),)),
             ),
             ("a",),
         ),
@@ -197,7 +197,24 @@ def test_what_a_gpu_wants_follows_its_pod() -> None:
     assert g.phase.tolist() == [PhaseCode.UNASSIGNED] + [PhaseCode.PREFILL] * 4
     assert g.natural_w.tolist() == [200.0, 500.0, 200.0, 700.0, 500.0]
     assert g.max_w.tolist() == [700.0, 500.0, 200.0, 700.0, 500.0], "a ceiling below the minimum is the minimum"
-    assert g.cliff_w.tolist() == [200.0, 400.0, 200.0, 200.0, 350.0], "of an unknown model half its range is assumed"
+    assert g.cliff_w.tolist() == [200.0, 400.0, 200.0, 350.0, 350.0], "of an unknown model, and of a stranger, half its range"
+
+
+def test_no_cap_is_thought_of_below_what_a_gpu_draws_whatever_its_cap() -> None:
+    """The sum of minimum caps must be the one that would be drawn: else a limit looks feasible that is not."""
+    low = PodFact("ns", "low", Phase.DECODE, 0, power_ceiling_w=210)
+    gpus = (gpu("idle", floor_w=230), gpu("low", floor_w=230, owners=(Workload("ns", "low"),)), gpu("absurd", floor_w=9000))
+    laid = fleet(Placement(node("n1", *gpus), ("a",)), pods={("ns", "low"): low})
+    assert laid.gpus.min_w.tolist() == [230.0, 230.0, 700.0]
+    assert laid.gpus.max_w.tolist() == [700.0, 230.0, 700.0]
+    assert laid.gpus.cliff_w.tolist() == laid.gpus.natural_w.tolist() == [230.0, 230.0, 700.0]
+
+
+def test_a_gpu_that_pods_share_stands_in_a_group_of_its_own() -> None:
+    work, other = Workload("ns", "p"), Workload("ns", "q")
+    shared = gpu("g1", owners=(work, other))
+    laid = fleet(Placement(node("n1", gpu("g0", owners=(work,)), shared, gpu("g2", owners=(work,))), ("a",)))
+    assert laid.gpus.group.tolist() == [0, 1, 0]
 
 
 def test_a_gpu_without_a_grant_stands_at_its_default() -> None:
@@ -234,7 +251,7 @@ def test_what_cannot_be_steered_cannot_be_locked() -> None:
 def test_a_slot_is_a_gpus_own_and_one_for_all_of_a_pod() -> None:
     work = Workload("ns", "pod")
     pods = {("ns", "pod"): PodFact("ns", "pod", Phase.DECODE, 5)}
-    gpus = [gpu("g0", workload=work), gpu("g1", workload=work), *(gpu(f"idle{i}") for i in range(200))]
+    gpus = [gpu("g0", owners=(work,)), gpu("g1", owners=(work,)), *(gpu(f"idle{i}") for i in range(200))]
     laid = fleet(Placement(node("n1", *gpus), ("a",)), pods=pods)
     again = fleet(Placement(node("n1", *reversed(gpus)), ("b",)), pods=pods)
     assert laid.slot[0] == laid.slot[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, NodePower, Spec, Status
+from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, NodePower, Phase, Spec, Status, Use, Workload
 from splitwatt_core.protocol.ledger import (
     AGENT_STATUS_SILENT_S,
     MAX_OPEN_GRANTS,
@@ -329,3 +329,88 @@ def test_folding_open_grants_never_lowers_the_bound(acked: int) -> None:
     assert folded.bound_w(trusted=True) >= whole.bound_w(trusted=True)
     folded.acknowledge(200)
     assert folded.open == [OpenGrant(200, 100 + (200 * 37) % 500, 100 + (200 * 37) % 500)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- floors
+
+
+def test_what_a_gpu_draws_above_its_cap_is_charged_until_it_is_forgotten() -> None:
+    account = node(version(1, line(5, 200), status=(reading(5, 200, floor_w=206),)))
+    assert settled_w(account) == 206
+    account.observe(version(2, line(6, 300, 300), status=(reading(6, 300, floor_w=206),)), NOW_S + 21.0, term=TERM)
+    assert charge_w(account, NOW_S + 30.0) == 300
+    account.observe(version(3, line(7, 200, 300), status=(reading(7, 200),)), NOW_S + 31.0, term=TERM)
+    assert charge_w(account, NOW_S + 31.1) == 300, "draw lags"
+    assert charge_w(account, NOW_S + 33.0) == 200
+
+
+def test_a_floor_that_no_gpu_can_have_is_cut_to_its_highest_cap() -> None:
+    assert settled_w(node(version(1, line(5, 200), status=(reading(5, 200, floor_w=10**9),)))) == 700
+
+
+# ---------------------------------------------------------------------------------------------------------- who uses it
+
+
+def used(account: NodeAccount, number: int, use: Use, *owners: Workload) -> GpuAccount:
+    """The account after the next status says so; the grant and its cap stay."""
+    last = account.object
+    assert last is not None and last.spec is not None
+    held = reading(5, 450, use=use, workload=owners[0] if owners else None, workloads=owners if len(owners) > 1 else ())
+    account.observe(version(number, *last.spec.gpus, status=(held,)), NOW_S + number, term=TERM)
+    return account.gpus["g0"]
+
+
+def test_a_use_begins_from_the_cap_of_that_moment() -> None:
+    account = node(version(1, line(5, 450), status=(reading(5, 450),)))
+    pod = Workload("ns", "a")
+    gpu = used(account, 2, Use.BUSY, pod)
+    assert (gpu.owners, gpu.found_w, gpu.found_idle, gpu.unowned_since_s) == ((pod,), 450, False, None)
+    account.gpus["g0"].row = line(6, 300)
+    gpu = used(account, 3, Use.BUSY)
+    assert (gpu.owners, gpu.found_w, gpu.unowned_since_s) == ((), 300, NOW_S + 3)
+    account.gpus["g0"].row = line(7, 250)
+    assert (used(account, 4, Use.UNKNOWN).found_w, gpu.unowned_since_s) == (300, NOW_S + 3), "the same use, known worse"
+    assert used(account, 5, Use.IDLE).unowned_since_s is None
+    gpu = used(account, 6, Use.BUSY)
+    assert (gpu.found_w, gpu.found_idle) == (250, True), "work on what was an idle GPU"
+    both = used(account, 7, Use.BUSY, pod, Workload("ns", "b"))
+    assert both.owners == (pod, Workload("ns", "b"))
+
+
+def test_a_successor_knows_by_the_grants_phase_that_a_gpu_was_capped_as_idle() -> None:
+    for phase, was_idle in ((Phase.UNASSIGNED, True), (Phase.PREFILL, False)):
+        account = node(version(1, replace(line(5, 200), phase=phase)))
+        account.observe(version(2, replace(line(5, 200), phase=phase), status=(reading(5, 200, use=Use.BUSY),)), NOW_S, term=TERM)
+        assert account.gpus["g0"].found_idle is was_idle
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be true
+
+
+def test_a_range_that_is_none_is_charged_in_full_and_named() -> None:
+    for low_w, default_w, high_w in ((700, 700, 200), (800, 700, 700), (0, 700, 700), (200, 900, 700)):
+        account = node(version(1, line(5, 200), status=(reading(5, 200, min_w=low_w, default_w=default_w, max_w=high_w),)))
+        gpu = account.gpus["g0"]
+        assert settled_w(account) == max(low_w, default_w, high_w) and gpu.health is Health.UNKNOWN
+        assert f"reports {low_w} / {default_w} / {high_w} W" in gpu.oddity
+    account.observe(version(2, line(5, 200), status=(reading(5, 200),)), NOW_S + 21.0, term=TERM)
+    charge_w(account, NOW_S + 22.0)
+    assert (account.gpus["g0"].oddity, charge_w(account, NOW_S + 23.0)) == ("", 200)
+
+
+def test_a_gpu_listed_twice_is_charged_in_full_and_named() -> None:
+    account = node(version(1, line(5, 200), status=(reading(5, 200), reading(5, 200), reading(5, 200))))
+    assert (settled_w(account), account.gpus["g0"].oddity) == (700, "is listed 3 times by its agent")
+
+
+def test_a_gpu_that_says_nothing_of_itself_counts_as_the_largest_of_its_neighbours() -> None:
+    dumb = reading(0, None, "g1", min_w=0, max_w=0, default_w=0, health=Health.NOT_SUPPORTED)
+    account = node(version(1, line(5, 200), status=(reading(5, 200), dumb)))
+    assert (settled_w(account), charge_w(account, NOW_S + 30.0, "g1")) == (200, 700)
+
+
+def test_an_excluded_node_is_charged_as_if_nothing_held() -> None:
+    account = node(version(1, line(5, 200), status=(reading(5, 200),)))
+    assert settled_w(account) == 200
+    account.excluded = True
+    assert charge_w(account, NOW_S + 30.0) == 700

@@ -227,8 +227,8 @@ def test_no_allotment_yet_means_no_guard() -> None:
 
 
 def test_more_gpus_than_a_node_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="more than 16 GPUs"):
-        NodeGuard().step(0.0, 1000, {f"g{i}": HELD for i in range(17)})
+    with pytest.raises(ValueError, match="more than 64 GPUs"):
+        NodeGuard().step(0.0, 1000, {f"g{i}": HELD for i in range(65)})
 
 
 WATTS = st.integers(200, 700)
@@ -287,3 +287,20 @@ def test_worst_cases_fit_the_allotment_whenever_minimum_caps_allow(sick: set[int
     healthy = [cap for uuid, cap in node.caps.items() if uuid not in node.stuck]
     worst_w = sum(healthy) + len(sick) * true_w
     assert worst_w <= limit_w or set(healthy) <= {MIN_W}
+
+
+def test_what_no_cap_takes_from_a_gpu_is_not_asked_of_it_and_its_neighbours_make_up_for_it_once() -> None:
+    """An idle draw above the lowest cap: 30 W more than its cap, for good."""
+    idle = replace(HELD, cap_w=MIN_W, management_mw=MIN_W * 1000, enforced_mw=MIN_W * 1000, power_mw=230_000, floor_w=230)
+    charged = Node(gpus=1, limit_w=230 + CAP_W)
+    charged.break_gpu("floor", idle)
+    assert charged.run(60) == {"g0": CAP_W, "floor": MIN_W} and charged.guard.lowered == {}, "its floor is in the allotment"
+    unknown = Node(gpus=1, limit_w=MIN_W + CAP_W)
+    unknown.break_gpu("floor", idle)
+    assert unknown.run(60) == {"g0": CAP_W - 30, "floor": MIN_W}, "until the operator has heard of it"
+    del charged.given["floor"]
+    charged.limit_w = MIN_W + CAP_W
+    assert charged.run(60) == {"g0": CAP_W - 30}, "unread it counts as last seen"
+    alone = Node(gpus=0, limit_w=MIN_W)
+    alone.break_gpu("floor", idle)
+    assert alone.run(60) == {"floor": MIN_W} and alone.guard.unheld == ()

@@ -17,7 +17,7 @@ def said(operator: Operator, budget: str, kind: str) -> tuple[bool | None, str, 
     return found.status, found.reason, found.message
 
 
-def test_a_budget_that_is_kept_says_so_in_five_conditions() -> None:
+def test_a_budget_that_is_kept_says_so_in_seven_conditions() -> None:
     _, operator, *_ = ready()
     assert [(c.type, c.status, c.reason) for c in operator.last.budgets["a"].conditions] == [
         ("Ready", True, "Holding"),
@@ -25,6 +25,8 @@ def test_a_budget_that_is_kept_says_so_in_five_conditions() -> None:
         ("TelemetryFresh", True, "Fresh"),
         ("CapsEnforced", True, "ReadBack"),
         ("Feasible", True, "Feasible"),
+        ("OwnersKnown", True, "AllKnown"),
+        ("Steered", True, "All"),
     ]
     report = operator.last.budgets["a"]
     assert (report.nodes, report.gpus, report.short_w, report.posture) == (1, 1, 0.0, Posture.NORMAL)

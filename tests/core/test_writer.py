@@ -114,6 +114,12 @@ def test_observe_keeps_lines_and_adds_none() -> None:
     assert composed(Wish(account(None), 250, 0, Phase.DECODE), placement(None), root=OBSERVING).gpus == ()
 
 
+def test_what_a_gpu_draws_whatever_its_cap_is_in_the_nodes_allotment() -> None:
+    drawing = account()
+    drawing.floor_w = 330
+    assert composed(Wish(drawing, 300, 0, Phase.DECODE)).node_limit_w == 330
+
+
 def test_what_cannot_be_granted_yet_keeps_its_line_and_counts_in_the_nodes_allotment() -> None:
     p = placement(replace(OLD, gpus=(ROW, replace(ROW, uuid="g1"))))
     silent = GpuAccount("g1", 700, 0, 700, row=replace(ROW, uuid="g1"), charge_w=550)

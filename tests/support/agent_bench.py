@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import httpx
@@ -33,9 +33,11 @@ from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
 from splitwatt_client import podresources as api
 
+pods, claims = json.loads(sys.argv[2])
 answer = api.response_of(
-    {api.DeviceOwner(namespace, pod): uuids for namespace, pod, uuids in json.loads(sys.argv[2])},
+    {api.DeviceOwner(namespace, pod): names for namespace, pod, names in pods},
     resource_name="nvidia.com/gpu",
+    claims=[api.ClaimedDevice(api.DeviceOwner(namespace, pod), *device) for namespace, pod, device in claims],
 )
 
 class Lister:
@@ -111,12 +113,18 @@ class AgentBench:
         """For a process that shall find the simulated NVML."""
         return {**os.environ, **environment(self.twin.path)}
 
-    def kubelet(self, socket: Path, pods: Mapping[tuple[str, str], Iterable[int]]) -> subprocess.Popen[bytes]:
-        """Somebody who answers PodResources: (namespace, pod) -> GPU indices."""
-        wanted = [[namespace, pod, [self.twin.uuids[i] for i in gpus]] for (namespace, pod), gpus in pods.items()]
-        process = subprocess.Popen([sys.executable, "-c", _KUBELET, str(socket), json.dumps(wanted)], stdin=subprocess.DEVNULL)
+    def kubelet(
+        self,
+        socket: Path,
+        pods: Mapping[tuple[str, str], Iterable[int | str]],
+        claims: Mapping[tuple[str, str], tuple[str, str, str]] = MappingProxyType({}),
+    ) -> subprocess.Popen[bytes]:
+        """Plays kubelet: each pod holds these GPUs, by index or by any name; `claims`: driver, pool and device of a claim."""
+        held = [(*pod, [self.twin.uuids[of] if isinstance(of, int) else of for of in names]) for pod, names in pods.items()]
+        wanted = json.dumps((held, [(*pod, device) for pod, device in claims.items()]))
+        process = subprocess.Popen([sys.executable, "-c", _KUBELET, str(socket), wanted], stdin=subprocess.DEVNULL)
         self._processes.append(process)
-        eventually("the socket is there", socket.exists)
+        eventually("kubelet's socket is there", socket.exists)
         return process
 
     def end(self, process: subprocess.Popen[bytes], number: signal.Signals) -> int:

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from grpclib.client import Channel, UnaryUnaryMethod
-from splitwatt_client.podresources import LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse, owners_of
+from splitwatt_client.podresources import (
+    LIST_METHOD,
+    ListPodResourcesRequest,
+    ListPodResourcesResponse,
+    PluginDevice,
+    devices_of,
+)
 from splitwatt_core.clusters import Role
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.podserver import PodResourcesServer
@@ -98,11 +104,12 @@ async def test_kubelets_answer_names_the_pods_gpus(tmp_path: Path) -> None:
     channel = Channel(path=str(path))
     ask = UnaryUnaryMethod(channel, LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse)
     try:
-        assert owners_of(await ask(ListPodResourcesRequest()), resource_prefix="nvidia.com/") == {}
+        assert devices_of(await ask(ListPodResourcesRequest())) == ()
         node.assign(A, 2)
         node.assign(B, 1)
-        owners = owners_of(await ask(ListPodResourcesRequest()), resource_prefix="nvidia.com/")
-        assert {gpu: (o.namespace, o.pod) for gpu, o in owners.items()} == {"GPU-0": A, "GPU-1": A, "GPU-2": B}
+        held = [d for d in devices_of(await ask(ListPodResourcesRequest())) if isinstance(d, PluginDevice)]
+        owners = {d.device_id: (d.owner.namespace, d.owner.pod) for d in held}
+        assert owners == {"GPU-0": A, "GPU-1": A, "GPU-2": B}
     finally:
         channel.close()
         await server.stop()
@@ -119,8 +126,8 @@ async def test_a_socket_left_behind_is_replaced(tmp_path: Path) -> None:
     channel = Channel(path=str(path))
     ask = UnaryUnaryMethod(channel, LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse)
     try:
-        owners = owners_of(await ask(ListPodResourcesRequest()), resource_prefix="nvidia.com/")
-        assert [(o.namespace, o.pod) for o in owners.values()] == [A]
+        held = devices_of(await ask(ListPodResourcesRequest()))
+        assert [(d.owner.namespace, d.owner.pod) for d in held] == [A]
     finally:
         channel.close()
         await second.stop()

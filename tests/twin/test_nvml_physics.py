@@ -255,6 +255,25 @@ def test_an_idle_b200_draws_more_than_its_lowest_cap(tmp_path: Path) -> None:
         assert truth.throttle_reasons == GPU_IDLE
 
 
+def test_a_floor_is_drawn_whatever_the_cap_and_no_more_than_is_wanted(node: NodeTwin) -> None:
+    node.set_floor(0, 230.0)
+    node.set_demand(0, Demand(power_w=400.0))
+    for limit_mw, power_w in ((200_000, 230.0), (300_000, 300.0), (None, 400.0)):
+        node.set_outside_limit(0, limit_mw)
+        node.advance_clock(10)
+        assert node.read(0).power_w == pytest.approx(power_w, abs=0.1)
+    node.set_outside_limit(0, 200_000)
+    node.set_demand(0, Demand(power_w=210.0))
+    node.advance_clock(10)
+    assert node.read(0).power_w == pytest.approx(210.0, abs=0.1)
+    node.reboot("c")
+    node.set_demand(0, Demand(power_w=400.0))
+    node.advance_clock(10)
+    assert node.read(0).power_w == pytest.approx(200.0, abs=0.1), "it was the load's"
+    with pytest.raises(ValueError, match="between 0 and"):
+        node.set_floor(0, -1.0)
+
+
 def test_temperature_rises_slowly_to_a_plausible_level(node: NodeTwin) -> None:
     cold_c = node.read(0).temperature_c
     node.set_demand(0, Demand(700.0))

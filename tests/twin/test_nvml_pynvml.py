@@ -196,6 +196,34 @@ def test_event_reasons_name_the_power_cap_and_its_time_is_counted(node: NodeTwin
     assert client.ask("field(0, n.NVML_FI_DEV_PERF_POLICY_POWER).value.ullVal") == pytest.approx(2e9, rel=0.05)
 
 
+def test_a_compute_process_is_there_while_something_loads_the_gpu_or_holds_its_memory(node: NodeTwin, client: NvmlClient) -> None:
+    ask = "[[p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(gpu(i))] for i in range(2)]"
+    assert client.ask(ask) == [[], []]
+    node.set_demands({0: Demand(power_w=300.0), 1: Demand(power_w=0.0, memory_used_bytes=2**30)})
+    assert [len(pids) for pids in client.ask(ask)] == [1, 1]
+    assert client.ask("n.nvmlDeviceGetComputeRunningProcesses(gpu(1))[0].usedGpuMemory") == 2**30
+    node.set_demands({0: Demand(power_w=0.0), 1: Demand(power_w=0.0)})
+    assert client.ask(ask) == [[], []]
+
+
+def test_a_mig_instance_leads_to_its_gpu_and_is_no_gpu_itself(node: NodeTwin, client: NvmlClient) -> None:
+    instances = node.set_mig(1, 2)
+    assert len(set(instances)) == 2 and client.ask("n.nvmlDeviceGetMigMode(gpu(1))") == [1, 1]
+    for uuid in instances:
+        handle = f"n.nvmlDeviceGetHandleByUUID({uuid!r})"
+        assert client.ask(f"n.nvmlDeviceGetUUID(n.nvmlDeviceGetDeviceHandleFromMigDeviceHandle({handle}))") == node.uuids[1]
+        with pytest.raises(NvmlFailed) as failed:
+            client.ask(f"n.nvmlDeviceGetPowerUsage({handle})")
+        assert failed.value.code == INVALID_ARGUMENT
+    node.set_mig(1, 1)
+    for gone in (instances[1], "MIG-", "MIG-nothing"):
+        with pytest.raises(NvmlFailed) as failed:
+            client.ask(f"bool(n.nvmlDeviceGetHandleByUUID({gone!r}))")
+        assert failed.value.code == NOT_FOUND
+    with pytest.raises(ValueError, match="0 to 7 MIG instances"):
+        node.set_mig(1, 8)
+
+
 def test_every_error_code_of_nvml_has_a_text(client: NvmlClient) -> None:
     texts = client.ask("[n.nvmlErrorString(code) for code in range(31)]")
     assert len(set(texts)) == 31

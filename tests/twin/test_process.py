@@ -19,7 +19,13 @@ import httpx
 import pytest
 from grpclib.client import Channel, UnaryUnaryMethod
 from prometheus_client.parser import text_string_to_metric_families
-from splitwatt_client.podresources import LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse, owners_of
+from splitwatt_client.podresources import (
+    LIST_METHOD,
+    ListPodResourcesRequest,
+    ListPodResourcesResponse,
+    PluginDevice,
+    devices_of,
+)
 from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
@@ -112,10 +118,11 @@ class Lab:
         channel = Channel(path=str(self.socket(node)))
         try:
             ask = UnaryUnaryMethod(channel, LIST_METHOD, ListPodResourcesRequest, ListPodResourcesResponse)
-            found = owners_of(await ask(ListPodResourcesRequest(), timeout=10), resource_prefix="nvidia.com/")
+            held = devices_of(await ask(ListPodResourcesRequest(), timeout=10))
         finally:
             channel.close()
-        return {gpu: owner.pod for gpu, owner in found.items() if owner.namespace == self.namespace}
+        ours = [d for d in held if isinstance(d, PluginDevice) and d.owner.namespace == self.namespace]
+        return {device.device_id: device.owner.pod for device in ours}
 
     def demanding(self, node: int) -> list[int]:
         return [gpu for gpu, truth in enumerate(self.twins[node].read_all()) if truth.demand_w > 100]

@@ -3,7 +3,7 @@
 Everything comes from one moment of the cluster and from the keeper's last step. The two are never exactly of the same
 age, so what the keeper counted is compared with what is asked for now. Invariants: a pod past its gate stays reserved
 until that same step counted its floors, so that no watt is promised twice between two loops; and its floor is the one by
-which the keeper caps it (`demand_of`).
+which the keeper caps it (`demand_of_pod`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from splitwatt_core.admission.snapshot import (
     NodeRoom,
     PodNeed,
 )
-from splitwatt_core.budget.demand import GpuKind, demand_of
+from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Tree, build_tree
@@ -156,7 +156,7 @@ class _Floors:
         assert fact is not None, "pods without a role are left out before"
         key = (fact.phase, fact.model, fact.power_ceiling_w)
         if key not in self._known:
-            demands = {kind: demand_of(kind, busy=True, pod=fact, profiles=self._profiles) for kind in self._kinds}
+            demands = {kind: demand_of_pod(kind, fact, profiles=self._profiles) for kind in self._kinds}
             self._known[key] = {str(kind): float(demand.cliff_w) for kind, demand in demands.items()}
         return self._known[key]
 

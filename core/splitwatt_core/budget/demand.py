@@ -1,7 +1,8 @@
 """What a GPU wants: its phase, its rank, and the watts that matter to it, from what runs on it and what is known of its kind.
 
 Protected: caps and admission floors come from this one function, so that no floor is promised that the policy does not
-count. All watts lie within the GPU's legal range, and cliff <= natural draw <= ceiling.
+count. All watts lie within the GPU's legal range, and cliff <= natural draw <= ceiling. A GPU without a known owner is not
+a free one: only one that is proven idle is lowered as such.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.clusters import PRIORITY_LOW
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import Phase
+from splitwatt_core.protocol.contract import Phase, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,37 @@ class Demand:
     cliff_w: int
 
 
-def demand_of(kind: GpuKind, *, busy: bool, pod: PodFact | None, profiles: Sequence[Profile]) -> Demand:
-    """The demand of one GPU. `busy`: something runs on it; `pod`: what, where it is ours. `profiles`: most specific first."""
-    if not busy:
-        return _within(kind, Phase.UNASSIGNED, PRIORITY_LOW, natural_w=kind.min_w, cliff_w=kind.min_w)
-    if pod is None:
-        # Somebody else's workload: nothing is known of its phase, so it is asked for no less than prefill would be.
-        return _within(kind, Phase.PREFILL, PRIORITY_LOW, natural_w=kind.default_w, cliff_w=kind.min_w)
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Who uses one GPU, as far as anybody knows. `pods`: its owners, None for one that is not ours. `use`: what the agent sees
+    of it. `found_w`: the cap that it had when this use began; `found_idle`: it was taken for idle until then."""
+
+    pods: tuple[PodFact | None, ...]
+    use: Use
+    found_w: int
+    found_idle: bool = False
+
+
+def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
+    """The demand of one GPU. `profiles`: most specific first. A GPU that several pods share has one cap, so the strongest
+    claim counts: the phase that draws most, the highest rank, floor and ceiling."""
+    if not holding.pods:
+        if holding.use is Use.IDLE:
+            return _within(kind, Phase.UNASSIGNED, PRIORITY_LOW, natural_w=kind.min_w, cliff_w=kind.min_w)
+        return _unowned(kind, holding)
+    claims = [_stranger(kind, holding) if pod is None else demand_of_pod(kind, pod, profiles=profiles) for pod in holding.pods]
+    hungriest = max(claims, key=lambda claim: (claim.natural_w, claim.phase is Phase.PREFILL))
+    return Demand(
+        hungriest.phase,
+        max(claim.priority for claim in claims),
+        max(claim.ceiling_w for claim in claims),
+        hungriest.natural_w,
+        max(claim.cliff_w for claim in claims),
+    )
+
+
+def demand_of_pod(kind: GpuKind, pod: PodFact, *, profiles: Sequence[Profile]) -> Demand:
+    """The demand of a GPU that one pod of ours has to itself."""
     found = profile_law.lookup(profiles, kind.model, pod.phase, model=pod.model)
     if found is not None:
         natural_w, cliff_w = found.natural_w, found.cliff_w
@@ -59,6 +84,27 @@ def demand_of(kind: GpuKind, *, busy: bool, pod: PodFact | None, profiles: Seque
         natural_w = cliff_w = kind.max_w
     ceiling_w = kind.max_w if pod.power_ceiling_w is None else min(kind.max_w, pod.power_ceiling_w)
     return _within(kind, pod.phase, pod.priority, ceiling_w=ceiling_w, natural_w=natural_w, cliff_w=cliff_w)
+
+
+def _stranger(kind: GpuKind, holding: Holding) -> Demand:
+    """Somebody else's workload. Nothing is known of its phase, so it is asked for no less than prefill would be; what it had
+    when it began it keeps, as long as everybody's floors fit, and it is not starved on a cap that an idle GPU was left with."""
+    cliff_w = kind.min_w
+    if 0 < kind.min_w <= kind.max_w:
+        cliff_w = profile_law.conservative(Phase.PREFILL, min_cap_w=kind.min_w, max_cap_w=kind.max_w).cliff_w
+    cliff_w = max(cliff_w, holding.found_w)
+    return _within(kind, Phase.PREFILL, PRIORITY_LOW, natural_w=max(kind.default_w, cliff_w), cliff_w=cliff_w)
+
+
+def _unowned(kind: GpuKind, holding: Holding) -> Demand:
+    """Nobody is known to use it, and nothing proves that nobody does. Its cap is its floor: it gives nothing so that others may
+    rise, only in a brake and where floors do not fit. Then it ranks with the lowest, for no cluster spoke for it. It asks for
+    more only where its cap was that of an idle GPU and it is seen at work."""
+    wakes = holding.found_idle and holding.use is Use.BUSY
+    ceiling_w = max(kind.default_w, holding.found_w) if wakes else holding.found_w
+    return _within(
+        kind, Phase.PREFILL, PRIORITY_LOW, ceiling_w=min(ceiling_w, kind.max_w), natural_w=ceiling_w, cliff_w=holding.found_w
+    )
 
 
 def _within(kind: GpuKind, phase: Phase, priority: int, *, natural_w: int, cliff_w: int, ceiling_w: int | None = None) -> Demand:

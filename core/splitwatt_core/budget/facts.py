@@ -10,6 +10,7 @@ from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.tree import BelowState, LimitState
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
+from splitwatt_core.names import LABEL_EXCLUDED
 from splitwatt_core.policies.signature import Reason
 from splitwatt_core.protocol.contract import NodePower, Phase, Spec
 
@@ -25,6 +26,11 @@ class NodeFact:
     ready: bool = True
     cordoned: bool = False
     taints: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def excluded(self) -> bool:
+        """A person keeps it out by a label: its GPUs are charged in full and never granted to."""
+        return self.labels.get(LABEL_EXCLUDED, "").lower() == "true"
 
 
 @dataclass(frozen=True, slots=True)

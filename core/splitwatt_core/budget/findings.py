@@ -5,34 +5,21 @@ Everything is by budget. What a person must mend at a leaf is said at that leaf,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 
 from splitwatt_core.budget.claims import Placement, managed, node_rest_w
 from splitwatt_core.budget.facts import Tombstone
 from splitwatt_core.budget.moment import Moment
+from splitwatt_core.budget.sentences import MAX_NAMED, counted, some
 from splitwatt_core.budget.tree import BelowState
 from splitwatt_core.columns import BoolArray
 from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.policies.signature import Decision, Reason
 from splitwatt_core.protocol.contract import Health
 from splitwatt_core.trees import NO_BUDGET
-
-MAX_NAMED: Final = 3
-"""Objects named in one sentence; the rest are counted."""
-
-
-def some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
-
-
-def counted(count: int, thing: str) -> str:
-    """ "1 node", "3 nodes"."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 @dataclass(slots=True)

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.budget.claims import Placement, node_rest_w, rates_in
-from splitwatt_core.budget.demand import Demand, GpuKind, demand_of
+from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase
+from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase, Use
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
 from splitwatt_core.trees import Forest
 
@@ -50,7 +50,8 @@ PHASE_CODE: Final = {
 class Fleet:
     """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in the tree's order.
 
-    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late and mute bool[N]. clocks, slot: as in the
+    charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late, mute and still bool[N]. still: a person wants
+    its cap left as it is (frozen budget, excluded node). clocks, slot: as in the
     policy's snapshot; a GPU that cannot be steered is not locked either (top_mhz 0).
     rest_w float64[B]: non-GPU, unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there.
     nodes, gpu_count int64[B].
@@ -69,6 +70,7 @@ class Fleet:
     steerable: NDArray[np.bool_]
     late: NDArray[np.bool_]
     mute: NDArray[np.bool_]
+    still: NDArray[np.bool_]
     rest_w: NDArray[np.float64]
     nodes: NDArray[np.int64]
     gpu_count: NDArray[np.int64]
@@ -168,6 +170,7 @@ class _Row(NamedTuple):
     steerable: bool
     late: bool
     mute: bool
+    still: bool
 
 
 def build_fleet(
@@ -201,17 +204,21 @@ def build_fleet(
         if len(placement.leaves) > 1:
             _count_elsewhere(extra_w, placement, tree=tree, budgets=budgets)
         trusted = node.trusted(now_s)
+        still = node.excluded or any(budgets[up].frozen for up in tree.chain(placement.leaves[0]))
         for account in node.gpus.values():
             wants = demands.of(account)
-            can = steerable(account, node, now_s)
+            can = not still and steerable(account, node, now_s)
             key = ("", account.uuid)
-            if account.workload is not None and can:
-                key = (account.workload.namespace, account.workload.pod)
+            if len(account.owners) == 1 and can:  # one that several pods share rises by itself
+                key = (account.owners[0].namespace, account.owners[0].pod)
             charge_w = float(account.charge_w)
             if kept:  # nothing is raised there, so nobody else need make room for it
                 top_w = max(account.min_w, min(wants.ceiling_w, account.latest_cap_w or 0))
                 natural_w = min(wants.natural_w, top_w)
                 wants = replace(wants, ceiling_w=top_w, natural_w=natural_w, cliff_w=min(wants.cliff_w, natural_w))
+            lowest_w = min(max(account.min_w, account.floor_w), max(account.min_w, account.max_w))
+            outside_w = account.outside_ceiling_w
+            highest_w = account.max_w if outside_w is None else outside_w
             rows.append(
                 _Row(
                     leaf=b,
@@ -219,11 +226,12 @@ def build_fleet(
                     phase=PHASE_CODE[wants.phase],
                     priority=wants.priority,
                     loss_factor=rates.loss_factor,
-                    min_w=account.min_w if can else charge_w,
-                    max_w=wants.ceiling_w if can else charge_w,
-                    natural_w=wants.natural_w if can else charge_w,
-                    cliff_w=wants.cliff_w if can else charge_w,
-                    cap_w=(account.latest_cap_w or account.default_w) if can else charge_w,
+                    # A cap below its floor takes nothing from it: it would be charged the floor all the same.
+                    min_w=lowest_w if can else charge_w,
+                    max_w=max(min(wants.ceiling_w, highest_w), lowest_w) if can else charge_w,
+                    natural_w=max(min(wants.natural_w, highest_w), lowest_w) if can else charge_w,
+                    cliff_w=max(min(wants.cliff_w, highest_w), lowest_w) if can else charge_w,
+                    cap_w=account.present_cap_w if can else charge_w,
                     granted_mhz=0 if account.row is None else account.row.max_clock_mhz or 0,
                     clock=clocks.of(account.model) if can else _UNKNOWN_CLOCK,
                     slot=slot(*key),
@@ -233,6 +241,7 @@ def build_fleet(
                     steerable=can,
                     late=late(account, now_s),
                     mute=mute(account, node, now_s),
+                    still=still,
                 )
             )
             accounts.append(account)
@@ -279,6 +288,7 @@ def build_fleet(
         steerable=column("steerable", np.bool_),
         late=column("late", np.bool_),
         mute=column("mute", np.bool_),
+        still=column("still", np.bool_),
         rest_w=forest.sum_up(own_rest_w) + extra_w,
         nodes=forest.sum_up(nodes).astype(np.int64),
         gpu_count=forest.sum_up(gpu_count).astype(np.int64),
@@ -315,14 +325,16 @@ class _Demands:
         self._known: dict[tuple[object, ...], Demand] = {}
 
     def of(self, account: GpuAccount) -> Demand:
-        work = account.workload
-        pod = None if work is None else self._pods.get((work.namespace, work.pod))
+        pods = tuple(self._pods.get((owner.namespace, owner.pod)) for owner in account.owners)
         kind = (account.model, account.min_w, account.max_w, account.default_w)
-        key = (*kind, work is not None, id(pod))  # the mapping keeps the pod alive, so its id is its own
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = demand_of(GpuKind(*kind), busy=work is not None, pod=pod, profiles=self._profiles)
-        return found
+        held = None in pods or not (pods or account.use is Use.IDLE)
+        found = (account.found_w, account.found_idle) if held else (0, False)
+        key = (*kind, *map(id, pods), account.use, *found)  # the mapping keeps the pods alive, so an id is a pod's own
+        demand = self._known.get(key)
+        if demand is None:
+            holding = Holding(pods, account.use, *found)
+            demand = self._known[key] = demand_of(GpuKind(*kind), holding, profiles=self._profiles)
+        return demand
 
 
 class _Clocks:

@@ -30,8 +30,8 @@ def floor_room(m: Moment, *, allowance_w: FloatArray, pods: Mapping[tuple[str, s
     counted: dict[tuple[str, str], CountedFloor] = {}
     rows = zip(fleet.accounts, (fleet.steerable & ~fleet.late).tolist(), fleet.gpus.cliff_w.tolist(), strict=True)
     for account, counts, cliff_w in rows:
-        if counts and account.workload is not None:
-            key = (account.workload.namespace, account.workload.pod)
+        for owner in account.owners if counts else ():
+            key = (owner.namespace, owner.pod)
             if key in pods:
                 gpus, floor_w = counted.get(key, (0, 0.0))
                 counted[key] = CountedFloor(gpus + 1, floor_w + cliff_w)

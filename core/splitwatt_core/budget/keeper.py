@@ -177,10 +177,9 @@ class Keeper:
                 f"NodePower {node_power.name} knows term {known}, above ours ({self._term}): another operator took over, "
                 "or the API server's store was restored"
             )
-        account = self.roster.account(node_power.name)
         self._contract.see_object(node_power.name)
-        if account.observe(node_power, now_s, term=self._term):
-            self._refresh(account, now_s)
+        if self.roster.see_node_power(node_power, now_s, term=self._term):
+            self._refresh(self.roster.account(node_power.name), now_s)
 
     def on_node_power_gone(self, name: str, now_s: float, uid: str = "") -> None:
         """`uid` of the deleted object, where known: a late word of an earlier object is ignored."""
@@ -353,7 +352,7 @@ class Keeper:
         # What cannot be steered keeps what it was granted; its charge already stands in everybody's sums.
         reached = fleet.steerable | aside | (fleet.granted_w == UNKNOWN_CAP)
         target_w = np.where(reached, cap_w, fleet.granted_w)
-        return next_caps(
+        caps = next_caps(
             TransitionInput(
                 leaf=fleet.gpus.leaf,
                 group=fleet.gpus.group,
@@ -371,6 +370,7 @@ class Keeper:
                 withheld_w=holds.withheld_w,
             )
         )
+        return np.where(fleet.still, fleet.granted_w, caps)
 
     def floor_room_w(self, budget: str) -> float:
         """`FloorRoom.left_w` of the last step; zero for an unknown budget."""
@@ -394,7 +394,8 @@ class Keeper:
             if node.object is None or node.name in self._in_flight or (node.stamped and not node.present):
                 continue
             if node.stamped:
-                wishes = [Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i]) for i in rows.get(node.name, ())]
+                mine = () if node.excluded else rows.get(node.name, ())
+                wishes = [Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i]) for i in mine]
                 moves = self.roster.moves[node.name]
                 spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
             else:

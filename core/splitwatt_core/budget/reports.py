@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
-from splitwatt_core.budget.findings import BudgetFindings, counted, some
+from splitwatt_core.budget.findings import BudgetFindings
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
+from splitwatt_core.budget.sentences import counted, some
+from splitwatt_core.budget.steering import Steering
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
@@ -38,14 +40,16 @@ class Judgement:
 
 def minimum_short_w(m: Moment, allowance_w: NDArray[np.float64]) -> NDArray[np.float64]:
     """Watts that miss below each budget even with every GPU at its lowest legal cap, float64[B]."""
-    minimum_w = np.array([account.min_w or account.charge_w for account in m.fleet.accounts], dtype=np.float64)
+    minimum_w = np.array(
+        [max(account.min_w, account.floor_w) or account.charge_w for account in m.fleet.accounts], dtype=np.float64
+    )
     return shortfall_w(m.fleet.below(m.fleet.gpus.loss_factor * minimum_w), allowance_w)
 
 
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget that is there, and a note for every condition that turned since the last step."""
     m = j.moment
-    found = BudgetFindings(m, aside=j.aside, mute=j.mute, held=j.holds.held)
+    found, steering = BudgetFindings(m, aside=j.aside, mute=j.mute, held=j.holds.held), Steering(m)
     reasons = found.reasons(j.decisions)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
@@ -63,6 +67,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             _fresh(spec, book, m.now_s),
             _enforced(found, name, survey),
             _feasible(found, name, short_w, in_the_way_w, j.holds.safe_over_w.get(name)),
+            *steering.conditions(name),
         )
         notes.extend(_turned(name, book, conditions))
         reports[name] = BudgetReport(

@@ -14,6 +14,7 @@ from typing import Final
 
 from splitwatt_core.budget import claims
 from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates, managed
+from splitwatt_core.budget.doubles import Doubles
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
@@ -31,6 +32,7 @@ class Roster:
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeAccount] = {}
+        self._doubles = Doubles()
         self.moves: dict[str, dict[str, int]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._gpus: dict[str, int] = {}
@@ -58,7 +60,19 @@ class Roster:
         if self._labels.get(node.name) != node.labels:
             self._selected.pop(node.name, None)
         self._labels[node.name], self._gpus[node.name] = node.labels, node.gpus
-        return self.account(node.name).see_boot(node.boot_id)
+        account = self.account(node.name)
+        account.excluded = node.excluded
+        rebooted = account.see_boot(node.boot_id)
+        self._doubles.see(account, self.nodes)
+        return rebooted
+
+    def see_node_power(self, seen: NodePower, now_s: float, *, term: int) -> bool:
+        """Take in one version of a NodePower; False when it is not newer than one already seen (R6)."""
+        account = self.account(seen.name)
+        newer = account.observe(seen, now_s, term=term)
+        if newer:
+            self._doubles.see(account, self.nodes)
+        return newer
 
     def forget(self, name: str) -> None:
         """Fresh reads found neither Node nor NodePower: unless either was seen again since, the charge is zero."""
@@ -66,6 +80,7 @@ class Roster:
         if account is None or account.present or account.object is not None:
             return
         del self.nodes[name]
+        self._doubles.forget(name)
         self._labels.pop(name, None)
         self._gpus.pop(name, None)
         self._selected.pop(name, None)

@@ -59,7 +59,7 @@ def take_survey(
         stale_agents[b] += managed(p.node) and missed
         unmeasured[b] += missed
         own_bare[b] += not managed(p.node)
-        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE
+        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE or any(budgets[up].frozen for up in tree.chain(leaf))
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
     *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, own_bare))
     columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes, bare)
@@ -83,6 +83,6 @@ def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) 
     alive = node.alive(now_s)
     return all(
         (gpu.row is not None and gpu.acked == gpu.row.grant and not gpu.settling)
-        or (gpu.charge_w >= gpu.default_w and (not alive or gpu.health is not Health.OK))
+        or (gpu.charge_w >= gpu.default_w and (not alive or node.excluded or gpu.health is not Health.OK))
         for gpu in node.gpus.values()
     )

@@ -63,7 +63,8 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
             continue
         grants.append(_line(wish, held, number=number, safe_cap_w=root.safe_cap_w, moved=moved))
         # What a sick GPU may draw is charged already, and its rack's neighbours pay for it: the guard need not cut again.
-        limit_w += wish.cap_w if wish.account.health is Health.OK else max(wish.cap_w, wish.account.charge_w)
+        allowed_w = max(wish.cap_w, wish.account.floor_w)
+        limit_w += allowed_w if wish.account.health is Health.OK else max(allowed_w, wish.account.charge_w)
     moves.update(dict.fromkeys(begun, number))
     return Spec(
         term=term,

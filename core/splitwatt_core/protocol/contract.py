@@ -22,7 +22,13 @@ GRANTS_PER_TERM: Final = 10**9
 """Rounds one operator start may decide; at one a second that is 31 years."""
 MAX_TERM: Final = 2**53 // GRANTS_PER_TERM - 1
 """Terms stay below this so that every grant number is exact in a JSON double."""
-MAX_GPUS_PER_NODE: Final = 16
+MAX_GPUS_PER_NODE: Final = 64
+"""What NVML itself can list on one machine; passed-through switches and virtual machines show more than the 16 of one box."""
+MAX_OWNERS_PER_GPU: Final = 48
+"""Pods named per GPU: seven MIG instances, or the most clients that one GPU serves at once by MPS."""
+MAX_UNRESOLVED: Final = 16
+MAX_UNRESOLVED_CHARS: Final = 512
+"""Devices named that could not be traced to a GPU; the rest are counted in the agent's condition."""
 NO_GRANT: Final = 0
 RELEASE_ALL: Final = "all"
 """In `NodePower.release`: from every budget; no budget can have this name and be released alone."""
@@ -55,6 +61,14 @@ class Health(StrEnum):
     NOT_SUPPORTED = "NotSupported"
     CAP_NOT_ENFORCED = "CapNotEnforced"
     HUNG = "Hung"
+    UNKNOWN = "Unknown"
+
+
+class Use(StrEnum):
+    """What the agent itself sees of a GPU's use, whoever owns it. Nothing but IDLE says that nobody does."""
+
+    IDLE = "Idle"
+    BUSY = "Busy"
     UNKNOWN = "Unknown"
 
 
@@ -104,7 +118,9 @@ class Workload:
 class GpuStatus:
     """One GPU's line in `status.gpus`: what the agent read back.
 
-    `management_w` is None when it could not be read (a lost GPU); the ledger then keeps what it last knew.
+    `management_w` is None when it could not be read (a lost GPU); the ledger then keeps what it last knew. `workload`: the pod
+    that holds it; `workloads`: all of them, the same one first, where several share it. `use`: what draw and processes show,
+    Unknown from an agent that does not tell. `floor_w`: what it draws whatever its cap; 0: its caps hold.
     """
 
     uuid: str
@@ -117,17 +133,27 @@ class GpuStatus:
     model: str = ""
     health: Health = Health.OK
     workload: Workload | None = None
+    workloads: tuple[Workload, ...] = ()
+    use: Use = Use.UNKNOWN
+    floor_w: int = 0
+
+    @property
+    def owners(self) -> tuple[Workload, ...]:
+        """All pods that hold it."""
+        return self.workloads or (() if self.workload is None else (self.workload,))
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The agent's word. Void unless `observed_uid` is the uid of the object it stands in."""
+    """The agent's word. Void unless `observed_uid` is the uid of the object it stands in. `unresolved`: devices that kubelet
+    gave to pods and that the agent cannot trace to a GPU, each with its pod, in words."""
 
     observed_uid: str = ""
     observed_term: int = 0
     boot_id: str = ""
     gpus: tuple[GpuStatus, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    unresolved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +274,12 @@ def spec_to_wire(spec: Spec) -> dict[str, Any]:
     return wire | {name: watts for name, watts in declared.items() if watts is not None}
 
 
+def _workload_from(raw: Mapping[str, Any], where: str) -> Workload:
+    return Workload(_get(raw, "namespace", str, where, ""), _get(raw, "pod", str, where, ""))
+
+
 def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
     workload = _get(raw, "workload", dict, where, None)
-    inside = f"{where}.workload"
     return GpuStatus(
         uuid=_get(raw, "uuid", str, where, ""),
         acked_grant=_get(raw, "ackedGrant", int, where, NO_GRANT),
@@ -261,9 +290,12 @@ def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
         default_w=_get(raw, "defaultCapWatts", int, where, 0),
         model=_get(raw, "model", str, where, ""),
         health=_choice(raw, "health", Health, where, Health.UNKNOWN),
-        workload=None
-        if workload is None
-        else Workload(_get(workload, "namespace", str, inside, ""), _get(workload, "pod", str, inside, "")),
+        workload=None if workload is None else _workload_from(workload, f"{where}.workload"),
+        workloads=tuple(
+            _workload_from(row, f"{where}.workloads[{i}]") for i, row in enumerate(_list(raw, "workloads", dict, where))
+        ),
+        use=_choice(raw, "use", Use, where, Use.UNKNOWN),
+        floor_w=_get(raw, "floorWatts", int, where, 0),
     )
 
 
@@ -275,6 +307,7 @@ def status_from_wire(raw: Mapping[str, Any]) -> Status:
         boot_id=_get(raw, "bootID", str, "status", ""),
         gpus=tuple(_gpu_status_from(row, f"status.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "status"))),
         conditions=tuple(condition_from_wire(row) for row in _list(raw, "conditions", dict, "status")),
+        unresolved=tuple(_list(raw, "unresolvedDevices", str, "status")),
     )
 
 
@@ -289,6 +322,9 @@ def _summary(gpus: Sequence[GpuStatus]) -> dict[str, int]:
 
 
 def status_to_wire(status: Status) -> dict[str, Any]:
+    def pod(workload: Workload) -> dict[str, str]:
+        return {"namespace": workload.namespace, "pod": workload.pod}
+
     def gpu(g: GpuStatus) -> dict[str, Any]:
         row: dict[str, Any] = {
             "uuid": g.uuid,
@@ -298,20 +334,27 @@ def status_to_wire(status: Status) -> dict[str, Any]:
             "defaultCapWatts": g.default_w,
             "model": g.model,
             "health": g.health.value,
+            "use": g.use.value,
         }
         if g.management_w is not None:
             row["managementCapWatts"] = g.management_w
         if g.enforced_w is not None:
             row["enforcedCapWatts"] = g.enforced_w
         if g.workload is not None:
-            row["workload"] = {"namespace": g.workload.namespace, "pod": g.workload.pod}
+            row["workload"] = pod(g.workload)
+        if len(g.workloads) > 1:
+            row["workloads"] = [pod(workload) for workload in g.workloads[:MAX_OWNERS_PER_GPU]]
+        if g.floor_w:
+            row["floorWatts"] = g.floor_w
         return row
 
+    unresolved = [text[:MAX_UNRESOLVED_CHARS] for text in status.unresolved[:MAX_UNRESOLVED]]
     return {
         "observedUID": status.observed_uid,
         "observedTerm": status.observed_term,
         "bootID": status.boot_id,
         **_summary(status.gpus),
+        **({"unresolvedDevices": unresolved} if unresolved else {}),
         "gpus": [gpu(g) for g in status.gpus],
         "conditions": [condition_to_wire(c) for c in status.conditions],
     }

@@ -3,13 +3,14 @@
 Theory. The operator never knows a GPU's true power limit; it knows what it allowed and what was read back. The charge is
 an upper bound of the truth that survives lost writes, late writes, restarts and lies:
 
-    charge = max(reported management limit, but no less than the legal minimum,
+    charge = max(reported management limit, but no less than the legal minimum, nor than the learnt floor,
                  cap of every grant >= the acknowledged one,
                  carry of every grant >  the acknowledged one)          and, without trust, the default limit
 
 A grant's *carry* is the charge at the moment it was made, persisted beside it as `chargeWatts`: so a successor that sees
 only the newest grant still counts what an overwritten one may do (R4). An acknowledgement of g retires only the grants
-below g (R5). A charge falls `settle_s` after the readback that allowed it to, for draw lags its cap (I2). Trust needs a
+below g (R5). What a GPU was seen to draw above its cap is its floor: no cap takes those watts back. A charge falls
+`settle_s` after the readback that allowed it to, for draw lags its cap (I2). Trust needs a
 status of this object, this boot and a grant of at least 1 (R7).
 
 Protected: charge >= true limit, always, except after a surprise that nobody could have seen.
@@ -17,16 +18,22 @@ Protected: charge >= true limit, always, except after a surprise that nobody cou
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Workload
+from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Phase, Use, Workload
 
 AGENT_METRICS_SILENT_S: Final = 5.0
 AGENT_STATUS_SILENT_S: Final = 90.0
 NODE_LEASE_FRESH_S: Final = 40.0
 """The kubelet renews every 10 s and Kubernetes itself gives a node 40 s."""
 UNPROVEN_GRACE_S: Final = 30.0
+OUTSIDE_FAR_W: Final = 20
+OUTSIDE_AFTER_S: Final = 120.0
+"""An enforced limit so far below ours for so long is somebody else's: what the GPU cannot draw is granted to others then."""
+OUTSIDE_PROBE_W: Final = 10
+"""How far our cap then stays above that limit. Were both equal, nobody could see when the other one lets go."""
 MAX_OPEN_GRANTS: Final = 64
 """Open grants kept per GPU; beyond it the oldest are folded into one that carries their highest watts."""
 
@@ -52,7 +59,21 @@ class GpuAccount:
     reported_w: int | None = None
     acked: int = NO_GRANT
     health: Health = Health.UNKNOWN
-    workload: Workload | None = None
+    owners: tuple[Workload, ...] = ()
+    use: Use = Use.UNKNOWN
+    floor_w: int = 0
+    found_w: int = 0
+    """The cap that it had when its present use began: since its owners are these, or since it has none and is not idle."""
+    found_idle: bool = False
+    """It was capped as idle until then."""
+    unowned_since_s: float | None = None
+    """Since when it has no owner and no proof of idleness."""
+    outside_w: int | None = None
+    """The enforced limit, while it is below the management limit."""
+    outside_since_s: float | None = None
+    """Since when it lies far below."""
+    outside_holds: bool = False
+    """It did for long, and nobody has let go since."""
     row: Grant | None = None
     """The newest line written for it (sent or seen), whatever became of it."""
     open: list[OpenGrant] = field(default_factory=list)
@@ -60,6 +81,8 @@ class GpuAccount:
     charge_w: int = 0
     raw_w: int = 0
     unacked_since_s: float | None = None
+    oddity: str = ""
+    """What is told of it and cannot be true, as the end of a sentence; "" when nothing is."""
     listed_in: tuple[str, str] = ("", "")
     """Boot and object uid of the last inventory that had it."""
 
@@ -67,6 +90,7 @@ class GpuAccount:
         """The formula above, before settling."""
         # No driver keeps a limit below the legal minimum, whatever it reports: what can be granted at least is counted.
         bound = max(self.min_w, self.reported_w) if self.reported_w is not None else self.default_w
+        bound = max(bound, self.floor_w)
         for g in self.open:
             if g.grant >= self.acked:
                 bound = max(bound, g.cap_w)
@@ -74,8 +98,27 @@ class GpuAccount:
                 bound = max(bound, g.carry_w)
         return bound if trusted and self.acked > NO_GRANT else max(bound, self.default_w)
 
+    def see_limits(self, row: GpuStatus, now_s: float) -> None:
+        """Whether somebody else limits it as well. The charge knows nothing of that: they may let go at any moment (I6)."""
+        if row.management_w is None or row.enforced_w is None:
+            return
+        self.outside_w = row.enforced_w if row.enforced_w < row.management_w else None
+        if self.outside_w is None:
+            self.outside_holds = False
+        if row.management_w - row.enforced_w < OUTSIDE_FAR_W:
+            self.outside_since_s = None
+        elif self.outside_since_s is None:
+            self.outside_since_s = now_s
+
+    @property
+    def outside_ceiling_w(self) -> int | None:
+        """The highest cap that is of any use to it, None while nobody else holds it down."""
+        return self.outside_w + OUTSIDE_PROBE_W if self.outside_holds and self.outside_w is not None else None
+
     def refresh(self, now_s: float, *, trusted: bool, settle_s: float) -> None:
         """Recompute the charge: rises at once, falls `settle_s` after the bound did."""
+        if self.outside_since_s is not None and now_s - self.outside_since_s >= OUTSIDE_AFTER_S:
+            self.outside_holds = True
         bound = self.bound_w(trusted=trusted)
         if bound < self.raw_w:
             self.settling.append((now_s + settle_s, self.raw_w))
@@ -115,6 +158,51 @@ class GpuAccount:
         return self.row.cap_w if self.row is not None else None
 
     @property
+    def present_cap_w(self) -> int:
+        """The cap granted last; without a grant the limit that it reports, or its default."""
+        if self.row is not None:
+            return self.row.cap_w
+        return self.default_w if self.reported_w is None else min(max(self.reported_w, self.min_w), self.max_w)
+
+    def take(self, row: GpuStatus, *, valid: bool) -> None:
+        """One line of a status; `valid`: it speaks of this object and this boot."""
+        self.oddity = ""
+        if row.default_w > 0:
+            self.default_w, self.min_w, self.max_w = row.default_w, row.min_w, row.max_w
+        self.model = row.model or self.model
+        self.health = row.health
+        self.floor_w = min(max(row.floor_w, 0), max(self.default_w, self.max_w)) if valid else self.floor_w
+        if row.management_w is not None:
+            # A void status may speak of another object or boot: then it may raise the bound, not lower it.
+            self.reported_w = row.management_w if valid else max(row.management_w, self.reported_w or 0)
+        self.acknowledge(row.acked_grant if valid else NO_GRANT)
+        if row.default_w > 0 and not 0 < row.min_w <= row.default_w <= row.max_w:
+            highest_w = max(row.min_w, row.default_w, row.max_w)
+            self.default_w, self.min_w, self.max_w = highest_w, 0, highest_w
+            self.doubt(f"reports {row.min_w} / {row.default_w} / {row.max_w} W as lowest, default and highest cap")
+
+    def doubt(self, oddity: str) -> None:
+        """What is told of it cannot be true: nothing of it counts as acknowledged, and no cap is to be set by it."""
+        self.oddity, self.health = oddity, Health.UNKNOWN
+        self.acknowledge(NO_GRANT)
+
+    def see_use(self, owners: tuple[Workload, ...], use: Use, now_s: float) -> None:
+        """Who holds it and what is seen of it. A new use, or the end of idleness without a known owner, begins from the cap
+        of this moment; what is only known better meanwhile (Busy, Unknown) is the same use."""
+        first = self.found_w <= 0
+        was_idle = (not self.owners and self.use is Use.IDLE) or (
+            first and self.row is not None and self.row.phase is Phase.UNASSIGNED
+        )
+        unowned = not owners and use is not Use.IDLE
+        if first or owners != self.owners or (was_idle and unowned):
+            self.found_w, self.found_idle = self.present_cap_w, was_idle
+        if not unowned:
+            self.unowned_since_s = None
+        elif self.unowned_since_s is None:
+            self.unowned_since_s = now_s
+        self.owners, self.use = owners, use
+
+    @property
     def settles_at_s(self) -> float | None:
         return min((until for until, _ in self.settling), default=None)
 
@@ -138,6 +226,8 @@ class NodeAccount:
     status_s: float = float("-inf")
     lease_s: float = float("-inf")
     unproven_since_s: float | None = None
+    excluded: bool = False
+    """A person keeps it out: it is charged as if nothing held, and nothing is granted to it."""
     removed: set[str] = field(default_factory=set)
     """GPUs that are gone for good: lines that an old spec still has for them count nothing."""
 
@@ -158,8 +248,13 @@ class NodeAccount:
             self.stamped, self.foreign = False, True
         if before is None or before.uid != seen.uid or before.status != seen.status:
             self.status_s = now_s
-        self._take_status(seen)
+        valid = self._take_status(seen)
         self._take_spec(seen)
+        for row in seen.status.gpus:
+            # What was seen of another boot or object is no evidence now.
+            self.gpus[row.uuid].see_use(row.owners, row.use if valid else Use.UNKNOWN, now_s)
+            if valid:
+                self.gpus[row.uuid].see_limits(row, now_s)
         return True
 
     def see_boot(self, boot_id: str) -> bool:
@@ -168,8 +263,8 @@ class NodeAccount:
         changed = boot_id != self.boot_id
         rebooted = changed and self.present
         self.present, self.boot_id = True, boot_id
-        if changed and self.object is not None:
-            self._take_status(self.object)
+        if changed:
+            self.look_again()
         return rebooted
 
     def forget_object(self, uid: str) -> bool:
@@ -182,19 +277,23 @@ class NodeAccount:
             gpu.acknowledge(NO_GRANT)
         return True
 
-    def _take_status(self, seen: NodePower) -> None:
+    def _take_status(self, seen: NodePower) -> bool:
+        """False when it speaks of another object or boot."""
         status = seen.status
         valid = status.observed_uid == seen.uid and (not self.boot_id or status.boot_id == self.boot_id)
         listed = {row.uuid for row in status.gpus}
         here = (status.boot_id, seen.uid)
         self.removed -= listed
+        times = Counter(row.uuid for row in status.gpus)
         for row in status.gpus:
             account = self.gpus.get(row.uuid)
             if account is None:
                 account = self.gpus[row.uuid] = GpuAccount(row.uuid, row.default_w, row.min_w, row.max_w)
             if valid:
                 account.listed_in = here
-            self._take_row(account, row, valid=valid)
+            account.take(row, valid=valid)
+            if times[row.uuid] > 1:
+                account.doubt(f"is listed {times[row.uuid]} times by its agent")
         for uuid, account in list(self.gpus.items()):
             if uuid in listed:
                 continue
@@ -204,20 +303,28 @@ class NodeAccount:
             if account.listed_in == here:
                 account.health = Health.LOST  # a GPU does not leave a running machine: it draws on, unseen
             else:
-                del self.gpus[uuid]  # removed or replaced while the node was down, or released with its NodePower
-                self.removed.add(uuid)
+                self.release(uuid)  # removed or replaced while the node was down, or released with its NodePower
+        return valid
 
-    @staticmethod
-    def _take_row(account: GpuAccount, row: GpuStatus, *, valid: bool) -> None:
-        if row.default_w > 0:
-            account.default_w, account.min_w, account.max_w = row.default_w, row.min_w, row.max_w
-        account.model = row.model or account.model
-        account.health = row.health
-        account.workload = row.workload
-        if row.management_w is not None:
-            # A void status may speak of another object or boot: then it may raise the bound, not lower it.
-            account.reported_w = row.management_w if valid else max(row.management_w, account.reported_w or 0)
-        account.acknowledge(row.acked_grant if valid else NO_GRANT)
+    @property
+    def own(self) -> frozenset[str] | None:
+        """The GPUs that its agent lists as its own in this boot; None while it gives no list that counts."""
+        seen = self.object
+        if seen is None or not seen.status.gpus or seen.status.observed_uid != seen.uid:
+            return None
+        if self.boot_id and seen.status.boot_id != self.boot_id:
+            return None
+        return frozenset(row.uuid for row in seen.status.gpus)
+
+    def look_again(self) -> None:
+        """Take the newest status in once more, after what made it doubtful is gone."""
+        if self.object is not None:
+            self._take_status(self.object)
+
+    def release(self, uuid: str) -> None:
+        """A GPU that is none of this node's any more."""
+        del self.gpus[uuid]
+        self.removed.add(uuid)
 
     def _take_spec(self, seen: NodePower) -> None:
         if seen.spec is None or seen.spec.for_uid != seen.uid:
@@ -258,7 +365,7 @@ class NodeAccount:
         if self.unproven_since_s is not None and now_s - self.unproven_since_s >= UNPROVEN_GRACE_S:
             return False
         seen = self.object
-        if seen is None or self.foreign or seen.status.observed_uid != seen.uid:
+        if seen is None or self.foreign or self.excluded or seen.status.observed_uid != seen.uid:
             return False
         return not self.present or seen.status.boot_id == self.boot_id
 
@@ -266,5 +373,8 @@ class NodeAccount:
         """Bring all charges up to date. A heartbeat from the future is one of now: another machine's clock is ahead."""
         self.sample_s, self.lease_s = min(self.sample_s, now_s), min(self.lease_s, now_s)
         trusted = self.trusted(now_s)
+        largest_w = max((gpu.default_w for gpu in self.gpus.values()), default=0)
         for gpu in self.gpus.values():
+            # A GPU that cannot say what it may draw beside others that can draws as the largest of them.
+            gpu.default_w = gpu.default_w if gpu.default_w > 0 else largest_w
             gpu.refresh(now_s, trusted=trusted, settle_s=settle_s)

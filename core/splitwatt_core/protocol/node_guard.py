@@ -3,7 +3,8 @@
 Theory. The operator shares watts out by caps and hears of a failure seconds later. The node can act at once: of each GPU
 count the most it may draw,
 
-    worst = its effective cap, or, once it was seen above that cap for `hold_s`, the higher of its two limits as read back;
+    worst = its effective cap, or, once it was seen above that cap for `hold_s`, the higher of its two limits as read back,
+            and never less than its floor: what it draws whatever its cap;
 
 if the worst cases of all GPUs sum to more than the node's allotment, or the node *measures* above it for `excess_s` although
 they do not, the other GPUs' ceilings are lowered, each by the same share of what it has above its minimum. A measured
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE
@@ -36,7 +38,7 @@ MAX_TICK_S: Final = 2.0
 @dataclass(frozen=True, slots=True)
 class GuardInput:
     """One GPU this tick. `cap_w`: the granted cap, None without a grant (then it is counted but not steered). Readings
-    None: could not be read. `min_w`, `max_w`: legal range of caps."""
+    None: could not be read. `min_w`, `max_w`: legal range of caps. `floor_w`: what no cap takes from it, 0 when its caps hold."""
 
     cap_w: int | None
     min_w: int
@@ -44,10 +46,23 @@ class GuardInput:
     management_mw: int | None
     enforced_mw: int | None
     power_mw: int | None
+    floor_w: int = 0
+
+    @property
+    def lowest_w(self) -> int:
+        """The lowest cap that takes anything from it."""
+        return max(self.min_w, min(self.floor_w, self.max_w))
 
 
-def guard_inputs(enforcer: Enforcer, gpus: Mapping[str, GpuIdentity], readbacks: Mapping[str, Readback]) -> dict[str, GuardInput]:
-    """What the guard looks at in a tick: what is granted, and what was read. A GPU without a readback is unread."""
+def guard_inputs(
+    enforcer: Enforcer,
+    gpus: Mapping[str, GpuIdentity],
+    readbacks: Mapping[str, Readback],
+    *,
+    floor_w: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, GuardInput]:
+    """What the guard looks at in a tick: what is granted, and what was read. A GPU without a readback is unread. `floor_w`:
+    floors learnt, by GPU."""
     unread = Readback(None, None)
     return {
         uuid: GuardInput(
@@ -57,6 +72,7 @@ def guard_inputs(enforcer: Enforcer, gpus: Mapping[str, GpuIdentity], readbacks:
             management_mw=readbacks.get(uuid, unread).management_mw,
             enforced_mw=readbacks.get(uuid, unread).enforced_mw,
             power_mw=readbacks.get(uuid, unread).power_mw,
+            floor_w=floor_w.get(uuid, 0),
         )
         for uuid, gpu in gpus.items()
     }
@@ -168,6 +184,7 @@ class NodeGuard:
             gpu.worst_w = max(limit_w, self._wanted_w(gpu, given))
         else:
             gpu.worst_w = self._wanted_w(gpu, given)
+        gpu.worst_w = max(gpu.worst_w, given.floor_w)
         gpu.power_w = gpu.worst_w if given.power_mw is None else given.power_mw / MW_PER_W
 
     def _wanted_w(self, gpu: _Gpu, given: GuardInput) -> float:
@@ -180,8 +197,9 @@ class NodeGuard:
     def _steer(self, now_s: float, elapsed_s: float, limit_w: int, gpus: Mapping[str, GuardInput]) -> None:
         """Lower ceilings at once to what is needed, release them slowly."""
         able = {uuid: given for uuid, given in gpus.items() if given.cap_w is not None and uuid not in self._unheld}
-        granted_w = {uuid: given.cap_w for uuid, given in able.items() if given.cap_w is not None}
-        room_w = {uuid: max(granted_w[uuid] - able[uuid].min_w, 0) for uuid in granted_w}
+        # What is drawn below the floor cannot be made up by anybody's cap, its own least of all.
+        granted_w = {uuid: max(given.cap_w, given.floor_w) for uuid, given in able.items() if given.cap_w is not None}
+        room_w = {uuid: max(granted_w[uuid] - able[uuid].lowest_w, 0) for uuid in granted_w}
         total_room_w = sum(room_w.values())
         fixed_w = sum(gpu.worst_w for uuid, gpu in self._gpus.items() if uuid not in able)
         planned_w = fixed_w + sum(granted_w.values()) - limit_w

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -240,8 +241,7 @@ TWIN_EXPORT int splitwatt_twin_clear_faults(struct twin_file *file, uint32_t slo
     return 0;
 }
 
-/* An out-of-band limiter (a BMC, a rack manager) beside the driver's own limit; 0 mW: it lets go. */
-TWIN_EXPORT int splitwatt_twin_set_outside_limit(struct twin_file *file, uint32_t slot, uint32_t limit_mw)
+static int set_one(struct twin_file *file, uint32_t slot, size_t offset, uint32_t value)
 {
     if (slot >= file->gpu_count)
         return EINVAL;
@@ -249,10 +249,28 @@ TWIN_EXPORT int splitwatt_twin_set_outside_limit(struct twin_file *file, uint32_
     if (code != 0)
         return code;
     struct twin_gpu *gpu = twin_begin_gpu(file, slot, twin_now_ns(file));
-    gpu->outside_mw = limit_mw;
+    *(uint32_t *)((char *)gpu + offset) = value;
     twin_publish_gpu(file, slot);
     twin_unlock(file);
     return 0;
+}
+
+/* An out-of-band limiter (a BMC, a rack manager) beside the driver's own limit; 0 mW: it lets go. */
+TWIN_EXPORT int splitwatt_twin_set_outside_limit(struct twin_file *file, uint32_t slot, uint32_t limit_mw)
+{
+    return set_one(file, slot, offsetof(struct twin_gpu, outside_mw), limit_mw);
+}
+
+/* Watts that the present load draws whatever the cap, up to what it wants; 0: none but the idle draw. */
+TWIN_EXPORT int splitwatt_twin_set_floor(struct twin_file *file, uint32_t slot, uint32_t floor_mw)
+{
+    return set_one(file, slot, offsetof(struct twin_gpu, floor_mw), floor_mw);
+}
+
+/* MIG on with so many instances; 0: off. */
+TWIN_EXPORT int splitwatt_twin_set_mig(struct twin_file *file, uint32_t slot, uint32_t devices)
+{
+    return devices > TWIN_MAX_MIG ? EINVAL : set_one(file, slot, offsetof(struct twin_gpu, mig_devices), devices);
 }
 
 static void reset(struct twin_file *file, uint32_t slot, int64_t now_ns, bool reboot)
@@ -264,6 +282,7 @@ static void reset(struct twin_file *file, uint32_t slot, int64_t now_ns, bool re
         gpu->demand_w = model->idle_w;
         gpu->utilization = gpu->memory_utilization = gpu->memory_used_bytes = 0.0;
         gpu->persistence = model->boot_persistence;
+        gpu->floor_mw = 0;
     }
     twin_forget_settings(model, gpu);
     twin_cure_lost(gpu);
@@ -286,11 +305,13 @@ TWIN_EXPORT int splitwatt_twin_reset_gpu(struct twin_file *file, uint32_t slot)
 
 TWIN_EXPORT int splitwatt_twin_reboot(struct twin_file *file, const char *boot_id, const uint32_t *order)
 {
-    uint32_t seen = 0;
-    for (uint32_t i = 0; i < file->gpu_count; i++)
-        if (order[i] < file->gpu_count)
-            seen |= 1u << order[i];
-    if (strlen(boot_id) >= TWIN_TEXT || seen != (1u << file->gpu_count) - 1)
+    bool seen[TWIN_MAX_GPUS] = {false};
+    for (uint32_t i = 0; i < file->gpu_count; i++) {
+        if (order[i] >= file->gpu_count || seen[order[i]])
+            return EINVAL;
+        seen[order[i]] = true;
+    }
+    if (strlen(boot_id) >= TWIN_TEXT)
         return EINVAL;
     int code = twin_lock(file);
     if (code != 0)

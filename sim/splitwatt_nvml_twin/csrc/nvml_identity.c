@@ -6,6 +6,9 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
+
+enum { WORKLOAD_PID = 4242 }; /* what loads a GPU is a number in the shared file, and no process that could be named */
 
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length)
 {
@@ -138,10 +141,29 @@ nvmlReturn_t nvmlDeviceGetPerformanceState(nvmlDevice_t device, nvmlPstates_t *s
     return NVML_SUCCESS;
 }
 
+/* One process for as long as something loads the GPU or holds memory on it; pynvml asks for the count first. */
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *infos)
+{
+    ENTER(device, CALL_IDENTITY);
+    REQUIRE(count);
+    unsigned int room = *count;
+    *count = twin_is_idle(entry.model, &entry.gpu) && entry.gpu.memory_used_bytes <= 0.0 ? 0 : 1;
+    if (*count == 0)
+        return NVML_SUCCESS;
+    if (room < *count)
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    REQUIRE(infos);
+    memset(infos, 0, sizeof *infos);
+    infos->pid = WORKLOAD_PID;
+    infos->usedGpuMemory = (unsigned long long)entry.gpu.memory_used_bytes;
+    infos->gpuInstanceId = infos->computeInstanceId = 0xFFFFFFFF;
+    return NVML_SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
 {
     ENTER(device, CALL_IDENTITY);
     REQUIRE(current && pending);
-    *current = *pending = NVML_DEVICE_MIG_DISABLE;
+    *current = *pending = entry.gpu.mig_devices ? NVML_DEVICE_MIG_ENABLE : NVML_DEVICE_MIG_DISABLE;
     return NVML_SUCCESS;
 }

@@ -14,7 +14,8 @@
 #include <unistd.h>
 
 static const uintptr_t HANDLE_STAMP = (uintptr_t)0x5357 << 48;
-enum { HANDLE_SLOT_BITS = 8, PCI_FIRST_BUS = 0x10 };
+enum { HANDLE_SLOT_BITS = 8, HANDLE_MIG_BITS = 4, PCI_FIRST_BUS = 0x10 };
+enum { UUID_PREFIX = 4 }; /* "GPU-", or "MIG-" and then the instance's number in place of the first digit */
 
 static pthread_mutex_t local_lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows; never held during a device call */
 static struct twin_file *node;
@@ -139,7 +140,8 @@ nvmlReturn_t entry_node(struct twin_file **file, struct twin_boot *boot)
 
 nvmlDevice_t entry_handle(uint64_t generation, uint32_t slot)
 {
-    return (nvmlDevice_t)(HANDLE_STAMP | (uintptr_t)(generation & 0xffffffff) << HANDLE_SLOT_BITS | (slot + 1));
+    uintptr_t stamp = (uintptr_t)(generation & 0xffffffff) << (HANDLE_SLOT_BITS + HANDLE_MIG_BITS);
+    return (nvmlDevice_t)(HANDLE_STAMP | stamp | (slot + 1));
 }
 
 nvmlReturn_t entry_device(nvmlDevice_t device, enum twin_call call, struct entry *entry)
@@ -269,6 +271,40 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
     return hand_out(file, &boot, boot.order[index], device);
 }
 
+/* The handle of a MIG instance is its GPU's with its number added: no other call takes it for a GPU. */
+static nvmlReturn_t mig_by_uuid(struct twin_file *file, const struct twin_boot *boot, const char *uuid, nvmlDevice_t *device)
+{
+    if (strlen(uuid) <= UUID_PREFIX)
+        return NVML_ERROR_NOT_FOUND;
+    uintptr_t number = (uintptr_t)(unsigned char)uuid[UUID_PREFIX] - '0';
+    for (uint32_t slot = 0; slot < file->gpu_count; slot++) {
+        const char *parent = file->gpus[slot].model.uuid;
+        struct twin_gpu gpu;
+        twin_peek_gpu(file, slot, &gpu);
+        if (number < gpu.mig_devices && strcmp(uuid + UUID_PREFIX + 1, parent + UUID_PREFIX + 1) == 0) {
+            nvmlReturn_t code = hand_out(file, boot, slot, device);
+            if (code == NVML_SUCCESS)
+                *device = (nvmlDevice_t)((uintptr_t)*device | (number + 1) << HANDLE_SLOT_BITS);
+            return code;
+        }
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t instance, nvmlDevice_t *device)
+{
+    struct twin_file *file;
+    struct twin_boot boot;
+    nvmlReturn_t code = entry_node(&file, &boot);
+    if (code != NVML_SUCCESS)
+        return code;
+    uintptr_t number = (uintptr_t)instance >> HANDLE_SLOT_BITS & ((1u << HANDLE_MIG_BITS) - 1);
+    uint32_t slot = (uint32_t)((uintptr_t)instance & ((1u << HANDLE_SLOT_BITS) - 1)) - 1;
+    if (!device || !number || slot >= file->gpu_count)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    return hand_out(file, &boot, slot, device);
+}
+
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
     struct twin_file *file;
@@ -281,7 +317,7 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
     for (uint32_t slot = 0; slot < file->gpu_count; slot++)
         if (strcmp(file->gpus[slot].model.uuid, uuid) == 0)
             return hand_out(file, &boot, slot, device);
-    return NVML_ERROR_NOT_FOUND;
+    return strncmp(uuid, "MIG-", UUID_PREFIX) == 0 ? mig_by_uuid(file, &boot, uuid, device) : NVML_ERROR_NOT_FOUND;
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, nvmlDevice_t *device)

@@ -42,7 +42,7 @@ static double inverse_curve(const struct twin_model *model, double y)
     return y / pow(floor, model->power_exponent - 1.0);
 }
 
-static bool is_idle(const struct twin_model *model, const struct twin_gpu *gpu)
+bool twin_is_idle(const struct twin_model *model, const struct twin_gpu *gpu)
 {
     return gpu->demand_w <= model->idle_w + IDLE_MARGIN_W;
 }
@@ -73,7 +73,7 @@ uint32_t twin_enforced_mw(const struct twin_gpu *gpu)
 
 void twin_retarget(const struct twin_model *model, struct twin_gpu *gpu)
 {
-    if (is_idle(model, gpu) || gpu->demand_mhz == 0) {
+    if (twin_is_idle(model, gpu) || gpu->demand_mhz == 0) {
         gpu->uncapped_w = gpu->demand_w;
         return;
     }
@@ -86,7 +86,8 @@ void twin_retarget(const struct twin_model *model, struct twin_gpu *gpu)
 static double segment(const struct twin_model *model, struct twin_gpu *gpu, double dt)
 {
     double wanted = gpu->uncapped_w;
-    double limit = fmax(twin_enforced_mw(gpu) / 1000.0, model->idle_w); /* no limiter can stop the leakage */
+    /* No limiter can stop the leakage, nor what a cap does not slow: it acts on the cores' clock, not on memory. */
+    double limit = fmax(twin_enforced_mw(gpu) / 1000.0, fmax(model->idle_w, gpu->floor_mw / 1000.0));
     double open = CEILING_OPEN * model->max_limit_mw / 1000.0;
     double ceiling = gpu->ceiling_w, goal, lag;
 
@@ -194,7 +195,7 @@ void twin_initial(const struct twin_model *model, int64_t now_ns, struct twin_gp
 
 uint32_t twin_sm_clock_mhz(const struct twin_model *model, const struct twin_gpu *gpu)
 {
-    if (is_idle(model, gpu))
+    if (twin_is_idle(model, gpu))
         return gpu->lock_max_mhz && gpu->lock_min_mhz > model->idle_clock_mhz ? gpu->lock_min_mhz : model->idle_clock_mhz;
     uint32_t mhz = allowed_mhz(gpu);
     if (gpu->ceiling_w < gpu->uncapped_w) {
@@ -212,7 +213,7 @@ uint64_t twin_event_reasons(const struct twin_model *model, const struct twin_gp
 {
     if (gpu->ceiling_w < gpu->uncapped_w)
         return nvmlClocksEventReasonSwPowerCap;
-    return is_idle(model, gpu) ? nvmlClocksEventReasonGpuIdle : nvmlClocksEventReasonNone;
+    return twin_is_idle(model, gpu) ? nvmlClocksEventReasonGpuIdle : nvmlClocksEventReasonNone;
 }
 
 uint32_t twin_sensor_mw(const struct twin_model *model, double watts)

@@ -24,9 +24,10 @@
 #define TWIN_EXPORT __attribute__((visibility("default")))
 
 enum {
-    TWIN_MAX_GPUS = 64,        /* per node: some servers and expansion chassis hold more than 16 */
+    TWIN_MAX_GPUS = 64,        /* per node; more than any server sold holds, and what NVML lists at most */
     TWIN_MAX_CLIENTS = 64,     /* processes that hold NVML initialised at once on one node */
     TWIN_MAX_READ_TRIES = 1000,/* copies of a record that a reader may see torn before it takes the lock */
+    TWIN_MAX_MIG = 7,          /* instances of one GPU */
     TWIN_TEXT = 96,
     TWIN_AVERAGE_TICKS = 10,   /* sensor periods in the running average of one second */
     TWIN_LAYOUT = 4            /* raised with every change of a struct in this file */
@@ -105,7 +106,10 @@ struct twin_gpu {
     uint32_t demand_mhz;
     uint32_t management_mw, outside_mw;       /* outside_mw 0: no outside limiter */
     uint32_t lock_min_mhz, lock_max_mhz;      /* lock_max_mhz 0: not locked */
-    uint32_t persistence, resets, setter_calls, reserved;
+    uint32_t persistence, resets, setter_calls;
+    uint32_t floor_mw;         /* drawn by a load whatever the cap, up to what it wants; 0: the idle draw alone */
+    uint32_t mig_devices;      /* 0: MIG is off */
+    uint32_t reserved;
     struct twin_fault faults[CALL_COUNT];
 };
 
@@ -164,6 +168,7 @@ void twin_initial(const struct twin_model *model, int64_t now_ns, struct twin_gp
 void twin_advance(const struct twin_model *model, struct twin_gpu *gpu, int64_t now_ns);
 void twin_retarget(const struct twin_model *model, struct twin_gpu *gpu); /* after demand or the lock changed */
 void twin_forget_settings(const struct twin_model *model, struct twin_gpu *gpu);
+bool twin_is_idle(const struct twin_model *model, const struct twin_gpu *gpu);
 uint32_t twin_enforced_mw(const struct twin_gpu *gpu);
 uint32_t twin_sm_clock_mhz(const struct twin_model *model, const struct twin_gpu *gpu);
 uint64_t twin_event_reasons(const struct twin_model *model, const struct twin_gpu *gpu);

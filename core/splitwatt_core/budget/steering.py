@@ -1,0 +1,90 @@
+"""What is not steered below a budget, and why, said on it and on every budget above: GPUs that nobody is known to use and that
+are not idle, nodes and budgets that a person keeps out, and GPUs of which something is told that cannot be true.
+
+`OwnersKnown` says whose GPUs they are, `Steered` whether the policy may move their caps.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from splitwatt_core.budget.moment import Moment
+from splitwatt_core.budget.sentences import some
+from splitwatt_core.conditions import Condition
+from splitwatt_core.protocol.contract import Use
+from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+
+UNOWNED_GRACE_S: Final = 15.0
+"""A GPU between two pods, or one whose agent has just started, has no owner and no proof for some seconds."""
+
+
+class Steering:
+    """Sentences by budget, gathered in one pass over the fleet."""
+
+    def __init__(self, m: Moment) -> None:
+        self._unowned: dict[str, list[str]] = {}
+        self._odd: dict[str, list[str]] = {}
+        self._limited: dict[str, list[str]] = {}
+        self._excluded: dict[str, list[str]] = {}
+        self._frozen = {
+            spec.name: [up for up in m.tree.chain(spec.name) if m.budgets[m.tree.index[up]].frozen] for spec in m.budgets
+        }
+        for i, (account, node) in enumerate(zip(m.fleet.accounts, m.fleet.owner, strict=True)):
+            since_s = account.unowned_since_s
+            unowned = since_s is not None and m.now_s - since_s >= UNOWNED_GRACE_S and bool(m.fleet.steerable[i])
+            outside_w = account.outside_w if account.outside_holds else None
+            if not (unowned or account.oddity or outside_w is not None):
+                continue
+            for name in m.tree.chain(m.tree.order[int(m.fleet.gpus.leaf[i])]):
+                if unowned:
+                    self._unowned.setdefault(name, []).append(_unowned(account, node))
+                if outside_w is not None:
+                    self._limited.setdefault(name, []).append(f"{node.name}/{account.uuid} at {outside_w} W")
+                if account.oddity:
+                    self._odd.setdefault(name, []).append(f"{node.name}/{account.uuid} {account.oddity}")
+        for p in m.placements:
+            if p.node.excluded:
+                charge_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
+                for name in m.tree.chain(p.leaves[0]):
+                    self._excluded.setdefault(name, []).append(f"{p.node.name} ({charge_w} W)")
+
+    def conditions(self, name: str) -> tuple[Condition, Condition]:
+        return self._owners_known(name), self._steered(name)
+
+    def _owners_known(self, name: str) -> Condition:
+        unowned = self._unowned.get(name)
+        if not unowned:
+            return Condition("OwnersKnown", True, "AllKnown", "every GPU has a known owner or is proven idle")
+        text = (
+            f"{len(unowned)} GPUs have no known owner and are not proven idle, so their caps are held: {some(unowned)}; "
+            "see their NodePowers, and give pods their GPUs by a device plugin or a claim"
+        )
+        return Condition("OwnersKnown", False, "UnknownOwner", text)
+
+    def _steered(self, name: str) -> Condition:
+        if self._frozen[name]:
+            text = f"caps stay as they are, and no limit is kept by them: spec.frozen of {some(self._frozen[name])} is true"
+            return Condition("Steered", False, "Frozen", text)
+        if name in self._odd:
+            odd = self._odd[name]
+            text = f"{len(odd)} GPUs are charged and not steered: {some(odd)}; look at those agents"
+            return Condition("Steered", False, "ContradictoryStatus", text)
+        if name in self._limited:
+            limited = self._limited[name]
+            text = (
+                f"{len(limited)} GPUs are held far below their caps by somebody else's limit, and are granted no more than that: "
+                f"{some(limited)}; their caps rise again when that limit goes"
+            )
+            return Condition("Steered", False, "LimitedFromOutside", text)
+        if name in self._excluded:
+            nodes = self._excluded[name]
+            text = f"{len(nodes)} nodes are excluded by their label, charged in full and granted nothing: {some(nodes)}"
+            return Condition("Steered", False, "NodesExcluded", text)
+        return Condition("Steered", True, "All", "no GPU is kept out")
+
+
+def _unowned(account: GpuAccount, node: NodeAccount) -> str:
+    seen = "draws power or computes" if account.use is Use.BUSY else "its use is not told"
+    unresolved = node.object.status.unresolved if node.object is not None else ()
+    named = f"; kubelet names {some(unresolved)}" if unresolved else ""
+    return f"{node.name}/{account.uuid} at {account.present_cap_w} W ({seen}{named})"
