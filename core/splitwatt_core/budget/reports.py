@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
+from splitwatt_core.budget.freshness import telemetry_fresh
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Decision, Reason
@@ -53,7 +53,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
         conditions = (
             _ready(found, name, book, survey, observes=observes),
             _within(book, survey, observes=observes),
-            _fresh(spec, book, m.now_s),
+            telemetry_fresh(spec, book, m.now_s),
             _enforced(found.sick.get(name, [])),
             _feasible(short_w, j.holds.safe_over_w.get(name)),
         )
@@ -136,19 +136,6 @@ def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
         text += "; mode is Observe, nothing is lowered" if observes else ", lowering"
         return Condition("WithinBudget", False, "ChargedAboveLimit", text)
     return Condition("WithinBudget", True, "Within", "charge and measurement are within the limit in force")
-
-
-def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> Condition:
-    if spec.meter is None:
-        if book.measured_w is None:
-            return Condition("TelemetryFresh", False, "AgentsSilent", "no meter, and not every agent gave a sample lately")
-        return Condition("TelemetryFresh", True, "AgentsSum", "no meter: the agents' sum is used")
-    if book.fresh_reading(spec, now_s) is None:
-        return Condition("TelemetryFresh", False, "MeterStale", f"no fresh meter reading: {book.meter_reason}")
-    if book.correction.power_w > 0:
-        text = f"the meter shows {book.correction.power_w:.0f} W more than declared: raise nonGpuWattsPerNode or fixedWatts"
-        return Condition("TelemetryFresh", True, "NonGpuUnderDeclared", text)
-    return Condition("TelemetryFresh", True, "Fresh", "the meter's samples are fresh")
 
 
 def _enforced(sick: list[str]) -> Condition:
