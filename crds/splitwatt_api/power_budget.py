@@ -22,7 +22,6 @@ from splitwatt_api.base import (
     BudgetWattsOrZero,
     CelRule,
     Conditions,
-    Count,
     Generation,
     GpuWatts,
     LabelSelector,
@@ -30,6 +29,7 @@ from splitwatt_api.base import (
     ObjectMeta,
     ObjectName,
     Timestamp,
+    Told,
     Wire,
     kubernetes,
     one_of,
@@ -236,24 +236,18 @@ class PowerBudgetStatus(Wire):
         description="Lowered limits that wait for their grace.",
         json_schema_extra=kubernetes(list_type="atomic"),
     )
-    charge_watts: BudgetWattsOrZero | None = Field(
+    charge_watts: Told | None = Field(
         default=None, description="The most everything below may draw, as the ledger counts it, in watts."
     )
-    measured_watts: BudgetWattsOrZero | None = Field(
-        default=None, description="What the meter reads, in watts; absent: no fresh reading."
-    )
-    short_watts: BudgetWattsOrZero | None = Field(
+    measured_watts: Told | None = Field(default=None, description="What the meter reads, in watts; absent: no fresh reading.")
+    short_watts: Told | None = Field(
         default=None, description="How many watts are missing even with every GPU at its minimum cap."
     )
     posture: PostureName | None = Field(default=None, description="The budget's state: Adopting, Normal, Trim, Shed or Brake.")
-    nodes: Count | None = Field(default=None, description="How many nodes are charged to it.")
-    gpus: Count | None = Field(default=None, description="How many GPUs are charged to it.")
-    adoption_milliseconds: int | None = Field(
-        default=None,
-        ge=0,
-        le=2**53,
-        strict=True,
-        description="How long it took until every GPU was acknowledged or charged its default limit.",
+    nodes: Told | None = Field(default=None, description="How many nodes are charged to it.")
+    gpus: Told | None = Field(default=None, description="How many GPUs are charged to it.")
+    adoption_milliseconds: Told | None = Field(
+        default=None, description="How long it took until every GPU was acknowledged or charged its default limit."
     )
     conditions: Conditions = Field(
         default_factory=list, description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible."

@@ -29,6 +29,9 @@ class Metrics:
         self._fresh = gauge(names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _BUDGET)
         self.api_writes = Counter(names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry)
         self.query_failures = Counter(names.M_QUERY_FAILURES, "Prometheus queries without an answer", registry=registry)
+        self._report_failures = Counter(
+            names.M_REPORT_FAILURES, "Reports that could not be made or were refused", (names.L_KIND,), registry=registry
+        )
         self.events_dropped = Counter(names.M_EVENTS_DROPPED, "Events not sent, for their number", registry=registry)
         self.decision_s = Histogram(
             names.M_DECISION_SECONDS,
@@ -43,6 +46,10 @@ class Metrics:
     def count_write(self, kind: str) -> None:
         """`kind` is the Kubernetes kind, with its subresource after a slash."""
         self.api_writes.labels(kind).inc()
+
+    def count_report_failure(self, kind: str) -> None:
+        """`kind`: of the object whose status it was, or what else was to be told."""
+        self._report_failures.labels(kind).inc()
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
         for gone in self._shown - reports.keys():

@@ -60,7 +60,7 @@ class Reign:
         self._lease = lease
         self._keeper = keeper = Keeper(term=lease.term, policies=POLICIES)
         self._pen = pen = Pen(connection, metrics, held=lease.held)
-        self._statuses = BudgetStatuses(pen, store)
+        self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)
         self._loop = BudgetLoop(
             store=store,
