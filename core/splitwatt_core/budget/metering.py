@@ -90,7 +90,13 @@ class MeterMemory:
         for sample in [s for s in self._unheld if past.caught_up(s.sampled_s)]:
             self._unheld.remove(sample)
             drawn_w, known_w = past.least_since(sample.sampled_s - back_s)
-            self.doubt = self.doubt.hold(power_w=sample.power_w, sampled_s=sample.sampled_s, drawn_w=drawn_w, known_w=known_w)
+            self.doubt = self.doubt.hold(
+                power_w=sample.power_w,
+                sampled_s=sample.sampled_s,
+                drawn_w=drawn_w,
+                known_w=known_w,
+                agents_s=past.looks[-1].drawn_s,
+            )
         return tuple(new)
 
     def teaches(self, spec: MeterSpec, sample: MeterReading, past: Past) -> bool:

@@ -39,6 +39,7 @@ CONTRADICTED_SLACK_W: Final = 100.0
 """Below it in any case: idle GPUs are read to 5 W each, and some meters count in steps of 100 W."""
 CONTRADICTED_AFTER_S: Final = 5.0
 CONTRADICTED_SAMPLES: Final = 2
+CONTRADICTED_ROUNDS: Final = 2
 
 
 def most_w(*, explained_w: float, limit_w: float, believed_w: float | None) -> float:
@@ -62,13 +63,16 @@ def contradicts(power_w: float, drawn_w: float) -> bool:
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """Whether a meter is contradicted, and the samples in a row that speak against that verdict. One is not enough either way,
-    nor is a moment.
+    nor is a moment, nor one round of the agents' own samples, which may be rare and have missed a dip.
 
-    since_s: the time of the first of them. meter_w, drawn_w: the newest contradiction."""
+    since_s: the time of the first of the samples in a row; samples, rounds: how many they are, and against how many rounds of
+    agents' samples they were held; agents_s: the time of the newest round. meter_w, drawn_w: the newest contradiction."""
 
     contradicted: bool = False
     since_s: float | None = None
     samples: int = 0
+    rounds: int = 0
+    agents_s: float = float("-inf")
     meter_w: float = 0.0
     drawn_w: float = 0.0
 
@@ -77,16 +81,18 @@ class Doubt:
         """Contradicted, or on the way to it: such a sample releases nothing and teaches nothing."""
         return self.contradicted or self.since_s is not None
 
-    def hold(self, *, power_w: float, sampled_s: float, drawn_w: float, known_w: float) -> Doubt:
+    def hold(self, *, power_w: float, sampled_s: float, drawn_w: float, known_w: float, agents_s: float) -> Doubt:
         """One more sample. `drawn_w`: the least that agents with fresh samples read around its time; `known_w`: the same with
-        what silent agents read last, for a meter is not cleared because agents went away (I5)."""
+        what silent agents read last, for a meter is not cleared because agents went away (I5). `agents_s`: when the agents'
+        newest samples were taken."""
         low = contradicts(power_w, known_w if self.contradicted else drawn_w)
         named = replace(self, meter_w=power_w, drawn_w=drawn_w) if low else self
         if low == self.contradicted:
-            return replace(named, since_s=None, samples=0)
+            return replace(named, since_s=None, samples=0, rounds=0)
         since_s = sampled_s if self.since_s is None else min(self.since_s, sampled_s)
         samples = self.samples + 1
-        lasting = self.contradicted or sampled_s - since_s >= CONTRADICTED_AFTER_S
-        if samples >= CONTRADICTED_SAMPLES and lasting:
-            return replace(named, contradicted=low, since_s=None, samples=0)
-        return replace(named, since_s=since_s, samples=samples)
+        rounds = self.rounds + (self.since_s is None or agents_s > self.agents_s)
+        lasting = rounds >= CONTRADICTED_ROUNDS and sampled_s - since_s >= CONTRADICTED_AFTER_S
+        if samples >= CONTRADICTED_SAMPLES and (self.contradicted or lasting):
+            return replace(named, contradicted=low, since_s=None, samples=0, rounds=0)
+        return replace(named, since_s=since_s, samples=samples, rounds=rounds, agents_s=agents_s)

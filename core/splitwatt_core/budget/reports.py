@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
-from splitwatt_core.budget.freshness import telemetry_fresh
+from splitwatt_core.budget.freshness import silent_agents, telemetry_fresh
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.survey import Survey
@@ -43,7 +43,7 @@ def _some(names: list[str]) -> str:
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget, and a note for every condition that turned since the last step."""
     m = j.moment
-    found = _Findings(j)
+    found, silent = _Findings(j), silent_agents(m)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
     rows = zip(m.budgets, m.books, m.surveys, m.fleet.gpu_count.tolist(), j.short_w.tolist(), strict=True)
@@ -53,7 +53,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
         conditions = (
             _ready(found, name, book, survey, observes=observes),
             _within(book, survey, observes=observes),
-            telemetry_fresh(spec, book, m.now_s),
+            telemetry_fresh(spec, book, m.now_s, silent=silent.get(name, ())),
             _enforced(found.sick.get(name, [])),
             _feasible(short_w, j.holds.safe_over_w.get(name)),
         )

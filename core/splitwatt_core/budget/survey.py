@@ -13,7 +13,6 @@ from splitwatt_core.budget.plausible import UNKNOWN_NODE_W
 from splitwatt_core.budget.roster import Placement, managed
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
 
 UNMANAGED_AFTER_S: Final = 30.0
 """A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
@@ -59,7 +58,7 @@ def take_survey(
     for p in placements:
         leaf = p.leaves[0]
         b = tree.index[leaf]
-        stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+        stale = p.node.sample_stale(now_s)
         charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
         agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
         most_w[b] += _most_w(p, budgets[leaf])
