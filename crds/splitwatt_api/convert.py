@@ -108,6 +108,8 @@ def _meter(meter: Meter) -> MeterSpec:
         aggregate=meter.aggregate.value,
         expected_series=meter.expected_series,
         max_age_s=float(meter.max_age_seconds),
+        age_selector=meter.age_selector,
+        scale=(meter.scale.numerator, meter.scale.denominator),
     )
 
 

@@ -9,7 +9,7 @@ compares the limit with the reserve lets a lower limit pass.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 from splitwatt_core.budget.tree import LIMIT_GRACE_S, MAX_PENDING_LIMITS, METER_MAX_AGE_S, SETTLE_MS
@@ -80,6 +80,35 @@ class PolicyChoice(Wire):
     )
 
 
+def _plain_selector(field: str) -> dict[str, Any]:
+    return kubernetes(
+        CelRule(
+            f"self.matches(r'''{SELECTOR_PATTERN}''')",
+            f'{field} must be a plain vector selector like rack_power_watts{{rack="a1"}}: remove functions, '
+            "aggregations, operators, ranges and offsets",
+        )
+    )
+
+
+class MeterScale(Wire):
+    """How many watts one unit of the meter is: numerator / denominator."""
+
+    numerator: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        strict=True,
+        description="Watts per unit, for units above a watt: 1000 for kilowatts, 10 for hundredths of a kilowatt.",
+    )
+    denominator: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        strict=True,
+        description="Units per watt, for units below a watt: 10 for deciwatts, 1000 for milliwatts.",
+    )
+
+
 class Meter(Wire):
     """The meter of record in Prometheus. The operator itself asks for sum, count and age of the selected series."""
 
@@ -87,13 +116,7 @@ class Meter(Wire):
         min_length=1,
         max_length=1024,
         description='A plain vector selector, for example rack_power_watts{rack="a1"}; no functions, sums or ranges.',
-        json_schema_extra=kubernetes(
-            CelRule(
-                f"self.matches(r'''{SELECTOR_PATTERN}''')",
-                'meter.selector must be a plain vector selector like rack_power_watts{rack="a1"}: remove functions, '
-                "aggregations, operators, ranges and offsets",
-            )
-        ),
+        json_schema_extra=_plain_selector("meter.selector"),
     )
     aggregate: Aggregate = Field(default=Aggregate.SUM, description="How several series become one number: Sum.")
     expected_series: int = Field(
@@ -110,11 +133,24 @@ class Meter(Wire):
         strict=True,
         description="A reading whose oldest sample is older than this, in seconds, is stale.",
     )
+    scale: MeterScale = Field(
+        default_factory=MeterScale, description="The meter's unit, where it is not a watt. Absent: one watt."
+    )
+    age_selector: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description=(
+            "Selects the raw series whose sample times are the reading's age, for a selector of recorded series: these go on "
+            "after their source died. Absent: the selected series' own."
+        ),
+        json_schema_extra=_plain_selector("meter.ageSelector"),
+    )
 
-    @field_validator("selector")
+    @field_validator("selector", "age_selector")
     @classmethod
-    def _plain(cls, value: str) -> str:
-        if not is_plain_selector(value):
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and not is_plain_selector(value):
             raise ValueError(f'{value!r} is not a plain vector selector like rack_power_watts{{rack="a1"}}')
         return value
 

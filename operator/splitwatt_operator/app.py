@@ -85,9 +85,9 @@ class Application:
             connection = await stack.enter_async_context(
                 Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
             )
-            prometheus = await stack.enter_async_context(PrometheusClient(options.prometheus_url))
+            prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
-            realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions)
+            realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions, options.agent_silent_s)
             watches = Watches(store, KopfLogin(options.kubeconfig), own_lease=self._lease_key, after_spawn=self._take_signals)
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
             await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync))

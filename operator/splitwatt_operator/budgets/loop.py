@@ -140,6 +140,8 @@ class BudgetLoop:
                 self._keeper.on_meter(name, reading, now_s)
             for node, agent in readings.agents.items():
                 self._keeper.on_agent_power(node, agent.power_w, agent.sampled_s)
+            for node, problem in readings.doubts.items():
+                self._keeper.on_agent_doubt(node, problem)
             self._readings = readings
             self._metrics.query_failures.inc(readings.failures)
             self.wake.set()
