@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aiohttp import BasicAuth, web
+from aiohttp import web
 from splitwatt_api.promql import is_matcher, is_plain_selector, with_matchers
 from splitwatt_lab.certs import Authority, KeyPair
 from splitwatt_operator.options import parse
@@ -67,7 +68,7 @@ async def test_a_bearer_token_is_read_from_its_file_at_every_query(tmp_path: Pat
 async def test_basic_authentication(tmp_path: Path) -> None:
     password = tmp_path / "password"
     password.write_text("s:crèt\n")
-    async with stub(insists("Authorization", BasicAuth("team", "s:crèt", "utf-8").encode())) as url:
+    async with stub(insists("Authorization", f"Basic {b64encode('team:s:crèt'.encode()).decode()}")) as url:
         end_point = EndPoint(url, user="team", password_file=password)
         async with PrometheusClient(end_point, timeout_s=5.0) as prometheus:
             assert await prometheus.vector("up") == FOUND
