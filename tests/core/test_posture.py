@@ -11,9 +11,9 @@ from splitwatt_core.budget.posture import (
     RELEASE_DWELL_S,
     TABLE,
     Correction,
+    MeasuredRatio,
     PostureState,
     Run,
-    Sample,
     step_posture,
 )
 from splitwatt_core.columns import Posture
@@ -27,14 +27,14 @@ def play(*ratios: float | None, period_s: float = 1.0, state: PostureState | Non
     state = state or PostureState(Posture.NORMAL)
     seen = []
     for i, ratio in enumerate(ratios):
-        state = step_posture(state, None if ratio is None else Sample(ratio, i * period_s), adopted=True)
+        state = step_posture(state, None if ratio is None else MeasuredRatio(ratio, i * period_s), adopted=True)
         seen.append(state.posture)
     return seen
 
 
 def test_a_budget_that_is_not_adopted_only_adopts() -> None:
     brake = PostureState(Posture.BRAKE, Run(0.0, 1.0, 2))
-    assert step_posture(brake, Sample(2.0, 3.0), adopted=False) == PostureState(Posture.ADOPTING)
+    assert step_posture(brake, MeasuredRatio(2.0, 3.0), adopted=False) == PostureState(Posture.ADOPTING)
 
 
 def test_adoption_ends_in_normal_even_without_a_reading() -> None:
@@ -59,7 +59,7 @@ def test_one_sample_looked_at_many_times_is_one_sample(ratio: float) -> None:
     state = PostureState(Posture.NORMAL)
     for sampled_s, shown in ((0.0, ratio), (60.0, 0.9), (120.0, 0.9)):
         for _ in range(60):
-            state = step_posture(state, Sample(shown, sampled_s), adopted=True)
+            state = step_posture(state, MeasuredRatio(shown, sampled_s), adopted=True)
             assert state.posture <= Posture.TRIM
     assert state.posture is Posture.NORMAL
 
@@ -71,19 +71,19 @@ def test_two_samples_a_minute_apart_are_enough_for_the_brake() -> None:
 def test_what_is_not_firm_tightens_and_releases_nothing() -> None:
     state = PostureState(Posture.SHED)
     for second in range(60):
-        state = step_posture(state, Sample(0.3, float(second), firm=False), adopted=True)
+        state = step_posture(state, MeasuredRatio(0.3, float(second), firm=False), adopted=True)
     assert state.posture is Posture.SHED
     for second in range(60, 70):
-        state = step_posture(state, Sample(1.2, float(second), firm=False), adopted=True)
+        state = step_posture(state, MeasuredRatio(1.2, float(second), firm=False), adopted=True)
     assert state.posture is Posture.BRAKE
 
 
 def test_a_clock_that_is_set_back_begins_the_count_anew() -> None:
     state = PostureState(Posture.NORMAL)
     for sampled_s in (100.0, 40.0):
-        state = step_posture(state, Sample(1.05, sampled_s), adopted=True)
+        state = step_posture(state, MeasuredRatio(1.05, sampled_s), adopted=True)
     assert state.posture is Posture.TRIM
-    assert step_posture(state, Sample(1.05, 42.0), adopted=True).posture is Posture.SHED
+    assert step_posture(state, MeasuredRatio(1.05, 42.0), adopted=True).posture is Posture.SHED
 
 
 def test_exactly_at_the_limit_nothing_happens() -> None:

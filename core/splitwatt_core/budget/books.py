@@ -9,7 +9,7 @@ from typing import Final
 from splitwatt_core.budget.facts import MeterFailure, MeterReading, Note
 from splitwatt_core.budget.metering import MeterMemory
 from splitwatt_core.budget.past import Look, Past
-from splitwatt_core.budget.posture import Correction, PostureState, Sample, step_posture
+from splitwatt_core.budget.posture import Correction, MeasuredRatio, PostureState, step_posture
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, Tree, new_limit
 from splitwatt_core.columns import Posture
@@ -150,9 +150,9 @@ class Book:
         # Declared watts of a node that nobody measures are no measurement (I5).
         return Measured(survey.modelled_w, agents_s, firm) if survey.nodes and not survey.unmeasured else None
 
-    def _sample(self, measured: Measured) -> Sample:
+    def _sample(self, measured: Measured) -> MeasuredRatio:
         firm = measured.firm and not self.meter.doubt.suspect
-        return Sample(measured.power_w / self.limit.in_force_w, measured.sampled_s, firm)
+        return MeasuredRatio(measured.power_w / self.limit.in_force_w, measured.sampled_s, firm)
 
     def raise_forbidden(self, spec: BudgetSpec, survey: Survey, now_s: float) -> str | None:
         """Why nothing below this budget may be raised now, None when something may (I5)."""

@@ -7,6 +7,7 @@ nobody declared, and every rising one like a meter that reads too little.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Final
 
 KEPT_S: Final = 30.0
@@ -37,27 +38,34 @@ class Past:
         """`max_age_s`: how old a meter's sample may be."""
         kept_s = KEPT_S + max_age_s
         every_s = max(EVERY_S, 2.0 * kept_s / MAX_LOOKS)
-        kept = [old for old in self.looks if 0 <= look.at_s - old.at_s <= kept_s]
+        # From the newest or the oldest end: a clock that is set back, and time that passes, cut off little at once.
+        kept = self.looks
+        while kept and kept[-1].at_s > look.at_s:
+            kept = kept[:-1]
+        old = next((k for k, past in enumerate(kept) if look.at_s - past.at_s <= kept_s), len(kept))
+        kept = kept[old:] if old else kept
         if len(kept) > 1 and look.at_s - kept[-2].at_s < every_s:
-            gone = kept.pop()  # steps may follow each other faster than the span can be held
-            least = replace(look, drawn_w=min(look.drawn_w, gone.drawn_w), known_w=min(look.known_w, gone.known_w))
-            return Past((*kept, least))
+            gone = kept[-1]  # steps may follow each other faster than the span can be held
+            look = replace(look, drawn_w=min(look.drawn_w, gone.drawn_w), known_w=min(look.known_w, gone.known_w))
+            kept = kept[:-1]
         return Past((*kept, look))
 
     def modelled_at(self, sampled_s: float) -> float:
         """What the model said at a sample's time: between the two looks around it, or at the nearest. Raises IndexError
         before the first look."""
-        earlier = [look for look in self.looks if look.at_s <= sampled_s]
-        later = [look for look in self.looks if look.at_s > sampled_s]
-        if not earlier or not later:
-            return (later[0] if later else earlier[-1]).modelled_w
-        before, after = earlier[-1], later[0]
-        share = (sampled_s - before.at_s) / (after.at_s - before.at_s)
-        return before.modelled_w + (after.modelled_w - before.modelled_w) * share
+        after = self.looks[-1]
+        for before in reversed(self.looks):
+            if before.at_s <= sampled_s:
+                if before is after:
+                    return before.modelled_w
+                share = (sampled_s - before.at_s) / (after.at_s - before.at_s)
+                return before.modelled_w + (after.modelled_w - before.modelled_w) * share
+            after = before
+        return after.modelled_w
 
     def least_since(self, from_s: float) -> tuple[float, float]:
         """The smallest drawn_w and known_w of all looks from then on, zeros where there is none."""
-        since = [look for look in self.looks if look.at_s >= from_s]
+        since = list(takewhile(lambda look: look.at_s >= from_s, reversed(self.looks)))
         return min((look.drawn_w for look in since), default=0.0), min((look.known_w for look in since), default=0.0)
 
     def caught_up(self, sampled_s: float) -> bool:

@@ -74,7 +74,7 @@ class PostureState:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MeasuredRatio:
     """measured / limit in force, and when it was measured. `firm` False: a stand-in for a meter that is there and cannot be
     believed, or a sample under suspicion; it may tighten a posture, and releases none."""
 
@@ -83,7 +83,7 @@ class Sample:
     firm: bool = True
 
 
-def step_posture(state: PostureState, sample: Sample | None, *, adopted: bool) -> PostureState:
+def step_posture(state: PostureState, sample: MeasuredRatio | None, *, adopted: bool) -> PostureState:
     """The posture after one look. `sample` None: there is no fresh measurement; the same one again says nothing new."""
     if not adopted:
         return PostureState()
