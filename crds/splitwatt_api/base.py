@@ -23,6 +23,8 @@ MAX_BUDGET_WATTS: Final = 1_000_000_000
 MAX_NODE_WATTS: Final = 1_000_000
 MAX_GPU_WATTS: Final = 10_000
 MAX_CLOCK_MEGAHERTZ: Final = 10_000
+MAX_TOLD: Final = 2**53
+"""Of what is measured or summed up: far above anything that may be typed, and still exact in every JSON reader."""
 MAX_LABELS: Final = 32
 
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
@@ -102,6 +104,8 @@ NodeWatts = Annotated[int, Field(ge=0, le=MAX_NODE_WATTS, strict=True)]
 GpuWatts = Annotated[int, Field(ge=1, le=MAX_GPU_WATTS, strict=True)]
 GpuWattsOrZero = Annotated[int, Field(ge=0, le=MAX_GPU_WATTS, strict=True)]
 Megahertz = Annotated[int, Field(ge=1, le=MAX_CLOCK_MEGAHERTZ, strict=True)]
+Told = Annotated[int, Field(ge=0, le=MAX_TOLD, strict=True)]
+"""A number of a status: nobody typed it, so no bound of what may be typed holds for it."""
 Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Generation = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]

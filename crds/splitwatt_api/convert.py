@@ -29,7 +29,7 @@ from splitwatt_core.names import ANNOTATION_NODES_CONFIRMED
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
 
-from splitwatt_api.base import LabelSelector
+from splitwatt_api.base import MAX_TOLD, LabelSelector
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.inference_cluster import InferenceCluster, PriorityWord, RolePool
 from splitwatt_api.power_budget import (
@@ -116,6 +116,8 @@ def _meter(meter: Meter) -> MeterSpec:
         aggregate=meter.aggregate.value,
         expected_series=meter.expected_series,
         max_age_s=float(meter.max_age_seconds),
+        age_selector=meter.age_selector,
+        scale=(meter.scale.numerator, meter.scale.denominator),
     )
 
 
@@ -147,8 +149,7 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
     """The whole `status` to apply. `previous` is the status as last read or written: a condition whose status did not
     change keeps its time, and an adoption that a predecessor measured is not forgotten. Watts are rounded to whole
     ones, the charge up and the limits as they are."""
-    before = PowerBudgetStatus.from_wire(previous or {}, lenient=True)
-    adoption_ms = before.adoption_milliseconds
+    adoption_ms = (previous or {}).get("adoptionMilliseconds")
     if report.adoption_s is not None:
         adoption_ms = round(report.adoption_s * 1000)
     status = PowerBudgetStatus.model_validate(
@@ -158,7 +159,7 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
             "limit_in_force_since": rfc3339(report.limit.since_s),
             "pending_limits": [{"watts": limit_w, "in_force_at": rfc3339(at_s)} for limit_w, at_s in report.limit.pending],
             "charge_watts": _up(report.charge_w),
-            "measured_watts": None if report.measured_w is None else max(0, round(report.measured_w)),
+            "measured_watts": None if report.measured_w is None else min(MAX_TOLD, max(0, round(report.measured_w))),
             "short_watts": _up(report.short_w) or None,
             "posture": posture_name(report.posture),
             "nodes": report.nodes,
@@ -181,7 +182,7 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
 
 def _up(power_w: float) -> int:
     """To whole watts, never below the true value but for rounding noise."""
-    return max(0, -int(-(power_w - 1e-6) // 1))
+    return min(MAX_TOLD, max(0, -int(-(power_w - 1e-6) // 1)))
 
 
 def conditions(

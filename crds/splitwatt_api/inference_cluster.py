@@ -31,6 +31,7 @@ from splitwatt_api.base import (
     LabelValue,
     ObjectMeta,
     Port,
+    Told,
     Wire,
     kubernetes,
     one_of,
@@ -200,13 +201,13 @@ class InferenceClusterStatus(Wire):
     observed_generation: Generation | None = Field(default=None, description="The metadata.generation acted on.")
     prefill: RoleStatus | None = Field(default=None, description="How the prefill pool stands.")
     decode: RoleStatus | None = Field(default=None, description="How the decode pool stands.")
-    power_floor_watts: Count | None = Field(
+    power_floor_watts: Told | None = Field(
         default=None, description="Watts at the meter reserved for the admitted replicas' floors."
     )
-    ttft_p99_milliseconds: Count | None = Field(
+    ttft_p99_milliseconds: Told | None = Field(
         default=None, alias="ttftP99Milliseconds", description="Measured time to the first token, 99th percentile, ms."
     )
-    tbt_p99_milliseconds: Count | None = Field(
+    tbt_p99_milliseconds: Told | None = Field(
         default=None, alias="tbtP99Milliseconds", description="Measured time between tokens, 99th percentile, ms."
     )
     conditions: Conditions = Field(

@@ -9,7 +9,7 @@ compares the limit with the reserve lets a lower limit pass.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 from splitwatt_core.budget.raises import MAX_UNCLAIMED
@@ -23,7 +23,6 @@ from splitwatt_api.base import (
     BudgetWattsOrZero,
     CelRule,
     Conditions,
-    Count,
     Generation,
     GpuWatts,
     LabelSelector,
@@ -31,6 +30,7 @@ from splitwatt_api.base import (
     ObjectMeta,
     ObjectName,
     Timestamp,
+    Told,
     Wire,
     kubernetes,
     one_of,
@@ -86,6 +86,35 @@ class PolicyChoice(Wire):
     )
 
 
+def _plain_selector(field: str) -> dict[str, Any]:
+    return kubernetes(
+        CelRule(
+            f"self.matches(r'''{SELECTOR_PATTERN}''')",
+            f'{field} must be a plain vector selector like rack_power_watts{{rack="a1"}}: remove functions, '
+            "aggregations, operators, ranges and offsets",
+        )
+    )
+
+
+class MeterScale(Wire):
+    """How many watts one unit of the meter is: numerator / denominator."""
+
+    numerator: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        strict=True,
+        description="Watts per unit, for units above a watt: 1000 for kilowatts, 10 for hundredths of a kilowatt.",
+    )
+    denominator: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        strict=True,
+        description="Units per watt, for units below a watt: 10 for deciwatts, 1000 for milliwatts.",
+    )
+
+
 class Meter(Wire):
     """The meter of record in Prometheus. The operator itself asks for sum, count and age of the selected series."""
 
@@ -93,13 +122,7 @@ class Meter(Wire):
         min_length=1,
         max_length=1024,
         description='A plain vector selector, for example rack_power_watts{rack="a1"}; no functions, sums or ranges.',
-        json_schema_extra=kubernetes(
-            CelRule(
-                f"self.matches(r'''{SELECTOR_PATTERN}''')",
-                'meter.selector must be a plain vector selector like rack_power_watts{rack="a1"}: remove functions, '
-                "aggregations, operators, ranges and offsets",
-            )
-        ),
+        json_schema_extra=_plain_selector("meter.selector"),
     )
     aggregate: Aggregate = Field(default=Aggregate.SUM, description="How several series become one number: Sum.")
     expected_series: int = Field(
@@ -116,11 +139,24 @@ class Meter(Wire):
         strict=True,
         description="A reading whose oldest sample is older than this, in seconds, is stale.",
     )
+    scale: MeterScale = Field(
+        default_factory=MeterScale, description="The meter's unit, where it is not a watt. Absent: one watt."
+    )
+    age_selector: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description=(
+            "Selects the raw series whose sample times are the reading's age, for a selector of recorded series: these go on "
+            "after their source died. Absent: the selected series' own."
+        ),
+        json_schema_extra=_plain_selector("meter.ageSelector"),
+    )
 
-    @field_validator("selector")
+    @field_validator("selector", "age_selector")
     @classmethod
-    def _plain(cls, value: str) -> str:
-        if not is_plain_selector(value):
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and not is_plain_selector(value):
             raise ValueError(f'{value!r} is not a plain vector selector like rack_power_watts{{rack="a1"}}')
         return value
 
@@ -245,8 +281,8 @@ class GoneBudget(Wire):
     """A deleted budget that nodes still count in."""
 
     name: ObjectName = Field(description="Its name.")
-    nodes: Count = Field(description="How many nodes count there.")
-    charge_watts: BudgetWattsOrZero = Field(description="What everything below it is charged, in watts.")
+    nodes: Told = Field(description="How many nodes count there.")
+    charge_watts: Told = Field(description="What everything below it is charged, in watts.")
 
 
 class PowerBudgetStatus(Wire):
@@ -263,24 +299,18 @@ class PowerBudgetStatus(Wire):
         description="Lowered limits that wait for their grace.",
         json_schema_extra=kubernetes(list_type="atomic"),
     )
-    charge_watts: BudgetWattsOrZero | None = Field(
+    charge_watts: Told | None = Field(
         default=None, description="The most everything below may draw, as the ledger counts it, in watts."
     )
-    measured_watts: BudgetWattsOrZero | None = Field(
-        default=None, description="What the meter reads, in watts; absent: no fresh reading."
-    )
-    short_watts: BudgetWattsOrZero | None = Field(
+    measured_watts: Told | None = Field(default=None, description="What the meter reads, in watts; absent: no fresh reading.")
+    short_watts: Told | None = Field(
         default=None, description="How many watts are missing even with every GPU at its minimum cap."
     )
     posture: PostureName | None = Field(default=None, description="The budget's state: Adopting, Normal, Trim, Shed or Brake.")
-    nodes: Count | None = Field(default=None, description="How many nodes are charged to it.")
-    gpus: Count | None = Field(default=None, description="How many GPUs are charged to it.")
-    adoption_milliseconds: int | None = Field(
-        default=None,
-        ge=0,
-        le=2**53,
-        strict=True,
-        description="How long it took until every GPU was acknowledged or charged its default limit.",
+    nodes: Told | None = Field(default=None, description="How many nodes are charged to it.")
+    gpus: Told | None = Field(default=None, description="How many GPUs are charged to it.")
+    adoption_milliseconds: Told | None = Field(
+        default=None, description="How long it took until every GPU was acknowledged or charged its default limit."
     )
     below: list[BelowBudget] = Field(
         default_factory=list,

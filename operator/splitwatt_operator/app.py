@@ -94,9 +94,9 @@ class Application:
             connection = await stack.enter_async_context(
                 Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
             )
-            prometheus = await stack.enter_async_context(PrometheusClient(options.prometheus_url))
+            prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
-            realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions)
+            realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions, options.agent_silent_s)
             self._watches = watches = Watches(
                 store,
                 KopfLogin(options.kubeconfig),

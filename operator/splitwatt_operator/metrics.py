@@ -32,6 +32,9 @@ class Metrics:
             names.M_API_REFUSALS, "Writes that the API server refused", (names.L_KIND, names.L_CODE), registry=registry
         )
         self.query_failures = Counter(names.M_QUERY_FAILURES, "Prometheus queries without an answer", registry=registry)
+        self._report_failures = Counter(
+            names.M_REPORT_FAILURES, "Reports that could not be made or were refused", (names.L_KIND,), registry=registry
+        )
         self.events_dropped = Counter(names.M_EVENTS_DROPPED, "Events not sent, for their number", registry=registry)
         self.decision_s = Histogram(
             names.M_DECISION_SECONDS,
@@ -50,6 +53,10 @@ class Metrics:
     def count_refusal(self, kind: str, status: int) -> None:
         """`status` is the HTTP status."""
         self.api_refusals.labels(kind, str(status)).inc()
+
+    def count_report_failure(self, kind: str) -> None:
+        """`kind`: of the object whose status it was, or what else was to be told."""
+        self._report_failures.labels(kind).inc()
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
         for gone in self._shown - reports.keys():

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
 from splitwatt_shell.address import Address, AddressError, parse_address
 
+from splitwatt_operator.telemetry import endpoint
+from splitwatt_operator.telemetry.endpoint import EndPoint
+
 LEASE_NAME: Final = "splitwatt-operator"
+MIN_AGENT_SILENCE_S: Final = 2.0
+MAX_AGENT_SILENCE_S: Final = 300.0
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -20,13 +26,14 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 class Options:
     """`kubeconfig` None: in-cluster. `identity` names this process in the Lease and in Events."""
 
-    prometheus_url: str
+    end_point: EndPoint
     listen: Address
     namespace: str
     kubeconfig: Path | None
     decision_log: Path | None
     log_level: str
     identity: str
+    agent_silent_s: float = AGENT_METRICS_SILENT_S
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -35,7 +42,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         prog="python -m splitwatt_operator",
         description="Keeps PowerBudgets and serves InferenceClusters; one replica is active at a time.",
     )
-    parser.add_argument("--prometheus-url", required=True, metavar="URL", help="root of the Prometheus server to ask")
+    endpoint.add_arguments(parser)
+    parser.add_argument(
+        "--agent-silence-seconds", type=_silence_s, default=AGENT_METRICS_SILENT_S, metavar="N",
+        help="an agent's sample in Prometheus that is older shows no life; more than two scrape intervals (%(default).0f)",
+    )  # fmt: skip
     parser.add_argument(
         "--listen", default="0.0.0.0:9400", metavar="HOST:PORT", help="address of /metrics and /healthz (%(default)s)"
     )
@@ -44,18 +55,29 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--decision-log", type=Path, metavar="FILE", help="append one JSON line per budget and decision")
     parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
     given = parser.parse_args(arguments)
-    if not given.prometheus_url.startswith(("http://", "https://")):
-        parser.error(f"--prometheus-url {given.prometheus_url!r} must begin with http:// or https://")
     try:
         listen = parse_address(given.listen)
     except AddressError as error:
         parser.error(str(error))
     return Options(
-        prometheus_url=given.prometheus_url,
+        end_point=endpoint.end_point(parser, given),
         listen=listen,
         namespace=given.namespace,
         kubeconfig=given.kubeconfig,
         decision_log=given.decision_log,
         log_level=given.log_level,
+        agent_silent_s=given.agent_silence_seconds,
         identity=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
     )
+
+
+def _silence_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
+    if not MIN_AGENT_SILENCE_S <= seconds <= MAX_AGENT_SILENCE_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be between {MIN_AGENT_SILENCE_S:.0f} and {MAX_AGENT_SILENCE_S:.0f} seconds"
+        )
+    return seconds

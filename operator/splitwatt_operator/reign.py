@@ -49,6 +49,7 @@ class LastingParts:
     metrics: Metrics
     recorder: Recorder
     decisions: DecisionLog
+    agent_silent_s: float
 
 
 class Reign:
@@ -59,16 +60,16 @@ class Reign:
         store, connection, metrics = realm.store, realm.connection, realm.metrics
         self._realm = realm
         self._lease = lease
-        self._keeper = keeper = Keeper(term=lease.term, policies=POLICIES)
+        self._keeper = keeper = Keeper(term=lease.term, policies=POLICIES, agent_silent_s=realm.agent_silent_s)
         self._pen = pen = Pen(connection, metrics, held=lease.held)
-        self._statuses = BudgetStatuses(pen, store)
+        self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)
         self._loop = BudgetLoop(
             store=store,
             view=realm.view,
             keeper=keeper,
             performer=self._performer,
-            telemetry=Telemetry(realm.prometheus),
+            telemetry=Telemetry(realm.prometheus, agent_silent_s=realm.agent_silent_s),
             statuses=self._statuses,
             recorder=realm.recorder,
             metrics=metrics,

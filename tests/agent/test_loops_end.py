@@ -68,8 +68,8 @@ async def test_an_end_that_meets_kubelets_silence_is_not_missed(tmp_path: Path, 
     """The time-out and the cancellation in one turn: whatever a library makes of both, the poll ends."""
     monkeypatch.setattr(workloads, "ANSWER_S", 0.3)
     silent = await asyncio.start_unix_server(lambda reader, writer: None, tmp_path / "kubelet.sock")
-    control = SimpleNamespace(hear_workloads=lambda _: None, miss_workloads=lambda _: None)
-    running = asyncio.create_task(WorkloadPoll(tmp_path / "kubelet.sock", control).run())  # type: ignore[arg-type]
+    unasked: Any = SimpleNamespace(hear_owners=lambda _: None, miss_owners=lambda _: None)
+    running = asyncio.create_task(WorkloadPoll(tmp_path / "kubelet.sock", unasked, port=unasked, slices=unasked).run())
     await asyncio.sleep(SETTLED_S)
     time.sleep(0.3)  # noqa: ASYNC251 - so that both are due in the next turn
     asyncio.get_running_loop().call_later(0.0, running.cancel)

@@ -40,7 +40,13 @@ LEAF = {
     "unmanagedWattsPerNode": 10_200,
     "fixedWatts": 600,
     "overheadPercent": 4,
-    "meter": {"selector": 'rack_power_watts{rack="a1"}', "expectedSeries": 2, "maxAgeSeconds": 7},
+    "meter": {
+        "selector": 'rack_power_watts{rack="a1"}',
+        "expectedSeries": 2,
+        "maxAgeSeconds": 7,
+        "ageSelector": "raw",
+        "scale": {"numerator": 10},
+    },
     "limitGraceSeconds": 9,
     "settleMilliseconds": 250,
 }
@@ -68,7 +74,7 @@ def test_a_leaf_says_everything_to_the_core() -> None:
     assert spec.selector == Selector({"splitwatt.io/rack": "a1"}, (Requirement("zone", "NotIn", ("x",)),))
     assert (spec.non_gpu_w_per_node, spec.unmanaged_w_per_node, spec.fixed_w) == (2_800, 10_200, 600)
     assert (spec.overhead_percent, spec.limit_grace_s, spec.settle_ms) == (4, 9.0, 250)
-    assert spec.meter == MeterSpec('rack_power_watts{rack="a1"}', "Sum", 2, 7.0)
+    assert spec.meter == MeterSpec('rack_power_watts{rack="a1"}', "Sum", 2, 7.0, "raw", (10, 1))
     assert spec.limit_state is None
     assert not spec.adopted
 

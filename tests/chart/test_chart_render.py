@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from splitwatt_core import names
 from splitwatt_lab import prometheus
 from splitwatt_operator import options
+from splitwatt_operator.telemetry.endpoint import EndPoint
 from support.some import some
 
 from .conftest import CHART, Helm, Render
@@ -33,11 +35,66 @@ def test_the_chart_passes_helms_strict_lint(helm: Helm) -> None:
 def test_the_operators_arguments_are_those_it_parses(render: Render) -> None:
     values = {"operator": {"prometheusUrl": "https://p:1", "logLevel": "debug", "metricsPort": 9999}}
     given = options.parse(container(render(values=values)["Deployment", "splitwatt-operator"])["args"])
-    assert given.prometheus_url == "https://p:1"
+    assert given.end_point.url == "https://p:1"
     assert str(given.listen) == "0.0.0.0:9999"
     assert given.namespace == "splitwatt-system"
     assert given.log_level == "debug"
     assert given.kubeconfig is None
+
+
+def test_everything_about_prometheus_reaches_the_operator(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EndPoint, "tls", lambda self: None)  # its files are in the pod alone
+    monkeypatch.setattr(EndPoint, "basic_auth", lambda self: None)
+    monkeypatch.setattr(EndPoint, "request_headers", lambda self: {})
+    asked = {
+        "method": "GET",
+        "queryArgs": {"latency_offset": "1s"},
+        "matchers": ['cluster="a"', "region!~'x|y'"],
+        "headers": {"X-Scope-OrgID": "team a"},
+        "headerFiles": {"X-Key": "tenant"},
+        "secretName": "prometheus-client",
+        "configMapName": "site-ca",
+        "basicAuth": {"user": "u", "passwordFile": "password"},
+        "caFile": "ca.crt",
+        "certFile": "tls.crt",
+        "keyFile": "/var/run/tls.key",
+    }
+    values = {"operator": {"prometheusUrl": "https://p:1", "prometheus": asked, "agentSilenceSeconds": 65}}
+    made = render(values=values)["Deployment", "splitwatt-operator"]
+    given = options.parse(container(made)["args"])
+    folder = Path("/etc/splitwatt/prometheus")
+    assert given.agent_silent_s == 65.0
+    assert given.end_point == EndPoint(
+        url="https://p:1",
+        method="GET",
+        arguments=(("latency_offset", "1s"),),
+        matchers=('cluster="a"', "region!~'x|y'"),
+        headers=(("X-Scope-OrgID", "team a"),),
+        header_files=(("X-Key", folder / "tenant"),),
+        user="u",
+        password_file=folder / "password",
+        ca_file=folder / "ca.crt",
+        certificate_file=folder / "tls.crt",
+        key_file=Path("/var/run/tls.key"),
+    )
+    (volume,) = [v for v in made["spec"]["template"]["spec"]["volumes"] if v["name"] == "prometheus"]
+    assert volume["projected"]["sources"] == [{"secret": {"name": "prometheus-client"}}, {"configMap": {"name": "site-ca"}}]
+    assert {m["mountPath"] for m in container(made)["volumeMounts"]} == {"/tmp", str(folder)}
+    token = {"operator": {"prometheus": {"bearerTokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token"}}}
+    plain = render(values=token)["Deployment", "splitwatt-operator"]
+    assert str(options.parse(container(plain)["args"]).end_point.token_file).endswith("serviceaccount/token")
+    assert [v["name"] for v in plain["spec"]["template"]["spec"]["volumes"]] == ["tmp"]
+
+
+def test_agents_are_scraped_every_second_where_the_prometheus_operator_runs(render: Render) -> None:
+    assert ("PodMonitor", "splitwatt-agent") not in render()
+    found = render(MONITORING, values={"metrics": {"podMonitor": {"labels": {"release": "p"}}}})
+    monitor, agent = found["PodMonitor", "splitwatt-agent"], found["DaemonSet", "splitwatt-agent"]
+    assert monitor["metadata"]["labels"]["release"] == "p"
+    (scraped,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (scraped["interval"], scraped["port"]) == ("1s", container(agent)["ports"][0]["name"])
+    labels = agent["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
 
 
 def test_the_agents_arguments_are_those_it_parses(render: Render) -> None:
@@ -99,6 +156,16 @@ def test_no_rule_of_rbac_has_a_star_or_reads_secrets(render: Render) -> None:
         ({"operator": {"replicas": -1}}, "/operator/replicas': minimum: got -1, want 0"),
         ({"operator": {"prometheusUrl": "prometheus:9090"}}, "/operator/prometheusUrl': 'prometheus:9090' does not match"),
         ({"operator": {"logLevel": "loud"}}, "/operator/logLevel': value must be one of 'debug', 'info'"),
+        ({"operator": {"prometheus": {"method": "PUT"}}}, "/operator/prometheus/method': value must be one of 'POST', 'GET'"),
+        (
+            {"operator": {"prometheus": {"matchers": ["cluster=a"]}}},
+            "/operator/prometheus/matchers/0': 'cluster=a' does not match",
+        ),
+        (
+            {"operator": {"prometheus": {"queryArgs": {"nocache": 1}}}},
+            "/operator/prometheus/queryArgs/nocache': got number, want",
+        ),
+        ({"operator": {"agentSilenceSeconds": 1}}, "/operator/agentSilenceSeconds': minimum: got 1, want 2"),
         ({"operator": {"replica": 1}}, "/operator': additional properties 'replica' not allowed"),
         ({"agent": {"metricsPort": 80}}, "/agent/metricsPort': minimum: got 80, want 1,024"),
         ({"agent": {"sampleHertz": 100}}, "/agent/sampleHertz': maximum: got 100, want 10"),
@@ -129,13 +196,13 @@ def test_switches_switch_off(render: Render) -> None:
         "profiles": {"install": False},
         "admission": {"agentPolicy": False, "operatorPolicy": False},
         "networkPolicy": {"enabled": False},
-        "metrics": {"scrapeAnnotations": False, "prometheusRule": {"enabled": False}},
+        "metrics": {"scrapeAnnotations": False, "prometheusRule": {"enabled": False}, "podMonitor": {"enabled": False}},
     }
     found = render(MONITORING, values=off)
     kinds = {kind for kind, _ in found}
     gone = {
         "CustomResourceDefinition", "PowerProfile", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
-        "PrometheusRule", "NetworkPolicy",
+        "PrometheusRule", "PodMonitor", "NetworkPolicy",
     }  # fmt: skip
     assert not kinds & gone
     assert gone <= {kind for kind, _ in render(MONITORING)}

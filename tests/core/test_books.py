@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from splitwatt_core.budget.books import Book
+from splitwatt_core.budget.books import Book, Measured
 from splitwatt_core.budget.facts import MeterFailure, MeterReading, Note
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, MeterSpec, Selector
@@ -13,11 +13,14 @@ from splitwatt_core.columns import Posture
 
 SPEC = BudgetSpec("a", "uid-a", 1, 1000, selector=Selector({"rack": "a"}), meter=MeterSpec("m", expected_series=2))
 BARE = replace(SPEC, meter=None)
-CALM = Survey(charged_w=800.0, modelled_w=500.0, stale_agents=0, unmeasured=0, unadopted=0, nodes=2)
+CALM = Survey(
+    charged_w=800.0, modelled_w=500.0, explained_w=1500.0, drawn_w=400.0, known_w=400.0, drawn_s=0.0,
+    stale_agents=0, unmeasured=0, unadopted=0, nodes=2,
+)  # fmt: skip
 
 
 def judged(book: Book, spec: BudgetSpec = SPEC, survey: Survey = CALM, now_s: float = 0.0, **more: object) -> list[Note]:
-    options: dict[str, object] = {"adopted": True, "below_w": None, **more}
+    options: dict[str, object] = {"adopted": True, "below": None, **more}
     return book.judge(spec, survey, now_s, **options)  # type: ignore[arg-type]
 
 
@@ -64,7 +67,7 @@ def test_the_meter_is_believed_while_it_is_fresh() -> None:
     assert book.measured_w == 700.0
     judged(book, now_s=5.1)
     assert book.measured_w == 500.0
-    assert book.raise_forbidden(SPEC, CALM, 5.1) == "meter is stale: newest complete sample is 0.0 s old"
+    assert book.raise_forbidden(SPEC, CALM, 5.1) == "meter is stale: newest complete sample is 5.1 s old"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,7 @@ def test_what_is_no_reading_is_no_zero_and_forbids_raises(reading: MeterReading 
 
 def test_a_sample_from_the_future_grows_old_from_now_on() -> None:
     book = metered(700.0, 1000.0, now_s=10.0)
+    judged(book, now_s=10.0)
     assert book.fresh_reading(SPEC, 15.0) is not None
     assert book.fresh_reading(SPEC, 15.1) is None
 
@@ -105,7 +109,7 @@ def test_without_a_meter_the_agents_sum_stands_in_for_it() -> None:
 def test_a_parent_without_a_meter_adds_up_what_its_children_measured() -> None:
     parent = replace(BARE, selector=None)
     book = Book.open(parent, 0.0)
-    judged(book, parent, below_w=640.0)
+    judged(book, parent, below=Measured(640.0, 0.0))
     assert book.measured_w == 640.0
     assert book.raise_forbidden(parent, replace(CALM, stale_agents=1), 0.0) is None, "its leaves hold back for themselves"
 
@@ -136,7 +140,8 @@ def test_a_new_budget_is_judged_by_what_was_measured_after_its_caps_held() -> No
     judged(book)
     judged(book, now_s=1.0)
     assert book.adopted
-    for now_s, posture in ((2.0, Posture.NORMAL), (3.9, Posture.NORMAL), (4.0, Posture.BRAKE)):
+    # The second sample above 110 % brakes.
+    for now_s, posture in ((2.0, Posture.NORMAL), (3.9, Posture.NORMAL), (4.0, Posture.TRIM), (4.5, Posture.BRAKE)):
         book.see_meter(SPEC, MeterReading(1500.0, now_s, 2), now_s)
         judged(book, now_s=now_s)
         assert book.posture is posture

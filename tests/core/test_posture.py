@@ -11,7 +11,9 @@ from splitwatt_core.budget.posture import (
     RELEASE_DWELL_S,
     TABLE,
     Correction,
+    MeasuredRatio,
     PostureState,
+    Run,
     step_posture,
 )
 from splitwatt_core.columns import Posture
@@ -21,22 +23,22 @@ LIMIT_W = 1000.0
 
 
 def play(*ratios: float | None, period_s: float = 1.0, state: PostureState | None = None) -> list[Posture]:
-    """One reading a second, oldest first."""
+    """One sample a second, oldest first; None: no data."""
     state = state or PostureState(Posture.NORMAL)
     seen = []
     for i, ratio in enumerate(ratios):
-        state = step_posture(state, ratio=ratio, adopted=True, now_s=i * period_s)
+        state = step_posture(state, None if ratio is None else MeasuredRatio(ratio, i * period_s), adopted=True)
         seen.append(state.posture)
     return seen
 
 
 def test_a_budget_that_is_not_adopted_only_adopts() -> None:
-    brake = PostureState(Posture.BRAKE, 1.0, None)
-    assert step_posture(brake, ratio=2.0, adopted=False, now_s=3.0) == PostureState(Posture.ADOPTING)
+    brake = PostureState(Posture.BRAKE, Run(0.0, 1.0, 2))
+    assert step_posture(brake, MeasuredRatio(2.0, 3.0), adopted=False) == PostureState(Posture.ADOPTING)
 
 
 def test_adoption_ends_in_normal_even_without_a_reading() -> None:
-    assert step_posture(PostureState(), ratio=None, adopted=True, now_s=0.0).posture is Posture.NORMAL
+    assert step_posture(PostureState(), None, adopted=True).posture is Posture.NORMAL
 
 
 def test_above_the_limit_it_trims_at_once_sheds_after_two_seconds_and_brakes_after_six() -> None:
@@ -44,8 +46,44 @@ def test_above_the_limit_it_trims_at_once_sheds_after_two_seconds_and_brakes_aft
     assert seen == [Posture.TRIM] * 2 + [Posture.SHED] * 4 + [Posture.BRAKE] * 2
 
 
-def test_far_above_the_limit_it_brakes_at_once() -> None:
-    assert play(BRAKE_RATIO + 0.01) == [Posture.BRAKE]
+def test_far_above_the_limit_it_brakes_at_the_second_sample() -> None:
+    far = BRAKE_RATIO + 0.01
+    assert play(far, far) == [Posture.TRIM, Posture.BRAKE]
+    assert play(far, far, period_s=0.1)[-1] is Posture.BRAKE, "whatever their distance"
+    assert play(far, 1.01, far) == [Posture.TRIM, Posture.TRIM, Posture.SHED], "in a row"
+
+
+@pytest.mark.parametrize("ratio", [1.03, 1.5, 65.0])
+def test_one_sample_looked_at_many_times_is_one_sample(ratio: float) -> None:
+    """A meter that answers once a minute."""
+    state = PostureState(Posture.NORMAL)
+    for sampled_s, shown in ((0.0, ratio), (60.0, 0.9), (120.0, 0.9)):
+        for _ in range(60):
+            state = step_posture(state, MeasuredRatio(shown, sampled_s), adopted=True)
+            assert state.posture <= Posture.TRIM
+    assert state.posture is Posture.NORMAL
+
+
+def test_two_samples_a_minute_apart_are_enough_for_the_brake() -> None:
+    assert play(1.03, 1.03, period_s=60.0) == [Posture.TRIM, Posture.BRAKE]
+
+
+def test_what_is_not_firm_tightens_and_releases_nothing() -> None:
+    state = PostureState(Posture.SHED)
+    for second in range(60):
+        state = step_posture(state, MeasuredRatio(0.3, float(second), firm=False), adopted=True)
+    assert state.posture is Posture.SHED
+    for second in range(60, 70):
+        state = step_posture(state, MeasuredRatio(1.2, float(second), firm=False), adopted=True)
+    assert state.posture is Posture.BRAKE
+
+
+def test_a_clock_that_is_set_back_begins_the_count_anew() -> None:
+    state = PostureState(Posture.NORMAL)
+    for sampled_s in (100.0, 40.0):
+        state = step_posture(state, MeasuredRatio(1.05, sampled_s), adopted=True)
+    assert state.posture is Posture.TRIM
+    assert step_posture(state, MeasuredRatio(1.05, 42.0), adopted=True).posture is Posture.SHED
 
 
 def test_exactly_at_the_limit_nothing_happens() -> None:
@@ -57,26 +95,26 @@ def test_a_moment_below_the_limit_begins_the_count_anew() -> None:
 
 
 def test_it_comes_down_one_step_for_each_dwell_well_below_the_limit() -> None:
-    seen = play(1.2, *[0.9] * 35)
+    seen = play(1.2, 1.2, *[0.9] * 35)
     steps = [i for i in range(1, len(seen)) if seen[i] is not seen[i - 1]]
-    assert seen[0] is Posture.BRAKE and seen[-1] is Posture.NORMAL
-    assert [b - a for a, b in itertools.pairwise(steps)] == [RELEASE_DWELL_S] * 2
-    assert seen[steps[0]] is Posture.SHED and seen[steps[1]] is Posture.TRIM
+    assert seen[steps[0]] is Posture.BRAKE and seen[-1] is Posture.NORMAL
+    assert [b - a for a, b in itertools.pairwise(steps[1:])] == [RELEASE_DWELL_S] * 2
+    assert seen[steps[1]] is Posture.SHED and seen[steps[2]] is Posture.TRIM
 
 
 def test_between_release_and_limit_it_stays() -> None:
-    assert set(play(1.2, *[0.98] * 60)) == {Posture.BRAKE}
+    assert set(play(1.2, 1.2, *[0.98] * 60)[1:]) == {Posture.BRAKE}
 
 
 def test_a_meter_that_says_nothing_changes_nothing() -> None:
-    assert play(1.2, *[None] * 60)[-1] is Posture.BRAKE
+    assert play(1.2, 1.2, *[None] * 60)[-1] is Posture.BRAKE
     assert play(0.5, *[None] * 60)[-1] is Posture.NORMAL
 
 
 def test_time_without_data_does_not_count_towards_a_release() -> None:
-    seen = play(1.2, 0.9, *[None] * 60, 0.9)
+    seen = play(1.2, 1.2, 0.9, *[None] * 60, 0.9)
     assert seen[-1] is Posture.BRAKE
-    assert play(1.2, 0.9, *[None] * 60, *[0.9] * 11)[-1] is Posture.SHED
+    assert play(1.2, 1.2, 0.9, *[None] * 60, *[0.9] * 11)[-1] is Posture.SHED
 
 
 def test_the_table_goes_from_the_harshest_to_the_mildest() -> None:
@@ -89,7 +127,7 @@ def test_the_table_goes_from_the_harshest_to_the_mildest() -> None:
 def correct(*gaps_w: float, period_s: float = 1.0, state: Correction | None = None, start_s: float = 0.0) -> Correction:
     state = state or Correction()
     for i, gap_w in enumerate(gaps_w):
-        state = state.observe(measured_w=500.0 + gap_w, modelled_w=500.0, limit_w=LIMIT_W, now_s=start_s + i * period_s)
+        state = state.observe(measured_w=500.0 + gap_w, modelled_w=500.0, limit_w=LIMIT_W, sampled_s=start_s + i * period_s)
     return state
 
 
@@ -117,6 +155,19 @@ def test_it_learns_however_fast_decisions_follow_each_other(period_s: float) -> 
     learnt = correct(*[80.0] * count, period_s=period_s)
     assert learnt.power_w == 80.0
     assert len(learnt.gaps) <= 22
+
+
+def test_one_odd_sample_of_a_slow_meter_teaches_nothing() -> None:
+    state = correct(0.0, 300.0, 0.0, 0.0, period_s=60.0)
+    assert state.power_w == 0.0
+    odd = correct(300.0)
+    for _ in range(60):
+        odd = odd.observe(measured_w=800.0, modelled_w=500.0, limit_w=LIMIT_W, sampled_s=0.0)
+    assert odd.power_w == 0.0, "one sample, looked at sixty times"
+
+
+def test_two_samples_of_a_slow_meter_teach_the_smaller_gap() -> None:
+    assert correct(90.0, 80.0, period_s=60.0).power_w == 80.0
 
 
 def test_what_was_learnt_holds_for_a_minute_and_is_then_measured_anew() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from splitwatt_core.budget.facts import MeterReading
+from splitwatt_core.budget.roster import Roster
 from splitwatt_core.columns import Posture
 from splitwatt_core.protocol.contract import Health, Mode
 from support.keepers import condition
@@ -107,8 +108,68 @@ def test_without_a_meter_the_agents_sum_is_used_while_all_of_them_speak() -> Non
     assert said(operator, "a", "TelemetryFresh") == (
         False,
         "AgentsSilent",
-        "no meter, and not every agent gave a sample lately",
+        "no meter, and the agents' samples are 6 s old on a0: scrape interval? make it shorter, or the operator's "
+        "--agent-silence-seconds, now 5, longer",
     )
+
+
+def test_series_that_cannot_be_told_apart_are_no_sample_and_named() -> None:
+    world, operator, *_ = ready()
+    operator.keeper.on_budget(replace(world.budgets["a"], meter=None), world.now_s)
+    world.agents["a0"].crash()
+    world.now_s += 6.0
+    operator.keeper.on_agent_doubt("a0", "two series say they are of node a0")
+    operator.step()
+    assert said(operator, "a", "TelemetryFresh")[2] == "no meter, and two series say they are of node a0"
+    operator.keeper.on_agent_power("a0", 300.0, world.now_s)
+    operator.step()
+    assert said(operator, "a", "TelemetryFresh")[0] is True
+
+
+def test_a_longer_silence_of_agents_can_be_allowed() -> None:
+    world = World()
+    operator = world.elect()
+    operator.keeper.roster = Roster(agent_silent_s=40.0)
+    for node in world.nodes.values():
+        operator.see_node(node)
+    for obj in world.store.objects.values():
+        operator.keeper.on_node_power(obj, world.now_s)
+    operator.settle(8)
+    operator.keeper.on_budget(replace(world.budgets["a"], meter=None), world.now_s)
+    world.agents["a0"].crash()
+    world.now_s += 39.0
+    operator.step()
+    assert said(operator, "a", "TelemetryFresh")[1] == "AgentsSum"
+    world.now_s += 2.0
+    operator.step()
+    assert "are 41 s old on a0: scrape interval?" in said(operator, "a", "TelemetryFresh")[2]
+
+
+def test_a_reading_that_nothing_explains_is_refused_with_its_value() -> None:
+    world, operator, *_ = ready()
+    world.now_s += 1.0
+    world.dark.add("a")
+    operator.keeper.on_meter("a", MeterReading(65535.0, world.now_s, 1), world.now_s)
+    plan = operator.step()
+    status, reason, message = said(operator, "a", "TelemetryFresh")
+    assert (status, reason) == (False, "Implausible")
+    assert message.startswith("the meter reads 65535 W, and no more than 1400 W can flow there: GPUs at their maxima")
+    assert plan.budgets["a"].posture is Posture.NORMAL
+    assert "meter is implausible" in said(operator, "a", "Ready")[2]
+
+
+def test_a_reading_below_the_gpus_own_draw_is_named_with_both_numbers() -> None:
+    world, operator, *_ = ready()
+    world.dark.add("a")
+    for _ in range(12):
+        world.now_s += 1.0
+        operator.keeper.on_meter("a", MeterReading(0.0, world.now_s, 1), world.now_s)
+        operator.step()
+    drawn_w = sum(gpu.draw_w for gpu in world.nodes["a0"].gpus.values())
+    status, reason, message = said(operator, "a", "TelemetryFresh")
+    assert (status, reason) == (False, "Contradicted")
+    assert message.startswith(f"the meter reads 0 W while the GPUs behind it draw {drawn_w:.0f} W")
+    assert operator.last.budgets["a"].measured_w == drawn_w
 
 
 def test_watts_that_nobody_declared_are_named_with_what_to_change() -> None:

@@ -124,7 +124,7 @@ async def test_what_says_nothing_new_is_not_even_worded(monkeypatch: pytest.Monk
     monkeypatch.setattr(convert, "budget_status", counted)
     store, api = Store(), Storing()
     store.apply(Kind.BUDGET, {"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}})
-    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store)  # type: ignore[arg-type]
+    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store, Metrics())  # type: ignore[arg-type]
     report = BudgetReport("a", new_limit(900, 1.0), 0.0, None, Posture.ADOPTING, 0, 0, 0.0, None, ())
 
     async def show(report: BudgetReport, now_s: float, generation: int = 1) -> None:
@@ -181,7 +181,7 @@ async def test_a_write_that_may_have_landed_is_written_over(monkeypatch: pytest.
     monkeypatch.setattr(statuses_of, "RETRY_S", 0.0)
     store, api = Store(), Storing()
     store.apply(Kind.BUDGET, {"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}})
-    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store)  # type: ignore[arg-type]
+    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store, Metrics())  # type: ignore[arg-type]
     before = BudgetReport("a", new_limit(900, 1.0), 0.0, None, Posture.NORMAL, 0, 0, 0.0, None, ())
 
     async def show(limit_w: int, now_s: float) -> None:

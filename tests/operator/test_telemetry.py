@@ -11,11 +11,12 @@ import pytest
 from aiohttp import web
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
-from splitwatt_operator.telemetry.meters import AGENT_POWER_QUERY, AGENT_TIME_QUERY, PART, Telemetry, meter_query, reading_of
+from splitwatt_operator.telemetry.meters import PART, Telemetry, agent_queries, agents_of, meter_query, reading_of
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
 PLAIN = 'rack_power_watts{rack="a1"}'
+AGENT_POWER_QUERY, AGENT_TIME_QUERY = agent_queries()
 Answer = Callable[[str, str], tuple[int, Any]]
 
 
@@ -93,12 +94,73 @@ async def test_no_answer_and_refusal_are_different_failures(server: Server) -> N
             await nobody.vector("up")
 
 
-def test_a_reading_needs_all_three_parts() -> None:
-    whole = [Sample({PART: "value"}, 0.0), Sample({PART: "count"}, 2.0), Sample({PART: "oldest"}, 77.0)]
-    assert reading_of(whole) == MeterReading(power_w=0.0, sampled_s=77.0, series=2)
-    assert isinstance(reading_of([]), MeterFailure)
+def part(name: str, value: float) -> Sample:
+    return Sample({PART: name}, value)
+
+
+def test_a_reading_needs_value_count_and_age() -> None:
+    whole = [part("value", 0.0), part("count", 2.0), part("oldest", 77.0)]
+    plain = MeterSpec(PLAIN)
+    assert reading_of(plain, whole) == MeterReading(power_w=0.0, sampled_s=77.0, series=2)
+    assert isinstance(reading_of(plain, []), MeterFailure)
     for missing in range(3):
-        assert isinstance(reading_of(whole[:missing] + whole[missing + 1 :]), MeterFailure)
+        assert isinstance(reading_of(plain, whole[:missing] + whole[missing + 1 :]), MeterFailure)
+
+
+def test_series_that_hold_no_number_are_told_from_no_series() -> None:
+    """Prometheus counts a NaN, and gives it an age; the sum is NaN, which no answer carries."""
+    found = reading_of(MeterSpec(PLAIN), [part("count", 1.0), part("oldest", 77.0)])
+    assert isinstance(found, MeterFailure) and "no number (NaN" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("scale", "raw", "power_w"), [((1000, 1), 26.4, 26_400.0), ((1, 10), 264_000.0, 26_400.0), ((10, 1), 2640.0, 26_400.0)]
+)
+def test_a_meters_unit_becomes_watts_with_its_extremes(scale: tuple[int, int], raw: float, power_w: float) -> None:
+    parts = [part("value", raw), part("count", 2.0), part("oldest", 7.0), part("least", raw / 4), part("most", raw / 2)]
+    found = reading_of(MeterSpec(PLAIN, expected_series=2, scale=scale), parts)
+    assert isinstance(found, MeterReading)
+    assert found.power_w == pytest.approx(power_w)
+    assert found.extremes_w == pytest.approx((power_w / 4, power_w / 2))
+
+
+def test_the_age_of_a_recorded_series_is_its_sources() -> None:
+    meter = MeterSpec("rack:power:sum", age_selector="pdu_power_watts")
+    assert "min(timestamp(pdu_power_watts))" in meter_query(meter) and "sum(rack:power:sum)" in meter_query(meter)
+    gone = reading_of(meter, [part("value", 7.0), part("count", 1.0)])
+    assert isinstance(gone, MeterFailure) and "meter.ageSelector pdu_power_watts now: its source is gone" in gone.reason
+
+
+def test_matchers_stand_in_every_selector() -> None:
+    meter = MeterSpec(PLAIN, age_selector="raw")
+    asked = [meter_query(meter, ['cluster="b"']), *agent_queries(['cluster="b"'])]
+    assert 'sum(rack_power_watts{rack="a1",cluster="b"})' in asked[0]
+    assert 'timestamp(raw{cluster="b"})' in asked[0]
+    for query in asked:
+        assert query.count('cluster="b"') == query.count("}") - query.count('{rack="a1"}')
+    assert PLAIN not in asked[0]
+
+
+def agent(node: str, value: float, **labels: str) -> Sample:
+    return Sample({"node": node, "job": "agent", **labels}, value)
+
+
+def test_two_agents_of_one_node_are_an_error_that_names_both_and_no_sum() -> None:
+    power = [agent("gpu-0", 400.0, cluster="a"), agent("gpu-0", 400.0, cluster="b"), agent("gpu-1", 100.0, cluster="a")]
+    times = [agent("gpu-0", 50.0, cluster="a"), agent("gpu-0", 49.0, cluster="b"), agent("gpu-1", 50.0, cluster="a")]
+    readings, doubts = agents_of(power, times, silent_s=5.0)
+    assert {node: reading.power_w for node, reading in readings.items()} == {"gpu-1": 100.0}
+    assert doubts["gpu-0"].startswith(
+        '2 agents say they are of node gpu-0: {cluster="a"} and {cluster="b"}; keep one by a matcher'
+    )
+
+
+def test_what_a_former_agent_left_behind_is_no_second_one() -> None:
+    """Some servers show a series for minutes after its pod is gone."""
+    power = [agent("gpu-0", 400.0, pod="old"), agent("gpu-0", 300.0, pod="new")]
+    times = [agent("gpu-0", 40.0, pod="old"), agent("gpu-0", 50.0, pod="new")]
+    readings, doubts = agents_of(power, times, silent_s=5.0)
+    assert readings["gpu-0"].power_w == 300.0 and not doubts
 
 
 async def test_one_bad_meter_leaves_the_others(server: Server) -> None:
@@ -156,9 +218,9 @@ async def test_a_silent_prometheus_is_a_failure_of_every_meter_and_of_no_budget(
 
 
 def test_the_meter_query_asks_for_value_count_and_age_at_once() -> None:
-    query = meter_query(PLAIN, "Sum")
-    assert f"sum({PLAIN})" in query
-    assert f"count({PLAIN})" in query
+    query = meter_query(MeterSpec(PLAIN))
+    for asked in ("sum", "count", "min", "max"):
+        assert f"{asked}({PLAIN})" in query
     assert f"min(timestamp({PLAIN}))" in query
 
 

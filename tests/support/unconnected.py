@@ -46,7 +46,7 @@ class Unconnected:
             keeper=self.keeper,
             performer=Performer(self.connection, self.pen, self.keeper, done=lambda: None),
             telemetry=Telemetry(PrometheusClient("http://127.0.0.1:1")),
-            statuses=BudgetStatuses(self.pen, self.store),
+            statuses=BudgetStatuses(self.pen, self.store, self.metrics),
             recorder=self.recorder,
             metrics=self.metrics,
             decisions=DecisionLog(None),

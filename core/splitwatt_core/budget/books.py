@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.budget.facts import MeterFailure, MeterReading, Note
-from splitwatt_core.budget.posture import Correction, PostureState, step_posture
+from splitwatt_core.budget.metering import MeterMemory
+from splitwatt_core.budget.past import Look, Past
+from splitwatt_core.budget.posture import Correction, MeasuredRatio, PostureState, step_posture
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, Tree, new_limit
 from splitwatt_core.columns import Posture
@@ -17,14 +18,20 @@ from splitwatt_core.trees import NO_BUDGET
 FIRST_JUDGEMENT_S: Final = 3.0
 """Meters lag by a second or two: until then they may still show what was drawn before a new budget's first caps held."""
 
-MODEL_KEPT_S: Final = 30.0
-MODEL_EVERY_S: Final = 0.5
-"""Two steps within it are kept as the later one; so at most 2 * MODEL_KEPT_S / MODEL_EVERY_S are kept."""
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Watts at the meter, and when they were measured. `firm` False: it stands in for a meter, here or below, that is there and
+    gives nothing to be believed; nothing is released by it."""
+
+    power_w: float
+    sampled_s: float
+    firm: bool = True
 
 
 @dataclass(slots=True)
 class Book:
-    """`measured_w` is None while nothing fresh is known; `meter_reason` then says why."""
+    """`measured` is None while nothing fresh is known; `meter` then says why."""
 
     name: str
     uid: str
@@ -35,14 +42,12 @@ class Book:
     """Nothing was left to adopt one step ago; what that step decided under this budget may need an answer first."""
     adopted_s: float = float("-inf")
     adoption_s: float | None = None
-    reading: MeterReading | None = None
-    meter_reason: str = "no answer from Prometheus yet"
-    measured_w: float | None = None
+    meter: MeterMemory = field(default_factory=MeterMemory)
+    measured: Measured | None = None
     correction: Correction = field(default_factory=Correction)
     state: PostureState = field(default_factory=PostureState)
     conditions: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
-    modelled: tuple[tuple[float, float], ...] = ()
-    """When a step was, and the watts that it modelled; the newest last."""
+    past: Past = field(default_factory=Past)
 
     @classmethod
     def open(cls, spec: BudgetSpec, now_s: float) -> Book:
@@ -52,6 +57,10 @@ class Book:
     @property
     def posture(self) -> Posture:
         return self.state.posture
+
+    @property
+    def measured_w(self) -> float | None:
+        return None if self.measured is None else self.measured.power_w
 
     def see_limit(self, spec: BudgetSpec, now_s: float) -> list[Note]:
         """Take in the limit that the spec says now; a lowered one starts its grace (R9)."""
@@ -65,55 +74,23 @@ class Book:
             text += f", in force in {max(at for _, at in self.limit.pending) - now_s:.1f} s"
         return [Note("PowerBudget", self.name, f"Limit{verb.capitalize()}", text)]
 
-    def see_meter(self, spec: BudgetSpec, reading: MeterReading | MeterFailure, now_s: float) -> None:
-        """Keep a usable reading; say why otherwise. An old value is no value, and no value is not zero (I5)."""
-        if isinstance(reading, MeterFailure):
-            self.meter_reason = reading.reason
-            return
-        if not math.isfinite(reading.power_w) or reading.power_w < 0:
-            self.meter_reason = f"meter returned {reading.power_w} W"
-            return
-        if spec.meter is not None and reading.series != spec.meter.expected_series:
-            self.meter_reason = (
-                f"meter returned {reading.series} series, spec.meter.expectedSeries is {spec.meter.expected_series}"
-            )
-            return
-        # A sample from the future would stay fresh after its meter died.
-        self.reading = replace(reading, sampled_s=min(reading.sampled_s, now_s))
-        self.meter_reason = f"newest complete sample is {now_s - reading.sampled_s:.1f} s old"
+    def see_meter(self, spec: BudgetSpec, answer: MeterReading | MeterFailure, now_s: float) -> None:
+        """What the meter answered, in watts; the next step says whether it can be believed."""
+        self.meter.take(spec.meter, answer, now_s)
 
     def fresh_reading(self, spec: BudgetSpec, now_s: float) -> MeterReading | None:
-        if self.reading is None or spec.meter is None or now_s - self.reading.sampled_s > spec.meter.max_age_s:
-            return None
-        return self.reading
+        """What the meter says and can be believed now."""
+        return self.meter.fresh(spec.meter, now_s)
 
     def advance(self, now_s: float) -> None:
         self.limit = self.limit.at(now_s)
 
-    def judge(self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool, below_w: float | None) -> list[Note]:
-        """Settle this step's measurement, correction, adoption and posture. `below_w`: what the children measured together
+    def judge(self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool, below: Measured | None) -> list[Note]:
+        """Settle this step's measurement, correction, adoption and posture. `below`: what the children measured together
         with this budget's own fixed watts, None at a leaf or when a child measured nothing."""
         notes: list[Note] = []
-        reading = self.fresh_reading(spec, now_s)
-        if spec.meter is None:
-            self.correction = Correction()
-        kept = [m for m in self.modelled if 0 <= now_s - m[0] <= MODEL_KEPT_S]
-        if len(kept) > 1 and now_s - kept[-2][0] < MODEL_EVERY_S:
-            kept.pop()  # steps may follow each other faster than the span can be held
-        self.modelled = (*kept, (now_s, survey.modelled_w))
-        if reading is not None:
-            self.measured_w = reading.power_w
-            self.correction = self.correction.observe(
-                measured_w=reading.power_w,
-                modelled_w=self.modelled_at(reading.sampled_s),
-                limit_w=self.limit.in_force_w,
-                now_s=now_s,
-            )
-        elif below_w is not None:
-            self.measured_w = below_w
-        else:
-            # Declared watts of a node that nobody measures are no measurement (I5).
-            self.measured_w = survey.modelled_w if survey.nodes and not survey.unmeasured else None
+        new = self._read(spec, survey, now_s)
+        self.measured = self._measure(spec, survey, now_s, below)
         if adopted and self.complete and not self.adopted:
             self.adopted, self.adopted_s, self.adoption_s = True, now_s, now_s - self.opened_s
             bare = survey.bare == survey.nodes
@@ -121,10 +98,11 @@ class Book:
             notes.append(Note("PowerBudget", self.name, "Adopted", f"{what} after {self.adoption_s:.1f} s: in force"))
         self.complete = adopted
         before = self.posture
-        ratio = None if self.measured_w is None else self.measured_w / self.limit.in_force_w
-        if now_s - self.adopted_s < FIRST_JUDGEMENT_S:
-            ratio = None
-        self.state = step_posture(self.state, ratio=ratio, adopted=self.adopted, now_s=now_s)
+        known = (*new, self.measured) if self.measured is not None and self.measured.firm else (self.measured,)
+        judged = now_s - self.adopted_s >= FIRST_JUDGEMENT_S
+        for measured in known:
+            sample = self._sample(measured) if judged and measured is not None else None
+            self.state = step_posture(self.state, sample, adopted=self.adopted)
         if self.posture is not before and Posture.ADOPTING not in (before, self.posture):
             worse = self.posture > before
             text = f"{before.name.capitalize()} -> {self.posture.name.capitalize()}"
@@ -133,25 +111,55 @@ class Book:
             notes.append(Note("PowerBudget", self.name, "Posture", text, warning=worse))
         return notes
 
-    def modelled_at(self, sampled_s: float) -> float:
-        """What the model said at a sample's time: between the two steps around it, or at the nearest.
+    def _read(self, spec: BudgetSpec, survey: Survey, now_s: float) -> tuple[Measured, ...]:
+        """Judge what the meter said since the last step: the new samples that are believed."""
+        if spec.meter is None:
+            self.correction, self.meter, self.past = Correction(), MeterMemory(), Past()
+            return ()
+        look = Look(now_s, survey.modelled_w, survey.drawn_w, survey.known_w, survey.drawn_s)
+        self.past = self.past.with_look(look, max_age_s=spec.meter.max_age_s)
+        limit_w = max(self.limit.spec_w, self.limit.in_force_w)
+        new = self.meter.judge(spec.meter, self.past, explained_w=survey.explained_w, limit_w=limit_w)
+        for sample in new:
+            if self.meter.teaches(spec.meter, sample, self.past):
+                self.correction = self.correction.observe(
+                    measured_w=sample.power_w,
+                    modelled_w=self.past.modelled_at(sample.sampled_s),
+                    limit_w=self.limit.in_force_w,
+                    sampled_s=sample.sampled_s,
+                )
+        return tuple(Measured(sample.power_w, sample.sampled_s) for sample in new)
 
-        A meter's sample is older than the agents'. Held against what they say now, every falling load would look like watts
-        that nobody declared. Raises IndexError before the first judgement.
-        """
-        earlier = [m for m in self.modelled if m[0] <= sampled_s]
-        later = [m for m in self.modelled if m[0] > sampled_s]
-        if not earlier or not later:
-            return (later[0] if later else earlier[-1])[1]
-        (before_s, before_w), (after_s, after_w) = earlier[-1], later[0]
-        return before_w + (after_w - before_w) * (sampled_s - before_s) / (after_s - before_s)
+    def _measure(self, spec: BudgetSpec, survey: Survey, now_s: float, below: Measured | None) -> Measured | None:
+        """What is drawn now, by the best that can be believed."""
+        reading = self.fresh_reading(spec, now_s)
+        if reading is not None:
+            return Measured(reading.power_w, reading.sampled_s)
+        firm = spec.meter is None
+        if below is not None:
+            return Measured(below.power_w, below.sampled_s, firm and below.firm)
+        agents_s = min(survey.drawn_s, now_s)
+        if self.meter.doubt.contradicted and not survey.stale_agents:
+            # The agents' sum with what is declared, and what the meter taught while it was right.
+            return Measured(survey.modelled_w + self.correction.power_w, agents_s, firm=False)
+        # Declared watts of a node that nobody measures are no measurement (I5).
+        return Measured(survey.modelled_w, agents_s, firm) if survey.nodes and not survey.unmeasured else None
+
+    def _sample(self, measured: Measured) -> MeasuredRatio:
+        firm = measured.firm and not self.meter.doubt.suspect
+        return MeasuredRatio(measured.power_w / self.limit.in_force_w, measured.sampled_s, firm)
 
     def raise_forbidden(self, spec: BudgetSpec, survey: Survey, now_s: float) -> str | None:
         """Why nothing below this budget may be raised now, None when something may (I5)."""
         if self.posture > Posture.NORMAL:
             return f"posture is {self.posture.name.capitalize()}"
+        if spec.meter is not None and self.meter.doubt.contradicted:
+            doubt = self.meter.doubt
+            return f"meter is contradicted: it reads {doubt.meter_w:.0f} W while GPUs draw {doubt.drawn_w:.0f} W"
+        if spec.meter is not None and self.meter.refused:
+            return f"meter is implausible: {self.meter.refused}"
         if spec.meter is not None and self.fresh_reading(spec, now_s) is None:
-            return f"meter is stale: {self.meter_reason}"
+            return f"meter is stale: {self.meter.stale_reason(spec.meter, now_s)}"
         if spec.meter is None and spec.selector is not None and survey.stale_agents:
             return f"{survey.stale_agents} agents gave no sample lately and there is no meter"
         return None
@@ -162,17 +170,22 @@ def judge_all(
 ) -> list[Note]:
     """Settle every book, children before parents. A budget without nodes has nothing to adopt, and waits for some."""
     notes: list[Note] = []
-    below_w: dict[int, float | None] = {}
+    below: dict[int, Measured | None] = {}
     for b, above in reversed(list(enumerate(tree.forest.parent.tolist()))):
         spec, book, survey = budgets[b], books[b], surveys[b]
         adopted = survey.unadopted == 0 and survey.nodes > 0
-        children_w = below_w.get(b)
-        own_w = None if children_w is None else children_w + spec.fixed_w
-        notes.extend(book.judge(spec, survey, now_s, adopted=adopted, below_w=own_w))
+        children = below.get(b)
+        own = None if children is None else _sum(children, Measured(spec.fixed_w, float("inf")))
+        notes.extend(book.judge(spec, survey, now_s, adopted=adopted, below=own))
         if above != NO_BUDGET:
-            so_far_w = below_w.get(above, 0.0)
+            so_far = below.get(above, Measured(0.0, float("inf")))
             # A budget without nodes has nothing to measure, which must not make those above it forget what theirs read.
-            empty = book.measured_w is None and survey.nodes == 0
-            mine_w = float(spec.fixed_w) if empty else book.measured_w
-            below_w[above] = None if so_far_w is None or mine_w is None else so_far_w + mine_w
+            empty = book.measured is None and survey.nodes == 0
+            mine = Measured(spec.fixed_w, now_s) if empty else book.measured
+            below[above] = None if so_far is None or mine is None else _sum(so_far, mine)
     return notes
+
+
+def _sum(a: Measured, b: Measured) -> Measured:
+    """As old as the older, and as firm as the less firm."""
+    return Measured(a.power_w + b.power_w, min(a.sampled_s, b.sampled_s), a.firm and b.firm)

@@ -54,11 +54,13 @@ class CountedFloor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MeterReading:
-    """One budget's meter: watts, and when the oldest contributing sample was taken (same clock as `now_s`)."""
+    """One budget's meter: watts, and when the oldest contributing sample was taken (same clock as `now_s`). `extremes_w`: the
+    least and the most of its series, where they were asked for."""
 
     power_w: float
     sampled_s: float
     series: int
+    extremes_w: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

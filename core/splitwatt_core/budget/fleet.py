@@ -27,7 +27,7 @@ from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseC
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase, Use
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 from splitwatt_core.trees import Forest
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -131,8 +131,7 @@ def mute(account: GpuAccount, node: NodeAccount, now_s: float) -> bool:
     since_s = account.unacked_since_s
     if since_s is None or not late(account, now_s):
         return False
-    stale = now_s - node.sample_s > AGENT_METRICS_SILENT_S
-    return stale or (now_s - since_s > MUTE_S and node.status_s < since_s)
+    return node.sample_stale(now_s) or (now_s - since_s > MUTE_S and node.status_s < since_s)
 
 
 class _Clock(NamedTuple):

@@ -53,7 +53,7 @@ from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.policies.clocks import next_clocks
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_TERM, Mode, NodePower
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
 
 __all__ = [
     "BudgetReport",
@@ -81,8 +81,16 @@ MIN_WAKE_S: Final = 0.02
 class Keeper:
     """See the module's docstring. Not thread-safe; all times are seconds of one wall clock (Unix time)."""
 
-    def __init__(self, *, term: int, policies: Mapping[str, Policy], profiles: Sequence[Profile] | None = None) -> None:
-        """`term` comes from the Lease (R2). `policies` by the name used in PowerBudget.spec.policy.type."""
+    def __init__(
+        self,
+        *,
+        term: int,
+        policies: Mapping[str, Policy],
+        profiles: Sequence[Profile] | None = None,
+        agent_silent_s: float = AGENT_METRICS_SILENT_S,
+    ) -> None:
+        """`term` comes from the Lease (R2). `policies` by the name used in PowerBudget.spec.policy.type. `agent_silent_s`: an
+        agent's sample in Prometheus that is older shows no life."""
         if not 0 < term <= MAX_TERM:
             raise ValueError(f"term must be between 1 and {MAX_TERM}, not {term}")
         self._term = term
@@ -94,7 +102,7 @@ class Keeper:
         self._tombstones = Tombstones()
         self._contract = ContractCrd()
         self._tree: Tree | None = None
-        self.roster = Roster()
+        self.roster = Roster(agent_silent_s=agent_silent_s)
         self._pods: dict[tuple[str, str], PodFact] = {}
         self._in_flight: dict[str, SpecWrite] = {}
         self._settle_s_by_leaves: dict[tuple[str, ...], float] = {}
@@ -216,7 +224,13 @@ class Keeper:
         """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
         account = self.roster.nodes.get(node)
         if account is not None and sampled_s >= account.sample_s:
-            account.sample_s, account.sample_w = sampled_s, power_w
+            account.sample_s, account.sample_w, account.sample_problem = sampled_s, power_w, ""
+
+    def on_agent_doubt(self, node: str, problem: str) -> None:
+        """What Prometheus has of a node's agent cannot be used, and `problem` says why: no sample (I5)."""
+        account = self.roster.nodes.get(node)
+        if account is not None:
+            account.sample_problem = problem
 
     def on_outcome(self, write: SpecWrite, outcome: Outcome, now_s: float) -> None:
         """Charged since `step`; only an acknowledgement retires it, whatever the outcome (R6)."""

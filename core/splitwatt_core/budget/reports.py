@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
 from splitwatt_core.budget.findings import BudgetFindings
+from splitwatt_core.budget.freshness import silent_agents, telemetry_fresh
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.sentences import counted, some
 from splitwatt_core.budget.steering import Steering
 from splitwatt_core.budget.survey import Survey
-from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.signature import Decision, shortfall_w
@@ -50,7 +50,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget that is there, and a note for every condition that turned since the last step."""
     m = j.moment
     found, steering = BudgetFindings(m, aside=j.aside, mute=j.mute, held=j.holds.held), Steering(m)
-    reasons = found.reasons(j.decisions)
+    reasons, silent = found.reasons(j.decisions), silent_agents(m)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
     columns = (m.fleet.gpu_count.tolist(), j.short_w.tolist(), j.in_the_way_w.tolist())
@@ -64,7 +64,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
         conditions = (
             _ready(found, name, book, survey, within=within, observes=observes),
             within,
-            _fresh(spec, book, m.now_s),
+            telemetry_fresh(spec, book, m.now_s, silent=silent.get(name, ())),
             _enforced(found, name, survey),
             _feasible(found, name, short_w, in_the_way_w, j.holds.safe_over_w.get(name)),
             *steering.conditions(name),
@@ -137,19 +137,6 @@ def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
         text += "; mode is Observe, nothing is lowered" if observes else ", lowering"
         return Condition("WithinBudget", False, "ChargedAboveLimit", text)
     return Condition("WithinBudget", True, "Within", "charge and measurement are within the limit in force")
-
-
-def _fresh(spec: BudgetSpec, book: Book, now_s: float) -> Condition:
-    if spec.meter is None:
-        if book.measured_w is None:
-            return Condition("TelemetryFresh", False, "AgentsSilent", "no meter, and not every agent gave a sample lately")
-        return Condition("TelemetryFresh", True, "AgentsSum", "no meter: the agents' sum is used")
-    if book.fresh_reading(spec, now_s) is None:
-        return Condition("TelemetryFresh", False, "MeterStale", f"no fresh meter reading: {book.meter_reason}")
-    if book.correction.power_w > 0:
-        text = f"the meter shows {book.correction.power_w:.0f} W more than declared: raise nonGpuWattsPerNode or fixedWatts"
-        return Condition("TelemetryFresh", True, "NonGpuUnderDeclared", text)
-    return Condition("TelemetryFresh", True, "Fresh", "the meter's samples are fresh")
 
 
 def _enforced(found: BudgetFindings, name: str, survey: Survey) -> Condition:

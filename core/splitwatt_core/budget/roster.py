@@ -19,7 +19,7 @@ from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.protocol.contract import NodePower
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
 
 __all__ = ["DROPPED", "VERIFY_EVERY_S", "Placement", "Roster", "managed"]
 
@@ -30,7 +30,8 @@ class Roster:
     """All nodes ever seen and not proven gone. `moves[node][former budget]` is the number of the first grant issued after
     the claim (NO_GRANT: none yet)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, agent_silent_s: float = AGENT_METRICS_SILENT_S) -> None:
+        self._agent_silent_s = agent_silent_s
         self.nodes: dict[str, NodeAccount] = {}
         self._doubles = Doubles()
         self.moves: dict[str, dict[str, int]] = {}
@@ -52,7 +53,7 @@ class Roster:
     def account(self, name: str) -> NodeAccount:
         """The node's account, opened on first sight."""
         if name not in self.nodes:
-            self.nodes[name] = NodeAccount(name)
+            self.nodes[name] = NodeAccount(name, agent_silent_s=self._agent_silent_s)
         return self.nodes[name]
 
     def see_node(self, node: NodeFact) -> bool:

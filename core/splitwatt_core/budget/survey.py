@@ -10,9 +10,10 @@ import numpy as np
 
 from splitwatt_core.budget.claims import Placement, managed
 from splitwatt_core.budget.fleet import Fleet
+from splitwatt_core.budget.plausible import UNKNOWN_NODE_W
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
+from splitwatt_core.protocol.ledger import NodeAccount
 
 UNMANAGED_AFTER_S: Final = 30.0
 """A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""
@@ -23,7 +24,10 @@ class Survey:
     """One budget. Watts at the meter.
 
     modelled_w: agents' GPU watts with losses (of a stale agent: its GPUs' charges, or what it does not tell would look like
-    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. stale_agents: managed nodes without
+    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. explained_w: the same with every GPU at its
+    maximum, and no node without an agent below what a server may draw. drawn_w, known_w: GPU watts that agents read lately,
+    and the same with what silent agents read last, of nodes that count in one leaf alone; drawn_s: when the oldest of these
+    samples was taken, infinite where there is none. stale_agents: managed nodes without
     a fresh agent sample. unmeasured: all nodes without one, with an agent or not. Neither counts a node whose Node object is
     gone and whose GPUs are charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes
     with a GPU that is neither acknowledged nor sick or silent. nodes: all of them; bare: those of whose GPUs nobody tells.
@@ -31,6 +35,10 @@ class Survey:
 
     charged_w: float
     modelled_w: float
+    explained_w: float
+    drawn_w: float
+    known_w: float
+    drawn_s: float
     stale_agents: int
     unmeasured: int
     unadopted: int
@@ -48,13 +56,19 @@ def take_survey(
 ) -> tuple[Survey, ...]:
     """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
     tree, forest = fleet.tree, fleet.forest
-    agent_w, stale_agents, unmeasured, unadopted, own_bare = (np.zeros(forest.size) for _ in range(5))
+    agent_w, most_w, drawn_w, known_w, stale_agents, unmeasured, unadopted, own_bare = (np.zeros(forest.size) for _ in range(8))
+    drawn_s = np.full(forest.size, np.inf)
     for p in placements:
         leaf = p.leaves[0]
         b = tree.index[leaf]
-        stale = now_s - p.node.sample_s > AGENT_METRICS_SILENT_S
+        stale = p.node.sample_stale(now_s)
         charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
         agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
+        most_w[b] += _most_w(p)
+        if len(p.leaves) == 1:  # where a node stands that moves just now, its meter knows alone
+            drawn_w[b] += 0.0 if stale else p.node.sample_w
+            known_w[b] += p.node.sample_w
+            drawn_s[b] = drawn_s[b] if stale else min(drawn_s[b], p.node.sample_s)
         missed = stale and not _worst_counts(p.node)
         stale_agents[b] += managed(p.node) and missed
         unmeasured[b] += missed
@@ -62,13 +76,30 @@ def take_survey(
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE or any(budgets[up].frozen for up in tree.chain(leaf))
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
     *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, own_bare))
-    columns = (fleet.charged_w(), forest.sum_up(agent_w) + fleet.rest_w, *counts, fleet.nodes, bare)
+    columns = (
+        fleet.charged_w(),
+        forest.sum_up(agent_w) + fleet.rest_w,
+        forest.sum_up(most_w) + fleet.rest_w,
+        forest.sum_up(drawn_w),
+        forest.sum_up(known_w),
+        forest.min_up(drawn_s),
+        *counts,
+        fleet.nodes,
+        bare,
+    )
     return tuple(Survey(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _worst_counts(node: NodeAccount) -> bool:
     """The Node object is gone, and every GPU is charged its default limit."""
     return not node.present and managed(node) and all(gpu.charge_w >= gpu.default_w for gpu in node.gpus.values())
+
+
+def _most_w(p: Placement) -> float:
+    """The most that the node's GPUs can draw, at the meter; without an agent what it may draw beyond its flat rate."""
+    if not managed(p.node):
+        return max(0.0, UNKNOWN_NODE_W - p.rates.unmanaged_w)
+    return p.rates.loss_factor * sum(max(gpu.max_w, gpu.default_w, gpu.charge_w) for gpu in p.node.gpus.values())
 
 
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:

@@ -62,10 +62,19 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class MeterSpec:
+    """`age_selector`: the series whose sample times are the age, None for those of `selector`. `scale`: watts per unit of the
+    meter, as numerator and denominator."""
+
     selector: str
     aggregate: str = "Sum"
     expected_series: int = 1
     max_age_s: float = METER_MAX_AGE_S
+    age_selector: str | None = None
+    scale: tuple[int, int] = (1, 1)
+
+    @property
+    def watts_per_unit(self) -> float:
+        return self.scale[0] / self.scale[1]
 
 
 @dataclass(frozen=True, slots=True)

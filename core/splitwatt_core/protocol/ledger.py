@@ -25,6 +25,7 @@ from typing import Final
 from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Phase, Use, Workload
 
 AGENT_METRICS_SILENT_S: Final = 5.0
+"""Where agents are scraped once a second; an operator whose Prometheus is slower is told so."""
 AGENT_STATUS_SILENT_S: Final = 90.0
 NODE_LEASE_FRESH_S: Final = 40.0
 """The kubelet renews every 10 s and Kubernetes itself gives a node 40 s."""
@@ -223,6 +224,10 @@ class NodeAccount:
     sample_s: float = float("-inf")
     sample_w: float = 0.0
     """The agent's own readings of all its GPUs, and when the oldest of them was taken."""
+    sample_problem: str = ""
+    """Why what Prometheus has of it cannot be used, "" while it can."""
+    agent_silent_s: float = AGENT_METRICS_SILENT_S
+    """A sample older than this shows no life."""
     status_s: float = float("-inf")
     lease_s: float = float("-inf")
     unproven_since_s: float | None = None
@@ -341,6 +346,9 @@ class NodeAccount:
 
     # ------------------------------------------------------------------------------------------------------- judging
 
+    def sample_stale(self, now_s: float) -> bool:
+        return now_s - self.sample_s > self.agent_silent_s
+
     @property
     def reported(self) -> bool:
         """Whether an agent ever wrote the status of the object."""
@@ -348,7 +356,7 @@ class NodeAccount:
 
     def alive(self, now_s: float) -> bool:
         """The agent showed life lately, by metrics or by status (I3)."""
-        return now_s - self.sample_s <= AGENT_METRICS_SILENT_S or now_s - self.status_s <= AGENT_STATUS_SILENT_S
+        return not self.sample_stale(now_s) or now_s - self.status_s <= AGENT_STATUS_SILENT_S
 
     def _proven(self, now_s: float) -> bool:
         if self.alive(now_s):

@@ -12,10 +12,10 @@ from splitwatt_core.admission.pods import Pod, pod_fact
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import cluster_label
 
-from splitwatt_operator.cluster.read import subject_of, unix_s
+from splitwatt_operator.cluster.read import UNREADABLE, sentence_of, subject_of, unix_s
 from splitwatt_operator.cluster.store import Change, JsonObject, Key, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
-from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.recorder import Recorder, Subject
 
 FACT_KINDS: Final = (Kind.PROFILE, Kind.BUDGET, Kind.NODE, Kind.NODE_POWER, Kind.CLUSTER, Kind.POD)
 """A change of one of these is worth a decision at once."""
@@ -40,7 +40,7 @@ class Feeder:
             obj = self._store.get(kind, key.name, key.namespace)
             match kind:
                 case Kind.NODE:
-                    self._node(key.name, now_s)
+                    self._node(key.name, obj, now_s)
                 case Kind.LEASE:
                     self._lease(key, obj)
                 case Kind.BUDGET:
@@ -57,17 +57,26 @@ class Feeder:
         if profiles_changed:
             self._keeper.on_profiles(self._view.profiles)
 
-    def _node(self, name: str, now_s: float) -> None:
+    def _node(self, name: str, obj: JsonObject | None, now_s: float) -> None:
         seen = self._view.nodes.get(name)
+        if obj is not None and seen is not None and seen.problem:
+            self._say_of_node(name, "Unreadable", f"counted as it was last read: {seen.problem}")
         if seen is None:
             self._keeper.on_node_gone(name, now_s)
         elif seen.fact is not None:
             self._keeper.on_node(seen.fact, now_s)
 
     def _lease(self, key: Key, obj: JsonObject | None) -> None:
-        renewed = (obj or {}).get("spec", {}).get("renewTime")
-        if renewed:
-            self._keeper.on_node_lease(key.name, unix_s(renewed))
+        renewed = ((obj or {}).get("spec") or {}).get("renewTime")
+        if not renewed:
+            return
+        try:
+            renewed_s = unix_s(renewed)
+        except UNREADABLE as error:  # any kubelet may write its own: it is no sign of life, and nothing else
+            told = f"its Lease {key.namespace}/{key.name} is ignored: renewTime {renewed!r:.64}: {sentence_of(error)}"
+            self._say_of_node(key.name, "LeaseUnreadable", told)
+            return
+        self._keeper.on_node_lease(key.name, renewed_s)
 
     def _budget(self, name: str, obj: JsonObject | None, now_s: float) -> None:
         seen = self._view.budgets.get(name)
@@ -108,6 +117,11 @@ class Feeder:
             self._keeper.on_pod_gone(*pod.name)
         else:
             self._keeper.on_pod(fact)
+
+    def _say_of_node(self, name: str, reason: str, message: str) -> None:
+        node = self._store.get(Kind.NODE, name)
+        uid = "" if node is None else node["metadata"].get("uid", "")
+        self._recorder.note(Subject("v1", Kind.NODE, name, "", uid), reason=reason, message=message, warning=True)
 
     def _complain(self, obj: JsonObject | None, seen: Seen[Any] | None, reason: str, what: str) -> None:
         """`what` becomes of the version that cannot be read."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from splitwatt_client.errors import ApiError, Rejected
@@ -154,6 +155,26 @@ class BudgetLoop:
         if plan.resign is not None:
             raise SupersededError(plan.resign)
         self._performer.start(plan)
+        with self._telling(Kind.BUDGET):
+            self._show(plan, now_s)
+        with self._telling("Metrics"):
+            self._metrics.show_budgets(plan.budgets)
+        with self._telling("DecisionLog"):
+            self._decisions.write(plan.budgets, now_s)
+        with self._telling("Event"):
+            for note in plan.notes:
+                self._recorder.note(self._subject(note), reason=note.reason, message=note.message, warning=note.warning)
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Words about a decision, which is already under way: what goes wrong with them stops nothing else."""
+        try:
+            yield
+        except Exception:  # numbers from outside stand in these words, and none of them is worth a fleet without control
+            self._metrics.count_report_failure(what)
+            log.exception("a decision could not be told", extra={"told": what})
+
+    def _show(self, plan: Plan, now_s: float) -> None:
         self._statuses.show(
             plan.budgets,
             generations={name: spec.generation for name, spec in self._keeper.budgets.items()},
@@ -161,10 +182,6 @@ class BudgetLoop:
             unreadable=self._view.budgets.problems(),
             now_s=now_s,
         )
-        self._metrics.show_budgets(plan.budgets)
-        self._decisions.write(plan.budgets, now_s)
-        for note in plan.notes:
-            self._recorder.note(self._subject(note), reason=note.reason, message=note.message, warning=note.warning)
 
     async def _wait(self, plan: Plan) -> None:
         await asyncio.sleep(MIN_GAP_S)
@@ -177,16 +194,25 @@ class BudgetLoop:
         """One round of telemetry a second until cancelled. Its results are facts for the next step, and wake it."""
         while True:
             started_s = time.monotonic()
-            readings = await self._telemetry.read(list(self._keeper.budgets.values()))
+            readings = await self._read()
             now_s = time.time()
             for name, reading in readings.meters.items():
                 self._keeper.on_meter(name, reading, now_s)
             for node, agent in readings.agents.items():
                 self._keeper.on_agent_power(node, agent.power_w, agent.sampled_s)
+            for node, problem in readings.doubts.items():
+                self._keeper.on_agent_doubt(node, problem)
             self._readings = readings
             self._metrics.query_failures.inc(readings.failures)
             self.wake.set()
             await asyncio.sleep(max(MIN_GAP_S, STEP_S - (time.monotonic() - started_s)))
+
+    async def _read(self) -> Readings:
+        try:
+            return await self._telemetry.read(list(self._keeper.budgets.values()))
+        except Exception:  # an answer of a shape that nobody foresaw is no answer: meters grow stale, decisions go on
+            log.exception("telemetry could not be read")
+            return Readings(failures=1)
 
     def _subject(self, note: Note) -> Subject:
         try:

@@ -4,6 +4,9 @@ Charge and measured watts move every second, and a write a second per budget wou
 numbers that people look at may be `NUMBERS_EVERY_S` old, Prometheus has the rest. What changes a judgement (a condition,
 the posture, the limit in force, which a successor reads back, R9) is written at once.
 
+A report that cannot be worded is logged, counted and left out: it is one budget's, and words about a decision must stop
+neither the decision nor what is said of the others.
+
 Each write carries the uid: the status of a budget that was deleted and made anew is never written onto its namesake.
 """
 
@@ -24,6 +27,7 @@ from splitwatt_core.names import GROUP_VERSION
 from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
+from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
@@ -40,7 +44,7 @@ NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
 
 
 class _Said(NamedTuple):
-    """All that a status is worded from."""
+    """All that a status is worded from: report, generation acted on, why its meter and why its newest spec cannot be used."""
 
     report: BudgetReport
     generation: int
@@ -66,11 +70,14 @@ class _Shown:
 class BudgetStatuses:
     """`show` every step; it starts the writes that are due."""
 
-    def __init__(self, pen: Pen, store: Store) -> None:
+    def __init__(self, pen: Pen, store: Store, metrics: Metrics) -> None:
         self._pen = pen.lane(MAX_CONCURRENT)
+        self._metrics = metrics
         self._store = store
         self._shown: dict[str, _Shown] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unworded: dict[str, str] = {}
+        """Why a budget's status could not be made, by its name: logged when it changes."""
 
     def show(
         self,
@@ -85,25 +92,37 @@ class BudgetStatuses:
         spec, cannot be used."""
         for name in [name for name in self._shown if self._store.get(Kind.BUDGET, name) is None]:
             del self._shown[name]
-        for name, report in reports.items():
+        for name in dict.fromkeys((*reports, *unreadable)):
             budget = self._store.get(Kind.BUDGET, name)
             if budget is None:
                 continue
-            shown = self._shown_of(budget)
-            said = _Said(report, generations.get(name, 0), invalid_meters.get(name), unreadable.get(name))
-            if not shown.unsure and shown.said is not None and self._age_s(shown) < said_waits_s(shown.said, said):
-                continue
-            status = _status(said, previous=shown.status, now_s=now_s)
-            if status == shown.status and not shown.unsure:
-                shown.said = said
-            else:
-                self._offer(name, shown, status, said)
-        for name, sentence in unreadable.items():
-            budget = self._store.get(Kind.BUDGET, name)
-            if budget is not None and name not in reports:
-                shown = self._shown_of(budget)
-                generation = budget["metadata"].get("generation", 0)
-                self._offer(name, shown, unreadable_status(sentence, shown.status, generation=generation, now_s=now_s))
+            report = reports.get(name)
+            said: _Said | str = unreadable.get(name, "")
+            if report is not None:
+                said = _Said(report, generations.get(name, 0), invalid_meters.get(name), unreadable.get(name))
+            try:
+                self._show(name, budget, said, now_s)
+                self._unworded.pop(name, None)
+            except Exception as error:  # whatever a number or a former status holds, the other budgets have theirs to say
+                self._metrics.count_report_failure(Kind.BUDGET)
+                if self._unworded.get(name) != repr(error):
+                    log.exception("status not made, the caps go out all the same", extra={"budget": name})
+                self._unworded[name] = repr(error)
+
+    def _show(self, name: str, budget: JsonObject, said: _Said | str, now_s: float) -> None:
+        """`said` is a sentence where no version of the budget could be read yet."""
+        shown = self._shown_of(budget)
+        if isinstance(said, str):
+            newest = budget["metadata"].get("generation", 0)
+            self._offer(name, shown, unreadable_status(said, shown.status, generation=newest, now_s=now_s))
+            return
+        if not shown.unsure and shown.said is not None and self._age_s(shown) < said_waits_s(shown.said, said):
+            return
+        status = _status(said, previous=shown.status, now_s=now_s)
+        if status == shown.status and not shown.unsure:
+            shown.said = said
+        else:
+            self._offer(name, shown, status, said)
 
     async def stop(self) -> None:
         await end_all(set(self._tasks))
@@ -147,6 +166,7 @@ class BudgetStatuses:
                     pass  # the next step offers it again
                 case Rejected() | OutcomeUnknown() as error:
                     shown.not_before_s = time.monotonic() + RETRY_S
+                    self._metrics.count_report_failure(Kind.BUDGET)
                     if isinstance(error, OutcomeUnknown):
                         shown.unsure, shown.said = True, None
                     log.warning("status not written: %s", error, extra={"budget": name})

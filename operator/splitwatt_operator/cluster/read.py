@@ -29,7 +29,7 @@ from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_operator.cluster.store import JsonObject, version_of
 from splitwatt_operator.recorder import Subject
 
-UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
 """What reading an object of unexpected shape can raise; ValidationError, ContractError and SpecError are ValueErrors."""
 ENDED_PHASES: Final = ("Succeeded", "Failed")
 MAX_SENTENCE_CHARS: Final = 400

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from splitwatt_api.promql import with_matchers
 from splitwatt_core.clusters import ClusterName, LabelOwners, Role
 from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
 
@@ -32,9 +33,10 @@ class Latency:
     tbt_p99_ms: int | None = None
 
 
-def p99_query(metric: str, role: Role) -> str:
-    """The 99th percentile in seconds, by namespace and cluster."""
-    rate = f'rate({metric}_bucket{{{L_ROLE}="{role.value}"}}[{WINDOW}])'
+def p99_query(metric: str, role: Role, matchers: Sequence[str] = ()) -> str:
+    """The 99th percentile in seconds, by namespace and cluster; `matchers`: those of every query."""
+    buckets = with_matchers(f'{metric}_bucket{{{L_ROLE}="{role.value}"}}', matchers)
+    rate = f"rate({buckets}[{WINDOW}])"
     return f"histogram_quantile(0.99, sum by ({L_NAMESPACE}, {L_CLUSTER}, le) ({rate}))"
 
 
@@ -73,6 +75,6 @@ class SloMeter:
                 self._changed(name)
 
     async def _p99_ms(self, prometheus: PrometheusClient, metric: str, role: Role) -> dict[ClusterName, int]:
-        samples, owners = await prometheus.vector(p99_query(metric, role)), self._owners()
+        samples, owners = await prometheus.vector(p99_query(metric, role, prometheus.matchers)), self._owners()
         rows = [(owners.of(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")), s.value) for s in samples]
         return {name: round(1000 * value) for name, value in rows if name is not None}

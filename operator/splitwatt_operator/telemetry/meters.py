@@ -1,8 +1,9 @@
 """What budgets' meters and agents say, asked of Prometheus once a second.
 
-One query per budget fetches the sum, the count and the oldest sample's time at one evaluation, so that they belong
-together; `timestamp()` gives the scrape's own time, which an aggregated value would have lost. Agents' readings come by
-two queries for all nodes at once.
+One query per budget fetches the sum, the count, the extremes and the oldest sample's time at one evaluation, so that they
+belong together; `timestamp()` gives the scrape's own time, which an aggregated value would have lost. Agents' readings come by
+two queries for all nodes at once, one row per scraped agent, so that two agents that both say they are of one node (two
+clusters behind one end point, two scrape jobs) are seen as two and never added up.
 
 Protected: a failed query, an empty answer and a watt of zero stay three different things (I5).
 """
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from splitwatt_api.promql import with_matchers
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
-from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.names import L_NODE, M_GPU_POWER_WATTS
+from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
+from splitwatt_core.names import L_GPU, L_NODE, L_ROLE, M_GPU_POWER_WATTS
+from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
 
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
@@ -32,8 +35,7 @@ PART: Final = "splitwatt_part"
 MAX_JUDGED_SELECTORS: Final = 1024
 JUDGE_AGAIN_S: Final = 60.0
 """A refusal is taken back after this time, if Prometheus has changed its mind: a selector is not condemned for ever."""
-AGENT_POWER_QUERY: Final = f"sum by ({L_NODE}) ({M_GPU_POWER_WATTS})"
-AGENT_TIME_QUERY: Final = f"min by ({L_NODE}) (timestamp({M_GPU_POWER_WATTS}))"
+MAX_SHOWN_LABELS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +46,96 @@ class AgentReading:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """One round. `invalid`: for budgets whose selector is unusable, the sentence that says what to change."""
+    """One round. `invalid`: for budgets whose selector is unusable, the sentence that says what to change. `doubts`: for nodes
+    whose agents' series cannot be used, why."""
 
     meters: Mapping[str, MeterReading | MeterFailure] = field(default_factory=dict)
     agents: Mapping[str, AgentReading] = field(default_factory=dict)
     invalid: Mapping[str, str] = field(default_factory=dict)
+    doubts: Mapping[str, str] = field(default_factory=dict)
     failures: int = 0
 
 
-def meter_query(selector: str, aggregate: str) -> str:
-    """PromQL for all three parts. The selector must have passed `problem_of`. Raises KeyError for an unknown aggregate."""
+def meter_query(meter: MeterSpec, matchers: Sequence[str] = ()) -> str:
+    """PromQL for all parts. The selectors must have passed `problem_of`. Raises KeyError for an unknown aggregate."""
+    selector = with_matchers(meter.selector, matchers)
+    aged = with_matchers(meter.age_selector or meter.selector, matchers)
     parts = {
-        "value": f"{AGGREGATES[aggregate]}({selector})",
+        "value": f"{AGGREGATES[meter.aggregate]}({selector})",
         "count": f"count({selector})",
-        "oldest": f"min(timestamp({selector}))",
+        "least": f"min({selector})",
+        "most": f"max({selector})",
+        "oldest": f"min(timestamp({aged}))",
     }
     return " or ".join(f'label_replace({query}, "{PART}", "{part}", "", "")' for part, query in parts.items())
 
 
-def reading_of(samples: Sequence[Sample]) -> MeterReading | MeterFailure:
+def reading_of(meter: MeterSpec, samples: Sequence[Sample]) -> MeterReading | MeterFailure:
+    """In watts."""
     parts = {sample.labels.get(PART): sample.value for sample in samples}
+    unit_w = meter.watts_per_unit
+    if "oldest" not in parts and "count" in parts and meter.age_selector is not None:
+        return MeterFailure(f"no series matches meter.ageSelector {meter.age_selector} now: its source is gone")
+    if "value" not in parts and "count" in parts:
+        return MeterFailure("the meter's series are there and hold no number (NaN or infinite)")
     try:
-        return MeterReading(power_w=parts["value"], sampled_s=parts["oldest"], series=int(parts["count"]))
+        return MeterReading(
+            power_w=unit_w * parts["value"],
+            sampled_s=parts["oldest"],
+            series=int(parts["count"]),
+            extremes_w=(unit_w * parts["least"], unit_w * parts["most"]) if "least" in parts and "most" in parts else None,
+        )
     except KeyError:
         return MeterFailure("no series matches the meter's selector now")
+
+
+def agent_queries(matchers: Sequence[str] = ()) -> tuple[str, str]:
+    """PromQL for watts and sample times, one row per scraped agent with all its labels but those of its GPUs."""
+    series = with_matchers(M_GPU_POWER_WATTS, matchers)
+    without = f"without ({L_GPU}, {L_ROLE})"
+    return f"sum {without} ({series})", f"min {without} (timestamp({series}))"
+
+
+def agents_of(
+    power: Sequence[Sample], times: Sequence[Sample], *, silent_s: float
+) -> tuple[dict[str, AgentReading], dict[str, str]]:
+    """Readings by node, and for nodes with two agents the sentence that names both. A row that is older than its rival by
+    `silent_s` is of a former agent, whose series some servers show for minutes; rows without a node or a time are nobody's."""
+    sampled = {frozenset(row.labels.items()): row.value for row in times}
+    rows: dict[str, list[tuple[float, Sample]]] = {}
+    for row in power:
+        node, sampled_s = row.labels.get(L_NODE), sampled.get(frozenset(row.labels.items()))
+        if node and sampled_s is not None:
+            rows.setdefault(node, []).append((sampled_s, row))
+    readings: dict[str, AgentReading] = {}
+    doubts: dict[str, str] = {}
+    for node, found in rows.items():
+        newest_s = max(sampled_s for sampled_s, _ in found)
+        living = [(sampled_s, row) for sampled_s, row in found if newest_s - sampled_s <= silent_s]
+        if len(living) == 1:
+            readings[node] = AgentReading(living[0][1].value, living[0][0])
+        else:
+            first, second = (row.labels for _, row in living[:2])
+            doubts[node] = (
+                f"{len(living)} agents say they are of node {node}: {_apart(first, second)} and {_apart(second, first)}; "
+                "keep one by a matcher in every query (--prometheus-matcher, operator.prometheus.matchers)"
+            )
+    return readings, doubts
+
+
+def _apart(labels: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """What tells one label set from another."""
+    differing = sorted(name for name in labels if labels[name] != other.get(name))
+    shown = ",".join(f'{name}="{labels[name]}"' for name in differing[:MAX_SHOWN_LABELS])
+    return f"{{{shown}}}"
 
 
 class Telemetry:
     """`read` is one round over all budgets; it never raises for Prometheus' sake."""
 
-    def __init__(self, prometheus: PrometheusClient) -> None:
+    def __init__(self, prometheus: PrometheusClient, *, agent_silent_s: float = AGENT_METRICS_SILENT_S) -> None:
         self._prometheus = prometheus
+        self._agent_silent_s = agent_silent_s
         self._judged: OrderedDict[str, tuple[str | None, float]] = OrderedDict()
         """Selectors that Prometheus has read: the problem or None, and until when that holds (monotonic)."""
 
@@ -86,21 +147,23 @@ class Telemetry:
         invalid = {
             budget.name: problem
             for budget in metered
-            if budget.meter is not None and (problem := self._known_problem(budget.meter.selector)) is not None
+            if budget.meter is not None and (problem := self._known_problem(budget.meter)) is not None
         }
         results = {name: task.result() for name, task in meters.items()}
         failures = sum(isinstance(result, MeterFailure) for result in results.values()) + (agents.result() is None)
-        return Readings(meters=results, agents=agents.result() or {}, invalid=invalid, failures=failures)
+        readings, doubts = agents.result() or ({}, {})
+        return Readings(meters=results, agents=readings, invalid=invalid, doubts=doubts, failures=failures)
 
     async def _meter(self, budget: BudgetSpec) -> MeterReading | MeterFailure:
         meter = budget.meter
         assert meter is not None
         try:
-            if (problem := await self._problem(meter.selector)) is not None:
-                return MeterFailure(problem)
-            samples = await self._prometheus.vector(meter_query(meter.selector, meter.aggregate))
+            for selector in _selectors(meter):
+                if (problem := await self._problem(selector)) is not None:
+                    return MeterFailure(problem)
+            samples = await self._prometheus.vector(meter_query(meter, self._prometheus.matchers))
             self._judge(meter.selector, None)  # it was read, so it can be
-            return reading_of(samples)
+            return reading_of(meter, samples)
         except KeyError:
             return MeterFailure(f"meter.aggregate {meter.aggregate} is unknown; use one of {', '.join(AGGREGATES)}")
         except QueryInvalidError as refusal:
@@ -132,14 +195,13 @@ class Telemetry:
         while len(self._judged) > MAX_JUDGED_SELECTORS:
             self._judged.popitem(last=False)
 
-    def _known_problem(self, selector: str) -> str | None:
-        return self._judged.get(selector, (None, 0.0))[0] or problem_of(selector)
+    def _known_problem(self, meter: MeterSpec) -> str | None:
+        found = (self._judged.get(selector, (None, 0.0))[0] or problem_of(selector) for selector in _selectors(meter))
+        return next((problem for problem in found if problem is not None), None)
 
-    async def _agents(self) -> dict[str, AgentReading] | None:
+    async def _agents(self) -> tuple[dict[str, AgentReading], dict[str, str]] | None:
         power, times = await asyncio.gather(
-            self._prometheus.vector(AGENT_POWER_QUERY),
-            self._prometheus.vector(AGENT_TIME_QUERY),
-            return_exceptions=True,
+            *(self._prometheus.vector(query) for query in agent_queries(self._prometheus.matchers)), return_exceptions=True
         )
         for answer in (power, times):
             if isinstance(answer, QueryError):
@@ -148,10 +210,8 @@ class Telemetry:
             if isinstance(answer, BaseException):
                 raise answer
         assert not isinstance(power, BaseException) and not isinstance(times, BaseException)
-        # Series without a node label add up to one row without a name: nobody's reading.
-        sampled = {sample.labels[L_NODE]: sample.value for sample in times if L_NODE in sample.labels}
-        return {
-            node: AgentReading(sample.value, sampled[node])
-            for sample in power
-            if (node := sample.labels.get(L_NODE)) is not None and node in sampled
-        }
+        return agents_of(power, times, silent_s=self._agent_silent_s)
+
+
+def _selectors(meter: MeterSpec) -> tuple[str, ...]:
+    return (meter.selector,) if meter.age_selector is None else (meter.selector, meter.age_selector)

@@ -14,9 +14,12 @@ from typing import Any, Final
 
 import httpx
 
+from splitwatt_operator.telemetry.endpoint import EndPoint, EndPointError
+
 QUERY_TIMEOUT_S: Final = 0.8
 MAX_CONCURRENT: Final = 16
 MAX_MESSAGE_CHARS: Final = 300
+POST_REFUSED: Final = (405, 501)
 
 
 class QueryError(Exception):
@@ -34,20 +37,35 @@ class Sample:
 
 
 class PrometheusClient:
-    """Async context manager around one HTTP client. `url` is the server's root, with any path prefix."""
+    """Async context manager around one HTTP client. `end_point`: the server's root, with any path prefix, or all there is to
+    say of it. Raises EndPointError where one of its files cannot be used."""
 
-    def __init__(self, url: str, *, timeout_s: float = QUERY_TIMEOUT_S, max_concurrent: int = MAX_CONCURRENT) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, end_point: EndPoint | str, *, timeout_s: float = QUERY_TIMEOUT_S, max_concurrent: int = MAX_CONCURRENT
+    ) -> None:
+        self._end_point = end_point if isinstance(end_point, EndPoint) else EndPoint(end_point)
+        self.url = self._end_point.url.rstrip("/")
+        self.matchers = self._end_point.matchers
+        self._method = self._end_point.method
         self._timeout_s = timeout_s
+        self._max_concurrent = max_concurrent
         self._slots = asyncio.Semaphore(max_concurrent)
-        limits = httpx.Limits(max_connections=max_concurrent, max_keepalive_connections=max_concurrent)
-        self._http = httpx.AsyncClient(timeout=timeout_s, limits=limits, trust_env=False)
+        self._tls_version = self._end_point.tls_version()
+        self._http = self._connect()
+        self._former: httpx.AsyncClient | None = None
+        """With the certificates before the present ones: requests may be under way in it."""
+
+    def _connect(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=self._max_concurrent, max_keepalive_connections=self._max_concurrent)
+        return httpx.AsyncClient(timeout=self._timeout_s, limits=limits, trust_env=False, verify=self._end_point.tls())
 
     async def __aenter__(self) -> PrometheusClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+        if self._former is not None:
+            await self._former.aclose()
 
     async def vector(self, query: str) -> list[Sample]:
         """The instant vector now. An empty list is an answer: no such series. NaN samples are left out: they are no
@@ -62,8 +80,9 @@ class PrometheusClient:
                 value = float(row["value"][1])
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise QueryError(f"Prometheus at {self.url} answered with a malformed sample: {row!r:.120}") from error
-            if math.isfinite(value):
-                samples.append(Sample(labels=row.get("metric", {}), value=value))
+            labels = row.get("metric", {})
+            if math.isfinite(value) and isinstance(labels, dict):
+                samples.append(Sample(labels=labels, value=value))
         return samples
 
     async def parse(self, query: str) -> Mapping[str, Any]:
@@ -74,23 +93,63 @@ class PrometheusClient:
     async def _call(self, path: str, params: Mapping[str, str]) -> Mapping[str, Any]:
         try:
             async with self._slots, asyncio.timeout(self._timeout_s):
-                response = await self._http.post(self.url + path, data=dict(params))
+                response = await self._send(path, params)
+        except EndPointError as error:
+            raise QueryError(f"Prometheus at {self.url} was not asked: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             raise QueryError(f"no answer from Prometheus at {self.url} ({_why(error)})") from error
+        status = response.status_code
+        if response.is_redirect:
+            raise QueryError(
+                f"{self.url}{path} answered {status}, a redirect to {response.headers.get('location', 'nowhere')!r:.120}"
+            )
         try:
             answer = response.json()
         except ValueError as error:
-            raise QueryError(f"{self.url}{path} answered {response.status_code} without JSON") from error
+            raise QueryError(f"{self.url}{path} answered {status} without JSON{_advice(status)}") from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
             answer = answer if isinstance(answer, dict) else {}
-            sentence = str(answer.get("error", f"HTTP {response.status_code}"))[:MAX_MESSAGE_CHARS]
+            sentence = str(answer.get("error") or answer.get("message") or response.reason_phrase)[:MAX_MESSAGE_CHARS]
             if answer.get("errorType") == "bad_data":
                 raise QueryInvalidError(sentence)
-            raise QueryError(f"Prometheus at {self.url} refused the query: {sentence}")
+            raise QueryError(f"Prometheus at {self.url} refused the query with {status}: {sentence}{_advice(status)}")
         data = answer.get("data")
         if not isinstance(data, dict):
             raise QueryError(f"{self.url}{path} answered without data")
         return data
+
+    async def _send(self, path: str, params: Mapping[str, str]) -> httpx.Response:
+        """Once, and once more by GET where a POST is not allowed: then it never is."""
+        if (version := self._end_point.tls_version()) != self._tls_version:
+            oldest, self._former, self._http = self._former, self._http, self._connect()
+            self._tls_version = version
+            if oldest is not None:
+                await oldest.aclose()
+        response = await self._request(path, params)
+        if self._method == "POST" and response.status_code in POST_REFUSED:
+            self._method = "GET"
+            response = await self._request(path, params)
+        return response
+
+    async def _request(self, path: str, params: Mapping[str, str]) -> httpx.Response:
+        extra = dict(self._end_point.arguments)
+        get = self._method == "GET"
+        return await self._http.request(
+            self._method,
+            self.url + path,
+            params={**extra, **params} if get else extra,
+            data=None if get else dict(params),
+            headers=self._end_point.request_headers(),
+            auth=self._end_point.basic_auth(),
+        )
+
+
+def _advice(status: int) -> str:
+    """What people forget most."""
+    return {
+        401: ": give a token or a password (--prometheus-token-file, --prometheus-user)",
+        403: ": these credentials may not ask, or no tenant is named (--prometheus-header)",
+    }.get(status, "")
 
 
 def _why(error: Exception) -> str:

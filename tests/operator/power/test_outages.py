@@ -45,3 +45,18 @@ def test_a_selector_that_prometheus_refuses_stops_no_other_budget(datacenter: An
     # Put right, it is measured.
     datacenter.budget("bad", leaf=False, limitWatts=9000, meter={"selector": f'rack_power_watts{{rack="{datacenter.rack}"}}'})
     datacenter.await_condition(bad, "TelemetryFresh", "True")
+
+
+def test_numbers_that_no_schema_would_take_are_told_and_end_nothing(datacenter: Any) -> None:
+    datacenter.add_nodes("n1")
+    datacenter.meter.watts[datacenter.rack] = 4294967295.0
+    budget = datacenter.budget("leaf", limitWatts=40000, meter={"selector": f'rack_power_watts{{rack="{datacenter.rack}"}}'})
+    operator = datacenter.active_operator()
+    row = datacenter.await_condition(budget, "TelemetryFresh", "False", "Implausible")
+    assert "the meter reads 4294967295 W" in row["message"]
+    big = datacenter.budget("big", leaf=False, limitWatts=1000, fixedWatts=1_000_000_000)
+    datacenter.budget("small", leaf=False, limitWatts=1000, fixedWatts=1_000_000_000, parent=big)
+    datacenter.eventually("both are summed up", lambda: datacenter.status(big).get("chargeWatts") == 2_000_000_000)
+    datacenter.meter.watts[datacenter.rack] = 5000.0
+    datacenter.await_condition(budget, "TelemetryFresh", "True")
+    assert operator.process.running
