@@ -20,6 +20,7 @@ Pick = Callable[[int], int]
 LIMITS_PERCENT: Final = (90, 120, 150, 200, 250, 300, 400, 600)
 """Of what a budget's nodes need at the least."""
 MAX_LEADERS: Final = 6
+RECOVERY_ROUNDS: Final = 24
 PRIORITIES: Final = (0, 0, 5)
 
 
@@ -288,7 +289,7 @@ class Explorer:
         self._tell_pods()
         if world.active.resigned:
             world.elect()
-        world.active.settle(30)
+        world.active.settle(RECOVERY_ROUNDS)
         world.check()
         assert world.stamped()
         owed_w = charged_sums(world.active)

@@ -104,8 +104,8 @@ def tell(tally: Tally, *, first: int, seconds: float, processes: int) -> None:
         "failures": len(tally.failures),
         "failed_seeds": sorted(tally.failures),
     }
-    for name, figure in flat.items():
-        say(f"{name:24} {figure}")
+    for name, number in flat.items():
+        say(f"{name:24} {number}")
     say(f"\n{'event':24} {'times':>9}   * an object or a process that vanishes")
     for name, times in tally.events.most_common():
         say(f"{name:24} {times:>9}{'   *' if name in VANISHING else ''}")

@@ -215,7 +215,10 @@ class Agent(MemoryAgent):
     def _remember(self, status: Status) -> None:
         """T4: without a reset, a reboot or a new object no status says that nothing is acknowledged."""
         for row in status.gpus:
-            here = (status.observed_uid, status.boot_id, self.node.gpus[row.uuid].surprised_at)
+            surprised_at = self.node.gpus[row.uuid].surprised_at
+            if surprised_at > self.read_at:
+                continue  # it speaks of the time before
+            here = (status.observed_uid, status.boot_id, surprised_at)
             if row.acked_grant > NO_GRANT:
                 self.told[row.uuid] = here
             else:

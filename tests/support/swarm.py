@@ -14,7 +14,7 @@ from typing import Final
 from support.vanishing import ALL_WEIGHTS, VANISHING, VanishingExplorer
 from support.world import World
 
-EVENTS: Final = 110
+EVENTS: Final = 240
 """Transitions of one walk, before everything is put right and the fleet has to recover."""
 FLEETS: Final = ((1, 1, False), (1, 1, False), (1, 2, False), (2, 1, False), (1, 2, True))
 """Nodes per rack, GPUs per node, rich: small ones more often, for scenes need few."""
@@ -49,8 +49,8 @@ ORDINARY: Final[dict[str, int]] = {
 FAULTS: Final = tuple(name for name in ALL_WEIGHTS if name not in ORDINARY)
 SUBJECT: Final = (*(name for name in VANISHING if name in FAULTS), "new_leader", "node_moves", "node_vanishes", "agent_crashes")
 """Drawn more often than the rest."""
-MAX_KINDS: Final = 3
-MAX_OF_A_KIND: Final = 3
+MAX_KINDS: Final = 4
+MAX_OF_A_KIND: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

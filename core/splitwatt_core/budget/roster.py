@@ -206,12 +206,17 @@ class Roster:
             rates = claims.rates_of(leaves, budgets, account.object)
             if len(leaves) == 1:
                 known[leaf] = rates
+        claim = tree.claim(leaf)
+        if selected and len(claim) < len(
+            way
+        ):  # what was named before a parent that is missing stays before it: it is not above it
+            names = tuple(dict.fromkeys((*claim, *(n for n in self._written(account, claimed=True) if n in names), *names)))
         left = {*moves, *claims.told_leaving(account), *claims.ways(selected[1:], tree)}
         return Placement(
             node=account,
             leaves=leaves,
             names=names,
-            leaving=tuple(n for n in names[len(way) :] if n in left),
+            leaving=tuple(n for n in names if n not in way and n in left),
             claimed=bool(selected),
             unread=frozenset(self._unread[account.name]),
             rates=rates,

@@ -67,3 +67,7 @@ def test_a_label_that_is_taken_away_is_named_and_moves_nothing(datacenter: Any) 
     assert still(datacenter, before) and datacenter.status(a)["nodes"] == 1
     assert datacenter.status(a)["unclaimedNodes"] == [node]
     assert datacenter.node_power(node)["spec"]["budgets"] == [a, row]
+    other = list(datacenter.twins)[1]
+    datacenter.plane.kubectl("label", "node", node, f"half={other}")
+    datacenter.eventually("another leaf's claim moves it", lambda: datacenter.node_power(node)["spec"]["budgets"] == [b, row])
+    assert datacenter.await_condition(b, "Ready", "True") and datacenter.status(b)["nodes"] == 2
