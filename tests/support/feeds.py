@@ -85,9 +85,10 @@ class Feeds:
                 self.newest_w[grant.uuid] = grant.cap_w
 
     def succeed(self, world: World) -> None:
-        """Another operator starts: of claims that were taken back before any spec named their way it can know nothing."""
+        """Another operator starts: of ways that nothing names now, and that no spec ever named, it can know nothing."""
         for name, owed in self.owed.items():
-            for way in [way for way, since in owed.items() if since is not None and (name, way) not in self.named]:
+            now = claims(world, world.nodes[name])
+            for way in [way for way in owed if way not in now and (name, way) not in self.named]:
                 del owed[way]
 
     @staticmethod
