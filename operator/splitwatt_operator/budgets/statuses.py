@@ -193,7 +193,8 @@ def said_waits_s(old: _Said, new: _Said) -> float:
         if any(not c.status and c not in was.conditions for c in now.conditions):
             return NUMBERS_EVERY_S
     notable_w = NOTABLE_SHARE * now.limit.in_force_w - 1.0  # whole watts may differ by one more
-    for before_w, after_w in ((was.charge_w, now.charge_w), (was.measured_w, now.measured_w), (was.short_w, now.short_w)):
+    short_w = (was.short_w if was.short_w > 1e-6 else None, now.short_w if now.short_w > 1e-6 else None)  # 0 is not told
+    for before_w, after_w in ((was.charge_w, now.charge_w), (was.measured_w, now.measured_w), short_w):
         if (before_w is None) != (after_w is None) or abs((after_w or 0.0) - (before_w or 0.0)) > notable_w:
             return NUMBERS_EVERY_S
     return IDLE_EVERY_S
