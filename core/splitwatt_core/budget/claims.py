@@ -168,3 +168,8 @@ def rates_in(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec])
 def node_rest_w(rates: Rates, node: NodeAccount) -> int:
     """Watts at the meter besides those of GPUs that are known one by one."""
     return rates.non_gpu_w if managed(node) else rates.unmanaged_w
+
+
+def charged_w(rates: Rates, node: NodeAccount) -> float:
+    """What one node counts for, at the meter: its rest, and the charges of its GPUs with losses."""
+    return node_rest_w(rates, node) + rates.loss_factor * node.gpus_charge_w

@@ -285,7 +285,7 @@ class NodeAccount:
     def _take_status(self, seen: NodePower) -> bool:
         """False when it speaks of another object or boot."""
         status = seen.status
-        valid = status.observed_uid == seen.uid and (not self.boot_id or status.boot_id == self.boot_id)
+        valid = self._speaks(seen)
         listed = {row.uuid for row in status.gpus}
         here = (status.boot_id, seen.uid)
         self.removed -= listed
@@ -315,11 +315,13 @@ class NodeAccount:
     def own(self) -> frozenset[str] | None:
         """The GPUs that its agent lists as its own in this boot; None while it gives no list that counts."""
         seen = self.object
-        if seen is None or not seen.status.gpus or seen.status.observed_uid != seen.uid:
-            return None
-        if self.boot_id and seen.status.boot_id != self.boot_id:
+        if seen is None or not seen.status.gpus or not self._speaks(seen):
             return None
         return frozenset(row.uuid for row in seen.status.gpus)
+
+    def _speaks(self, seen: NodePower) -> bool:
+        """Whether its status is of this very object and, as far as that is known, of the present boot."""
+        return seen.status.observed_uid == seen.uid and (not self.boot_id or seen.status.boot_id == self.boot_id)
 
     def look_again(self) -> None:
         """Take the newest status in once more, after what made it doubtful is gone."""
@@ -348,6 +350,11 @@ class NodeAccount:
 
     def sample_stale(self, now_s: float) -> bool:
         return now_s - self.sample_s > self.agent_silent_s
+
+    @property
+    def gpus_charge_w(self) -> int:
+        """The charges of all its GPUs, in GPU watts."""
+        return sum(gpu.charge_w for gpu in self.gpus.values())
 
     @property
     def reported(self) -> bool:
