@@ -18,7 +18,7 @@ from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contest import Contest
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
-from splitwatt_core.protocol.evidence import Bounds, Evidence, Sight, idle_below_mw
+from splitwatt_core.protocol.evidence import Bounds, Evidence, Sighting, idle_below_mw
 from splitwatt_core.protocol.node_guard import NodeGuard
 from splitwatt_core.protocol.record import Record
 
@@ -77,7 +77,7 @@ class Session:
         self.evidence.see(
             now_s,
             {
-                uuid: Sight(back.power_mw, back.enforced_mw, facts.get(uuid, unasked).processes)
+                uuid: Sighting(back.power_mw, back.enforced_mw, facts.get(uuid, unasked).processes)
                 for uuid, back in readbacks.items()
             },
         )
@@ -97,7 +97,7 @@ class Session:
         return Standing(
             observed_uid=enforcer.observed_uid,
             observed_term=enforcer.observed_term,
-            gpus=tuple(self._with_use(line, owners.get(line.uuid, ())) for line in enforcer.status({})),
+            gpus=tuple(self._with_use(line, owners.get(line.uuid, ())) for line in enforcer.status()),
             granted=granted,
             unknown_gpus=enforcer.unknown_gpus,
             lowered=self.guard.lowered,

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contract import Use
-from splitwatt_core.protocol.evidence import FLOOR_WINDOW_S, IDLE_AFTER_S, Bounds, Evidence, Sight, idle_below_mw
+from splitwatt_core.protocol.evidence import FLOOR_WINDOW_S, IDLE_AFTER_S, Bounds, Evidence, Sighting, idle_below_mw
 
 TICK_S = 0.2
 BELOW_MW = idle_below_mw(idle_w=69, min_mw=200_000)
-QUIET = Sight(power_mw=95_000, limit_mw=700_000, processes=0)
+QUIET = Sighting(power_mw=95_000, limit_mw=700_000, processes=0)
 ANY_SIGHT = st.builds(
-    Sight,
+    Sighting,
     power_mw=st.none() | st.integers(0, 1_000_000),
     limit_mw=st.none() | st.sampled_from([200_000, 450_000, 700_000]),
     processes=st.none() | st.integers(0, 3),
@@ -27,14 +27,14 @@ class Gpu:
         self.evidence = Evidence({"g0": Bounds(BELOW_MW, min_mw=200_000)})
         self.now_s = 50.0
 
-    def see(self, sight: Sight, seconds: float = TICK_S) -> Use:
+    def see(self, sight: Sighting, seconds: float = TICK_S) -> Use:
         for _ in range(round(seconds / TICK_S)):
             self.now_s += TICK_S
             self.evidence.see(self.now_s, {"g0": sight})
         return self.evidence.use("g0")
 
     def floor_w(self, power_w: float, limit_w: int, seconds: float) -> int:
-        self.see(Sight(round(power_w * 1000), limit_w * 1000, 1), seconds)
+        self.see(Sighting(round(power_w * 1000), limit_w * 1000, 1), seconds)
         return self.evidence.floor_w("g0")
 
 
@@ -50,15 +50,15 @@ def test_near_idle_and_no_process_for_some_seconds_is_idle() -> None:
 @pytest.mark.parametrize(
     ("sight", "use"),
     [
-        (Sight(600_000, 700_000, 0), Use.BUSY),
-        (Sight(95_000, 700_000, 1), Use.BUSY),
-        (Sight(None, 700_000, 1), Use.BUSY),
-        (Sight(600_000, 700_000, None), Use.BUSY),
-        (Sight(95_000, 700_000, None), Use.UNKNOWN),
-        (Sight(None, 700_000, 0), Use.UNKNOWN),
+        (Sighting(600_000, 700_000, 0), Use.BUSY),
+        (Sighting(95_000, 700_000, 1), Use.BUSY),
+        (Sighting(None, 700_000, 1), Use.BUSY),
+        (Sighting(600_000, 700_000, None), Use.BUSY),
+        (Sighting(95_000, 700_000, None), Use.UNKNOWN),
+        (Sighting(None, 700_000, 0), Use.UNKNOWN),
     ],
 )
-def test_anything_else_is_no_idleness_at_once_and_the_proof_begins_anew(sight: Sight, use: Use) -> None:
+def test_anything_else_is_no_idleness_at_once_and_the_proof_begins_anew(sight: Sighting, use: Use) -> None:
     gpu = Gpu()
     assert gpu.see(sight, 60.0) is use
     assert gpu.see(QUIET, IDLE_AFTER_S - 1.0) is Use.UNKNOWN
@@ -75,7 +75,7 @@ def test_a_pause_in_which_nobody_watched_proves_nothing() -> None:
 
 
 @given(st.lists(ANY_SIGHT, max_size=60))
-def test_never_idle_but_after_an_unbroken_row_of_quiet_readings(sights: list[Sight]) -> None:
+def test_never_idle_but_after_an_unbroken_row_of_quiet_readings(sights: list[Sighting]) -> None:
     gpu, quiet_s = Gpu(), 0.0
     for sight in sights:
         use = gpu.see(sight)
@@ -113,7 +113,7 @@ def test_a_cap_at_work_is_none() -> None:
 
 
 @given(st.lists(ANY_SIGHT, max_size=80))
-def test_a_floor_is_never_more_than_was_drawn(sights: list[Sight]) -> None:
+def test_a_floor_is_never_more_than_was_drawn(sights: list[Sighting]) -> None:
     gpu, highest_mw = Gpu(), 0
     for sight in sights:
         gpu.see(sight)

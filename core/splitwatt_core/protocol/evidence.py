@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.protocol.contract import Use
+from splitwatt_core.protocol.milliwatts import MW_PER_W, watts_up
 
 IDLE_AFTER_S: Final = 3.0
 """Longer than a training step or the gap between two requests; short beside the time in which pods come and go."""
@@ -42,7 +43,7 @@ MAX_SAMPLES: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Sighting:
     """One GPU at one moment. `power_mw`, `limit_mw` (the lower of its two limits, which is in force): None when unread.
     `processes`: compute processes, None where the driver does not tell."""
 
@@ -75,7 +76,7 @@ def idle_below_mw(*, idle_w: int | None, min_mw: int) -> int:
     below the lowest cap counts, from which that cap takes nothing."""
     if idle_w is None:
         return min_mw
-    return idle_w * 1000 * (100 + IDLE_MARGIN_PERCENT) // 100 + IDLE_MARGIN_MW
+    return idle_w * MW_PER_W * (100 + IDLE_MARGIN_PERCENT) // 100 + IDLE_MARGIN_MW
 
 
 class Evidence:
@@ -84,10 +85,10 @@ class Evidence:
     def __init__(self, gpus: Mapping[str, Bounds]) -> None:
         self._gpus = {uuid: _Gpu(bounds) for uuid, bounds in gpus.items()}
 
-    def see(self, now_s: float, sights: Mapping[str, Sight]) -> None:
+    def see(self, now_s: float, sights: Mapping[str, Sighting]) -> None:
         """Take in this tick's readings. A GPU that is missing was not read."""
         for uuid, gpu in self._gpus.items():
-            sight = sights.get(uuid, Sight(None, None, None))
+            sight = sights.get(uuid, Sighting(None, None, None))
             if gpu.last_s is not None and not 0.0 <= now_s - gpu.last_s <= MAX_GAP_S:
                 gpu.quiet_since_s = None
                 gpu.samples.clear()
@@ -100,10 +101,10 @@ class Evidence:
 
     def floor_w(self, uuid: str) -> int:
         """Whole watts, upwards; 0 while its caps hold."""
-        return _watts_up(self._gpus[uuid].floor_mw)
+        return watts_up(self._gpus[uuid].floor_mw)
 
 
-def _judge_use(gpu: _Gpu, sight: Sight, now_s: float) -> None:
+def _judge_use(gpu: _Gpu, sight: Sighting, now_s: float) -> None:
     if sight.processes or (sight.power_mw is not None and sight.power_mw >= gpu.bounds.idle_below_mw):
         gpu.use, gpu.quiet_since_s = Use.BUSY, None
     elif sight.power_mw is None or sight.processes is None:
@@ -115,7 +116,7 @@ def _judge_use(gpu: _Gpu, sight: Sight, now_s: float) -> None:
         gpu.use = Use.IDLE
 
 
-def _learn_floor(gpu: _Gpu, sight: Sight, now_s: float) -> None:
+def _learn_floor(gpu: _Gpu, sight: Sighting, now_s: float) -> None:
     if sight.limit_mw is None or sight.power_mw is None or sight.limit_mw != gpu.limit_mw:
         gpu.limit_mw = sight.limit_mw
         gpu.samples.clear()
@@ -131,12 +132,8 @@ def _learn_floor(gpu: _Gpu, sight: Sight, now_s: float) -> None:
     mean_mw = sum(window) // len(window)
     if mean_mw * 100 > sight.limit_mw * (100 + FLOOR_TOLERANCE_PERCENT):
         gpu.floor_mw = max(gpu.floor_mw, mean_mw)
-    if mean_mw < gpu.floor_mw and sight.limit_mw <= _watts_up(gpu.floor_mw) * 1000:
+    if mean_mw < gpu.floor_mw and sight.limit_mw <= watts_up(gpu.floor_mw) * MW_PER_W:
         per_s = FLOOR_FORGET_MW_PER_S + FLOOR_FORGET_SHARE_PER_S * (gpu.floor_mw - mean_mw)
         gpu.floor_mw = max(mean_mw, gpu.floor_mw - round(per_s * (now_s - before_s)))
         if gpu.floor_mw <= gpu.bounds.min_mw:
             gpu.floor_mw = 0
-
-
-def _watts_up(mw: int) -> int:
-    return -(-mw // 1000)

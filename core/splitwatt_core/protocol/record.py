@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from splitwatt_core.protocol.contract import NO_GRANT, Grant
+from splitwatt_core.protocol.milliwatts import MW_PER_W
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,9 @@ class Taken:
     def still_acked(self, limit_mw: int) -> tuple[int, int]:
         """Grant that is acknowledged where the higher of both limits reads `limit_mw`, and the highest cap in watts taken in
         from it on. NO_GRANT and 0 when the limit says that neither is true any more."""
-        if limit_mw <= self.cap_w * 1000:
+        if limit_mw <= self.cap_w * MW_PER_W:
             return self.grant, self.cap_w
-        if self.acked_grant > NO_GRANT and limit_mw <= self.since_cap_w * 1000:
+        if self.acked_grant > NO_GRANT and limit_mw <= self.since_cap_w * MW_PER_W:
             return self.acked_grant, self.since_cap_w
         return NO_GRANT, 0
 
