@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = (
     "protocol/test_random_events.py",
     "lab/test_faults_fast.py",
+    "protocol/test_vanishing.py",
     "lab/test_demo_verdict.py",
     "release/test_wheel.py",
     "sim/test_power_law.py",

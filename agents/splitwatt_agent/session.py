@@ -18,7 +18,7 @@ from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contest import Contest
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
-from splitwatt_core.protocol.evidence import Bounds, Evidence, Sighting, idle_below_mw
+from splitwatt_core.protocol.evidence import Bounds, Evidence, Glance, idle_below_mw
 from splitwatt_core.protocol.node_guard import NodeGuard
 from splitwatt_core.protocol.record import Record
 
@@ -77,7 +77,7 @@ class Session:
         self.evidence.see(
             now_s,
             {
-                uuid: Sighting(back.power_mw, back.enforced_mw, facts.get(uuid, unasked).processes)
+                uuid: Glance(back.power_mw, back.enforced_mw, facts.get(uuid, unasked).processes)
                 for uuid, back in readbacks.items()
             },
         )

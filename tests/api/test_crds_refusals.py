@@ -151,7 +151,7 @@ CASES = [
     ("leaf", {"meter.selector": "rack_power_watts{rack="}, "meter.selector must be a plain vector selector"),
     ("leaf", {"meter.ageSelector": "sum(p)"}, "meter.ageSelector must be a plain vector selector"),
     ("leaf", {"meter.scale": {"numerator": 0}}, "spec.meter.scale.numerator in body should be greater than or equal to 1"),
-    ("leaf", {"meter.scale": {"denominator": 0.1}}, "spec.meter.scale.denominator in body must be of type integer"),
+    ("leaf", {"meter.scale": {"denominator": 0.1}}, "spec.meter.scale.denominator in body must be of type int"),
     ("leaf", {"meter.expectedSeries": 0}, "spec.meter.expectedSeries in body should be greater than or equal to 1"),
     ("leaf", {"meter.aggregate": "Max"}, 'supported values: "Sum"'),
     # Clusters.

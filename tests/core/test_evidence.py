@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contract import Use
-from splitwatt_core.protocol.evidence import FLOOR_WINDOW_S, IDLE_AFTER_S, Bounds, Evidence, Sighting, idle_below_mw
+from splitwatt_core.protocol.evidence import FLOOR_WINDOW_S, IDLE_AFTER_S, Bounds, Evidence, Glance, idle_below_mw
 
 TICK_S = 0.2
 BELOW_MW = idle_below_mw(idle_w=69, min_mw=200_000)
-QUIET = Sighting(power_mw=95_000, limit_mw=700_000, processes=0)
+QUIET = Glance(power_mw=95_000, limit_mw=700_000, processes=0)
 ANY_SIGHT = st.builds(
-    Sighting,
+    Glance,
     power_mw=st.none() | st.integers(0, 1_000_000),
     limit_mw=st.none() | st.sampled_from([200_000, 450_000, 700_000]),
     processes=st.none() | st.integers(0, 3),
@@ -27,14 +27,14 @@ class Gpu:
         self.evidence = Evidence({"g0": Bounds(BELOW_MW, min_mw=200_000)})
         self.now_s = 50.0
 
-    def see(self, sight: Sighting, seconds: float = TICK_S) -> Use:
+    def see(self, glance: Glance, seconds: float = TICK_S) -> Use:
         for _ in range(round(seconds / TICK_S)):
             self.now_s += TICK_S
-            self.evidence.see(self.now_s, {"g0": sight})
+            self.evidence.see(self.now_s, {"g0": glance})
         return self.evidence.use("g0")
 
     def floor_w(self, power_w: float, limit_w: int, seconds: float) -> int:
-        self.see(Sighting(round(power_w * 1000), limit_w * 1000, 1), seconds)
+        self.see(Glance(round(power_w * 1000), limit_w * 1000, 1), seconds)
         return self.evidence.floor_w("g0")
 
 
@@ -48,22 +48,22 @@ def test_near_idle_and_no_process_for_some_seconds_is_idle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sight", "use"),
+    ("glance", "use"),
     [
-        (Sighting(600_000, 700_000, 0), Use.BUSY),
-        (Sighting(95_000, 700_000, 1), Use.BUSY),
-        (Sighting(None, 700_000, 1), Use.BUSY),
-        (Sighting(600_000, 700_000, None), Use.BUSY),
-        (Sighting(95_000, 700_000, None), Use.UNKNOWN),
-        (Sighting(None, 700_000, 0), Use.UNKNOWN),
+        (Glance(600_000, 700_000, 0), Use.BUSY),
+        (Glance(95_000, 700_000, 1), Use.BUSY),
+        (Glance(None, 700_000, 1), Use.BUSY),
+        (Glance(600_000, 700_000, None), Use.BUSY),
+        (Glance(95_000, 700_000, None), Use.UNKNOWN),
+        (Glance(None, 700_000, 0), Use.UNKNOWN),
     ],
 )
-def test_anything_else_is_no_idleness_at_once_and_the_proof_begins_anew(sight: Sighting, use: Use) -> None:
+def test_anything_else_is_no_idleness_at_once_and_the_proof_begins_anew(glance: Glance, use: Use) -> None:
     gpu = Gpu()
-    assert gpu.see(sight, 60.0) is use
+    assert gpu.see(glance, 60.0) is use
     assert gpu.see(QUIET, IDLE_AFTER_S - 1.0) is Use.UNKNOWN
     assert gpu.see(QUIET, 2.0) is Use.IDLE
-    assert gpu.see(sight) is use
+    assert gpu.see(glance) is use
     assert gpu.see(QUIET, IDLE_AFTER_S - 1.0) is not Use.IDLE
 
 
@@ -75,11 +75,11 @@ def test_a_pause_in_which_nobody_watched_proves_nothing() -> None:
 
 
 @given(st.lists(ANY_SIGHT, max_size=60))
-def test_never_idle_but_after_an_unbroken_row_of_quiet_readings(sights: list[Sighting]) -> None:
+def test_never_idle_but_after_an_unbroken_row_of_quiet_readings(glances: list[Glance]) -> None:
     gpu, quiet_s = Gpu(), 0.0
-    for sight in sights:
-        use = gpu.see(sight)
-        is_quiet = sight.processes == 0 and sight.power_mw is not None and sight.power_mw < BELOW_MW
+    for glance in glances:
+        use = gpu.see(glance)
+        is_quiet = glance.processes == 0 and glance.power_mw is not None and glance.power_mw < BELOW_MW
         quiet_s = quiet_s + TICK_S if is_quiet else 0.0
         assert (use is Use.IDLE) == (quiet_s >= IDLE_AFTER_S + TICK_S - 1e-9)
 
@@ -113,9 +113,9 @@ def test_a_cap_at_work_is_none() -> None:
 
 
 @given(st.lists(ANY_SIGHT, max_size=80))
-def test_a_floor_is_never_more_than_was_drawn(sights: list[Sighting]) -> None:
+def test_a_floor_is_never_more_than_was_drawn(glances: list[Glance]) -> None:
     gpu, highest_mw = Gpu(), 0
-    for sight in sights:
-        gpu.see(sight)
-        highest_mw = max(highest_mw, sight.power_mw or 0)
+    for glance in glances:
+        gpu.see(glance)
+        highest_mw = max(highest_mw, glance.power_mw or 0)
         assert gpu.evidence.floor_w("g0") * 1000 < highest_mw + 1000

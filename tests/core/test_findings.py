@@ -92,6 +92,7 @@ def test_nodes_that_are_gone_are_named_with_their_watts_and_the_way_out() -> Non
 
 def test_a_released_node_power_is_deleted_only_when_its_node_is_gone() -> None:
     world, operator, *_ = ready(a=450, b=450)
+    world.reads_late = True
     world.store.annotate("a0", release=frozenset({"a"}))
     operator.watch()
     assert operator.step().release == (), "the node is there"
@@ -105,7 +106,8 @@ def test_a_released_node_power_is_deleted_only_when_its_node_is_gone() -> None:
     assert [seen.name for seen in operator.step().release] == ["a0"]
     assert operator.step().release == (), "at a measured pace"
     assert operator.last.budgets["a"].charge_w >= 450, "until fresh reads find neither Node nor NodePower"
-    operator.settle(6)
+    world.reads_late = False
+    operator.settle(12)
     assert operator.last.budgets["a"].charge_w == 0
 
 

@@ -6,28 +6,35 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.long_walk import play
-from support.swarm import EVENTS
+from support.swarm import EVENTS, draw
 from support.vanishing import VANISHING
 
 TRANSITIONS = 20_000
 PARTS = 4
 FIRST_SEED = 1_000_000
 """Apart from those of `make property-long`, which counts from 0."""
+WALKS = -(-TRANSITIONS // EVENTS // PARTS)
 
 
 @pytest.mark.no_cover  # what these lines are is covered elsewhere; watched line by line, the walks take twice as long
 @pytest.mark.parametrize("part", range(PARTS))
 def test_what_vanished_still_draws(part: int) -> None:
-    walks = -(-TRANSITIONS // EVENTS // PARTS)
-    tally = play(range(FIRST_SEED + part * walks, FIRST_SEED + (part + 1) * walks))
+    first = FIRST_SEED + part * WALKS
+    tally = play(range(first, first + WALKS))
     assert not tally.failures, "\n".join(tally.failures.values())
-    assert set(VANISHING) <= set(tally.events), "every kind happens"
+    assert tally.events.total() == WALKS * EVENTS >= TRANSITIONS / PARTS
+
+
+def test_every_way_to_vanish_is_among_them() -> None:
+    drawn = [draw(random.Random(FIRST_SEED + walk)).names for walk in range(PARTS * WALKS)]
+    assert set(VANISHING) <= {name for names in drawn for name in names}
 
 
 def test_the_search_prints_its_seeds_and_fails_where_one_does(tmp_path: Path) -> None:
@@ -35,7 +42,7 @@ def test_the_search_prints_its_seeds_and_fails_where_one_does(tmp_path: Path) ->
     broken = (
         "import sys; from support import long_walk, swarm\n"
         "swarm.World.check = lambda self: (_ for _ in ()).throw(AssertionError('planted'))\n"
-        "sys.argv[1:] = ['--transitions', '200', '--processes', '1', '--first', '7']\n"
+        "sys.argv[1:] = ['--transitions', '400', '--processes', '1', '--first', '7']\n"
         "sys.exit(long_walk.main())\n"
     )
     done = subprocess.run(

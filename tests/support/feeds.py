@@ -37,7 +37,9 @@ class Feeds:
     decided: dict[int, int] = field(default_factory=dict)
     """When each grant number was given out."""
     named: set[tuple[str, Way]] = field(default_factory=set)
-    """Nodes and ways that a spec has named."""
+    """Nodes and ways that a spec has named, or had the time to: a grant made there was acknowledged."""
+    begun: dict[tuple[str, Way], int] = field(default_factory=dict)
+    """When each way was first owed."""
     newest_w: dict[str, int] = field(default_factory=dict)
     """By GPU: the cap that was given out last, whatever became of it; it may be sent again."""
 
@@ -56,7 +58,10 @@ class Feeds:
             now = claims(world, node)
             seen = world.store.objects.get(name)
             budgets = set(seen.spec.budgets) if seen is not None and seen.spec is not None else set()
-            self.named.update((name, way) for way in owed if budgets.issuperset(way))
+            for way in owed:
+                begun = self.begun.setdefault((name, way), self.moment)
+                if budgets.issuperset(way) or self._acknowledged(world, node, begun):
+                    self.named.add((name, way))
             for way, since in list(owed.items()):
                 if way in now:
                     owed[way] = None
@@ -66,7 +71,7 @@ class Feeds:
                         owed[way] = self.moment
                 elif self._quit(world, node, way, since, now):
                     del owed[way]
-                    self.named.discard((name, way))
+                    self._forget(name, way)
             self._release(world, node, owed, claimed=bool(now))
 
     def tell(self, world: World, labels: Mapping[str, str | None]) -> None:
@@ -85,10 +90,12 @@ class Feeds:
                 self.newest_w[grant.uuid] = grant.cap_w
 
     def succeed(self, world: World) -> None:
-        """Another operator starts: of claims that were taken back before any spec named their way it can know nothing."""
+        """Another operator starts: of ways that nothing names now, and that no spec ever named, it can know nothing."""
         for name, owed in self.owed.items():
-            for way in [way for way, since in owed.items() if since is not None and (name, way) not in self.named]:
+            now = claims(world, world.nodes[name])
+            for way in [way for way in owed if way not in now and (name, way) not in self.named]:
                 del owed[way]
+                self.begun.pop((name, way), None)
 
     @staticmethod
     def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
@@ -106,6 +113,14 @@ class Feeds:
     def _quit(self, world: World, node: Node, way: Way, since: int, now: list[Way]) -> bool:
         if not node.managed or any(world.lines[w[-1]].mode is Mode.OBSERVE for w in (way, *now)):
             return True  # no grant to wait for
+        return self._acknowledged(world, node, since)
+
+    def _forget(self, name: str, way: Way) -> None:
+        self.named.discard((name, way))
+        self.begun.pop((name, way), None)
+
+    def _acknowledged(self, world: World, node: Node, since: int) -> bool:
+        """Whether all its GPUs acknowledged grants that were decided after that moment."""
         seen = world.store.objects.get(node.name)
         if seen is None or seen.status.observed_uid != seen.uid:
             return False

@@ -135,7 +135,7 @@ class Operator:
             self.keeper.on_created(name, made, now_s)
         self.sent.extend(Sent(write) for write in plan.writes)
         for released in plan.release:
-            if not self.world.nodes[released.name].present:
+            if not self.world.reads_late and not self.world.nodes[released.name].present:
                 self.world.store.remove(released)
         for claim in plan.confirm:
             if self.world.reads(claim):

@@ -64,6 +64,8 @@ class World(Clock):
     """Where what draws must be counted, by the world's own knowledge (T3)."""
     dark: set[str] = field(default_factory=set)
     """Meters that give no reading."""
+    reads_late: bool = False
+    """No fresh read is answered: nobody is released."""
     undeclared_w: int = 0
     """Watts in every rack that no budget knows of."""
     terms: int = 0

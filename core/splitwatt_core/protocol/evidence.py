@@ -43,7 +43,7 @@ MAX_SAMPLES: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class Glance:
     """One GPU at one moment. `power_mw`, `limit_mw` (the lower of its two limits, which is in force): None when unread.
     `processes`: compute processes, None where the driver does not tell."""
 
@@ -85,16 +85,16 @@ class Evidence:
     def __init__(self, gpus: Mapping[str, Bounds]) -> None:
         self._gpus = {uuid: _Gpu(bounds) for uuid, bounds in gpus.items()}
 
-    def see(self, now_s: float, sights: Mapping[str, Sighting]) -> None:
+    def see(self, now_s: float, glances: Mapping[str, Glance]) -> None:
         """Take in this tick's readings. A GPU that is missing was not read."""
         for uuid, gpu in self._gpus.items():
-            sight = sights.get(uuid, Sighting(None, None, None))
+            glance = glances.get(uuid, Glance(None, None, None))
             if gpu.last_s is not None and not 0.0 <= now_s - gpu.last_s <= MAX_GAP_S:
                 gpu.quiet_since_s = None
                 gpu.samples.clear()
             gpu.last_s = now_s
-            _judge_use(gpu, sight, now_s)
-            _learn_floor(gpu, sight, now_s)
+            _judge_use(gpu, glance, now_s)
+            _learn_floor(gpu, glance, now_s)
 
     def use(self, uuid: str) -> Use:
         return self._gpus[uuid].use
@@ -104,10 +104,10 @@ class Evidence:
         return watts_up(self._gpus[uuid].floor_mw)
 
 
-def _judge_use(gpu: _Gpu, sight: Sighting, now_s: float) -> None:
-    if sight.processes or (sight.power_mw is not None and sight.power_mw >= gpu.bounds.idle_below_mw):
+def _judge_use(gpu: _Gpu, glance: Glance, now_s: float) -> None:
+    if glance.processes or (glance.power_mw is not None and glance.power_mw >= gpu.bounds.idle_below_mw):
         gpu.use, gpu.quiet_since_s = Use.BUSY, None
-    elif sight.power_mw is None or sight.processes is None:
+    elif glance.power_mw is None or glance.processes is None:
         gpu.use, gpu.quiet_since_s = Use.UNKNOWN, None
     elif gpu.quiet_since_s is None:
         gpu.quiet_since_s = now_s
@@ -116,13 +116,13 @@ def _judge_use(gpu: _Gpu, sight: Sighting, now_s: float) -> None:
         gpu.use = Use.IDLE
 
 
-def _learn_floor(gpu: _Gpu, sight: Sighting, now_s: float) -> None:
-    if sight.limit_mw is None or sight.power_mw is None or sight.limit_mw != gpu.limit_mw:
-        gpu.limit_mw = sight.limit_mw
+def _learn_floor(gpu: _Gpu, glance: Glance, now_s: float) -> None:
+    if glance.limit_mw is None or glance.power_mw is None or glance.limit_mw != gpu.limit_mw:
+        gpu.limit_mw = glance.limit_mw
         gpu.samples.clear()
         return
     before_s = gpu.samples[-1][0] if gpu.samples else now_s
-    gpu.samples.append((now_s, sight.power_mw))
+    gpu.samples.append((now_s, glance.power_mw))
     # The first window after a change of the limit is the time that a cap needs: nothing is concluded from it.
     while gpu.samples[0][0] < now_s - 2 * FLOOR_WINDOW_S:
         gpu.samples.popleft()
@@ -130,9 +130,9 @@ def _learn_floor(gpu: _Gpu, sight: Sighting, now_s: float) -> None:
         return
     window = [power_mw for at_s, power_mw in gpu.samples if at_s >= now_s - FLOOR_WINDOW_S]
     mean_mw = sum(window) // len(window)
-    if mean_mw * 100 > sight.limit_mw * (100 + FLOOR_TOLERANCE_PERCENT):
+    if mean_mw * 100 > glance.limit_mw * (100 + FLOOR_TOLERANCE_PERCENT):
         gpu.floor_mw = max(gpu.floor_mw, mean_mw)
-    if mean_mw < gpu.floor_mw and sight.limit_mw <= watts_up(gpu.floor_mw) * MW_PER_W:
+    if mean_mw < gpu.floor_mw and glance.limit_mw <= watts_up(gpu.floor_mw) * MW_PER_W:
         per_s = FLOOR_FORGET_MW_PER_S + FLOOR_FORGET_SHARE_PER_S * (gpu.floor_mw - mean_mw)
         gpu.floor_mw = max(mean_mw, gpu.floor_mw - round(per_s * (now_s - before_s)))
         if gpu.floor_mw <= gpu.bounds.min_mw:
