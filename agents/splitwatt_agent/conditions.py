@@ -1,8 +1,8 @@
 """What the agent reports, as pure functions of what it knows: GPU lines and conditions, each with sentences for people.
 
 `Report` leaves out times, so that two equal reports mean that nothing is worth a write. Conditions say the state, reasons
-say why: `Ready` (the agent can do its work), `CapsEnforced` (every grant holds, or which GPU's does not and why), and in
-Oversubscribed mode `LeaseHeld`.
+say why: `Ready` (the agent can do its work) and `CapsEnforced` (every grant holds, or which GPU's does not and why); while
+they hold `Paused`, `Observing` and `ForeignLimit`; and in Oversubscribed mode `LeaseHeld`.
 """
 
 from __future__ import annotations

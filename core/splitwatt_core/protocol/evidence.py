@@ -29,7 +29,7 @@ IDLE_AFTER_S: Final = 3.0
 """Longer than a training step or the gap between two requests; short beside the time in which pods come and go."""
 IDLE_MARGIN_PERCENT: Final = 25
 IDLE_MARGIN_MW: Final = 15_000
-"""Idle parts of one product differ (H100: 66 to 72 W without a process, up to 122 W with a waiting one)."""
+"""Idle parts of one product differ (docs/facts.md, NVML)."""
 
 FLOOR_WINDOW_S: Final = 3.0
 FLOOR_TOLERANCE_PERCENT: Final = 1
