@@ -71,6 +71,41 @@ async def test_a_vector_is_read_and_nan_is_no_data(server: Server) -> None:
         assert await prometheus.vector("up") == [Sample({"a": "1"}, 12.5)]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"metric": {}, "value": [1, 10**400]},
+        {"metric": {}, "value": 12},
+        {"metric": {}, "value": [1.0, "12", "13"]},
+        {"metric": None, "value": [1.0, "12"]},
+        {"metric": {}, "histogram": [1.0, {}]},
+        None,
+        7,
+    ],
+)
+async def test_a_row_of_any_other_shape_is_told_and_ends_nothing(server: Server, row: Any) -> None:
+    server.answer = lambda path, query: (200, {"status": "success", "data": {"resultType": "vector", "result": [row]}})
+    async with PrometheusClient(server.url, timeout_s=5.0) as prometheus:
+        with pytest.raises(QueryError, match="malformed sample"):
+            await prometheus.vector("up")
+        assert (await Telemetry(prometheus).read([budget("a", PLAIN)])).failures == 2
+
+
+async def test_labels_that_are_no_text_end_nothing(server: Server) -> None:
+    server.answer = lambda path, query: (
+        200, {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {"node": ["x"]}, "value": [1, "2"]}]}}
+    )  # fmt: skip
+    async with PrometheusClient(server.url, timeout_s=5.0) as prometheus:
+        assert "x" not in (await Telemetry(prometheus).read([])).agents
+
+
+def test_one_question_answered_twice_is_no_reading() -> None:
+    """What stands before several servers may put their answers together, one beside the other."""
+    whole = [part("value", 10.0), part("count", 1.0), part("oldest", 77.0)]
+    found = reading_of(MeterSpec(PLAIN), [*whole, part("value", 900.0)])
+    assert isinstance(found, MeterFailure) and "answered more than once" in found.reason
+
+
 async def test_no_answer_and_refusal_are_different_failures(server: Server) -> None:
     async with PrometheusClient(server.url, timeout_s=0.3) as prometheus:
         server.answer = lambda path, query: (400, {"status": "error", "errorType": "bad_data", "error": "parse error: x"})

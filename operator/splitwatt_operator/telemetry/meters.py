@@ -72,6 +72,11 @@ def meter_query(meter: MeterSpec, matchers: Sequence[str] = ()) -> str:
 
 def reading_of(meter: MeterSpec, samples: Sequence[Sample]) -> MeterReading | MeterFailure:
     """In watts."""
+    if len({sample.labels.get(PART) for sample in samples}) < len(samples):
+        return MeterFailure(
+            "the query was answered more than once: several tenants or clusters behind one end point; "
+            "name one (--prometheus-header, --prometheus-matcher)"
+        )
     parts = {sample.labels.get(PART): sample.value for sample in samples}
     unit_w = meter.watts_per_unit
     if "oldest" not in parts and "count" in parts and meter.age_selector is not None:
