@@ -99,7 +99,7 @@ def _most_w(p: Placement) -> float:
     """The most that the node's GPUs can draw, at the meter; without an agent what it may draw beyond its flat rate."""
     if not managed(p.node):
         return max(0.0, UNKNOWN_NODE_W - p.rates.unmanaged_w)
-    return p.rates.loss_factor * sum(max(gpu.max_w, gpu.default_w, gpu.charge_w) for gpu in p.node.gpus.values())
+    return p.rates.loss_factor * p.node.most_w
 
 
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:

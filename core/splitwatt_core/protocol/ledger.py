@@ -224,6 +224,8 @@ class NodeAccount:
     sample_s: float = float("-inf")
     sample_w: float = 0.0
     """The agent's own readings of all its GPUs, and when the oldest of them was taken."""
+    sample_told_s: float = float("-inf")
+    """The time of that sample as it was told, which may lie ahead of our clock."""
     sample_problem: str = ""
     """Why what Prometheus has of it cannot be used, "" while it can."""
     agent_silent_s: float = AGENT_METRICS_SILENT_S
@@ -345,6 +347,19 @@ class NodeAccount:
                 account.learn(grant)
 
     # ------------------------------------------------------------------------------------------------------- judging
+
+    @property
+    def most_w(self) -> int:
+        """The most that its GPUs can draw, in GPU watts; 0 while none is known."""
+        return sum(max(gpu.max_w, gpu.default_w, gpu.charge_w) for gpu in self.gpus.values())
+
+    def see_sample(self, power_w: float, sampled_s: float) -> None:
+        """Its agent's own readings. The same sample told again is no younger, however far its clock is ahead."""
+        if sampled_s != self.sample_told_s:
+            if sampled_s < self.sample_s:
+                return
+            self.sample_s = self.sample_told_s = sampled_s
+        self.sample_w, self.sample_problem = power_w, ""
 
     def sample_stale(self, now_s: float) -> bool:
         return now_s - self.sample_s > self.agent_silent_s
