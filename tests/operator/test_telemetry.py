@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
-from splitwatt_operator.telemetry.meters import PART, Telemetry, agent_queries, agents_of, meter_query, reading_of
+from splitwatt_operator.telemetry.meters import PART, AgentReading, Telemetry, agent_queries, agents_of, meter_query, reading_of
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
@@ -178,6 +178,13 @@ def test_matchers_stand_in_every_selector() -> None:
 
 def agent(node: str, value: float, **labels: str) -> Sample:
     return Sample({"node": node, "job": "agent", **labels}, value)
+
+
+def test_of_how_many_gpus_an_agents_sum_is_comes_with_its_time() -> None:
+    power = [agent("gpu-0", 400.0), agent("gpu-1", 100.0)]
+    times = [agent("gpu-0", 50.0), agent("gpu-1", 50.0), agent("gpu-0", 7.0, **{PART: "count"})]
+    readings, _ = agents_of(power, times, silent_s=5.0)
+    assert readings == {"gpu-0": AgentReading(400.0, 50.0, 7), "gpu-1": AgentReading(100.0, 50.0, None)}
 
 
 def test_two_agents_of_one_node_are_an_error_that_names_both_and_no_sum() -> None:

@@ -220,8 +220,9 @@ class Keeper:
         if book is not None and spec is not None:
             book.see_meter(spec, reading, now_s)
 
-    def on_agent_power(self, node: str, power_w: float, sampled_s: float) -> None:
-        """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
+    def on_agent_power(self, node: str, power_w: float, sampled_s: float, *, gpus: int | None = None) -> None:
+        """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives.
+        `gpus`: of how many GPUs it is, None: of all."""
         account = self.roster.nodes.get(node)
         if account is None:
             return
@@ -229,7 +230,7 @@ class Keeper:
         if problem:
             account.sample_problem = problem
         else:
-            account.see_sample(power_w, sampled_s)
+            account.see_sample(power_w, sampled_s, gpus=gpus)
 
     def on_agent_doubt(self, node: str, problem: str) -> None:
         """What Prometheus has of a node's agent cannot be used, and `problem` says why: no sample (I5)."""

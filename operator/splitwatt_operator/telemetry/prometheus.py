@@ -35,7 +35,7 @@ class QueryInvalidError(QueryError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    labels: Mapping[str, str]
+    labels: dict[str, str]
     value: float
 
 
