@@ -98,6 +98,15 @@ def test_the_record_of_an_older_agent_is_read_and_one_that_is_rolled_back_to_rea
         '{"term": 1, "grants": {"a": [1, 400]}, "held": []}',
         '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": {"uid": "u"}}}',
         '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": 3}}',
+        "null",
+        "[" * 100_000,
+        '{"term": -1, "grants": {}}',
+        '{"term": 1000000000000000000000000000000, "grants": {}}',
+        '{"term": 1, "grants": {"a": [10000000000000000000000000000000000000000, 400]}}',
+        '{"term": 1, "grants": {"a": [5, 2000000000]}}',
+        '{"term": 1, "grants": {"a": [5, -400]}}',
+        '{"term": 1, "grants": {"a": [1, 400]}, '
+        '"held": {"a": {"uid": "u", "safeCapWatts": 400, "ackedGrant": 99, "sinceCapWatts": 400}}}',
     ],
 )
 def test_a_record_that_cannot_be_understood_stops_the_start(tmp_path: Path, text: str) -> None:
