@@ -275,6 +275,17 @@ def test_a_survey_counts_who_is_stale_unmeasured_and_unadopted() -> None:
     assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is stale, the charge"
 
 
+def test_a_gpu_whose_draw_cannot_be_read_does_not_draw_nothing() -> None:
+    """Its neighbours' sum is fresh: of it, as of a stale agent, the charge counts."""
+    placed = node("n1", gpu("g0", 500), gpu("g1"), sample_w=120.0)
+    placed.see_sample(120.0, NOW_S, gpus=1)
+    found = survey(Placement(placed, ("b",)))["b"]
+    assert found.modelled_w == 120.0 + 500.0 + 60.0
+    assert found.drawn_w == 120.0, "what surely flows through a meter is what was read"
+    placed.see_sample(120.0, NOW_S, gpus=2)
+    assert survey(Placement(placed, ("b",)))["b"].modelled_w == 120.0 + 60.0
+
+
 def adopted(account: NodeAccount, *, open_for_s: float = 0.0, mode: Mode = Mode.STRICT) -> bool:
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], mode=mode)}
     return survey(Placement(account, ("a",)), budgets=budgets, open_for_s=open_for_s)["a"].unadopted == 0

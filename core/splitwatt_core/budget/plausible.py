@@ -20,6 +20,7 @@ Pure. Protected: a number that cannot be true raises nothing, releases nothing a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,6 +33,8 @@ meters)."""
 
 NO_VALUES: Final = frozenset(float(2**bits - 1) for bits in (15, 16, 31, 32, 63, 64))
 """Registers of all ones, signed and unsigned: what SNMP and Modbus send for "no value" (docs/facts.md, meters)."""
+EXPORTERS_SCALES: Final = (1, 10, 100, 1000)
+"""An exporter may have divided such a register like any other number: 6553.5 W."""
 NO_VALUE_SHARE: Final = 0.05
 """A meter may pass by such a number: it is believed this near to what was read or modelled already."""
 
@@ -50,10 +53,18 @@ def most_w(*, explained_w: float, limit_w: float, believed_w: float | None) -> f
 
 
 def is_no_value(raw: float, power_w: float, *near_w: float | None) -> bool:
-    """Whether `raw`, the number as the meter gave it, is a register of all ones, and its watts far from all of `near_w`."""
-    return raw in NO_VALUES and not any(
-        known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w
-    )
+    """Whether `raw`, the number as the meter gave it, is a register of all ones, whole or divided, and its watts are far from
+    all of `near_w`."""
+    ones = any(math.isclose(raw * scale, bits, rel_tol=1e-9) for scale in EXPORTERS_SCALES for bits in NO_VALUES)
+    return ones and not any(known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w)
+
+
+def agent_problem(node: str, power_w: float, *, most_w: float) -> str:
+    """What is wrong with an agent's sum of its GPUs' watts, "" where it can be true. `most_w`: their maxima, 0: not known."""
+    bound_w = EXPLAINED_TIMES * most_w if most_w > 0 else UNKNOWN_NODE_W
+    if 0 <= power_w <= bound_w:
+        return ""
+    return f"the agent on {node} says that its GPUs draw {power_w:.0f} W, and they draw 0 to {bound_w:.0f} W: look at that node"
 
 
 def contradicts(power_w: float, drawn_w: float) -> bool:

@@ -30,6 +30,8 @@ MAX_OWNERS_PER_GPU: Final = 48
 MAX_UNRESOLVED: Final = 16
 MAX_UNRESOLVED_CHARS: Final = 512
 """Devices named that could not be traced to a GPU; the rest are counted in the agent's condition."""
+MAX_GPU_WATTS: Final = 10_000
+"""Of one GPU: seven of the largest on sale. What is said to draw or to be allowed more is no number of watts."""
 NO_GRANT: Final = 0
 RELEASE_ALL: Final = "all"
 """In `NodePower.release`: from every budget; no budget can have this name and be released alone."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from splitwatt_core.protocol.contract import NO_GRANT, Grant
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_GPU_WATTS, MAX_TERM, NO_GRANT, Grant
 from splitwatt_core.protocol.milliwatts import MW_PER_W
 
 
@@ -62,3 +62,17 @@ class Record:
 
     term: int = 0
     grants: Mapping[str, Taken] = field(default_factory=dict)
+
+
+def checked(record: Record) -> Record:
+    """The record, where an agent can have written it: a number from nowhere would refuse every grant to come, or call one
+    acknowledged that nobody made. Raises ValueError."""
+    if not 0 <= record.term <= MAX_TERM:
+        raise ValueError(f"term {record.term} is none")
+    for uuid, taken in record.grants.items():
+        caps = (taken.cap_w, taken.safe_cap_w, taken.since_cap_w)
+        if not NO_GRANT <= taken.acked_grant <= taken.grant < (MAX_TERM + 1) * GRANTS_PER_TERM:
+            raise ValueError(f"grant {taken.grant} of {uuid}, with {taken.acked_grant} acknowledged, is none")
+        if not all(0 <= cap_w <= MAX_GPU_WATTS for cap_w in caps):
+            raise ValueError(f"caps of {max(caps, key=abs)} W, of {uuid}, are none")
+    return record
