@@ -1,8 +1,8 @@
 """What the agent reports, as pure functions of what it knows: GPU lines and conditions, each with sentences for people.
 
 `Report` leaves out times, so that two equal reports mean that nothing is worth a write. Conditions say the state, reasons
-say why: `Ready` (the agent can do its work), `CapsEnforced` (every grant holds, or which GPU's does not and why), and in
-Oversubscribed mode `LeaseHeld`.
+say why: `Ready` (the agent can do its work) and `CapsEnforced` (every grant holds, or which GPU's does not and why); while
+they hold `Paused`, `Observing` and `ForeignLimit`; and in Oversubscribed mode `LeaseHeld`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition, merge
+from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition, merge, some
 from splitwatt_core.protocol.contest import WINDOW_S, Contest
 from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, Status
 from splitwatt_core.protocol.enforcer import ObjectVerdict
 
 UNACKED_GRACE_S: Final = 2.0
 """A grant may take this long to be applied before CapsEnforced speaks of it."""
-
-MAX_NAMED: Final = 3
-"""Devices named in one sentence; the rest are counted."""
 
 READY: Final = "Ready"
 CAPS_ENFORCED: Final = "CapsEnforced"
@@ -154,9 +151,8 @@ def _ready(view: ControlView) -> Condition:
     if view.owners_error:
         return Condition(READY, True, "WorkloadsStale", f"{message} Workloads are those last known: {view.owners_error}.")
     if view.unresolved:
-        named = "; ".join(view.unresolved[:MAX_NAMED])
-        more = f" and {len(view.unresolved) - MAX_NAMED} more" if len(view.unresolved) > MAX_NAMED else ""
-        text = f"{message} Pods hold devices that no GPU here is known by: {named}{more}. Their GPUs count as of unknown owner."
+        devices = some(view.unresolved, between="; ")
+        text = f"{message} Pods hold devices that no GPU here is known by: {devices}. Their GPUs count as of unknown owner."
         return Condition(READY, True, "UnknownDevices", text)
     return Condition(READY, True, "Enforcing", message)
 

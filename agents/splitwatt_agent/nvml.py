@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import pynvml
-from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, Health
+from splitwatt_core.protocol.contract import MAX_GPU_WATTS, MAX_GPUS_PER_NODE, Health
 from splitwatt_core.protocol.enforcer import GpuIdentity
 
 T = TypeVar("T")
@@ -59,14 +59,15 @@ _NO_SUCH_DEVICE: Final = frozenset(
 class NvmlError(Exception):
     """One failed call. `driver_gone`: no GPU can be spoken to until NVML is initialised anew."""
 
-    def __init__(self, *, call: str, code: int) -> None:
+    def __init__(self, *, call: str, code: int, said: str = "") -> None:
+        """`said`: what was answered in place of the code's name."""
         self.call = call
         self.code = code
         self.health = _HEALTH.get(code, Health.UNKNOWN)
         self.driver_gone = code in _DRIVER_GONE
         name = _CODE_NAMES.get(code, str(code))
         self.code_name = name
-        super().__init__(f"{call} answered {name}")
+        super().__init__(f"{call} answered {said or name}")
 
 
 _CODE_NAMES: Final[dict[int, str]] = {
@@ -180,19 +181,19 @@ class PynvmlPort:
         if uuid not in self._averaging:
             value = _call(pynvml.nvmlDeviceGetFieldValues, handle, (pynvml.NVML_FI_DEV_POWER_INSTANT,))[0]
             if value.nvmlReturn == pynvml.NVML_SUCCESS:
-                return int(value.value.uiVal)
+                return milliwatts("field POWER_INSTANT", value.value.uiVal)
             error = NvmlError(call="field POWER_INSTANT", code=value.nvmlReturn)
             if error.health is Health.LOST or error.driver_gone:
                 raise error
             if error.code in _NO_SUCH_FIELD:
                 self._averaging.add(uuid)
-        return int(_call(pynvml.nvmlDeviceGetPowerUsage, handle))
+        return _milliwatts(pynvml.nvmlDeviceGetPowerUsage, handle)
 
     def management_limit_mw(self, uuid: str) -> int:
-        return int(_call(pynvml.nvmlDeviceGetPowerManagementLimit, self._handle(uuid)))
+        return _milliwatts(pynvml.nvmlDeviceGetPowerManagementLimit, self._handle(uuid))
 
     def enforced_limit_mw(self, uuid: str) -> int:
-        return int(_call(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle(uuid)))
+        return _milliwatts(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle(uuid))
 
     def set_management_limit_mw(self, uuid: str, limit_mw: int) -> None:
         _call(pynvml.nvmlDeviceSetPowerManagementLimit, self._handle(uuid), limit_mw)
@@ -260,24 +261,38 @@ def _identity(handle: Any) -> GpuIdentity:
     model = str(_call(pynvml.nvmlDeviceGetName, handle))
     try:
         min_mw, max_mw = _call(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
-        default_mw = _call(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
+        max_mw = milliwatts("nvmlDeviceGetPowerManagementLimitConstraints", max_mw)
+        default_mw = _milliwatts(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
     except NvmlError as error:
         if error.health is not Health.NOT_SUPPORTED:
             raise
         limit_mw = _uncapped_mw(handle)
         return GpuIdentity(uuid, model, min_mw=limit_mw, max_mw=limit_mw, default_mw=limit_mw, cappable=False)
-    return GpuIdentity(uuid, model, min_mw=int(min_mw), max_mw=int(max_mw), default_mw=int(default_mw))
+    return GpuIdentity(uuid, model, min_mw=int(min_mw), max_mw=max_mw, default_mw=default_mw)
 
 
 def _uncapped_mw(handle: Any) -> int:
     """The most that a GPU without power management says it may draw. Raises NvmlError when the driver is gone."""
     for ask in (pynvml.nvmlDeviceGetPowerManagementDefaultLimit, pynvml.nvmlDeviceGetEnforcedPowerLimit):
         try:
-            return int(_call(ask, handle))
+            return _milliwatts(ask, handle)
         except NvmlError as error:
             if error.driver_gone:
                 raise
     return UNKNOWN_LIMIT_MW
+
+
+def milliwatts(call: str, value: int) -> int:
+    """A GPU's draw or limit as the driver gave it. None draws nothing or may draw nothing, and a register of all ones is no
+    number: believed, a 0 would prove a GPU idle and its cap set, and all ones would have the whole status refused. Raises
+    NvmlError."""
+    if 0 < value <= 1000 * MAX_GPU_WATTS:
+        return int(value)
+    raise NvmlError(call=call, code=pynvml.NVML_ERROR_NO_DATA, said=f"{value} mW, which no GPU draws")
+
+
+def _milliwatts(function: Callable[..., int], handle: Any) -> int:
+    return milliwatts(function.__name__, _call(function, handle))
 
 
 def _call(function: Callable[..., T], *arguments: object) -> T:

@@ -9,8 +9,8 @@ Device plugins name GPUs each in their own way, and dynamic resource allocation 
     driver, pool, device               a claim; the UUID stands in the node's ResourceSlice
 
 What cannot be traced is told, never dropped: a GPU whose owner is unknown is not a free one. Devices of other resources
-(`nvidia.com/` is the only prefix that is surely about GPUs) and claims of other
-drivers that carry no UUID (channels of a compute domain) are none of ours, and are passed over.
+(`nvidia.com/` is the only prefix that is surely about GPUs) and claims of other drivers that carry no UUID (channels of a
+compute domain) are none of ours, and are passed over.
 """
 
 from __future__ import annotations

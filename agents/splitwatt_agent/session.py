@@ -97,7 +97,7 @@ class Session:
         return Standing(
             observed_uid=enforcer.observed_uid,
             observed_term=enforcer.observed_term,
-            gpus=tuple(self._with_use(line, owners.get(line.uuid, ())) for line in enforcer.status({})),
+            gpus=tuple(self._with_use(line, owners.get(line.uuid, ())) for line in enforcer.status()),
             granted=granted,
             unknown_gpus=enforcer.unknown_gpus,
             lowered=self.guard.lowered,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from splitwatt_core.protocol.enforcer import GpuIdentity
-from splitwatt_core.protocol.record import Record, Taken
+from splitwatt_core.protocol.record import Record, Taken, checked
 
 RECORD_FILE: Final = "record.json"
 INVENTORY_FILE: Final = "inventory.json"
@@ -77,12 +77,13 @@ class StateDir:
             return Record()
         try:
             held = raw.get("held", {})  # absent in the records of older agents: nothing is held for acknowledged then
-            return Record(
+            found = Record(
                 term=int(raw["term"]),
                 grants={
                     str(uuid): _taken(int(grant), int(cap_w), held.get(uuid)) for uuid, (grant, cap_w) in raw["grants"].items()
                 },
             )
+            return checked(found)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise self._unreadable(RECORD_FILE, repr(error)) from error
 
@@ -140,10 +141,13 @@ class StateDir:
 
     def _read(self, name: str) -> Any:
         try:
-            return json.loads((self._path / name).read_bytes())
+            content = json.loads((self._path / name).read_bytes())
+            if content is None:  # which would look like a file that is not there
+                raise ValueError("it holds null")
+            return content
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._unreadable(name, str(error)) from error
 
     def _unreadable(self, name: str, why: str) -> StateDirError:

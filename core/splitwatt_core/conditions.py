@@ -2,7 +2,8 @@
 
 Operator and agent say what holds now; `merge` lays that over what stands in the status. Protected: `last_transition` moves
 when `status` does and at no other time, whatever reason, message or generation do, so that "since when" can be believed;
-and no list grows beyond what the API server takes, for it would refuse the whole status with it.
+and no list grows beyond what the API server takes, for it would refuse the whole status with it. `some` and `counted` say
+how many objects a message names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ MAX_REASON_CHARS: Final = 128
 MAX_MESSAGE_CHARS: Final = 4096
 MAX_CONDITIONS: Final = 16
 """The bounds that the CustomResourceDefinitions set."""
+
+MAX_NAMED: Final = 3
+"""Objects named in one sentence; the rest are counted."""
 
 _WORDS: Final[Mapping[bool | None, str]] = {True: "True", False: "False", None: "Unknown"}
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
@@ -119,3 +123,14 @@ def _bounded(condition: Condition, generation: int | None) -> Condition:
 def _since(condition: Condition, known: Condition | None, now: str) -> Condition:
     kept = known.last_transition if known is not None and known.status == condition.status else ""
     return replace(condition, last_transition=kept or now)
+
+
+def some(names: Sequence[str], *, between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    shown = between.join(names[:MAX_NAMED])
+    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
+
+
+def counted(count: int, thing: str) -> str:
+    """ "1 node", "3 nodes"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -17,11 +17,11 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from splitwatt_core.conditions import MAX_CONDITIONS, MAX_MESSAGE_CHARS, MAX_REASON_CHARS, MAX_TYPE_CHARS
+from splitwatt_core.protocol.contract import MAX_GPU_WATTS
 
 MAX_BUDGET_WATTS: Final = 1_000_000_000
 """One gigawatt: above any site, low enough that sums of many budgets stay exact."""
 MAX_NODE_WATTS: Final = 1_000_000
-MAX_GPU_WATTS: Final = 10_000
 MAX_CLOCK_MEGAHERTZ: Final = 10_000
 MAX_TOLD: Final = 2**53
 """Of what is measured or summed up: far above anything that may be typed, and still exact in every JSON reader."""

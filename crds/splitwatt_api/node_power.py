@@ -202,7 +202,10 @@ class NodePowerStatus(Wire):
         description="Devices that kubelet gave to pods and that no GPU of this node is known by, each with its pod.",
         json_schema_extra=kubernetes(list_type="atomic"),
     )
-    conditions: Conditions = Field(default_factory=list, description="Ready, CapsEnforced, LeaseHeld.")
+    conditions: Conditions = Field(
+        default_factory=list,
+        description="Ready, CapsEnforced; while they hold Paused, Observing and ForeignLimit; LeaseHeld in Oversubscribed.",
+    )
 
 
 class NodePower(Wire):

@@ -202,7 +202,8 @@ class PowerBudgetSpec(Wire):
         description="Leaf only. Conversion losses between the meter and the GPUs, in percent of GPU watts.",
     )
     meter: Meter | None = Field(
-        default=None, description="The meter of record; absent: the agents' own readings stand in for it."
+        default=None,
+        description="The meter of record; absent: what the budgets below measure stands in for it, at a leaf what agents read.",
     )
     limit_grace_seconds: int = Field(
         default=LIMIT_GRACE_S,
@@ -337,7 +338,7 @@ class PowerBudgetStatus(Wire):
         json_schema_extra=kubernetes(list_type="atomic"),
     )
     conditions: Conditions = Field(
-        default_factory=list, description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible."
+        default_factory=list, description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible, OwnersKnown, Steered."
     )
 
 

@@ -54,7 +54,7 @@ class StandInNode:
 
     def lines(self) -> tuple[GpuStatus, ...]:
         """What `status.gpus` should say now."""
-        return self._agent.enforcer.status({})
+        return self._agent.enforcer.status()
 
     def status(self, *, said_at: str = "") -> Status:
         """The whole status, of the size and with the conditions that an agent writes. `said_at`: RFC 3339; it makes a sign

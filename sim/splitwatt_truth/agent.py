@@ -89,5 +89,8 @@ class MemoryAgent:
     def status(self, boot_id: str, workloads: Mapping[str, Workload], conditions: tuple[Condition, ...] = ()) -> Status:
         """As of the last round. Here a GPU without a workload is idle, for nothing else loads one."""
         enforcer = self.enforcer
-        lines = tuple(replace(line, use=Use.IDLE if line.workload is None else Use.BUSY) for line in enforcer.status(workloads))
+        lines = tuple(
+            replace(line, workload=workloads.get(line.uuid), use=Use.BUSY if line.uuid in workloads else Use.IDLE)
+            for line in enforcer.status()
+        )
         return Status(enforcer.observed_uid, enforcer.observed_term, boot_id, lines, conditions)

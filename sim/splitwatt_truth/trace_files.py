@@ -42,6 +42,10 @@ MAX_TRACE_ROWS: Final = 2_000_000
 """Requests of one part, 24 bytes each while it is read."""
 PROBED_ROWS: Final = 1_000
 """Looked at before the unit of a file is decided."""
+TOO_LATE_S: Final = 1e11
+"""Seconds since 1970, in the year 5138; as milliseconds it is 1973."""
+BEFORE_FIRST_S: Final = 1.0
+"""How far a row may come before the first one, from which parts are counted: files are not always quite in order."""
 PROGRESS_LINES: Final = 50_000
 GZIP_MAGIC: Final = b"\x1f\x8b"
 PACKED_SUFFIX: Final = ".gz"
@@ -156,13 +160,16 @@ def parse_trace(lines: Iterable[str], part: TracePart = WHOLE, *, name: str) -> 
 
 def _cells(lines: Iterator[str], kind: TraceKind, header: list[str], name: str) -> Iterator[_Row]:
     reader = csv.reader(lines)
+    if twice := [column for column in kind.columns if header.count(column) > 1]:
+        raise TraceError(f"{name} names the column {twice[0]} twice: take one out")
     when, prompt, output = (header.index(column) for column in kind.columns)
     images = next((header.index(column) for column in IMAGES if column in header), None)
     for cells in reader:
         if not cells:
             continue
         line = reader.line_num + 1
-        if len(cells) < len(header):
+        if len(cells) != len(header) and (len(cells) < len(header) or any(cells[len(header) :])):
+            # One too many shifts the rest: a number written as 1,000 is two cells.
             raise TraceError(f"{name} line {line} has {len(cells)} cells where the first line names {len(header)} columns")
         has_images = images is not None and cells[images].strip() not in ("", "0", "0.0")
         yield _Row(line, cells[when], cells[prompt], cells[output], has_images)
@@ -201,6 +208,7 @@ def _kept(rows: Iterator[_Row], kind: TraceKind, names: frozenset[str], part: Tr
     base = first if kind.from_zero else 0.0
     begin = -math.inf if part.from_s is None else base + part.from_s * unit.per_s
     end = math.inf if part.to_s is None else base + part.to_s * unit.per_s
+    earliest = -math.inf if part.whole else base - BEFORE_FIRST_S * unit.per_s
     at, prompts, outputs = array("d"), array("q"), array("q")
     seen = left_out = pictured = delayed = 0
     last = first
@@ -208,6 +216,11 @@ def _kept(rows: Iterator[_Row], kind: TraceKind, names: frozenset[str], part: Tr
         seen += 1
         when = _time(row, kind, name)
         last = max(last, when)
+        if when < earliest:
+            raise TraceError(
+                f"{name} line {row.line} comes {(base - when) / unit.per_s:.0f} s before the first row, from which --from and "
+                "--to count: sort the file by time"
+            )
         if not begin <= when < end:
             continue
         if row.images:
@@ -260,6 +273,11 @@ def _unit(probed: list[_Row], kind: TraceKind, names: frozenset[str], part: Trac
             raise TraceError(f"{name}: its times are dates, which have no unit to say: leave out --trace-unit")
         return part.unit, [f"times are taken as {part.unit.name.lower()}, as was asked"]
     if kind.unit is not None:
+        if kind.unit is TraceUnit.SECONDS and _is_number(probed[0].when) and TOO_LATE_S <= float(probed[0].when) < math.inf:
+            raise TraceError(
+                f'{name} line {probed[0].line}: "{quoted(probed[0].when)}" is no time in seconds, but one in milliseconds '
+                "since 1970: --trace-unit ms takes it so"
+            )
         return kind.unit, []
     unit, why = unit_of([_time(row, kind, name) for row in probed], names, name=name)
     return unit, [f"times are taken as {unit.name.lower()}: {why} (--trace-unit says otherwise)"]

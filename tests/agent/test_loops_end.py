@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,10 @@ from splitwatt_agent.state import ControlState
 from splitwatt_agent.threads import Sweeper
 from splitwatt_agent.workloads import WorkloadPoll
 from splitwatt_client import Connection
+from support.endings import Loop, ends_in_the_turn_of_its_wake
 
 PATIENCE_S = 10.0
 SETTLED_S = 0.1
-
-Loop = tuple[Coroutine[Any, Any, Any], Callable[[], object]]
 
 
 def link_of(ticked_s: float = 0.0) -> NodePowerLink:
@@ -52,16 +51,7 @@ def sweep() -> Loop:
 
 @pytest.mark.parametrize("make", [status_writer, sweep], ids=lambda make: make.__name__)
 async def test_an_end_that_meets_its_wake_is_not_missed(make: Callable[[], Loop]) -> None:
-    work, wake = make()
-    running = asyncio.create_task(work)
-    await asyncio.sleep(SETTLED_S)
-    wake()
-    await asyncio.sleep(0)
-    running.cancel()
-    done, _ = await asyncio.wait({running}, timeout=PATIENCE_S)
-    assert done == {running}
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    await ends_in_the_turn_of_its_wake(make(), settled_s=SETTLED_S, patience_s=PATIENCE_S)
 
 
 async def test_an_end_that_meets_kubelets_silence_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

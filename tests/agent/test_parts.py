@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from splitwatt_agent.conditions import (
     report_of,
     status_to_write,
 )
-from splitwatt_agent.nvml import Inventory, NvmlError
+from splitwatt_agent.nvml import Inventory, NvmlError, PynvmlPort
 from splitwatt_agent.session import take_stock, without_leased_watts
 from splitwatt_agent.state_dir import StateDir, StateDirError
 from splitwatt_agent.threads import Sweeper, daemon_call
@@ -97,6 +98,15 @@ def test_the_record_of_an_older_agent_is_read_and_one_that_is_rolled_back_to_rea
         '{"term": 1, "grants": {"a": [1, 400]}, "held": []}',
         '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": {"uid": "u"}}}',
         '{"term": 1, "grants": {"a": [1, 400]}, "held": {"a": 3}}',
+        "null",
+        "[" * 100_000,
+        '{"term": -1, "grants": {}}',
+        '{"term": 1000000000000000000000000000000, "grants": {}}',
+        '{"term": 1, "grants": {"a": [10000000000000000000000000000000000000000, 400]}}',
+        '{"term": 1, "grants": {"a": [5, 2000000000]}}',
+        '{"term": 1, "grants": {"a": [5, -400]}}',
+        '{"term": 1, "grants": {"a": [1, 400]}, '
+        '"held": {"a": {"uid": "u", "safeCapWatts": 400, "ackedGrant": 99, "sinceCapWatts": 400}}}',
     ],
 )
 def test_a_record_that_cannot_be_understood_stops_the_start(tmp_path: Path, text: str) -> None:
@@ -359,6 +369,32 @@ def test_nvml_errors_say_what_they_mean() -> None:
     assert of(pynvml.NVML_ERROR_DRIVER_NOT_LOADED).driver_gone
     assert not of(pynvml.NVML_ERROR_GPU_IS_LOST).driver_gone
     assert str(of(pynvml.NVML_ERROR_TIMEOUT)) == "c answered TIMEOUT"
+
+
+@pytest.mark.parametrize("answer", [0, 10_000_001, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize(
+    ("function", "ask"),
+    [
+        ("nvmlDeviceGetPowerUsage", PynvmlPort.instant_power_mw),
+        ("nvmlDeviceGetPowerManagementLimit", PynvmlPort.management_limit_mw),
+        ("nvmlDeviceGetEnforcedPowerLimit", PynvmlPort.enforced_limit_mw),
+    ],
+)
+def test_watts_that_no_gpu_has_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, function: str, ask: Callable[[PynvmlPort, str], int], answer: int
+) -> None:
+    """The simulated driver only gives true numbers, so these are put in the binding's place."""
+    port = PynvmlPort()
+    port._handles, port._averaging = {"g0": object()}, {"g0"}
+    said = {"watts": 300_000}
+    stands_in = lambda handle: said["watts"]  # noqa: E731
+    stands_in.__name__ = function
+    monkeypatch.setattr(pynvml, function, stands_in)
+    assert ask(port, "g0") == 300_000
+    said["watts"] = answer
+    with pytest.raises(NvmlError, match=f"{function} answered {answer} mW, which no GPU draws") as told:
+        ask(port, "g0")
+    assert not told.value.driver_gone and told.value.health is Health.UNKNOWN
 
 
 def test_socket_paths() -> None:

@@ -84,3 +84,18 @@ def test_who_starts_under_another_definition_raises_nothing_until_a_person_confi
         world.active.settle(12)
         assert (world.nodes["b0"].gpus["b0-g0"].true_w > 450) is raised, uid
     assert world.active.last.budgets[ROOT].contract_uid == "crd-2"
+
+
+def test_who_knows_of_no_definition_keeps_what_a_predecessor_noted() -> None:
+    """It started while there was none, or may not read it; the next one starts under another."""
+    world, operator = elected()
+    operator.holds_lease = False
+    crd_made_anew(world, gone="a0")
+    world.contract_uid = ""
+    world.elect().settle(3)
+    world.contract_uid = "crd-2"
+    world.set_limit(1300, b=900)
+    successor = world.elect()
+    successor.settle(20)
+    assert successor.last.budgets[ROOT].contract_uid == "crd-1"
+    assert world.nodes["b0"].gpus["b0-g0"].true_w <= 450 and condition(successor, ROOT, "Ready").reason == "RaisesHeld"

@@ -39,7 +39,7 @@ def test_a_stranger_keeps_what_it_had_and_is_not_starved_on_an_idle_gpus_cap() -
     assert demand(KIND, None, found_w=200) == Demand(Phase.PREFILL, 0, 700, natural_w=650, cliff_w=350)
 
 
-def test_of_pods_that_share_a_gpu_the_strongest_claim_counts() -> None:
+def test_of_pods_that_share_a_gpu_the_strongest_demand_counts() -> None:
     low = PodFact("ns", "low", Phase.PREFILL, 1, power_ceiling_w=500)
     high = PodFact("ns", "high", Phase.DECODE, 9)
     assert demand(KIND, low, high) == demand(KIND, high, low) == Demand(Phase.PREFILL, 9, 700, natural_w=500, cliff_w=400)

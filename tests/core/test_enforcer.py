@@ -19,8 +19,8 @@ from splitwatt_core.protocol.enforcer import (
     ObjectVerdict,
     Readback,
     SetCap,
-    watts_up,
 )
+from splitwatt_core.protocol.milliwatts import watts_up
 from splitwatt_core.protocol.record import Record, Taken
 
 GPU = GpuIdentity("g0", "H100", min_mw=200_000, max_mw=700_000, default_mw=700_000)
@@ -67,7 +67,7 @@ class Bench:
 
     @property
     def acked(self) -> int:
-        return self.enforcer.status({})[0].acked_grant
+        return self.enforcer.status()[0].acked_grant
 
     @property
     def health(self) -> Health:
@@ -288,7 +288,7 @@ def test_an_unreadable_gpu_keeps_what_was_acknowledged_and_is_left_alone() -> No
     bench = holding(300)
     bench.tick(back=Readback(None, None, Health.LOST))
     assert bench.acked == 5 and bench.health is Health.LOST and bench.calls == [300]
-    assert bench.enforcer.status({})[0].management_w is None
+    assert bench.enforcer.status()[0].management_w is None
     bench.tick(back=None)
     assert bench.health is Health.UNKNOWN
 
@@ -304,7 +304,7 @@ def test_what_was_read_before_a_setter_returned_says_nothing() -> None:
     bench = Bench()
     bench.observe(seen(1, grant(5, 300)))
     bench.tick()
-    line = bench.enforcer.status({})[0]
+    line = bench.enforcer.status()[0]
     assert (line.management_w, line.enforced_w, line.acked_grant) == (None, None, NO_GRANT)
 
 

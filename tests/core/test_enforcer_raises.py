@@ -21,7 +21,7 @@ def read(enforcer: Enforcer, now_s: float, limit_w: int) -> int:
         enforcer.persisted()
     for call in actions.set_caps:
         enforcer.setter_started(call.uuid, now_s)
-    return enforcer.status({})[0].acked_grant
+    return enforcer.status()[0].acked_grant
 
 
 def at_200_w() -> Enforcer:

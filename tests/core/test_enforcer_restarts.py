@@ -63,7 +63,7 @@ class Node:
 
     @property
     def acked(self) -> int:
-        return self.enforcer.status({})[0].acked_grant
+        return self.enforcer.status()[0].acked_grant
 
     def obey(self, number: int, cap_w: int) -> None:
         """Grant it, and have it acknowledged."""

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from splitwatt_core.budget import raises
 from splitwatt_core.budget.books import Book
+from splitwatt_core.budget.claims import Placement, Rates
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import LATE_ACK_S, Fleet, build_fleet, late, steerable
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.posture import Correction
-from splitwatt_core.budget.roster import Placement
 from splitwatt_core.budget.survey import UNMANAGED_AFTER_S, Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.columns import PhaseCode
@@ -275,9 +275,29 @@ def test_a_survey_counts_who_is_stale_unmeasured_and_unadopted() -> None:
     assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is stale, the charge"
 
 
+def test_a_gpu_whose_draw_cannot_be_read_does_not_draw_nothing() -> None:
+    """Its neighbours' sum is fresh: of it, as of a stale agent, the charge counts."""
+    placed = node("n1", gpu("g0", 500), gpu("g1"), sample_w=120.0)
+    placed.see_sample(120.0, NOW_S, gpus=1)
+    found = survey(Placement(placed, ("b",)))["b"]
+    assert found.modelled_w == 120.0 + 500.0 + 60.0
+    assert found.drawn_w == 120.0, "what surely flows through a meter is what was read"
+    placed.see_sample(120.0, NOW_S, gpus=2)
+    assert survey(Placement(placed, ("b",)))["b"].modelled_w == 120.0 + 60.0
+
+
 def adopted(account: NodeAccount, *, open_for_s: float = 0.0, mode: Mode = Mode.STRICT) -> bool:
     budgets = {**BUDGETS, "row": replace(BUDGETS["row"], mode=mode)}
     return survey(Placement(account, ("a",)), budgets=budgets, open_for_s=open_for_s)["a"].unadopted == 0
+
+
+def test_charge_and_model_count_a_node_by_the_same_losses() -> None:
+    """A leaf that lost its selector counts its nodes by what their specs kept, in both sums: a gap would be taken for watts
+    that nobody declared."""
+    no_leaf = {**BUDGETS, "a": replace(BUDGETS["a"], selector=None, overhead_percent=0)}
+    at_its_cap = Placement(node("n1", gpu("g0", 300), sample_w=300.0), ("a",), rates=Rates(overhead_percent=10, non_gpu_w=50))
+    seen = survey(at_its_cap, budgets=no_leaf)["a"]
+    assert seen.modelled_w == pytest.approx(seen.charged_w) == pytest.approx(10 + 330 + 50)
 
 
 def test_a_node_is_adopted_once_every_gpu_acknowledged_its_newest_grant_and_settled() -> None:

@@ -250,6 +250,24 @@ def test_a_failed_query_says_why() -> None:
     assert (stale.status, stale.reason) == (False, "MeterStale") and "Prometheus is away" in stale.message
 
 
+@pytest.mark.parametrize("power_w", [-5.0, 2_147_483.0, 1e308])
+def test_an_agents_sum_that_cannot_be_true_is_no_sample(power_w: float) -> None:
+    """A negative one would hide its neighbour's watts."""
+    world = World(limit_w=900)
+    for line in world.lines.values():
+        line.metered = False
+    world.tell_budgets()
+    operator = settled(world)
+    world.agents["a0"].alive = False  # its own samples are not to be told beside the odd ones
+    for _ in range(12):
+        world.now_s += 1.0
+        operator.keeper.on_agent_power("a0", power_w, world.now_s)
+        operator.step()
+    said = condition(operator, "a", "TelemetryFresh")
+    assert not said.status and f"the agent on a0 says that its GPUs draw {power_w:.0f} W" in said.message
+    assert operator.last.budgets["a"].posture is Posture.NORMAL
+
+
 def test_words_about_strangers_are_passed_over() -> None:
     keeper = Keeper(term=1, policies={"Uniform": Uniform()})
     keeper.on_meter("nobody", MeterReading(1.0, 1.0, 1), 1.0)

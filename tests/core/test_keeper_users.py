@@ -82,7 +82,7 @@ def test_work_that_begins_on_an_idle_gpu_without_an_owner_is_not_left_on_the_idl
     assert caps(world, "a0") == [DEFAULT_W]
 
 
-def test_a_gpu_that_several_pods_share_has_one_cap_of_the_strongest_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_several_pods_share_has_one_cap_of_the_strongest_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(policy="PhaseAware", limit_w=2000)
     world.pods[("ns", "a")] = PodFact("ns", "a", Phase.DECODE, 1)
     world.pods[("ns", "b")] = PodFact("ns", "b", Phase.PREFILL, 0)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from splitwatt_core.budget.claims import Placement
 from splitwatt_core.budget.fleet import LATE_ACK_S, MUTE_S, Fleet, build_fleet
-from splitwatt_core.budget.roster import Placement
 from splitwatt_core.budget.tree import BudgetSpec, Selector, build_tree
 from splitwatt_core.protocol.contract import Grant, Health
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount

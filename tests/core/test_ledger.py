@@ -275,6 +275,17 @@ def test_a_heartbeat_from_the_future_proves_nothing_later() -> None:
     assert account.gpus["g0"].charge_w == 700
 
 
+def test_an_agents_sample_from_the_future_told_again_is_no_sign_of_life() -> None:
+    """Some servers show the last sample of a dead agent for minutes."""
+    account = node(version(1, line(5, 300), status=(reading(5, 300),)))
+    for second in range(60):
+        account.see_sample(250.0, NOW_S + 3600.0)
+        charge_w(account, NOW_S + second)
+    assert account.sample_stale(NOW_S + 59.0)
+    account.see_sample(260.0, NOW_S + 3659.0)
+    assert not account.sample_stale(NOW_S + 60.0) and account.sample_w == 260.0
+
+
 def test_a_vanished_node_whose_agent_lives_is_still_trusted() -> None:
     account = node(version(1, line(5, 300), status=(reading(5, 300),)))
     account.present = False

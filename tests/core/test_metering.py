@@ -101,6 +101,18 @@ def test_a_clock_that_is_set_back_stops_no_counting() -> None:
     assert book.posture is Posture.BRAKE
 
 
+@pytest.mark.parametrize("ahead_s", [3, 3600])
+def test_a_sample_from_the_future_counts_once_and_grows_old(ahead_s: int) -> None:
+    """The meter's clock, or Prometheus', is ahead of ours, and then the meter dies."""
+    spec, book = metered()
+    for now in range(10):
+        look(spec, book, float(now), MeterReading(900.0, float(now + ahead_s), 1))
+    for now in range(10, 30):
+        said = look(spec, book, float(now), MeterReading(1150.0, 10.0 + ahead_s, 1))
+    assert book.posture is Posture.TRIM, "one sample, looked at twenty times"
+    assert said == "no fresh meter reading: newest complete sample is 19.0 s old"
+
+
 def test_a_meter_that_dies_lets_go_of_nothing_whoever_stands_in_for_it() -> None:
     """The agents tell of what is declared alone: it would look like watts that nobody draws any more."""
     spec, book = metered()

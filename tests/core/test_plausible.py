@@ -156,6 +156,23 @@ def test_a_sentinel_is_known_in_the_meters_own_unit() -> None:
     assert rack.said(1.0)[1] == "Implausible"
 
 
+@given(bits=st.sampled_from([15, 16, 31, 32, 63, 64]), divided=st.sampled_from([1, 10, 100, 1000]), scale=st.integers(1, 5000))
+def test_a_register_of_ones_is_known_whatever_divided_it(bits: int, divided: int, scale: int) -> None:
+    """The exporter, or meter.scale, or both."""
+    raw = float(2**bits - 1) / divided
+    assert plausible.is_no_value(raw * (1.0 / scale) / (1.0 / scale), 20_000.0, None, 9_000.0)
+    assert not plausible.is_no_value(raw * (1.0 + 1e-6), 20_000.0, None, 9_000.0)
+
+
+@given(most_w=st.integers(0, 100_000), power_w=st.floats())
+def test_an_agents_sum_is_believed_where_its_gpus_could_draw_it(most_w: int, power_w: float) -> None:
+    said = plausible.agent_problem("n1", power_w, most_w=most_w)
+    if 0 <= power_w <= (most_w or 10_000):
+        assert not said
+    elif not 0 <= power_w <= max(2 * most_w, 15_000):
+        assert said.startswith("the agent on n1 says that its GPUs draw ")
+
+
 @pytest.mark.parametrize("power_w", [28_000.0, 33_000.0, 38_000.0])
 def test_an_under_declared_rack_above_its_limit_still_brakes(power_w: float) -> None:
     rack = Rack(steady(20_000.0), limit_w=26_000)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from splitwatt_core.budget.claims import DROPPED, Placement, managed
 from splitwatt_core.budget.facts import NodeFact
-from splitwatt_core.budget.roster import DROPPED, VERIFY_EVERY_S, Placement, Roster, managed
+from splitwatt_core.budget.roster import VERIFY_EVERY_S, Roster
 from splitwatt_core.budget.tree import BudgetSpec, Selector, build_tree
 from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, NodePower, Spec, Status
 

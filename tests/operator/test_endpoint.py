@@ -15,7 +15,7 @@ from splitwatt_api.promql import is_matcher, is_plain_selector, with_matchers
 from splitwatt_lab.certs import Authority, KeyPair
 from splitwatt_operator.options import parse
 from splitwatt_operator.telemetry.endpoint import EndPoint
-from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, Sample
+from splitwatt_operator.telemetry.prometheus import MAX_ANSWER_BYTES, PrometheusClient, QueryError, Sample
 
 ANSWER = {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {"a": "1"}, "value": [1.0, "12.5"]}]}}
 FOUND = [Sample({"a": "1"}, 12.5)]
@@ -63,6 +63,31 @@ async def test_a_bearer_token_is_read_from_its_file_at_every_query(tmp_path: Pat
         token.unlink()
         with pytest.raises(QueryError, match=r"was not asked: cannot read .*token \(No such file"):
             await prometheus.vector("up")
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [("", "is empty"), ("\n", "is empty"), ("t\u00f6ken", "printable ASCII"), ("a\nb", "one line"), ("a\0b", "printable ASCII")],
+)
+async def test_a_file_that_no_header_can_carry_is_told_and_its_secret_is_not(tmp_path: Path, held: str, said: str) -> None:
+    token = tmp_path / "secret"
+    token.write_text(held, encoding="utf-8")
+    async with stub(insists("Authorization", "")) as url:
+        for end_point in (EndPoint(url, token_file=token), EndPoint(url, header_files=(("X-Scope-OrgID", token),))):
+            async with PrometheusClient(end_point) as prometheus:
+                with pytest.raises(QueryError, match=f"was not asked: .*secret .*{said}") as told:
+                    await prometheus.vector("up")
+                assert not held.strip() or held not in str(told.value)
+
+
+async def test_a_token_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("\ufeffone\r\n", encoding="utf-8")
+    async with (
+        stub(insists("Authorization", "Bearer one")) as url,
+        PrometheusClient(EndPoint(url, token_file=token), timeout_s=5.0) as prometheus,
+    ):
+        assert await prometheus.vector("up") == FOUND
 
 
 async def test_basic_authentication(tmp_path: Path) -> None:
@@ -168,6 +193,10 @@ async def test_arguments_go_with_every_query(method: str) -> None:
         (lambda: web.json_response({"status": "error", "error": "slow"}, status=503), "refused the query with 503: slow"),
         (lambda: web.json_response([], status=500), "refused the query with 500: Internal Server Error"),
         (lambda: web.Response(status=404, text="404 page not found"), "answered 404 without JSON"),
+        (lambda: web.Response(text="<html>log in</html>", content_type="text/html"), "answered 200 without JSON"),
+        (lambda: web.json_response({"login": "needed"}), "answered 200 with JSON that is not of Prometheus' API"),
+        (lambda: web.Response(text="[" * 100_000), "answered 200 without JSON"),
+        (lambda: web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)), "answered with more than 64 MiB"),
     ],
 )
 async def test_the_http_status_is_in_the_sentence(response: Callable[[], web.Response], sentence: str) -> None:
@@ -216,6 +245,7 @@ def test_everything_can_be_said_on_the_command_line(tmp_path: Path) -> None:
         ([*URL, "--prometheus-query-arg", "nocache"], "'nocache' must have the form KEY=VALUE"),
         ([*URL, "--prometheus-header", "X Y=1"], "'X Y=1' is no HTTP header"),
         ([*URL, "--prometheus-header", "X=1\r\nY: 2"], "is no HTTP header"),
+        ([*URL, "--prometheus-header", "X-Scope-OrgID=team-\u00e4"], "is no HTTP header"),
         ([*URL, "--prometheus-method", "PUT"], "invalid choice: 'PUT'"),
         ([*URL, "--prometheus-token-file", "/no/such/token"], "cannot read /no/such/token (No such file or directory)"),
         ([*URL, "--prometheus-token-file", "x", "--prometheus-user", "u"], "give --prometheus-token-file or --prometheus-user"),

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from splitwatt_operator.cluster.resync import Resync
 from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.serving.admission import Admitter
+from support.endings import Loop, ends_in_the_turn_of_its_wake
 from support.unconnected import Unconnected
 
 PATIENCE_S = 2.0
 """Less than the resync's pause, which is where one that missed its cancellation would be."""
 SETTLED_S = 0.3
 """By then each loop has begun to wait."""
-
-Loop = tuple[Coroutine[Any, Any, None], Callable[[], object]]
-"""What runs, and what wakes it."""
 
 
 def resync() -> Loop:
@@ -57,13 +54,4 @@ def admission() -> Loop:
 
 @pytest.mark.parametrize("make", [resync, budgets, budgets_at_rest, admission], ids=lambda make: make.__name__)
 async def test_an_end_that_meets_its_wake_is_not_missed(make: Callable[[], Loop]) -> None:
-    work, wake = make()
-    running = asyncio.create_task(work)
-    await asyncio.sleep(SETTLED_S)
-    wake()
-    await asyncio.sleep(0)
-    running.cancel()
-    done, _ = await asyncio.wait({running}, timeout=PATIENCE_S)
-    assert done == {running}
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    await ends_in_the_turn_of_its_wake(make(), settled_s=SETTLED_S, patience_s=PATIENCE_S)

@@ -75,7 +75,7 @@ async def test_two_clusters_behind_one_end_point_are_told_apart_or_named(tmp_pat
 
         alone = EndPoint(server.url, matchers=('cluster="b"',))
         held = await read_until(alone, budget(), lambda found: "gpu-0" in found.agents)
-        assert held.agents["gpu-0"].power_w == 400.0 and not held.doubts
+        assert (held.agents["gpu-0"].power_w, held.agents["gpu-0"].gpus) == (400.0, 2) and not held.doubts
         reading = held.meters["rack"]
         assert isinstance(reading, MeterReading)
         assert (reading.power_w, reading.series, reading.extremes_w) == (1500.0, 1, (1500.0, 1500.0))

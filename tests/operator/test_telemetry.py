@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
-from splitwatt_operator.telemetry.meters import PART, Telemetry, agent_queries, agents_of, meter_query, reading_of
+from splitwatt_operator.telemetry.meters import PART, AgentReading, Telemetry, agent_queries, agents_of, meter_query, reading_of
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
@@ -69,6 +69,41 @@ async def test_a_vector_is_read_and_nan_is_no_data(server: Server) -> None:
     server.answer = lambda path, query: (200, vector(({"a": "1"}, "12.5"), ({"a": "2"}, "NaN"), ({"a": "3"}, "+Inf")))
     async with PrometheusClient(server.url + "/") as prometheus:
         assert await prometheus.vector("up") == [Sample({"a": "1"}, 12.5)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"metric": {}, "value": [1, 10**400]},
+        {"metric": {}, "value": 12},
+        {"metric": {}, "value": [1.0, "12", "13"]},
+        {"metric": None, "value": [1.0, "12"]},
+        {"metric": {}, "histogram": [1.0, {}]},
+        None,
+        7,
+    ],
+)
+async def test_a_row_of_any_other_shape_is_told_and_ends_nothing(server: Server, row: Any) -> None:
+    server.answer = lambda path, query: (200, {"status": "success", "data": {"resultType": "vector", "result": [row]}})
+    async with PrometheusClient(server.url, timeout_s=5.0) as prometheus:
+        with pytest.raises(QueryError, match="malformed sample"):
+            await prometheus.vector("up")
+        assert (await Telemetry(prometheus).read([budget("a", PLAIN)])).failures == 2
+
+
+async def test_labels_that_are_no_text_end_nothing(server: Server) -> None:
+    server.answer = lambda path, query: (
+        200, {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {"node": ["x"]}, "value": [1, "2"]}]}}
+    )  # fmt: skip
+    async with PrometheusClient(server.url, timeout_s=5.0) as prometheus:
+        assert "x" not in (await Telemetry(prometheus).read([])).agents
+
+
+def test_one_question_answered_twice_is_no_reading() -> None:
+    """What stands before several servers may put their answers together, one beside the other."""
+    whole = [part("value", 10.0), part("count", 1.0), part("oldest", 77.0)]
+    found = reading_of(MeterSpec(PLAIN), [*whole, part("value", 900.0)])
+    assert isinstance(found, MeterFailure) and "answered more than once" in found.reason
 
 
 async def test_no_answer_and_refusal_are_different_failures(server: Server) -> None:
@@ -143,6 +178,13 @@ def test_matchers_stand_in_every_selector() -> None:
 
 def agent(node: str, value: float, **labels: str) -> Sample:
     return Sample({"node": node, "job": "agent", **labels}, value)
+
+
+def test_of_how_many_gpus_an_agents_sum_is_comes_with_its_time() -> None:
+    power = [agent("gpu-0", 400.0), agent("gpu-1", 100.0)]
+    times = [agent("gpu-0", 50.0), agent("gpu-1", 50.0), agent("gpu-0", 7.0, **{PART: "count"})]
+    readings, _ = agents_of(power, times, silent_s=5.0)
+    assert readings == {"gpu-0": AgentReading(400.0, 50.0, 7), "gpu-1": AgentReading(100.0, 50.0, None)}
 
 
 def test_two_agents_of_one_node_are_an_error_that_names_both_and_no_sum() -> None:

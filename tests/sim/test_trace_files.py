@@ -216,6 +216,33 @@ def test_a_part_that_holds_nothing_is_refused(part: dict[str, float], says: str)
         parse_trace(LONG.splitlines(keepends=True), TracePart(**part), name="t")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("TIMESTAMP,ContextTokens,GeneratedTokens,ContextTokens\n1,2,3,4\n", "t names the column ContextTokens twice"),
+        (AZURE + "1,1000,50\n2,1,000,50\n", "t line 3 has 4 cells where the first line names 3 columns"),
+        (AZURE + "1700000000500,100,50\n", 't line 2: "1700000000500" is no time in seconds, but one in milliseconds since 1970'),
+    ],
+)
+def test_what_would_be_read_as_another_number_is_refused(text: str, says: str) -> None:
+    with pytest.raises(TraceError, match=says):
+        parse_trace(text.splitlines(keepends=True), name="t")
+
+
+def test_empty_cells_at_the_end_of_a_row_and_milliseconds_that_were_said_are_taken() -> None:
+    got = parse_trace((AZURE + "1700000000500,100,50,,\n").splitlines(), TracePart(unit=TraceUnit.MILLISECONDS), name="t")
+    assert list(got.prompt_tokens) == [100] and got.unit is TraceUnit.MILLISECONDS
+
+
+def test_a_part_of_a_file_that_runs_backwards_is_refused() -> None:
+    """The first row, from which parts count, is its last in time."""
+    lines = [AZURE, *(f"2023-11-16 18:17:{second:02d},100,50\n" for second in range(59, 0, -1))]
+    assert len(parse_trace(lines, name="t").at) == 59
+    for part in (TracePart(from_s=0.0), TracePart(to_s=10.0)):
+        with pytest.raises(TraceError, match=r"t line 4 comes 2 s before the first row, .* sort the file by time"):
+            parse_trace(lines, part, name="t")
+
+
 def test_progress_is_told_in_bytes_of_the_file_also_of_a_packed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace_files, "PROGRESS_LINES", 30)
     path = tmp_path / "t.csv.gz"

@@ -215,6 +215,8 @@ class Agent(MemoryAgent):
     def _remember(self, status: Status) -> None:
         """T4: without a reset, a reboot or a new object no status says that nothing is acknowledged."""
         for row in status.gpus:
+            if row.uuid not in self.node.gpus:
+                continue  # forged: it is another node's
             surprised_at = self.node.gpus[row.uuid].surprised_at
             if surprised_at > self.read_at:
                 continue  # it speaks of the time before

@@ -50,7 +50,7 @@ def scene_01_acknowledged_before_the_raise_is_applied() -> None:
     assert a.true_w == 300, "nothing was set yet"
     assert world.store.objects["a0"].status.gpus[0].acked_grant < granted, "acknowledged before it was applied"
     first = agent.enforcer.tick(world.now_s, agent.readbacks())
-    assert agent.enforcer.status({})[0].acked_grant < granted, "a readback below the cap is no acknowledgement of a raise"
+    assert agent.enforcer.status()[0].acked_grant < granted, "a readback below the cap is no acknowledgement of a raise"
     assert first.persist is not None, "a grant is persisted before it is applied"
     agent.enforcer.persisted()
     agent.run()

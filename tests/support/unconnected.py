@@ -6,7 +6,6 @@ import asyncio
 
 from splitwatt_client.connection import Connection
 from splitwatt_client.errors import Rejected
-from splitwatt_client.reading import Object
 from splitwatt_client.resources import ResourceType
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
@@ -23,18 +22,18 @@ from splitwatt_operator.telemetry.meters import Telemetry
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 
-class _Refusing(Connection):
-    """An API server that lets us read nothing by name."""
+class NothingToRead(Connection):
+    """Has no right to read anything, and says so at once."""
 
-    async def get(self, resource: ResourceType, name: str, *, namespace: str | None = None) -> Object | None:
-        raise Rejected(status=403, reason="Forbidden", message=f"no right to get {resource.plural} {name}")
+    async def get(self, resource: ResourceType, name: str, *, namespace: str | None = None) -> None:
+        raise Rejected(status=403, reason="Forbidden", message="nothing may be read here", subject=name)
 
 
 class Unconnected:
     """`held`: whether the Lease is ours. `complete`: whether lists can be had; `told`: when the loop rests and goes on."""
 
     def __init__(self, *, held: bool = True) -> None:
-        self.store, self.metrics, self.connection = Store(), Metrics(), _Refusing()
+        self.store, self.metrics, self.connection = Store(), Metrics(), NothingToRead()
         self.view = View(self.store)
         self.keeper = Keeper(term=1, policies=POLICIES)
         self.pen = Pen(self.connection, self.metrics, held=lambda now_s: self.held)

@@ -13,9 +13,9 @@ past its gate whose GPUs it does not count yet stays reserved (assume), so the s
 cluster's first prefill and decode pod are one gang: both are admitted, or neither, so that half-admitted clusters cannot
 wait for each other; further replicas, each a gang of one, follow when every role of the cluster stands.
 
-**No overtaking.** A gang that has to wait, but would fit if others left, claims the nodes it could use and the budgets that
+**No overtaking.** A gang that has to wait, but would fit if others left, keeps back the nodes it could use and the budgets that
 are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
-fit even into empty leaves claims nothing.
+fit even into empty leaves keeps nothing back.
 
 Invariant: no plan makes any binding budget's floor room, less all reservations below it, negative or more negative.
 """
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.admission.room import Claims, House, Room
+from splitwatt_core.admission.room import House, KeptBack, Room
 from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionPlan,
@@ -63,7 +63,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     each kind of pod that waits; leaves squared only for a pair that fits one by one but not together."""
     house = House(snapshot)
     room, empty = Room.now(house, snapshot.held), Room.empty(house, snapshot.held)
-    claims = Claims()
+    kept = KeptBack()
     standing = _standing(snapshot)
     admissions: list[Admission] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
@@ -77,12 +77,12 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
         alike = (cluster, house.offer_to(gang.pods[0]).key)
         if alike in hopeless:
             continue  # room only shrinks: what did not fit for its sibling does not fit now
-        placed = room.place(gang.pods, claims)
+        placed = room.place(gang.pods, kept)
         if placed is None:
             if cluster not in verdicts:
-                verdicts[cluster] = _refusal(snapshot, house, room, claims, gang)
+                verdicts[cluster] = _refusal(snapshot, house, room, kept, gang)
             if empty.could_place(gang.pods):
-                _claim(gang, room, claims)
+                _keep_back(gang, room, kept)
             if len(gang.pods) == 1:
                 hopeless.add(alike)
             continue
@@ -141,17 +141,17 @@ def _gangs(
     return sorted(gangs, key=lambda gang: gang.order), verdicts
 
 
-def _claim(gang: _Gang, room: Room, claims: Claims) -> None:
-    """Hold back what the waiting gang needs from everyone behind it."""
+def _keep_back(gang: _Gang, room: Room, kept: KeptBack) -> None:
+    """Keep what the waiting gang needs from everyone behind it."""
     house, cluster = room.house, gang.want.cluster
     dearest_w = sum(max(house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in gang.pods)
     for need in gang.pods:
         for leaf, nodes in house.usable(need).items():
             for node in nodes:
-                claims.nodes.setdefault(node.name, cluster)
+                kept.nodes.setdefault(node.name, cluster)
             for budget in house.chain(leaf):
                 if budget.binding and room.left_w[budget.name] < dearest_w:
-                    claims.budgets.setdefault(budget.name, cluster)
+                    kept.budgets.setdefault(budget.name, cluster)
 
 
 # ------------------------------------------------------------------------------------------------------------ sentences
@@ -162,13 +162,13 @@ def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
     return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
 
 
-def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, claims: Claims, gang: _Gang) -> AdmissionVerdict:
+def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, kept: KeptBack, gang: _Gang) -> AdmissionVerdict:
     """Why the gang waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
     for need in gang.pods:
         verdict = _no_node(snapshot, house, need) or _no_gpus(house, room, need) or _no_watts(house, room, (need,))
         if verdict is not None:
             return verdict
-    behind = _ahead(house, claims, gang.pods)
+    behind = _ahead(house, kept, gang.pods)
     if behind:
         names = ", ".join(str(name) for name in behind)
         return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
@@ -255,12 +255,12 @@ def _common_leaves(house: House, pods: Sequence[PodNeed]) -> list[str]:
     return sorted({leaf for need in pods for leaf in house.usable(need)})
 
 
-def _ahead(house: House, claims: Claims, pods: Iterable[PodNeed]) -> list[ClusterName]:
-    """Who claims something that the pods could use."""
+def _ahead(house: House, kept: KeptBack, pods: Iterable[PodNeed]) -> list[ClusterName]:
+    """Whoever keeps back something that the pods could use."""
     found: dict[ClusterName, None] = {}
     for need in pods:
         for leaf, nodes in house.usable(need).items():
-            claimants = [claims.nodes.get(n.name) for n in nodes]
-            claimants += [claims.budgets.get(b.name) for b in house.chain(leaf)]
-            found |= dict.fromkeys(name for name in claimants if name is not None)
+            owners = [kept.nodes.get(n.name) for n in nodes]
+            owners += [kept.budgets.get(b.name) for b in house.chain(leaf)]
+            found |= dict.fromkeys(name for name in owners if name is not None)
     return list(found)

@@ -24,8 +24,8 @@ class Choice:
 
 
 @dataclass(slots=True)
-class Claims:
-    """What waiting gangs hold back from everyone behind them, each with who claims it."""
+class KeptBack:
+    """What waiting gangs keep from everyone behind them, each with the first of them."""
 
     nodes: dict[str, ClusterName] = field(default_factory=dict)
     budgets: dict[str, ClusterName] = field(default_factory=dict)
@@ -178,15 +178,15 @@ class Room:
             return None
         return tightest
 
-    def best_fit(self, need: PodNeed, leaf: str, claimed: Mapping[str, ClusterName]) -> str | None:
+    def best_fit(self, need: PodNeed, leaf: str, kept: Mapping[str, ClusterName]) -> str | None:
         """The fullest node that still has the GPUs: large holes are kept for large replicas."""
-        fits = [n.name for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in claimed]
+        fits = [n.name for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in kept]
         return min(fits, key=lambda name: (self.free[name], name), default=None)
 
     def slack_w(self, leaf: str) -> float:
         return min(self.left_w[b.name] for b in self.house.chain(leaf))
 
-    def place(self, pods: Sequence[PodNeed], claims: Claims) -> tuple[Choice, ...] | None:
+    def place(self, pods: Sequence[PodNeed], kept: KeptBack) -> tuple[Choice, ...] | None:
         """A leaf for every pod, taken; or None, and nothing is taken. Leaves with most watts left come first, which
         spreads a cluster over failure domains and leaves every leaf room above its floors."""
         if not pods:
@@ -197,14 +197,14 @@ class Room:
             reservation_w = self.house.reservation_w(need, leaf, need.gpus)
             if self.short(leaf, reservation_w) is not None:
                 continue
-            if reservation_w > 0 and any(b.name in claims.budgets for b in self.house.chain(leaf)):
+            if reservation_w > 0 and any(b.name in kept.budgets for b in self.house.chain(leaf)):
                 continue
-            node = self.best_fit(need, leaf, claims.nodes)
+            node = self.best_fit(need, leaf, kept.nodes)
             if node is None:
                 continue
             self.take_w(leaf, reservation_w)
             self.free[node] -= need.gpus
-            others = self.place(rest, claims)
+            others = self.place(rest, kept)
             if others is not None:
                 return (Choice(need, leaf, node, reservation_w), *others)
             self.give_back((Choice(need, leaf, node, reservation_w),))
@@ -217,7 +217,7 @@ class Room:
 
     def could_place(self, pods: Sequence[PodNeed]) -> bool:
         """Whether they would fit; nothing is taken."""
-        placed = self.place(pods, Claims())
+        placed = self.place(pods, KeptBack())
         self.give_back(placed or ())
         return placed is not None
 

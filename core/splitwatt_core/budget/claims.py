@@ -29,6 +29,10 @@ class Rates:
     non_gpu_w: int = 0
     unmanaged_w: int = 0
 
+    @classmethod
+    def declared(cls, leaf: BudgetSpec) -> Rates:
+        return cls(leaf.overhead_percent, leaf.non_gpu_w_per_node, leaf.unmanaged_w_per_node)
+
     @property
     def loss_factor(self) -> float:
         return 1.0 + self.overhead_percent / 100.0
@@ -147,24 +151,27 @@ def releases(seen: NodePower | None, names: Sequence[str]) -> frozenset[str]:
 
 def rates_of(leaves: Sequence[str], budgets: Mapping[str, BudgetSpec], seen: NodePower | None) -> Rates:
     """The highest that these leaves declare, and of those that are gone what the spec kept."""
-    specs = [budgets[name] for name in leaves if budgets[name].selector is not None]
+    told = [Rates.declared(budgets[name]) for name in leaves if budgets[name].selector is not None]
     kept = seen.spec if seen is not None else None
-    needed = kept is not None and len(specs) < len(leaves)
+    if kept is not None and len(told) < len(leaves):
+        told.append(Rates(kept.overhead_percent or 0, kept.non_gpu_w or 0, kept.unmanaged_w or 0))
     return Rates(
-        max([spec.overhead_percent for spec in specs] + ([kept.overhead_percent or 0] if needed and kept else []), default=0),
-        max([spec.non_gpu_w_per_node for spec in specs] + ([kept.non_gpu_w or 0] if needed and kept else []), default=0),
-        max([spec.unmanaged_w_per_node for spec in specs] + ([kept.unmanaged_w or 0] if needed and kept else []), default=0),
+        max((rates.overhead_percent for rates in told), default=0),
+        max((rates.non_gpu_w for rates in told), default=0),
+        max((rates.unmanaged_w for rates in told), default=0),
     )
 
 
 def rates_in(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec]) -> Rates:
     """What a node counts by in one budget: what that declares as a leaf, else the highest that any leaf of the node does."""
-    spec = budgets[name]
-    if spec.selector is None:
-        return placement.rates
-    return Rates(spec.overhead_percent, spec.non_gpu_w_per_node, spec.unmanaged_w_per_node)
+    return placement.rates if budgets[name].selector is None else Rates.declared(budgets[name])
 
 
 def node_rest_w(rates: Rates, node: NodeAccount) -> int:
     """Watts at the meter besides those of GPUs that are known one by one."""
     return rates.non_gpu_w if managed(node) else rates.unmanaged_w
+
+
+def charged_w(rates: Rates, node: NodeAccount) -> float:
+    """What one node counts for, at the meter: its rest, and the charges of its GPUs with losses."""
+    return node_rest_w(rates, node) + rates.loss_factor * node.gpus_charge_w

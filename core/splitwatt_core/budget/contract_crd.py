@@ -60,12 +60,11 @@ class ContractCrd:
         self, reports: Mapping[str, BudgetReport], *, tree: Tree, placements: Sequence[Placement]
     ) -> Mapping[str, BudgetReport]:
         """The reports, those of roots with the uid for their status. A node below that went with its definition, or whose new
-        NodePower does not name its budgets yet, keeps the former uid there: a successor would not find it."""
-        if not self.uid:
-            return reports
+        NodePower does not name its budgets yet, keeps the former uid there: a successor would not find it. So does whoever
+        knows of no definition."""
         unseen = {tree.root[p.leaves[0]] for p in placements if not self._stands(p)}
         for root in set(tree.root.values()) - unseen:
-            if self.unconfirmed(root) is None:
+            if self.uid and self.unconfirmed(root) is None:
                 self._noted[root] = self.uid
         roots = {name for name in reports if tree.root[name] == name}
         return {

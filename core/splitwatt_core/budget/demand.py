@@ -55,19 +55,19 @@ class Holding:
 
 def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
     """The demand of one GPU. `profiles`: most specific first. A GPU that several pods share has one cap, so the strongest
-    claim counts: the phase that draws most, the highest rank, floor and ceiling."""
+    demand counts: the phase that draws most, the highest rank, floor and ceiling."""
     if not holding.pods:
         if holding.use is Use.IDLE:
             return _within(kind, Phase.UNASSIGNED, PRIORITY_LOW, natural_w=kind.min_w, cliff_w=kind.min_w)
         return _unowned(kind, holding)
-    claims = [_stranger(kind, holding) if pod is None else demand_of_pod(kind, pod, profiles=profiles) for pod in holding.pods]
-    hungriest = max(claims, key=lambda claim: (claim.natural_w, claim.phase is Phase.PREFILL))
+    demands = [_stranger(kind, holding) if pod is None else demand_of_pod(kind, pod, profiles=profiles) for pod in holding.pods]
+    hungriest = max(demands, key=lambda one: (one.natural_w, one.phase is Phase.PREFILL))
     return Demand(
         hungriest.phase,
-        max(claim.priority for claim in claims),
-        max(claim.ceiling_w for claim in claims),
+        max(one.priority for one in demands),
+        max(one.ceiling_w for one in demands),
         hungriest.natural_w,
-        max(claim.cliff_w for claim in claims),
+        max(one.cliff_w for one in demands),
     )
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from splitwatt_core.budget.claims import Placement, managed, node_rest_w
+from splitwatt_core.budget.claims import Placement, charged_w, managed
 from splitwatt_core.budget.facts import Tombstone
 from splitwatt_core.budget.moment import Moment
-from splitwatt_core.budget.sentences import MAX_NAMED, counted, some
 from splitwatt_core.budget.tree import BelowState
 from splitwatt_core.columns import BoolArray
+from splitwatt_core.conditions import MAX_NAMED, counted, some
 from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.policies.signature import Decision, Reason
 from splitwatt_core.protocol.contract import Health
@@ -31,11 +31,7 @@ class Charged:
 
     def add(self, p: Placement) -> None:
         self.nodes.append(p.node.name)
-        self.charge_w += _charge_w(p)
-
-
-def _charge_w(p: Placement) -> float:
-    return node_rest_w(p.rates, p.node) + p.rates.loss_factor * sum(gpu.charge_w for gpu in p.node.gpus.values())
+        self.charge_w += charged_w(p.rates, p.node)
 
 
 class BudgetFindings:

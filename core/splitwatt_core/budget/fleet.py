@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget.claims import Placement, node_rest_w, rates_in
+from splitwatt_core.budget.claims import Placement, charged_w, node_rest_w, rates_in
 from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
@@ -51,8 +51,8 @@ class Fleet:
     """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in the tree's order.
 
     charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late, mute and still bool[N]. still: a person wants
-    its cap left as it is (frozen budget, excluded node). clocks, slot: as in the
-    policy's snapshot; a GPU that cannot be steered is not locked either (top_mhz 0).
+    its cap left as it is (frozen budget, excluded node). clocks, slot: as in the policy's snapshot; a GPU that cannot be
+    steered is not locked either (top_mhz 0).
     rest_w float64[B]: non-GPU, unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there.
     nodes, gpu_count int64[B].
     """
@@ -203,7 +203,7 @@ def build_fleet(
         if len(placement.leaves) > 1:
             _count_elsewhere(extra_w, placement, tree=tree, budgets=budgets)
         trusted = node.trusted(now_s)
-        still = node.excluded or any(budgets[up].frozen for up in tree.chain(placement.leaves[0]))
+        still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
         for account in node.gpus.values():
             wants = demands.of(account)
             can = not still and steerable(account, node, now_s)
@@ -308,8 +308,7 @@ def _count_elsewhere(
     node = placement.node
     counted = set(tree.chain(placement.leaves[0]))
     for name in placement.leaves[1:]:
-        rates = rates_in(name, placement, budgets)
-        watts = node_rest_w(rates, node) + rates.loss_factor * sum(g.charge_w for g in node.gpus.values())
+        watts = charged_w(rates_in(name, placement, budgets), node)
         for above in tree.chain(name):
             if above not in counted:
                 counted.add(above)

@@ -9,11 +9,9 @@ from typing import Final, NamedTuple
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.conditions import Condition
+from splitwatt_core.conditions import Condition, some
 
 KIND: Final = "TelemetryFresh"
-MAX_NAMED: Final = 3
-"""Nodes named in one sentence; the rest are counted."""
 
 
 class SilentAgent(NamedTuple):
@@ -71,14 +69,9 @@ def _silence(silent: Sequence[SilentAgent]) -> str:
         return problem
     never = [row.node for row in silent if not math.isfinite(row.age_s)]
     if never:
-        return f"Prometheus has no sample of the agents on {_some(never)}: does an agent run there, and is it scraped?"
+        return f"Prometheus has no sample of the agents on {some(never)}: does an agent run there, and is it scraped?"
     oldest_s = max(row.age_s for row in silent)
     return (
-        f"the agents' samples are {oldest_s:.0f} s old on {_some([row.node for row in silent])}: scrape interval? make it "
+        f"the agents' samples are {oldest_s:.0f} s old on {some([row.node for row in silent])}: scrape interval? make it "
         f"shorter, or the operator's --agent-silence-seconds, now {silent[0].allowed_s:.0f}, longer"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget import raises, realms
+from splitwatt_core.budget import plausible, raises, realms
 from splitwatt_core.budget.books import Book, judge_all
 from splitwatt_core.budget.claims import Claim, Placement
 from splitwatt_core.budget.contract_crd import ContractCrd
@@ -220,11 +220,17 @@ class Keeper:
         if book is not None and spec is not None:
             book.see_meter(spec, reading, now_s)
 
-    def on_agent_power(self, node: str, power_w: float, sampled_s: float) -> None:
-        """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives."""
+    def on_agent_power(self, node: str, power_w: float, sampled_s: float, *, gpus: int | None = None) -> None:
+        """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives.
+        `gpus`: of how many GPUs it is, None: of all."""
         account = self.roster.nodes.get(node)
-        if account is not None and sampled_s >= account.sample_s:
-            account.sample_s, account.sample_w, account.sample_problem = sampled_s, power_w, ""
+        if account is None:
+            return
+        problem = plausible.agent_problem(node, power_w, most_w=account.most_w)
+        if problem:
+            account.sample_problem = problem
+        else:
+            account.see_sample(power_w, sampled_s, gpus=gpus)
 
     def on_agent_doubt(self, node: str, problem: str) -> None:
         """What Prometheus has of a node's agent cannot be used, and `problem` says why: no sample (I5)."""

@@ -39,6 +39,8 @@ class MeterMemory:
     _waiting: list[MeterReading] = field(default_factory=list)
     _unheld: list[MeterReading] = field(default_factory=list)
     _newest_s: float = float("-inf")
+    _told_s: float = float("-inf")
+    """The time of the newest sample as it was told."""
     _came_s: float = float("-inf")
     """When the newest sample was first seen."""
     _apart_s: float = 0.0
@@ -59,7 +61,10 @@ class MeterMemory:
             self.failure = f"meter returned {answer.series} series, spec.meter.expectedSeries is {spec.expected_series}"
             return
         self.failure = ""
-        sample = replace(answer, sampled_s=min(answer.sampled_s, now_s))
+        # Told again it is no younger, however far its clock is ahead.
+        taken_s = self._newest_s if answer.sampled_s == self._told_s else answer.sampled_s
+        self._told_s = answer.sampled_s
+        sample = replace(answer, sampled_s=min(taken_s, now_s))
         self._newest_s = min(self._newest_s, now_s)  # the wall clock may have been set back
         if sample.sampled_s > self._newest_s:
             late = spec is not None and now_s - sample.sampled_s > spec.max_age_s

@@ -5,11 +5,11 @@ a row for nothing; one *below* what the GPUs themselves draw (0, kilowatts, anot
 questions need bounds that honest meters never touch, for a refused truth is worse than a believed lie:
 
 - Above. GPUs cannot draw more than their maxima, but what nobody declared can be large: the rest of an 8-GPU server is 80 % of
-  its GPUs' watts (DGX H100: 10.2 kW of which 5.6 kW are GPUs; DGX A100: 6.5 of 3.2), and an under-declared rack is just what
-  must brake. So a sample is believed up to EXPLAINED_TIMES what GPU maxima and declared watts come to; or up to LIMIT_TIMES
-  the limit, for a feed carries an overload of half its rating for seconds (docs/facts.md, breakers) and nodes may stand
-  there that nobody knows; or up to BELIEVED_TIMES what the same meter read before, so that a cut of the limit makes no
-  honest reading a lie. 65 535 W on a rack of 30.4 kW and a limit of 40 kW is above all three; 28 kW of 26 kW below each.
+  its GPUs' watts (docs/facts.md, meters), and an under-declared rack is just what must brake. So a sample is believed up to
+  EXPLAINED_TIMES what GPU maxima and declared watts come to; or up to LIMIT_TIMES the limit, for a feed carries an overload of
+  half its rating for seconds (docs/facts.md, breakers) and nodes may stand there that nobody knows; or up to BELIEVED_TIMES
+  what the same meter read before, so that a cut of the limit makes no honest reading a lie. 65 535 W on a rack of 30.4 kW and
+  a limit of 40 kW is above all three; 28 kW of 26 kW below each.
 - Below. Whatever else is true, the GPUs' own watts pass through the meter. A sample below CONTRADICTED_SHARE of the least that
   they drew around its time contradicts them, once it is not alone (`Doubt`). NVML is good to 5 %, a PDU to 2 %, and a sample
   may be as old as its budget allows: hence the share, and the least of that whole time, which no lag and no falling or
@@ -20,6 +20,7 @@ Pure. Protected: a number that cannot be true raises nothing, releases nothing a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,10 +28,13 @@ EXPLAINED_TIMES: Final = 2.0
 LIMIT_TIMES: Final = 1.5
 BELIEVED_TIMES: Final = 1.25
 UNKNOWN_NODE_W: Final = 15_000
-"""What a node without an agent may draw whatever was declared for it: a server of 8 B200 is rated 14.3 kW."""
+"""What a node without an agent may draw whatever was declared for it: a server of 8 B200 is rated 14.3 kW (docs/facts.md,
+meters)."""
 
 NO_VALUES: Final = frozenset(float(2**bits - 1) for bits in (15, 16, 31, 32, 63, 64))
-"""Registers of all ones, signed and unsigned: what SNMP and Modbus send for "no value"."""
+"""Registers of all ones, signed and unsigned: what SNMP and Modbus send for "no value" (docs/facts.md, meters)."""
+EXPORTERS_SCALES: Final = (1, 10, 100, 1000)
+"""An exporter may have divided such a register like any other number: 6553.5 W."""
 NO_VALUE_SHARE: Final = 0.05
 """A meter may pass by such a number: it is believed this near to what was read or modelled already."""
 
@@ -49,10 +53,18 @@ def most_w(*, explained_w: float, limit_w: float, believed_w: float | None) -> f
 
 
 def is_no_value(raw: float, power_w: float, *near_w: float | None) -> bool:
-    """Whether `raw`, the number as the meter gave it, is a register of all ones, and its watts far from all of `near_w`."""
-    return raw in NO_VALUES and not any(
-        known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w
-    )
+    """Whether `raw`, the number as the meter gave it, is a register of all ones, whole or divided, and its watts are far from
+    all of `near_w`."""
+    ones = any(math.isclose(raw * scale, bits, rel_tol=1e-9) for scale in EXPORTERS_SCALES for bits in NO_VALUES)
+    return ones and not any(known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w)
+
+
+def agent_problem(node: str, power_w: float, *, most_w: float) -> str:
+    """What is wrong with an agent's sum of its GPUs' watts, "" where it can be true. `most_w`: their maxima, 0: not known."""
+    bound_w = EXPLAINED_TIMES * most_w if most_w > 0 else UNKNOWN_NODE_W
+    if 0 <= power_w <= bound_w:
+        return ""
+    return f"the agent on {node} says that its GPUs draw {power_w:.0f} W, and they draw 0 to {bound_w:.0f} W: look at that node"
 
 
 def contradicts(power_w: float, drawn_w: float) -> bool:

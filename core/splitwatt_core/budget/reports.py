@@ -14,11 +14,10 @@ from splitwatt_core.budget.findings import BudgetFindings
 from splitwatt_core.budget.freshness import silent_agents, telemetry_fresh
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
-from splitwatt_core.budget.sentences import counted, some
 from splitwatt_core.budget.steering import Steering
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.columns import TOLERANCE_W, Posture
-from splitwatt_core.conditions import Condition
+from splitwatt_core.conditions import Condition, counted, some
 from splitwatt_core.policies.signature import Decision, shortfall_w
 from splitwatt_core.protocol.contract import Mode
 

@@ -13,15 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from splitwatt_core.budget import claims
-from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates, managed
+from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates
 from splitwatt_core.budget.doubles import Doubles
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.protocol.contract import NodePower
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
-
-__all__ = ["DROPPED", "VERIFY_EVERY_S", "Placement", "Roster", "managed"]
 
 VERIFY_EVERY_S: Final = 2.0
 
@@ -207,10 +205,10 @@ class Roster:
             if len(leaves) == 1:
                 known[leaf] = rates
         claim = tree.claim(leaf)
-        if selected and len(claim) < len(
-            way
-        ):  # what was named before a parent that is missing stays before it: it is not above it
-            names = tuple(dict.fromkeys((*claim, *(n for n in self._written(account, claimed=True) if n in names), *names)))
+        if selected and len(claim) < len(way):
+            # What was named before a parent that is missing stays before it: it is not above it.
+            kept = (n for n in self._written(account, claimed=True) if n in names)
+            names = tuple(dict.fromkeys((*claim, *kept, *names)))
         left = {*moves, *claims.told_leaving(account), *claims.ways(selected[1:], tree)}
         return Placement(
             node=account,

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from splitwatt_core.budget.moment import Moment
-from splitwatt_core.budget.sentences import some
-from splitwatt_core.conditions import Condition
+from splitwatt_core.conditions import Condition, some
 from splitwatt_core.protocol.contract import Use
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 
@@ -26,9 +25,8 @@ class Steering:
         self._odd: dict[str, list[str]] = {}
         self._limited: dict[str, list[str]] = {}
         self._excluded: dict[str, list[str]] = {}
-        self._frozen = {
-            spec.name: [up for up in m.tree.chain(spec.name) if m.budgets[m.tree.index[up]].frozen] for spec in m.budgets
-        }
+        budgets = {spec.name: spec for spec in m.budgets}
+        self._frozen = {name: m.tree.frozen_by(name, budgets) for name in m.tree.order}
         for i, (account, node) in enumerate(zip(m.fleet.accounts, m.fleet.owner, strict=True)):
             since_s = account.unowned_since_s
             unowned = since_s is not None and m.now_s - since_s >= UNOWNED_GRACE_S and bool(m.fleet.steerable[i])
@@ -44,9 +42,8 @@ class Steering:
                     self._odd.setdefault(name, []).append(f"{node.name}/{account.uuid} {account.oddity}")
         for p in m.placements:
             if p.node.excluded:
-                charge_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
                 for name in m.tree.chain(p.leaves[0]):
-                    self._excluded.setdefault(name, []).append(f"{p.node.name} ({charge_w} W)")
+                    self._excluded.setdefault(name, []).append(f"{p.node.name} ({p.node.gpus_charge_w} W)")
 
     def conditions(self, name: str) -> tuple[Condition, Condition]:
         return self._owners_known(name), self._steered(name)

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from splitwatt_core.budget.claims import Placement, managed
+from splitwatt_core.budget.claims import Placement, managed, rates_in
 from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.plausible import UNKNOWN_NODE_W
 from splitwatt_core.budget.tree import BudgetSpec
@@ -23,14 +23,14 @@ UNMANAGED_AFTER_S: Final = 30.0
 class Survey:
     """One budget. Watts at the meter.
 
-    modelled_w: agents' GPU watts with losses (of a stale agent: its GPUs' charges, or what it does not tell would look like
-    watts that nobody declared), declared non-GPU, unmanaged and fixed watts. explained_w: the same with every GPU at its
-    maximum, and no node without an agent below what a server may draw. drawn_w, known_w: GPU watts that agents read lately,
-    and the same with what silent agents read last, of nodes that count in one leaf alone; drawn_s: when the oldest of these
-    samples was taken, infinite where there is none. stale_agents: managed nodes without
-    a fresh agent sample. unmeasured: all nodes without one, with an agent or not. Neither counts a node whose Node object is
-    gone and whose GPUs are charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes
-    with a GPU that is neither acknowledged nor sick or silent. nodes: all of them; bare: those of whose GPUs nobody tells.
+    modelled_w: agents' GPU watts with losses (of a stale agent, and of a GPU whose draw it cannot read, the charge: what is
+    not told would look like watts that nobody declared), declared non-GPU, unmanaged and fixed watts. explained_w: the same
+    with every GPU at its maximum, and no node without an agent below what a server may draw. drawn_w, known_w: GPU watts that
+    agents read lately, and the same with what silent agents read last, of nodes that count in one leaf alone; drawn_s: when the
+    oldest of these samples was taken, infinite where there is none. stale_agents: managed nodes without a fresh agent sample.
+    unmeasured: all nodes without one, with an agent or not. Neither counts a node whose Node object is gone and whose GPUs are
+    charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes with a GPU that is neither
+    acknowledged nor sick or silent. nodes: all of them; bare: those of whose GPUs nobody tells.
     """
 
     charged_w: float
@@ -62,8 +62,7 @@ def take_survey(
         leaf = p.leaves[0]
         b = tree.index[leaf]
         stale = p.node.sample_stale(now_s)
-        charges_w = sum(gpu.charge_w for gpu in p.node.gpus.values())
-        agent_w[b] += budgets[leaf].loss_factor * (charges_w if stale else p.node.sample_w)
+        agent_w[b] += rates_in(leaf, p, budgets).loss_factor * (p.node.gpus_charge_w if stale else p.node.sampled_w)
         most_w[b] += _most_w(p)
         if len(p.leaves) == 1:  # where a node stands that moves just now, its meter knows alone
             drawn_w[b] += 0.0 if stale else p.node.sample_w
@@ -73,7 +72,7 @@ def take_survey(
         stale_agents[b] += managed(p.node) and missed
         unmeasured[b] += missed
         own_bare[b] += not managed(p.node)
-        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE or any(budgets[up].frozen for up in tree.chain(leaf))
+        observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE or bool(tree.frozen_by(leaf, budgets))
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
     *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, own_bare))
     columns = (
@@ -99,7 +98,7 @@ def _most_w(p: Placement) -> float:
     """The most that the node's GPUs can draw, at the meter; without an agent what it may draw beyond its flat rate."""
     if not managed(p.node):
         return max(0.0, UNKNOWN_NODE_W - p.rates.unmanaged_w)
-    return p.rates.loss_factor * sum(max(gpu.max_w, gpu.default_w, gpu.charge_w) for gpu in p.node.gpus.values())
+    return p.rates.loss_factor * p.node.most_w
 
 
 def _adopted(p: Placement, now_s: float, *, observing: bool, open_for_s: float) -> bool:

@@ -199,6 +199,10 @@ class Tree:
         way = self.chain(leaf)
         return next((way[:i] for i, name in enumerate(way) if name in self.gone), way)
 
+    def frozen_by(self, name: str, budgets: Mapping[str, BudgetSpec]) -> tuple[str, ...]:
+        """The budget itself and those above it that a person froze, so that no cap below moves."""
+        return tuple(up for up in self.chain(name) if budgets[up].frozen)
+
     def observing(self, budgets: Mapping[str, BudgetSpec]) -> frozenset[str]:
         """Budgets of trees that grant nothing."""
         return frozenset(

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from splitwatt_core.protocol.milliwatts import watts_up
+
 WINDOW_S: Final = 300.0
 LEAST_TIMES: Final = 3
 STEPS: Final = (LEAST_TIMES, 10, 30, 100)
@@ -53,4 +55,4 @@ class ContestWatch:
     @property
     def contest(self) -> Contest | None:
         steps = [step for step in STEPS if step <= len(self.changes)]
-        return Contest(limit_w=-(-self.changes[-1][1] // 1000), times=steps[-1]) if steps else None
+        return Contest(limit_w=watts_up(self.changes[-1][1]), times=steps[-1]) if steps else None

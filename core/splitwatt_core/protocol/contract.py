@@ -23,12 +23,15 @@ GRANTS_PER_TERM: Final = 10**9
 MAX_TERM: Final = 2**53 // GRANTS_PER_TERM - 1
 """Terms stay below this so that every grant number is exact in a JSON double."""
 MAX_GPUS_PER_NODE: Final = 64
-"""What NVML itself can list on one machine; passed-through switches and virtual machines show more than the 16 of one box."""
+"""What NVML itself can list on one machine; passed-through switches and virtual machines show more than the 16 of one box
+(docs/facts.md, NVML)."""
 MAX_OWNERS_PER_GPU: Final = 48
-"""Pods named per GPU: seven MIG instances, or the most clients that one GPU serves at once by MPS."""
+"""Pods named per GPU: seven MIG instances, or the most clients that one GPU serves at once by MPS (docs/facts.md, NVML)."""
 MAX_UNRESOLVED: Final = 16
 MAX_UNRESOLVED_CHARS: Final = 512
 """Devices named that could not be traced to a GPU; the rest are counted in the agent's condition."""
+MAX_GPU_WATTS: Final = 10_000
+"""Of one GPU: seven of the largest on sale. What is said to draw or to be allowed more is no number of watts."""
 NO_GRANT: Final = 0
 RELEASE_ALL: Final = "all"
 """In `NodePower.release`: from every budget; no budget can have this name and be released alone."""

@@ -17,7 +17,8 @@ from enum import StrEnum
 from typing import Final
 
 from splitwatt_core.protocol.contest import Contest, ContestWatch
-from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Workload
+from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower
+from splitwatt_core.protocol.milliwatts import MW_PER_W, watts_up
 from splitwatt_core.protocol.record import Record, Taken
 
 RETRY_S: Final = 1.0
@@ -128,11 +129,6 @@ def _tells_of_clocks(first: Grant, recorded: int) -> bool:
     """Whether the first grant after a start of the agent needs a call. The driver may still keep a lock that was taken away
     while no agent ran, or whose reset never came through; where nothing was ever granted, clocks are left alone."""
     return first.max_clock_mhz is not None or recorded != NO_GRANT
-
-
-def watts_up(mw: int) -> int:
-    """Milliwatts to whole watts, upwards: a reported limit must never look lower than it is."""
-    return -(-mw // 1000)
 
 
 class Enforcer:
@@ -290,7 +286,7 @@ class Enforcer:
             return None
         if guard_w is not None:
             cap_w = min(cap_w, guard_w)
-        cap_mw = min(max(cap_w * 1000, gpu.identity.min_mw), gpu.identity.max_mw)
+        cap_mw = min(max(cap_w * MW_PER_W, gpu.identity.min_mw), gpu.identity.max_mw)
         if cap_mw == now_mw:
             return None
         if cap_mw > now_mw and (gpu.target is None or self._held or self._dirty or self._only_lower):
@@ -315,7 +311,7 @@ class Enforcer:
             acked, since_cap_w = gpu.former.still_acked(limit_mw)
             gpu.former = None
             self._acked(gpu, acked, max(since_cap_w, gpu.newer_cap_w))
-            gpu.explained_mw = since_cap_w * 1000
+            gpu.explained_mw = since_cap_w * MW_PER_W
         # Calls of ours for newer grants explain a limit up to their caps: the operator counts those grants as well, and what
         # was acknowledged before stands.
         if gpu.acked > NO_GRANT and limit_mw > gpu.explained_mw:
@@ -323,13 +319,13 @@ class Enforcer:
         target = gpu.target
         if target is None or self._held or self._dirty or gpu.starts:
             return
-        if limit_mw > target.cap_w * 1000:
+        if limit_mw > target.cap_w * MW_PER_W:
             return
         gpu.ineffective = False
         # Below the cap without a call of ours would acknowledge a raise that is still to come (scene 1).
-        if gpu.set_ok == target.grant or back.management_mw == min(target.cap_w * 1000, gpu.identity.max_mw):
+        if gpu.set_ok == target.grant or back.management_mw == min(target.cap_w * MW_PER_W, gpu.identity.max_mw):
             self._acked(gpu, target.grant, target.cap_w)
-            gpu.explained_mw = target.cap_w * 1000
+            gpu.explained_mw = target.cap_w * MW_PER_W
 
     def _acked(self, gpu: _Gpu, grant: int, since_cap_w: int) -> None:
         uuid = gpu.identity.uuid
@@ -337,8 +333,8 @@ class Enforcer:
         if uuid in self._high:
             self._high[uuid] = self._high[uuid].acknowledged(grant, since_cap_w)
 
-    def status(self, workloads: Mapping[str, Workload]) -> tuple[GpuStatus, ...]:
-        """The lines for `status.gpus`, from the last tick's readbacks."""
+    def status(self) -> tuple[GpuStatus, ...]:
+        """The lines for `status.gpus`, from the last tick's readbacks. Who uses a GPU is for the caller to add."""
         return tuple(
             GpuStatus(
                 uuid=uuid,
@@ -346,11 +342,10 @@ class Enforcer:
                 management_w=None if gpu.readback.management_mw is None else watts_up(gpu.readback.management_mw),
                 enforced_w=None if gpu.readback.enforced_mw is None else watts_up(gpu.readback.enforced_mw),
                 min_w=watts_up(gpu.identity.min_mw),
-                max_w=gpu.identity.max_mw // 1000,
+                max_w=gpu.identity.max_mw // MW_PER_W,
                 default_w=watts_up(gpu.identity.default_mw),
                 model=gpu.identity.model,
                 health=self.health(uuid),
-                workload=workloads.get(uuid),
             )
             for uuid, gpu in self._gpus.items()
         )

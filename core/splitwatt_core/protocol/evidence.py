@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.protocol.contract import Use
+from splitwatt_core.protocol.milliwatts import MW_PER_W, watts_up
 
 IDLE_AFTER_S: Final = 3.0
 """Longer than a training step or the gap between two requests; short beside the time in which pods come and go."""
 IDLE_MARGIN_PERCENT: Final = 25
 IDLE_MARGIN_MW: Final = 15_000
-"""Idle parts of one product differ (H100: 66 to 72 W without a process, up to 122 W with a waiting one)."""
+"""Idle parts of one product differ (docs/facts.md, NVML)."""
 
 FLOOR_WINDOW_S: Final = 3.0
 FLOOR_TOLERANCE_PERCENT: Final = 1
@@ -75,7 +76,7 @@ def idle_below_mw(*, idle_w: int | None, min_mw: int) -> int:
     below the lowest cap counts, from which that cap takes nothing."""
     if idle_w is None:
         return min_mw
-    return idle_w * 1000 * (100 + IDLE_MARGIN_PERCENT) // 100 + IDLE_MARGIN_MW
+    return idle_w * MW_PER_W * (100 + IDLE_MARGIN_PERCENT) // 100 + IDLE_MARGIN_MW
 
 
 class Evidence:
@@ -100,7 +101,7 @@ class Evidence:
 
     def floor_w(self, uuid: str) -> int:
         """Whole watts, upwards; 0 while its caps hold."""
-        return _watts_up(self._gpus[uuid].floor_mw)
+        return watts_up(self._gpus[uuid].floor_mw)
 
 
 def _judge_use(gpu: _Gpu, glance: Glance, now_s: float) -> None:
@@ -131,12 +132,8 @@ def _learn_floor(gpu: _Gpu, glance: Glance, now_s: float) -> None:
     mean_mw = sum(window) // len(window)
     if mean_mw * 100 > glance.limit_mw * (100 + FLOOR_TOLERANCE_PERCENT):
         gpu.floor_mw = max(gpu.floor_mw, mean_mw)
-    if mean_mw < gpu.floor_mw and glance.limit_mw <= _watts_up(gpu.floor_mw) * 1000:
+    if mean_mw < gpu.floor_mw and glance.limit_mw <= watts_up(gpu.floor_mw) * MW_PER_W:
         per_s = FLOOR_FORGET_MW_PER_S + FLOOR_FORGET_SHARE_PER_S * (gpu.floor_mw - mean_mw)
         gpu.floor_mw = max(mean_mw, gpu.floor_mw - round(per_s * (now_s - before_s)))
         if gpu.floor_mw <= gpu.bounds.min_mw:
             gpu.floor_mw = 0
-
-
-def _watts_up(mw: int) -> int:
-    return -(-mw // 1000)

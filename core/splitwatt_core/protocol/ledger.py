@@ -224,6 +224,10 @@ class NodeAccount:
     sample_s: float = float("-inf")
     sample_w: float = 0.0
     """The agent's own readings of all its GPUs, and when the oldest of them was taken."""
+    sample_gpus: int | None = None
+    """Of how many GPUs that is the sum, None: of all."""
+    sample_told_s: float = float("-inf")
+    """The time of that sample as it was told, which may lie ahead of our clock."""
     sample_problem: str = ""
     """Why what Prometheus has of it cannot be used, "" while it can."""
     agent_silent_s: float = AGENT_METRICS_SILENT_S
@@ -285,7 +289,7 @@ class NodeAccount:
     def _take_status(self, seen: NodePower) -> bool:
         """False when it speaks of another object or boot."""
         status = seen.status
-        valid = status.observed_uid == seen.uid and (not self.boot_id or status.boot_id == self.boot_id)
+        valid = self._speaks(seen)
         listed = {row.uuid for row in status.gpus}
         here = (status.boot_id, seen.uid)
         self.removed -= listed
@@ -315,11 +319,13 @@ class NodeAccount:
     def own(self) -> frozenset[str] | None:
         """The GPUs that its agent lists as its own in this boot; None while it gives no list that counts."""
         seen = self.object
-        if seen is None or not seen.status.gpus or seen.status.observed_uid != seen.uid:
-            return None
-        if self.boot_id and seen.status.boot_id != self.boot_id:
+        if seen is None or not seen.status.gpus or not self._speaks(seen):
             return None
         return frozenset(row.uuid for row in seen.status.gpus)
+
+    def _speaks(self, seen: NodePower) -> bool:
+        """Whether its status is of this very object and, as far as that is known, of the present boot."""
+        return seen.status.observed_uid == seen.uid and (not self.boot_id or seen.status.boot_id == self.boot_id)
 
     def look_again(self) -> None:
         """Take the newest status in once more, after what made it doubtful is gone."""
@@ -346,8 +352,35 @@ class NodeAccount:
 
     # ------------------------------------------------------------------------------------------------------- judging
 
+    @property
+    def most_w(self) -> int:
+        """The most that its GPUs can draw, in GPU watts; 0 while none is known."""
+        return sum(max(gpu.max_w, gpu.default_w, gpu.charge_w) for gpu in self.gpus.values())
+
+    def see_sample(self, power_w: float, sampled_s: float, *, gpus: int | None = None) -> None:
+        """Its agent's own readings. The same sample told again is no younger, however far its clock is ahead."""
+        if sampled_s != self.sample_told_s:
+            if sampled_s < self.sample_s:
+                return
+            self.sample_s = self.sample_told_s = sampled_s
+        self.sample_w, self.sample_gpus, self.sample_problem = power_w, gpus, ""
+
+    @property
+    def sampled_w(self) -> float:
+        """What its GPUs draw by its agent's sample. One whose draw could not be read is not one that draws nothing (I5): so
+        many count at their charges, the highest."""
+        unread = 0 if self.sample_gpus is None else max(0, len(self.gpus) - self.sample_gpus)
+        if not unread:
+            return self.sample_w
+        return self.sample_w + sum(sorted((gpu.charge_w for gpu in self.gpus.values()), reverse=True)[:unread])
+
     def sample_stale(self, now_s: float) -> bool:
         return now_s - self.sample_s > self.agent_silent_s
+
+    @property
+    def gpus_charge_w(self) -> int:
+        """The charges of all its GPUs, in GPU watts."""
+        return sum(gpu.charge_w for gpu in self.gpus.values())
 
     @property
     def reported(self) -> bool:

@@ -29,8 +29,8 @@ from typing import Final
 
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
+from splitwatt_core.protocol.milliwatts import MW_PER_W, watts_up
 
-MW_PER_W: Final = 1000
 MAX_TICK_S: Final = 2.0
 """A longer pause between two steps is time in which nobody watched."""
 
@@ -67,7 +67,7 @@ def guard_inputs(
     return {
         uuid: GuardInput(
             cap_w=enforcer.granted_cap_w(uuid),
-            min_w=-(-gpu.min_mw // MW_PER_W),
+            min_w=watts_up(gpu.min_mw),
             max_w=gpu.max_mw // MW_PER_W,
             management_mw=readbacks.get(uuid, unread).management_mw,
             enforced_mw=readbacks.get(uuid, unread).enforced_mw,
@@ -177,7 +177,7 @@ class NodeGuard:
             gpu.above_since_s = None
         elif gpu.above_since_s is None:
             gpu.above_since_s = now_s
-        limit_w = -(-gpu.limit_mw // MW_PER_W)
+        limit_w = watts_up(gpu.limit_mw)
         if given.cap_w is None:
             gpu.worst_w = limit_w
         elif self._is_unheld(gpu, now_s):

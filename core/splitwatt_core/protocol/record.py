@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from splitwatt_core.protocol.contract import NO_GRANT, Grant
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_GPU_WATTS, MAX_TERM, NO_GRANT, Grant
+from splitwatt_core.protocol.milliwatts import MW_PER_W
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,9 @@ class Taken:
     def still_acked(self, limit_mw: int) -> tuple[int, int]:
         """Grant that is acknowledged where the higher of both limits reads `limit_mw`, and the highest cap in watts taken in
         from it on. NO_GRANT and 0 when the limit says that neither is true any more."""
-        if limit_mw <= self.cap_w * 1000:
+        if limit_mw <= self.cap_w * MW_PER_W:
             return self.grant, self.cap_w
-        if self.acked_grant > NO_GRANT and limit_mw <= self.since_cap_w * 1000:
+        if self.acked_grant > NO_GRANT and limit_mw <= self.since_cap_w * MW_PER_W:
             return self.acked_grant, self.since_cap_w
         return NO_GRANT, 0
 
@@ -61,3 +62,17 @@ class Record:
 
     term: int = 0
     grants: Mapping[str, Taken] = field(default_factory=dict)
+
+
+def checked(record: Record) -> Record:
+    """The record, where an agent can have written it: a number from nowhere would refuse every grant to come, or call one
+    acknowledged that nobody made. Raises ValueError."""
+    if not 0 <= record.term <= MAX_TERM:
+        raise ValueError(f"term {record.term} is none")
+    for uuid, taken in record.grants.items():
+        caps = (taken.cap_w, taken.safe_cap_w, taken.since_cap_w)
+        if not NO_GRANT <= taken.acked_grant <= taken.grant < (MAX_TERM + 1) * GRANTS_PER_TERM:
+            raise ValueError(f"grant {taken.grant} of {uuid}, with {taken.acked_grant} acknowledged, is none")
+        if not all(0 <= cap_w <= MAX_GPU_WATTS for cap_w in caps):
+            raise ValueError(f"caps of {max(caps, key=abs)} W, of {uuid}, are none")
+    return record

@@ -199,7 +199,7 @@ class BudgetLoop:
             for name, reading in readings.meters.items():
                 self._keeper.on_meter(name, reading, now_s)
             for node, agent in readings.agents.items():
-                self._keeper.on_agent_power(node, agent.power_w, agent.sampled_s)
+                self._keeper.on_agent_power(node, agent.power_w, agent.sampled_s, gpus=agent.gpus)
             for node, problem in readings.doubts.items():
                 self._keeper.on_agent_doubt(node, problem)
             self._readings = readings

@@ -15,6 +15,7 @@ from typing import Final
 
 from splitwatt_client.errors import ApiError
 from splitwatt_client.reading import Reader
+from splitwatt_core.conditions import some
 
 from splitwatt_operator.cluster.store import Key, Kind, Store, key_of, version_of
 from splitwatt_operator.cluster.watch import WATCHED, Watched
@@ -60,7 +61,7 @@ class Sight:
         missed = self._missed(watched.kind, listed, listed_at)
         if not missed:
             return None
-        names = ", ".join(sorted(key.name for key in missed)[:3])
+        names = some(sorted(key.name for key in missed))
         return (
             f"the watch of {watched.resource.plural} is blind: {len(missed)} changes did not arrive within "
             f"{LAG_ALLOWED_S:.0f} s ({names})"

@@ -45,9 +45,9 @@ class EndPoint:
     def request_headers(self) -> dict[str, str]:
         """Those of one request, from the files as they are now. Raises EndPointError."""
         found = dict(self.headers)
-        found.update({name: _secret(path) for name, path in self.header_files})
+        found.update({name: _header_secret(path) for name, path in self.header_files})
         if self.token_file is not None:
-            found["Authorization"] = f"Bearer {_secret(self.token_file)}"
+            found["Authorization"] = f"Bearer {_header_secret(self.token_file)}"
         return found
 
     def basic_auth(self) -> httpx.BasicAuth | None:
@@ -85,10 +85,25 @@ class EndPoint:
 
 
 def _secret(path: Path) -> str:
+    """Without the mark that some editors put before a text, and the line end that most put after it."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise EndPointError(f"cannot read {path} ({_words(error)})") from error
+
+
+def _header_secret(path: Path) -> str:
+    """Never shown, whatever is wrong with it."""
+    value = _secret(path)
+    if not value:
+        raise EndPointError(f"{path} is empty: write the value into it, on one line")
+    if not _fits_a_header(value):
+        raise EndPointError(f"{path} holds more than one line of printable ASCII, which is all that an HTTP header carries")
+    return value
+
+
+def _fits_a_header(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 def _words(error: Exception) -> str:
@@ -183,7 +198,7 @@ def _argument(text: str) -> tuple[str, str]:
 
 def _header(text: str) -> tuple[str, str]:
     name, value = _pair(text, "NAME=VALUE")
-    if not name.isascii() or any(c.isspace() or c in '":;,()' for c in name) or not value.isprintable():
+    if not name.isascii() or any(c.isspace() or c in '":;,()' for c in name) or not _fits_a_header(value):
         raise argparse.ArgumentTypeError(f"{text!r} is no HTTP header: write NAME=VALUE, for example X-Scope-OrgID=team-a")
     return name, value
 

@@ -40,8 +40,11 @@ MAX_SHOWN_LABELS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class AgentReading:
+    """`gpus`: of how many GPUs `power_w` is the sum, None where the server does not tell."""
+
     power_w: float
     sampled_s: float
+    gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ def meter_query(meter: MeterSpec, matchers: Sequence[str] = ()) -> str:
 
 def reading_of(meter: MeterSpec, samples: Sequence[Sample]) -> MeterReading | MeterFailure:
     """In watts."""
+    if len({sample.labels.get(PART) for sample in samples}) < len(samples):
+        return MeterFailure(
+            "the query was answered more than once: several tenants or clusters behind one end point; "
+            "name one (--prometheus-header, --prometheus-matcher)"
+        )
     parts = {sample.labels.get(PART): sample.value for sample in samples}
     unit_w = meter.watts_per_unit
     if "oldest" not in parts and "count" in parts and meter.age_selector is not None:
@@ -90,10 +98,12 @@ def reading_of(meter: MeterSpec, samples: Sequence[Sample]) -> MeterReading | Me
 
 
 def agent_queries(matchers: Sequence[str] = ()) -> tuple[str, str]:
-    """PromQL for watts and sample times, one row per scraped agent with all its labels but those of its GPUs."""
+    """PromQL for watts, and for sample times with how many GPUs were read, one row of each per scraped agent with all its
+    labels but those of its GPUs."""
     series = with_matchers(M_GPU_POWER_WATTS, matchers)
     without = f"without ({L_GPU}, {L_ROLE})"
-    return f"sum {without} ({series})", f"min {without} (timestamp({series}))"
+    count = f'label_replace(count {without} ({series}), "{PART}", "count", "", "")'
+    return f"sum {without} ({series})", f"min {without} (timestamp({series})) or {count}"
 
 
 def agents_of(
@@ -113,7 +123,9 @@ def agents_of(
         newest_s = max(sampled_s for sampled_s, _ in found)
         living = [(sampled_s, row) for sampled_s, row in found if newest_s - sampled_s <= silent_s]
         if len(living) == 1:
-            readings[node] = AgentReading(living[0][1].value, living[0][0])
+            sampled_s, row = living[0]
+            gpus = sampled.get(frozenset((row.labels | {PART: "count"}).items()))
+            readings[node] = AgentReading(row.value, sampled_s, None if gpus is None else int(gpus))
         else:
             first, second = (row.labels for _, row in living[:2])
             doubts[node] = (

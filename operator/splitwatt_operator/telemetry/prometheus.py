@@ -7,6 +7,7 @@ but never the loop late. API: Prometheus HTTP API v1, `/api/v1/query` and `/api/
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ QUERY_TIMEOUT_S: Final = 0.8
 MAX_CONCURRENT: Final = 16
 MAX_MESSAGE_CHARS: Final = 300
 POST_REFUSED: Final = (405, 501)
+MAX_ANSWER_BYTES: Final = 64 * 2**20
+"""Unpacked; 100 000 GPUs fill half of it. What is longer is another page than the one asked for."""
 
 
 class QueryError(Exception):
@@ -32,8 +35,16 @@ class QueryInvalidError(QueryError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    labels: Mapping[str, str]
+    labels: dict[str, str]
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    reason: str
+    location: str
+    body: bytes
 
 
 class PrometheusClient:
@@ -77,11 +88,12 @@ class PrometheusClient:
         samples = []
         for row in rows if isinstance(rows, list) else [rows]:
             try:
-                value = float(row["value"][1])
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                _, text = row["value"]
+                value = float(text)
+                labels = {str(name): str(label) for name, label in row["metric"].items()}
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
                 raise QueryError(f"Prometheus at {self.url} answered with a malformed sample: {row!r:.120}") from error
-            labels = row.get("metric", {})
-            if math.isfinite(value) and isinstance(labels, dict):
+            if math.isfinite(value):
                 samples.append(Sample(labels=labels, value=value))
         return samples
 
@@ -98,18 +110,18 @@ class PrometheusClient:
             raise QueryError(f"Prometheus at {self.url} was not asked: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             raise QueryError(f"no answer from Prometheus at {self.url} ({_why(error)})") from error
-        status = response.status_code
-        if response.is_redirect:
-            raise QueryError(
-                f"{self.url}{path} answered {status}, a redirect to {response.headers.get('location', 'nowhere')!r:.120}"
-            )
+        status = response.status
+        if httpx.codes.is_redirect(status):
+            raise QueryError(f"{self.url}{path} answered {status}, a redirect to {response.location!r:.120}")
         try:
-            answer = response.json()
-        except ValueError as error:
+            answer = json.loads(response.body)
+        except (ValueError, RecursionError) as error:
             raise QueryError(f"{self.url}{path} answered {status} without JSON{_advice(status)}") from error
+        if httpx.codes.is_success(status) and not (isinstance(answer, dict) and "status" in answer):
+            raise QueryError(f"{self.url}{path} answered {status} with JSON that is not of Prometheus' API")
         if not isinstance(answer, dict) or answer.get("status") != "success":
             answer = answer if isinstance(answer, dict) else {}
-            sentence = str(answer.get("error") or answer.get("message") or response.reason_phrase)[:MAX_MESSAGE_CHARS]
+            sentence = str(answer.get("error") or answer.get("message") or response.reason)[:MAX_MESSAGE_CHARS]
             if answer.get("errorType") == "bad_data":
                 raise QueryInvalidError(sentence)
             raise QueryError(f"Prometheus at {self.url} refused the query with {status}: {sentence}{_advice(status)}")
@@ -118,7 +130,7 @@ class PrometheusClient:
             raise QueryError(f"{self.url}{path} answered without data")
         return data
 
-    async def _send(self, path: str, params: Mapping[str, str]) -> httpx.Response:
+    async def _send(self, path: str, params: Mapping[str, str]) -> Response:
         """Once, and once more by GET where a POST is not allowed: then it never is."""
         if (version := self._end_point.tls_version()) != self._tls_version:
             oldest, self._former, self._http = self._former, self._http, self._connect()
@@ -126,22 +138,28 @@ class PrometheusClient:
             if oldest is not None:
                 await oldest.aclose()
         response = await self._request(path, params)
-        if self._method == "POST" and response.status_code in POST_REFUSED:
+        if self._method == "POST" and response.status in POST_REFUSED:
             self._method = "GET"
             response = await self._request(path, params)
         return response
 
-    async def _request(self, path: str, params: Mapping[str, str]) -> httpx.Response:
+    async def _request(self, path: str, params: Mapping[str, str]) -> Response:
         extra = dict(self._end_point.arguments)
         get = self._method == "GET"
-        return await self._http.request(
+        async with self._http.stream(
             self._method,
             self.url + path,
             params={**extra, **params} if get else extra,
             data=None if get else dict(params),
             headers=self._end_point.request_headers(),
             auth=self._end_point.basic_auth(),
-        )
+        ) as answer:
+            body = bytearray()
+            async for chunk in answer.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise QueryError(f"{self.url}{path} answered with more than {MAX_ANSWER_BYTES >> 20} MiB")
+            return Response(answer.status_code, answer.reason_phrase, answer.headers.get("location", "nowhere"), bytes(body))
 
 
 def _advice(status: int) -> str:

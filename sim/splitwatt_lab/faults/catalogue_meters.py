@@ -13,12 +13,10 @@ RACK: Final = "a2"
 LEAF: Final = f"rack-{RACK}"
 
 
-def _scene(
-    name: str, shows: Mapping[str, Any], promise: str, expects: tuple[Expect, ...], *, hold_s: float = 10, fast: bool = False
-) -> Scene:
+def _scene(name: str, shows: Mapping[str, Any], promise: str, expects: tuple[Expect, ...], *, hold_s: float = 10) -> Scene:
     """A broken meter on one rack while the other is cut: it must neither stop the cut, nor brake, nor let anybody rise."""
     return Scene(
-        name=f"meter-{name}", group="meters", hold_s=hold_s, cut="rack-a1", promise=promise, expects=expects, fast=fast,
+        name=f"meter-{name}", group="meters", hold_s=hold_s, cut="rack-a1", promise=promise, expects=expects,
         forbids=say.BRAKED, recovery_s=60, faults=(MeterBroken(rack=RACK, shows=shows, touch=(f"meter:{RACK}",)),),
     )  # fmt: skip
 
