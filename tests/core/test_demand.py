@@ -19,8 +19,8 @@ def pod(phase: Phase = Phase.PREFILL, *, ceiling_w: int | None = None) -> PodFac
     return PodFact("ns", "pod", phase, 5, power_ceiling_w=ceiling_w)
 
 
-def demand(kind: GpuKind, *of: PodFact | None, use: Use = Use.BUSY, found_w: int = 200, found_idle: bool = False) -> Demand:
-    return demand_of(kind, Holding(of, use, found_w, found_idle), profiles=(PROFILE,))
+def demand(kind: GpuKind, *of: PodFact | None, use: Use = Use.BUSY, found_w: int = 200, found_granted: bool = False) -> Demand:
+    return demand_of(kind, Holding(of, use, found_w, found_granted), profiles=(PROFILE,))
 
 
 def test_proven_idle_wants_its_minimum_and_nothing_less_than_a_proof_does() -> None:
@@ -30,8 +30,8 @@ def test_proven_idle_wants_its_minimum_and_nothing_less_than_a_proof_does() -> N
 
 
 def test_work_of_nobody_known_on_a_gpu_that_was_idle_may_rise_and_is_never_below_what_it_found() -> None:
-    assert demand(KIND, use=Use.BUSY, found_idle=True) == Demand(Phase.PREFILL, 0, 650, natural_w=650, cliff_w=200)
-    assert demand(KIND, use=Use.UNKNOWN, found_idle=True) == Demand(Phase.PREFILL, 0, 200, natural_w=200, cliff_w=200)
+    assert demand(KIND, use=Use.BUSY, found_granted=True) == Demand(Phase.PREFILL, 0, 650, natural_w=650, cliff_w=200)
+    assert demand(KIND, use=Use.UNKNOWN, found_granted=True) == Demand(Phase.PREFILL, 0, 200, natural_w=200, cliff_w=200)
 
 
 def test_a_stranger_keeps_what_it_had_and_is_not_starved_on_an_idle_gpus_cap() -> None:

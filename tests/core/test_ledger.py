@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, NodePower, Phase, Spec, Status, Use, Workload
+from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, NodePower, Spec, Status, Use, Workload
 from splitwatt_core.protocol.ledger import (
     AGENT_STATUS_SILENT_S,
     MAX_OPEN_GRANTS,
@@ -375,7 +375,7 @@ def test_a_use_begins_from_the_cap_of_that_moment() -> None:
     account = node(version(1, line(5, 450), status=(reading(5, 450),)))
     pod = Workload("ns", "a")
     gpu = used(account, 2, Use.BUSY, pod)
-    assert (gpu.owners, gpu.found_w, gpu.found_idle, gpu.unowned_since_s) == ((pod,), 450, False, None)
+    assert (gpu.owners, gpu.found_w, gpu.found_granted, gpu.unowned_since_s) == ((pod,), 450, True, None)
     account.gpus["g0"].row = line(6, 300)
     gpu = used(account, 3, Use.BUSY)
     assert (gpu.owners, gpu.found_w, gpu.unowned_since_s) == ((), 300, NOW_S + 3)
@@ -383,16 +383,19 @@ def test_a_use_begins_from_the_cap_of_that_moment() -> None:
     assert (used(account, 4, Use.UNKNOWN).found_w, gpu.unowned_since_s) == (300, NOW_S + 3), "the same use, known worse"
     assert used(account, 5, Use.IDLE).unowned_since_s is None
     gpu = used(account, 6, Use.BUSY)
-    assert (gpu.found_w, gpu.found_idle) == (250, True), "work on what was an idle GPU"
+    assert (gpu.found_w, gpu.found_granted) == (250, True), "work on what was an idle GPU"
     both = used(account, 7, Use.BUSY, pod, Workload("ns", "b"))
     assert both.owners == (pod, Workload("ns", "b"))
 
 
-def test_a_successor_knows_by_the_grants_phase_that_a_gpu_was_capped_as_idle() -> None:
-    for phase, was_idle in ((Phase.UNASSIGNED, True), (Phase.PREFILL, False)):
-        account = node(version(1, replace(line(5, 200), phase=phase)))
-        account.observe(version(2, replace(line(5, 200), phase=phase), status=(reading(5, 200, use=Use.BUSY),)), NOW_S, term=TERM)
-        assert account.gpus["g0"].found_idle is was_idle
+def test_who_first_sees_a_gpu_knows_whether_its_cap_was_a_grant() -> None:
+    """Nobody had granted anything: the cap is what somebody wants it to have. A successor finds a grant, at once or later."""
+    read = reading(5, 450, use=Use.BUSY)
+    assert not node(version(1, status=(read,))).gpus["g0"].found_granted
+    assert node(version(1, line(5, 450), status=(read,))).gpus["g0"].found_granted
+    account = node(version(1, line(5, 450)))
+    account.observe(version(2, line(5, 450), status=(read,)), NOW_S, term=TERM)
+    assert account.gpus["g0"].found_granted
 
 
 # ------------------------------------------------------------------------------------------------- what cannot be true

@@ -45,12 +45,13 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Who uses one GPU, as far as anybody knows. `pods`: its owners, None for one that is not ours. `use`: what the agent sees
-    of it. `found_w`: the cap that it had when this use began; `found_idle`: it was taken for idle until then."""
+    of it. `found_w`: the cap that it had when this use began; `found_granted`: that cap was a grant, so it says nothing of what
+    the GPU had before."""
 
     pods: tuple[PodFact | None, ...]
     use: Use
     found_w: int
-    found_idle: bool = False
+    found_granted: bool = False
 
 
 def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
@@ -99,8 +100,8 @@ def _stranger(kind: GpuKind, holding: Holding) -> Demand:
 def _unowned(kind: GpuKind, holding: Holding) -> Demand:
     """Nobody is known to use it, and nothing proves that nobody does. Its cap is its floor: it gives nothing so that others may
     rise, only in a brake and where floors do not fit. Then it ranks with the lowest, for no cluster spoke for it. It asks for
-    more only where its cap was that of an idle GPU and it is seen at work."""
-    wakes = holding.found_idle and holding.use is Use.BUSY
+    more only where its cap was a grant, left from idleness or from a cut, and it is seen at work."""
+    wakes = holding.found_granted and holding.use is Use.BUSY
     ceiling_w = max(kind.default_w, holding.found_w) if wakes else holding.found_w
     return _within(
         kind, Phase.PREFILL, PRIORITY_LOW, ceiling_w=min(ceiling_w, kind.max_w), natural_w=ceiling_w, cliff_w=holding.found_w

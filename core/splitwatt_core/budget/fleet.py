@@ -326,7 +326,7 @@ class _Demands:
         pods = tuple(self._pods.get((owner.namespace, owner.pod)) for owner in account.owners)
         kind = (account.model, account.min_w, account.max_w, account.default_w)
         held = None in pods or not (pods or account.use is Use.IDLE)
-        found = (account.found_w, account.found_idle) if held else (0, False)
+        found = (account.found_w, account.found_granted) if held else (0, False)
         key = (*kind, *map(id, pods), account.use, *found)  # the mapping keeps the pods alive, so an id is a pod's own
         demand = self._known.get(key)
         if demand is None:

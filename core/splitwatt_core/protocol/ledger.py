@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Phase, Use, Workload
+from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Use, Workload
 
 AGENT_METRICS_SILENT_S: Final = 5.0
 """Where agents are scraped once a second; an operator whose Prometheus is slower is told so."""
@@ -65,8 +65,8 @@ class GpuAccount:
     floor_w: int = 0
     found_w: int = 0
     """The cap that it had when its present use began: since its owners are these, or since it has none and is not idle."""
-    found_idle: bool = False
-    """It was capped as idle until then."""
+    found_granted: bool = False
+    """That cap was one of ours, so it says nothing of what the GPU had before."""
     unowned_since_s: float | None = None
     """Since when it has no owner and no proof of idleness."""
     outside_w: int | None = None
@@ -191,12 +191,10 @@ class GpuAccount:
         """Who holds it and what is seen of it. A new use, or the end of idleness without a known owner, begins from the cap
         of this moment; what is only known better meanwhile (Busy, Unknown) is the same use."""
         first = self.found_w <= 0
-        was_idle = (not self.owners and self.use is Use.IDLE) or (
-            first and self.row is not None and self.row.phase is Phase.UNASSIGNED
-        )
+        was_idle = not self.owners and self.use is Use.IDLE
         unowned = not owners and use is not Use.IDLE
         if first or owners != self.owners or (was_idle and unowned):
-            self.found_w, self.found_idle = self.present_cap_w, was_idle
+            self.found_w, self.found_granted = self.present_cap_w, self.row is not None
         if not unowned:
             self.unowned_since_s = None
         elif self.unowned_since_s is None:
