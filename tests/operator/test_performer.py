@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from splitwatt_client import Connection
-from splitwatt_client.resources import NODE_POWERS
-from splitwatt_core.budget.facts import NodeFact
+from splitwatt_client.resources import NODE_POWERS, NODES
+from splitwatt_core.budget.facts import NodeFact, Plan
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, Selector
+from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import node_power_from_wire
 from splitwatt_lab.controlplane import ControlPlane
@@ -95,6 +96,29 @@ async def test_an_object_that_was_made_anew_unseen_is_found(api: Connection, nod
     assert stored is not None
     assert stored["metadata"]["uid"] != first["metadata"]["uid"]
     assert stored["spec"]["forUID"] == stored["metadata"]["uid"]
+
+
+async def test_a_release_of_a_node_that_is_there_is_taken_back(api: Connection, node: str) -> None:
+    notes = {"mine": "kept", ANNOTATION_RELEASE: "all"}
+    manifest = {"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node, "annotations": notes}}
+    made = node_power_from_wire(await api.create(manifest))
+    deciding = Deciding(api, node)
+    deciding.keeper.on_node_power(made, time.time())
+    deciding.performer.start(Plan(take_back=(made,)))
+    await deciding.woken.wait()
+    assert deciding.keeper.roster.nodes[node].object == made, "no fresh read found its Node"
+    await api.create({"apiVersion": NODES.api_version, "kind": "Node", "metadata": {"name": node}})
+    try:
+        deciding.woken.clear()
+        deciding.performer.start(Plan(take_back=(made,)))
+        await deciding.woken.wait()
+    finally:
+        await api.delete(NODES, node)
+    stored = await api.get(NODE_POWERS, node)
+    assert stored is not None and stored["metadata"]["annotations"] == {"mine": "kept"}
+    told = deciding.keeper.roster.nodes[node].object
+    assert told is not None and told.release == frozenset(), "its answer is taken in"
+    await deciding.performer.stop()
 
 
 async def test_refusals_without_end_are_few_counted_and_told(api: Connection, node: str, monkeypatch: pytest.MonkeyPatch) -> None:

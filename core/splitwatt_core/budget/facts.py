@@ -153,13 +153,15 @@ class Note:
 class Plan:
     """What to do now. `create`: nodes whose NodePower is to be created, without spec (R3). `writes`: at most one per
     object, and none while another is in flight. `verify`: nodes to read afresh, Node and NodePower both (R8). `release`:
-    NodePowers that a person releases, to be deleted once a fresh read finds no Node (R33). `confirm`: claims to be read afresh.
+    NodePowers that a person releases, to be deleted once a fresh read finds no Node (R33). `take_back`: NodePowers whose release
+    is void, its annotation to be removed once a fresh read finds the Node. `confirm`: claims to be read afresh.
     `resign`: a higher term was seen, the process must stop at once (R2). `wake_s`: call again by then at the latest."""
 
     create: tuple[str, ...] = ()
     writes: tuple[SpecWrite, ...] = ()
     verify: tuple[str, ...] = ()
     release: tuple[NodePower, ...] = ()
+    take_back: tuple[NodePower, ...] = ()
     confirm: tuple[Claim, ...] = ()
     budgets: Mapping[str, BudgetReport] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()

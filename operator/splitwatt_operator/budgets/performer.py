@@ -22,7 +22,7 @@ from splitwatt_client.resources import CUSTOM_RESOURCE_DEFINITIONS, NODE_POWERS,
 from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
-from splitwatt_core.names import API_GROUP, GROUP_VERSION
+from splitwatt_core.names import ANNOTATION_RELEASE, API_GROUP, GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 from splitwatt_shell.supervise import end_all
 
@@ -71,6 +71,10 @@ class Performer:
             if node_power.name not in self._verifying:
                 self._verifying.add(node_power.name)
                 self._spawn(self._release(node_power))
+        for node_power in plan.take_back:
+            if node_power.name not in self._verifying:
+                self._verifying.add(node_power.name)
+                self._spawn(self._take_back(node_power))
         for claim in plan.confirm:
             if claim.node not in self._verifying:
                 self._verifying.add(claim.node)
@@ -194,6 +198,25 @@ class Performer:
         finally:
             self._verifying.discard(node_power.name)
 
+    async def _take_back(self, node_power: NodePower) -> None:
+        """A leaf selects the node, so the release that a person said is void: remove it from this very object, if a fresh read
+        finds the Node. Else its deletion is on its way here, and the word stands."""
+        about = {"node": node_power.name}
+        try:
+            async with self._reads:
+                node = await self._reader.get(NODES, node_power.name)
+            if node is None:
+                return
+            match await self._pen.patch(NODE_POWERS, node_power.name, _without_release(node_power)):
+                case Stored(answer):
+                    self._keeper.on_node_power(node_power_from_wire(answer), time.time())
+                case Rejected() | OutcomeUnknown() as problem:
+                    log.warning("void release not taken back: %s", problem, extra=about)
+        except (ApiError, ContractError) as error:
+            log.warning("void release not taken back: %s", error, extra=about)
+        finally:
+            self._verifying.discard(node_power.name)
+
     async def _confirm(self, claim: Claim) -> None:
         """Fresh reads of the Node and of the budgets on its new way (R32). What differs is told by the watches."""
         try:
@@ -228,6 +251,14 @@ class Performer:
                 self._keeper.on_node_power(node_power_from_wire(node_power), time.time())
             except ContractError as error:
                 log.warning("unreadable NodePower: %s", error, extra={"node": name})
+
+
+def _without_release(node_power: NodePower) -> list[dict[str, str]]:
+    """A JSON patch."""
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": node_power.uid},
+        {"op": "remove", "path": f"/metadata/annotations/{ANNOTATION_RELEASE.replace('/', '~1')}"},
+    ]
 
 
 def _identity(metadata: dict[str, Any]) -> tuple[str, str, int]:
