@@ -55,6 +55,6 @@ class Doubles:
         for node in listing:
             others = " and ".join(other.name for other in listing if other is not node)
             if others:
-                node.gpus[uuid].doubt(f"is listed by {others} as well")
+                node.gpus[uuid].doubt(f"is listed by {others} as well, and charged in both places")
             elif node.gpus[uuid].oddity:
                 node.look_again()
