@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from splitwatt_client import Connection
 from splitwatt_client.resources import NODE_POWERS, NODES
-from splitwatt_core.budget.facts import NodeFact, Plan
+from splitwatt_core.budget.facts import NodeFact, Plan, Replaced
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.names import ANNOTATION_RELEASE
@@ -22,6 +22,14 @@ from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
 
 PATIENCE_S = 60.0
+NODE_INFO = dict.fromkeys(
+    (
+        *("architecture", "containerRuntimeVersion", "kernelVersion", "kubeProxyVersion", "kubeletVersion", "machineID"),
+        *("operatingSystem", "osImage", "systemUUID"),
+    ),
+    "",
+)
+"""What the API server asks for beside the boot id."""
 
 
 @pytest.fixture
@@ -118,6 +126,26 @@ async def test_a_release_of_a_node_that_is_there_is_taken_back(api: Connection, 
     assert stored is not None and stored["metadata"]["annotations"] == {"mine": "kept"}
     told = deciding.keeper.roster.nodes[node].object
     assert told is not None and told.release == frozenset(), "its answer is taken in"
+    await deciding.performer.stop()
+
+
+@pytest.mark.parametrize("boot", ["boot-2", "boot-3"])
+async def test_a_machine_that_runs_under_another_name_is_read_afresh(api: Connection, node: str, boot: str) -> None:
+    made = node_power_from_wire(
+        await api.create({"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node}})
+    )
+    deciding = Deciding(api, node)
+    heir = NodeFact(f"{node}-new", {}, "boot-2", provider_id="aws:///z/i-1")
+    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": heir.name}, "spec": {"providerID": heir.provider_id}}
+    await api.create(manifest)
+    status = {"nodeInfo": {**NODE_INFO, "bootID": boot}, "conditions": [{"type": "Ready", "status": "True"}]}
+    await api.patch(NODES, heir.name, {"status": status}, subresource="status", field_manager="kubelet")
+    try:
+        deciding.performer.start(Plan(replaced=(Replaced(made, heir),)))
+        await deciding.woken.wait()
+    finally:
+        await api.delete(NODES, heir.name)
+    assert (await api.get(NODE_POWERS, node) is None) is (boot == heir.boot_id)
     await deciding.performer.stop()
 
 

@@ -15,8 +15,9 @@ from typing import Final
 from splitwatt_core.budget import claims
 from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates
 from splitwatt_core.budget.doubles import Doubles
-from splitwatt_core.budget.facts import NodeFact, Note
+from splitwatt_core.budget.facts import NodeFact, Note, Replaced
 from splitwatt_core.budget.leaves import Leaves
+from splitwatt_core.budget.renamed import Renamed
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.protocol.contract import NodePower
@@ -34,6 +35,14 @@ def void_release(seen: NodePower) -> Note:
     return Note("Node", seen.name, "ReleaseVoid", text, warning=True)
 
 
+def machine_renamed(row: Replaced) -> Note:
+    text = (
+        f"its machine, providerID {row.heir.provider_id}, runs as Node {row.heir.name} under another boot: what was charged for "
+        f"{row.node_power.name} is released"
+    )
+    return Note("Node", row.node_power.name, "MachineRenamed", text)
+
+
 class Roster:
     """All nodes ever seen and not proven gone. `moves[node][former budget]` is the number of the first grant issued after
     the claim (NO_GRANT: none yet)."""
@@ -42,6 +51,7 @@ class Roster:
         self._agent_silent_s = agent_silent_s
         self.nodes: dict[str, NodeAccount] = {}
         self._doubles = Doubles()
+        self._renamed = Renamed()
         self.moves: dict[str, dict[str, int]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._gpus: dict[str, int] = {}
@@ -71,11 +81,20 @@ class Roster:
         if self._labels.get(node.name) != node.labels:
             self._selected.pop(node.name, None)
         self._labels[node.name], self._gpus[node.name] = node.labels, node.gpus
+        self._renamed.see(node)
         account = self.account(node.name)
         account.excluded = node.excluded
         rebooted = account.see_boot(node.boot_id)
         self._doubles.see(account, self.nodes)
         return rebooted
+
+    def see_node_gone(self, name: str, now_s: float) -> NodeAccount | None:
+        """The Node is not there any more; its account, if it has one, stays."""
+        account = self.nodes.get(name)
+        if account is not None:
+            account.present = False
+            self._renamed.gone(name, now_s)
+        return account
 
     def see_node_power(self, seen: NodePower, now_s: float, *, term: int) -> bool:
         """Take in one version of a NodePower; False when it is not newer than one already seen (R6)."""
@@ -91,7 +110,8 @@ class Roster:
         if account is None or account.present or account.object is not None:
             return
         del self.nodes[name]
-        self._doubles.forget(name)
+        self._doubles.forget(name, self.nodes)
+        self._renamed.forget(name)
         self._labels.pop(name, None)
         self._gpus.pop(name, None)
         self._selected.pop(name, None)
@@ -279,6 +299,16 @@ class Roster:
             and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
         ]
         self._verified_s.update((seen.name, now_s) for seen in due)
+        return tuple(due)
+
+    def to_replace(self, now_s: float) -> tuple[Replaced, ...]:
+        """NodePowers of machines that run another boot under another name, to be deleted once fresh reads find the same."""
+        due = [
+            row
+            for row in self._renamed.proven(self.nodes)
+            if now_s - self._verified_s.get(row.node_power.name, float("-inf")) >= VERIFY_EVERY_S
+        ]
+        self._verified_s.update((row.node_power.name, now_s) for row in due)
         return tuple(due)
 
     def to_confirm(self, now_s: float) -> tuple[Claim, ...]:
