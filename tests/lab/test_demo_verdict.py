@@ -62,7 +62,9 @@ def test_a_pass_that_proves_nothing_fails_and_says_why(
 
 def test_the_unit_of_a_trace_is_taken_where_the_file_does_not_tell_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.jsonl"
-    rows = [{"timestamp": k, "input_length": 9, "output_length": 9, "hash_ids": []} for k in (0, 1, 1, 2, 3, 3, 4)]
+    rows: list[dict[str, object]] = [
+        {"timestamp": k, "input_length": 9, "output_length": 9, "hash_ids": []} for k in (0, 1, 1, 2, 3, 3, 4)
+    ]
     trace.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     console = Console(width=300)
     with pytest.raises(TraceError, match=r"may be seconds or milliseconds: .*--trace-unit s or --trace-unit ms"):
