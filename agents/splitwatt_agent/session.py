@@ -16,7 +16,7 @@ from typing import Final
 
 from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contest import Contest
-from splitwatt_core.protocol.contract import GpuStatus, Health, Mode, NodePower, Workload
+from splitwatt_core.protocol.contract import UNREADABLE_PREFIX, GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
 from splitwatt_core.protocol.evidence import Bounds, Evidence, Glance, idle_below_mw
 from splitwatt_core.protocol.node_guard import NodeGuard
@@ -25,8 +25,6 @@ from splitwatt_core.protocol.record import Record
 from splitwatt_agent.durable import KeptInventory
 from splitwatt_agent.nvml import Inventory, NvmlPort
 from splitwatt_agent.sampling import Facts, GpuReading
-
-UNREADABLE_PREFIX: Final = "unreadable-index-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from typing import Final
 from rich.console import Console
 from splitwatt_nvml_twin.build import BuildError
 from splitwatt_truth.trace import TraceError
-from splitwatt_truth.trace_files import read_trace, rows_of
+from splitwatt_truth.trace_files import TracePart, read_trace, rows_of
+from splitwatt_truth.trace_kinds import TraceUnit
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.live import HeadlessView, LiveView
@@ -54,6 +55,10 @@ class DemoCommand:
         number("--nodes-per-rack", type=_between(2, 40, int), default=4, help="GPU servers per rack (%(default)s)")
         number("--gpus-per-node", type=_between(1, 16, int), default=8, help="GPUs per server (%(default)s)")
         number("--trace", type=Path, metavar="FILE", help="CSV with the Azure columns; default: a seeded generator")
+        number(
+            "--trace-unit", choices=[unit.value for unit in TraceUnit],
+            help="unit of the trace's times; default: told by the file",
+        )  # fmt: skip
         number("--seed", type=_between(0, 2**31, int), default=1, help="seed of the load (%(default)s)")
         number("--policy", choices=POLICIES, default="PhaseAware", help="policy of the first pass (%(default)s)")
         number("--compare", choices=POLICIES, metavar="POLICY", help="run a second pass under this policy")
@@ -75,15 +80,18 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
 
     `operator_command` replaces the operator, so that a test can show a broken one being caught.
     """
+    unit = None if args.trace_unit is None else TraceUnit(args.trace_unit)
     if args.trace is not None:
-        check_trace(args.trace, console)
+        check_trace(args.trace, console, unit=unit)
+    elif unit is not None:
+        raise TraceError("--trace-unit is of --trace FILE: give that too, or leave it out")
     timeline = Timeline.of(args.minutes)
     spec = SiteSpec(
         racks=args.racks,
         nodes_per_rack=args.nodes_per_rack,
         gpus_per_node=args.gpus_per_node,
         seed=args.seed,
-        load=LoadSpec(trace=args.trace, requests_per_s=REQUESTS_PER_S, rate=timeline.rate),
+        load=LoadSpec(trace=args.trace, trace_unit=unit, requests_per_s=REQUESTS_PER_S, rate=timeline.rate),
         operator_command=operator_command or (sys.executable, "-m", "splitwatt_operator"),
     )
     out: Path = args.out.resolve()
@@ -119,9 +127,9 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
     return verdict(results, page, console)
 
 
-def check_trace(path: Path, console: Console) -> None:
+def check_trace(path: Path, console: Console, *, unit: TraceUnit | None = None) -> None:
     """Tell of a wrong file before anything is started, and of what is not taken from a right one. Raises TraceError."""
-    columns = read_trace(path)
+    columns = read_trace(path, TracePart(unit=unit))
     rows_of(columns, name=str(path))
     for note in columns.notes:
         console.print(f"{path.name}: {note}", soft_wrap=True, markup=False)

@@ -28,6 +28,7 @@ from splitwatt_nvml_twin.handle import NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
 from splitwatt_nvml_twin.plant import RackPlant
 from splitwatt_shell.waiting import NotInTimeError, poll_until
+from splitwatt_truth.trace_kinds import TraceUnit
 
 from splitwatt_lab import nodes as lab_nodes
 from splitwatt_lab.controlplane import ControlPlane
@@ -66,6 +67,7 @@ class LoadSpec:
 
     duration_s: float = float("inf")
     trace: Path | None = None
+    trace_unit: TraceUnit | None = None
     requests_per_s: float = 5.5
     rate: Sequence[tuple[float, float]] = ((0.0, 1.0),)
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -274,6 +276,7 @@ class LabSite:
             "kubeconfig": str(self.plane.kubeconfig),
             "seed": self.spec.seed,
             "trace": None if load.trace is None else str(load.trace.resolve()),
+            "trace_unit": load.trace_unit,
             "requests_per_s": load.requests_per_s,
             "rate": [list(point) for point in load.rate],
             "clusters": {name: {"share": share} for name, share in load.shares.items()},

@@ -30,7 +30,7 @@ def main() -> int:
     )
     try:
         config = load(args.config)
-        rows = None if config.trace is None else read_trace(config.trace)
+        rows = None if config.trace is None else read_trace(config.trace, unit=config.trace_unit)
         run_main(run(config, rows))
     except (ConfigError, TraceError, UnknownGpuError, ApiError, ListenError, OSError) as error:
         sys.stderr.write(f"splitwatt_twin: {error}\n")

@@ -23,14 +23,16 @@ from splitwatt_truth.trace import (
     unit_gaps,
 )
 from splitwatt_truth.trace_files import rows_of
+from splitwatt_truth.trace_kinds import TraceUnit
 
 Sample = tuple[float, int, int]
 """(gap before the request in operational time, prompt tokens, output tokens)."""
 
 
-def read_trace(path: Path) -> tuple[TraceRow, ...]:
-    """The whole file, by rising time, checked. Raises TraceError, also when it cannot be read."""
-    return rows_of(trace_files.read_trace(path), name=str(path))
+def read_trace(path: Path, *, unit: TraceUnit | None = None) -> tuple[TraceRow, ...]:
+    """The whole file, by rising time, checked. `unit` of its times; None: told by the file. Raises TraceError, also when it
+    cannot be read."""
+    return rows_of(trace_files.read_trace(path, trace_files.TracePart(unit=unit)), name=str(path))
 
 
 def replay(rows: Sequence[TraceRow], *, first: int = 0) -> Iterator[Sample]:

@@ -1,7 +1,7 @@
 """The twin's JSON configuration, checked whole before anything starts. One sentence for each thing that is wrong.
 
     {"kubeconfig": FILE, "listen": "127.0.0.1:9400", "seed": 1, "duration_s": 240,
-     "trace": FILE | null, "requests_per_s": 5.5, "rate": [[0, 1.0], [120, 3.0]],
+     "trace": FILE | null, "trace_unit": "s" | "ms" | null, "requests_per_s": 5.5, "rate": [[0, 1.0], [120, 3.0]],
      "clusters": {"serving/chat": {"share": 1.0}, "batch/summaries": {"share": 0.5}},
      "nodes": [{"name", "rack", "state_file", "pod_resources_socket", "boot_id_file"?}],
      "plant": {RackPlant's arguments},
@@ -23,6 +23,7 @@ from typing import Any, Final
 from splitwatt_nvml_twin.plant import RackPlant
 from splitwatt_shell.address import Address, AddressError, parse_address
 from splitwatt_truth.trace import RateCurve, TraceError
+from splitwatt_truth.trace_kinds import TraceUnit
 
 from splitwatt_twin.requests import ClusterKey
 
@@ -34,8 +35,8 @@ MAX_SOCKET_PATH: Final = 107
 """Linux: sun_path holds 108 bytes with its end."""
 
 _KEYS: Final = frozenset({
-    "kubeconfig", "listen", "seed", "duration_s", "trace", "requests_per_s", "rate", "clusters", "nodes", "plant",
-    "meter", "meter_faults", "results",
+    "kubeconfig", "listen", "seed", "duration_s", "trace", "trace_unit", "requests_per_s", "rate", "clusters", "nodes",
+    "plant", "meter", "meter_faults", "results",
 })  # fmt: skip
 _NODE_KEYS: Final = frozenset({"name", "rack", "state_file", "pod_resources_socket", "boot_id_file"})
 
@@ -68,6 +69,7 @@ class TwinConfig:
     seed: int = 1
     duration_s: float = float("inf")
     trace: Path | None = None
+    trace_unit: TraceUnit | None = None
     requests_per_s: float = 5.53
     rate: RateCurve = field(default_factory=RateCurve)
     shares: Mapping[ClusterKey, float] = field(default_factory=dict)
@@ -112,6 +114,7 @@ def parse(raw: Any) -> TwinConfig:
         seed=int(_number(raw, "seed", 1, low=0, high=2**31)),
         duration_s=_number(raw, "duration_s", float("inf"), low=0, high=float("inf")),
         trace=_path(raw, "trace"),
+        trace_unit=_unit(raw.get("trace_unit")),
         requests_per_s=_number(raw, "requests_per_s", 5.53, low=0, high=MAX_REQUESTS_PER_S),
         rate=_curve(raw.get("rate", [[0, 1.0]])),
         shares=_shares(raw.get("clusters") or {}),
@@ -172,6 +175,13 @@ def _node(raw: Any, where: str) -> NodeConfig:
         state_file=Path(_text(raw, "state_file", f"{where}.")),
         pod_resources_socket=Path(socket),
     )
+
+
+def _unit(raw: Any) -> TraceUnit | None:
+    try:
+        return None if raw is None else TraceUnit(raw)
+    except ValueError:
+        raise ConfigError(f"trace_unit must be one of {', '.join(TraceUnit)}, or null, not {raw!r}") from None
 
 
 def _curve(raw: Any) -> RateCurve:

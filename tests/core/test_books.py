@@ -100,10 +100,10 @@ def test_without_a_meter_the_agents_sum_stands_in_for_it() -> None:
     judged(book, BARE)
     assert book.measured_w == 500.0
     assert book.raise_forbidden(BARE, CALM, 0.0) is None
-    stale = replace(CALM, stale_agents=2, unmeasured=2)
+    stale = replace(CALM, stale_agents=2, unmeasured=2, silent=("n1", "n2"))
     judged(book, BARE, stale)
     assert book.measured_w is None
-    assert book.raise_forbidden(BARE, stale, 0.0) == "2 agents gave no sample lately and there is no meter"
+    assert book.raise_forbidden(BARE, stale, 0.0) == "there is no meter, and 2 agents gave no sample lately: n1, n2"
 
 
 def test_a_parent_without_a_meter_adds_up_what_its_children_measured() -> None:

@@ -271,6 +271,7 @@ def test_a_survey_counts_who_is_stale_unmeasured_and_unadopted() -> None:
     found = survey(Placement(stale, ("a",)), Placement(bare, ("a",)), Placement(node("n3", gpu("g2"), sample_w=120.0), ("b",)))
     assert (found["a"].stale_agents, found["a"].unmeasured, found["a"].unadopted, found["a"].nodes) == (1, 2, 1, 2)
     assert (found["row"].stale_agents, found["row"].unmeasured, found["row"].unadopted, found["row"].nodes) == (1, 2, 1, 3)
+    assert (found["a"].silent, found["b"].silent) == (("n1",), ()), "named where they stand"
     assert found["b"].modelled_w == 120.0 + 60.0
     assert found["a"].modelled_w == pytest.approx(1.1 * 300.0 + 50.0 + 3000.0 + 10.0), "of who is stale, the charge"
 

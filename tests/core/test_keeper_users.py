@@ -226,9 +226,42 @@ def test_a_gpu_that_two_nodes_list_is_charged_in_both_named_and_goes_where_it_is
             assert (said.status, said.reason) == (
                 False,
                 "ContradictoryStatus",
-            ) and f"is listed by {other} as well" in said.message
+            ) and f"is listed by {other} as well, and charged in both places" in said.message
+            assert "compare with nvidia-smi -L on those nodes, and restart an agent that tells something else" in said.message
         assert operator.last.budgets["a"].charge_w == MIN_W + DEFAULT_W and operator.last.budgets["b"].charge_w == DEFAULT_W
     world.now_s += 1.0
     operator.settle(12)
     assert operator.last.budgets["a"].charge_w == MIN_W == operator.last.budgets["b"].charge_w
     assert condition(operator, "a", "Steered").status and condition(operator, "b", "Steered").status
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("owner", ["well", "dead", "rebooted", "gone"])
+def test_what_another_node_has_is_not_lost_for_good_here_once_this_one_denies_it(
+    owner: str, restart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole status of another node, for a while: this node's own GPU is not in it either."""
+    world = World(policy="PhaseAware", limit_w=2000)
+    operator = settled(world, 12)
+    plain = Agent.status
+
+    def forged(self: Agent, *arguments: object) -> object:
+        said = plain(self, *arguments)  # type: ignore[arg-type]
+        return replace(said, gpus=(replace(said.gpus[0], uuid="b0-g0"),)) if self is world.agents["a0"] else said
+
+    with monkeypatch.context() as forging:
+        forging.setattr(Agent, "status", forged)
+        operator.settle(6)
+        assert operator.last.budgets["a"].charge_w >= MIN_W + DEFAULT_W, "its own, and what it says it has"
+        if owner == "rebooted":
+            world.reboot("b0")
+        elif owner != "well":
+            world.agents["b0"].crash()
+            world.nodes["b0"].present = owner == "dead"
+        world.tell_nodes()
+        operator = settled(world, 6) if restart else operator
+    world.now_s += 1.0
+    operator.settle(12)
+    assert operator.keeper.roster.nodes["a0"].gpus.keys() == {"a0-g0"}
+    assert operator.last.budgets["a"].charge_w == MIN_W and condition(operator, "a", "Steered").status
+    assert "b0-g0" in operator.keeper.roster.nodes["b0"].gpus

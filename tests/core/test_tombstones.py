@@ -224,3 +224,40 @@ def test_a_node_that_is_claimed_cannot_be_released() -> None:
     world.store.annotate("a0", release=frozenset({"all"}))
     operator.settle(4)
     assert operator.last.budgets["a"].charge_w == 450 and operator.last.release == ()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_release_of_a_node_that_is_claimed_does_not_wait_for_the_day_that_its_label_is_lost(restart: bool) -> None:
+    world, operator, *_ = ready(a=450, b=450)
+    world.reads_late = not restart
+    world.store.annotate("a0", release=frozenset({"all"}))
+    operator.watch()
+    notes = operator.step().notes
+    assert [(n.name, n.reason, n.warning) for n in notes if n.reason == "ReleaseVoid"] == [("a0", "ReleaseVoid", True)]
+    assert "splitwatt.io/release=all is void" in notes[-1].message
+    assert operator.step().take_back == (), "at a measured pace"
+    rack_label(world, "a0", None)
+    operator = world.elect() if restart else operator
+    operator.settle(4)
+    assert operator.last.budgets["a"].charge_w == 450, "said before it lost its label"
+    assert bool(world.store.objects["a0"].release) is not restart, "taken back when a fresh read found the Node"
+    world.reads_late = False
+    for word in ("", "a"):
+        world.store.annotate("a0", release=frozenset({word} - {""}))
+        operator.watch()
+    operator.settle(2)
+    assert operator.last.budgets["a"].charge_w == 0, "said anew, after it lost its label"
+
+
+def test_a_release_ends_when_a_leaf_claims_the_node_again() -> None:
+    world, operator, *_ = ready(a=450, b=450)
+    rack_label(world, "a0", None)
+    world.store.annotate("a0", release=frozenset({"a"}))
+    operator.settle(2)
+    assert operator.last.budgets["a"].charge_w == 0
+    rack_label(world, "a0", "a")
+    operator.settle(4)
+    assert world.store.objects["a0"].release == frozenset()
+    rack_label(world, "a0", None)
+    operator.settle(4)
+    assert operator.last.budgets["a"].charge_w > 0

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from splitwatt_lab.demo import FAILED, VIOLATED, DemoCommand, run_demo, verdict
+from splitwatt_lab.demo import FAILED, VIOLATED, DemoCommand, check_trace, run_demo, verdict
 from splitwatt_lab.judge import Count
 from splitwatt_lab.run import PassResult
+from splitwatt_truth.trace import TraceError
+from splitwatt_truth.trace_kinds import TraceUnit
+from splitwatt_twin.arrivals import read_trace
 
 BROKEN = Path(__file__).resolve().parents[1] / "support" / "broken_operator.py"
 
@@ -55,6 +58,22 @@ def test_a_pass_that_proves_nothing_fails_and_says_why(
     )  # fmt: skip
     assert verdict([result], tmp_path / "report.html", Console(file=said, width=200)) == code
     assert all(problem in said.getvalue() for problem in problems)
+
+
+def test_the_unit_of_a_trace_is_taken_where_the_file_does_not_tell_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows: list[dict[str, object]] = [
+        {"timestamp": k, "input_length": 9, "output_length": 9, "hash_ids": []} for k in (0, 1, 1, 2, 3, 3, 4)
+    ]
+    trace.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    console = Console(width=300)
+    with pytest.raises(TraceError, match=r"may be seconds or milliseconds: .*--trace-unit s or --trace-unit ms"):
+        check_trace(trace, console)
+    check_trace(trace, console, unit=TraceUnit(arguments("--trace-unit", "s").trace_unit))
+    assert "times are taken as seconds, as was asked" in capsys.readouterr().out
+    assert len(read_trace(trace, unit=TraceUnit.SECONDS)) == len(rows)
+    assert DemoCommand().run(arguments("--out", str(tmp_path / "out"), "--trace-unit", "ms")) == FAILED
+    assert "--trace-unit is of --trace FILE" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_trace_without_its_columns_is_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

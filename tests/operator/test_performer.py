@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from splitwatt_client import Connection
-from splitwatt_client.resources import NODE_POWERS
-from splitwatt_core.budget.facts import NodeFact
+from splitwatt_client.resources import NODE_POWERS, NODES
+from splitwatt_core.budget.facts import NodeFact, Plan, Replaced
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, Selector
+from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import node_power_from_wire
 from splitwatt_lab.controlplane import ControlPlane
@@ -21,6 +22,14 @@ from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
 
 PATIENCE_S = 60.0
+NODE_INFO = dict.fromkeys(
+    (
+        *("architecture", "containerRuntimeVersion", "kernelVersion", "kubeProxyVersion", "kubeletVersion", "machineID"),
+        *("operatingSystem", "osImage", "systemUUID"),
+    ),
+    "",
+)
+"""What the API server asks for beside the boot id."""
 
 
 @pytest.fixture
@@ -95,6 +104,49 @@ async def test_an_object_that_was_made_anew_unseen_is_found(api: Connection, nod
     assert stored is not None
     assert stored["metadata"]["uid"] != first["metadata"]["uid"]
     assert stored["spec"]["forUID"] == stored["metadata"]["uid"]
+
+
+async def test_a_release_of_a_node_that_is_there_is_taken_back(api: Connection, node: str) -> None:
+    notes = {"mine": "kept", ANNOTATION_RELEASE: "all"}
+    manifest = {"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node, "annotations": notes}}
+    made = node_power_from_wire(await api.create(manifest))
+    deciding = Deciding(api, node)
+    deciding.keeper.on_node_power(made, time.time())
+    deciding.performer.start(Plan(take_back=(made,)))
+    await deciding.woken.wait()
+    assert deciding.keeper.roster.nodes[node].object == made, "no fresh read found its Node"
+    await api.create({"apiVersion": NODES.api_version, "kind": "Node", "metadata": {"name": node}})
+    try:
+        deciding.woken.clear()
+        deciding.performer.start(Plan(take_back=(made,)))
+        await deciding.woken.wait()
+    finally:
+        await api.delete(NODES, node)
+    stored = await api.get(NODE_POWERS, node)
+    assert stored is not None and stored["metadata"]["annotations"] == {"mine": "kept"}
+    told = deciding.keeper.roster.nodes[node].object
+    assert told is not None and told.release == frozenset(), "its answer is taken in"
+    await deciding.performer.stop()
+
+
+@pytest.mark.parametrize("boot", ["boot-2", "boot-3"])
+async def test_a_machine_that_runs_under_another_name_is_read_afresh(api: Connection, node: str, boot: str) -> None:
+    made = node_power_from_wire(
+        await api.create({"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node}})
+    )
+    deciding = Deciding(api, node)
+    heir = NodeFact(f"{node}-new", {}, "boot-2", provider_id="aws:///z/i-1")
+    manifest = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": heir.name}, "spec": {"providerID": heir.provider_id}}
+    await api.create(manifest)
+    status = {"nodeInfo": {**NODE_INFO, "bootID": boot}, "conditions": [{"type": "Ready", "status": "True"}]}
+    await api.patch(NODES, heir.name, {"status": status}, subresource="status", field_manager="kubelet")
+    try:
+        deciding.performer.start(Plan(replaced=(Replaced(made, heir),)))
+        await deciding.woken.wait()
+    finally:
+        await api.delete(NODES, heir.name)
+    assert (await api.get(NODE_POWERS, node) is None) is (boot == heir.boot_id)
+    await deciding.performer.stop()
 
 
 async def test_refusals_without_end_are_few_counted_and_told(api: Connection, node: str, monkeypatch: pytest.MonkeyPatch) -> None:

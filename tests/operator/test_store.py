@@ -100,7 +100,7 @@ def test_slim_objects_keep_what_is_read_and_drop_the_rest() -> None:
     assert "managedFields" not in kept["metadata"]
     node = {
         "metadata": {"name": "n", "resourceVersion": "1", "labels": {"a": "b"}, "annotations": {"big": "x" * 1000}},
-        "spec": {"unschedulable": True, "podCIDR": "10.0.0.0/8"},
+        "spec": {"unschedulable": True, "podCIDR": "10.0.0.0/8", "providerID": "aws:///z/i-1"},
         "status": {
             "nodeInfo": {"bootID": "b1", "kernelVersion": "6"},
             "images": [{"names": ["x" * 1000]}],
@@ -109,7 +109,7 @@ def test_slim_objects_keep_what_is_read_and_drop_the_rest() -> None:
     }
     assert slim("Node", node) == {
         "metadata": {"name": "n", "resourceVersion": "1", "labels": {"a": "b"}},
-        "spec": {"unschedulable": True},
+        "spec": {"unschedulable": True, "providerID": "aws:///z/i-1"},
         "status": {
             "allocatable": {},
             "nodeInfo": {"bootID": "b1"},

@@ -439,9 +439,9 @@ def test_gpus_are_counted_as_the_scheduler_does() -> None:
 def test_a_node_is_read_whole() -> None:
     objects = Objects()
     taint = {"key": "team", "effect": "NoSchedule"}
-    obj = objects.node("n1", ready="Unknown", unschedulable=True, taints=[taint])
+    obj = objects.node("n1", ready="Unknown", unschedulable=True, taints=[taint], providerID="aws:///z/i-1")
     labels = {"rack": "a", "pool": "p"}
-    assert read.node(obj) == NodeFact("n1", labels, "b", 8, ready=False, cordoned=True, taints=(("team", "NoSchedule"),))
+    assert read.node(obj) == NodeFact("n1", labels, "b", 8, False, True, (("team", "NoSchedule"),), "aws:///z/i-1")
 
 
 def test_errors_become_one_line() -> None:

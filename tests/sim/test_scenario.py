@@ -13,6 +13,7 @@ import pytest
 import yaml
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
+from rich.console import Console
 from splitwatt_cli.main import main
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_sim.fleet.run import FleetRun
@@ -26,6 +27,7 @@ from splitwatt_sim.simulate.fleet_run import recorded
 from splitwatt_sim.simulate.parts import ScenarioError
 from splitwatt_sim.simulate.scenario import arrivals_of, catalogue_of, changes_of, pools_of, read_scenario
 from splitwatt_sim.simulate.show import MISSED, slo_bars
+from splitwatt_sim.traces.told import lines_on
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "simulate" / "scenario.yaml"
 GOOD: dict[str, Any] = {
@@ -64,7 +66,9 @@ def test_sizes_come_from_a_file_beside_the_scenario_and_the_rate_from_it_or_from
 def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
     (tmp_path / "day.csv").write_text("seconds,multiplier\n0,0.2\n100,0.2\n101,3\n200,3\n", encoding="utf-8")
     requests = {"rate": 10, "seconds": 200, "rateFile": "day.csv"}
-    arrivals = arrivals_of(read_scenario(written(tmp_path, requests=requests)), beside=tmp_path)
+    said: list[str] = []
+    arrivals = arrivals_of(read_scenario(written(tmp_path, requests=requests)), beside=tmp_path, tell=said.append)
+    assert said == []
     early = int((arrivals.arrival_s < 100).sum())
     assert early * 8 < len(arrivals) - early
 
@@ -235,6 +239,14 @@ def test_a_rate_file_alone_keeps_the_mean_rate_of_the_list(tmp_path: Path) -> No
     requests = {"file": "list.csv", "rateFile": "day.csv", "seconds": 50}
     arrivals = arrivals_of(read_scenario(written(tmp_path, requests=requests)), beside=tmp_path)
     assert arrivals.requests_per_s == pytest.approx(20, rel=0.05)
+
+
+def test_a_curve_that_goes_on_after_the_run_is_cut_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "day.csv").write_text("seconds,multiplier\n0,1\n86400,1\n", encoding="utf-8")
+    scenario = read_scenario(written(tmp_path, requests={"rate": 1, "rateFile": "day.csv", "seconds": 50}))
+    arrivals_of(scenario, beside=tmp_path, tell=lines_on(Console()))
+    said = "day.csv: the first 50 s of 86400 s are played: raise requests.seconds to play all of the curve"
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_empty_list_is_refused(tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ class ApiStore(ObjectStore):
             self.deleted.add(name)
         super().delete(name)
 
+    def take_back(self, seen: NodePower) -> None:
+        """The operator removes a release from the object that it saw."""
+        stored = self.objects.get(seen.name)
+        if stored is not None and stored.uid == seen.uid:
+            super().annotate(seen.name, release=frozenset())
+
     def remove(self, seen: NodePower) -> None:
         """The operator's own delete of the version that it saw."""
         stored = self.objects.get(seen.name)

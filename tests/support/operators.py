@@ -137,6 +137,9 @@ class Operator:
         for released in plan.release:
             if not self.world.reads_late and not self.world.nodes[released.name].present:
                 self.world.store.remove(released)
+        for void in plan.take_back:
+            if not self.world.reads_late and self.world.nodes[void.name].present:
+                self.world.store.take_back(void)
         for claim in plan.confirm:
             if self.world.reads(claim):
                 self.keeper.on_claim_confirmed(claim)

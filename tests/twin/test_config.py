@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from splitwatt_truth.trace_kinds import TraceUnit
 from splitwatt_twin.config import MAX_SOCKET_PATH, ConfigError, load, parse
 from splitwatt_twin.requests import ClusterKey
 
@@ -27,6 +28,7 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(raw))
     made = load(path)
     assert (made.listen.host, made.listen.port, made.seed, made.duration_s, made.trace) == ("127.0.0.1", 9400, 3, 240, None)
+    assert parse(config(trace="t.jsonl", trace_unit="ms")).trace_unit is TraceUnit.MILLISECONDS and made.trace_unit is None
     assert made.rate.at(60) == 2.0 and made.requests_per_s == 5.5
     assert [n.pod_resources_socket.name for n in made.nodes] == ["n1.sock", "n2.sock"]
     assert made.plant.loss_percent == 3.0 and made.plant.slope > 0 and made.meter.delay_s == 1
@@ -55,6 +57,7 @@ def test_defaults_are_the_conversation_trace_for_ever() -> None:
         ({"requests_per_s": True}, "requests_per_s must be a number"),
         ({"rate": [[0, 1], [0, 2]]}, "rate: the times of a rate curve must rise"),
         ({"rate": "fast"}, "rate must be a list of"),
+        ({"trace_unit": "min"}, "trace_unit must be one of s, ms, or null, not 'min'"),
         ({"meter": {"delay_s": 99}}, "meter.delay_s must be a number from 0 to 10"),
         ({"plant": {"loss": 1}}, "plant has an unknown key loss"),
         ({"clusters": {"chat": {}}}, 'clusters: "chat" must be "NAMESPACE/NAME"'),

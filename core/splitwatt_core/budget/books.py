@@ -13,6 +13,7 @@ from splitwatt_core.budget.posture import Correction, MeasuredRatio, PostureStat
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, Tree, new_limit
 from splitwatt_core.columns import Posture
+from splitwatt_core.conditions import counted, some
 from splitwatt_core.trees import NO_BUDGET
 
 FIRST_JUDGEMENT_S: Final = 3.0
@@ -160,8 +161,8 @@ class Book:
             return f"meter is implausible: {self.meter.refused}"
         if spec.meter is not None and self.fresh_reading(spec, now_s) is None:
             return f"meter is stale: {self.meter.stale_reason(spec.meter, now_s)}"
-        if spec.meter is None and spec.selector is not None and survey.stale_agents:
-            return f"{survey.stale_agents} agents gave no sample lately and there is no meter"
+        if spec.meter is None and spec.selector is not None and survey.silent:
+            return f"there is no meter, and {counted(len(survey.silent), 'agent')} gave no sample lately: {some(survey.silent)}"
         return None
 
 

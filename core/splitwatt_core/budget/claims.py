@@ -140,13 +140,12 @@ def told_leaving(account: NodeAccount) -> tuple[str, ...]:
     return spec.leaving if spec is not None else ()
 
 
-def releases(seen: NodePower | None, names: Sequence[str]) -> frozenset[str]:
+def releases(word: frozenset[str], names: Sequence[str]) -> frozenset[str]:
     """Those of `names`, a leaf and what else counts a node that nothing claims, that a person's word lets go of (R33). Whoever
     names the leaf means all."""
-    if seen is None or not seen.release or not names:
+    if not word or not names:
         return frozenset()
-    whole = RELEASE_ALL in seen.release or names[0] in seen.release
-    return frozenset(names) if whole else seen.release.intersection(names)
+    return frozenset(names) if RELEASE_ALL in word or names[0] in word else word.intersection(names)
 
 
 def rates_of(leaves: Sequence[str], budgets: Mapping[str, BudgetSpec], seen: NodePower | None) -> Rates:

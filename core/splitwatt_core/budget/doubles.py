@@ -34,10 +34,11 @@ class Doubles:
                 self._settle(uuid, [nodes[name] for name in holders if name in nodes])
         self._of_node[account.name] = frozenset(account.gpus)
 
-    def forget(self, name: str) -> None:
-        """The node is gone for good, with its accounts."""
+    def forget(self, name: str, nodes: Mapping[str, NodeAccount]) -> None:
+        """The node is gone for good, with its accounts. `nodes`: the others."""
         for uuid in self._of_node.pop(name, frozenset()):
             self._drop(uuid, name)
+            self._settle(uuid, [nodes[other] for other in self._holders.get(uuid, ())])
 
     def _drop(self, uuid: str, name: str) -> None:
         holders = self._holders.get(uuid, {})
@@ -55,6 +56,6 @@ class Doubles:
         for node in listing:
             others = " and ".join(other.name for other in listing if other is not node)
             if others:
-                node.gpus[uuid].doubt(f"is listed by {others} as well")
+                node.gpus[uuid].doubt(f"is listed by {others} as well, and charged in both places")
             elif node.gpus[uuid].oddity:
                 node.look_again()

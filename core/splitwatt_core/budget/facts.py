@@ -17,7 +17,8 @@ from splitwatt_core.protocol.contract import NodePower, Phase, Spec
 
 @dataclass(frozen=True, slots=True)
 class NodeFact:
-    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID; `gpus`: allocatable; `taints`: (key, effect)."""
+    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID; `gpus`: allocatable; `taints`: (key, effect).
+    `provider_id`: the machine, where a cloud or a provisioner names it in spec.providerID."""
 
     name: str
     labels: Mapping[str, str]
@@ -26,6 +27,7 @@ class NodeFact:
     ready: bool = True
     cordoned: bool = False
     taints: tuple[tuple[str, str], ...] = ()
+    provider_id: str = ""
 
     @property
     def excluded(self) -> bool:
@@ -114,6 +116,14 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """A NodePower whose Node is gone, and the Node under which the same machine runs another boot."""
+
+    node_power: NodePower
+    heir: NodeFact
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReport:
     """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
 
@@ -153,13 +163,17 @@ class Note:
 class Plan:
     """What to do now. `create`: nodes whose NodePower is to be created, without spec (R3). `writes`: at most one per
     object, and none while another is in flight. `verify`: nodes to read afresh, Node and NodePower both (R8). `release`:
-    NodePowers that a person releases, to be deleted once a fresh read finds no Node (R33). `confirm`: claims to be read afresh.
+    NodePowers that a person releases, to be deleted once a fresh read finds no Node (R33). `take_back`: NodePowers whose release
+    is void, its annotation to be removed once a fresh read finds the Node. `replaced`: NodePowers of machines that run under
+    another name, to be deleted once fresh reads find the same. `confirm`: claims to be read afresh.
     `resign`: a higher term was seen, the process must stop at once (R2). `wake_s`: call again by then at the latest."""
 
     create: tuple[str, ...] = ()
     writes: tuple[SpecWrite, ...] = ()
     verify: tuple[str, ...] = ()
     release: tuple[NodePower, ...] = ()
+    take_back: tuple[NodePower, ...] = ()
+    replaced: tuple[Replaced, ...] = ()
     confirm: tuple[Claim, ...] = ()
     budgets: Mapping[str, BudgetReport] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()

@@ -42,7 +42,7 @@ from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
 from splitwatt_core.budget.reports import Judgement, minimum_short_w, report
-from splitwatt_core.budget.roster import Roster
+from splitwatt_core.budget.roster import Roster, machine_renamed, void_release
 from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
@@ -168,9 +168,8 @@ class Keeper:
 
     def on_node_gone(self, name: str, now_s: float) -> None:
         """The Node vanished; its charge stays with its NodePower, or until fresh reads find neither (R8)."""
-        account = self.roster.nodes.get(name)
+        account = self.roster.see_node_gone(name, now_s)
         if account is not None:
-            account.present = False
             self._refresh(account, now_s)
 
     def on_node_lease(self, node: str, renewed_s: float) -> None:
@@ -288,14 +287,17 @@ class Keeper:
                 mute=moment.fleet.mute & aside,
             )
         )
+        void, replaced = self.roster.to_take_back(now_s), self.roster.to_replace(now_s)
         return Plan(
             create=self.roster.to_create(moment.placements),
             writes=writes,
             verify=self.roster.to_verify(now_s),
             release=self.roster.to_release(now_s),
+            take_back=void,
+            replaced=replaced,
             confirm=self.roster.to_confirm(now_s),
             budgets=self._contract.noted(reports, tree=moment.tree, placements=moment.placements),
-            notes=(*notes, *self._drain_notes(), *fresh_notes),
+            notes=(*notes, *self._drain_notes(), *fresh_notes, *map(void_release, void), *map(machine_renamed, replaced)),
             resign=self._resign,
             wake_s=self._wake(now_s),
         )

@@ -15,13 +15,32 @@ from typing import Final
 from splitwatt_core.budget import claims
 from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates
 from splitwatt_core.budget.doubles import Doubles
-from splitwatt_core.budget.facts import NodeFact
+from splitwatt_core.budget.facts import NodeFact, Note, Replaced
 from splitwatt_core.budget.leaves import Leaves
+from splitwatt_core.budget.renamed import Renamed
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
+from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.protocol.contract import NodePower
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
 
 VERIFY_EVERY_S: Final = 2.0
+
+
+def void_release(seen: NodePower) -> Note:
+    """A person released what a leaf selects."""
+    text = (
+        f"{ANNOTATION_RELEASE}={','.join(sorted(seen.release))} is void and taken away again: a leaf selects this node; delete "
+        "the Node, or take its label away, before you release it"
+    )
+    return Note("Node", seen.name, "ReleaseVoid", text, warning=True)
+
+
+def machine_renamed(row: Replaced) -> Note:
+    text = (
+        f"its machine, providerID {row.heir.provider_id}, runs as Node {row.heir.name} under another boot: what was charged for "
+        f"{row.node_power.name} is released"
+    )
+    return Note("Node", row.node_power.name, "MachineRenamed", text)
 
 
 class Roster:
@@ -32,6 +51,7 @@ class Roster:
         self._agent_silent_s = agent_silent_s
         self.nodes: dict[str, NodeAccount] = {}
         self._doubles = Doubles()
+        self._renamed = Renamed()
         self.moves: dict[str, dict[str, int]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._gpus: dict[str, int] = {}
@@ -45,6 +65,8 @@ class Roster:
         """By node, the budgets in its moves whose claim no fresh read has confirmed."""
         self._claims: dict[str, Claim] = {}
         """By node, the claim to be read."""
+        self._void: dict[str, frozenset[str]] = {}
+        """By node, the release that a person said of it before a leaf selected it, or while one did."""
         self._creating: set[str] = set()
         self._verified_s: dict[str, float] = {}
 
@@ -59,11 +81,20 @@ class Roster:
         if self._labels.get(node.name) != node.labels:
             self._selected.pop(node.name, None)
         self._labels[node.name], self._gpus[node.name] = node.labels, node.gpus
+        self._renamed.see(node)
         account = self.account(node.name)
         account.excluded = node.excluded
         rebooted = account.see_boot(node.boot_id)
         self._doubles.see(account, self.nodes)
         return rebooted
+
+    def see_node_gone(self, name: str, now_s: float) -> NodeAccount | None:
+        """The Node is not there any more; its account, if it has one, stays."""
+        account = self.nodes.get(name)
+        if account is not None:
+            account.present = False
+            self._renamed.gone(name, now_s)
+        return account
 
     def see_node_power(self, seen: NodePower, now_s: float, *, term: int) -> bool:
         """Take in one version of a NodePower; False when it is not newer than one already seen (R6)."""
@@ -79,7 +110,8 @@ class Roster:
         if account is None or account.present or account.object is not None:
             return
         del self.nodes[name]
-        self._doubles.forget(name)
+        self._doubles.forget(name, self.nodes)
+        self._renamed.forget(name)
         self._labels.pop(name, None)
         self._gpus.pop(name, None)
         self._selected.pop(name, None)
@@ -87,6 +119,7 @@ class Roster:
         self._counted.pop(name, None)
         self._unread.pop(name, None)
         self._claims.pop(name, None)
+        self._void.pop(name, None)
         self._verified_s.pop(name, None)
 
     def created(self, name: str) -> None:
@@ -113,10 +146,12 @@ class Roster:
 
     def _released(self, account: NodeAccount, names: Sequence[str]) -> frozenset[str]:
         """What a person lets go of. Of a Node that is gone nothing is let go before fresh reads prove it."""
-        if not account.present or account.object is None or not account.object.release:
-            return frozenset()
-        own = self._selecting(account.name)
-        return frozenset() if own else claims.releases(account.object, names)
+        said = account.object.release if account.object is not None else frozenset()
+        if self._void.get(account.name, said) != said or not said:
+            self._void.pop(account.name, None)
+        if said and account.present and self._selecting(account.name):
+            self._void[account.name] = said  # a claim takes the word back
+        return claims.releases(said, names) if account.present and account.name not in self._void else frozenset()
 
     def _written(self, account: NodeAccount, *, claimed: bool) -> tuple[str, ...]:
         """The budgets that the node's spec names; where it names none yet, and no leaf claims it, those that counted it last."""
@@ -245,10 +280,35 @@ class Roster:
             and account.object.release
             and not account.present
             and (names := self._written(account, claimed=False))
-            and len(claims.releases(account.object, names)) == len(names)
+            and len(claims.releases(account.object.release, names)) == len(names)
             and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
         ]
         self._verified_s.update((seen.name, now_s) for seen in due)
+        return tuple(due)
+
+    def to_take_back(self, now_s: float) -> tuple[NodePower, ...]:
+        """NodePowers with a release that is void, for their Node is there and a leaf selects it: it must not wait there for the
+        day that the label is lost."""
+        due = [
+            account.object
+            for name in self._void
+            if (account := self.nodes[name]).object is not None
+            and account.present
+            and self._selecting(name)
+            and name not in self._claims
+            and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
+        ]
+        self._verified_s.update((seen.name, now_s) for seen in due)
+        return tuple(due)
+
+    def to_replace(self, now_s: float) -> tuple[Replaced, ...]:
+        """NodePowers of machines that run another boot under another name, to be deleted once fresh reads find the same."""
+        due = [
+            row
+            for row in self._renamed.proven(self.nodes)
+            if now_s - self._verified_s.get(row.node_power.name, float("-inf")) >= VERIFY_EVERY_S
+        ]
+        self._verified_s.update((row.node_power.name, now_s) for row in due)
         return tuple(due)
 
     def to_confirm(self, now_s: float) -> tuple[Claim, ...]:

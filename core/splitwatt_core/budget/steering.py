@@ -64,7 +64,10 @@ class Steering:
             return Condition("Steered", False, "Frozen", text)
         if name in self._odd:
             odd = self._odd[name]
-            text = f"{len(odd)} GPUs are charged and not steered: {some(odd)}; look at those agents"
+            text = (
+                f"{len(odd)} GPUs are charged and not steered: {some(odd)}; compare with nvidia-smi -L "
+                "on those nodes, and restart an agent that tells something else, or exclude its node"
+            )
             return Condition("Steered", False, "ContradictoryStatus", text)
         if name in self._limited:
             limited = self._limited[name]

@@ -31,6 +31,7 @@ class Survey:
     unmeasured: all nodes without one, with an agent or not. Neither counts a node whose Node object is gone and whose GPUs are
     charged their default: it counts at its worst, and cannot be measured any more. unadopted: nodes with a GPU that is neither
     acknowledged nor sick or silent. nodes: all of them; bare: those of whose GPUs nobody tells.
+    silent: at a leaf, the names behind stale_agents.
     """
 
     charged_w: float
@@ -44,6 +45,7 @@ class Survey:
     unadopted: int
     nodes: int
     bare: int = 0
+    silent: tuple[str, ...] = ()
 
 
 def take_survey(
@@ -56,7 +58,8 @@ def take_survey(
 ) -> tuple[Survey, ...]:
     """One survey per budget, in the fleet's order. `opened_s`: since when each budget is known."""
     tree, forest = fleet.tree, fleet.forest
-    agent_w, most_w, drawn_w, known_w, stale_agents, unmeasured, unadopted, own_bare = (np.zeros(forest.size) for _ in range(8))
+    agent_w, most_w, drawn_w, known_w, unmeasured, unadopted, own_bare = (np.zeros(forest.size) for _ in range(7))
+    silent: list[list[str]] = [[] for _ in range(forest.size)]
     drawn_s = np.full(forest.size, np.inf)
     for p in placements:
         leaf = p.leaves[0]
@@ -69,11 +72,13 @@ def take_survey(
             known_w[b] += p.node.sample_w
             drawn_s[b] = drawn_s[b] if stale else min(drawn_s[b], p.node.sample_s)
         missed = stale and not _worst_counts(p.node)
-        stale_agents[b] += managed(p.node) and missed
+        if managed(p.node) and missed:
+            silent[b].append(p.node.name)
         unmeasured[b] += missed
         own_bare[b] += not managed(p.node)
         observing = budgets[tree.root[leaf]].mode is Mode.OBSERVE or bool(tree.frozen_by(leaf, budgets))
         unadopted[b] += not _adopted(p, now_s, observing=observing, open_for_s=now_s - opened_s[leaf])
+    stale_agents = np.array([len(names) for names in silent])
     *counts, bare = (forest.sum_up(own).astype(np.int64) for own in (stale_agents, unmeasured, unadopted, own_bare))
     columns = (
         fleet.charged_w(),
@@ -86,7 +91,8 @@ def take_survey(
         fleet.nodes,
         bare,
     )
-    return tuple(Survey(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    rows = zip(*(column.tolist() for column in columns), map(tuple, silent), strict=True)
+    return tuple(Survey(*row) for row in rows)
 
 
 def _worst_counts(node: NodeAccount) -> bool:

@@ -33,6 +33,8 @@ MAX_UNRESOLVED_CHARS: Final = 512
 MAX_GPU_WATTS: Final = 10_000
 """Of one GPU: seven of the largest on sale. What is said to draw or to be allowed more is no number of watts."""
 NO_GRANT: Final = 0
+UNREADABLE_PREFIX: Final = "unreadable-index-"
+"""Before the index of a GPU that never said who it is: what stands in its status for a UUID."""
 RELEASE_ALL: Final = "all"
 """In `NodePower.release`: from every budget; no budget can have this name and be released alone."""
 SIGN_OF_LIFE_S: Final = 60.0

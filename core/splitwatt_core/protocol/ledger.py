@@ -22,7 +22,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower, Use, Workload
+from splitwatt_core.protocol.contract import (
+    NO_GRANT,
+    UNREADABLE_PREFIX,
+    GpuStatus,
+    Grant,
+    Health,
+    NodePower,
+    Use,
+    Workload,
+)
 
 AGENT_METRICS_SILENT_S: Final = 5.0
 """Where agents are scraped once a second; an operator whose Prometheus is slower is told so."""
@@ -237,6 +246,8 @@ class NodeAccount:
     """A person keeps it out: it is charged as if nothing held, and nothing is granted to it."""
     removed: set[str] = field(default_factory=set)
     """GPUs that are gone for good: lines that an old spec still has for them count nothing."""
+    listed: frozenset[str] = frozenset()
+    """The newest inventory of this boot and object that was not empty."""
 
     # ------------------------------------------------------------------------------------------------ observations
 
@@ -257,6 +268,8 @@ class NodeAccount:
             self.status_s = now_s
         valid = self._take_status(seen)
         self._take_spec(seen)
+        if valid and seen.status.gpus:
+            self._name_stand_ins(seen)
         for row in seen.status.gpus:
             # What was seen of another boot or object is no evidence now.
             self.gpus[row.uuid].see_use(row.owners, row.use if valid else Use.UNKNOWN, now_s)
@@ -312,6 +325,16 @@ class NodeAccount:
             else:
                 self.release(uuid)  # removed or replaced while the node was down, or released with its NodePower
         return valid
+
+    def _name_stand_ins(self, seen: NodePower) -> None:
+        """A GPU that could not say who it is has a name now: its stand-in is listed no more, and another is in its place. One
+        for one: a stand-in that goes while nobody comes is a GPU that is lost."""
+        # Who starts now knows the former list by the lines that were written for it.
+        former = self.listed or {row.uuid for row in (seen.spec.gpus if seen.spec is not None else ())}
+        self.listed = frozenset(row.uuid for row in seen.status.gpus)
+        gone = sorted(u for u in self.gpus if u.startswith(UNREADABLE_PREFIX) and u not in self.listed)
+        for uuid in gone[: len(self.listed - former)]:
+            self.release(uuid)
 
     @property
     def own(self) -> frozenset[str] | None:

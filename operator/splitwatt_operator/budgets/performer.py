@@ -20,13 +20,15 @@ from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import CUSTOM_RESOURCE_DEFINITIONS, NODE_POWERS, NODES, POWER_BUDGETS
 from splitwatt_core.budget.claims import Claim
+from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
-from splitwatt_core.names import API_GROUP, GROUP_VERSION
+from splitwatt_core.names import ANNOTATION_RELEASE, API_GROUP, GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.budgets.refusals import Refusals
+from splitwatt_operator.cluster import read
 from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,14 @@ class Performer:
             if node_power.name not in self._verifying:
                 self._verifying.add(node_power.name)
                 self._spawn(self._release(node_power))
+        for row in plan.replaced:
+            if row.node_power.name not in self._verifying:
+                self._verifying.add(row.node_power.name)
+                self._spawn(self._release(row.node_power, heir=row.heir))
+        for node_power in plan.take_back:
+            if node_power.name not in self._verifying:
+                self._verifying.add(node_power.name)
+                self._spawn(self._take_back(node_power))
         for claim in plan.confirm:
             if claim.node not in self._verifying:
                 self._verifying.add(claim.node)
@@ -177,20 +187,44 @@ class Performer:
             case OutcomeUnknown() as error:
                 raise error
 
-    async def _release(self, node_power: NodePower) -> None:
-        """A person released it by name (R33): delete this very object, if a fresh read finds no Node."""
+    async def _release(self, node_power: NodePower, *, heir: NodeFact | None = None) -> None:
+        """A person released it by name (R33), or its machine runs as another Node, `heir`: delete this very object, if fresh
+        reads find no Node of its name, and that one as it was."""
         about = {"node": node_power.name}
         try:
             async with self._reads:
                 node = await self._reader.get(NODES, node_power.name)
+                other = None if heir is None else await self._reader.get(NODES, heir.name)
             if node is not None:
                 log.info("not released, its Node is there", extra=about)
+                return
+            if heir is not None and (other is None or not _same_boot(read.node(other), heir)):
+                log.info("not released, its machine is not found again", extra=about)
                 return
             sent = await self._pen.delete(NODE_POWERS, node_power.name, uid=node_power.uid)
             if isinstance(sent, Rejected | OutcomeUnknown):
                 log.warning("NodePower not released: %s", sent, extra=about)
         except ApiError as error:
             log.warning("cannot verify that a node is gone: %s", error, extra=about)
+        finally:
+            self._verifying.discard(node_power.name)
+
+    async def _take_back(self, node_power: NodePower) -> None:
+        """A leaf selects the node, so the release that a person said is void: remove it from this very object, if a fresh read
+        finds the Node. Else its deletion is on its way here, and the word stands."""
+        about = {"node": node_power.name}
+        try:
+            async with self._reads:
+                node = await self._reader.get(NODES, node_power.name)
+            if node is None:
+                return
+            match await self._pen.patch(NODE_POWERS, node_power.name, _without_release(node_power)):
+                case Stored(answer):
+                    self._keeper.on_node_power(node_power_from_wire(answer), time.time())
+                case Rejected() | OutcomeUnknown() as problem:
+                    log.warning("void release not taken back: %s", problem, extra=about)
+        except (ApiError, ContractError) as error:
+            log.warning("void release not taken back: %s", error, extra=about)
         finally:
             self._verifying.discard(node_power.name)
 
@@ -228,6 +262,18 @@ class Performer:
                 self._keeper.on_node_power(node_power_from_wire(node_power), time.time())
             except ContractError as error:
                 log.warning("unreadable NodePower: %s", error, extra={"node": name})
+
+
+def _same_boot(found: NodeFact, heir: NodeFact) -> bool:
+    return found.ready and (found.provider_id, found.boot_id) == (heir.provider_id, heir.boot_id)
+
+
+def _without_release(node_power: NodePower) -> list[dict[str, str]]:
+    """A JSON patch."""
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": node_power.uid},
+        {"op": "remove", "path": f"/metadata/annotations/{ANNOTATION_RELEASE.replace('/', '~1')}"},
+    ]
 
 
 def _identity(metadata: dict[str, Any]) -> tuple[str, str, int]:

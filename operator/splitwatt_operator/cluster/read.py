@@ -97,6 +97,7 @@ def node(obj: JsonObject) -> NodeFact:
         ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()),
         cordoned=bool(spec.get("unschedulable")),
         taints=tuple((taint.get("key", ""), taint.get("effect", "")) for taint in spec.get("taints") or ()),
+        provider_id=spec.get("providerID") or "",
     )
 
 

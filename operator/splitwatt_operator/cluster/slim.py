@@ -32,7 +32,7 @@ def _node(obj: Mapping[str, Any]) -> dict[str, Any]:
     status = obj.get("status", {})
     return {
         "metadata": _identity(obj["metadata"]),
-        "spec": _pick(obj.get("spec"), "unschedulable", "taints"),
+        "spec": _pick(obj.get("spec"), "unschedulable", "taints", "providerID"),
         "status": {
             "allocatable": status.get("allocatable", {}),
             "nodeInfo": _pick(status.get("nodeInfo"), "bootID"),

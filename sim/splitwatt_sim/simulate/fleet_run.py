@@ -35,7 +35,7 @@ from splitwatt_sim.simulate.scenario import (
 )
 from splitwatt_sim.simulate.show import COLOURS, counted, latency_table, plain, slo_bars
 from splitwatt_sim.traces.arrivals import Arrivals
-from splitwatt_sim.traces.told import read_told
+from splitwatt_sim.traces.told import lines_on, read_told
 
 MAX_RECORDED: Final = 20_000_000
 """Seconds times servers of power that are kept; a longer run is recorded from its beginning."""
@@ -51,7 +51,7 @@ def simulate_scenario(path: Path, console: Console, *, out: Path, figures_to: Pa
     if scenario.power is not None:
         simulate_power(scenario, path, catalogue, console, out=out, figures_to=figures_to)
         return
-    arrivals = arrivals_of(scenario, beside=path.parent, read=read_told(console))
+    arrivals = arrivals_of(scenario, beside=path.parent, read=read_told(console), tell=lines_on(console))
     changes = changes_of(scenario)
     # What begins again after a failure has its own tokens in its prompt.
     prompts = arrivals.prompt_tokens + (arrivals.output_tokens if scenario.failures else 0)

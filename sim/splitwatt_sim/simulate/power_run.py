@@ -24,7 +24,7 @@ from splitwatt_sim.simulate.power_plot import draw_power
 from splitwatt_sim.simulate.scenario import Scenario, arrivals_of, power_of
 from splitwatt_sim.simulate.show import latency_table
 from splitwatt_sim.traces.arrivals import Arrivals
-from splitwatt_sim.traces.told import read_told
+from splitwatt_sim.traces.told import lines_on, read_told
 
 SHOWN_NOTES: Final = 12
 
@@ -36,7 +36,7 @@ def simulate_power(
     assert scenario.power is not None
     setup = power_of(scenario, catalogue)
     missed_of = scenario.slos().checker(scenario.model)
-    arrivals = arrivals_of(scenario, beside=path.parent, read=read_told(console))
+    arrivals = arrivals_of(scenario, beside=path.parent, read=read_told(console), tell=lines_on(console))
     last_s = float(arrivals.arrival_s[-1])
     late = [change for change in setup.changes if change.at_s > last_s]
     if late:

@@ -17,6 +17,7 @@ power: {budgets: [{name: row, limitWatts: 60000}]}       # instead of failures a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, get_args
@@ -202,8 +203,10 @@ def part_of(part: RequestsPart) -> TracePart:
     return wanted
 
 
-def arrivals_of(scenario: Scenario, *, beside: Path, read: Read = read_arrivals) -> Arrivals:
-    """The list of requests. `read`: a file of them. Raises TraceError, ScenarioError."""
+def arrivals_of(
+    scenario: Scenario, *, beside: Path, read: Read = read_arrivals, tell: Callable[[str], object] = lambda text: None
+) -> Arrivals:
+    """The list of requests. `read`: a file of them; `tell`: what of the files is not played. Raises TraceError, ScenarioError."""
     part = scenario.requests
     of_file = part_of(part)
     source = None if part.file is None else read(beside / part.file, of_file)
@@ -215,6 +218,11 @@ def arrivals_of(scenario: Scenario, *, beside: Path, read: Read = read_arrivals)
     if part.rate_file is not None:
         shape = source or generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)
         curve = read_rate_file(beside / part.rate_file)
+        if (end_s := curve.points[-1][0]) > part.seconds:
+            tell(
+                f"{part.rate_file}: the first {part.seconds:g} s of {end_s:g} s are played: "
+                "raise requests.seconds to play all of the curve"
+            )
         arrivals = with_rate_curve(shape, curve, requests_per_s=rate, seconds=part.seconds)
     elif source is None:
         arrivals = generated(requests_per_s=rate, seconds=part.seconds, seed=part.seed)

@@ -51,13 +51,18 @@ def part_of(*, from_s: float | None, to_s: float | None, unit: str | None) -> Tr
     return TracePart(from_s=from_s, to_s=to_s, unit=None if unit is None else TraceUnit(unit))
 
 
+def lines_on(console: Console) -> Callable[[str], None]:
+    """One line on a console, as it is."""
+    return lambda text: console.print(text, soft_wrap=True, markup=False)
+
+
 def read_told(console: Console) -> Read:
     """`read_arrivals` that prints on a console."""
 
     def read(path: Path, part: TracePart = WHOLE) -> Arrivals:
         arrivals = _read(path, part, console)
         for note in arrivals.notes:
-            console.print(f"{path.name}: {note}", soft_wrap=True, markup=False)
+            lines_on(console)(f"{path.name}: {note}")
         return arrivals
 
     return read
