@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_core.protocol.contract import Grant
-from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.contract import Grant, GpuStatus, NodePower, Status
+from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 
 DEFAULT_W, SETTLE_S = 700, 0.5
 WATTS = st.integers(200, 700)
@@ -71,3 +71,35 @@ def test_once_the_newest_grant_is_acknowledged_and_settled_nothing_else_is_charg
     account.refresh(0.0, trusted=True, settle_s=SETTLE_S)
     account.refresh(SETTLE_S, trusted=True, settle_s=SETTLE_S)
     assert account.charge_w == 300 and not account.settling
+
+
+TOLD_W = st.sampled_from([0, 1, 100, 200, 700, 701, 1000, 10_000])
+ROWS = st.lists(
+    st.builds(
+        GpuStatus,
+        uuid=st.sampled_from(["g0", "g1", "g2"]),
+        acked_grant=st.integers(0, 3),
+        management_w=st.none() | TOLD_W,
+        enforced_w=st.none() | TOLD_W,
+        min_w=TOLD_W,
+        max_w=TOLD_W,
+        default_w=TOLD_W,
+        floor_w=TOLD_W,
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(statuses=st.lists(st.tuples(ROWS, st.sampled_from(["uid", "other", ""])), min_size=1, max_size=6))
+def test_whatever_an_agent_tells_the_lowest_cap_of_a_gpu_is_never_above_its_charge(
+    statuses: list[tuple[list[GpuStatus], str]],
+) -> None:
+    """Else a first grant, at the lowest cap, would lift the sum that it is to keep."""
+    node = NodeAccount("n1", present=True, boot_id="b")
+    for version, (rows, observed) in enumerate(statuses, 1):
+        told = Status(observed_uid=observed, boot_id="b", gpus=tuple(rows))
+        node.observe(NodePower("n1", "uid", version, status=told), float(version), term=1)
+        node.refresh(float(version), settle_s=SETTLE_S)
+        for gpu in node.gpus.values():
+            assert gpu.charge_w >= max(gpu.min_w, gpu.floor_w), gpu

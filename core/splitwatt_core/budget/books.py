@@ -93,7 +93,7 @@ class Book:
         new = self._read(spec, survey, now_s)
         self.measured = self._measure(spec, survey, now_s, below)
         if adopted and self.complete and not self.adopted:
-            self.adopted, self.adopted_s, self.adoption_s = True, now_s, now_s - self.opened_s
+            self.adopted, self.adopted_s, self.adoption_s = True, now_s, max(0.0, now_s - self.opened_s)
             bare = survey.bare == survey.nodes
             what = "no agent tells of a GPU, all nodes at their flat rate" if bare else "every GPU acknowledged"
             notes.append(Note("PowerBudget", self.name, "Adopted", f"{what} after {self.adoption_s:.1f} s: in force"))

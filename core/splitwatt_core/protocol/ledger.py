@@ -308,7 +308,8 @@ class NodeAccount:
         for row in status.gpus:
             account = self.gpus.get(row.uuid)
             if account is None:
-                account = self.gpus[row.uuid] = GpuAccount(row.uuid, row.default_w, row.min_w, row.max_w)
+                # Its limits count together or not at all: a lowest cap above the default would be a grant above the charge.
+                account = self.gpus[row.uuid] = GpuAccount(row.uuid, 0, 0, 0)
             if valid:
                 account.listed_in = here
             account.take(row, valid=valid)
