@@ -43,7 +43,7 @@ def not_durable(node: str) -> Expect:
 
 
 def foreign_limit(node: str) -> Expect:
-    return Expect("np", node, "CapsEnforced", "False", ("ForeignLimit",))
+    return Expect("np", node, "ForeignLimit", "True")
 
 
 def not_ready(budget: str, *reasons: str) -> Expect:
