@@ -213,10 +213,11 @@ class Ground:
         gpus_w = sum(self.site.twins[node].gpu_count for node in nodes) * MIN_CAP_W
         return round(gpus_w * (1 + says.overhead_percent / 100)) + says.non_gpu_w_per_node * len(nodes) + says.fixed_w
 
-    def cut(self, budget: str, *, by_w: int = 1500) -> int:
-        """Lower a rack's limit so that caps must fall; returns it. The limit before is given back by `restore_limits`."""
+    def cut(self, budget: str, *, from_w: float, by_w: int = 1500) -> int:
+        """Lower a rack's limit below what its caps allow, or allowed (`from_w`); returns it. The limit before is given back by
+        `restore_limits`."""
         self.cuts.setdefault(budget, self.limit_w(budget))
-        target_w = max(self.floor_w(budget) + 150, round(self.judge.latest[budget].capped_w) - by_w)
+        target_w = max(self.floor_w(budget) + 150, round(from_w) - by_w)
         self.set_limit(budget, target_w)
         return target_w
 

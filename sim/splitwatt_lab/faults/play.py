@@ -55,12 +55,15 @@ class _Play:
     laid: list[_Laid] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     lowered: set[str] = field(default_factory=set)
+    before_w: dict[str, float] = field(default_factory=dict)
+    """What all caps allowed when the scene began, by budget: a cut is measured from there, whatever a fault did to them."""
     recovery_s: float | None = None
     obeyed_s: float | None = None
 
     # ----------------------------------------------------------------------------------------------------------- acting
 
     def act(self) -> None:
+        self.before_w = {name: look.capped_w for name, look in self.ground.judge.latest.items()}
         try:
             for fault in self.scene.faults:
                 if self.laid and self.scene.group == "pairs":
@@ -85,7 +88,7 @@ class _Play:
 
     def _cut(self, budget: str) -> None:
         self.lowered.add(budget)
-        self.ground.cut(budget)
+        self.ground.cut(budget, from_w=self.before_w[budget])
 
     def _hold(self) -> None:
         end_s = time.monotonic() + self.scene.hold_s
@@ -125,7 +128,7 @@ class _Play:
             time.sleep(SETTLE_S)
             racks = [name for name, feed in ground.wiring.feeds.items() if feed.nodes]
             rack = max(racks, key=lambda name: ground.judge.latest[name].capped_w - ground.floor_w(name))
-            limit_w = ground.cut(rack, by_w=PROBE_W)
+            limit_w = ground.cut(rack, from_w=ground.judge.latest[rack].capped_w, by_w=PROBE_W)
             self.lowered.add(rack)
             self.obeyed_s = ground.obeyed_s(rack, limit_w, within_s=PROBE_S)
             if self.obeyed_s is None:
