@@ -33,6 +33,8 @@ KUBELET_S: Final = 5.0
 """A process that ended unbidden is started again after this long, as a kubelet would."""
 PAIR_GAP_S: Final = 3.0
 JUDGED_S: Final = 20.0
+AGENT: Final = "agent:"
+"""How scenes name the agents that they lay hands on."""
 STEADY_SHARE: Final = 0.4
 """Caps of a rack to which nothing was done may fall to this share of what they had above their minimum."""
 STEADY_MIN_W: Final = 500
@@ -88,7 +90,9 @@ class _Play:
 
     def _cut(self, budget: str) -> None:
         self.lowered.add(budget)
-        self.ground.cut(budget, from_w=self.before_w[budget])
+        away = frozenset(touch.removeprefix(AGENT) for touch in self.scene.touches if touch.startswith(AGENT))
+        deaf = any(excuse.cut_only for excuse in self.scene.excuses)
+        self.ground.cut(budget, from_w=self.before_w[budget], away=frozenset() if deaf else away)
 
     def _hold(self) -> None:
         end_s = time.monotonic() + self.scene.hold_s
