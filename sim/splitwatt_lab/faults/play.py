@@ -56,6 +56,7 @@ class _Play:
     rng: random.Random
     laid: list[_Laid] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     lowered: set[str] = field(default_factory=set)
     before_w: dict[str, float] = field(default_factory=dict)
     """What all caps allowed when the scene began, by budget: a cut is measured from there, whatever a fault did to them."""
@@ -169,7 +170,7 @@ class _Play:
         length_s = end_s - start_s
         rate_hz = found.looks / len(self.ground.wiring.feeds) / length_s
         if found.blind_s > MAX_BLIND_S or rate_hz < MIN_LOOK_HZ:
-            self.problems.append(
+            self.unseen.append(
                 f"the judge looked {rate_hz:.1f} times a second and was blind for {found.blind_s:.1f} s: not proven"
             )
         for rack in self.scene.steady:
@@ -216,7 +217,8 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         wrong_conditions=wrong_conditions(said, scene.expects, forbids),
         wrong_exits=wrong_exits(ground.ends.ended, scene.exits),
         tracebacks=tracebacks(grown),
-        problems=acting.problems,
+        problems=[*acting.problems, *acting.unseen],
+        unseen=acting.unseen,
         said=[str(s) for s in said if s.status != "True"],
         exits=dict(ground.ends.ended),
         convicted=scene.convicted,
