@@ -19,6 +19,8 @@ from splitwatt_lab.toolbuild import Progress, silent
 API: Final = "/apis/splitwatt.io/v1alpha1"
 ADOPTION_S: Final = 60.0
 READY_S: Final = 120.0
+LATE_S: Final = 60.0
+"""On a busy machine pods come late: so long a pass goes on after its end until each cluster has served a request."""
 ENFORCED_LOOK_S: Final = 0.02
 ENFORCED_WINDOW_S: Final = 6.0
 """Longer than the grace of a lowered limit: a cap that fell later than this was late anyway."""
@@ -152,15 +154,15 @@ class _Pass:
             (t.kill_s, lambda: self._kill(victim)),
             (t.kill_s + scenario.AGENT_DOWN_S, lambda: self._revive(victim)),
         ]
-        while (clock_s := time.time() - self.begun_s) < t.end_s:
+        while (clock_s := time.time() - self.begun_s) < t.end_s + LATE_S:
+            if clock_s >= t.end_s and not script and not self._unserved():
+                break
             self.live.clock_s = clock_s
             while script and script[0][0] <= clock_s:
                 script.pop(0)[1]()
             self._require_running()
             self.view(self.live)
             time.sleep(0.5)
-        for _, act in script:
-            act()
 
     def _require_running(self) -> None:
         self.judge.check()
@@ -208,6 +210,9 @@ class _Pass:
         self.view(self.live)
         return self.site.results.is_file() and self.site.results.stat().st_size > 0
 
+    def _unserved(self) -> list[str]:
+        return unserved_clusters(scenario.clusters(self.site.spec), read_requests(self.site.results))
+
     def _close(self) -> PassResult:
         site, judge = self.site, self.judge
         ended_s = time.time()
@@ -221,7 +226,7 @@ class _Pass:
         site.load.stop()
         decisions = judge.charge_from(site.decision_log)
         fall_s = self.watcher.last_fall_s if self.watcher is not None else None
-        requests = [json.loads(line) for line in site.results.read_text().splitlines()]
+        requests = read_requests(site.results)
         unserved = unserved_clusters(scenario.clusters(site.spec), requests)
         return PassResult(
             policy=self.live.policy,
@@ -249,6 +254,11 @@ class _Pass:
             "avg by (role) (splitwatt_gpu_enforced_cap_watts)", self.begun_s, ended_s, step_s=1.0
         )
         return {labels.get("role", "?"): rows for labels, rows in answer}
+
+
+def read_requests(results: Path) -> list[dict[str, Any]]:
+    """The requests that ended so far; a last line that is still being written is none yet."""
+    return [json.loads(line) for line in results.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def unserved_clusters(wanted: Sequence[scenario.Manifest], requests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -265,3 +265,42 @@ def test_what_another_node_has_is_not_lost_for_good_here_once_this_one_denies_it
     assert operator.keeper.roster.nodes["a0"].gpus.keys() == {"a0-g0"}
     assert operator.last.budgets["a"].charge_w == MIN_W and condition(operator, "a", "Steered").status
     assert "b0-g0" in operator.keeper.roster.nodes["b0"].gpus
+
+
+def forge(monkeypatch: pytest.MonkeyPatch, world: World, **fields: int) -> None:
+    """The agent of a0 says this of all its GPUs."""
+    plain = Agent.status
+
+    def forged(self: Agent, *arguments: object) -> object:
+        said = plain(self, *arguments)  # type: ignore[arg-type]
+        rows = tuple(replace(row, **fields) for row in said.gpus) if self is world.agents["a0"] else said.gpus  # type: ignore[arg-type]
+        return replace(said, gpus=rows)
+
+    monkeypatch.setattr(Agent, "status", forged)
+
+
+def test_a_range_that_is_none_is_in_the_way_and_nobody_is_told_to_remove_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(policy="PhaseAware", limit_w=2000)
+    operator = settled(world, 12)
+    forge(monkeypatch, world, min_w=700, max_w=200)
+    world.set_limit(800)
+    operator.settle(12)
+    said = condition(operator, "row", "Feasible")
+    assert said.reason == "ChargesInTheWay", said.message
+    assert "a0/a0-g0" in said.message
+
+
+def test_grants_below_what_a_gpu_takes_are_put_right_once_it_says_what_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(policy="Uniform", limit_w=900)
+    operator = settled(world, 12)
+    with monkeypatch.context() as forging:
+        forge(forging, world, min_w=1)
+        world.set_limit(320)
+        operator.settle(10)
+        spec = world.store.objects["a0"].spec
+        assert spec is not None and spec.gpus[0].cap_w < MIN_W
+    world.set_limit(400)
+    operator.settle(12)
+    assert caps(world, "a0") == [MIN_W] == caps(world, "b0")
+    said = condition(operator, "row", "CapsEnforced")
+    assert said.status, said.message

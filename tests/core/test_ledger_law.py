@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_core.protocol.contract import Grant, GpuStatus, NodePower, Status
+from splitwatt_core.protocol.contract import GpuStatus, Grant, NodePower, Status
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 
 DEFAULT_W, SETTLE_S = 700, 0.5

@@ -178,6 +178,25 @@ def test_a_parent_that_is_left_out_lets_nothing_go() -> None:
     assert world.active.last.budgets[ROOT].charge_w < 900 + 1 and world.nodes["b0"].gpus["b0-g0"].true_w > 450
 
 
+@pytest.mark.parametrize("parent", [None, "nowhere", "other"])
+def test_fixed_watts_stay_where_the_nodes_of_their_budget_still_count(parent: str | None) -> None:
+    """A rack's switches hang on the same feed, whatever its spec.parent says."""
+    world = World(limit_w=1000)
+    world.lines["a"].fixed_w = 100
+    world.lines |= {"other": Line(None, 5000), "nowhere": Line(None, 5000, exists=False)}
+    world.set_limit(1000, a=550, b=1000)
+    operator = world.elect()
+    operator.settle(10)
+    before = caps_w(world)
+    assert operator.last.budgets[ROOT].charge_w == 1000
+    world.agents["a0"].alive = False  # nothing is acknowledged, so a claim does not end either
+    world.lines["a"].parent = parent
+    world.tell_budgets()
+    operator.settle(20)
+    assert operator.last.budgets[ROOT].charge_w == 1000
+    assert caps_w(world) == before
+
+
 def test_a_label_that_is_taken_away_moves_nothing_and_nothing_is_raised_on_the_node() -> None:
     for restart in (False, True):
         world, operator, *_ = ready(a=450, b=900)

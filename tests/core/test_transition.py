@@ -79,6 +79,13 @@ def test_nobody_of_a_group_is_raised_while_one_of_it_may_not_be() -> None:
         assert caps(one_may_not) == [300, 300, 500]
 
 
+def test_a_grant_below_the_lowest_cap_is_put_right_within_what_is_charged_for_it() -> None:
+    """Its status said once that it takes less; below a sum that is too high as well, or it would owe the acknowledgement for
+    ever and keep that sum too high."""
+    assert caps(asked([163, 300], [163, 300], [350, 300], headroom_w=-50.0)) == [200, 300]
+    assert caps(asked([163], [163], [163])) == [163], "not what is not charged"
+
+
 def test_a_first_grant_is_no_higher_than_what_is_charged_anyway() -> None:
     assert caps(asked([650], [UNKNOWN_CAP], [600])) == [600]
     assert caps(asked([450], [UNKNOWN_CAP], [700])) == [450]

@@ -235,3 +235,14 @@ def test_the_table_names_what_covers_seconds_and_who_failed() -> None:
     assert "| sound | It holds. | – | 0.0 | 0.4 (a) | +300 | 1.0 | pass |" in text
     assert "- (a) a rule" in text
     assert "**fail**: a + b" in text
+
+
+def test_only_what_is_wrong_with_nothing_but_the_view_is_played_once_more() -> None:
+    blind = "the judge was blind for 4.1 s: not proven"
+    starved = replace(SOUND, problems=[blind], unseen=[blind])
+    assert starved.guilty
+    assert starved.unproven
+    assert not SOUND.unproven
+    assert not replace(starved, problems=["a cut was not obeyed", blind]).unproven
+    assert not replace(starved, violation_s_beyond_promise=0.1).unproven
+    assert not replace(starved, tracebacks=["operator: ValueError"]).unproven

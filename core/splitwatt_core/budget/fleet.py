@@ -185,6 +185,7 @@ def build_fleet(
     size = len(tree.order)
     own_rest_w = np.array([budgets[name].fixed_w for name in tree.order], dtype=np.float64)
     nodes, gpu_count, extra_w = np.zeros(size), np.zeros(size), np.zeros(size)
+    left_behind: set[tuple[str, str]] = set()
     rows: list[_Row] = []
     accounts: list[GpuAccount] = []
     owner: list[NodeAccount] = []
@@ -202,6 +203,7 @@ def build_fleet(
         gpu_count[b] += len(node.gpus)
         if len(placement.leaves) > 1:
             _count_elsewhere(extra_w, placement, tree=tree, budgets=budgets)
+            left_behind |= fixed_elsewhere(placement, tree, budgets)
         trusted = node.trusted(now_s)
         still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
         for account in node.gpus.values():
@@ -253,6 +255,8 @@ def build_fleet(
     def column(name: str, dtype: type[Scalar]) -> NDArray[Scalar]:
         return np.array(columns[name], dtype=dtype)
 
+    for above, below in left_behind:
+        extra_w[tree.index[above]] += budgets[below].fixed_w
     top, low, idle, exponent, floor = column("clock", np.float64).reshape(-1, len(_Clock._fields)).T
     forest = tree.forest
     return Fleet(
@@ -313,6 +317,18 @@ def _count_elsewhere(
             if above not in counted:
                 counted.add(above)
                 extra_w[tree.index[above]] += watts
+
+
+def fixed_elsewhere(placement: Placement, tree: Tree, budgets: Mapping[str, BudgetSpec]) -> set[tuple[str, str]]:
+    """Whose fixed watts count with this node in which budgets off its way up: (budget, one below it). A leaf that names another
+    parent, or none, leaves a rack's switches and fans where they were, as it does its nodes (R32). Which of the budgets on the
+    present way moved with it nobody wrote down, so all of them count. A budget above another leaf of the node counts that one
+    by itself."""
+    own = tree.chain(placement.leaves[0])
+    others = [tree.chain(name) for name in placement.leaves[1:]]
+    by_leaf = {above for way in others if budgets[way[0]].selector is not None for above in way}
+    off = {above for way in others for above in way}.difference(own, by_leaf)
+    return {(above, below) for above in off for below in own if below not in tree.chain(above)}
 
 
 class _Demands:

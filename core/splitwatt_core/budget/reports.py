@@ -38,10 +38,9 @@ class Judgement:
 
 
 def minimum_short_w(m: Moment, allowance_w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Watts that miss below each budget even with every GPU at its lowest legal cap, float64[B]."""
-    minimum_w = np.array(
-        [max(account.min_w, account.floor_w) or account.charge_w for account in m.fleet.accounts], dtype=np.float64
-    )
+    """Watts that miss below each budget even with every GPU at its lowest legal cap, float64[B]. One that has no such cap is
+    its charge, but where its status cannot be true: then that charge is in the way, and no limit is too low for it."""
+    minimum_w = np.array([max(a.min_w, a.floor_w) or (0 if a.oddity else a.charge_w) for a in m.fleet.accounts], dtype=np.float64)
     return shortfall_w(m.fleet.below(m.fleet.gpus.loss_factor * minimum_w), allowance_w)
 
 

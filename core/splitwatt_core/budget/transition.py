@@ -68,6 +68,10 @@ def next_caps(t: TransitionInput) -> NDArray[np.int32]:
     untrusted = known & ~t.trusted & over
     caps[untrusted] = np.minimum(caps[untrusted], t.min_w[untrusted])
 
+    # No driver takes a cap below its lowest, so such a grant (of a time when its status said less) is never acknowledged.
+    untakable = known & (caps < t.min_w) & (t.min_w <= t.charge_w)
+    caps[untakable] = t.min_w[untakable]
+
     wants = t.may_raise & t.trusted & known & ~over & (t.target_w > caps)
     within = wants & (t.target_w <= t.charge_w)
     above = wants & ~within

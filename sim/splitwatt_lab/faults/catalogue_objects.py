@@ -77,7 +77,7 @@ OBJECTS: Final = (
         faults=(NodePowerDeleted(node=BUSY, touch=(f"np:{BUSY}",)),),
     ),
     Scene(
-        name="leaf-deleted", group="objects", hold_s=10, expects=(say.not_ready("row-a", "LeafGone"),),
+        name="leaf-deleted", fast=True, group="objects", hold_s=6, expects=(say.not_ready("row-a", "LeafGone"),),
         promise="Its nodes still count above and nothing is raised into their watts; the parent says LeafGone.",
         faults=(ObjectDeleted(name=LEAF, touch=_pb(LEAF)),),
     ),
@@ -149,18 +149,18 @@ OBJECTS: Final = (
         faults=(Added(make=extremes, touch=_pb("big", "small", "tiny")),),
     ),
     Scene(
-        name="five-hundred-budgets", group="objects", hold_s=10, cut=CUT, recovery_s=60, paired=False,
+        name="five-hundred-budgets", group="objects", hold_s=10, cut=CUT, recovery_s=60, paired=False, alone=True,
         promise="A cut beside 500 other trees is obeyed within its grace.",
         faults=(Added(make=five_hundred, touch=_pb("junk")),),
     ),
     Scene(
         name="two-thousand-malformed-objects", group="objects", hold_s=4, cut=CUT, recovery_s=60, paired=False,
-        may_be_infeasible=True,
+        may_be_infeasible=True, alone=True,
         promise="The API server refuses most; whatever gets through gets a condition, and harms nobody.",
         faults=(Malformed(touch=_pb("junk")),),
     ),
     Scene(
-        name="lease-renewed-in-year-0", group="objects", hold_s=6, cut=CUT,
+        name="lease-renewed-in-year-0", fast=True, group="objects", hold_s=6, cut=CUT,
         promise="A Lease that no calendar holds is no proof of life; nobody ends because of it.",
         faults=(LeaseSpoiled(node=BUSY, touch=(f"lease:{BUSY}",)),),
     ),

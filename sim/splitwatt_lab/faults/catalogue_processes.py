@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from splitwatt_lab.faults import expectations as say
-from splitwatt_lab.faults.expectations import BUSY, CUT, GRACE_S, NODES, OTHER, SUCCESSOR_S
+from splitwatt_lab.faults.expectations import BUSY, CUT, GRACE_S, NODES, OTHER, START_S, SUCCESSOR_S
 from splitwatt_lab.faults.processes import ClockStepped, Killed, Partitioned, RolledOut, Standby, Stopped
 from splitwatt_lab.faults.scene import Scene
 
@@ -27,7 +27,7 @@ PROCESSES: Final = (
     Scene(
         name="operator-terminated", fast=True, group="processes", hold_s=2, cut=CUT,
         promise=f"{CAPS_STAY}, the Lease is given up, and the process ends with 0.",
-        faults=(RolledOut(names=("operator",), touch=("operator",), excuse=say.unseen_cut(GRACE_S + 4)),),
+        faults=(RolledOut(names=("operator",), touch=("operator",), excuse=say.unseen_cut(GRACE_S + START_S)),),
     ),
     Scene(
         name="leader-killed-beside-standby", group="processes", hold_s=20, cut=CUT,

@@ -13,9 +13,10 @@ CUT: Final = "rack-a1"
 OTHER: Final = ("rack-a2",)
 LEASE_S: Final = 15.0
 GRACE_S: Final = 5.0
-SUCCESSOR_S: Final = LEASE_S + GRACE_S + 10.0
-"""From the start of a successor, or the wake of a sleeper, until a limit that it finds lowered is in force;
-the last 10 s are for starting up on a busy machine."""
+START_S: Final = 10.0
+"""For starting up on a busy machine."""
+SUCCESSOR_S: Final = LEASE_S + GRACE_S + START_S
+"""From the start of a successor, or the wake of a sleeper, until a limit that it finds lowered is in force."""
 
 ALWAYS_FORBIDDEN: Final = (Expect("pb", ANY, "Feasible", "False", ("MinimumCapsAboveLimit",)),)
 """Every limit that a scene sets is above all minimum caps, so nobody may be told to remove nodes."""
@@ -43,7 +44,7 @@ def not_durable(node: str) -> Expect:
 
 
 def foreign_limit(node: str) -> Expect:
-    return Expect("np", node, "CapsEnforced", "False", ("ForeignLimit",))
+    return Expect("np", node, "ForeignLimit", "True")
 
 
 def not_ready(budget: str, *reasons: str) -> Expect:

@@ -207,16 +207,22 @@ class Ground:
     def set_limit(self, budget: str, watts: int) -> None:
         self.patch(f"{API}/powerbudgets/{budget}", {"spec": {"limitWatts": watts}})
 
-    def floor_w(self, budget: str) -> int:
-        """The least that a rack can be held at: every GPU at its minimum cap."""
+    def floor_w(self, budget: str, *, away: frozenset[str] = frozenset()) -> int:
+        """The least that a rack can be held at: every GPU at its minimum cap, but on nodes that are `away` at the present one."""
         says, nodes = self.judge.views[budget], self.wiring.feeds[budget].nodes
-        gpus_w = sum(self.site.twins[node].gpu_count for node in nodes) * MIN_CAP_W
-        return round(gpus_w * (1 + says.overhead_percent / 100)) + says.non_gpu_w_per_node * len(nodes) + says.fixed_w
+        least_w: dict[str, float] = {node: self.site.twins[node].gpu_count * MIN_CAP_W for node in nodes}
+        least_w |= {node: self.judge.looks[node].enforced_w for node in away.intersection(nodes)}
+        return (
+            round(sum(least_w.values()) * (1 + says.overhead_percent / 100)) + says.non_gpu_w_per_node * len(nodes) + says.fixed_w
+        )
 
-    def cut(self, budget: str, *, by_w: int = 1500) -> int:
-        """Lower a rack's limit so that caps must fall; returns it. The limit before is given back by `restore_limits`."""
+    def cut(self, budget: str, *, from_w: float, by_w: int = 1500, away: frozenset[str] = frozenset()) -> int:
+        """Lower a rack's limit below what its caps allow, or allowed (`from_w`), as far as its other nodes can keep it without
+        those that are `away`; returns it. The limit before is given back by `restore_limits`."""
         self.cuts.setdefault(budget, self.limit_w(budget))
-        target_w = max(self.floor_w(budget) + 150, round(self.judge.latest[budget].capped_w) - by_w)
+        if away.issuperset(self.wiring.feeds[budget].nodes):
+            away = frozenset()
+        target_w = max(self.floor_w(budget, away=away) + 150, round(from_w) - by_w)
         self.set_limit(budget, target_w)
         return target_w
 

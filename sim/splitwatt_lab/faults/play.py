@@ -33,6 +33,8 @@ KUBELET_S: Final = 5.0
 """A process that ended unbidden is started again after this long, as a kubelet would."""
 PAIR_GAP_S: Final = 3.0
 JUDGED_S: Final = 20.0
+AGENT: Final = "agent:"
+"""How scenes name the agents that they lay hands on."""
 STEADY_SHARE: Final = 0.4
 """Caps of a rack to which nothing was done may fall to this share of what they had above their minimum."""
 STEADY_MIN_W: Final = 500
@@ -54,13 +56,17 @@ class _Play:
     rng: random.Random
     laid: list[_Laid] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     lowered: set[str] = field(default_factory=set)
+    before_w: dict[str, float] = field(default_factory=dict)
+    """What all caps allowed when the scene began, by budget: a cut is measured from there, whatever a fault did to them."""
     recovery_s: float | None = None
     obeyed_s: float | None = None
 
     # ----------------------------------------------------------------------------------------------------------- acting
 
     def act(self) -> None:
+        self.before_w = {name: look.capped_w for name, look in self.ground.judge.latest.items()}
         try:
             for fault in self.scene.faults:
                 if self.laid and self.scene.group == "pairs":
@@ -85,7 +91,9 @@ class _Play:
 
     def _cut(self, budget: str) -> None:
         self.lowered.add(budget)
-        self.ground.cut(budget)
+        away = frozenset(touch.removeprefix(AGENT) for touch in self.scene.touches if touch.startswith(AGENT))
+        deaf = any(excuse.cut_only for excuse in self.scene.excuses)
+        self.ground.cut(budget, from_w=self.before_w[budget], away=frozenset() if deaf else away)
 
     def _hold(self) -> None:
         end_s = time.monotonic() + self.scene.hold_s
@@ -125,7 +133,7 @@ class _Play:
             time.sleep(SETTLE_S)
             racks = [name for name, feed in ground.wiring.feeds.items() if feed.nodes]
             rack = max(racks, key=lambda name: ground.judge.latest[name].capped_w - ground.floor_w(name))
-            limit_w = ground.cut(rack, by_w=PROBE_W)
+            limit_w = ground.cut(rack, from_w=ground.judge.latest[rack].capped_w, by_w=PROBE_W)
             self.lowered.add(rack)
             self.obeyed_s = ground.obeyed_s(rack, limit_w, within_s=PROBE_S)
             if self.obeyed_s is None:
@@ -162,7 +170,7 @@ class _Play:
         length_s = end_s - start_s
         rate_hz = found.looks / len(self.ground.wiring.feeds) / length_s
         if found.blind_s > MAX_BLIND_S or rate_hz < MIN_LOOK_HZ:
-            self.problems.append(
+            self.unseen.append(
                 f"the judge looked {rate_hz:.1f} times a second and was blind for {found.blind_s:.1f} s: not proven"
             )
         for rack in self.scene.steady:
@@ -209,7 +217,8 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         wrong_conditions=wrong_conditions(said, scene.expects, forbids),
         wrong_exits=wrong_exits(ground.ends.ended, scene.exits),
         tracebacks=tracebacks(grown),
-        problems=acting.problems,
+        problems=[*acting.problems, *acting.unseen],
+        unseen=acting.unseen,
         said=[str(s) for s in said if s.status != "True"],
         exits=dict(ground.ends.ended),
         convicted=scene.convicted,

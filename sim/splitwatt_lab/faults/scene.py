@@ -90,7 +90,8 @@ class Scene:
     `expects` must be seen between the laying and the end, `forbids` never (beside what `catalogue.ALWAYS_FORBIDDEN` holds).
     `steady`: racks whose caps must not fall: nothing was done to them. `fast`: played by `make test`. `paired`: may be
     drawn for random pairs. `convicted`: the runner's own test, which must be found guilty. `fresh`: nothing is played on
-    the site afterwards. `may_be_infeasible`: limits below minimum caps are part of it.
+    the site afterwards. `alone`: it takes the whole machine, so no other site plays beside it. `may_be_infeasible`: limits below
+    minimum caps are part of it.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Scene:
     paired: bool = True
     convicted: bool = False
     fresh: bool = False
+    alone: bool = False
     may_be_infeasible: bool = False
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -212,7 +212,8 @@ def wrong_exits(ended: Mapping[str, int], allowed: Mapping[str, int | None]) -> 
 
 @dataclass(slots=True)
 class Outcome:
-    """Everything one scene showed. `recovery_s`, `obeyed_s` None: not within its time."""
+    """Everything one scene showed. `recovery_s`, `obeyed_s` None: not within its time. `unseen`: of `problems`, that the judge
+    was blind for too long."""
 
     name: str
     group: str
@@ -234,7 +235,13 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     exits: dict[str, int] = field(default_factory=dict)
+    unseen: list[str] = field(default_factory=list)
     convicted: bool = False
+
+    @property
+    def unproven(self) -> bool:
+        """Nothing is wrong with it but that the judge saw too little: the machine was starved."""
+        return bool(self.unseen) and not replace(self, problems=[p for p in self.problems if p not in self.unseen]).guilty
 
     @property
     def guilty(self) -> bool:
