@@ -262,8 +262,8 @@ def test_flags_that_are_rendered_cannot_be_given(flag: str) -> None:
 
 
 def test_absurd_sizes_are_refused() -> None:
-    with pytest.raises(SpecError, match="gpusPerReplica must be between 1 and 16, not 17"):
-        RoleSpec(1, 17)
+    with pytest.raises(SpecError, match="gpusPerReplica must be between 1 and 64, not 65"):
+        RoleSpec(1, 65)
     with pytest.raises(SpecError, match="replicas must be between 0 and 1000, not -1"):
         RoleSpec(-1, 8)
     with pytest.raises(SpecError, match="at most 64"):

@@ -2,7 +2,7 @@
 
 A `Keeper` is one operator start (one term). The shell feeds it everything that watches, reads, queries and write results
 say, calls `step` about once a second (and at once after a budget changed), performs the plan, and reports each write's
-outcome. What it is told, and what that is worth, stands in `told`; what follows from it, here.
+outcome. What it is told, and what that is worth, stands in `heard`; what follows from it, here.
 
     facts --> ledger: who may draw what --> policy: who should draw what --> transition: lower, read back, raise --> writes
 """
@@ -36,12 +36,12 @@ from splitwatt_core.budget.facts import (
 )
 from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.floor_room import floor_room
+from splitwatt_core.budget.heard import Heard
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
 from splitwatt_core.budget.reports import Judgement, minimum_short_w, report
 from splitwatt_core.budget.roster import machine_renamed, void_release
-from splitwatt_core.budget.told import Told
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.budget.writer import Wish, compose, stamp
@@ -76,7 +76,7 @@ MIN_GAP_S: Final = 0.05
 MIN_WAKE_S: Final = 0.02
 
 
-class Keeper(Told):
+class Keeper(Heard):
     """See the module's docstring. Not thread-safe; all times are seconds of one wall clock (Unix time)."""
 
     def __init__(

@@ -32,7 +32,7 @@ from splitwatt_core.protocol.contract import NodePower
 from splitwatt_core.protocol.ledger import NodeAccount
 
 
-class Told:
+class Heard:
     """Not thread-safe; all times are seconds of one wall clock (Unix time)."""
 
     def __init__(self, *, term: int, profiles: Sequence[Profile], agent_silent_s: float) -> None:
