@@ -149,6 +149,12 @@ def test_no_rule_of_rbac_has_a_star_or_reads_secrets(render: Render) -> None:
                 assert (rule["verbs"], rule["resourceNames"]) == (["get"], ["nodepowers.splitwatt.io"])
 
 
+@pytest.mark.parametrize("resource", ["nodes", "nodepowers", "powerbudgets", "customresourcedefinitions"])
+def test_the_operator_may_read_afresh_whatever_lets_a_charge_go(render: Render, resource: str) -> None:
+    rules = some(render()["ClusterRole", "splitwatt-operator"]["rules"])
+    assert any(resource in rule["resources"] and "get" in rule["verbs"] for rule in rules)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -38,7 +38,8 @@ RACK_W: Final = 14_600
 ROW_W: Final = 27_150
 """Both bite while every GPU is hungry: each rack could draw 14 936 W, and the row carries less than its racks together."""
 ROW_RESERVE_W: Final = 300
-MIN_CAP_W: Final = 200
+LEAST_W: Final = 225
+"""What a GPU can be held at: its lowest cap is 200 W, and some draw a little more under it."""
 STATE_BYTES: Final = 512 * 1024
 """Of the small file system under each agent's record: full within a moment."""
 ADOPTION_S: Final = 60.0
@@ -208,9 +209,9 @@ class Ground:
         self.patch(f"{API}/powerbudgets/{budget}", {"spec": {"limitWatts": watts}})
 
     def floor_w(self, budget: str, *, away: frozenset[str] = frozenset()) -> int:
-        """The least that a rack can be held at: every GPU at its minimum cap, but on nodes that are `away` at the present one."""
+        """The least that a rack can be held at: every GPU near its lowest cap, on nodes that are `away` at its present one."""
         says, nodes = self.judge.views[budget], self.wiring.feeds[budget].nodes
-        least_w: dict[str, float] = {node: self.site.twins[node].gpu_count * MIN_CAP_W for node in nodes}
+        least_w: dict[str, float] = {node: self.site.twins[node].gpu_count * LEAST_W for node in nodes}
         least_w |= {node: self.judge.looks[node].enforced_w for node in away.intersection(nodes)}
         return (
             round(sum(least_w.values()) * (1 + says.overhead_percent / 100)) + says.non_gpu_w_per_node * len(nodes) + says.fixed_w

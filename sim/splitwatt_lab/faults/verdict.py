@@ -169,6 +169,8 @@ def _node_unhealthy(obj: Json) -> str | None:
             return f"{condition['type']}={condition['status']} {condition['reason']}: {condition['message']}"
     if status.get("observedUID") != obj["metadata"]["uid"] or status.get("observedTerm") != spec.get("term"):
         return "has not seen its present object and term"
+    if leaving := spec.get("leavingBudgets"):
+        return f"still counts in {', '.join(leaving)}, which it leaves"
     acked = {gpu["uuid"]: gpu.get("ackedGrant") for gpu in status.get("gpus") or ()}
     late = [gpu["uuid"] for gpu in spec.get("gpus") or () if acked.get(gpu["uuid"]) != gpu.get("grant")]
     return f"has {len(late)} grants not acknowledged" if late or not acked else None
