@@ -79,7 +79,7 @@ NODE_FAULTS: Final = (
         faults=(GpuBroken(node=BUSY, fault=GpuFault.not_supported, touch=GPU),),
     ),
     Scene(
-        name="setter-lies", fast=True, group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "CapNotEnforced"),),
+        name="setter-lies", group="nodes", cut=CUT, expects=(say.caps_not_enforced(BUSY, "CapNotEnforced"),),
         promise="A cap counts only when it was read back: never acknowledged, so the old charge stays.",
         faults=(GpuBroken(node=BUSY, fault=GpuFault.lying_setter, touch=GPU),),
     ),
@@ -138,7 +138,7 @@ DISKS: Final = (
         faults=(DiskFull(node=BUSY, empty=True, touch=(f"agent:{BUSY}", f"node:{BUSY}")),),
     ),
     Scene(
-        name="record-torn", fast=True, group="disks", hold_s=4, steady=OTHER,
+        name="record-torn", group="disks", hold_s=4, steady=OTHER,
         promise="The agent says which file it cannot understand and what to do, and ends with 1; caps stay in the driver.",
         faults=(RecordTorn(node=BUSY, touch=(f"agent:{BUSY}", f"node:{BUSY}"), ends=((f"agent-{BUSY}", 1),)),),
     ),

@@ -209,13 +209,19 @@ class Ground:
         self.patch(f"{API}/powerbudgets/{budget}", {"spec": {"limitWatts": watts}})
 
     def floor_w(self, budget: str, *, away: frozenset[str] = frozenset()) -> int:
-        """The least that a rack can be held at: every GPU near its lowest cap, on nodes that are `away` at its present one."""
+        """The least that a rack can be held at: every GPU near its lowest cap, or at what it was seen to draw above its cap; on
+        nodes that are `away` at its present cap."""
         says, nodes = self.judge.views[budget], self.wiring.feeds[budget].nodes
-        least_w: dict[str, float] = {node: self.site.twins[node].gpu_count * LEAST_W for node in nodes}
+        least_w: dict[str, float] = {node: sum(self._least_w(node)) for node in nodes}
         least_w |= {node: self.judge.looks[node].enforced_w for node in away.intersection(nodes)}
         return (
             round(sum(least_w.values()) * (1 + says.overhead_percent / 100)) + says.non_gpu_w_per_node * len(nodes) + says.fixed_w
         )
+
+    def _least_w(self, node: str) -> list[int]:
+        rows = (self.observer.objects["np"].get(node) or {}).get("status", {}).get("gpus", ())
+        floors_w = {row["uuid"]: int(row.get("floorWatts", 0)) for row in rows}
+        return [max(LEAST_W, floors_w.get(uuid, 0)) for uuid in self.site.twins[node].uuids]
 
     def cut(self, budget: str, *, from_w: float, by_w: int = 1500, away: frozenset[str] = frozenset()) -> int:
         """Lower a rack's limit below what its caps allow, or allowed (`from_w`), as far as its other nodes can keep it without
