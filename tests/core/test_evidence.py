@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contract import Use
-from splitwatt_core.protocol.evidence import FLOOR_WINDOW_S, IDLE_AFTER_S, Bounds, Evidence, Glance, idle_below_mw
+from splitwatt_core.protocol.evidence import (
+    FLOOR_SETTLED_S,
+    FLOOR_WINDOW_S,
+    IDLE_AFTER_S,
+    Bounds,
+    Evidence,
+    Glance,
+    idle_below_mw,
+)
 
 TICK_S = 0.2
 BELOW_MW = idle_below_mw(idle_w=69, min_mw=200_000)
@@ -96,7 +104,7 @@ def test_what_counts_as_idle_draw_is_the_products_own_and_lies_below_what_work_d
 
 def test_a_draw_that_stays_above_its_limit_is_a_floor() -> None:
     gpu = Gpu()
-    assert gpu.floor_w(205.3, 200, FLOOR_WINDOW_S) == 0, "a cap needs its time"
+    assert gpu.floor_w(205.3, 200, FLOOR_SETTLED_S) == 0, "a cap needs its time"
     assert gpu.floor_w(205.3, 200, 2 * FLOOR_WINDOW_S) == 206
     assert gpu.floor_w(205.3, 206, 120.0) == 206, "and stays one under the cap that it is then given"
     assert gpu.floor_w(90.0, 450, 120.0) == 206, "under a higher limit it cannot show"
@@ -109,7 +117,18 @@ def test_a_cap_at_work_is_none() -> None:
     for i in range(100):
         assert gpu.floor_w(450 + (6 if i % 2 else -5), 450, TICK_S) == 0
     for limit_w in (400, 300, 200, 300, 200):
-        assert gpu.floor_w(450, limit_w, FLOOR_WINDOW_S) == 0, "limits that keep moving leave no time to settle"
+        assert gpu.floor_w(450, limit_w, FLOOR_SETTLED_S) == 0, "limits that keep moving leave no time to settle"
+    gpu.floor_w(450, 300, 1.0)
+    gpu.floor_w(450, 200, 4.0)
+    assert gpu.floor_w(203, 200, 4.0) == 0, "a fall that is seen late is no floor"
+    assert gpu.floor_w(199, 200, 60.0) == 0
+
+
+def test_a_draw_that_now_and_then_obeys_its_limit_has_no_floor_above_it() -> None:
+    gpu = Gpu()
+    for _ in range(60):
+        assert gpu.floor_w(240, 200, 2.0) == 0
+        assert gpu.floor_w(199, 200, TICK_S) == 0
 
 
 @given(st.lists(ANY_SIGHT, max_size=80))

@@ -7,9 +7,10 @@ stands too high for a second costs less than one that strangles work. A process 
 not see other containers' processes), nor does a low draw alone (a model that waits for requests).
 
 *Floor.* Some GPUs draw more than their cap: the idle draw of a B200 stands above its lowest cap, and memory that is kept busy
-goes on while a cap slows the cores. What a GPU draws in the mean of `FLOOR_WINDOW_S`, under limits that have not changed for
-longer than any cap needs to act, is its floor where it lies above the limit. The floor is the highest of those means, and
-is forgotten slowly while the GPU shows under such a limit that it draws less. Under higher limits it cannot show.
+goes on while a cap slows the cores. What a GPU draws in the mean of `FLOOR_WINDOW_S` is its floor where it stays above the
+limit all that time, and the limit has stood for much longer than a cap needs to act and a reading may be late. The floor is
+the highest of those means, and is forgotten slowly while the GPU shows under such a limit that it draws less. Under higher
+limits it cannot show.
 
 Protected: what could not be read proves neither idleness nor that a floor is gone. Milliwatts at this border, as NVML gives
 them; standard library only.
@@ -32,6 +33,9 @@ IDLE_MARGIN_MW: Final = 15_000
 """Idle parts of one product differ (docs/facts.md, NVML)."""
 
 FLOOR_WINDOW_S: Final = 3.0
+FLOOR_SETTLED_S: Final = 9.0
+"""From a change of the limit to the beginning of such a window. Readings of a node that is short of processor time may be a
+second or two late: the end of a fall was taken for a floor, by 3 W of 200, on all GPUs of the node at once."""
 FLOOR_TOLERANCE_PERCENT: Final = 1
 """A cap holds in the mean: what strays above it by less than this is the cap at work."""
 FLOOR_FORGET_MW_PER_S: Final = 200
@@ -39,7 +43,8 @@ FLOOR_FORGET_SHARE_PER_S: Final = 1 / 60
 """Of what it lies above the present draw, per second."""
 MAX_GAP_S: Final = 2.0
 """A longer pause between two readings is time in which nobody watched: windows begin anew."""
-MAX_SAMPLES: Final = 128
+MAX_SAMPLES: Final = 256
+"""Of `FLOOR_SETTLED_S + FLOOR_WINDOW_S`, read 20 times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +128,14 @@ def _learn_floor(gpu: _Gpu, glance: Glance, now_s: float) -> None:
         return
     before_s = gpu.samples[-1][0] if gpu.samples else now_s
     gpu.samples.append((now_s, glance.power_mw))
-    # The first window after a change of the limit is the time that a cap needs: nothing is concluded from it.
-    while gpu.samples[0][0] < now_s - 2 * FLOOR_WINDOW_S:
+    span_s = FLOOR_SETTLED_S + FLOOR_WINDOW_S
+    while gpu.samples[0][0] < now_s - span_s:
         gpu.samples.popleft()
-    if now_s - gpu.samples[0][0] < 2 * FLOOR_WINDOW_S - MAX_GAP_S / 2:
+    if now_s - gpu.samples[0][0] < span_s - MAX_GAP_S / 2:
         return
     window = [power_mw for at_s, power_mw in gpu.samples if at_s >= now_s - FLOOR_WINDOW_S]
     mean_mw = sum(window) // len(window)
-    if mean_mw * 100 > glance.limit_mw * (100 + FLOOR_TOLERANCE_PERCENT):
+    if min(window) * 100 > glance.limit_mw * (100 + FLOOR_TOLERANCE_PERCENT):
         gpu.floor_mw = max(gpu.floor_mw, mean_mw)
     if mean_mw < gpu.floor_mw and glance.limit_mw <= watts_up(gpu.floor_mw) * MW_PER_W:
         per_s = FLOOR_FORGET_MW_PER_S + FLOOR_FORGET_SHARE_PER_S * (gpu.floor_mw - mean_mw)
