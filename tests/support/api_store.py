@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from splitwatt_core.protocol.contract import NodePower, Spec, Status
 from splitwatt_truth.store import ObjectStore
 
@@ -18,6 +20,8 @@ class ApiStore(ObjectStore):
         """Whose object a person deleted and nobody made again: a release, once the Node is gone as well (R33)."""
         self.released: dict[str, frozenset[str]] = {}
         """What a person said of whom last."""
+        self.deaths: Counter[str] = Counter()
+        """How often a person deleted whose object, to restore it or not."""
 
     @property
     def kind_uid(self) -> str:
@@ -45,6 +49,7 @@ class ApiStore(ObjectStore):
     def delete(self, name: str) -> None:
         if name in self.objects:
             self.deleted.add(name)
+            self.deaths[name] += 1
         super().delete(name)
 
     def take_back(self, seen: NodePower) -> None:

@@ -36,8 +36,9 @@ class Feeds:
     moment: int = 0
     decided: dict[int, int] = field(default_factory=dict)
     """When each grant number was given out."""
-    named: set[tuple[str, Way]] = field(default_factory=set)
-    """Nodes and ways that a spec has named, or had the time to: a grant made there was acknowledged."""
+    named: dict[tuple[str, Way], int] = field(default_factory=dict)
+    """Nodes and ways that a spec has named, or had the time to: a grant made there was acknowledged. With how often a person
+    had deleted the node's object then: what named a way went with it, or a backup stands in its place."""
     begun: dict[tuple[str, Way], int] = field(default_factory=dict)
     """When each way was first owed."""
     newest_w: dict[str, int] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Feeds:
             for way in owed:
                 begun = self.begun.setdefault((name, way), self.moment)
                 if budgets.issuperset(way) or self._acknowledged(world, node, begun):
-                    self.named.add((name, way))
+                    self.named[name, way] = world.store.deaths[name]
             for way, since in list(owed.items()):
                 if way in now:
                     owed[way] = None
@@ -90,12 +91,14 @@ class Feeds:
                 self.newest_w[grant.uuid] = grant.cap_w
 
     def succeed(self, world: World) -> None:
-        """Another operator starts: of ways that nothing names now, and that no spec ever named, it can know nothing."""
+        """Another operator starts: of ways that nothing names now, and that no spec named since a person last deleted the object,
+        it can know nothing."""
         for name, owed in self.owed.items():
             now = claims(world, world.nodes[name])
-            for way in [way for way in owed if way not in now and (name, way) not in self.named]:
+            deaths = world.store.deaths[name]
+            for way in [way for way in owed if way not in now and self.named.get((name, way)) != deaths]:
                 del owed[way]
-                self.begun.pop((name, way), None)
+                self._forget(name, way)
 
     @staticmethod
     def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
@@ -111,12 +114,14 @@ class Feeds:
                 del owed[way]
 
     def _quit(self, world: World, node: Node, way: Way, since: int, now: list[Way]) -> bool:
-        if not node.managed or any(world.lines[w[-1]].mode is Mode.OBSERVE for w in (way, *now)):
-            return True  # no grant to wait for
+        seen = world.store.objects.get(node.name)
+        silent = not node.managed or (seen is not None and seen.status.observed_uid != seen.uid)
+        if silent or any(world.lines[w[-1]].mode is Mode.OBSERVE for w in (way, *now)):
+            return True  # no grant to wait for: who starts now knows of no agent that could hold one
         return self._acknowledged(world, node, since)
 
     def _forget(self, name: str, way: Way) -> None:
-        self.named.discard((name, way))
+        self.named.pop((name, way), None)
         self.begun.pop((name, way), None)
 
     def _acknowledged(self, world: World, node: Node, since: int) -> bool:

@@ -96,13 +96,21 @@ def begin_moves(
     known: Sequence[Sequence[str]],
     tree: Tree,
 ) -> None:
-    """Note what a claim leaves of the budgets that are known to count the node: by its spec, and by the last look (R9, R32).
+    """Note what a claim leaves of the budgets that are known to count the node: by its spec, and by the last look (R9, R32). What
+    it left already it leaves on, also where nothing claims it and that spec is gone by the next claim.
     `moves` of the node: by former budget the number of the first grant made after the claim, NO_GRANT while there is none.
     `unread`: those of them whose claim is still to be read afresh."""
     standing = ways(selected, tree)
     leaving = {*moves, *told_leaving(account)}
-    left = {name for names in known for name in left_by_claim(names, leaving, claim=tree.claim(selected[0]))}
-    for former in left.difference(standing, moves):
+    if not selected:
+        unread.update(leaving.difference(moves))
+        moves.update(dict.fromkeys(leaving.difference(moves), NO_GRANT))
+        return
+    claim = tree.claim(selected[0])
+    left = [set(left_by_claim(names, leaving, claim=claim)) for names in known]
+    # Claimed away from one way, a node still counts where another one leads that nothing claimed it from.
+    kept = {name for names, gone in zip(known, left, strict=True) for name in names if name not in gone}
+    for former in set().union(*left).difference(standing, moves, kept):
         moves[former] = NO_GRANT
         unread.add(former)
     unread.difference_update(standing)

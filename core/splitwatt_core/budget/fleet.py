@@ -308,15 +308,17 @@ def slot(namespace: str, name: str) -> float:
 def _count_elsewhere(
     extra_w: NDArray[np.float64], placement: Placement, *, tree: Tree, budgets: Mapping[str, BudgetSpec]
 ) -> None:
-    """Add a node's watts to the budgets that count it besides those above its first leaf, once to each."""
+    """Add what a node counts for besides what its first leaf declares of it: in each budget once, at the most that any leaf below
+    declares. Which of them it truly stands in nobody knows."""
     node = placement.node
-    counted = set(tree.chain(placement.leaves[0]))
-    for name in placement.leaves[1:]:
+    counted_w: dict[str, float] = {}
+    for name in placement.leaves:
         watts = charged_w(rates_in(name, placement, budgets), node)
         for above in tree.chain(name):
-            if above not in counted:
-                counted.add(above)
-                extra_w[tree.index[above]] += watts
+            more_w = watts - counted_w.get(above, 0.0)
+            if more_w > 0.0:
+                counted_w[above] = watts
+                extra_w[tree.index[above]] += more_w if name != placement.leaves[0] else 0.0
 
 
 def fixed_elsewhere(placement: Placement, tree: Tree, budgets: Mapping[str, BudgetSpec]) -> set[tuple[str, str]]:

@@ -61,14 +61,18 @@ class Heard:
         self._contract.see_budget(spec)
         book.uid = spec.uid  # made anew it takes over where it stood: nothing jumps, nothing is adopted again
         self._notes.extend(book.see_limit(spec, now_s))
+        if self.budgets.get(spec.name, spec) != spec:
+            self.roster.remember(self.standing, self.tree)
         self.budgets[spec.name] = spec
         self._tombstones.revive(spec.name)
         self._replant()
 
     def on_budget_gone(self, name: str, now_s: float) -> None:
         """It stands on as a tombstone while a NodePower names it (R31); else its book is closed at the next step."""
-        spec = self.budgets.pop(name, None)
+        spec = self.budgets.get(name)
         if spec is not None:
+            self.roster.remember(self.standing, self.tree)
+            del self.budgets[name]
             self._tombstones.bury(spec)
         self._room = self._room.without(name)
         self._replant()
@@ -103,6 +107,8 @@ class Heard:
         self._profiles = profiles
 
     def on_node(self, node: NodeFact, now_s: float) -> None:
+        if self.roster.relabels(node):
+            self.roster.remember(self.standing, self.tree, [node.name])
         if self.roster.see_node(node):
             self._notes.append(Note("Node", node.name, "NodeRebooted", "new boot: its GPUs count at their default limit"))
         self._refresh(self.roster.account(node.name), now_s)
@@ -126,11 +132,14 @@ class Heard:
                 "or the API server's store was restored"
             )
         self._contract.see_object(node_power.name)
+        if self.roster.renames(node_power):
+            self.roster.remember(self.standing, self.tree, [node_power.name])
         if self.roster.see_node_power(node_power, now_s, term=self._term):
             self._refresh(self.roster.account(node_power.name), now_s)
 
     def on_node_power_gone(self, name: str, now_s: float, uid: str = "") -> None:
         """`uid` of the deleted object, where known: a late word of an earlier object is ignored."""
+        self.roster.remember(self.standing, self.tree, [name])
         account = self.roster.nodes.get(name)
         if account is not None and account.forget_object(uid):
             self._refresh(account, now_s)

@@ -67,6 +67,8 @@ class Roster:
         """By node, the claim to be read."""
         self._void: dict[str, frozenset[str]] = {}
         """By node, the release that a person said of it before a leaf selected it, or while one did."""
+        self._heard: set[str] = set()
+        """Nodes of which something was heard since the last look."""
         self._creating: set[str] = set()
         self._verified_s: dict[str, float] = {}
 
@@ -74,12 +76,14 @@ class Roster:
         """The node's account, opened on first sight."""
         if name not in self.nodes:
             self.nodes[name] = NodeAccount(name, agent_silent_s=self._agent_silent_s)
+            self._heard.add(name)
         return self.nodes[name]
 
     def see_node(self, node: NodeFact) -> bool:
         """Take in a present Node; True when it came up with a new boot."""
         if self._labels.get(node.name) != node.labels:
             self._selected.pop(node.name, None)
+            self._heard.add(node.name)
         self._labels[node.name], self._gpus[node.name] = node.labels, node.gpus
         self._renamed.see(node)
         account = self.account(node.name)
@@ -101,6 +105,7 @@ class Roster:
         account = self.account(seen.name)
         newer = account.observe(seen, now_s, term=term)
         if newer:
+            self._heard.add(seen.name)
             self._doubles.see(account, self.nodes)
         return newer
 
@@ -110,6 +115,7 @@ class Roster:
         if account is None or account.present or account.object is not None:
             return
         del self.nodes[name]
+        self._heard.discard(name)
         self._doubles.forget(name, self.nodes)
         self._renamed.forget(name)
         self._labels.pop(name, None)
@@ -137,6 +143,32 @@ class Roster:
                 if budget not in free:
                     found.setdefault(budget, account)
         return found
+
+    def remember(self, budgets: Mapping[str, BudgetSpec], tree: Tree, names: Iterable[str] | None = None) -> None:
+        """Before something is taken away: where nodes count by what was heard since the last look. Else what was heard in full,
+        and lost before the next look, would count nowhere. `budgets`: with the tombstones of `tree`. `names`: None, all nodes."""
+        due = self._heard.copy() if names is None else self._heard.intersection(names)
+        self._heard -= due
+        self._see_selectors(spec for spec in budgets.values() if spec.name not in tree.gone)
+        for name in due:
+            account, selected = self.nodes[name], self._selecting(name)
+            written, counted = self._written(account, claimed=bool(selected)), self._counted.get(name, ())
+            moves, unread = self.moves.setdefault(name, {}), self._unread.setdefault(name, set())
+            claims.begin_moves(account, moves, unread, selected=selected, known=(written, counted), tree=tree)
+            free = self._released(account, written)
+            heard = dict.fromkeys((*claims.ways(selected, tree), *written, *counted))
+            if counting := tuple(n for n in heard if n not in free and moves.get(n) != DROPPED):
+                self._counted[name] = counting
+
+    def relabels(self, node: NodeFact) -> bool:
+        """Whether its labels were others before."""
+        return self._labels.get(node.name, node.labels) != node.labels
+
+    def renames(self, seen: NodePower) -> bool:
+        """Whether its NodePower named other budgets before."""
+        account = self.nodes.get(seen.name)
+        before = account.object.spec if account is not None and account.object is not None else None
+        return before is not None and before.budgets != (seen.spec.budgets if seen.spec is not None else ())
 
     def _see_selectors(self, living: Iterable[BudgetSpec]) -> None:
         selectors = {spec.name: spec for spec in living if spec.selector is not None}
@@ -168,6 +200,7 @@ class Roster:
         has no grant to wait for."""
         tree = build_tree(budgets) if tree is None else tree
         self._see_selectors(spec for spec in budgets.values() if spec.name not in tree.gone)
+        self._heard.clear()
         placed: list[Placement] = []
         conflicts: dict[str, tuple[str, ...]] = {}
         rates: dict[str, Rates] = {}
@@ -185,11 +218,10 @@ class Roster:
                 continue
             unread = self._unread.setdefault(name, set())
             own = claims.ways(selected, tree)
-            if selected:
-                claims.begin_moves(account, moves, unread, selected=selected, known=(written, counted), tree=tree)
+            claims.begin_moves(account, moves, unread, selected=selected, known=(written, counted), tree=tree)
             if selected and account.present:
                 claims.end_moves(account, moves, unread, selected=selected, written=written, tree=tree, observing=observing)
-            if unread:
+            if unread and selected:
                 named = tuple((n, budgets[n].uid, budgets[n].generation) for n in own)
                 self._claims[name] = Claim(name, self._labels[name], named)
             else:
