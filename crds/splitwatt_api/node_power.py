@@ -10,8 +10,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 from splitwatt_core.protocol.contract import (
-    GRANTS_PER_TERM,
     MAX_GPUS_PER_NODE,
+    MAX_GRANT,
     MAX_OWNERS_PER_GPU,
     MAX_TERM,
     MAX_UNRESOLVED,
@@ -36,7 +36,6 @@ from splitwatt_api.base import (
     kubernetes,
 )
 
-MAX_GRANT: Final = (MAX_TERM + 1) * GRANTS_PER_TERM
 MAX_BUDGETS_PER_NODE: Final = 64
 """A node is charged to its leaf and all above it and, while it moves, to former ones: four ways of the greatest depth."""
 

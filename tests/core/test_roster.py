@@ -17,12 +17,17 @@ BUDGETS = {name: BudgetSpec(name, name, 1, 1000, selector=Selector({"rack": name
 
 
 def node_power(version: int, *budgets: str, acked: int = 7, gpus: int = 1, term: int = TERM) -> NodePower:
-    """An object with grant 7 on every GPU, acknowledged as told."""
+    """An object with grant 7 on every GPU, or the later one that is acknowledged."""
     return NodePower(
         "n1",
         "u1",
         version,
-        Spec(TERM if term else 0, "u1", budgets=budgets, gpus=tuple(Grant(f"g{i}", 7, 300, 300, 300) for i in range(gpus))),
+        Spec(
+            TERM if term else 0,
+            "u1",
+            budgets=budgets,
+            gpus=tuple(Grant(f"g{i}", max(7, acked), 300, 300, 300) for i in range(gpus)),
+        ),
         Status("u1", TERM, "boot", tuple(GpuStatus(f"g{i}", acked, 300, 300, 200, 700, 700) for i in range(gpus))),
     )
 
@@ -99,7 +104,7 @@ def test_a_moved_node_counts_in_both_until_a_later_grant_is_acknowledged_and_wri
     made.moves["n1"]["a"] = 8
     made.account("n1").observe(node_power(2, "b", "a", acked=7), 0.0, term=TERM)
     assert leaves(made) == ("b", "a")
-    made.account("n1").observe(replace(node_power(3, "b", "a"), status=node_power(3, acked=8).status), 0.0, term=TERM)
+    made.account("n1").observe(node_power(3, "b", "a", acked=8), 0.0, term=TERM)
     assert leaves(made) == ("b", "a") and made.moves["n1"]["a"] == DROPPED
     made.account("n1").observe(node_power(4, "b", acked=8), 0.0, term=TERM)
     assert leaves(made) == ("b",) and made.moves["n1"] == {}

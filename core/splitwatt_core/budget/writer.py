@@ -86,7 +86,9 @@ def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | 
     clock = wish.clock_mhz or None
     row = account.row
     says = (wish.cap_w, safe_w)
-    if row is not None and row in held and not moved and says == (row.cap_w, row.safe_cap_w):
+    # Whoever acknowledges what nobody knows of, after a restore of the store, has its word again with a number above that.
+    outrun = row is not None and row.grant < account.unknown_ack < number
+    if row is not None and row in held and not moved and not outrun and says == (row.cap_w, row.safe_cap_w):
         # A lock counts in no sum. As a new grant it would carry today's charge along, and owe an acknowledgement.
         same = (row.phase, row.max_clock_mhz) == (wish.phase, clock)
         return row if same else replace(row, phase=wish.phase, max_clock_mhz=clock)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.protocol.contract import (
+    MAX_GPU_WATTS,
     NO_GRANT,
     UNREADABLE_PREFIX,
     GpuStatus,
@@ -32,6 +33,7 @@ from splitwatt_core.protocol.contract import (
     Use,
     Workload,
 )
+from splitwatt_core.protocol.contradictions import contradiction, highest_granted, limits_stand
 
 AGENT_METRICS_SILENT_S: Final = 5.0
 """Where agents are scraped once a second; an operator whose Prometheus is slower is told so."""
@@ -93,6 +95,8 @@ class GpuAccount:
     unacked_since_s: float | None = None
     oddity: str = ""
     """What is told of it and cannot be true, as the end of a sentence; "" when nothing is."""
+    unknown_ack: int = NO_GRANT
+    """The number that it acknowledges and that nobody is known to have granted."""
     listed_in: tuple[str, str] = ("", "")
     """Boot and object uid of the last inventory that had it."""
 
@@ -174,22 +178,26 @@ class GpuAccount:
             return self.row.cap_w
         return self.default_w if self.reported_w is None else min(max(self.reported_w, self.min_w), self.max_w)
 
-    def take(self, row: GpuStatus, *, valid: bool) -> None:
-        """One line of a status; `valid`: it speaks of this object and this boot."""
-        self.oddity = ""
+    def take(self, row: GpuStatus, *, valid: bool, granted: int, times: int) -> None:
+        """One line of a status, with what `contradiction` asks of it."""
+        self.oddity = contradiction(row, valid=valid, granted=granted, times=times)
+        self.unknown_ack = row.acked_grant if valid and row.acked_grant > granted else NO_GRANT
         if row.default_w > 0:
             self.default_w, self.min_w, self.max_w = row.default_w, row.min_w, row.max_w
+            if not limits_stand(row):
+                self.default_w = self.max_w = min(max(row.min_w, row.default_w, row.max_w), MAX_GPU_WATTS)
+                self.min_w = 0
         self.model = row.model or self.model
         self.health = row.health
         self.floor_w = min(max(row.floor_w, 0), max(self.default_w, self.max_w)) if valid else self.floor_w
         if row.management_w is not None:
             # A void status may speak of another object or boot: then it may raise the bound, not lower it.
-            self.reported_w = row.management_w if valid else max(row.management_w, self.reported_w or 0)
-        self.acknowledge(row.acked_grant if valid else NO_GRANT)
-        if row.default_w > 0 and not 0 < row.min_w <= row.default_w <= row.max_w:
-            highest_w = max(row.min_w, row.default_w, row.max_w)
-            self.default_w, self.min_w, self.max_w = highest_w, 0, highest_w
-            self.doubt(f"reports {row.min_w} / {row.default_w} / {row.max_w} W as lowest, default and highest cap")
+            management_w = min(row.management_w, MAX_GPU_WATTS)
+            self.reported_w = management_w if valid else max(management_w, self.reported_w or 0)
+        if self.oddity:
+            self.doubt(self.oddity)  # and not a moment sooner: what an acknowledgement retires does not come back
+        else:
+            self.acknowledge(row.acked_grant if valid else NO_GRANT)
 
     def doubt(self, oddity: str) -> None:
         """What is told of it cannot be true: nothing of it counts as acknowledged, and no cap is to be set by it."""
@@ -312,9 +320,8 @@ class NodeAccount:
                 account = self.gpus[row.uuid] = GpuAccount(row.uuid, 0, 0, 0)
             if valid:
                 account.listed_in = here
-            account.take(row, valid=valid)
-            if times[row.uuid] > 1:
-                account.doubt(f"is listed {times[row.uuid]} times by its agent")
+            granted = highest_granted(seen, row.uuid, account.row, ours=self.stamped)
+            account.take(row, valid=valid, granted=granted, times=times[row.uuid])
         for uuid, account in list(self.gpus.items()):
             if uuid in listed:
                 continue

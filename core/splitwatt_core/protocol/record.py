@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_GPU_WATTS, MAX_TERM, NO_GRANT, Grant
+from splitwatt_core.protocol.contract import MAX_GPU_WATTS, MAX_GRANT, MAX_TERM, NO_GRANT, Grant
 from splitwatt_core.protocol.milliwatts import MW_PER_W
 
 
@@ -71,7 +71,7 @@ def checked(record: Record) -> Record:
         raise ValueError(f"term {record.term} is none")
     for uuid, taken in record.grants.items():
         caps = (taken.cap_w, taken.safe_cap_w, taken.since_cap_w)
-        if not NO_GRANT <= taken.acked_grant <= taken.grant < (MAX_TERM + 1) * GRANTS_PER_TERM:
+        if not NO_GRANT <= taken.acked_grant <= taken.grant <= MAX_GRANT:
             raise ValueError(f"grant {taken.grant} of {uuid}, with {taken.acked_grant} acknowledged, is none")
         if not all(0 <= cap_w <= MAX_GPU_WATTS for cap_w in caps):
             raise ValueError(f"caps of {max(caps, key=abs)} W, of {uuid}, are none")
