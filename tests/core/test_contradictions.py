@@ -29,14 +29,14 @@ def test_what_was_never_granted_is_not_acknowledged_and_retires_nothing(acked: i
     assert settled_w(account) == 500, "a sane word: the raise to 500 W still counts"
 
 
-@pytest.mark.parametrize("odd", [{"min_w": 800}, {"listed": 2}])
-def test_no_contradiction_retires_what_it_may_not_acknowledge(odd: dict[str, int]) -> None:
+@pytest.mark.parametrize(("min_w", "listed"), [(800, 1), (200, 2)])
+def test_no_contradiction_retires_what_it_may_not_acknowledge(min_w: int, listed: int) -> None:
     low = line(OURS + 4, 300)
     account = node(version(1, low, status=(reading(OURS + 4, 300),)))
     account.gpus["g0"].learn(line(OURS + 6, 600))  # sent, and not heard of since
     account.gpus["g0"].learn(line(OURS + 7, 200))
-    row = reading(OURS + 7, 300, **{name: watts for name, watts in odd.items() if name != "listed"})
-    account.observe(version(2, low, status=(row,) * odd.get("listed", 1)), 1000.0, term=TERM)
+    row = reading(OURS + 7, 300, min_w=min_w)
+    account.observe(version(2, low, status=(row,) * listed), 1000.0, term=TERM)
     account.observe(version(3, low, status=(reading(OURS + 4, 300),)), 1000.0, term=TERM)
     assert settled_w(account) == 600
 
