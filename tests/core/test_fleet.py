@@ -107,9 +107,9 @@ def test_a_node_without_known_gpus_is_charged_the_leafs_flat_rate() -> None:
     assert charged(fleet(Placement(node("n1"), ("b",)))) == {"row": 2110.0, "a": 10.0, "b": 2000.0}
 
 
-def test_a_node_in_two_leaves_is_charged_in_each_by_its_own_losses_and_once_above() -> None:
+def test_a_node_in_two_leaves_is_charged_in_each_by_its_own_losses_and_once_above_at_the_most() -> None:
     laid = fleet(Placement(node("n1", gpu("g0")), ("b", "a")))
-    assert charged(laid) == pytest.approx({"row": 110 + 360, "a": 10 + 330 + 50, "b": 360})
+    assert charged(laid) == pytest.approx({"row": 110 + 380, "a": 10 + 330 + 50, "b": 360})
     assert laid.nodes.tolist() == [1, 0, 1]
 
 
