@@ -81,8 +81,8 @@ def left_by_claim(written: Sequence[str], leaving: Collection[str], *, claim: Se
     already; `claim`: the way up from the leaf that selects it now, as far as the budgets themselves name it.
 
     Where the two ways part, the new one names another budget, and claims. Where the new one ends first it names none: a parent
-    that is left out lets nothing go."""
-    present = [name for name in written if name not in leaving]
+    that is left out lets nothing go. A name that it comes back to stands on its way again."""
+    present = [name for name in written if name not in leaving or name in claim]
     parted = next((i for i, (was, now) in enumerate(zip(present, claim, strict=False)) if was != now), len(present))
     return tuple(name for name in written if name not in claim and (name in leaving or name in present[parted:]))
 
