@@ -108,8 +108,9 @@ def begin_moves(
         return
     claim = tree.claim(selected[0])
     left = [set(left_by_claim(names, leaving, claim=claim)) for names in known]
-    # Claimed away from one way, a node still counts where another one leads that nothing claimed it from.
+    # Another leaf takes nothing from where another known way leads that nothing claimed the node from; another parent does.
     kept = {name for names, gone in zip(known, left, strict=True) for name in names if name not in gone}
+    kept.difference_update(*(gone for names, gone in zip(known, left, strict=True) if names[:1] == claim[:1]))
     for former in set().union(*left).difference(standing, moves, kept):
         moves[former] = NO_GRANT
         unread.add(former)
