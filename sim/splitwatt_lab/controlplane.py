@@ -317,10 +317,15 @@ class ControlPlane:
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        content = None if body is None else json.dumps(body)
+        send = partial(self._http.request, method, path, content=content, headers={"Content-Type": kind})
         try:
-            response = self._http.request(
-                method, path, content=None if body is None else json.dumps(body), headers={"Content-Type": kind}
-            )
+            try:
+                response = send()
+            except httpx.RemoteProtocolError:
+                if method != "GET":
+                    raise
+                response = send()  # it hung up on a connection that it had kept: reading again harms nobody
         except httpx.TransportError as error:
             raise LabError(f"{method} {path} failed: {error} (log: {self.log(Component.API_SERVER)})") from error
         answer: dict[str, Any] = response.json()

@@ -86,7 +86,10 @@ class _Play:
             self._heal()
         if self.scene.cut and self.scene.cut_healed:
             self._cut(self.scene.cut)
-        self._recover()
+        try:
+            self._recover()
+        except (LabError, httpx.TransportError) as error:
+            self.problems.append(f"cannot be looked at: {error}")
         self._probe()
 
     def _cut(self, budget: str) -> None:
