@@ -140,7 +140,7 @@ class Ground:
             self.site.await_("a healthy site", lambda: self.ailment() is None, timeout_s=ADOPTION_S)
             self.site.await_("the first requests of both clusters", self._serving, timeout_s=SERVING_S)
             self.site.await_("a healthy site", lambda: self.ailment() is None, timeout_s=ADOPTION_S)
-        except BaseException:
+        except BaseException:  # whatever ended the start, Ctrl-C too: no process of the site may outlive it
             self.site.close()
             raise
         return self
