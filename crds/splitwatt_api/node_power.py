@@ -83,7 +83,10 @@ class NodePowerSpec(Wire):
     budgets: list[ObjectName] = Field(
         default_factory=list,
         max_length=MAX_BUDGETS_PER_NODE,
-        description="Every budget the node is charged to: its leaf and all above it in order, then others that still count it.",
+        description=(
+            "Every budget the node is charged to: its leaf and all above it in order, then every other way on which it still "
+            "counts, each from its leaf up; a budget on two ways stands there twice."
+        ),
         json_schema_extra=kubernetes(list_type="atomic"),
     )
     leaving_budgets: list[ObjectName] = Field(

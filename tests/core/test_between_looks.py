@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from support.scenes import ready
-from support.world import DEFAULT_W, ROOT, World
+from support.world import DEFAULT_W, OTHER_ROOT, ROOT, World
 
 
 def told() -> World:
@@ -108,3 +109,83 @@ def test_a_leaf_that_claims_a_node_and_loses_its_parent_takes_nothing_from_the_r
     operator.settle(20)
     granted_w = sum(operator.charge_w(name, f"{name}-g0") or 0 for name in world.nodes)
     assert operator.last.budgets[ROOT].charge_w >= granted_w
+
+
+def turned(*, label: str | None, parent: str | None) -> Callable[[World], None]:
+    """What a person changes: the label of a0, the parent of its leaf."""
+
+    def turn(world: World) -> None:
+        world.labels = {} if label else {"a0": None}
+        line = world.lines["a"]
+        line.parent, line.left_out = parent, None if parent else ROOT
+        world.tell_budgets()
+        world.tell_nodes()
+
+    return turn
+
+
+def two_rows() -> World:
+    world = World(limit_w=900, two_rows=True)
+    world.elect().settle(8)
+    return world
+
+
+AWAY = turned(label=None, parent=ROOT)
+AWAY_ON_THE_OTHER_ROW = turned(label=None, parent=OTHER_ROOT)
+BACK_ON_THE_OTHER_ROW = turned(label="a", parent=OTHER_ROOT)
+BACK = turned(label="a", parent=ROOT)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("last", [BACK, BACK_ON_THE_OTHER_ROW], ids=["back", "on the other row"])
+@pytest.mark.parametrize("returned", [True, False], ids=["parent first", "label first"])
+def test_a_parent_that_changes_while_a_label_is_away_counts_no_node_for_ever(
+    restarts: bool, last: Callable[[World], None], returned: bool
+) -> None:
+    """Where its leaf stood meanwhile, and where it stood before, the node counts until a claim for the one is acknowledged."""
+    world = two_rows()
+    for turn in (AWAY, AWAY_ON_THE_OTHER_ROW, *([AWAY] if returned else []), last):
+        turn(world)
+        if restarts:
+            world.elect()
+        world.active.settle(12)
+        world.check()
+    here, there = (ROOT, OTHER_ROOT) if last is BACK else (OTHER_ROOT, ROOT)
+    report = world.active.last.budgets
+    charge_w = {name: world.active.charge_w(name, f"{name}-g0") or 0 for name in ("a0", "b0")}
+    beside_w = charge_w["b0"] if there == ROOT else 0
+    assert report[there].charge_w == beside_w, "nothing of a0 is counted any more where nothing claims it"
+    assert report[here].charge_w == charge_w["a0"] + charge_w["b0"] - beside_w
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and (spec.budgets, spec.leaving) == (("a", here), ())
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("racks", [("a", "b"), ("b", "a")], ids="->".join)
+def test_a_swap_of_selectors_undone_while_a_parent_is_left_out_takes_nothing_from_the_row(
+    restarts: bool, racks: tuple[str, str]
+) -> None:
+    """A spec named the swap; what the first leaf stood below, the node stands below again when that claims it back."""
+    first, other = racks
+    world = World(limit_w=900, two_rows=True)
+    operator = world.elect()
+    operator.settle(8)
+    world.agents[f"{first}0"].crash()  # so that the swap is written, and not acknowledged
+    world.lines["a"].rack, world.lines["b"].rack = "b", "a"
+    world.tell_budgets()
+    operator.settle(4)
+    spec = world.store.objects[f"{first}0"].spec
+    assert spec is not None and spec.budgets[0] == other and spec.leaving == (first,)
+    world.lines["a"].rack = world.lines["b"].rack = ""
+    world.lines[first].parent, world.lines[first].left_out = None, ROOT
+    world.tell_budgets()
+    world.agents[f"{first}0"].start()
+    for _ in range(3):
+        if restarts:
+            world.elect()
+        world.active.settle(12)
+        world.check()
+    granted_w = sum(world.active.charge_w(name, f"{name}-g0") or 0 for name in world.nodes)
+    assert world.active.last.budgets[ROOT].charge_w == granted_w
+    spec = world.store.objects[f"{first}0"].spec
+    assert spec is not None and spec.budgets == (first, ROOT) and spec.leaving == ()

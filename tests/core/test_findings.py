@@ -57,6 +57,22 @@ def test_within_budget_is_false_above_a_tombstone_that_draws_too_much() -> None:
     assert said(operator, ROOT, "WithinBudget") == (False, "ChargedAboveLimit")
 
 
+def test_a_budget_names_the_nodes_that_it_counts_off_their_way_and_what_would_end_it() -> None:
+    world, operator, *_ = ready(a=450, b=450)
+    world.lines["a"].parent = None
+    world.tell_budgets()
+    operator.settle(4)
+    assert said(operator, ROOT, "Ready") == (True, "NodesBeside")
+    text = condition(operator, ROOT, "Ready").message
+    for word in ("1 node still counted here with 450 W", "a0", "put spec.parent of that leaf back", "name another"):
+        assert word in text
+    assert said(operator, "a", "Ready") == (True, "Holding")
+    world.lines["a"].parent = ROOT
+    world.tell_budgets()
+    operator.settle(4)
+    assert said(operator, ROOT, "Ready") == (True, "Holding")
+
+
 def test_a_leaf_names_a_node_whose_label_was_taken_away_once_as_an_event() -> None:
     world, operator, *_ = ready(a=450, b=450)
     world.labels["a0"] = None

@@ -151,7 +151,7 @@ def test_another_parent_counts_beside_the_former_one_until_a_later_grant_is_ackn
     assert operator.last.budgets[ROOT].charge_w >= 900, "its agent has not answered for the new way"
     assert operator.last.budgets["other"].charge_w >= 450
     spec = world.store.objects["a0"].spec
-    assert spec is not None and spec.budgets == ("a", "other", ROOT) and spec.leaving == (ROOT,)
+    assert spec is not None and spec.budgets == ("a", "other", "a", ROOT) and spec.leaving == (ROOT,)
     successor = world.elect()
     successor.settle(4)
     assert successor.last.budgets[ROOT].charge_w >= 900, "nor for a successor"

@@ -43,11 +43,22 @@ def r32_a_missing_label_releases(m: pytest.MonkeyPatch) -> None:
 
 
 def r32_a_missing_parent_releases(m: pytest.MonkeyPatch) -> None:
-    def hasty(written: Any, leaving: Any, *, claim: Any) -> tuple[str, ...]:
-        del leaving
-        return tuple(name for name in written if name not in claim)
+    m.setattr(claims, "claimed_away", lambda way, claim: way != claim)
 
-    m.setattr(claims, "left_by_claim", hasty)
+
+def r32_two_ways_are_named_as_one(m: pytest.MonkeyPatch) -> None:
+    m.setattr(claims, "joined", lambda found: tuple(dict.fromkeys(name for way in found for name in way)))
+
+
+def r32_a_way_that_was_left_stays_left(m: pytest.MonkeyPatch) -> None:
+    real = claims.begin_moves
+
+    def stubborn(account: Any, moves: dict[str, int], unread: set[str], **options: Any) -> None:
+        before = dict(moves)
+        real(account, moves, unread, **options)
+        moves.update(before)
+
+    m.setattr(claims, "begin_moves", stubborn)
 
 
 def r32_a_claim_needs_no_acknowledgement(m: pytest.MonkeyPatch) -> None:
@@ -159,6 +170,16 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (r31_a_spec_names_the_leaf_alone, scenes_vanished.scene_45b_the_operator_starts_after_the_leaf_was_deleted, UNCOUNTED),
     (r32_a_missing_label_releases, scenes_vanished.scene_47_a_label_is_taken_away_and_the_next_grant_is_acknowledged, UNCOUNTED),
     (r32_a_missing_parent_releases, scenes_vanished.scene_48_a_leaf_loses_its_parent, UNCOUNTED),
+    (
+        r32_two_ways_are_named_as_one,
+        scenes_vanished.scene_59_a_leaf_hangs_on_the_other_row_while_a_label_is_away,
+        "row-2: 450.0 W are counted, and nothing claims a0 there",
+    ),
+    (
+        r32_a_way_that_was_left_stays_left,
+        scenes_vanished.scene_60_a_claim_is_undone_while_the_parent_is_left_out,
+        UNCOUNTED,
+    ),
     (
         r32_a_claim_needs_no_acknowledgement,
         scenes_vanished.scene_46_a_leaf_gets_another_parent_while_its_agent_is_away,

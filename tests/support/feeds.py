@@ -64,10 +64,10 @@ class Feeds:
                 if budgets.issuperset(way) or self._acknowledged(world, node, begun):
                     self.named[name, way] = world.store.deaths[name]
             for way, since in list(owed.items()):
-                if way in now:
-                    owed[way] = None
+                if now and not any(claimed_away(way, new) for new in now):
+                    owed[way] = None  # it stands there, or came back to where a parent is missing
                 elif since is None:
-                    if any(claimed_away(way, new) for new in now):
+                    if now:
                         self.moment += 1
                         owed[way] = self.moment
                 elif self._quit(world, node, way, since, now):

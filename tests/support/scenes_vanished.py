@@ -1,4 +1,4 @@
-"""Scenes 45 to 53: leaves, parents, labels and the NodePower CRD vanish (docs/protocol.md, R31 to R35).
+"""Scenes 45 to 53, 59 and 60: leaves, parents, labels and the NodePower CRD vanish (docs/protocol.md, R31 to R35).
 
 Two racks below a row of 900 W, each holding 450 W, and another row beside it. b would like more, and may not have what a still
 draws: the world asserts at every step that whoever may draw is counted where it does (T3).
@@ -210,6 +210,38 @@ def scene_53_the_new_crd_is_noted_before_the_node_powers_are_missed() -> None:
     world.elect()
     within(world)
     assert limits(world)[1] <= HELD_W, "nobody has confirmed that no machine is missing"
+
+
+def scene_59_a_leaf_hangs_on_the_other_row_while_a_label_is_away() -> None:
+    world, operator = two_rows()
+    unlabel(world, "a0")
+    world.tell_nodes()
+    for parent in (OTHER_ROOT, ROOT):
+        tell(world, "a", parent=parent)
+        operator.settle(4)
+    world.labels.clear()
+    world.tell_nodes()
+    operator.settle(12)
+    counted_w = operator.last.budgets[OTHER_ROOT].charge_w
+    assert counted_w == 0, f"{OTHER_ROOT}: {counted_w} W are counted, and nothing claims a0 there"
+
+
+def scene_60_a_claim_is_undone_while_the_parent_is_left_out() -> None:
+    """A leaf of the other row claims the node, and a spec names both ways; claimed back it hangs where it hung."""
+    world, operator = two_rows()
+    world.agents["a0"].crash()  # so that nothing is acknowledged meanwhile
+    world.add_line("c", like="a", rack="a")
+    world.lines["c"].parent = OTHER_ROOT
+    delete(world, "a")
+    operator.settle(4)
+    tell(world, "a", parent=None)
+    delete(world, "c")
+    delete_undone(world)
+    world.agents["a0"].start()
+    within(world)
+    world.elect()
+    within(world)
+    back(world)
 
 
 SCENES = {name: f for name, f in sorted(globals().items()) if name.startswith("scene_")}

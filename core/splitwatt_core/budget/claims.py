@@ -1,14 +1,15 @@
 """Which budgets a node counts in, and which of them it may leave (docs/protocol.md, R9, R31-R33).
 
-A node counts in its leaf and in every budget above it, and each of them stands by name in its NodePower. A name leaves that
-list only by a *claim*, once fresh reads say the same and a grant made after that is acknowledged, or because a person releases
-it. A claim is another leaf that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or
-a parent that is missing claims nothing.
+A node counts in its leaf and in every budget above it: on a *way*. Its NodePower names the present way, and after it every other
+one on which the node was known to stand; a budget on two ways is named on both. A name leaves that list only by a *claim*, once
+fresh reads say the same and a grant made after that is acknowledged, or because a person releases it. A claim is another leaf
+that selects the node, or another parent that its leaf (or a budget above) names. A label, a leaf or a parent that is missing
+claims nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,8 @@ from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.protocol.contract import NO_GRANT, RELEASE_ALL, NodePower
 from splitwatt_core.protocol.ledger import NodeAccount
 
+Way = tuple[str, ...]
+"""A leaf and the budgets above it, in order."""
 DROPPED: Final = -1
 """In a node's moves: the move out of this budget is acknowledged; the next write drops it, and only then it stops counting."""
 
@@ -41,9 +44,9 @@ class Rates:
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where one node counts. `leaves`: the leaf that it stands in first, then every other budget that counts it off that leaf's
-    way up, leaf or not. `names`: what its spec is to name (R31); `leaving`: those of them that it leaves by a claim; `unread`:
-    those whose claim no fresh read has confirmed yet. `claimed`: a leaf selects it now; else nothing is raised on it. `rates`:
-    the highest that any leaf of it declares. `allocatable_gpus`: what its Node offers to pods."""
+    way up, leaf or not. `names`: what its spec is to name (R31), way by way; `leaving`: those of them that it leaves by a claim;
+    `unread`: those whose claim no fresh read has confirmed yet. `claimed`: a leaf selects it now; else nothing is raised on it.
+    `rates`: the highest that any leaf of it declares. `allocatable_gpus`: what its Node offers to pods."""
 
     node: NodeAccount
     leaves: tuple[str, ...]
@@ -76,15 +79,35 @@ def ways(leaves: Sequence[str], tree: Tree) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for leaf in leaves for name in tree.chain(leaf)))
 
 
-def left_by_claim(written: Sequence[str], leaving: Collection[str], *, claim: Sequence[str]) -> tuple[str, ...]:
-    """Names that a node leaves because something else claims it. `written`: what its spec names, with those it was `leaving`
-    already; `claim`: the way up from the leaf that selects it now, as far as the budgets themselves name it.
+def split_ways(names: Sequence[str], leaves: Collection[str]) -> tuple[Way, ...]:
+    """What a spec names, as the ways that it is: each begins with a leaf."""
+    found: list[list[str]] = []
+    for name in names:
+        if not found or name in leaves:
+            found.append([])
+        found[-1].append(name)
+    return tuple(tuple(way) for way in found)
 
-    Where the two ways part, the new one names another budget, and claims. Where the new one ends first it names none: a parent
-    that is left out lets nothing go. A name that it comes back to stands on its way again."""
-    present = [name for name in written if name not in leaving or name in claim]
-    parted = next((i for i, (was, now) in enumerate(zip(present, claim, strict=False)) if was != now), len(present))
-    return tuple(name for name in written if name not in claim and (name in leaving or name in present[parted:]))
+
+def joined(found: Iterable[Way]) -> tuple[str, ...]:
+    """These ways for a spec, the first first. What another one begins with is no way of its own: it ends where a parent is
+    missing."""
+    kept: list[Way] = []
+    for way in dict.fromkeys(found):
+        if any(other[: len(way)] == way for other in kept):
+            continue
+        begun = next((i for i, other in enumerate(kept) if way[: len(other)] == other), None)
+        if begun is None:
+            kept.append(way)
+        else:
+            kept[begun] = way
+    return tuple(name for way in kept for name in way)
+
+
+def claimed_away(way: Way, claim: Way) -> bool:
+    """Whether who stood on `way` is claimed for another: where the two part, `claim` names another budget. Where it ends first it
+    names none, and a parent that is left out lets nothing go."""
+    return any(was != now for was, now in zip(way, claim, strict=False))
 
 
 def begin_moves(
@@ -96,24 +119,27 @@ def begin_moves(
     known: Sequence[Sequence[str]],
     tree: Tree,
 ) -> None:
-    """Note what a claim leaves of the budgets that are known to count the node: by its spec, and by the last look (R9, R32). What
-    it left already it leaves on, also where nothing claims it and that spec is gone by the next claim.
+    """Note what a claim leaves of the budgets that are known to count the node: by its spec, and by the last look (R9, R32). A
+    claim that leads back to a way that it was leaving keeps what is above there, named now or not. What it left already it
+    leaves on where nothing claims it, also if that spec is gone by the next claim.
     `moves` of the node: by former budget the number of the first grant made after the claim, NO_GRANT while there is none.
     `unread`: those of them whose claim is still to be read afresh."""
     standing = ways(selected, tree)
-    leaving = {*moves, *told_leaving(account)}
     if not selected:
-        unread.update(leaving.difference(moves))
-        moves.update(dict.fromkeys(leaving.difference(moves), NO_GRANT))
+        left_before = set(told_leaving(account)).difference(moves)
+        unread.update(left_before)
+        moves.update(dict.fromkeys(left_before, NO_GRANT))
         return
     claim = tree.claim(selected[0])
-    left = [set(left_by_claim(names, leaving, claim=claim)) for names in known]
-    # Another leaf takes nothing from where another known way leads that nothing claimed the node from; another parent does.
-    kept = {name for names, gone in zip(known, left, strict=True) for name in names if name not in gone}
-    kept.difference_update(*(gone for names, gone in zip(known, left, strict=True) if names[:1] == claim[:1]))
-    for former in set().union(*left).difference(standing, moves, kept):
+    stood = {way for names in known for way in split_ways(names, tree.leaves)}
+    kept = {name for way in stood if not claimed_away(way, claim) for name in way}
+    left = {name for way in stood for name in way}.difference(standing, kept)
+    for former in sorted(left.difference(moves)):
         moves[former] = NO_GRANT
         unread.add(former)
+    for back in [name for name in kept.intersection(moves) if moves[name] != DROPPED]:
+        del moves[back]
+        unread.discard(back)
     unread.difference_update(standing)
 
 

@@ -37,9 +37,10 @@ class Charged:
 class BudgetFindings:
     """By budget. sick, late, aside: GPUs whose caps are not enforced, that owe an acknowledgement, that nobody counts on; with
     those of all leaves below. mute: nodes below whose agents do not answer. clashes: nodes that several leaves select. gone:
-    deleted budgets below. unclaimed, ghosts: nodes of a leaf that no leaf selects, or whose Node object is gone. bare: nodes
-    below without an agent; agentless: those of them that should have one. below: what the status keeps of the budgets right
-    below. reasons: the policies', by the leaf they speak of."""
+    deleted budgets below. unclaimed, ghosts: nodes of a leaf that no leaf selects, or whose Node object is gone. beside: nodes
+    that count in a budget off their way, and that nothing claims from it. bare: nodes below without an agent; agentless: those
+    of them that should have one. below: what the status keeps of the budgets right below. reasons: the policies', by the leaf
+    they speak of."""
 
     def __init__(self, m: Moment, *, aside: BoolArray, mute: BoolArray, held: Mapping[str, str]) -> None:
         self.tree, self.held = m.tree, held
@@ -58,6 +59,7 @@ class BudgetFindings:
         self.gone: dict[str, list[Tombstone]] = {}
         self.unclaimed: dict[str, Charged] = {}
         self.ghosts: dict[str, Charged] = {}
+        self.beside: dict[str, Charged] = {}
         self.bare: dict[str, list[str]] = {}
         self.agentless: dict[str, list[str]] = {}
         self._nodes(m)
@@ -84,6 +86,9 @@ class BudgetFindings:
                 self.ghosts.setdefault(p.leaves[0], Charged()).add(p)
             elif not p.claimed and p.leaves[0] not in self.tree.gone:
                 self.unclaimed.setdefault(p.leaves[0], Charged()).add(p)
+            for name in p.leaves[1:]:
+                if name not in p.leaving:
+                    self.beside.setdefault(name, Charged()).add(p)
         for leaf, placed in by_leaf.items():
             bare = [p for p in placed if p.node.present and not managed(p.node) and not p.node.reported]
             due = bare if len(bare) == len(placed) else [p for p in bare if p.allocatable_gpus]
@@ -134,6 +139,14 @@ class BudgetFindings:
             f"{counted(len(found.nodes), 'node')} that no nodeSelector names any more still counted here with "
             f"{found.charge_w:.0f} W, nothing is raised there: {some(found.nodes)}; label them again, let another leaf select "
             f"them, or release each: kubectl annotate np NODE {ANNOTATION_RELEASE}={name}"
+        )
+
+    def beside_text(self, name: str) -> str:
+        found = self.beside[name]
+        return (
+            f"{counted(len(found.nodes), 'node')} still counted here with {found.charge_w:.0f} W, whose leaf names no way here "
+            f"any more: {some(found.nodes)}; put spec.parent of that leaf back, or let it name another, and see that its "
+            "nodeSelector selects them"
         )
 
     def ghosts_text(self, name: str) -> str:

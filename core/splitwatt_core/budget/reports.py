@@ -104,9 +104,10 @@ def _ready(found: BudgetFindings, name: str, book: Book, survey: Survey, *, with
     if survey.nodes and len(found.agentless.get(name, ())) == survey.nodes:
         return Condition("Ready", False, "NoAgent", found.agentless_text(name, nodes=survey.nodes))
     reason, text = _holding(found, name, book, within=within, observes=observes)
-    if name in found.ghosts:
-        ghosts = found.ghosts_text(name)
-        reason, text = ("NodesGone", ghosts) if reason == "Holding" else (reason, f"{text}; {ghosts}")
+    told = (("NodesGone", found.ghosts, found.ghosts_text), ("NodesBeside", found.beside, found.beside_text))
+    for worse, rows, text_of in told:
+        if name in rows:
+            reason, text = (worse, text_of(name)) if reason == "Holding" else (reason, f"{text}; {text_of(name)}")
     return Condition("Ready", reason != "AboveLimit", reason, text)
 
 

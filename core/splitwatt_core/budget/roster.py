@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from splitwatt_core.budget import claims
-from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates
+from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates, Way
 from splitwatt_core.budget.doubles import Doubles
 from splitwatt_core.budget.facts import NodeFact, Note, Replaced
 from splitwatt_core.budget.leaves import Leaves
@@ -156,9 +156,9 @@ class Roster:
             moves, unread = self.moves.setdefault(name, {}), self._unread.setdefault(name, set())
             claims.begin_moves(account, moves, unread, selected=selected, known=(written, counted), tree=tree)
             free = self._released(account, written)
-            heard = dict.fromkeys((*claims.ways(selected, tree), *written, *counted))
-            if counting := tuple(n for n in heard if n not in free and moves.get(n) != DROPPED):
-                self._counted[name] = counting
+            kept = {n for n in (*claims.ways(selected, tree), *written, *counted) if n not in free}
+            if heard := self._ways(name, [tree.chain(leaf) for leaf in selected], (written, counted), kept=kept, tree=tree):
+                self._counted[name] = heard
 
     def relabels(self, node: NodeFact) -> bool:
         """Whether its labels were others before."""
@@ -230,9 +230,10 @@ class Roster:
             free = self._released(account, others)
             counting = (*own, *(n for n in others if n in budgets and n not in free))
             if counting:
-                found = self._placement(account, selected, counting, budgets=budgets, tree=tree, known=rates)
+                names = (written, counted)
+                found = self._placement(account, selected, counting, names=names, budgets=budgets, tree=tree, known=rates)
                 placed.append(found)
-                self._counted[name] = tuple(n for n in found.names if moves.get(n) != DROPPED)
+                self._counted[name] = found.names
             elif free.issuperset(others):
                 self._counted.pop(name, None)
         return placed, conflicts
@@ -257,36 +258,42 @@ class Roster:
         selected: Sequence[str],
         counting: Sequence[str],
         *,
+        names: Sequence[Sequence[str]],
         budgets: Mapping[str, BudgetSpec],
         tree: Tree,
         known: dict[str, Rates],
     ) -> Placement:
-        """`known`: rates of nodes that one leaf alone counts, by leaf."""
+        """`names`: what is known to count the node, as specs name it. `known`: rates of nodes in one leaf alone, by leaf."""
         leaf, moves = counting[0], self.moves[account.name]
         way = tree.chain(leaf)
-        names = (*way, *(n for n in counting if n not in way))
-        leaves = tuple(dict.fromkeys((leaf, *selected[1:], *names[len(way) :])))
+        leaves = tuple(dict.fromkeys((leaf, *selected[1:], *(n for n in counting if n not in way))))
         rates = known.get(leaf) if len(leaves) == 1 else None
         if rates is None:
             rates = claims.rates_of(leaves, budgets, account.object)
             if len(leaves) == 1:
                 known[leaf] = rates
-        claim = tree.claim(leaf)
-        if selected and len(claim) < len(way):
-            # What was named before a parent that is missing stays before it: it is not above it.
-            kept = (n for n in self._written(account, claimed=True) if n in names)
-            names = tuple(dict.fromkeys((*claim, *kept, *names)))
-        left = {*moves, *claims.told_leaving(account), *claims.ways(selected[1:], tree)}
+        present = [way, *(tree.chain(other) for other in selected[1:])]
+        named = self._ways(account.name, present, names, kept={*way, *counting}, tree=tree)
+        left = {*moves, *claims.ways(selected[1:], tree)}.difference(way if selected else ())
         return Placement(
             node=account,
             leaves=leaves,
-            names=names,
-            leaving=tuple(n for n in names if n not in way and n in left),
+            names=named,
+            leaving=tuple(n for n in dict.fromkeys(named) if n in left),
             claimed=bool(selected),
             unread=frozenset(self._unread[account.name]),
             rates=rates,
             allocatable_gpus=self._gpus.get(account.name, 0),
         )
+
+    def _ways(
+        self, node: str, present: Iterable[Way], known: Sequence[Sequence[str]], *, kept: Set[str], tree: Tree
+    ) -> tuple[str, ...]:
+        """The ways that a spec is to name: the present ones, and of the `known` what is `kept` and not left for good."""
+        gone = {name for name, since in self.moves[node].items() if since == DROPPED}
+        former = (way for names in known for way in claims.split_ways(names, tree.leaves) if gone.isdisjoint(way))
+        named = claims.joined(tuple(n for n in way if n in kept) for way in (*present, *former))
+        return (*named, *sorted(kept - gone.union(named)))
 
     def _selecting(self, name: str) -> tuple[str, ...]:
         """The leaves that the node's labels name."""
@@ -312,7 +319,7 @@ class Roster:
             and account.object.release
             and not account.present
             and (names := self._written(account, claimed=False))
-            and len(claims.releases(account.object.release, names)) == len(names)
+            and claims.releases(account.object.release, names) == set(names)
             and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
         ]
         self._verified_s.update((seen.name, now_s) for seen in due)

@@ -12,8 +12,10 @@ in the status of a budget above it. What nobody kept does not count against its 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final
 
+from splitwatt_core.budget.claims import Way, split_ways
 from splitwatt_core.budget.tree import BelowState, BudgetSpec, Requirement, Selector
 from splitwatt_core.protocol.contract import Mode, Spec
 from splitwatt_core.protocol.ledger import NodeAccount
@@ -50,12 +52,24 @@ class Tombstones:
         return True
 
 
+def _ways(spec: Spec, live: Mapping[str, BudgetSpec]) -> tuple[Way, ...]:
+    """The ways that a spec names, where some of its leaves are not known any more: what the node leaves begins with one, and so
+    does what begins as the present way does."""
+    leaves = {name for name in spec.budgets if name in live and live[name].selector is not None} | {*spec.budgets[:1]}
+    leaves.update(
+        name
+        for before, name in pairwise(spec.budgets)
+        if name in spec.leaving and before not in spec.leaving and spec.budgets.index(before) > 0
+    )
+    return split_ways(spec.budgets, leaves)
+
+
 def _restored(name: str, account: NodeAccount, live: Mapping[str, BudgetSpec]) -> BudgetSpec:
     """A tombstone from what is kept of it."""
     spec = account.object.spec if account.object is not None else None
     spec = Spec(term=0, for_uid="") if spec is None else spec
-    way = [n for n in spec.budgets if (n in spec.leaving) == (name in spec.leaving)]
-    place = way.index(name) if name in way else 0
+    way = next((way for way in _ways(spec, live) if name in way), (name,))
+    place = way.index(name)
     above = way[place + 1 :]
     kept = next((row for up in above if up in live for row in live[up].below if row.name == name), None)
     kept = BelowState(name, UNKNOWN_LIMIT_W, 0) if kept is None else kept

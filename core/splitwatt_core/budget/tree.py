@@ -179,7 +179,8 @@ class Tree:
     place in it is wrong, with the sentence that says what to change; such a budget stands as a root of its own, so that its
     limit is still kept. Mode and policy of its tree are unknown then, so nodes that hold no grants yet are granted none.
     `gone`: tombstones, budgets that were deleted and are still named by a NodePower; what stands below one keeps its place, and
-    is at fault as well. `forest`, `index`: the same shape as positions in `order`. `ways`: by budget itself and all above."""
+    is at fault as well. `forest`, `index`: the same shape as positions in `order`. `ways`: by budget itself and all above.
+    `leaves`: budgets that select nodes, or did while they were there."""
 
     order: tuple[str, ...]
     parent: Mapping[str, str | None]
@@ -189,6 +190,7 @@ class Tree:
     forest: Forest
     gone: frozenset[str] = frozenset()
     ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    leaves: frozenset[str] = frozenset()
 
     def chain(self, name: str) -> tuple[str, ...]:
         """The budget and all its ancestors, itself first."""
@@ -252,7 +254,8 @@ def build_tree(budgets: Mapping[str, BudgetSpec], *, gone: Set[str] = frozenset(
     ways: dict[str, tuple[str, ...]] = {}
     for name in order:
         ways[name] = (name,) if (up := parent[name]) is None else (name, *ways[up])
-    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone), ways)
+    leaves = frozenset(name for name, budget in budgets.items() if budget.selector is not None)
+    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone), ways, leaves)
 
 
 def _missing(parent: str) -> str:

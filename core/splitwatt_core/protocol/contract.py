@@ -96,10 +96,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The operator's word. `budgets` names every budget that the node is charged to: its leaf and all above it, in order, then
-    what else counts it (R31); `leaving` are those of them that it leaves once grants made for its present way are acknowledged
-    (R9, R32). `overhead_percent`, `non_gpu_w`, `unmanaged_w`: what those leaves declare of one node, for when they are gone;
-    None where nobody wrote it."""
+    """The operator's word. `budgets` names every budget that the node is charged to, way by way: its leaf and all above it, in
+    order, then every other leaf or way up that still counts it (R31); `leaving` are those of them that it leaves once grants made
+    for its present way are acknowledged (R9, R32). `overhead_percent`, `non_gpu_w`, `unmanaged_w`: what those leaves declare of
+    one node, for when they are gone; None where nobody wrote it."""
 
     term: int
     for_uid: str
