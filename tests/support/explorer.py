@@ -1,18 +1,19 @@
 """Random adversity for a `World`: everything that may go wrong between operator, API store, agents and hardware, by name.
 
 Each action is small and always legal; `Explorer.play(name, pick)` performs one, `pick` choosing among candidates, so that
-the same actions serve a seeded random walk and hypothesis' stateful search.
+the same actions serve a seeded random walk and hypothesis' stateful search. One that finds nothing to act on is no transition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.protocol.contract import Mode, NodePower, Phase, Workload
 from support.sums import charged_sums
-from support.world import DEFAULT_W, RACKS, ROOT, Agent, Gpu, Node, World
+from support.world import DEFAULT_W, RACKS, ROOT, Agent, Gpu, Node, Operator, World
 
 Pick = Callable[[int], int]
 """pick(n) gives a number in 0 .. n-1."""
@@ -22,6 +23,17 @@ LIMITS_PERCENT: Final = (90, 120, 150, 200, 250, 300, 400, 600)
 MAX_LEADERS: Final = 6
 RECOVERY_ROUNDS: Final = 24
 PRIORITIES: Final = (0, 0, 5)
+QUIET_ROUNDS: Final = 3
+"""So many rounds in a row in which nothing is written, and a fleet has settled."""
+
+
+class IdleError(Exception):
+    """An action found nothing to act on, and changed nothing."""
+
+
+def need(ready: object) -> None:
+    if not ready:
+        raise IdleError
 
 
 class Explorer:
@@ -40,21 +52,29 @@ class Explorer:
         self.world.operators[pick(len(self.world.operators))].step()
 
     def watch_one(self, pick: Pick) -> None:
+        need(self.world.active.behind)
         self.world.active.watch(1 + pick(3))
 
     def watch_all(self, pick: Pick) -> None:
+        need(self.world.active.behind)
         self.world.active.watch()
 
+    def _writer(self, pick: Pick) -> Operator:
+        """Of the two newest one with a write under way."""
+        writing = [operator for operator in self.world.operators[-2:] if operator.sent]
+        need(writing)
+        return writing[pick(len(writing))]
+
     def write_arrives(self, pick: Pick) -> None:
-        operator = self.world.operators[-1 - pick(min(2, len(self.world.operators)))]
-        operator.arrive(pick(8))
+        self._writer(pick).arrive(pick(8))
 
     def answer_lost(self, pick: Pick) -> None:
-        operator = self.world.operators[-1 - pick(min(2, len(self.world.operators)))]
-        operator.arrive(pick(8), answer=False)
+        self._writer(pick).arrive(pick(8), answer=False)
 
     def write_times_out(self, pick: Pick) -> None:
-        self.world.active.time_out(pick(8))
+        waiting = [i for i, sent in enumerate(self.world.active.sent) if not sent.told]
+        need(waiting)
+        self.world.active.time_out(waiting[pick(len(waiting))])
 
     def new_leader(self, pick: Pick) -> None:
         self.world.elect()
@@ -62,6 +82,7 @@ class Explorer:
 
     def nodes_told(self, pick: Pick) -> None:
         node = list(self.world.nodes.values())[pick(len(self.world.nodes))]
+        need(self.world.active.tells_news(node))
         self.world.active.see_node(node)
 
     # ----------------------------------------------------------------------------------------------------- the agents
@@ -69,53 +90,61 @@ class Explorer:
     def _agent(self, pick: Pick) -> Agent:
         return list(self.world.agents.values())[pick(len(self.world.agents))]
 
+    def _alive(self, pick: Pick) -> Agent:
+        agent = self._agent(pick)
+        need(agent.alive)
+        return agent
+
     def agent_runs(self, pick: Pick) -> None:
-        self._agent(pick).run()
+        self._alive(pick).run()
 
     def agent_reads(self, pick: Pick) -> None:
-        agent = self._agent(pick)
-        if agent.alive:
-            agent.read()
+        self._alive(pick).read()
 
     def agent_watches(self, pick: Pick) -> None:
-        agent = self._agent(pick)
-        if agent.alive:
-            agent.watch(1 + pick(3))
+        agent = self._alive(pick)
+        need(agent.behind)
+        agent.watch(1 + pick(3))
 
     def agent_ticks(self, pick: Pick) -> None:
-        agent = self._agent(pick)
-        if agent.alive:
-            agent.turn()
+        self._alive(pick).turn()
 
     def agent_guards(self, pick: Pick) -> None:
-        agent = self._agent(pick)
-        if agent.alive:
-            agent.turn({uuid: 200 + 50 * pick(6) for uuid in agent.node.gpus})
+        agent = self._alive(pick)
+        agent.turn({uuid: 200 + 50 * pick(6) for uuid in agent.node.gpus})
 
     def status_written(self, pick: Pick) -> None:
-        agent = self._agent(pick)
-        if agent.alive:
-            agent.send_status()
+        need(self._alive(pick).send_status())
+
+    def _reporting(self, pick: Pick) -> Agent:
+        """One with a status under way."""
+        reporting = [agent for agent in self.world.agents.values() if agent.statuses]
+        need(reporting)
+        return reporting[pick(len(reporting))]
 
     def status_lands(self, pick: Pick) -> None:
-        self._agent(pick).deliver_status(pick(4))
+        self._reporting(pick).deliver_status(pick(4))
 
     def status_lost(self, pick: Pick) -> None:
-        self._agent(pick).statuses.clear()
+        self._reporting(pick).statuses.clear()
 
     def agent_crashes(self, pick: Pick) -> None:
-        self._agent(pick).crash()
+        self._alive(pick).crash()
 
     def agent_starts(self, pick: Pick) -> None:
         agent = self._agent(pick)
-        if not agent.alive and agent.node.powered:
-            agent.start()
+        need(agent.node.managed and not agent.alive and agent.node.powered and not agent.hung)
+        agent.start()
 
     def setter_hangs(self, pick: Pick) -> None:
-        self._agent(pick).hang_next = True
+        agent = self._agent(pick)
+        need(not agent.hang_next)
+        agent.hang_next = True
 
     def setter_completes(self, pick: Pick) -> None:
-        self._agent(pick).complete(pick(4))
+        agent = self._agent(pick)
+        need(agent.hung)
+        agent.complete(pick(4))
 
     # --------------------------------------------------------------------------------------------------- the hardware
 
@@ -125,13 +154,13 @@ class Explorer:
 
     def reset(self, pick: Pick) -> None:
         node, gpu = self._gpu(pick)
-        if node.powered:
-            self.world.reset(node.name, gpu.uuid)
+        need(node.powered)
+        self.world.reset(node.name, gpu.uuid)
 
     def reboot(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
-        if node.powered:
-            self.world.reboot(node.name)
+        need(node.powered)
+        self.world.reboot(node.name)
 
     def setter_lies(self, pick: Pick) -> None:
         _, gpu = self._gpu(pick)
@@ -150,42 +179,48 @@ class Explorer:
         self.world.set_limit(limits_w.pop(ROOT), **limits_w)
 
     def mode_changes(self, pick: Pick) -> None:
-        line = self.world.lines[ROOT]
+        line, before = self.world.lines[ROOT], self.world.lines[ROOT].mode
         line.mode = Mode.OBSERVE if pick(4) == 0 else Mode.STRICT
+        need(line.mode is not before)
         self.world.tell_budgets()
 
     def budget_deleted(self, pick: Pick) -> None:
         line = list(self.world.lines.values())[pick(len(self.world.lines))]
+        need(line.exists)
         line.exists = False
         self.world.tell_budgets()
 
     def budgets_created(self, pick: Pick) -> None:
         """Those that were deleted come back, as new objects."""
-        for line in self.world.lines.values():
-            if not line.exists:
-                line.exists, line.birth = True, line.birth + 1
+        gone = [line for line in self.world.lines.values() if not line.exists]
+        need(gone)
+        for line in gone:
+            line.exists, line.birth = True, line.birth + 1
         self.world.tell_budgets()
 
     def meter_goes_dark(self, pick: Pick) -> None:
         name = list(self.world.lines)[pick(len(self.world.lines))]
+        need(name not in self.world.dark)
         self.world.dark.add(name)
 
     def meters_return(self, pick: Pick) -> None:
+        need(self.world.dark)
         self.world.dark.clear()
 
     def undeclared_watts(self, pick: Pick) -> None:
-        self.world.undeclared_w = max(0, 40 * pick(6) - 120)
+        before_w, self.world.undeclared_w = self.world.undeclared_w, max(0, 40 * pick(6) - 120)
+        need(self.world.undeclared_w != before_w)
 
     def load_changes(self, pick: Pick) -> None:
         _, gpu = self._gpu(pick)
-        gpu.wants_w = 100 + 100 * pick(7)
+        before_w, gpu.wants_w = gpu.wants_w, 100 + 100 * pick(7)
+        need(gpu.wants_w != before_w)
 
     def pod_starts(self, pick: Pick) -> None:
         """One or two free GPUs of a node, as kubelet would give them. The operator hears of it now, or with the next list."""
         node, _ = self._gpu(pick)
         free = [uuid for uuid in node.gpus if uuid not in node.workloads]
-        if not free or not node.present or not node.managed:
-            return
+        need(free and node.present and node.managed)
         self.pods_started += 1
         name, phase = f"pod-{self.pods_started}", (Phase.PREFILL, Phase.DECODE)[pick(2)]
         pod = PodFact("ns", name, phase, PRIORITIES[pick(len(PRIORITIES))], power_ceiling_w=500 if pick(4) == 0 else None)
@@ -199,19 +234,26 @@ class Explorer:
         node, gpu = self._gpu(pick)
         ended = node.workloads.get(gpu.uuid)
         if ended is None:
-            return
+            raise IdleError
         for uuid in [u for u, workload in node.workloads.items() if workload == ended]:
             del node.workloads[uuid]
         self.world.pods.pop((ended.namespace, ended.pod), None)
         self.world.active.keeper.on_pod_gone(ended.namespace, ended.pod)
 
     def node_moves(self, pick: Pick) -> None:
+        node, rack = self._another_rack(pick)
+        self.world.move(node.name, rack)
+
+    def _another_rack(self, pick: Pick) -> tuple[Node, str]:
         node, _ = self._gpu(pick)
-        self.world.move(node.name, RACKS[pick(len(RACKS))])
+        rack = RACKS[pick(len(RACKS))]
+        need(rack != node.rack or node.name in self.world.labels)
+        return node, rack
 
     def node_leaves(self, pick: Pick) -> None:
         """Powered off: it draws nothing, and its object may stay for ever."""
         node, _ = self._gpu(pick)
+        need(node.present or node.powered)
         self.world.agents[node.name].lose_power()
         node.present = node.powered = False
         for gpu in node.gpus.values():
@@ -220,10 +262,12 @@ class Explorer:
     def node_vanishes(self, pick: Pick) -> None:
         """Its Node object is deleted, but the machine and its agent live on."""
         node, _ = self._gpu(pick)
+        need(node.present)
         node.present = False
 
     def node_returns(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
+        need(not (node.present and node.powered))
         node.present = True
         if not node.powered:
             node.powered = True
@@ -231,19 +275,21 @@ class Explorer:
 
     def object_deleted(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
+        need(node.name in self.world.store.objects)
         self.world.store.delete(node.name)
 
     def object_saved(self, pick: Pick) -> None:
         node, _ = self._gpu(pick)
         obj = self.world.store.objects.get(node.name)
-        if obj is not None:
-            self.backups = [*self.backups[-5:], obj]
+        if obj is None:
+            raise IdleError
+        self.backups = [*self.backups[-5:], obj]
 
     def object_restored(self, pick: Pick) -> None:
-        if self.backups:
-            backup = self.backups[pick(len(self.backups))]
-            self.world.store.delete(backup.name)
-            self.world.store.create(backup.name, spec=backup.spec, status=backup.status)
+        need(self.backups and self.world.store.served)
+        backup = self.backups[pick(len(self.backups))]
+        self.world.store.delete(backup.name)
+        self.world.store.create(backup.name, spec=backup.spec, status=backup.status)
 
     def time_passes(self, pick: Pick) -> None:
         self.world.now_s += (0.05, 0.3, 0.6, 1.0, 4.0, 40.0)[pick(6)]
@@ -256,16 +302,22 @@ class Explorer:
 
     # -------------------------------------------------------------------------------------------------------- playing
 
-    def play(self, name: str, pick: Pick) -> None:
-        getattr(self, name)(pick)
+    def play(self, name: str, pick: Pick) -> bool:
+        """Whether it was a transition."""
+        try:
+            getattr(self, name)(pick)
+        except IdleError:
+            return False
         self.world.check()
+        return True
 
     def _tell_pods(self) -> None:
         for pod in self.world.pods.values():
             self.world.active.keeper.on_pod(pod)
 
-    def recover(self) -> None:
-        """After everything is put right every budget must hold its limit again: what may be drawn, and what is charged."""
+    def recover(self, *, whole: bool = True) -> None:
+        """After everything is put right every budget must hold its limit again within `RECOVERY_ROUNDS`: what may be drawn, and
+        what is charged. `whole`: play all of them, to see that it stays so; else it is enough once the fleet has settled."""
         world = self.world
         for node in world.nodes.values():
             node.present = True
@@ -282,26 +334,44 @@ class Explorer:
                 agent.start()
         world.lines[ROOT].mode, world.undeclared_w = Mode.STRICT, 0
         world.dark.clear()
-        self.budgets_created(lambda n: 0)
+        with suppress(IdleError):
+            self.budgets_created(lambda n: 0)
         for operator in world.operators[:-1]:
             operator.sent.clear()
         world.tell_nodes()
         self._tell_pods()
         if world.active.resigned:
             world.elect()
-        world.active.settle(RECOVERY_ROUNDS)
-        world.check()
-        assert world.stamped()
+        quiet = 0
+        for _ in range(RECOVERY_ROUNDS):
+            before = world.store.version
+            world.active.settle(1)
+            world.check()
+            quiet = quiet + 1 if world.store.version == before else 0
+            if not whole and quiet >= QUIET_ROUNDS and not self._missing():
+                break
+        missing = self._missing()
+        assert not missing, missing
+        assert all(g.true_w <= DEFAULT_W for n in world.nodes.values() for g in n.gpus.values())
+
+    def _missing(self) -> str:
+        """What is not right yet, "" where all is."""
+        world = self.world
+        if not world.stamped():
+            return "not every node carries the term of the operator in charge"
         owed_w = charged_sums(world.active)
         for name, line in world.lines.items():
             if not line.exists:
                 continue
             most_w = max(line.limit_w, world.floor_w(name)) + 1e-6
             charge_w = world.active.last.budgets[name].charge_w
-            assert world.allowed_w(name) <= most_w, f"{name}: {world.allowed_w(name)} W may be drawn of {most_w} W"
-            assert charge_w <= most_w, f"{name}: {charge_w} W charged of {most_w} W"
-            assert charge_w <= owed_w[name] + 1e-6, f"{name}: {charge_w} W charged, {owed_w[name]} W may be drawn there"
-        assert all(g.true_w <= DEFAULT_W for n in world.nodes.values() for g in n.gpus.values())
+            if world.allowed_w(name) > most_w:
+                return f"{name}: {world.allowed_w(name)} W may be drawn of {most_w} W"
+            if charge_w > most_w:
+                return f"{name}: {charge_w} W charged of {most_w} W"
+            if charge_w > owed_w[name] + 1e-6:
+                return f"{name}: {charge_w} W charged, {owed_w[name]} W may be drawn there"
+        return ""
 
 
 WEIGHTS: Final[dict[str, int]] = {

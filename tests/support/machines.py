@@ -148,6 +148,11 @@ class Agent(MemoryAgent):
         self.seen, self.kinds = len(self.store.log), self.store.kinds
         self.synced = True
 
+    @property
+    def behind(self) -> bool:
+        """Whether its watch has something to tell."""
+        return self.synced and (self.kinds != self.store.kinds or self.seen < len(self.store.log))
+
     def watch(self, events: int = 1000) -> None:
         if not self.synced:
             return
@@ -203,14 +208,16 @@ class Agent(MemoryAgent):
             life, call = self.hung.pop(index % len(self.hung))
             self._finish(call, life)
 
-    def send_status(self) -> None:
-        """Put a status on its way, on the version the agent knows and after a look at the hardware."""
+    def send_status(self) -> bool:
+        """Put a status on its way, on the version the agent knows and after a look at the hardware; whether it says news."""
         if self.observed is None or not self.enforcer.observed_uid or not self.turned:
-            return
+            return False
         status = self.status(self.node.boot_id, self.node.workloads)
         self._remember(status)
-        if status != self.observed.status:
-            self.statuses.append(Pending(self.observed.uid, self.observed.resource_version, status, self.read_at))
+        if status == self.observed.status:
+            return False
+        self.statuses.append(Pending(self.observed.uid, self.observed.resource_version, status, self.read_at))
+        return True
 
     def _remember(self, status: Status) -> None:
         """T4: without a reset, a reboot or a new object no status says that nothing is acknowledged."""

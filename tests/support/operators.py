@@ -42,6 +42,7 @@ class Operator:
         self.last: Plan = Plan()
         self.told: dict[str, str | None] = {}
         """By node: the label that it last heard of."""
+        self._heard: dict[str, tuple[str | None, bool, str]] = {}
         self.see_kind()
         self.blind = False
         """It starts under another CRD than its predecessor noted: it need not know everybody, and may raise nobody."""
@@ -60,8 +61,13 @@ class Operator:
         for obj in list(world.store.objects.values()):  # the first list is consistent
             self.keeper.on_node_power(obj, world.now_s)
 
+    def tells_news(self, node: Node) -> bool:
+        """Whether it has not heard of the Node as it is."""
+        return self._heard.get(node.name) != (self.world.label(node), node.present, node.boot_id)
+
     def see_node(self, node: Node) -> None:
         label = self.told[node.name] = self.world.label(node)
+        self._heard[node.name] = label, node.present, node.boot_id
         if node.present:
             labels = {} if label is None else {"rack": label}
             self.keeper.on_node(NodeFact(node.name, labels, node.boot_id), self.world.now_s)
@@ -71,6 +77,12 @@ class Operator:
     def see_kind(self) -> None:
         if self.world.contract_uid:
             self.keeper.on_contract_crd(self.world.contract_uid)
+
+    @property
+    def behind(self) -> bool:
+        """Whether its watch has something to tell."""
+        store = self.world.store
+        return self.seen < len(store.log) or (store.served and self.kinds != store.kinds)
 
     def watch(self, events: int = 1000) -> None:
         """Deliver the next watch events, in order: an operator that is not asked to lags behind."""

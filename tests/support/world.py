@@ -110,13 +110,14 @@ class World(Clock):
         self.tell_budgets()
 
     def tell_budgets(self) -> None:
-        """All operators see the budgets as they are now."""
+        """All operators see what changed of the budgets."""
         before, self.budgets = self.budgets, {n: line.spec(n, self) for n, line in self.lines.items() if line.exists}
         for operator in self.operators:
             for name in before.keys() - self.budgets.keys():
                 operator.keeper.on_budget_gone(name, self.now_s)
-            for spec in self.budgets.values():
-                operator.keeper.on_budget(spec, self.now_s)
+            for name, spec in self.budgets.items():
+                if before.get(name) != spec:
+                    operator.keeper.on_budget(spec, self.now_s)
 
     def flat_w(self, line: Line) -> int:
         """The most a node can draw in this leaf."""
@@ -205,10 +206,12 @@ class World(Clock):
         """The rack that its Node object names; None: it names none, or there is no such object."""
         return self.labels.get(node.name, node.rack) if node.present else None
 
-    def release(self, name: str) -> None:
-        """A person says of a node that is gone, by name, that it draws on nothing any more."""
-        if name in self.store.objects and not self.nodes[name].present:
+    def release(self, name: str) -> bool:
+        """A person says of a node that is gone, by name, that it draws on nothing any more; whether there is such a node."""
+        ghost = name in self.store.objects and not self.nodes[name].present
+        if ghost:
             self.store.annotate(name, release=frozenset({RELEASE_ALL}))
+        return ghost
 
     def lose_kind(self) -> None:
         """The NodePower CRD is deleted, and all NodePowers with it."""

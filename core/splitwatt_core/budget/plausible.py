@@ -21,6 +21,7 @@ Pure. Protected: a number that cannot be true raises nothing, releases nothing a
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -35,6 +36,7 @@ NO_VALUES: Final = frozenset(float(2**bits - 1) for bits in (15, 16, 31, 32, 63,
 """Registers of all ones, signed and unsigned: what SNMP and Modbus send for "no value" (docs/facts.md, meters)."""
 EXPORTERS_SCALES: Final = (1, 10, 100, 1000)
 """An exporter may have divided such a register like any other number: 6553.5 W."""
+_ONES: Final = sorted(bits / scale for bits in NO_VALUES for scale in EXPORTERS_SCALES)
 NO_VALUE_SHARE: Final = 0.05
 """A meter may pass by such a number: it is believed this near to what was read or modelled already."""
 
@@ -55,7 +57,8 @@ def most_w(*, explained_w: float, limit_w: float, believed_w: float | None) -> f
 def is_no_value(raw: float, power_w: float, *near_w: float | None) -> bool:
     """Whether `raw`, the number as the meter gave it, is a register of all ones, whole or divided, and its watts are far from
     all of `near_w`."""
-    ones = any(math.isclose(raw * scale, bits, rel_tol=1e-9) for scale in EXPORTERS_SCALES for bits in NO_VALUES)
+    at = bisect_left(_ONES, raw)
+    ones = any(math.isclose(raw, number, rel_tol=1e-9) for number in _ONES[max(at - 1, 0) : at + 1])
     return ones and not any(known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w)
 
 

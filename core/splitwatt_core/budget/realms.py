@@ -112,7 +112,7 @@ def realms(m: Moment, *, meter: MeterColumns, allowance_w: NDArray[np.float64], 
 
 
 def _at(columns: Columns, which: NDArray[np.int64] | slice) -> Columns:
-    return replace(columns, **{name: getattr(columns, name)[which] for name in columns.__dataclass_fields__})
+    return type(columns)(*(getattr(columns, name)[which] for name in columns.__dataclass_fields__))
 
 
 def meters(m: Moment, allowance_w: NDArray[np.float64]) -> MeterColumns:
