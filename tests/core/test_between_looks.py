@@ -6,6 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from splitwatt_core.budget import heard
+from splitwatt_core.budget.claims import joined, split_ways
+from splitwatt_core.budget.tree import build_tree
 from support.scenes import ready
 from support.world import DEFAULT_W, OTHER_ROOT, ROOT, World
 
@@ -189,3 +194,31 @@ def test_a_swap_of_selectors_undone_while_a_parent_is_left_out_takes_nothing_fro
     assert world.active.last.budgets[ROOT].charge_w == granted_w
     spec = world.store.objects[f"{first}0"].spec
     assert spec is not None and spec.budgets == (first, ROOT) and spec.leaving == ()
+
+
+def test_limits_that_change_grow_no_new_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, *_ = ready(a=450, b=900)
+    grown: list[int] = []
+    monkeypatch.setattr(heard, "build_tree", lambda budgets, **options: grown.append(1) or build_tree(budgets, **options))
+    world.set_limit(1000, a=500, b=500)
+    world.active.step()
+    assert not grown
+    world.lines["a"].parent = None
+    world.tell_budgets()
+    world.active.step()
+    assert grown
+
+
+LEAVES = ("a", "b")
+WAYS = st.lists(
+    st.tuples(st.sampled_from(LEAVES), st.lists(st.sampled_from(("x", "y", "z")), unique=True, max_size=3)), max_size=4
+)
+
+
+@given(WAYS)
+def test_a_spec_tells_which_ways_it_names(drawn: list[tuple[str, list[str]]]) -> None:
+    ways = [(leaf, *above) for leaf, above in drawn]
+    told = split_ways(joined(ways), LEAVES)
+    assert set(told) <= set(ways) and told[:1] == tuple(way for way in told if ways and way[: len(ways[0])] == ways[0])[:1]
+    assert all(any(other[: len(way)] == way for other in told) for way in ways), "each, or one that goes on from there"
+    assert not any(way != other and other[: len(way)] == way for way in told for other in told)

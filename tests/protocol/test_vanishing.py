@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from support.long_walk import play
 from support.swarm import EVENTS, draw
-from support.vanishing import VANISHING
+from support.vanishing import VANISHING, VanishingExplorer
+from support.world import World
 
 TRANSITIONS = 20_000
 PARTS = 4
@@ -35,6 +36,14 @@ def test_what_vanished_still_draws(part: int) -> None:
 def test_every_way_to_vanish_is_among_them() -> None:
     drawn = [draw(random.Random(FIRST_SEED + walk)).names for walk in range(PARTS * WALKS)]
     assert set(VANISHING) <= {name for names in drawn for name in names}
+
+
+def test_what_finds_nothing_to_act_on_is_no_transition() -> None:
+    explorer = VanishingExplorer(World(two_rows=True))
+    explorer.world.active.settle(3)
+    idle = ("write_arrives", "status_lands", "watch_all", "kind_made", "labels_put_back", "parents_put_back", "budgets_created")
+    assert not any(explorer.play(name, lambda n: 0) for name in idle)
+    assert all(explorer.play(name, lambda n: 0) for name in ("step", "label_removed", "labels_put_back", "kind_deleted"))
 
 
 def test_the_search_prints_its_seeds_and_fails_where_one_does(tmp_path: Path) -> None:

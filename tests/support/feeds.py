@@ -136,4 +136,6 @@ class Feeds:
 def claims(world: World, node: Node) -> list[Way]:
     """The ways that its label names now, each up to the root or to a parent that is missing."""
     label = world.label(node)
+    if label is None:
+        return []
     return [tuple(world.declared(name)) for name, line in world.lines.items() if line.selects(name, label)]

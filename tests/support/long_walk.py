@@ -1,7 +1,7 @@
 """`make property-long`: a million transitions of `support.swarm`, over as many processes as there are cores.
 
-Every walk is a seed. A seed that fails is printed with what was violated and the command that plays it again. The table of what
-happened, the seeds and the seconds are printed, and written flat to out/property.json.
+Every walk is a seed. A seed that fails is printed at once, with what was violated and the command that plays it again. The table
+of what happened, the seeds and the seconds come at the end, and flat in out/property.json.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.status import Status
 from support.swarm import EVENTS, walk
 from support.vanishing import VANISHING
 
 say = Console(markup=False, highlight=False, soft_wrap=True).print
 OUT: Final = Path("out/property.json")
-WALKS_AT_ONCE: Final = 50
+TOLD_EVERY_S: Final = 15.0
+"""Between two lines of progress."""
+WALKS_AT_ONCE: Final = 20
 """Seeds that one process plays before it tells what came of them."""
 GARBAGE_EVERY: Final = 100_000
 """Objects that are made and not dropped again, until a process looks for garbage."""
@@ -54,6 +56,9 @@ def play(seeds: range) -> Tally:
             tally.events += walk(seed)
         except AssertionError as error:
             tally.failures[seed] = str(error)
+        except Exception as error:  # noqa: BLE001  # whatever it raises fails its own walk, and is told with its seed
+            trace = "".join(traceback.format_exception(error)[-6:])
+            tally.failures[seed] = f"seed {seed}: {type(error).__name__}\n{trace}"
         tally.walks += 1
     return tally
 
@@ -72,11 +77,17 @@ def chunks(first: int, walks: int) -> Iterator[range]:
 
 def search(first: int, walks: int, *, processes: int) -> Tally:
     """Play `walks` seeds from `first` on, until all are played or too many failed."""
-    tally, started = Tally(), time.monotonic()
-    with ProcessPoolExecutor(processes, initializer=_begin) as pool, Status("begun", console=Console(stderr=True)) as status:
+    tally, started, told_s = Tally(), time.monotonic(), 0.0
+    with ProcessPoolExecutor(processes, initializer=_begin) as pool:
         for part in pool.map(play, chunks(first, walks)):
             tally.add(part)
-            status.update(f"{tally.events.total()} transitions, {len(tally.failures)} failed, {time.monotonic() - started:.0f} s")
+            for seed, text in sorted(part.failures.items()):
+                say(f'{text}\nagain: make property-long ARGS="--seed {seed}"\n')
+            past_s = time.monotonic() - started
+            if past_s - told_s >= TOLD_EVERY_S:
+                told_s, done = past_s, tally.events.total()
+                failed = f"{len(tally.failures)} of {tally.walks} walks failed"
+                say(f"{past_s:4.0f} s: {done} transitions, {done / past_s:.0f} a second, {failed}")
             if len(tally.failures) >= MAX_FAILURES:
                 pool.shutdown(cancel_futures=True)
                 break
@@ -91,9 +102,9 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     if asked.seed is not None:
-        walk(asked.seed)
-        say(f"seed {asked.seed}: nothing violated")
-        return 0
+        failures = play(range(asked.seed, asked.seed + 1)).failures
+        say(failures.get(asked.seed, f"seed {asked.seed}: nothing violated"))
+        return 1 if failures else 0
     if asked.transitions < 1 or asked.processes < 1:
         parser.error("--transitions and --processes must be at least 1")
     started = time.monotonic()
@@ -110,6 +121,7 @@ def tell(tally: Tally, *, first: int, seconds: float, processes: int) -> None:
         "first_seed": first,
         "last_seed": first + tally.walks - 1,
         "seconds": round(seconds, 1),
+        "transitions_per_s": round(tally.events.total() / seconds),
         "processes": processes,
         "failures": len(tally.failures),
         "failed_seeds": sorted(tally.failures),
@@ -120,8 +132,6 @@ def tell(tally: Tally, *, first: int, seconds: float, processes: int) -> None:
     for name, times in tally.events.most_common():
         say(f"{name:24} {times:>9}{'   *' if name in VANISHING else ''}")
         flat[f"events_{name}"] = times
-    for seed, text in sorted(tally.failures.items()):
-        say(f'\n{text}\nagain: make property-long ARGS="--seed {seed}"')
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(flat, indent=1) + "\n")
 

@@ -61,11 +61,15 @@ class Heard:
         self._contract.see_budget(spec)
         book.uid = spec.uid  # made anew it takes over where it stood: nothing jumps, nothing is adopted again
         self._notes.extend(book.see_limit(spec, now_s))
-        if self.budgets.get(spec.name, spec) != spec:
+        before = self.budgets.get(spec.name)
+        moves = before is None or (before.parent, before.selector) != (spec.parent, spec.selector)
+        if before is not None and moves:
             self.roster.remember(self.standing, self.tree)
         self.budgets[spec.name] = spec
-        self._tombstones.revive(spec.name)
-        self._replant()
+        if moves:
+            self._tombstones.revive(spec.name)
+            self._replant()
+        self._settle_s_by_leaves.clear()
 
     def on_budget_gone(self, name: str, now_s: float) -> None:
         """It stands on as a tombstone while a NodePower names it (R31); else its book is closed at the next step."""

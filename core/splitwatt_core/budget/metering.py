@@ -64,7 +64,8 @@ class MeterMemory:
         # Told again it is no younger, however far its clock is ahead.
         taken_s = self._newest_s if answer.sampled_s == self._told_s else answer.sampled_s
         self._told_s = answer.sampled_s
-        sample = replace(answer, sampled_s=min(taken_s, now_s))
+        at_s = min(taken_s, now_s)
+        sample = answer if at_s == answer.sampled_s else replace(answer, sampled_s=at_s)
         self._newest_s = min(self._newest_s, now_s)  # the wall clock may have been set back
         if sample.sampled_s > self._newest_s:
             late = spec is not None and now_s - sample.sampled_s > spec.max_age_s

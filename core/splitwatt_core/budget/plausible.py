@@ -103,7 +103,7 @@ class Doubt:
         low = contradicts(power_w, known_w if self.contradicted else drawn_w)
         named = replace(self, meter_w=power_w, drawn_w=drawn_w) if low else self
         if low == self.contradicted:
-            return replace(named, since_s=None, samples=0, rounds=0)
+            return named if self.since_s is None else replace(named, since_s=None, samples=0, rounds=0)
         since_s = sampled_s if self.since_s is None else min(self.since_s, sampled_s)
         samples = self.samples + 1
         rounds = self.rounds + (self.since_s is None or agents_s > self.agents_s)

@@ -44,6 +44,8 @@ class Taken:
 
     def acknowledged(self, grant: int, since_cap_w: int) -> Taken:
         """`grant` is the acknowledged one now; NO_GRANT: none is."""
+        if (grant, since_cap_w) == (self.acked_grant, self.since_cap_w):
+            return self
         return replace(self, acked_grant=grant, since_cap_w=since_cap_w)
 
     def still_acked(self, limit_mw: int) -> tuple[int, int]:
