@@ -6,10 +6,11 @@ a term never falls (docs/protocol.md, R2), a spec once written is never removed,
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from splitwatt_core.protocol.contract import (
+    MAX_BUDGETS_PER_NODE,
     MAX_GPUS_PER_NODE,
     MAX_GRANT,
     MAX_OWNERS_PER_GPU,
@@ -35,9 +36,6 @@ from splitwatt_api.base import (
     Wire,
     kubernetes,
 )
-
-MAX_BUDGETS_PER_NODE: Final = 64
-"""A node is charged to its leaf and all above it and, while it moves, to former ones: four ways of the greatest depth."""
 
 Term = Annotated[int, Field(ge=0, le=MAX_TERM, strict=True)]
 GrantNumber = Annotated[int, Field(ge=0, le=MAX_GRANT, strict=True)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.budget import heard
 from splitwatt_core.budget.claims import joined, split_ways
-from splitwatt_core.budget.tree import build_tree
+from splitwatt_core.budget.tree import Tree, build_tree
 from support.scenes import ready
 from support.world import DEFAULT_W, OTHER_ROOT, ROOT, World
 
@@ -198,8 +199,13 @@ def test_a_swap_of_selectors_undone_while_a_parent_is_left_out_takes_nothing_fro
 
 def test_limits_that_change_grow_no_new_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     world, *_ = ready(a=450, b=900)
-    grown: list[int] = []
-    monkeypatch.setattr(heard, "build_tree", lambda budgets, **options: grown.append(1) or build_tree(budgets, **options))
+    grown: list[Tree] = []
+
+    def grow(*budgets: Any, **options: Any) -> Tree:
+        grown.append(build_tree(*budgets, **options))
+        return grown[-1]
+
+    monkeypatch.setattr(heard, "build_tree", grow)
     world.set_limit(1000, a=500, b=500)
     world.active.step()
     assert not grown
@@ -222,3 +228,8 @@ def test_a_spec_tells_which_ways_it_names(drawn: list[tuple[str, list[str]]]) ->
     assert set(told) <= set(ways) and told[:1] == tuple(way for way in told if ways and way[: len(ways[0])] == ways[0])[:1]
     assert all(any(other[: len(way)] == way for other in told) for way in ways), "each, or one that goes on from there"
     assert not any(way != other and other[: len(way)] == way for way in told for other in told)
+
+
+def test_of_more_ways_than_a_spec_can_name_every_budget_stands_once() -> None:
+    ways = [(f"leaf-{k}", "row", "hall") for k in range(30)]
+    assert joined(ways) == ("leaf-0", "row", "hall", *(f"leaf-{k}" for k in range(1, 30)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.budget.tree import BudgetSpec, Tree
-from splitwatt_core.protocol.contract import NO_GRANT, RELEASE_ALL, NodePower
+from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NO_GRANT, RELEASE_ALL, NodePower
 from splitwatt_core.protocol.ledger import NodeAccount
 
 Way = tuple[str, ...]
@@ -91,7 +91,7 @@ def split_ways(names: Sequence[str], leaves: Collection[str]) -> tuple[Way, ...]
 
 def joined(found: Iterable[Way]) -> tuple[str, ...]:
     """These ways for a spec, the first first. What another one begins with is no way of its own: it ends where a parent is
-    missing."""
+    missing. Of more than a spec can name every budget stands once: none is forgotten, though not on which way it was."""
     kept: list[Way] = []
     for way in dict.fromkeys(found):
         if any(other[: len(way)] == way for other in kept):
@@ -101,7 +101,8 @@ def joined(found: Iterable[Way]) -> tuple[str, ...]:
             kept.append(way)
         else:
             kept[begun] = way
-    return tuple(name for way in kept for name in way)
+    names = tuple(name for way in kept for name in way)
+    return names if len(names) <= MAX_BUDGETS_PER_NODE else tuple(dict.fromkeys(names))
 
 
 def claimed_away(way: Way, claim: Way) -> bool:

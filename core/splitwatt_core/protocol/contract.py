@@ -23,6 +23,8 @@ GRANTS_PER_TERM: Final = 10**9
 MAX_TERM: Final = 2**53 // GRANTS_PER_TERM - 1
 """Terms stay below this so that every grant number is exact in a JSON double."""
 MAX_GRANT: Final = (MAX_TERM + 1) * GRANTS_PER_TERM - 1
+MAX_BUDGETS_PER_NODE: Final = 64
+"""A node is charged to its leaf and all above it and, while it moves, to former ones: four ways of the greatest depth."""
 MAX_GPUS_PER_NODE: Final = 64
 """What NVML itself can list on one machine; passed-through switches and virtual machines show more than the 16 of one box
 (docs/facts.md, NVML)."""
