@@ -128,6 +128,7 @@ class Book:
                     modelled_w=self.past.modelled_at(sample.sampled_s),
                     limit_w=self.limit.in_force_w,
                     sampled_s=sample.sampled_s,
+                    explained_w=survey.explained_w,
                 )
         return tuple(Measured(sample.power_w, sample.sampled_s) for sample in new)
 
