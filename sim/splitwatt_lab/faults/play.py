@@ -42,7 +42,7 @@ MIN_LOOK_HZ: Final = 5.0
 
 
 @dataclass(slots=True)
-class _Laid:
+class Laid:
     fault: Injector
     begun_s: float
     laid_s: float
@@ -50,11 +50,13 @@ class _Laid:
 
 
 @dataclass(slots=True)
-class _Play:
+class Play:
+    """One scene under way."""
+
     ground: Ground
     scene: Scene
     rng: random.Random
-    laid: list[_Laid] = field(default_factory=list)
+    laid: list[Laid] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     lowered: set[str] = field(default_factory=set)
@@ -71,7 +73,7 @@ class _Play:
             for fault in self.scene.faults:
                 if self.laid and self.scene.group == "pairs":
                     time.sleep(self.rng.uniform(0.0, PAIR_GAP_S))
-                laid = _Laid(fault, time.time(), 0.0)
+                laid = Laid(fault, time.time(), 0.0)
                 self.laid.append(laid)
                 fault.lay(self.ground, self.rng)
                 laid.laid_s = time.time()
@@ -83,7 +85,7 @@ class _Play:
         except (LabError, OSError, httpx.TransportError, TimeoutError) as error:
             self.problems.append(f"cannot be played: {error}")
         finally:
-            self._heal()
+            self.heal()
         if self.scene.cut and self.scene.cut_healed:
             self._cut(self.scene.cut)
         try:
@@ -104,8 +106,9 @@ class _Play:
             time.sleep(min(1.0, left_s))
             self.ground.see_ends()
 
-    def _heal(self) -> None:
-        for laid in self.laid:
+    def heal(self) -> None:
+        """The last one first: what was laid while the API server was there is taken away when it is back."""
+        for laid in reversed(self.laid):
             try:
                 laid.fault.heal(self.ground)
             except (LabError, OSError, httpx.TransportError, TimeoutError, KeyError) as error:
@@ -193,7 +196,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
     time.sleep(SETTLE_S)
     ground.ends = Ends()
     ground.observer.forget()
-    acting = _Play(ground, scene, rng)
+    acting = Play(ground, scene, rng)
     start_s = time.time()
     with log_growth(ground) as grown:
         acting.act()
@@ -201,7 +204,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
     ground.see_ends()
     seen = acting.seen(start_s, end_s)
     said = ground.observer.said()
-    forbids = scene.forbids if scene.may_be_infeasible else (*scene.forbids, *ALWAYS_FORBIDDEN)
+    forbids = (*scene.forbids, *scene.forbids_alone, *(() if scene.may_be_infeasible else ALWAYS_FORBIDDEN))
     return Outcome(
         name=scene.name,
         group=scene.group,
@@ -217,7 +220,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         where=list(seen.where),
         expected=[str(expect) for expect in scene.expects],
         excuses=[excuse.why for excuse in scene.excuses],
-        wrong_conditions=wrong_conditions(said, scene.expects, forbids),
+        wrong_conditions=wrong_conditions(said, scene.expects, forbids, looks=ground.judge.samples),
         wrong_exits=wrong_exits(ground.ends.ended, scene.exits),
         tracebacks=tracebacks(grown),
         problems=[*acting.problems, *acting.unseen],
