@@ -44,6 +44,14 @@ def test_a_budget_without_nodes_says_what_to_look_at() -> None:
         "NoNodes",
         "no node is selected, here or below: label nodes or check nodeSelector",
     )
+    world.lines["c"].metered = False
+    world.tell_budgets()
+    operator.settle(1)
+    assert said(operator, "c", "TelemetryFresh") == (
+        False,
+        "NoNodes",
+        "no meter, and no node whose agent could tell, here or below",
+    )
 
 
 def test_while_nodes_are_adopted_nothing_is_in_force() -> None:

@@ -55,7 +55,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
         conditions = (
             _ready(found, name, book, survey, within=within, observes=observes),
             within,
-            telemetry_fresh(spec, book, m.now_s, silent=silent.get(name, ())),
+            telemetry_fresh(spec, book, m.now_s, nodes=survey.nodes, silent=silent.get(name, ())),
             _enforced(found, name, survey),
             feasible.feasible(short, aside=found.aside.get(name, ())),
             *steering.conditions(name),
@@ -136,7 +136,7 @@ def _enforced(found: BudgetFindings, name: str, survey: Survey) -> Condition:
     if found.agentless.get(name):
         texts.append(("NoAgent", found.agentless_text(name, nodes=survey.nodes)))
     if name in found.sick:
-        texts.append(("GpusNotCapped", f"{len(found.sick[name])} GPUs: {some(found.sick[name])}"))
+        texts.append(("GpusNotCapped", f"{counted(len(found.sick[name]), 'GPU')}: {some(found.sick[name])}"))
     if name in found.late:
         late = found.late[name]
         texts.append(("AcknowledgementsLate", f"{counted(len(late), 'GPU')} late to acknowledge the newest grant: {some(late)}"))
