@@ -76,7 +76,7 @@ class PostureState:
 @dataclass(frozen=True, slots=True)
 class MeasuredRatio:
     """measured / limit in force, and when it was measured. `firm` False: a stand-in for a meter that is there and cannot be
-    believed, or a sample under suspicion; it may tighten a posture, and releases none."""
+    believed, a sample under suspicion, or one of a time when a higher limit held; it may tighten a posture, and releases none."""
 
     ratio: float
     sampled_s: float

@@ -121,8 +121,8 @@ def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
     limit_w = book.limit.in_force_w
     if not book.adopted:
         return Condition("WithinBudget", False, "Adopting", "not in force yet")
-    if book.measured_w is not None and book.measured_w > limit_w:
-        return Condition("WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured_w:.0f} W, limit {limit_w} W")
+    if book.measured is not None and book.measured.power_w > (held_w := book.limit_over_w(book.measured)):
+        return Condition("WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured.power_w:.0f} W, limit {held_w} W")
     if survey.charged_w > limit_w + TOLERANCE_W:
         text = f"charged {survey.charged_w:.0f} W, limit {limit_w} W: {survey.charged_w - limit_w:.0f} W over"
         text += "; mode is Observe, nothing is lowered" if observes else ", lowering"
