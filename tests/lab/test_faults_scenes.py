@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -88,10 +89,11 @@ def test_beside_a_missing_api_server_the_other_fault_is_laid_before_it_goes_and_
     healed: list[str] = []
     away = replace(SCENES["etcd-killed"], faults=(Healed(name="API server", order=healed, touch=(API_SERVER,)),))
     both = pair_of(away, replace(SCENES["leaf-deleted"], faults=(Healed(name="leaf", order=healed),)))
-    under_way = Play(cast(Ground, None), both, random.Random(1))
+    ground = SimpleNamespace(await_api=lambda: healed.append("it answers"))
+    under_way = Play(cast(Ground, ground), both, random.Random(1))
     under_way.laid = [Laid(fault, 0.0, 0.0) for fault in both.faults]
     under_way.heal()
-    assert healed == ["API server", "leaf"] and not under_way.problems
+    assert healed == ["API server", "it answers", "leaf"] and not under_way.problems
 
 
 def test_a_meter_that_may_be_believed_is_held_to_its_own_rack_only_where_nothing_else_is_wrong() -> None:

@@ -12,7 +12,7 @@ import httpx
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.faults.expectations import ALWAYS_FORBIDDEN
 from splitwatt_lab.faults.ground import Ends, Ground, log_growth
-from splitwatt_lab.faults.scene import Injector, Scene
+from splitwatt_lab.faults.scene import API_SERVER, Injector, Scene
 from splitwatt_lab.faults.verdict import (
     MAX_BLIND_S,
     Outcome,
@@ -108,12 +108,15 @@ class Play:
 
     def heal(self) -> None:
         """The last one first: what was laid while the API server was there is taken away when it is back."""
-        for laid in reversed(self.laid):
+        for left, laid in reversed(list(enumerate(self.laid))):
             try:
                 laid.fault.heal(self.ground)
+                laid.healed_s = time.time()
+                if left and API_SERVER in laid.fault.touches:
+                    self.ground.await_api()
             except (LabError, OSError, httpx.TransportError, TimeoutError, KeyError) as error:
                 self.problems.append(f"cannot be healed: {error}")
-            laid.healed_s = time.time()
+            laid.healed_s = laid.healed_s or time.time()
 
     def _recover(self) -> None:
         """Wait for health. The ground plays the kubelet for what ended unbidden."""
