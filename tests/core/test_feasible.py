@@ -30,7 +30,7 @@ def test_what_a_meter_shows_beyond_the_declared_makes_no_limit_too_low() -> None
     said = condition(operator, "a", "Feasible")
     shown_w = operator.keeper.books["a"].correction.power_w
     assert (said.status, said.reason) == (True, "UndeclaredInTheWay")
-    assert f"the meter shows {shown_w:.0f} W more, which leaves them {MIN_W + shown_w - 290:.0f} W too few" in said.message
+    assert f"meters show {shown_w:.0f} W more, which leaves them {MIN_W + shown_w - 290:.0f} W too few" in said.message
     assert operator.last.budgets["a"].short_w == 0.0
     world.set_limit(900, a=190, b=290)
     play(world, operator, 3)

@@ -67,7 +67,7 @@ def feasible(short: Short, *, aside: Sequence[str]) -> Condition:
         return Condition(KIND, False, "MinimumCapsAboveLimit", text)
     if short.with_beyond_w > 0:
         text = (
-            f"minimum caps fit the limit by what is declared, but the meter shows {short.beyond_w:.0f} W more, which leaves them "
+            f"minimum caps fit the limit by what is declared, but meters show {short.beyond_w:.0f} W more, which leaves them "
             f"{short.with_beyond_w:.0f} W too few: find what draws there, and declare it or raise limitWatts"
         )
         return Condition(KIND, True, "UndeclaredInTheWay", text)
