@@ -179,7 +179,10 @@ _TROUBLES: Final[Mapping[Health, tuple[str, str]]] = {
     Health.LOST: ("GPULost", "is lost to the driver; drain the node and reset the GPU"),
     Health.HUNG: ("CallHung", "does not answer: a driver call has not returned, so nothing is acknowledged meanwhile"),
     Health.NO_PERMISSION: ("NoPermission", "refuses a new limit; the agent needs root or CAP_SYS_ADMIN"),
-    Health.CAP_NOT_ENFORCED: ("CapNotEnforced", "reports success for a limit that it does not read back"),
+    Health.CAP_NOT_ENFORCED: (
+        "CapNotEnforced",
+        "took its limit and reads back a higher one: the driver ignored the call, or a reset or another program undid it",
+    ),
     Health.NOT_SUPPORTED: (
         "NotSupported",
         "does not support power limits: it is charged the most it may draw, and its neighbours are governed",

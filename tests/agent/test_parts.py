@@ -202,6 +202,7 @@ def test_every_kind_of_sick_gpu_has_a_reason_and_a_sentence(health: Health, reas
 def test_the_sentence_has_the_numbers() -> None:
     enforced = condition(view(line("a", health=Health.CAP_NOT_ENFORCED, management_w=700)), CAPS_ENFORCED)
     assert "(granted 400 W, management limit 700 W, enforced 390 W)" in enforced.message
+    assert "or a reset or another program undid it" in enforced.message
 
 
 def test_a_grant_in_progress_is_no_failure_and_an_overdue_one_is() -> None:

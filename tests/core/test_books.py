@@ -61,6 +61,43 @@ def test_a_changed_limit_is_noted_with_the_time_until_it_counts() -> None:
     assert (raised.reason, raised.message) == ("LimitRaised", "limit raised from 600 W to 2000 W")
 
 
+SLOW = replace(SPEC, meter=MeterSpec("m", expected_series=2, max_age_s=90.0))
+
+
+def test_what_was_drawn_before_a_cut_is_not_above_the_limit_after_it() -> None:
+    """A PDU that answers once a minute."""
+    book = Book.open(replace(SLOW, adopted=True), 0.0)
+    book.see_meter(SLOW, MeterReading(900.0, 10.0, 2), 10.0)
+    judged(book, SLOW, now_s=10.0)
+    lowered = replace(SLOW, limit_w=700)
+    book.see_limit(lowered, 11.0)
+    for now_s in (12.0, 16.0, 40.0):
+        book.advance(now_s)
+        judged(book, lowered, now_s=now_s)
+        assert book.posture is Posture.NORMAL and book.measured is not None
+        assert (book.limit_over_w(book.measured), book.measured_w) == (1000, 900.0)
+    assert book.limit.in_force_w == 700
+    book.see_meter(lowered, MeterReading(750.0, 70.0, 2), 70.0)
+    judged(book, lowered, now_s=70.0)
+    assert book.posture is Posture.TRIM and book.limit_over_w(Measured(750.0, 70.0)) == 700
+    book.see_limit(replace(SLOW, limit_w=800), 71.0)
+    assert book.limit_over_w(Measured(750.0, 70.0)) == 800, "raised, the present one counts"
+    assert book.limit_over_w(Measured(750.0, 15.0)) == 1000
+
+
+def test_a_draw_above_limits_that_fall_again_and_again_is_not_hidden_by_them() -> None:
+    book = Book.open(replace(SPEC, adopted=True), 0.0)
+    seen = []
+    for second in range(40):
+        spec = replace(SPEC, limit_w=1000 - 5 * second)
+        book.see_limit(spec, float(second))
+        book.advance(float(second))
+        book.see_meter(spec, MeterReading(1010.0, second - 2.0, 2), float(second))
+        judged(book, spec, now_s=float(second))
+        seen.append(book.posture)
+    assert seen[-1] is Posture.BRAKE and Posture.TRIM in seen[:8]
+
+
 def test_the_meter_is_believed_while_it_is_fresh() -> None:
     book = metered(700.0)
     judged(book, now_s=5.0)

@@ -37,7 +37,7 @@ def look(spec: BudgetSpec, book: Book, now_s: float, answer: MeterReading | Mete
     if answer is not None:
         book.see_meter(spec, answer, now_s)
     book.judge(spec, replace(CALM, drawn_s=now_s), now_s, adopted=True, below=None)
-    return telemetry_fresh(spec, book, now_s).message
+    return telemetry_fresh(spec, book, now_s, nodes=1).message
 
 
 def test_samples_that_are_late_by_construction_are_told_from_a_dead_meter() -> None:

@@ -75,7 +75,7 @@ class Rack:
         self.worst = max(self.worst, self.book.posture)
 
     def said(self, now_s: float) -> tuple[bool | None, str, str]:
-        condition = telemetry_fresh(self.spec, self.book, now_s)
+        condition = telemetry_fresh(self.spec, self.book, now_s, nodes=1)
         return condition.status, condition.reason, condition.message
 
     def held(self, now_s: float) -> str | None:

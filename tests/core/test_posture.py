@@ -124,10 +124,22 @@ def test_the_table_goes_from_the_harshest_to_the_mildest() -> None:
 # --------------------------------------------------------------------------------------------------------- corrections
 
 
-def correct(*gaps_w: float, period_s: float = 1.0, state: Correction | None = None, start_s: float = 0.0) -> Correction:
+def correct(
+    *gaps_w: float,
+    period_s: float = 1.0,
+    state: Correction | None = None,
+    start_s: float = 0.0,
+    explained_w: float = 900.0,
+) -> Correction:
     state = state or Correction()
     for i, gap_w in enumerate(gaps_w):
-        state = state.observe(measured_w=500.0 + gap_w, modelled_w=500.0, limit_w=LIMIT_W, sampled_s=start_s + i * period_s)
+        state = state.observe(
+            measured_w=500.0 + gap_w,
+            modelled_w=500.0,
+            limit_w=LIMIT_W,
+            sampled_s=start_s + i * period_s,
+            explained_w=explained_w,
+        )
     return state
 
 
@@ -162,7 +174,7 @@ def test_one_odd_sample_of_a_slow_meter_teaches_nothing() -> None:
     assert state.power_w == 0.0
     odd = correct(300.0)
     for _ in range(60):
-        odd = odd.observe(measured_w=800.0, modelled_w=500.0, limit_w=LIMIT_W, sampled_s=0.0)
+        odd = correct(300.0, state=odd)
     assert odd.power_w == 0.0, "one sample, looked at sixty times"
 
 
@@ -175,6 +187,15 @@ def test_what_was_learnt_holds_for_a_minute_and_is_then_measured_anew() -> None:
     assert correct(*[20.0] * 30, state=learnt, start_s=6.0).power_w == 80.0
     late_s = CORRECTION_HOLD_S + 10.0
     assert correct(*[20.0] * 10, state=learnt, start_s=late_s).power_w == 20.0
+
+
+@pytest.mark.parametrize("explained_w", [500.0, 901.0], ids=["a node left", "a node came, or watts were declared"])
+def test_what_was_learnt_of_other_machines_goes_with_the_first_full_window_of_the_present_ones(explained_w: float) -> None:
+    learnt = correct(*[80.0] * 6)
+    assert correct(*[0.0] * 5, state=learnt, start_s=6.0, explained_w=explained_w).power_w == 80.0, "not a moment sooner"
+    assert correct(*[0.0] * 6, state=learnt, start_s=6.0, explained_w=explained_w).power_w == 0.0
+    assert correct(*[70.0] * 6, state=learnt, start_s=6.0, explained_w=explained_w).power_w == 70.0
+    assert correct(*[0.0] * 6, state=learnt, start_s=6.0, explained_w=900.0 + 1e-9).power_w == 80.0, "nothing changed"
 
 
 def test_one_reading_after_a_silence_is_not_a_window() -> None:

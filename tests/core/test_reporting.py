@@ -44,6 +44,14 @@ def test_a_budget_without_nodes_says_what_to_look_at() -> None:
         "NoNodes",
         "no node is selected, here or below: label nodes or check nodeSelector",
     )
+    world.lines["c"].metered = False
+    world.tell_budgets()
+    operator.settle(1)
+    assert said(operator, "c", "TelemetryFresh") == (
+        False,
+        "NoNodes",
+        "no meter, and no node whose agent could tell, here or below",
+    )
 
 
 def test_while_nodes_are_adopted_nothing_is_in_force() -> None:
@@ -95,6 +103,23 @@ def test_a_meter_above_the_limit_is_named_with_both_numbers() -> None:
     operator.keeper.on_meter("a", MeterReading(1234.0, world.now_s, 1), world.now_s)
     operator.step()
     assert said(operator, "a", "WithinBudget") == (False, "MeasuredAboveLimit", "measured 1234 W, limit 900 W")
+
+
+def test_a_reading_of_before_a_cut_is_not_told_as_one_above_it() -> None:
+    world, operator, *_ = ready()
+    world.now_s += 10.0
+    world.dark.add("a")
+    operator.keeper.on_meter("a", MeterReading(800.0, world.now_s, 1), world.now_s)
+    operator.step()
+    operator.keeper.on_budget(replace(world.budgets["a"], limit_w=600, limit_grace_s=1.0), world.now_s)
+    world.now_s += 3.0
+    operator.step()
+    report = operator.last.budgets["a"]
+    assert (report.limit.in_force_w, report.measured_w, report.posture) == (600, 800.0, Posture.NORMAL)
+    assert condition(operator, "a", "WithinBudget").status
+    operator.keeper.on_meter("a", MeterReading(800.0, world.now_s, 1), world.now_s)
+    operator.step()
+    assert said(operator, "a", "WithinBudget") == (False, "MeasuredAboveLimit", "measured 800 W, limit 600 W")
 
 
 def test_without_a_meter_the_agents_sum_is_used_while_all_of_them_speak() -> None:

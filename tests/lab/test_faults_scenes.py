@@ -11,18 +11,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from splitwatt_lab.errors import LabError
+from splitwatt_lab.faults import expectations as say
 from splitwatt_lab.faults.catalogue import SCENES
 from splitwatt_lab.faults.clocks import Clocks
 from splitwatt_lab.faults.command import chosen
 from splitwatt_lab.faults.expectations import NODES
-from splitwatt_lab.faults.ground import ground_spec
+from splitwatt_lab.faults.ground import Ground, ground_spec
+from splitwatt_lab.faults.play import Laid, Play
 from splitwatt_lab.faults.relay import Relays
 from splitwatt_lab.faults.report import BEGIN, END, rewrite
-from splitwatt_lab.faults.scene import draw_pairs
+from splitwatt_lab.faults.scene import API_SERVER, FaultBase, draw_pairs, pair_of
 from splitwatt_lab.scenario import wiring
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "safety.md"
@@ -62,6 +67,43 @@ def test_pairs_are_many_differ_never_touch_the_same_and_follow_from_the_seed() -
         assert second.paired
         assert len(pair.faults) == len(first.faults) + len(second.faults)
     assert [p.name for p in drawn] == [p.name for p in draw_pairs(tuple(SCENES.values()), 40, random.Random("7/pairs"))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healed(FaultBase):
+    """Notes when it is healed."""
+
+    name: str
+    order: list[str]
+
+    def lay(self, ground: Ground, rng: random.Random) -> None: ...
+
+    def heal(self, ground: Ground) -> None:
+        self.order.append(self.name)
+
+
+def test_beside_a_missing_api_server_the_other_fault_is_laid_before_it_goes_and_healed_once_it_is_back() -> None:
+    for name in ("apiserver-killed", "apiserver-stopped-25s", "etcd-killed", "etcd-stopped-20s"):
+        for both in (pair_of(SCENES[name], SCENES["lease-renewed-in-year-0"]), pair_of(SCENES["leaf-deleted"], SCENES[name])):
+            assert [API_SERVER in fault.touches for fault in both.faults] == [False, True]
+    healed: list[str] = []
+    away = replace(SCENES["etcd-killed"], faults=(Healed(name="API server", order=healed, touch=(API_SERVER,)),))
+    both = pair_of(away, replace(SCENES["leaf-deleted"], faults=(Healed(name="leaf", order=healed),)))
+    ground = SimpleNamespace(await_api=lambda: healed.append("it answers"))
+    under_way = Play(cast(Ground, ground), both, random.Random(1))
+    under_way.laid = [Laid(fault, 0.0, 0.0) for fault in both.faults]
+    under_way.heal()
+    assert healed == ["API server", "it answers", "leaf"] and not under_way.problems
+
+
+def test_a_meter_that_may_be_believed_is_held_to_its_own_rack_only_where_nothing_else_is_wrong() -> None:
+    shown = SCENES["meter-shows-the-other-rack"]
+    assert set(say.BRAKED) <= {*shown.forbids, *shown.forbids_alone}
+    both = pair_of(SCENES["limits-in-a-flurry"], shown)
+    assert both.forbids == say.braked("rack-a1"), "whose meter is right"
+    assert both.forbids_alone == ()
+    for name in ("meter-reads-65535", "meter-gone", "meter-reads-0"):
+        assert set(say.BRAKED) <= set(pair_of(SCENES["limits-in-a-flurry"], SCENES[name]).forbids), name
 
 
 def test_scenes_are_picked_by_name_pairs_with_a_plus_and_a_wrong_name_is_told() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from splitwatt_lab.faults.observer import said_of
+from splitwatt_lab.faults.expectations import BRAKED
+from splitwatt_lab.faults.observer import PATHS, Observer, Said, said_of
 from splitwatt_lab.faults.report import summary, table
 from splitwatt_lab.faults.scene import ANY, Excuse, Expect
 from splitwatt_lab.faults.verdict import Outcome, Window, power, tracebacks, ungoverned, unhealthy, wrong_conditions, wrong_exits
@@ -104,6 +105,42 @@ def test_a_condition_that_was_expected_and_never_said_is_wrong_and_so_is_a_forbi
     assert wrong_conditions(said, [Expect("pb", ANY, ANY, ANY, ("Other",))], []) == ["never said: pb/* Other"]
     found = wrong_conditions(said, [], [Expect("pb", ANY, "Feasible", "False")])
     assert found == ["said though forbidden: pb/row-a Feasible=False MinimumCapsAboveLimit: MinimumCapsAboveLimit it is"]
+
+
+def above(t_s: float, *, budget: str = "rack-a1", turned: str = "") -> Said:
+    return Said("pb", budget, "WithinBudget", "False", "MeasuredAboveLimit", "measured 1020 W, limit 1000 W", t_s, turned)
+
+
+@pytest.mark.parametrize(
+    ("true_w", "t_s", "wrong"),
+    [
+        (1020.0, 105.0, False),
+        (985.0, 105.0, False),  # no meter is better than that
+        (900.0, 105.0, True),
+        (1020.0, 120.0, True),  # long over
+        (1020.0, 99.0, True),  # not yet
+    ],
+)
+def test_a_meter_above_the_limit_may_be_told_where_the_draw_was_there_just_before(
+    true_w: float, t_s: float, *, wrong: bool
+) -> None:
+    seen = [BudgetLook(100.0, "rack-a1", true_w, 900.0, 1000, in_force=True)]
+    assert bool(wrong_conditions([above(t_s)], [], BRAKED, looks=seen)) is wrong
+    assert wrong_conditions([above(t_s, budget="rack-a2")], [], BRAKED, looks=seen), "it says nothing of another rack"
+    other = replace(above(t_s), type="Feasible", reason="MinimumCapsAboveLimit")
+    assert wrong_conditions([other], [], [Expect("pb", ANY, "Feasible", "False")], looks=seen), "nor of anything else"
+
+
+def test_a_condition_that_turned_again_is_another_one() -> None:
+    """A word that was true once may be false the next time."""
+    budget = obj("rack-a1", ("WithinBudget", "False", "MeasuredAboveLimit"))
+    answers: dict[str, dict[str, Any]] = {path: {"items": []} for path in (*PATHS.values(), "leases")}
+    answers["powerbudgets"]["items"] = [budget]
+    observer = Observer(lambda path: answers[path.partition("?")[0].rpartition("/")[2]])
+    for turned in ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"):
+        budget["status"]["conditions"][0]["lastTransitionTime"] = turned
+        observer.look()
+    assert [said.turned for said in observer.said()] == ["2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"]
 
 
 SERVED = obj("chat", ("PrefillReady", "True", "Ready"), ("DecodeReady", "True", "Ready"))

@@ -20,6 +20,10 @@ FIRST_JUDGEMENT_S: Final = 3.0
 """Meters lag by a second or two: until then they may still show what was drawn before a new budget's first caps held."""
 
 
+MAX_FORMER: Final = 64
+"""Former limits kept; a sample that is older is held against the lowest limits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Watts at the meter, and when they were measured. `firm` False: it stands in for a meter, here or below, that is there and
@@ -49,6 +53,8 @@ class Book:
     state: PostureState = field(default_factory=PostureState)
     conditions: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
     past: Past = field(default_factory=Past)
+    _former: tuple[tuple[float, int], ...] = ()
+    """Limits that were in force, in watts, each with the time until which."""
 
     @classmethod
     def open(cls, spec: BudgetSpec, now_s: float) -> Book:
@@ -66,7 +72,7 @@ class Book:
     def see_limit(self, spec: BudgetSpec, now_s: float) -> list[Note]:
         """Take in the limit that the spec says now; a lowered one starts its grace (R9)."""
         before = self.limit
-        self.limit = before.observe(spec.limit_w, now_s, spec.limit_grace_s)
+        self._hold(before.observe(spec.limit_w, now_s, spec.limit_grace_s))
         if spec.limit_w == before.spec_w:
             return []
         verb = "lowered" if spec.limit_w < before.spec_w else "raised"
@@ -84,7 +90,17 @@ class Book:
         return self.meter.fresh(spec.meter, now_s)
 
     def advance(self, now_s: float) -> None:
-        self.limit = self.limit.at(now_s)
+        self._hold(self.limit.at(now_s))
+
+    def _hold(self, limit: LimitState) -> None:
+        if limit.in_force_w != self.limit.in_force_w:
+            self._former = (*self._former, (limit.since_s, self.limit.in_force_w))[-MAX_FORMER:]
+        self.limit = limit
+
+    def limit_over_w(self, measured: Measured) -> int:
+        """The limit that the draw had to keep when it was measured, and the present one where that is higher: a meter that
+        answers once a minute shows for so long what was drawn before a cut."""
+        return max([self.limit.in_force_w, *(limit_w for until_s, limit_w in self._former if until_s > measured.sampled_s)])
 
     def judge(self, spec: BudgetSpec, survey: Survey, now_s: float, *, adopted: bool, below: Measured | None) -> list[Note]:
         """Settle this step's measurement, correction, adoption and posture. `below`: what the children measured together
@@ -128,6 +144,7 @@ class Book:
                     modelled_w=self.past.modelled_at(sample.sampled_s),
                     limit_w=self.limit.in_force_w,
                     sampled_s=sample.sampled_s,
+                    explained_w=survey.explained_w,
                 )
         return tuple(Measured(sample.power_w, sample.sampled_s) for sample in new)
 
@@ -147,8 +164,9 @@ class Book:
         return Measured(survey.modelled_w, agents_s, firm) if survey.nodes and not survey.unmeasured else None
 
     def _sample(self, measured: Measured) -> MeasuredRatio:
-        firm = measured.firm and not self.meter.doubt.suspect
-        return MeasuredRatio(measured.power_w / self.limit.in_force_w, measured.sampled_s, firm)
+        limit_w = self.limit_over_w(measured)
+        firm = measured.firm and not self.meter.doubt.suspect and limit_w == self.limit.in_force_w
+        return MeasuredRatio(measured.power_w / limit_w, measured.sampled_s, firm)
 
     def raise_forbidden(self, spec: BudgetSpec, survey: Survey, now_s: float) -> str | None:
         """Why nothing below this budget may be raised now, None when something may (I5)."""

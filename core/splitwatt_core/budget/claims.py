@@ -15,7 +15,8 @@ from typing import Final
 
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NO_GRANT, RELEASE_ALL, NodePower
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+
 
 Way = tuple[str, ...]
 """A leaf and the budgets above it, in order."""
@@ -210,3 +211,14 @@ def node_rest_w(rates: Rates, node: NodeAccount) -> int:
 def charged_w(rates: Rates, node: NodeAccount) -> float:
     """What one node counts for, at the meter: its rest, and the charges of its GPUs with losses."""
     return node_rest_w(rates, node) + rates.loss_factor * node.gpus_charge_w
+
+
+def lowest_gpu_w(gpu: GpuAccount) -> int:
+    """What it would be charged at its lowest legal cap. One that has no such cap is its charge, but where its status cannot be
+    true: then that charge is in the way, and no limit is too low for it."""
+    return max(gpu.min_w, gpu.floor_w) or (0 if gpu.oddity else gpu.charge_w)
+
+
+def lowest_w(rates: Rates, node: NodeAccount) -> float:
+    """`charged_w`, were each of its GPUs at its lowest legal cap."""
+    return node_rest_w(rates, node) + rates.loss_factor * sum(map(lowest_gpu_w, node.gpus.values()))

@@ -11,7 +11,7 @@ dealing their watts anew would only send more writes down it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget.claims import Placement, charged_w, node_rest_w, rates_in
+from splitwatt_core.budget.claims import Placement, Rates, charged_w, node_rest_w, rates_in
 from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
@@ -202,7 +202,7 @@ def build_fleet(
         nodes[b] += 1
         gpu_count[b] += len(node.gpus)
         if len(placement.leaves) > 1:
-            _count_elsewhere(extra_w, placement, tree=tree, budgets=budgets)
+            count_elsewhere(extra_w, placement, charged_w, tree=tree, budgets=budgets)
             left_behind |= fixed_elsewhere(placement, tree, budgets)
         trusted = node.trusted(now_s)
         still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
@@ -305,15 +305,20 @@ def slot(namespace: str, name: str) -> float:
     return int.from_bytes(digest, "big") / 2.0**32
 
 
-def _count_elsewhere(
-    extra_w: NDArray[np.float64], placement: Placement, *, tree: Tree, budgets: Mapping[str, BudgetSpec]
+def count_elsewhere(
+    extra_w: NDArray[np.float64],
+    placement: Placement,
+    counts_w: Callable[[Rates, NodeAccount], float],
+    *,
+    tree: Tree,
+    budgets: Mapping[str, BudgetSpec],
 ) -> None:
-    """Add what a node counts for besides what its first leaf declares of it: in each budget once, at the most that any leaf below
-    declares. Which of them it truly stands in nobody knows."""
+    """Add what a node counts for (`counts_w`) besides what its first leaf declares of it: in each budget once, at the most that
+    any leaf below declares. Which of them it truly stands in nobody knows."""
     node = placement.node
     counted_w: dict[str, float] = {}
     for name in placement.leaves:
-        watts = charged_w(rates_in(name, placement, budgets), node)
+        watts = counts_w(rates_in(name, placement, budgets), node)
         for above in tree.chain(name):
             more_w = watts - counted_w.get(above, 0.0)
             if more_w > 0.0:

@@ -37,9 +37,11 @@ def silent_agents(m: Moment) -> Mapping[str, Sequence[SilentAgent]]:
     return found
 
 
-def telemetry_fresh(spec: BudgetSpec, book: Book, now_s: float, *, silent: Sequence[SilentAgent] = ()) -> Condition:
-    """`silent`: nodes below it without a fresh sample."""
+def telemetry_fresh(spec: BudgetSpec, book: Book, now_s: float, *, nodes: int, silent: Sequence[SilentAgent] = ()) -> Condition:
+    """`nodes`: how many there are below it; `silent`: those of them without a fresh sample."""
     if spec.meter is None:
+        if not nodes:
+            return Condition(KIND, False, "NoNodes", "no meter, and no node whose agent could tell, here or below")
         if book.measured_w is None:
             return Condition(KIND, False, "AgentsSilent", f"no meter, and {_silence(silent)}")
         return Condition(KIND, True, "AgentsSum", "no meter: the agents' sum is used")

@@ -40,7 +40,7 @@ from splitwatt_core.budget.heard import Heard
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
-from splitwatt_core.budget.reports import Judgement, minimum_short_w, report
+from splitwatt_core.budget.reports import Judgement, report
 from splitwatt_core.budget.roster import machine_renamed, void_release
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import BudgetSpec
@@ -129,7 +129,6 @@ class Keeper(Heard):
                 moment,
                 holds,
                 decided.by_root,
-                short_w=minimum_short_w(moment, allowance_w),
                 in_the_way_w=decided.short_w,
                 aside=~moment.fleet.steerable,
                 mute=moment.fleet.mute & aside,

@@ -50,6 +50,14 @@ class Moment:
         """What decisions aim at, float64[B]."""
         return np.array([book.limit.aim_w for book in self.books], dtype=np.float64)
 
+    def reserve_w(self) -> FloatArray:
+        """What is kept for surprises, float64[B]."""
+        return np.array([spec.reserve_w for spec in self.budgets], dtype=np.float64)
+
+    def beyond_w(self) -> FloatArray:
+        """What meters show beyond what is declared, float64[B]: the larger of the budget's own and the sum of its children's."""
+        return self.tree.forest.own_or_children(np.array([book.correction.power_w for book in self.books], dtype=np.float64))
+
     def charged_w(self) -> FloatArray:
         """The sum of I1 below each budget, float64[B]."""
         return np.array([survey.charged_w for survey in self.surveys], dtype=np.float64)

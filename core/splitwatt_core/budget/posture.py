@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from splitwatt_core.columns import Posture
+from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.policies.signature import CORRECTION_WINDOW_S
 
 RELEASE_RATIO: Final = 0.97
@@ -76,7 +76,7 @@ class PostureState:
 @dataclass(frozen=True, slots=True)
 class MeasuredRatio:
     """measured / limit in force, and when it was measured. `firm` False: a stand-in for a meter that is there and cannot be
-    believed, or a sample under suspicion; it may tighten a posture, and releases none."""
+    believed, a sample under suspicion, or one of a time when a higher limit held; it may tighten a posture, and releases none."""
 
     ratio: float
     sampled_s: float
@@ -114,15 +114,26 @@ GAP_EVERY_S: Final = 0.25
 class Correction:
     """Watts that the meter shows above the model (agents' GPU watts with losses + declared non-GPU + fixed). They lessen
     what GPUs may have. `power_w` is the largest lasting gap of the last `CORRECTION_HOLD_S`, so caps do not follow noise;
-    a gap lasts when it is the smallest of a full `CORRECTION_WINDOW_S`, or of two samples that are further apart."""
+    a gap lasts when it is the smallest of a full `CORRECTION_WINDOW_S`, or of two samples that are further apart. What was
+    learnt of other machines or under other declarations stands only until a full window of the present ones is there: a node
+    that came back, or watts that were declared as asked for, would be taken off twice."""
 
     power_w: float = 0.0
     seen_s: float = float("-inf")
     gaps: tuple[tuple[float, float], ...] = ()
     """By the samples' own times; the newest last."""
+    explained_w: float | None = None
+    """What the gaps lie above: all that could be drawn by what is known and declared."""
 
-    def observe(self, *, measured_w: float, modelled_w: float, limit_w: float, sampled_s: float) -> Correction:
-        """One sample; the same one again teaches nothing."""
+    def observe(
+        self, *, measured_w: float, modelled_w: float, limit_w: float, sampled_s: float, explained_w: float
+    ) -> Correction:
+        """One sample; the same one again teaches nothing. `explained_w`: GPU maxima with losses and all declared watts."""
+        if self.explained_w is None or abs(explained_w - self.explained_w) > TOLERANCE_W:
+            anew = Correction(self.power_w, explained_w=explained_w)
+            return anew.observe(
+                measured_w=measured_w, modelled_w=modelled_w, limit_w=limit_w, sampled_s=sampled_s, explained_w=explained_w
+            )
         if self.gaps and sampled_s == self.gaps[-1][0]:
             return self
         before = self.gaps if self.gaps and sampled_s > self.gaps[-1][0] else ()  # a clock that was set back begins anew
@@ -139,5 +150,5 @@ class Correction:
             return replace(self, gaps=gaps)
         lasting_w = min(g for _, g in gaps)
         if lasting_w >= self.power_w or sampled_s - self.seen_s > CORRECTION_HOLD_S:
-            return Correction(lasting_w, sampled_s, gaps)
+            return Correction(lasting_w, sampled_s, gaps, explained_w)
         return replace(self, gaps=gaps)

@@ -94,9 +94,7 @@ def may_raise(m: Moment, holds: RaiseHolds) -> NDArray[np.bool_]:
 def withheld_w(m: Moment) -> NDArray[np.float64]:
     """Watts of each limit that nobody may be given, float64[B]: the reserve for surprises, and what meters show beyond the
     model; of the latter the larger of the budget's own and the sum of its children's."""
-    reserve_w = np.array([spec.reserve_w for spec in m.budgets], dtype=np.float64)
-    beyond_w = np.array([book.correction.power_w for book in m.books], dtype=np.float64)
-    return reserve_w + m.tree.forest.own_or_children(beyond_w)
+    return m.reserve_w() + m.beyond_w()
 
 
 def safe_sums_over(m: Moment, aim_w: NDArray[np.float64]) -> dict[str, float]:

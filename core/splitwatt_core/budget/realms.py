@@ -129,9 +129,8 @@ def meters(m: Moment, allowance_w: NDArray[np.float64]) -> MeterColumns:
     judged = [book.adopted and now_s - book.adopted_s >= FIRST_JUDGEMENT_S for book in books]
     shown_w = [np.nan if book.measured_w is None else book.measured_w for book in books]
     # The allowance is what decisions aim at, less the reserve, the correction and the rest; nobody draws the reserve.
-    reserve_w = np.array([spec.reserve_w for spec in budgets], dtype=np.float64)
     return MeterColumns(
         limit_w=np.array([book.limit.in_force_w for book in books], dtype=np.float64),
         measured_w=np.where(speaks & np.array(judged, dtype=np.bool_), np.array(shown_w, dtype=np.float64), np.nan),
-        rest_w=m.aim_w() - reserve_w - allowance_w,
+        rest_w=m.aim_w() - m.reserve_w() - allowance_w,
     )

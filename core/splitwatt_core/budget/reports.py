@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwatt_core.budget import feasible
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
 from splitwatt_core.budget.findings import BudgetFindings
@@ -18,30 +19,22 @@ from splitwatt_core.budget.steering import Steering
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition, counted, some
-from splitwatt_core.policies.signature import Decision, shortfall_w
+from splitwatt_core.policies.signature import Decision
 from splitwatt_core.protocol.contract import Mode
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one step came to, to be reported. `moment` with the GPUs that nobody counts on at their charge. short_w float64[B]:
-    watts that miss with every GPU at its minimum; in_the_way_w float64[B]: that miss while some GPUs do not answer, for they
-    count at their charge. aside, mute bool[N]: GPUs that are not counted on, and those of them whose agents do not answer."""
+    """What one step came to, to be reported. `moment` with the GPUs that nobody counts on at their charge. in_the_way_w
+    float64[B]: watts that miss with all others at their minimum. aside, mute bool[N]: GPUs that are not counted on, and those
+    of them whose agents do not answer."""
 
     moment: Moment
     holds: RaiseHolds
     decisions: Mapping[str, Decision]
-    short_w: NDArray[np.float64]
     in_the_way_w: NDArray[np.float64]
     aside: NDArray[np.bool_]
     mute: NDArray[np.bool_]
-
-
-def minimum_short_w(m: Moment, allowance_w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Watts that miss below each budget even with every GPU at its lowest legal cap, float64[B]. One that has no such cap is
-    its charge, but where its status cannot be true: then that charge is in the way, and no limit is too low for it."""
-    minimum_w = np.array([max(a.min_w, a.floor_w) or (0 if a.oddity else a.charge_w) for a in m.fleet.accounts], dtype=np.float64)
-    return shortfall_w(m.fleet.below(m.fleet.gpus.loss_factor * minimum_w), allowance_w)
 
 
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
@@ -51,9 +44,9 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     reasons, silent = found.reasons(j.decisions), silent_agents(m)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
-    columns = (m.fleet.gpu_count.tolist(), j.short_w.tolist(), j.in_the_way_w.tolist())
-    rows = zip(m.budgets, m.books, m.surveys, *columns, strict=True)
-    for b, (spec, book, survey, gpus, short_w, in_the_way_w) in enumerate(rows):
+    shorts = feasible.shorts(m, in_the_way_w=j.in_the_way_w, safe_over_w=j.holds.safe_over_w)
+    rows = zip(m.budgets, m.books, m.surveys, m.fleet.gpu_count.tolist(), shorts, strict=True)
+    for b, (spec, book, survey, gpus, short) in enumerate(rows):
         name = spec.name
         if name in m.tree.gone:
             continue
@@ -62,9 +55,9 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
         conditions = (
             _ready(found, name, book, survey, within=within, observes=observes),
             within,
-            telemetry_fresh(spec, book, m.now_s, silent=silent.get(name, ())),
+            telemetry_fresh(spec, book, m.now_s, nodes=survey.nodes, silent=silent.get(name, ())),
             _enforced(found, name, survey),
-            _feasible(found, name, short_w, in_the_way_w, j.holds.safe_over_w.get(name)),
+            feasible.feasible(short, aside=found.aside.get(name, ())),
             *steering.conditions(name),
         )
         notes.extend(_turned(name, book, conditions))
@@ -76,7 +69,7 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             posture=book.posture,
             nodes=survey.nodes,
             gpus=gpus,
-            short_w=short_w,
+            short_w=short.at_minimum_w,
             adoption_s=book.adoption_s,
             conditions=conditions,
             reasons=tuple(reasons.get(name, ())),
@@ -129,8 +122,8 @@ def _within(book: Book, survey: Survey, *, observes: bool) -> Condition:
     limit_w = book.limit.in_force_w
     if not book.adopted:
         return Condition("WithinBudget", False, "Adopting", "not in force yet")
-    if book.measured_w is not None and book.measured_w > limit_w:
-        return Condition("WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured_w:.0f} W, limit {limit_w} W")
+    if book.measured is not None and book.measured.power_w > (held_w := book.limit_over_w(book.measured)):
+        return Condition("WithinBudget", False, "MeasuredAboveLimit", f"measured {book.measured.power_w:.0f} W, limit {held_w} W")
     if survey.charged_w > limit_w + TOLERANCE_W:
         text = f"charged {survey.charged_w:.0f} W, limit {limit_w} W: {survey.charged_w - limit_w:.0f} W over"
         text += "; mode is Observe, nothing is lowered" if observes else ", lowering"
@@ -144,7 +137,7 @@ def _enforced(found: BudgetFindings, name: str, survey: Survey) -> Condition:
     if found.agentless.get(name):
         texts.append(("NoAgent", found.agentless_text(name, nodes=survey.nodes)))
     if name in found.sick:
-        texts.append(("GpusNotCapped", f"{len(found.sick[name])} GPUs: {some(found.sick[name])}"))
+        texts.append(("GpusNotCapped", f"{counted(len(found.sick[name]), 'GPU')}: {some(found.sick[name])}"))
     if name in found.late:
         late = found.late[name]
         texts.append(("AcknowledgementsLate", f"{counted(len(late), 'GPU')} late to acknowledge the newest grant: {some(late)}"))
@@ -154,23 +147,6 @@ def _enforced(found: BudgetFindings, name: str, survey: Survey) -> Condition:
     if found.bare.get(name):
         text += f"; counted at its flat rate, without an agent: {some(found.bare[name])}"
     return Condition("CapsEnforced", True, "ReadBack", text)
-
-
-def _feasible(found: BudgetFindings, name: str, short_w: float, in_the_way_w: float, safe_over_w: float | None) -> Condition:
-    if safe_over_w is not None:
-        text = f"safe caps need {safe_over_w:.0f} W more than the limit: lower policy.safeCapWatts or raise the limit"
-        return Condition("Feasible", False, "SafeCapsAboveLimit", text)
-    if short_w > 0:
-        text = f"minimum caps need {short_w:.0f} W more than the limit: raise limitWatts or remove nodes"
-        return Condition("Feasible", False, "MinimumCapsAboveLimit", text)
-    if in_the_way_w > 0 and name in found.aside:
-        aside = found.aside[name]
-        text = (
-            f"minimum caps fit the limit, but the charges of {counted(len(aside), 'GPU')} that cannot be lowered now are "
-            f"{in_the_way_w:.0f} W in the way: {some(aside)}"
-        )
-        return Condition("Feasible", True, "ChargesInTheWay", text)
-    return Condition("Feasible", True, "Feasible", "minimum caps fit the limit")
 
 
 def _turned(name: str, book: Book, conditions: tuple[Condition, ...]) -> list[Note]:

@@ -7,7 +7,7 @@ from typing import Final
 from splitwatt_lab.faults import expectations as say
 from splitwatt_lab.faults.expectations import BUSY, CUT, GRACE_S, NODES, OTHER, START_S, SUCCESSOR_S
 from splitwatt_lab.faults.processes import ClockStepped, Killed, Partitioned, RolledOut, Standby, Stopped
-from splitwatt_lab.faults.scene import Scene
+from splitwatt_lab.faults.scene import API_SERVER, Scene
 
 AGENTS: Final = tuple(f"agent-{node}" for node in NODES)
 ALL: Final = tuple(f"agent:{node}" for node in NODES)
@@ -92,22 +92,22 @@ PROCESSES: Final = (
     Scene(
         name="apiserver-killed", group="processes", hold_s=15, cut=CUT, cut_healed=True,
         promise=f"{CAPS_STAY} while it is away; watches come back, and a cut right after is obeyed.",
-        faults=(Killed(names=("kube-apiserver",), touch=("api",), excuse=say.unseen_cut(SUCCESSOR_S)),),
+        faults=(Killed(names=("kube-apiserver",), touch=(API_SERVER,), excuse=say.unseen_cut(SUCCESSOR_S)),),
     ),
     Scene(
         name="apiserver-stopped-25s", group="processes", hold_s=25, cut=CUT, cut_healed=True,
         promise="The same while it accepts connections and never answers; nobody stays wedged.",
-        faults=(Stopped(names=("kube-apiserver",), touch=("api",), excuse=say.unseen_cut(SUCCESSOR_S)),),
+        faults=(Stopped(names=("kube-apiserver",), touch=(API_SERVER,), excuse=say.unseen_cut(SUCCESSOR_S)),),
     ),
     Scene(
         name="etcd-killed", group="processes", hold_s=15, cut=CUT, cut_healed=True,
         promise=f"{CAPS_STAY} while it is away; a cut right after its return is obeyed.",
-        faults=(Killed(names=("etcd",), touch=("api",), excuse=say.unseen_cut(SUCCESSOR_S)),),
+        faults=(Killed(names=("etcd",), touch=(API_SERVER,), excuse=say.unseen_cut(SUCCESSOR_S)),),
     ),
     Scene(
         name="etcd-stopped-20s", group="processes", hold_s=20, cut=CUT, cut_healed=True,
         promise="The same while it never answers.",
-        faults=(Stopped(names=("etcd",), touch=("api",), excuse=say.unseen_cut(SUCCESSOR_S)),),
+        faults=(Stopped(names=("etcd",), touch=(API_SERVER,), excuse=say.unseen_cut(SUCCESSOR_S)),),
     ),
     Scene(
         name="agent-partitioned", group="processes", hold_s=12, cut=CUT, expects=(say.acks_late(CUT),),

@@ -59,8 +59,13 @@ UNCLAIMED: Final = (Expect("pb", ANY, "Ready", "False", ("NodesUnclaimed",)),)
 """Nodes that no leaf claims any more are named by a budget that counts them."""
 
 
-BRAKED: Final = (Expect("pb", ANY, "WithinBudget", "False", ("MeasuredAboveLimit",)),)
-"""A meter that cannot be right must not be believed to be above the limit."""
+def braked(budget: str) -> tuple[Expect, ...]:
+    return (Expect("pb", budget, "WithinBudget", "False", ("MeasuredAboveLimit",)),)
+
+
+BRAKED: Final = braked(ANY)
+"""A meter that cannot be right must not be believed to be above the limit. Where the draw was truly there the word is true
+(`verdict.truly_above`)."""
 
 # ------------------------------------------------------------------------------------------------------------------ excuses
 

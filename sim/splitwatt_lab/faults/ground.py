@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import httpx
 from splitwatt_core.names import LABEL_RACK
 
 from splitwatt_lab import scenario
@@ -38,6 +39,7 @@ RACK_W: Final = 14_600
 ROW_W: Final = 27_150
 """Both bite while every GPU is hungry: each rack could draw 14 936 W, and the row carries less than its racks together."""
 ROW_RESERVE_W: Final = 300
+API_BACK_S: Final = 30.0
 LEAST_W: Final = 225
 """What a GPU can be held at: its lowest cap is 200 W, and some draw a little more under it."""
 STATE_BYTES: Final = 512 * 1024
@@ -191,6 +193,17 @@ class Ground:
         response = self.plane.http.delete(path)
         if response.is_error and response.status_code != 404:
             raise LabError(f"DELETE {path} was refused: {response.json().get('message')}")
+
+    def await_api(self) -> None:
+        """Until the API server answers, and its store behind it. Raises LabError when it does not."""
+        if self.until(self._api_answers, within_s=API_BACK_S) is None:
+            raise LabError(f"the API server does not answer {API_BACK_S:.0f} s after it came back")
+
+    def _api_answers(self) -> bool:
+        try:
+            return self.plane.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
 
     @property
     def plane(self) -> ControlPlane:

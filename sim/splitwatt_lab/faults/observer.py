@@ -1,6 +1,7 @@
 """What the conditions said, and when: a thread that reads the objects twice a second, as a person with kubectl would.
 
-It never feeds the judge. Every (object, condition, status, reason) is kept once, with its first message and time.
+It never feeds the judge. Every (object, condition, status, reason) is kept once for each time that the
+condition turned, with its first message and time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Said:
     reason: str
     message: str
     t_s: float
+    turned: str = ""
+    """When the condition last changed its status, as it says itself."""
 
     def meets(self, expect: Expect) -> bool:
         wanted = ((expect.name, self.name), (expect.type, self.type), (expect.status, self.status))
@@ -51,7 +54,10 @@ def said_of(kind: str, obj: Mapping[str, Any], t_s: float) -> list[Said]:
     """The conditions of one object as the API server returns it."""
     name = obj["metadata"]["name"]
     conditions: Sequence[Mapping[str, str]] = (obj.get("status") or {}).get("conditions") or ()
-    return [Said(kind, name, c["type"], c["status"], c.get("reason", ""), c.get("message", ""), t_s) for c in conditions]
+    return [
+        Said(kind, name, c["type"], c["status"], c.get("reason", ""), c.get("message", ""), t_s, c.get("lastTransitionTime", ""))
+        for c in conditions
+    ]
 
 
 class Observer:
@@ -62,7 +68,7 @@ class Observer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
         self._lock = threading.Lock()
-        self._said: dict[tuple[str, str, str, str, str], Said] = {}
+        self._said: dict[tuple[str, ...], Said] = {}
         self.objects: dict[str, dict[str, Json]] = {kind: {} for kind in PATHS}
         self.leases: list[Json] = []
         self.read_s = 0.0
@@ -99,7 +105,7 @@ class Observer:
             for kind, items in found.items():
                 for obj in items:
                     for said in said_of(kind, obj, asked_s):
-                        self._said.setdefault((kind, said.name, said.type, said.status, said.reason), said)
+                        self._said.setdefault((kind, said.name, said.type, said.status, said.reason, said.turned), said)
 
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):

@@ -12,7 +12,7 @@ import httpx
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.faults.expectations import ALWAYS_FORBIDDEN
 from splitwatt_lab.faults.ground import Ends, Ground, log_growth
-from splitwatt_lab.faults.scene import Injector, Scene
+from splitwatt_lab.faults.scene import API_SERVER, Injector, Scene
 from splitwatt_lab.faults.verdict import (
     MAX_BLIND_S,
     Outcome,
@@ -42,7 +42,7 @@ MIN_LOOK_HZ: Final = 5.0
 
 
 @dataclass(slots=True)
-class _Laid:
+class Laid:
     fault: Injector
     begun_s: float
     laid_s: float
@@ -50,11 +50,13 @@ class _Laid:
 
 
 @dataclass(slots=True)
-class _Play:
+class Play:
+    """One scene under way."""
+
     ground: Ground
     scene: Scene
     rng: random.Random
-    laid: list[_Laid] = field(default_factory=list)
+    laid: list[Laid] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     lowered: set[str] = field(default_factory=set)
@@ -71,7 +73,7 @@ class _Play:
             for fault in self.scene.faults:
                 if self.laid and self.scene.group == "pairs":
                     time.sleep(self.rng.uniform(0.0, PAIR_GAP_S))
-                laid = _Laid(fault, time.time(), 0.0)
+                laid = Laid(fault, time.time(), 0.0)
                 self.laid.append(laid)
                 fault.lay(self.ground, self.rng)
                 laid.laid_s = time.time()
@@ -83,7 +85,7 @@ class _Play:
         except (LabError, OSError, httpx.TransportError, TimeoutError) as error:
             self.problems.append(f"cannot be played: {error}")
         finally:
-            self._heal()
+            self.heal()
         if self.scene.cut and self.scene.cut_healed:
             self._cut(self.scene.cut)
         try:
@@ -104,13 +106,17 @@ class _Play:
             time.sleep(min(1.0, left_s))
             self.ground.see_ends()
 
-    def _heal(self) -> None:
-        for laid in self.laid:
+    def heal(self) -> None:
+        """The last one first: what was laid while the API server was there is taken away when it is back."""
+        for left, laid in reversed(list(enumerate(self.laid))):
             try:
                 laid.fault.heal(self.ground)
+                laid.healed_s = time.time()
+                if left and API_SERVER in laid.fault.touches:
+                    self.ground.await_api()
             except (LabError, OSError, httpx.TransportError, TimeoutError, KeyError) as error:
                 self.problems.append(f"cannot be healed: {error}")
-            laid.healed_s = time.time()
+            laid.healed_s = laid.healed_s or time.time()
 
     def _recover(self) -> None:
         """Wait for health. The ground plays the kubelet for what ended unbidden."""
@@ -193,7 +199,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
     time.sleep(SETTLE_S)
     ground.ends = Ends()
     ground.observer.forget()
-    acting = _Play(ground, scene, rng)
+    acting = Play(ground, scene, rng)
     start_s = time.time()
     with log_growth(ground) as grown:
         acting.act()
@@ -201,7 +207,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
     ground.see_ends()
     seen = acting.seen(start_s, end_s)
     said = ground.observer.said()
-    forbids = scene.forbids if scene.may_be_infeasible else (*scene.forbids, *ALWAYS_FORBIDDEN)
+    forbids = (*scene.forbids, *scene.forbids_alone, *(() if scene.may_be_infeasible else ALWAYS_FORBIDDEN))
     return Outcome(
         name=scene.name,
         group=scene.group,
@@ -217,7 +223,7 @@ def play(ground: Ground, scene: Scene, rng: random.Random) -> Outcome:
         where=list(seen.where),
         expected=[str(expect) for expect in scene.expects],
         excuses=[excuse.why for excuse in scene.excuses],
-        wrong_conditions=wrong_conditions(said, scene.expects, forbids),
+        wrong_conditions=wrong_conditions(said, scene.expects, forbids, looks=ground.judge.samples),
         wrong_exits=wrong_exits(ground.ends.ended, scene.exits),
         tracebacks=tracebacks(grown),
         problems=[*acting.problems, *acting.unseen],

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from splitwatt_lab.faults.ground import Ground
 
 ANY: Final = "*"
+API_SERVER: Final = "api"
+"""What a fault touches that takes the API server away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class FaultBase:
 class Scene:
     """`cut`: the budget whose limit is cut while the faults stand (`cut_healed`: right after they were taken away).
 
-    `expects` must be seen between the laying and the end, `forbids` never (beside what `catalogue.ALWAYS_FORBIDDEN` holds).
+    `expects` must be seen between the laying and the end, `forbids` never (beside what `expectations.ALWAYS_FORBIDDEN` holds).
+    `forbids_alone`: neither, but beside another fault it may well be so.
     `steady`: racks whose caps must not fall: nothing was done to them. `fast`: played by `make test`. `paired`: may be
     drawn for random pairs. `convicted`: the runner's own test, which must be found guilty. `fresh`: nothing is played on
     the site afterwards. `alone`: it takes the whole machine, so no other site plays beside it. `may_be_infeasible`: limits below
@@ -103,6 +106,7 @@ class Scene:
     cut_healed: bool = False
     expects: tuple[Expect, ...] = ()
     forbids: tuple[Expect, ...] = ()
+    forbids_alone: tuple[Expect, ...] = ()
     steady: tuple[str, ...] = ()
     recovery_s: float = 40.0
     fast: bool = False
@@ -126,12 +130,13 @@ class Scene:
 
 
 def pair_of(first: Scene, second: Scene) -> Scene:
-    """Both scenes' faults at once. What each of them expects to be told may be hidden by the other; what both forbid holds."""
+    """Both scenes' faults at once. What each of them expects to be told may be hidden by the other; what both forbid holds.
+    Who takes the API server away comes last, for most other faults are laid through it."""
     return Scene(
         name=f"{first.name} + {second.name}",
         group="pairs",
         promise="Both promises hold together.",
-        faults=(*first.faults, *second.faults),
+        faults=tuple(sorted((*first.faults, *second.faults), key=lambda fault: API_SERVER in fault.touches)),
         hold_s=max(first.hold_s, second.hold_s),
         cut=first.cut or second.cut,
         cut_healed=first.cut_healed or second.cut_healed,

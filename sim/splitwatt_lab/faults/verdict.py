@@ -26,6 +26,10 @@ SPIKE_S: Final = 0.45
 """A cap acts late (docs/safety.md, "What is not protected"): so long the draw may stand above caps that keep the limit."""
 RENEWED_S: Final = 7.0
 """A leader renews its Lease several times within this."""
+TOLD_WITHIN_S: Final = 8.0
+"""What a meter showed may be believed for 5 s, and takes a moment to be read, decided on and told."""
+METER_ERROR_SHARE: Final = 0.02
+"""A PDU is good to that (docs/facts.md, meters)."""
 TRACEBACK: Final = re.compile(
     r"^Traceback \(most recent call last\)|^Task exception was never retrieved|^fatal error: ", re.MULTILINE
 )
@@ -116,11 +120,24 @@ def power(looks: Sequence[BudgetLook], windows: Sequence[Window]) -> Power:
     return Power(beyond_s, excused_s, spike_s, worst_w, worst_excused_w, blind_s, count, tuple(where))
 
 
-def wrong_conditions(said: Sequence[Said], expects: Sequence[Expect], forbids: Sequence[Expect]) -> list[str]:
-    """A sentence for each condition that was not said though expected, or said though forbidden."""
+def wrong_conditions(
+    said: Sequence[Said], expects: Sequence[Expect], forbids: Sequence[Expect], *, looks: Sequence[BudgetLook] = ()
+) -> list[str]:
+    """A sentence for each condition that was not said though expected, or said though forbidden. What the judge saw as well
+    (`looks`) is the truth, and may always be said."""
     missing = [f"never said: {expect}" for expect in expects if not any(s.meets(expect) for s in said)]
-    wrong = [f"said though forbidden: {s}" for s in said if any(s.meets(f) for f in forbids)]
+    wrong = [f"said though forbidden: {s}" for s in said if any(s.meets(f) for f in forbids) and not truly_above(s, looks)]
     return [*missing, *wrong]
+
+
+def truly_above(said: Said, looks: Iterable[BudgetLook]) -> bool:
+    """Whether it says that a meter reads above the limit, and shortly before the draw did stand there."""
+    return said.reason == "MeasuredAboveLimit" and any(
+        look.budget == said.name
+        and said.t_s - TOLD_WITHIN_S <= look.t_s <= said.t_s
+        and look.true_w > (1.0 - METER_ERROR_SHARE) * look.limit_w
+        for look in looks
+    )
 
 
 def unhealthy(
