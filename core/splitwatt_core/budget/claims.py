@@ -17,7 +17,6 @@ from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NO_GRANT, RELEASE_ALL, NodePower
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 
-
 Way = tuple[str, ...]
 """A leaf and the budgets above it, in order."""
 DROPPED: Final = -1
