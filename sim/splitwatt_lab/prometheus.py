@@ -42,12 +42,21 @@ def program() -> Path:
 
 
 class PrometheusServer:
-    """One server under `group`, its data in `directory`. `rules` are Prometheus rule files."""
+    """One server under `group`, its data in `directory`. `rules` are Prometheus rule files, `flags` more of its command line."""
 
-    def __init__(self, group: ProcessGroup, directory: Path, *, rules: Sequence[Path] = (), port: int | None = None) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        directory: Path,
+        *,
+        rules: Sequence[Path] = (),
+        flags: Sequence[str] = (),
+        port: int | None = None,
+    ) -> None:
         self._group = group
         self._directory = directory
         self._rules = rules
+        self._flags = flags
         self._fixed = port
         self._client = httpx.Client(timeout=_QUERY_S, trust_env=False)  # a site's proxy knows nothing of loopback
         self.port = 0
@@ -76,6 +85,7 @@ class PrometheusServer:
                 f"--storage.tsdb.retention.time={RETENTION}",
                 f"--web.listen-address={LOOPBACK}:{port}",
                 "--log.level=warn",
+                *self._flags,
             ],
             healthy=self._ready,
             port=self._fixed,

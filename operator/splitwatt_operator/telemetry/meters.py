@@ -1,11 +1,10 @@
 """What budgets' meters and agents say, asked of Prometheus once a second.
 
-One query per budget fetches the sum, the count, the extremes and the oldest sample's time at one evaluation, so that they
-belong together; `timestamp()` gives the scrape's own time, which an aggregated value would have lost. Agents' readings come by
-two queries for all nodes at once, one row per scraped agent, so that two agents that both say they are of one node (two
-clusters behind one end point, two scrape jobs) are seen as two and never added up.
+Meters are asked many in one query (`batches` says which), so that hundreds of them cost a handful of requests; meters that are
+the same are asked once. A round ends in its second whatever Prometheus does: who was not answered by then has failed.
 
-Protected: a failed query, an empty answer and a watt of zero stay three different things (I5).
+Protected: a failed query, an empty answer and a watt of zero stay three different things (I5), and no meter is blind for
+another's sake for longer than one round.
 """
 
 from __future__ import annotations
@@ -18,33 +17,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from splitwatt_api.promql import with_matchers
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
-from splitwatt_core.names import L_GPU, L_NODE, L_ROLE, M_GPU_POWER_WATTS
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
 
-from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryInvalidError, Sample
+from splitwatt_operator.telemetry.batches import Asked, Batches
+from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryFailedError, QueryInvalidError, Sample
+from splitwatt_operator.telemetry.queries import (
+    AGGREGATES,
+    AgentReading,
+    agent_queries,
+    agents_of,
+    joint_query,
+    meter_query,
+    reading_of,
+    split,
+)
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
 
 log = logging.getLogger(__name__)
 
-AGGREGATES: Final = {"Sum": "sum", "Average": "avg", "Max": "max"}
-PART: Final = "splitwatt_part"
-"""Label that tells the three parts of the meter query apart."""
-MAX_JUDGED_SELECTORS: Final = 1024
+MAX_REFUSED_SELECTORS: Final = 1024
 JUDGE_AGAIN_S: Final = 60.0
 """A refusal is taken back after this time, if Prometheus has changed its mind: a selector is not condemned for ever."""
-MAX_SHOWN_LABELS: Final = 4
+ROUND_SHARE: Final = 1.125
+"""A round may last this much of what one query may: 0.9 s of 0.8 s."""
+JOINT_LANES: Final = 8
+ALONE_LANES: Final = 4
+"""Queries under way at once, of either kind; Prometheus itself works on 20 at a time, and others ask as well."""
 
+MAX_EXPLAINED: Final = 16
+"""Refused selectors of a round that are looked at more closely; the others have their refusal, and their turn."""
 
-@dataclass(frozen=True, slots=True)
-class AgentReading:
-    """`gpus`: of how many GPUs `power_w` is the sum, None where the server does not tell."""
-
-    power_w: float
-    sampled_s: float
-    gpus: int | None = None
+Answer = list[Sample] | QueryError
+_Agents = tuple[dict[str, AgentReading], dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,159 +65,112 @@ class Readings:
     failures: int = 0
 
 
-def meter_query(meter: MeterSpec, matchers: Sequence[str] = ()) -> str:
-    """PromQL for all parts. The selectors must have passed `problem_of`. Raises KeyError for an unknown aggregate."""
-    selector = with_matchers(meter.selector, matchers)
-    aged = with_matchers(meter.age_selector or meter.selector, matchers)
-    parts = {
-        "value": f"{AGGREGATES[meter.aggregate]}({selector})",
-        "count": f"count({selector})",
-        "least": f"min({selector})",
-        "most": f"max({selector})",
-        "oldest": f"min(timestamp({aged}))",
-    }
-    return " or ".join(f'label_replace({query}, "{PART}", "{part}", "", "")' for part, query in parts.items())
-
-
-def reading_of(meter: MeterSpec, samples: Sequence[Sample]) -> MeterReading | MeterFailure:
-    """In watts."""
-    if len({sample.labels.get(PART) for sample in samples}) < len(samples):
-        return MeterFailure(
-            "the query was answered more than once: several tenants or clusters behind one end point; "
-            "name one (--prometheus-header, --prometheus-matcher)"
-        )
-    parts = {sample.labels.get(PART): sample.value for sample in samples}
-    unit_w = meter.watts_per_unit
-    if "oldest" not in parts and "count" in parts and meter.age_selector is not None:
-        return MeterFailure(f"no series matches meter.ageSelector {meter.age_selector} now: its source is gone")
-    if "value" not in parts and "count" in parts:
-        return MeterFailure("the meter's series are there and hold no number (NaN or infinite)")
-    try:
-        return MeterReading(
-            power_w=unit_w * parts["value"],
-            sampled_s=parts["oldest"],
-            series=int(parts["count"]),
-            extremes_w=(unit_w * parts["least"], unit_w * parts["most"]) if "least" in parts and "most" in parts else None,
-        )
-    except KeyError:
-        return MeterFailure("no series matches the meter's selector now")
-
-
-def agent_queries(matchers: Sequence[str] = ()) -> tuple[str, str]:
-    """PromQL for watts, and for sample times with how many GPUs were read, one row of each per scraped agent with all its
-    labels but those of its GPUs."""
-    series = with_matchers(M_GPU_POWER_WATTS, matchers)
-    without = f"without ({L_GPU}, {L_ROLE})"
-    count = f'label_replace(count {without} ({series}), "{PART}", "count", "", "")'
-    return f"sum {without} ({series})", f"min {without} (timestamp({series})) or {count}"
-
-
-def agents_of(
-    power: Sequence[Sample], times: Sequence[Sample], *, silent_s: float
-) -> tuple[dict[str, AgentReading], dict[str, str]]:
-    """Readings by node, and for nodes with two agents the sentence that names both. A row that is older than its rival by
-    `silent_s` is of a former agent, whose series some servers show for minutes; rows without a node or a time are nobody's."""
-    sampled = {frozenset(row.labels.items()): row.value for row in times}
-    rows: dict[str, list[tuple[float, Sample]]] = {}
-    for row in power:
-        node, sampled_s = row.labels.get(L_NODE), sampled.get(frozenset(row.labels.items()))
-        if node and sampled_s is not None:
-            rows.setdefault(node, []).append((sampled_s, row))
-    readings: dict[str, AgentReading] = {}
-    doubts: dict[str, str] = {}
-    for node, found in rows.items():
-        newest_s = max(sampled_s for sampled_s, _ in found)
-        living = [(sampled_s, row) for sampled_s, row in found if newest_s - sampled_s <= silent_s]
-        if len(living) == 1:
-            sampled_s, row = living[0]
-            gpus = sampled.get(frozenset((row.labels | {PART: "count"}).items()))
-            readings[node] = AgentReading(row.value, sampled_s, None if gpus is None else int(gpus))
-        else:
-            first, second = (row.labels for _, row in living[:2])
-            doubts[node] = (
-                f"{len(living)} agents say they are of node {node}: {_apart(first, second)} and {_apart(second, first)}; "
-                "keep one by a matcher in every query (--prometheus-matcher, operator.prometheus.matchers)"
-            )
-    return readings, doubts
-
-
-def _apart(labels: Mapping[str, str], other: Mapping[str, str]) -> str:
-    """What tells one label set from another."""
-    differing = sorted(name for name in labels if labels[name] != other.get(name))
-    shown = ",".join(f'{name}="{labels[name]}"' for name in differing[:MAX_SHOWN_LABELS])
-    return f"{{{shown}}}"
-
-
 class Telemetry:
     """`read` is one round over all budgets; it never raises for Prometheus' sake."""
 
     def __init__(self, prometheus: PrometheusClient, *, agent_silent_s: float = AGENT_METRICS_SILENT_S) -> None:
         self._prometheus = prometheus
         self._agent_silent_s = agent_silent_s
-        self._judged: OrderedDict[str, tuple[str | None, float]] = OrderedDict()
-        """Selectors that Prometheus has read: the problem or None, and until when that holds (monotonic)."""
+        self._batches = Batches()
+        self._refused: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        """Selectors that Prometheus cannot read: the problem, and until when that holds (monotonic)."""
+        self._turn = 0
 
     async def read(self, budgets: Sequence[BudgetSpec]) -> Readings:
-        metered = [budget for budget in budgets if budget.meter is not None]
+        meters = {budget.name: budget.meter for budget in budgets if budget.meter is not None}
+        queries, results = self._queries(meters)
+        end_s = time.monotonic() + ROUND_SHARE * self._prometheus.timeout_s
         async with asyncio.TaskGroup() as group:
             agents = group.create_task(self._agents())
-            meters = {budget.name: group.create_task(self._meter(budget)) for budget in metered}
-        invalid = {
-            budget.name: problem
-            for budget in metered
-            if budget.meter is not None and (problem := self._known_problem(budget.meter)) is not None
-        }
-        results = {name: task.result() for name, task in meters.items()}
+            round_ = _Round(self._prometheus, agents, end_s=end_s)
+            group.create_task(self._ask(round_, list(dict.fromkeys(queries.values()))))
+        await self._explain({query: meters[name] for name, query in queries.items()}, round_.answers)
+        for name, query in queries.items():
+            results[name] = self._result(meters[name], round_.answers.get(query))
+        invalid = {name: problem for name, meter in meters.items() if (problem := self._problem(meter)) is not None}
         failures = sum(isinstance(result, MeterFailure) for result in results.values()) + (agents.result() is None)
         readings, doubts = agents.result() or ({}, {})
         return Readings(meters=results, agents=readings, invalid=invalid, doubts=doubts, failures=failures)
 
-    async def _meter(self, budget: BudgetSpec) -> MeterReading | MeterFailure:
-        meter = budget.meter
-        assert meter is not None
-        try:
-            for selector in _selectors(meter):
-                if (problem := await self._problem(selector)) is not None:
-                    return MeterFailure(problem)
-            samples = await self._prometheus.vector(meter_query(meter, self._prometheus.matchers))
-            self._judge(meter.selector, None)  # it was read, so it can be
-            return reading_of(meter, samples)
-        except KeyError:
-            return MeterFailure(f"meter.aggregate {meter.aggregate} is unknown; use one of {', '.join(AGGREGATES)}")
-        except QueryInvalidError as refusal:
-            self._judge(meter.selector, f"Prometheus refuses the meter's selector {meter.selector}: {refusal}")
-            return MeterFailure(str(refusal))
-        except QueryError as error:
-            return MeterFailure(str(error))
+    def _queries(self, meters: Mapping[str, MeterSpec]) -> tuple[dict[str, str], dict[str, MeterReading | MeterFailure]]:
+        """What to ask for each budget, and what is known of the others without asking."""
+        queries: dict[str, str] = {}
+        known: dict[str, MeterReading | MeterFailure] = {}
+        for name, meter in meters.items():
+            if (problem := self._problem(meter)) is not None:
+                known[name] = MeterFailure(problem)
+            elif meter.aggregate not in AGGREGATES:
+                known[name] = MeterFailure(f"meter.aggregate {meter.aggregate} is unknown; use one of {', '.join(AGGREGATES)}")
+            else:
+                queries[name] = meter_query(meter, self._prometheus.matchers)
+        return queries, known
 
-    async def _problem(self, selector: str) -> str | None:
-        known, until_s = self._judged.get(selector, (None, float("-inf")))
-        if time.monotonic() < until_s:
-            return known
-        problem = problem_of(selector)
-        if problem is None:
+    async def _ask(self, round_: _Round, queries: Sequence[str]) -> None:
+        batches = self._batches.together(queries, method=self._prometheus.method, now_s=time.monotonic())
+        suspects = self._batches.alone(queries)
+        await asyncio.gather(self._ask_together(round_, batches), self._ask_alone(round_, suspects))
+
+    async def _ask_together(self, round_: _Round, batches: Sequence[tuple[str, ...]]) -> None:
+        """And alone, while there is time, whoever a refused query left unanswered. Where not all of them are answered in time,
+        others come first in the next round."""
+        if not batches:
+            return
+        first = self._turn % len(batches)
+        self._turn += JOINT_LANES
+        asked = await round_.ask([*batches[first:], *batches[:first]], lanes=JOINT_LANES)
+        await self._learn(round_, asked)
+        left = [query for row in asked if row.blamed and len(row.members) > 1 for query in row.members]
+        if left and round_.alive:
+            await self._ask_alone(round_, left)
+
+    async def _ask_alone(self, round_: _Round, queries: Sequence[str]) -> None:
+        await self._learn(round_, await round_.ask([(query,) for query in queries], lanes=ALONE_LANES))
+
+    async def _learn(self, round_: _Round, asked: Sequence[Asked]) -> None:
+        if not round_.alive and any(row.blamed for row in asked):
+            round_.alive = await round_.agents is not None
+        self._batches.learn(asked, alive=round_.alive, now_s=time.monotonic())
+
+    def _result(self, meter: MeterSpec, answer: Answer | None) -> MeterReading | MeterFailure:
+        if (problem := self._problem(meter)) is not None:
+            return MeterFailure(problem)
+        if answer is None:
+            return MeterFailure(f"Prometheus at {self._prometheus.url} answers too slowly: this meter's turn did not come")
+        return MeterFailure(str(answer)) if isinstance(answer, QueryError) else reading_of(meter, answer)
+
+    async def _explain(self, meters: Mapping[str, MeterSpec], answers: Mapping[str, Answer]) -> None:
+        """Have Prometheus' own parser say what is wrong with selectors whose query it refused; `meters` by their query."""
+        refused = [(meters[query], answer) for query, answer in answers.items() if isinstance(answer, QueryInvalidError)]
+        await asyncio.gather(*(self._judge(meter, refusal) for meter, refusal in refused[:MAX_EXPLAINED]))
+
+    async def _judge(self, meter: MeterSpec, refusal: QueryInvalidError) -> None:
+        """Prometheus before 3 and some compatible servers cannot parse for us: then its refusal has to do."""
+        problems = {meter.selector: f"Prometheus refuses the meter's selector {meter.selector}: {refusal}"}
+        for selector in _selectors(meter):
             try:
                 problem = problem_of_tree(selector, await self._prometheus.parse(selector))
-            except QueryInvalidError as refusal:
-                problem = f"Prometheus cannot read the meter's selector {selector}: {refusal}"
+            except QueryInvalidError as error:
+                problem = f"Prometheus cannot read the meter's selector {selector}: {error}"
             except QueryError:
-                # Prometheus before 3 and some compatible servers cannot parse for us; the form is right, and the query
-                # itself will tell.
-                return None
-        self._judge(selector, problem)
-        return problem
+                continue
+            if problem is not None:
+                problems = {selector: problem}
+                break
+        for selector, problem in problems.items():
+            self._refused[selector] = (problem, time.monotonic() + JUDGE_AGAIN_S)
+        while len(self._refused) > MAX_REFUSED_SELECTORS:
+            self._refused.popitem(last=False)
 
-    def _judge(self, selector: str, problem: str | None) -> None:
-        lasts_s = float("inf") if problem is None else JUDGE_AGAIN_S
-        self._judged[selector] = (problem, time.monotonic() + lasts_s)
-        while len(self._judged) > MAX_JUDGED_SELECTORS:
-            self._judged.popitem(last=False)
+    def _problem(self, meter: MeterSpec) -> str | None:
+        for selector in _selectors(meter):
+            problem, until_s = self._refused.get(selector, ("", float("-inf")))
+            if time.monotonic() < until_s:
+                return problem
+            if (wrong := problem_of(selector)) is not None:
+                return wrong
+        return None
 
-    def _known_problem(self, meter: MeterSpec) -> str | None:
-        found = (self._judged.get(selector, (None, 0.0))[0] or problem_of(selector) for selector in _selectors(meter))
-        return next((problem for problem in found if problem is not None), None)
-
-    async def _agents(self) -> tuple[dict[str, AgentReading], dict[str, str]] | None:
+    async def _agents(self) -> _Agents | None:
         power, times = await asyncio.gather(
             *(self._prometheus.vector(query) for query in agent_queries(self._prometheus.matchers)), return_exceptions=True
         )
@@ -223,6 +182,55 @@ class Telemetry:
                 raise answer
         assert not isinstance(power, BaseException) and not isinstance(times, BaseException)
         return agents_of(power, times, silent_s=self._agent_silent_s)
+
+
+class _Round:
+    """What is asked until `end_s` (monotonic), beside `agents`. `answers` by a meter's query; `alive`: something was answered."""
+
+    def __init__(self, prometheus: PrometheusClient, agents: asyncio.Task[_Agents | None], *, end_s: float) -> None:
+        self._prometheus = prometheus
+        self.agents = agents
+        self._end_s = end_s
+        self.answers: dict[str, Answer] = {}
+        self.alive = False
+
+    async def ask(self, batches: Sequence[tuple[str, ...]], *, lanes: int) -> list[Asked]:
+        """Each batch as one query, `lanes` at a time; those whose turn does not come are left out."""
+        waiting, asked = iter(batches), list[Asked]()
+
+        async def lane() -> None:
+            while time.monotonic() < self._end_s and (members := next(waiting, None)) is not None:
+                asked.append(await self._one(members))
+
+        await asyncio.gather(*(lane() for _ in range(min(lanes, len(batches)))))
+        return asked
+
+    async def _one(self, members: tuple[str, ...]) -> Asked:
+        started_s = time.monotonic()
+        try:
+            found = await self._vectors(members, within_s=self._end_s - started_s)
+        except QueryError as error:
+            self.answers.update(dict.fromkeys(members, error))
+            return Asked(members, False, time.monotonic() - started_s, blamed=isinstance(error, QueryFailedError))
+        self.answers.update(zip(members, found, strict=True))
+        self.alive = True
+        return Asked(members, True, time.monotonic() - started_s)
+
+    async def _vectors(self, members: tuple[str, ...], *, within_s: float) -> list[list[Sample]]:
+        """The samples of each. Raises QueryError."""
+        try:
+            async with asyncio.timeout(within_s):
+                samples = await self._prometheus.vector(members[0] if len(members) == 1 else joint_query(members))
+        except TimeoutError:
+            raise QueryError(f"no answer from Prometheus at {self._prometheus.url} within the round") from None
+        except QueryInvalidError as refusal:
+            if len(members) == 1:
+                raise
+            raise QueryFailedError(f"refused together with {len(members) - 1} other meters: {refusal}") from refusal
+        found = [samples] if len(members) == 1 else split(samples, len(members))
+        if found is None:
+            raise QueryFailedError(f"{self._prometheus.url} answered a joint query with rows that belong to none of its meters")
+        return found
 
 
 def _selectors(meter: MeterSpec) -> tuple[str, ...]:

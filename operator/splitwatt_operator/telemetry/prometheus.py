@@ -21,6 +21,8 @@ QUERY_TIMEOUT_S: Final = 0.8
 MAX_CONCURRENT: Final = 16
 MAX_MESSAGE_CHARS: Final = 300
 POST_REFUSED: Final = (405, 501)
+SERVER_STATES: Final = (401, 403, 404, 429)
+"""Answers that say something of who asks, where, or how often, and nothing of the query."""
 MAX_ANSWER_BYTES: Final = 64 * 2**20
 """Unpacked; 100 000 GPUs fill half of it. What is longer is another page than the one asked for."""
 
@@ -29,7 +31,11 @@ class QueryError(Exception):
     """No usable answer; the sentence says why."""
 
 
-class QueryInvalidError(QueryError):
+class QueryFailedError(QueryError):
+    """This query may be to blame: another one may well be answered."""
+
+
+class QueryInvalidError(QueryFailedError):
     """Prometheus read the query and refused it: asking again will not help."""
 
 
@@ -58,7 +64,7 @@ class PrometheusClient:
         self.url = self._end_point.url.rstrip("/")
         self.matchers = self._end_point.matchers
         self._method = self._end_point.method
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._max_concurrent = max_concurrent
         self._slots = asyncio.Semaphore(max_concurrent)
         self._tls_version = self._end_point.tls_version()
@@ -68,7 +74,7 @@ class PrometheusClient:
 
     def _connect(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=self._max_concurrent, max_keepalive_connections=self._max_concurrent)
-        return httpx.AsyncClient(timeout=self._timeout_s, limits=limits, trust_env=False, verify=self._end_point.tls())
+        return httpx.AsyncClient(timeout=self.timeout_s, limits=limits, trust_env=False, verify=self._end_point.tls())
 
     async def __aenter__(self) -> PrometheusClient:
         return self
@@ -78,10 +84,15 @@ class PrometheusClient:
         if self._former is not None:
             await self._former.aclose()
 
+    @property
+    def method(self) -> str:
+        """Of queries from now on: POST, or GET where nothing else is allowed."""
+        return self._method
+
     async def vector(self, query: str) -> list[Sample]:
         """The instant vector now. An empty list is an answer: no such series. NaN samples are left out: they are no
-        data. Raises QueryError, QueryInvalidError."""
-        data = await self._call("/api/v1/query", {"query": query, "timeout": f"{round(1000 * self._timeout_s)}ms"})
+        data. Raises QueryError; QueryFailedError and QueryInvalidError where the query itself may be, or is, to blame."""
+        data = await self._call("/api/v1/query", {"query": query, "timeout": f"{round(1000 * self.timeout_s)}ms"})
         if data.get("resultType") != "vector":
             raise QueryInvalidError(f"the query gives a {data.get('resultType')}, not an instant vector: {query}")
         rows: Any = data.get("result")
@@ -92,7 +103,7 @@ class PrometheusClient:
                 value = float(text)
                 labels = {str(name): str(label) for name, label in row["metric"].items()}
             except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-                raise QueryError(f"Prometheus at {self.url} answered with a malformed sample: {row!r:.120}") from error
+                raise QueryFailedError(f"Prometheus at {self.url} answered with a malformed sample: {row!r:.120}") from error
             if math.isfinite(value):
                 samples.append(Sample(labels=labels, value=value))
         return samples
@@ -104,19 +115,22 @@ class PrometheusClient:
 
     async def _call(self, path: str, params: Mapping[str, str]) -> Mapping[str, Any]:
         try:
-            async with self._slots, asyncio.timeout(self._timeout_s):
+            async with self._slots, asyncio.timeout(self.timeout_s):
                 response = await self._send(path, params)
         except EndPointError as error:
             raise QueryError(f"Prometheus at {self.url} was not asked: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            raise QueryError(f"no answer from Prometheus at {self.url} ({_why(error)})") from error
+            late = isinstance(error, (TimeoutError, httpx.TimeoutException))
+            sentence = f"no answer from Prometheus at {self.url} ({_why(error)})"
+            raise (QueryFailedError if late else QueryError)(sentence) from error
         status = response.status
+        blamed = QueryError if status in SERVER_STATES else QueryFailedError
         if httpx.codes.is_redirect(status):
             raise QueryError(f"{self.url}{path} answered {status}, a redirect to {response.location!r:.120}")
         try:
             answer = json.loads(response.body)
         except (ValueError, RecursionError) as error:
-            raise QueryError(f"{self.url}{path} answered {status} without JSON{_advice(status)}") from error
+            raise blamed(f"{self.url}{path} answered {status} without JSON{_advice(status)}") from error
         if httpx.codes.is_success(status) and not (isinstance(answer, dict) and "status" in answer):
             raise QueryError(f"{self.url}{path} answered {status} with JSON that is not of Prometheus' API")
         if not isinstance(answer, dict) or answer.get("status") != "success":
@@ -124,7 +138,7 @@ class PrometheusClient:
             sentence = str(answer.get("error") or answer.get("message") or response.reason)[:MAX_MESSAGE_CHARS]
             if answer.get("errorType") == "bad_data":
                 raise QueryInvalidError(sentence)
-            raise QueryError(f"Prometheus at {self.url} refused the query with {status}: {sentence}{_advice(status)}")
+            raise blamed(f"Prometheus at {self.url} refused the query with {status}: {sentence}{_advice(status)}")
         data = answer.get("data")
         if not isinstance(data, dict):
             raise QueryError(f"{self.url}{path} answered without data")
@@ -158,7 +172,7 @@ class PrometheusClient:
             async for chunk in answer.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_ANSWER_BYTES:
-                    raise QueryError(f"{self.url}{path} answered with more than {MAX_ANSWER_BYTES >> 20} MiB")
+                    raise QueryFailedError(f"{self.url}{path} answered with more than {MAX_ANSWER_BYTES >> 20} MiB")
             return Response(answer.status_code, answer.reason_phrase, answer.headers.get("location", "nowhere"), bytes(body))
 
 
