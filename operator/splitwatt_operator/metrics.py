@@ -44,7 +44,7 @@ class Metrics:
         )
         self.active = gauge(names.M_OPERATOR_ACTIVE, "1 in the replica that holds the Lease")
         self.term = gauge(names.M_OPERATOR_TERM, "Fencing term of this replica's reign, 0 before the first")
-        self._shown: set[str] = set()
+        self._shown: dict[str, BudgetReport] = {}
 
     def count_write(self, kind: str) -> None:
         """`kind` is the Kubernetes kind, with its subresource after a slash."""
@@ -59,11 +59,13 @@ class Metrics:
         self._report_failures.labels(kind).inc()
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
-        for gone in self._shown - reports.keys():
+        for gone in self._shown.keys() - reports.keys():
             for gauge in (self._limit, self._in_force, self._charge, self._posture, self._fresh, self._measured):
                 gauge.remove(gone)
-        self._shown = set(reports)
+        before, self._shown = self._shown, dict(reports)
         for name, report in reports.items():
+            if before.get(name) == report:
+                continue
             self._limit.labels(name).set(report.limit.spec_w)
             self._in_force.labels(name).set(report.limit.in_force_w)
             self._charge.labels(name).set(report.charge_w)

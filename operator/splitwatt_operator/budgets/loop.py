@@ -1,7 +1,8 @@
 """The budget loop: facts in, one decision a second (and at once after a change), the plan out.
 
 Telemetry runs beside it, so that a slow Prometheus never delays a decision; the loop itself awaits nothing but its own
-next turn. A change wakes it, but never more often than every `MIN_GAP_S`.
+next turn. A change wakes it, but never more often than every `MIN_GAP_S`, and never before it has rested as long as it worked:
+what was decided goes out in this rest, and what happened meanwhile comes in. Words about a decision come after its grants.
 
 While the Lease is not surely held it rests: what happens is noted, nothing is decided (a grace must not begin that nobody
 could act on, R9), and what the keeper remembers stays. It goes on once the Lease is held again, from complete lists.
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 
 HELD_POLL_S: Final = 0.1
+MAX_REST_S: Final = 1.0
+"""After a decision, however long it took."""
 MAX_STEP_AGE_S: Final = 10.0
 """A loop that holds the Lease and has not decided for this long is stuck."""
 MAX_LISTING_S: Final = 60.0
@@ -96,12 +99,16 @@ class BudgetLoop:
                 if not self._held(time.monotonic()):
                     await self._rest()
                 self.wake.clear()
-                now_s = time.time()
+                now_s, started_s = time.time(), time.monotonic()
                 self._feeder.feed(changes.take(), now_s)
                 self._feeder.feed(heartbeats.take(), now_s)
                 plan = self._step(now_s)
-                self._perform(plan, now_s)
-                await self._wait(plan)
+                self._perform(plan)
+                decided_s = time.monotonic()
+                await asyncio.sleep(MIN_GAP_S)
+                told_s = time.monotonic()
+                self._tell(plan, now_s)
+                await self._wait(plan, worked_s=decided_s - started_s + time.monotonic() - told_s)
         finally:
             self._store.unsubscribe(changes)
             self._store.unsubscribe(heartbeats)
@@ -151,10 +158,12 @@ class BudgetLoop:
         self._alive_s = time.monotonic()
         return plan
 
-    def _perform(self, plan: Plan, now_s: float) -> None:
+    def _perform(self, plan: Plan) -> None:
         if plan.resign is not None:
             raise SupersededError(plan.resign)
         self._performer.start(plan)
+
+    def _tell(self, plan: Plan, now_s: float) -> None:
         with self._telling(Kind.BUDGET):
             self._show(plan, now_s)
         with self._telling("Metrics"):
@@ -183,10 +192,10 @@ class BudgetLoop:
             now_s=now_s,
         )
 
-    async def _wait(self, plan: Plan) -> None:
-        await asyncio.sleep(MIN_GAP_S)
+    async def _wait(self, plan: Plan, *, worked_s: float) -> None:
+        await asyncio.sleep(min(worked_s, MAX_REST_S))
         # At most a step, for `wake_s` lies far ahead once the wall clock was set back.
-        rest_s = min(STEP_S, plan.wake_s - time.time()) - MIN_GAP_S
+        rest_s = min(STEP_S, plan.wake_s - time.time())
         if rest_s > 0:
             await woken(self.wake, within_s=rest_s)
 

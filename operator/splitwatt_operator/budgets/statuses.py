@@ -4,6 +4,9 @@ Charge and measured watts move every second, and a write a second per budget wou
 numbers that people look at may be `NUMBERS_EVERY_S` old, Prometheus has the rest. What changes a judgement (a condition,
 the posture, the limit in force, which a successor reads back, R9) is written at once.
 
+Hundreds of budgets that have something to say at once say it one after another, at a rate that leaves the API server free for
+grants: first where nodes stand and a judgement changed, then other judgements, then numbers. What waits is not even worded.
+
 A report that cannot be worded is logged, counted and left out: it is one budget's, and words about a decision must stop
 neither the decision nor what is said of the others.
 
@@ -15,8 +18,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from splitwatt_api import convert
@@ -39,8 +43,18 @@ IDLE_EVERY_S: Final = 60.0
 RETRY_S: Final = 5.0
 NOTABLE_SHARE: Final = 0.02
 """Of the limit: a number that moved by less is refreshed at `IDLE_EVERY_S` only."""
-MAX_CONCURRENT: Final = 8
+MAX_CONCURRENT: Final = 4
+STATUSES_PER_S: Final = 25.0
+MAX_BURST: Final = 50
 NUMBERS: Final = ("chargeWatts", "measuredWatts", "shortWatts")
+
+
+class _Rank(IntEnum):
+    """Whose turn is first."""
+
+    JUDGEMENT = 0
+    EMPTY = 1
+    NUMBERS = 2
 
 
 class _Said(NamedTuple):
@@ -78,6 +92,7 @@ class BudgetStatuses:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unworded: dict[str, str] = {}
         """Why a budget's status could not be made, by its name: logged when it changes."""
+        self._tokens, self._refilled_s = float(MAX_BURST), time.monotonic()
 
     def show(
         self,
@@ -92,6 +107,8 @@ class BudgetStatuses:
         spec, cannot be used."""
         for name in [name for name in self._shown if self._store.get(Kind.BUDGET, name) is None]:
             del self._shown[name]
+        due: list[tuple[_Rank, float, str]] = []
+        says: dict[str, _Said | str] = {}
         for name in dict.fromkeys((*reports, *unreadable)):
             budget = self._store.get(Kind.BUDGET, name)
             if budget is None:
@@ -100,8 +117,37 @@ class BudgetStatuses:
             said: _Said | str = unreadable.get(name, "")
             if report is not None:
                 said = _Said(report, generations.get(name, 0), invalid_meters.get(name), unreadable.get(name))
+            shown = self._shown_of(budget)
+            if (rank := self._due(shown, said)) is not None:
+                due.append((rank, shown.written_s, name))
+                says[name] = said
+        self._offer_in_turn((name for *_, name in sorted(due)), says, now_s)
+
+    def _due(self, shown: _Shown, said: _Said | str) -> _Rank | None:
+        """Whether it may be worth a write now, and how urgent that is."""
+        if shown.writing or time.monotonic() < shown.not_before_s:
+            return None
+        if isinstance(said, str):
+            return _Rank.EMPTY
+        urgent = _Rank.JUDGEMENT if said.report.nodes else _Rank.EMPTY
+        if shown.unsure or shown.said is None:
+            return urgent
+        waits_s = said_waits_s(shown.said, said)
+        if self._age_s(shown) < waits_s:
+            return None
+        return _Rank.NUMBERS if waits_s else urgent
+
+    def _offer_in_turn(self, names: Iterable[str], says: Mapping[str, _Said | str], now_s: float) -> None:
+        now_mono_s = time.monotonic()
+        self._tokens = min(float(MAX_BURST), self._tokens + (now_mono_s - self._refilled_s) * STATUSES_PER_S)
+        self._refilled_s = now_mono_s
+        for name in names:
+            if self._tokens < 1.0:
+                return
+            budget = self._store.get(Kind.BUDGET, name)
+            assert budget is not None, "it was there just now"
             try:
-                self._show(name, budget, said, now_s)
+                self._tokens -= self._show(name, budget, says[name], now_s)
                 self._unworded.pop(name, None)
             except Exception as error:  # whatever a number or a former status holds, the other budgets have theirs to say
                 self._metrics.count_report_failure(Kind.BUDGET)
@@ -109,20 +155,17 @@ class BudgetStatuses:
                     log.exception("status not made, the caps go out all the same", extra={"budget": name})
                 self._unworded[name] = repr(error)
 
-    def _show(self, name: str, budget: JsonObject, said: _Said | str, now_s: float) -> None:
-        """`said` is a sentence where no version of the budget could be read yet."""
+    def _show(self, name: str, budget: JsonObject, said: _Said | str, now_s: float) -> bool:
+        """Whether a write began. `said` is a sentence where no version of the budget could be read yet."""
         shown = self._shown_of(budget)
         if isinstance(said, str):
             newest = budget["metadata"].get("generation", 0)
-            self._offer(name, shown, unreadable_status(said, shown.status, generation=newest, now_s=now_s))
-            return
-        if not shown.unsure and shown.said is not None and self._age_s(shown) < said_waits_s(shown.said, said):
-            return
+            return self._offer(name, shown, unreadable_status(said, shown.status, generation=newest, now_s=now_s))
         status = _status(said, previous=shown.status, now_s=now_s)
         if status == shown.status and not shown.unsure:
             shown.said = said
-        else:
-            self._offer(name, shown, status, said)
+            return False
+        return self._offer(name, shown, status, said)
 
     async def stop(self) -> None:
         await end_all(set(self._tasks))
@@ -139,12 +182,12 @@ class BudgetStatuses:
     def _age_s(shown: _Shown) -> float:
         return time.monotonic() - shown.written_s
 
-    def _offer(self, name: str, shown: _Shown, status: Mapping[str, Any], said: _Said | None = None) -> None:
-        gap_s = MIN_GAP_S if shown.unsure else waits_s(shown.status, status)
-        if shown.writing or time.monotonic() < shown.not_before_s or self._age_s(shown) < gap_s:
-            return
+    def _offer(self, name: str, shown: _Shown, status: Mapping[str, Any], said: _Said | None = None) -> bool:
+        if self._age_s(shown) < (MIN_GAP_S if shown.unsure else waits_s(shown.status, status)):
+            return False
         shown.writing = True
         self._spawn(self._write(name, shown, status, said))
+        return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -39,6 +39,10 @@ class Kind(StrEnum):
     PDB = "PodDisruptionBudget"
 
 
+OWN_STATUS: Final = (Kind.BUDGET,)
+"""Kinds whose status nobody but the operator writes: when it comes back, subscribers are told and nobody is woken for it."""
+
+
 class Key(NamedTuple):
     """`namespace` is "" for cluster-scoped kinds."""
 
@@ -80,6 +84,15 @@ def version_of(obj: JsonObject) -> int:
     return int(obj["metadata"]["resourceVersion"])
 
 
+def _status_alone(known: JsonObject | None, kept: JsonObject) -> bool:
+    """Whether nothing but the status differs; every change of a spec has a new generation."""
+    return known is not None and _said_by_others(known) == _said_by_others(kept)
+
+
+def _said_by_others(obj: JsonObject) -> dict[str, Any]:
+    return {name: value for name, value in obj["metadata"].items() if name != "resourceVersion"}
+
+
 class Store:
     """See the module's docstring. Used from one event loop; nothing here awaits."""
 
@@ -100,7 +113,7 @@ class Store:
         if self._tombstones[kind].get(key, -1) >= version:
             return False
         kept = self._objects[kind][key] = slim(kind.value, obj)
-        self._notify(Change(kind, key), kept)
+        self._notify(Change(kind, key), kept, news=kind not in OWN_STATUS or not _status_alone(known, kept))
         return True
 
     def remove(self, kind: Kind, key: Key, *, version: int) -> bool:
@@ -161,10 +174,11 @@ class Store:
     def unsubscribe(self, subscription: Subscription) -> None:
         self._subscriptions.remove(subscription)
 
-    def _notify(self, change: Change, obj: JsonObject | None) -> None:
+    def _notify(self, change: Change, obj: JsonObject | None, *, news: bool = True) -> None:
         for follower in self._followers:
             follower(change.kind, change.key, obj)
         for subscription in self._subscriptions:
             if change.kind in subscription.kinds:
                 subscription.pending[change] = None
-                subscription.wake.set()
+                if news:
+                    subscription.wake.set()
