@@ -7,9 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from splitwatt_core.budget import realms
 from splitwatt_core.budget.facts import Plan, PodFact
 from splitwatt_core.budget.fleet import slot
+from splitwatt_core.budget.realms import KEPT_S
 from splitwatt_core.columns import Posture
+from splitwatt_core.policies.phase_aware import PhaseAware
 from splitwatt_core.policies.signature import Decision, Policy, PowerSnapshot
 from splitwatt_core.policies.uniform import Uniform
 from splitwatt_core.protocol.contract import Health, Mode, Phase, Workload
@@ -50,6 +55,12 @@ def locks(world: World, node: str) -> list[int | None]:
     return [grant.max_clock_mhz for grant in spec.gpus]
 
 
+def later(world: World) -> Operator:
+    """When no decision is kept any more."""
+    world.now_s += KEPT_S
+    return world.active
+
+
 def two_trees() -> World:
     world = World(limit_w=900)
     world.lines[ROOT].exists = False
@@ -59,7 +70,8 @@ def two_trees() -> World:
 
 
 def test_each_tree_is_shown_alone_with_its_own_memory() -> None:
-    operator, spy = watched(two_trees())
+    world = two_trees()
+    _, spy = watched(world)
     for root in ("a", "b"):
         seen = spy.last(root)
         assert seen.budgets.names == (root,) and seen.gpus.leaf.tolist() == [0]
@@ -67,7 +79,7 @@ def test_each_tree_is_shown_alone_with_its_own_memory() -> None:
         assert seen.clocks is not None and seen.clocks.top_mhz.tolist() == [2000.0]
     for _ in range(2):
         before = {root: spy.last(root).memory for root in ("a", "b")}
-        operator.step()
+        later(world).step()
         assert {root: spy.last(root).memory for root in ("a", "b")} == {root: n + 1 for root, n in before.items()}  # type: ignore[operator]
 
 
@@ -80,7 +92,7 @@ def test_another_policy_begins_without_the_memory_of_the_first() -> None:
     world.tell_budgets()
     operator.step()
     assert successor.shown[0].memory is None
-    operator.step()
+    later(world).step()
     assert successor.last(ROOT).memory == 1
 
 
@@ -114,7 +126,7 @@ def test_nobody_is_asked_about_a_tree_without_gpus_and_it_is_reported_all_the_sa
     world.lines.update({f"empty-{k}": Line(None, 900, leaf=True, fixed_w=1000 * (k == 0)) for k in range(20)})
     operator, spy = watched(world)
     spy.shown.clear()
-    operator.step()
+    later(world).step()
     assert sorted(seen.budgets.names[0] for seen in spy.shown) == ["a", "b"], "two trees have GPUs, and each is asked about once"
     assert operator.last.budgets.keys() == world.budgets.keys()
     for k in range(20):
@@ -135,7 +147,7 @@ def test_a_tree_that_lost_its_gpus_begins_anew_with_the_next_ones() -> None:
     operator.settle(8)
     assert operator.last.budgets["a"].gpus == 0
     spy.shown.clear()
-    operator.step()
+    later(world).step()
     assert [seen.budgets.names[0] for seen in spy.shown] == ["b"]
     world.nodes["b0"].rack = "a"
     world.tell_nodes()
@@ -188,8 +200,67 @@ def test_where_a_late_gpu_stands_aside_both_decisions_start_from_one_memory_and_
         world.agents["b0"].run()
     acts, asks = spy.shown[-2:]
     assert acts.memory == asks.memory, "asked twice in one step, about the fleet with and without it"
-    operator.step()
+    later(world).step()
     assert spy.shown[-2].memory == acts.memory + 1  # type: ignore[operator]
+
+
+def test_grants_that_lower_are_written_before_those_that_raise() -> None:
+    world = two_trees()
+    world.policy = "Uniform"
+    world.set_limit(900, a=400)
+    operator = settled(world)
+    world.set_limit(900, b=400)
+    operator.step()
+    assert [write.name for write in operator.last.writes] == ["b0", "a0"]
+
+
+def test_a_tree_of_which_nothing_changed_is_not_decided_again_at_once() -> None:
+    world = two_trees()
+    operator, spy = watched(world)
+    later(world).step()
+    spy.shown.clear()
+    operator.step()
+    assert spy.shown == []
+    world.set_limit(900, a=500)
+    operator.step()
+    assert [seen.budgets.names[0] for seen in spy.shown] == ["a"]
+    spy.shown.clear()
+    world.now_s -= 1.0  # a clock that was set back
+    operator.step()
+    assert len(spy.shown) == 2
+
+
+MOVES = st.tuples(st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.7]), st.sampled_from([300, 600, 900, 1500]), st.sampled_from("abx"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(policy=st.sampled_from(["Uniform", "Plain"]), moves=st.lists(MOVES, min_size=3, max_size=12))
+def test_what_is_kept_is_what_would_be_decided_anew(policy: str, moves: list[tuple[float, int, str]]) -> None:
+    """Of policies that time alone does not move, every grant, report and note is the same."""
+
+    def played(kept_s: float) -> Iterator[Plan]:
+        world = two_trees()
+        world.policies = {**world.policies, "Plain": PhaseAware()}
+        world.policy = policy
+        world.tell_budgets()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(realms, "KEPT_S", kept_s)
+            operator = settled(world)
+            for pause_s, limit_w, rack in moves:
+                world.now_s += pause_s
+                if rack in world.lines:
+                    world.set_limit(900, **{rack: limit_w})
+                operator.step()
+                yield operator.last
+                while operator.sent:
+                    operator.arrive()
+                for agent in world.agents.values():
+                    agent.run()
+                operator.watch()
+
+    for kept, anew in zip(list(played(realms.KEPT_S)), list(played(0.0)), strict=True):
+        assert [(w.name, w.spec) for w in kept.writes] == [(w.name, w.spec) for w in anew.writes]
+        assert kept.budgets == anew.budgets and kept.notes == anew.notes
 
 
 # -------------------------------------------------------------------------------------------------------------- meters

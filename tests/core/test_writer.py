@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from splitwatt_core.budget.claims import DROPPED, Placement, Rates
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.budget.writer import Wish, compose, stamp
+from splitwatt_core.budget.writer import Wish, compose, lowers, stamp
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 
@@ -39,6 +39,17 @@ def account(row: Grant | None = ROW, charge_w: int = 300, **more: object) -> Gpu
 
 def composed(wish: Wish, p: Placement | None = None, *, root: BudgetSpec = ROOT, moves: dict[str, int] | None = None) -> Spec:
     return compose(p or placement(), [wish], term=2, number=99, root=root, moves={} if moves is None else moves)
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+def test_what_lowers_any_cap_is_told_from_what_only_raises() -> None:
+    other = replace(ROW, uuid="g1")
+    both = replace(OLD, gpus=(ROW, other))
+    assert lowers(both, replace(OLD, gpus=(replace(ROW, cap_w=299), replace(other, cap_w=400))))
+    assert not lowers(both, replace(OLD, gpus=(ROW, replace(other, cap_w=400))))
+    assert not lowers(None, both) and not lowers(OLD, both), "who was granted nothing is told nothing lower"
 
 
 # --------------------------------------------------------------------------------------------------------------- stamp

@@ -2,7 +2,8 @@
 
 Protected: a policy sees its own tree and nothing else; what it remembers comes back to it alone, and not to another policy
 that takes its place, nor when it goes on from words to deeds; a meter that does not speak is no reading, whoever else could
-be asked (I5). Of a tree without GPUs there is nothing to decide: nobody is asked, and nothing is
+be asked (I5). A tree of which its policy would be shown the same as a moment ago (`KEPT_S`) keeps its decision, for many steps
+are made for one tree among hundreds. Of a tree without GPUs there is nothing to decide: nobody is asked, and nothing is
 remembered; when GPUs come its policy begins with them.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,26 @@ from splitwatt_core.trees import NO_BUDGET
 Columns = TypeVar("Columns", GpuColumns, ClockColumns, MeterColumns)
 Asked = tuple[str, Mode]
 """Policy and mode of a root's spec. What Observe decides is never in force, so it is no memory of what Strict did."""
-Memories = Mapping[str, tuple[Asked, object]]
-"""By root: who was asked, and what it remembers of the tree."""
+KEPT_S: Final = 0.5
+"""No decision is kept for longer. Two steps that nothing calls for are further apart: time alone moves a tree on as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one tree: who was asked when, what of it was shown, and what came of it."""
+
+    asked: Asked
+    asked_s: float
+    shown: PowerSnapshot
+    decision: Decision
+
+    def holds(self, asked: Asked, shown: PowerSnapshot, now_s: float) -> bool:
+        """Whether the decision can be kept."""
+        return self.asked == asked and 0.0 <= now_s - self.asked_s < KEPT_S and same(self.shown, shown)
+
+
+Memories = Mapping[str, Memory]
+"""By root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +85,20 @@ def decide(
     caps, clocks = fleet.granted_w.copy(), fleet.clocks.granted_mhz.copy()
     short_w = shortfall_w(np.zeros(len(allowance_w)), allowance_w)
     decisions: dict[str, Decision] = {}
-    kept: dict[str, tuple[Asked, object]] = {}
+    kept: dict[str, Memory] = {}
     for realm in realms(m, meter=meters(m, allowance_w), allowance_w=allowance_w, among=among):
         asked = (realm.spec.policy, realm.spec.mode)
-        before, memory = memories.get(realm.spec.name, (asked, None))
-        snapshot = replace(realm.snapshot, memory=memory if before == asked else None)
-        decision = policies[realm.spec.policy].decide(snapshot, m.now_s)
-        check_decision(snapshot, decision)
+        known = memories.get(realm.spec.name)
+        if known is None or not known.holds(asked, realm.snapshot, m.now_s):
+            memory = known.decision.memory if known is not None and known.asked == asked else None
+            snapshot = replace(realm.snapshot, memory=memory)
+            decision = policies[realm.spec.policy].decide(snapshot, m.now_s)
+            check_decision(snapshot, decision)
+            known = Memory(asked, m.now_s, realm.snapshot, decision)
+        decision = known.decision
         caps[realm.rows], clocks[realm.rows] = decision.cap_w, decision.max_clock_mhz
         short_w[realm.members] = decision.short_w
-        decisions[realm.spec.name], kept[realm.spec.name] = decision, (asked, decision.memory)
+        decisions[realm.spec.name], kept[realm.spec.name] = decision, known
     return Decided(caps, clocks, short_w, decisions, kept)
 
 
@@ -109,6 +132,28 @@ def realms(m: Moment, *, meter: MeterColumns, allowance_w: NDArray[np.float64], 
             slot=slot[mine],
         )
         yield Realm(spec, members, rows[mine], snapshot)
+
+
+def same(one: PowerSnapshot, other: PowerSnapshot) -> bool:
+    """Whether two snapshots, memories aside, show the same."""
+    if one.unassigned is not other.unassigned or one.budgets.names != other.budgets.names:
+        return False
+    pairs = [(one.slot, other.slot)]
+    for table in ("budgets", "gpus", "meter", "clocks"):
+        a, b = getattr(one, table), getattr(other, table)
+        if a is None or b is None:
+            if a is not b:
+                return False
+            continue
+        pairs += [(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__ if name != "names"]
+    return all(_equal(a, b) for a, b in pairs)
+
+
+def _equal(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> bool:
+    """No reading (NaN) is the same as no reading."""
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def _at(columns: Columns, which: NDArray[np.int64] | slice) -> Columns:

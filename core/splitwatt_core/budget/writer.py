@@ -80,6 +80,12 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
     )
 
 
+def lowers(before: Spec | None, after: Spec) -> bool:
+    """Whether some GPU is told to go below what it was granted: such a write is sent before the others."""
+    granted_w = {grant.uuid: grant.cap_w for grant in before.gpus} if before is not None else {}
+    return any(grant.cap_w < granted_w.get(grant.uuid, 0) for grant in after.gpus)
+
+
 def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | None, moved: bool) -> Grant:
     account = wish.account
     safe_w = wish.cap_w if safe_cap_w is None else min(wish.cap_w, max(safe_cap_w, account.min_w))
