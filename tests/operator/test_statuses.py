@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,50 @@ async def test_what_says_nothing_new_is_not_even_worded(monkeypatch: pytest.Monk
     assert [(t["posture"], t["observedGeneration"]) for t in api.taken] == [("Adopting", 1), ("Normal", 1), ("Normal", 2)]
     await show(report, 32.0)
     assert api.taken[-1]["posture"] == "Adopting", "what was said before it was written over is news again"
+
+
+async def test_of_hundreds_those_with_nodes_are_told_first_and_none_floods_the_api_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"empty-{k}" for k in range(300)]
+    worded: list[str] = []
+    wording = convert.budget_status
+
+    def counted(report: BudgetReport, **options: Any) -> dict[str, Any]:
+        worded.append(report.name)
+        return wording(report, **options)
+
+    monkeypatch.setattr(convert, "budget_status", counted)
+    store, api = Store(), Storing()
+    for name in [*names, "rack"]:
+        store.apply(Kind.BUDGET, {"metadata": {"name": name, "uid": name, "resourceVersion": "1"}})
+    statuses = BudgetStatuses(Pen(api, Metrics(), held=lambda now_s: True), store, Metrics())  # type: ignore[arg-type]
+
+    def reports(posture: Posture) -> dict[str, BudgetReport]:
+        plain = BudgetReport("", new_limit(900, 1.0), 0.0, None, posture, 0, 0, 0.0, None, ())
+        return {**{n: replace(plain, name=n) for n in names}, "rack": replace(plain, name="rack", nodes=4)}
+
+    async def show(posture: Posture) -> None:
+        statuses.show(reports(posture), generations={}, invalid_meters={}, unreadable={}, now_s=1.0)
+        await asyncio.sleep(0.01)
+
+    begun_s = time.monotonic()
+    for _ in range(20):
+        await show(Posture.ADOPTING)
+    most = statuses_of.MAX_BURST + statuses_of.STATUSES_PER_S * (time.monotonic() - begun_s)
+    assert worded[0] == "rack"
+    assert statuses_of.MAX_BURST <= len(api.taken) <= most + 1
+    assert len(worded) == len(api.taken), "who must wait is not even worded"
+    monkeypatch.setattr(statuses_of, "MIN_GAP_S", 0.0)
+    worded.clear()
+    await asyncio.sleep(0.1)
+    await show(Posture.NORMAL)
+    assert worded[0] == "rack", "a judgement about nodes does not wait behind all that was never told"
+    monkeypatch.setattr(statuses_of, "STATUSES_PER_S", 1e6)
+    for _ in range(10):
+        await show(Posture.NORMAL)
+    assert set(worded) == {*names, "rack"}, "and everybody's turn comes"
+    await statuses.stop()
 
 
 @settings(deadline=None)

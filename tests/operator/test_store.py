@@ -35,6 +35,32 @@ def test_an_older_version_is_no_news() -> None:
     assert store.apply(Kind.BUDGET, budget("a", 10))
 
 
+def test_its_own_status_that_comes_back_is_told_and_wakes_nobody() -> None:
+    store = Store()
+    store.apply(Kind.BUDGET, budget("a", 1, limitWatts=900))
+    changes = store.subscribe([Kind.BUDGET, Kind.NODE_POWER])
+
+    def woken_by(kind: Kind, obj: dict[str, Any]) -> bool:
+        changes.take()
+        changes.wake.clear()
+        assert store.apply(kind, obj)
+        assert len(changes.take()) == 1
+        return changes.wake.is_set()
+
+    assert not woken_by(Kind.BUDGET, budget("a", 2, limitWatts=900) | {"status": {"posture": "Normal"}})
+    assert woken_by(Kind.BUDGET, budget("a", 3, limitWatts=800) | {"status": {"posture": "Normal"}})
+    annotated = budget("a", 4, limitWatts=800)
+    annotated["metadata"]["annotations"] = {"splitwatt.io/nodes-confirmed": "u"}
+    assert woken_by(Kind.BUDGET, annotated)
+    made_anew = budget("a", 5, limitWatts=800)
+    made_anew["metadata"]["uid"] = "u2"
+    assert woken_by(Kind.BUDGET, made_anew)
+    node_power = {"kind": "NodePower", "metadata": {"name": "n", "uid": "u", "resourceVersion": "6"}}
+    assert woken_by(Kind.NODE_POWER, node_power)
+    acknowledged = {**node_power, "metadata": {**node_power["metadata"], "resourceVersion": "7"}, "status": {"observedTerm": 1}}  # type: ignore[dict-item]
+    assert woken_by(Kind.NODE_POWER, acknowledged), "an agent's word is news"
+
+
 def test_every_order_of_the_same_facts_ends_in_the_same_store() -> None:
     facts = [("apply", 3), ("remove", 4), ("apply", 6), ("apply", 5)]
     for order in itertools.permutations(facts):

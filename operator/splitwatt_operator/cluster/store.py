@@ -85,12 +85,12 @@ def version_of(obj: JsonObject) -> int:
 
 
 def _status_alone(known: JsonObject | None, kept: JsonObject) -> bool:
-    """Whether nothing but the status differs; every change of a spec has a new generation."""
+    """Whether nothing but the status differs."""
     return known is not None and _said_by_others(known) == _said_by_others(kept)
 
 
-def _said_by_others(obj: JsonObject) -> dict[str, Any]:
-    return {name: value for name, value in obj["metadata"].items() if name != "resourceVersion"}
+def _said_by_others(obj: JsonObject) -> tuple[JsonObject, object]:
+    return {name: value for name, value in obj["metadata"].items() if name != "resourceVersion"}, obj.get("spec")
 
 
 class Store:
