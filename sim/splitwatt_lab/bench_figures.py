@@ -43,6 +43,9 @@ FIGURES: Final[Mapping[str, Sequence[BenchFigure]]] = {
         BenchFigure("keeper_cut_1000_ms", None, "the step that answers a lowered limit: every cap falls"),
         BenchFigure("keeper_500_roots_ms", 50.0, "whole step over 500 root budgets without nodes, nothing changes, median"),
         BenchFigure("keeper_500_roots_with_nodes_ms", None, "the same with a node in each: 500 trees, 4 000 GPUs"),
+        BenchFigure(
+            "keeper_500_roots_one_cut_ms", None, "0.1 s after such a step: one limit was lowered, the others are as they were"
+        ),
     ),
     "agent": (
         BenchFigure("agent_core_percent", 1.0, "one real agent, 5 Hz, 8 GPUs, scraped every second: CPU time of one core"),
