@@ -138,22 +138,22 @@ def same(one: PowerSnapshot, other: PowerSnapshot) -> bool:
     """Whether two snapshots, memories aside, show the same."""
     if one.unassigned is not other.unassigned or one.budgets.names != other.budgets.names:
         return False
-    pairs = [(one.slot, other.slot)]
-    for table in ("budgets", "gpus", "meter", "clocks"):
+    pairs: list[tuple[NDArray[np.generic] | None, NDArray[np.generic] | None]] = []
+    for table in ("meter", "budgets", "clocks", "gpus"):  # what moves most comes first
         a, b = getattr(one, table), getattr(other, table)
         if a is None or b is None:
             if a is not b:
                 return False
             continue
         pairs += [(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__ if name != "names"]
-    return all(_equal(a, b) for a, b in pairs)
+    return all(_equal(a, b) for a, b in (*pairs, (one.slot, other.slot)))
 
 
 def _equal(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> bool:
-    """No reading (NaN) is the same as no reading."""
+    """To the bit, so that no reading (NaN) is the same as no reading."""
     if a is None or b is None:
         return a is b
-    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _at(columns: Columns, which: NDArray[np.int64] | slice) -> Columns:
