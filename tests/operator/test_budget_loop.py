@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
+from splitwatt_core.budget.facts import Plan
 from splitwatt_operator.budgets import loop as loops
 from splitwatt_operator.cluster.store import Kind
 from support.unconnected import Unconnected
 
 PATIENCE_S = 10.0
 A_WHILE_S = 0.3
+WORK_S = 0.2
 
 
 def budget(limit_w: int, version: int) -> dict[str, object]:
@@ -80,3 +83,40 @@ async def test_a_loop_that_should_decide_and_does_not_is_told(monkeypatch: pytes
     await eventually(lambda: "no budget decision for" in (loop.problem() or ""))
     parts.held = False
     assert loop.problem() is None, "without the Lease there is nothing to decide"
+
+
+async def test_it_rests_as_long_as_it_worked_and_speaks_after_the_grants_are_on_their_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Woken without end, with decisions that take long: whoever sends and hears must have the other half of the time."""
+    parts = Unconnected()
+    loop, steps, events = parts.budget_loop(), 0, list[str]()
+    deciding = parts.keeper.step
+
+    def slowly(now_s: float) -> Plan:
+        nonlocal steps
+        steps += 1
+        events.append("decided")
+        time.sleep(WORK_S)
+        return deciding(now_s)
+
+    async def grant() -> None:
+        events.append("sent")
+
+    def start(plan: Plan) -> None:
+        spawned.append(asyncio.create_task(grant()))
+
+    spawned: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(parts.keeper, "step", slowly)
+    monkeypatch.setattr(loop._performer, "start", start)
+    monkeypatch.setattr(loop._statuses, "show", lambda *_, **__: events.append("told"))
+    await loop.begin()
+    running = asyncio.create_task(loop.run())
+    begun_s = time.monotonic()
+    while time.monotonic() - begun_s < 8 * WORK_S:
+        loop.wake.set()
+        await asyncio.sleep(0.001)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert 2 <= steps <= 5
+    assert events[:3] == ["decided", "sent", "told"]
