@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from splitwatt_core import names
 from splitwatt_core.budget.keeper import BudgetReport
 
-_BUDGET = (names.L_BUDGET,)
+
+def _fresh(report: BudgetReport) -> float:
+    return float(any(c.status for c in report.conditions if c.type == "TelemetryFresh"))
+
+
+def _measured(report: BudgetReport) -> float:
+    """Without a reading the gauge says NaN, never zero watts (I5)."""
+    return float("nan") if report.measured_w is None else report.measured_w
+
+
+_OF_BUDGETS: Final[Sequence[tuple[str, str, Callable[[BudgetReport], float]]]] = (
+    (names.M_BUDGET_LIMIT_WATTS, "Limit in the spec, at the meter", lambda r: r.limit.spec_w),
+    (names.M_BUDGET_LIMIT_IN_FORCE_WATTS, "Limit that is judged by now", lambda r: r.limit.in_force_w),
+    (names.M_BUDGET_CHARGE_WATTS, "What the ledger counts, at the meter", lambda r: r.charge_w),
+    (names.M_BUDGET_MEASURED_WATTS, "What the budget's meter shows", _measured),
+    (names.M_BUDGET_POSTURE, "0 Adopting, 1 Normal, 2 Trim, 3 Shed, 4 Brake", lambda r: int(r.posture)),
+    (names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _fresh),
+)
+
+
+class _Budgets(Collector):
+    """The gauges of all budgets, made of their last reports when somebody scrapes: a gauge object for each of hundreds costs a
+    scrape several times as much, and every decision as well."""
+
+    def __init__(self) -> None:
+        self.reports: Mapping[str, BudgetReport] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, value in _OF_BUDGETS:
+            family = GaugeMetricFamily(name, text, labels=[names.L_BUDGET])
+            for budget, report in self.reports.items():
+                family.add_metric([budget], value(report))
+            yield family
 
 
 class Metrics:
@@ -18,15 +53,11 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(name, text, labels, registry=registry)
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry)
 
-        self._limit = gauge(names.M_BUDGET_LIMIT_WATTS, "Limit in the spec, at the meter", _BUDGET)
-        self._in_force = gauge(names.M_BUDGET_LIMIT_IN_FORCE_WATTS, "Limit that is judged by now", _BUDGET)
-        self._charge = gauge(names.M_BUDGET_CHARGE_WATTS, "What the ledger counts, at the meter", _BUDGET)
-        self._measured = gauge(names.M_BUDGET_MEASURED_WATTS, "What the budget's meter shows", _BUDGET)
-        self._posture = gauge(names.M_BUDGET_POSTURE, "0 Adopting, 1 Normal, 2 Trim, 3 Shed, 4 Brake", _BUDGET)
-        self._fresh = gauge(names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _BUDGET)
+        self._budgets = _Budgets()
+        registry.register(self._budgets)
         self.api_writes = Counter(names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry)
         self.api_refusals = Counter(
             names.M_API_REFUSALS, "Writes that the API server refused", (names.L_KIND, names.L_CODE), registry=registry
@@ -44,7 +75,6 @@ class Metrics:
         )
         self.active = gauge(names.M_OPERATOR_ACTIVE, "1 in the replica that holds the Lease")
         self.term = gauge(names.M_OPERATOR_TERM, "Fencing term of this replica's reign, 0 before the first")
-        self._shown: dict[str, BudgetReport] = {}
 
     def count_write(self, kind: str) -> None:
         """`kind` is the Kubernetes kind, with its subresource after a slash."""
@@ -59,18 +89,4 @@ class Metrics:
         self._report_failures.labels(kind).inc()
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
-        for gone in self._shown.keys() - reports.keys():
-            for gauge in (self._limit, self._in_force, self._charge, self._posture, self._fresh, self._measured):
-                gauge.remove(gone)
-        before, self._shown = self._shown, dict(reports)
-        for name, report in reports.items():
-            if before.get(name) == report:
-                continue
-            self._limit.labels(name).set(report.limit.spec_w)
-            self._in_force.labels(name).set(report.limit.in_force_w)
-            self._charge.labels(name).set(report.charge_w)
-            self._posture.labels(name).set(int(report.posture))
-            fresh = any(c.status for c in report.conditions if c.type == "TelemetryFresh")
-            self._fresh.labels(name).set(fresh)
-            # Without a reading the gauge says NaN, never zero watts (I5).
-            self._measured.labels(name).set(float("nan") if report.measured_w is None else report.measured_w)
+        self._budgets.reports = reports

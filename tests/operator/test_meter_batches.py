@@ -209,14 +209,14 @@ async def test_who_fails_a_query_at_once_blinds_nobody_else_in_it(stub: Stub, ki
 
 async def test_who_never_answers_blinds_its_neighbours_for_one_round_at_most(stub: Stub) -> None:
     stub.slow = ["r3"]
-    async with PrometheusClient(stub.url, timeout_s=1.0) as prometheus:
+    async with PrometheusClient(stub.url, timeout_s=2.0) as prometheus:
         telemetry = Telemetry(prometheus)
         first = blind(await telemetry.read(racks(60)))
         assert "r3" in first and len(first) <= MAX_TOGETHER
         for _ in range(2):
             begun_s = time.monotonic()
             assert blind(await telemetry.read(racks(60))) == {"r3"}
-            assert time.monotonic() - begun_s < 2.0
+            assert time.monotonic() - begun_s < 4.0
 
 
 async def test_a_proxy_that_takes_short_queries_only_is_obeyed(stub: Stub) -> None:
@@ -243,7 +243,7 @@ async def test_a_silent_server_ends_no_round_late_and_makes_no_suspects(stub: St
         telemetry = Telemetry(prometheus)
         begun_s = time.monotonic()
         assert len(blind(await telemetry.read(racks(500)))) == 500
-        assert time.monotonic() - begun_s < 1.0
+        assert time.monotonic() - begun_s < 3.0, "500 queries one after another would take longer"
         stub.away = False
         stub.asked.clear()
         prometheus.timeout_s = 5.0
