@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from splitwatt_core.budget.claims import DROPPED, Placement, Rates
+from splitwatt_core.budget.facts import SpecWrite
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.budget.writer import Wish, compose, lowers, stamp
+from splitwatt_core.budget.writer import Wish, compose, lowers, rebased, stamp
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
 from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
 
@@ -24,6 +25,10 @@ OLD = Spec(
     unmanaged_w=900,
     gpus=(ROW,),
 )
+
+
+def write(over: Spec | None, spec: Spec) -> SpecWrite:
+    return SpecWrite("n1", "u1", 5, spec, over=over)
 
 
 def placement(spec: Spec | None = OLD, *leaves: str) -> Placement:
@@ -47,9 +52,30 @@ def composed(wish: Wish, p: Placement | None = None, *, root: BudgetSpec = ROOT,
 def test_what_lowers_any_cap_is_told_from_what_only_raises() -> None:
     other = replace(ROW, uuid="g1")
     both = replace(OLD, gpus=(ROW, other))
-    assert lowers(both, replace(OLD, gpus=(replace(ROW, cap_w=299), replace(other, cap_w=400))))
-    assert not lowers(both, replace(OLD, gpus=(ROW, replace(other, cap_w=400))))
-    assert not lowers(None, both) and not lowers(OLD, both), "who was granted nothing is told nothing lower"
+    assert lowers(write(both, replace(OLD, gpus=(replace(ROW, cap_w=299), replace(other, cap_w=400)))))
+    assert not lowers(write(both, replace(OLD, gpus=(ROW, replace(other, cap_w=400)))))
+    assert not lowers(write(None, both)) and not lowers(write(OLD, both)), "who was granted nothing is told nothing lower"
+
+
+def test_a_write_that_only_lowers_goes_onto_the_newest_version_of_the_same_spec() -> None:
+    other = replace(ROW, uuid="g1")
+    both = replace(OLD, gpus=(ROW, other))
+    lower = write(both, replace(both, gpus=(replace(ROW, grant=8, cap_w=250), other)))
+    newest = NodePower("n1", "u1", 9, both)
+    assert rebased(lower, newest) == replace(lower, resource_version=9)
+    for changed in (
+        replace(newest, uid="u2"),
+        replace(newest, spec=None),
+        replace(newest, spec=replace(both, term=2)),
+        replace(newest, spec=replace(both, budgets=("b",))),
+    ):
+        assert rebased(lower, changed) is None, "somebody else wrote a spec"
+    mixed = write(both, replace(both, gpus=(replace(ROW, cap_w=250), replace(other, cap_w=301))))
+    added = write(OLD, replace(both, gpus=(replace(ROW, cap_w=250), other)))
+    lowered = (replace(ROW, cap_w=250), other)
+    stamped, moved = (write(both, replace(both, gpus=lowered, **new)) for new in ({"term": 2}, {"budgets": ("b",)}))
+    for decided in (mixed, added, stamped, moved, write(both, both)):
+        assert rebased(decided, replace(newest, spec=decided.over)) is None, "what raises, or begins, is decided anew"
 
 
 # --------------------------------------------------------------------------------------------------------------- stamp

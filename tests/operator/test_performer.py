@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from splitwatt_client import Connection
 from splitwatt_client.resources import NODE_POWERS, NODES
-from splitwatt_core.budget.facts import NodeFact, Plan, Replaced
+from splitwatt_core.budget.facts import NodeFact, Plan, Replaced, SpecWrite
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.names import ANNOTATION_RELEASE
@@ -89,6 +90,28 @@ async def test_a_write_on_a_version_that_is_over_is_decided_anew_without_any_wat
     stored = await api.get(NODE_POWERS, node)
     assert stored is not None
     assert stored["spec"]["term"] == 7
+
+
+async def test_a_cap_that_falls_does_not_wait_for_an_agent_that_tells_its_status_all_the_time(api: Connection, node: str) -> None:
+    made = await api.create({"apiVersion": NODE_POWERS.api_version, "kind": "NodePower", "metadata": {"name": node}})
+    row = {"uuid": "g0", "grant": 5, "capWatts": 400, "safeCapWatts": 400, "chargeWatts": 400}
+    spec = {"term": 7, "forUID": made["metadata"]["uid"], "mode": "Strict", "gpus": [row]}
+    known = node_power_from_wire(await api.patch(NODE_POWERS, node, {"spec": spec}, field_manager="splitwatt-operator"))
+    assert known.spec is not None
+    lower = replace(known.spec, gpus=(replace(known.spec.gpus[0], grant=6, cap_w=300, safe_cap_w=300),))
+    write = SpecWrite(node, known.uid, known.resource_version, lower, over=known.spec)
+    await api.patch(NODE_POWERS, node, {"status": {"observedTerm": 7}}, subresource="status", field_manager="agent")
+    deciding = Deciding(api, node)
+    for _ in range(5):
+        deciding.performer._refusals.refused(node, "an earlier one", time.monotonic())
+    begun_s = time.monotonic()
+    deciding.performer.start(Plan(writes=(write,)))
+    await deciding.woken.wait()
+    await deciding.performer.stop()
+    stored = await api.get(NODE_POWERS, node)
+    assert stored is not None and stored["spec"]["gpus"][0]["capWatts"] == 300
+    assert stored["status"]["observedTerm"] == 7, "what was told meanwhile stays"
+    assert deciding.refused(409) == 1 and time.monotonic() - begun_s < 5.0
 
 
 async def test_an_object_that_was_made_anew_unseen_is_found(api: Connection, node: str) -> None:

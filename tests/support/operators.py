@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, SpecWrite, Unknown
+from splitwatt_core.budget.facts import MeterReading, NodeFact, Outcome, Plan, Rejected, SpecWrite, Unknown
 from splitwatt_core.budget.keeper import Keeper
+from splitwatt_core.budget.writer import rebased
 from splitwatt_core.columns import Posture
 from support.machines import PROFILE, Node
 from support.sums import charged_sums
@@ -202,7 +203,12 @@ class Operator:
         if not self.sent:
             return None
         sent = self.sent.pop(index % len(self.sent))
-        outcome = self.world.store.write_spec(sent.write)
+        store = self.world.store
+        outcome = store.write_spec(sent.write)
+        if isinstance(outcome, Rejected) and answer and not sent.told and (found := store.objects.get(sent.write.name)):
+            self.keeper.on_node_power(found, self.world.now_s)
+            if (again := rebased(sent.write, found)) is not None:
+                outcome = store.write_spec(again)
         if not sent.told:
             self.keeper.on_outcome(sent.write, outcome if answer else Unknown("lost answer"), self.world.now_s)
         return outcome

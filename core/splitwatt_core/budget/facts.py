@@ -74,12 +74,13 @@ class MeterFailure:
 
 @dataclass(frozen=True, slots=True)
 class SpecWrite:
-    """One NodePower spec to write, tied to the version it was decided on (R1)."""
+    """One NodePower spec to write, tied to the version it was decided on (R1). `over`: the spec of that version."""
 
     name: str
     uid: str
     resource_version: int
     spec: Spec
+    over: Spec | None = None
 
 
 @dataclass(frozen=True, slots=True)

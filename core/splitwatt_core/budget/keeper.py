@@ -50,7 +50,7 @@ from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.policies.clocks import next_clocks
 from splitwatt_core.policies.signature import Policy
-from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_TERM, Mode, Spec
+from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_TERM, Mode
 from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
 
 __all__ = [
@@ -243,7 +243,6 @@ class Keeper(Heard):
             rows.setdefault(node.name, []).append(i)
         number = self._term * GRANTS_PER_TERM + self._round + 1
         writes: list[SpecWrite] = []
-        before: dict[str, Spec | None] = {}
         for p in moment.placements:
             node, root = p.node, self._root(p)
             if node.object is None or node.name in self._in_flight or (node.stamped and not node.present):
@@ -257,19 +256,18 @@ class Keeper(Heard):
                 spec = stamp(p, term=self._term, root=root)
             if spec == node.object.spec:
                 continue
-            before[node.name] = node.object.spec
             for grant in spec.gpus:
                 if grant.uuid in node.gpus:
                     node.gpus[grant.uuid].learn(grant)
             self._refresh(node, moment.now_s)
-            write = SpecWrite(node.name, node.object.uid, node.object.resource_version, spec)
+            write = SpecWrite(node.name, node.object.uid, node.object.resource_version, spec, over=node.object.spec)
             self._in_flight[node.name] = write
             writes.append(write)
         if writes:
             self._round += 1
             if self._round + 1 >= GRANTS_PER_TERM:
                 self._resign = "this term's grant numbers are used up: restart for a new term"
-        return tuple(sorted(writes, key=lambda write: not lowers(before[write.name], write.spec)))
+        return tuple(sorted(writes, key=lambda write: not lowers(write)))
 
     def _wake(self, now_s: float) -> float:
         """When the next thing falls due: a charge that settles, a limit that comes into force, the next second."""

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from splitwatt_core.budget.claims import DROPPED, Placement
+from splitwatt_core.budget.facts import SpecWrite
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, Phase, Spec
+from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
 from splitwatt_core.protocol.ledger import GpuAccount
 
 
@@ -80,10 +81,33 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
     )
 
 
-def lowers(before: Spec | None, after: Spec) -> bool:
+def lowers(write: SpecWrite) -> bool:
     """Whether some GPU is told to go below what it was granted: such a write is sent before the others."""
-    granted_w = {grant.uuid: grant.cap_w for grant in before.gpus} if before is not None else {}
-    return any(grant.cap_w < granted_w.get(grant.uuid, 0) for grant in after.gpus)
+    granted_w = _granted_w(write)
+    return any(grant.cap_w < granted_w.get(grant.uuid, 0) for grant in write.spec.gpus)
+
+
+def rebased(write: SpecWrite, found: NodePower) -> SpecWrite | None:
+    """The same write on the version that a fresh read found, or None where it has to be decided anew (R1).
+
+    An agent tells its status all the time, and each time a write that is on its way is refused. One that lowers and raises
+    nothing, for the budgets that counted the node before, is right whatever the status says now, so it need not lose that
+    race: only the spec must still be the one that it was decided on.
+    """
+    before, after = write.over, write.spec
+    same = (found.name, found.uid, found.spec) == (write.name, write.uid, before)
+    if not same or before is None or not lowers(write):
+        return None
+    if (before.term, before.mode, before.budgets, before.leaving) != (after.term, after.mode, after.budgets, after.leaving):
+        return None
+    granted_w = _granted_w(write)
+    if any(grant.uuid not in granted_w or grant.cap_w > granted_w[grant.uuid] for grant in write.spec.gpus):
+        return None
+    return replace(write, resource_version=found.resource_version)
+
+
+def _granted_w(write: SpecWrite) -> dict[str, int]:
+    return {grant.uuid: grant.cap_w for grant in write.over.gpus} if write.over is not None else {}
 
 
 def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | None, moved: bool) -> Grant:

@@ -5,7 +5,8 @@ are three, never two: written, not written, unknown (R6). Sends run concurrently
 second one about the same object before it was told of the first.
 
 A refusal says that what the write was decided on is not what stands: the object is read afresh, past all watches, before
-the keeper is told. Whoever is refused again and again waits longer each time (`refusals`).
+the keeper is told. A write that only lowers goes out again at once where nothing but the status changed (`rebased`). Whoever
+is refused again and again waits longer each time (`refusals`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.keeper import Keeper, Outcome, Plan, SpecWrite, Unknown, Written
 from splitwatt_core.budget.keeper import Rejected as NotWritten
+from splitwatt_core.budget.writer import rebased
 from splitwatt_core.names import ANNOTATION_RELEASE, API_GROUP, GROUP_VERSION
 from splitwatt_core.protocol.contract import ContractError, NodePower, node_power_from_wire, node_power_to_apply
 from splitwatt_shell.supervise import end_all
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_SENDS: Final = 32
 MAX_CONCURRENT_READS: Final = 32
+MAX_REBASED: Final = 8
+"""So often in a row a lowered cap is written anew on the newest version, before it is decided anew after a pause."""
 CREATE_RETRY_S: Final = 5.0
 """Pause after a NodePower could not be created or read."""
 
@@ -105,7 +109,7 @@ class Performer:
         outcome = await self._send(write)
         self._keeper.on_outcome(write, outcome, time.time())
 
-    async def _send(self, write: SpecWrite) -> Outcome:
+    async def _send(self, write: SpecWrite, *, again: int = MAX_REBASED) -> Outcome:
         about = {"node": write.name, "term": write.spec.term}
         match await self._pen.apply(node_power_to_apply(write.name, write.uid, write.resource_version, write.spec)):
             case Stored(answer):
@@ -119,16 +123,18 @@ class Performer:
                 return NotWritten(str(unsent))
             case Rejected() as refusal:
                 log.info("grant refused: %s", refusal, extra=about)
-                pause_s = self._refusals.refused(write.name, str(refusal), time.monotonic())
-                await self._read_afresh(write)
-                await asyncio.sleep(pause_s)
+                found = await self._read_afresh(write)
+                newer = rebased(write, found) if refusal.conflict and found is not None and again else None
+                if newer is not None:
+                    return await self._send(newer, again=again - 1)
+                await asyncio.sleep(self._refusals.refused(write.name, str(refusal), time.monotonic()))
                 return NotWritten(str(refusal))
             case OutcomeUnknown() as error:
                 log.warning("grant of unknown outcome: %s", error, extra=about)
                 await asyncio.sleep(self._refusals.unanswered(write.name))
                 return Unknown(str(error))
 
-    async def _read_afresh(self, write: SpecWrite) -> None:
+    async def _read_afresh(self, write: SpecWrite) -> NodePower | None:
         """What stands instead of the object that was written for. A failed read says nothing; an absent object is created
         anew, and its charge stays (R8)."""
         try:
@@ -136,10 +142,13 @@ class Performer:
                 found = await self._reader.get(NODE_POWERS, write.name)
             if found is None:
                 self._keeper.on_node_power_gone(write.name, time.time(), write.uid)
-            else:
-                self._keeper.on_node_power(node_power_from_wire(found), time.time())
+                return None
+            fresh = node_power_from_wire(found)
+            self._keeper.on_node_power(fresh, time.time())
         except (ApiError, ContractError) as error:
             log.warning("not read afresh after a refusal: %s", error, extra={"node": write.name})
+            return None
+        return fresh
 
     async def _create(self, name: str) -> None:
         """Without spec (R3): the grants come later, tied to this object's uid."""
