@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-QUIET: Final = {"kopf": logging.WARNING, "httpx": logging.WARNING, "httpcore": logging.WARNING, "aiohttp": logging.WARNING}
+QUIET: Final = {"kopf": logging.WARNING, "aiohttp": logging.WARNING}
 """Libraries that would log every event or request; their warnings are kept."""
 
 

@@ -251,6 +251,7 @@ def test_everything_can_be_said_on_the_command_line(tmp_path: Path) -> None:
         ([*URL, "--prometheus-token-file", "x", "--prometheus-user", "u"], "give --prometheus-token-file or --prometheus-user"),
         ([*URL, "--prometheus-password-file", "x"], "--prometheus-password-file needs --prometheus-user"),
         ([*URL, "--prometheus-key-file", "x"], "--prometheus-key-file needs --prometheus-cert-file"),
+        ([*URL, "--prometheus-user", "a:b"], "the user a:b has a colon"),
         ([*URL, "--prometheus-ca-file", __file__], "holds no certificates of a CA in PEM"),
         ([*URL, "--prometheus-cert-file", __file__], "are no client certificate with its key in PEM"),
         (["--prometheus-url", "http://p", "--prometheus-ca-file", __file__], "certificates need an --prometheus-url that begins"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from splitwatt_client import ApiError, Connection
 from splitwatt_client.resources import NODES
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError
@@ -70,3 +72,33 @@ async def test_both_in_one_turn(
         assert done == {running}
         with pytest.raises(asyncio.CancelledError):
             await running
+
+
+async def test_however_many_requests_were_given_up_the_next_one_is_answered() -> None:
+    """At every moment of their lives: before they have a connection, while it is made, before and while they are answered. Some
+    clients lose the connection of one that is given up in the turn in which something comes of it."""
+    delays_s = itertools.cycle([0.0, 0.01, 0.2, 0.3, 0.31, 0.5, 1.0])
+
+    async def answer(request: web.Request) -> web.Response:
+        await request.read()
+        await asyncio.sleep(next(delays_s))
+        return web.json_response({"status": "success", "data": {"resultType": "vector", "result": []}})
+
+    application = web.Application()
+    application.router.add_post("/{tail:.*}", answer)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with PrometheusClient(f"http://127.0.0.1:{runner.addresses[0][1]}", timeout_s=0.3, max_concurrent=4) as client:
+
+        async def given_up(after_s: float) -> None:
+            with contextlib.suppress(TimeoutError, QueryError):
+                async with asyncio.timeout(after_s):
+                    await client.vector("up")
+
+        for _ in range(8):
+            await asyncio.gather(*(given_up(after_s) for after_s in (0.05, 0.2, 0.3, 0.34) * 4))
+        delays_s, client.timeout_s = itertools.repeat(0.0), PATIENCE_S
+        for _ in range(8):
+            assert await client.vector("up") == []
+    await runner.cleanup()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
+import aiohttp
 from splitwatt_api.promql import is_matcher
 
 METHODS: Final = ("POST", "GET")
@@ -48,13 +48,14 @@ class EndPoint:
         found.update({name: _header_secret(path) for name, path in self.header_files})
         if self.token_file is not None:
             found["Authorization"] = f"Bearer {_header_secret(self.token_file)}"
+        if self.user is not None:
+            if ":" in self.user:
+                raise EndPointError(
+                    f"the user {self.user} has a colon, which basic authentication cannot carry: name another one"
+                )
+            password = "" if self.password_file is None else _secret(self.password_file)
+            found["Authorization"] = aiohttp.encode_basic_auth(self.user, password)
         return found
-
-    def basic_auth(self) -> httpx.BasicAuth | None:
-        """Raises EndPointError."""
-        if self.user is None:
-            return None
-        return httpx.BasicAuth(self.user, "" if self.password_file is None else _secret(self.password_file))
 
     def tls_version(self) -> tuple[int, ...]:
         """Changes when one of the certificates' files does. Raises EndPointError."""
@@ -68,7 +69,7 @@ class EndPoint:
         """Raises EndPointError."""
         try:
             if self.ca_file is None:
-                context = httpx.create_ssl_context(trust_env=False)
+                context = ssl.create_default_context()
             else:
                 context = ssl.create_default_context(cafile=str(self.ca_file))
         except OSError as error:  # ssl.SSLError is one
@@ -169,7 +170,6 @@ def end_point(parser: argparse.ArgumentParser, given: argparse.Namespace) -> End
         parser.error("certificates need an --prometheus-url that begins with https://")
     try:
         made.tls()
-        made.basic_auth()
         made.request_headers()
     except EndPointError as error:
         parser.error(str(error))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import httpx
+import aiohttp
 
 from splitwatt_operator.telemetry.endpoint import EndPoint, EndPointError
 
@@ -21,6 +21,8 @@ QUERY_TIMEOUT_S: Final = 0.8
 MAX_CONCURRENT: Final = 16
 MAX_MESSAGE_CHARS: Final = 300
 POST_REFUSED: Final = (405, 501)
+UNLIMITED: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+"""Our own time-out ends a request; aiohttp's swallows a cancellation that comes in the same turn."""
 SERVER_STATES: Final = (401, 403, 404, 429)
 """Answers that say something of who asks, where, or how often, and nothing of the query."""
 MAX_ANSWER_BYTES: Final = 64 * 2**20
@@ -54,7 +56,8 @@ class Response:
 
 
 class PrometheusClient:
-    """Async context manager around one HTTP client. `end_point`: the server's root, with any path prefix, or all there is to
+    """Async context manager around one HTTP client, aiohttp: requests are given up all the time here, and others leak the
+    connection of one that is, until none is left. `end_point`: the server's root, with any path prefix, or all there is to
     say of it. Raises EndPointError where one of its files cannot be used."""
 
     def __init__(
@@ -67,22 +70,26 @@ class PrometheusClient:
         self.timeout_s = timeout_s
         self._max_concurrent = max_concurrent
         self._slots = asyncio.Semaphore(max_concurrent)
+        self._tls = self._end_point.tls()
         self._tls_version = self._end_point.tls_version()
-        self._http = self._connect()
-        self._former: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._former: aiohttp.ClientSession | None = None
         """With the certificates before the present ones: requests may be under way in it."""
 
-    def _connect(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=self._max_concurrent, max_keepalive_connections=self._max_concurrent)
-        return httpx.AsyncClient(timeout=self.timeout_s, limits=limits, trust_env=False, verify=self._end_point.tls())
+    def _connected(self) -> aiohttp.ClientSession:
+        """Made at the first request, for it belongs to the event loop that runs then."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=self._max_concurrent, ssl=self._tls)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=UNLIMITED, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
 
     async def __aenter__(self) -> PrometheusClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
-        if self._former is not None:
-            await self._former.aclose()
+        for session in (self._session, self._former):
+            if session is not None:
+                await session.close()
 
     @property
     def method(self) -> str:
@@ -119,19 +126,19 @@ class PrometheusClient:
                 response = await self._send(path, params)
         except EndPointError as error:
             raise QueryError(f"Prometheus at {self.url} was not asked: {error}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            late = isinstance(error, (TimeoutError, httpx.TimeoutException))
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
+            late = isinstance(error, TimeoutError)
             sentence = f"no answer from Prometheus at {self.url} ({_why(error)})"
             raise (QueryFailedError if late else QueryError)(sentence) from error
         status = response.status
         blamed = QueryError if status in SERVER_STATES else QueryFailedError
-        if httpx.codes.is_redirect(status):
+        if 300 <= status < 400:
             raise QueryError(f"{self.url}{path} answered {status}, a redirect to {response.location!r:.120}")
         try:
             answer = json.loads(response.body)
         except (ValueError, RecursionError) as error:
             raise blamed(f"{self.url}{path} answered {status} without JSON{_advice(status)}") from error
-        if httpx.codes.is_success(status) and not (isinstance(answer, dict) and "status" in answer):
+        if 200 <= status < 300 and not (isinstance(answer, dict) and "status" in answer):
             raise QueryError(f"{self.url}{path} answered {status} with JSON that is not of Prometheus' API")
         if not isinstance(answer, dict) or answer.get("status") != "success":
             answer = answer if isinstance(answer, dict) else {}
@@ -147,10 +154,10 @@ class PrometheusClient:
     async def _send(self, path: str, params: Mapping[str, str]) -> Response:
         """Once, and once more by GET where a POST is not allowed: then it never is."""
         if (version := self._end_point.tls_version()) != self._tls_version:
-            oldest, self._former, self._http = self._former, self._http, self._connect()
-            self._tls_version = version
+            self._tls, self._tls_version = self._end_point.tls(), version
+            oldest, self._former, self._session = self._former, self._session, None
             if oldest is not None:
-                await oldest.aclose()
+                await oldest.close()
         response = await self._request(path, params)
         if self._method == "POST" and response.status in POST_REFUSED:
             self._method = "GET"
@@ -160,20 +167,20 @@ class PrometheusClient:
     async def _request(self, path: str, params: Mapping[str, str]) -> Response:
         extra = dict(self._end_point.arguments)
         get = self._method == "GET"
-        async with self._http.stream(
+        async with self._connected().request(
             self._method,
             self.url + path,
             params={**extra, **params} if get else extra,
             data=None if get else dict(params),
             headers=self._end_point.request_headers(),
-            auth=self._end_point.basic_auth(),
+            allow_redirects=False,
         ) as answer:
             body = bytearray()
-            async for chunk in answer.aiter_bytes():
+            async for chunk in answer.content.iter_any():
                 body += chunk
                 if len(body) > MAX_ANSWER_BYTES:
                     raise QueryFailedError(f"{self.url}{path} answered with more than {MAX_ANSWER_BYTES >> 20} MiB")
-            return Response(answer.status_code, answer.reason_phrase, answer.headers.get("location", "nowhere"), bytes(body))
+            return Response(answer.status, answer.reason or "", answer.headers.get("location", "nowhere"), bytes(body))
 
 
 def _advice(status: int) -> str:
@@ -185,6 +192,7 @@ def _advice(status: int) -> str:
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, (TimeoutError, httpx.TimeoutException)):
+    if isinstance(error, TimeoutError):
         return "timed out"
-    return str(error) or type(error).__name__
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return str(cause) or type(cause).__name__
