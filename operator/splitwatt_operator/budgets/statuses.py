@@ -207,6 +207,8 @@ class BudgetStatuses:
                     shown.status, shown.written_s, shown.unsure, shown.said = status, time.monotonic(), False, said
                 case NotSent():
                     pass  # the next step offers it again
+                case Rejected(not_found=True):
+                    shown.not_before_s = time.monotonic() + RETRY_S  # deleted meanwhile, which the watch is about to tell
                 case Rejected() | OutcomeUnknown() as error:
                     shown.not_before_s = time.monotonic() + RETRY_S
                     self._metrics.count_report_failure(Kind.BUDGET)
