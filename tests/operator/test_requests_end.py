@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ async def test_both_in_one_turn(
 async def test_however_many_requests_were_given_up_the_next_one_is_answered() -> None:
     """At every moment of their lives: before they have a connection, while it is made, before and while they are answered. Some
     clients lose the connection of one that is given up in the turn in which something comes of it."""
-    delays_s = itertools.cycle([0.0, 0.01, 0.2, 0.3, 0.31, 0.5, 1.0])
+    delays_s: Iterator[float] = itertools.cycle([0.0, 0.01, 0.2, 0.3, 0.31, 0.5, 1.0])
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
