@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import PodName
+from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionSnapshot,
@@ -38,7 +39,7 @@ def pod(cluster: ClusterName, role: Role, index: int, *, gpus: int, pool: str | 
         role=role,
         gpus=gpus,
         floor_w=FLOORS_W[role],
-        selector=Selector({} if pool is None else {"pool": pool}),
+        rules=NodeRules(Selector({} if pool is None else {"pool": pool})),
         created_s=created_s,
     )
 
@@ -80,7 +81,7 @@ def houses(draw: st.DrawFn) -> AdmissionSnapshot:
 
 
 def dearest_w(house: AdmissionSnapshot, need: PodNeed, leaf: str) -> float:
-    nodes = [n for n in house.nodes if n.leaf == leaf and n.gpus >= need.gpus and need.matches(n.labels)]
+    nodes = [n for n in house.nodes if n.leaf == leaf and n.gpus >= need.gpus and need.may_use(n)]
     return max((need.floor_w[n.gpu_kind] - n.idle_floor_w) * n.loss_factor * need.gpus for n in nodes)
 
 
@@ -107,11 +108,7 @@ def scheduled(house: AdmissionSnapshot) -> AdmissionSnapshot:
     held = []
     for h in house.held:
         spot = next(
-            (
-                n
-                for n in house.nodes
-                if h.node is None and n.leaf == h.leaf and free[n.name] >= h.need.gpus and h.need.matches(n.labels)
-            ),
+            (n for n in house.nodes if h.node is None and n.leaf == h.leaf and free[n.name] >= h.need.gpus and h.need.may_use(n)),
             None,
         )
         if spot is None:
@@ -170,7 +167,7 @@ def test_no_pod_is_sent_where_it_cannot_run(house: AdmissionSnapshot) -> None:
         seen[a.need.uid] += 1
         leaf_nodes = [n for n in house.nodes if n.leaf == a.leaf]
         assert all(a.selector.matches(n.labels) for n in leaf_nodes)
-        fits = [n for n in leaf_nodes if a.need.matches(n.labels) and free[n.name] >= a.need.gpus]
+        fits = [n for n in leaf_nodes if a.need.may_use(n) and free[n.name] >= a.need.gpus]
         assert fits, f"{a.need.pod} was sent to {a.leaf}, which has no room"
         free[min(fits, key=lambda n: (free[n.name], n.name)).name] -= a.need.gpus
     assert all(count == 1 for count in seen.values())
@@ -292,7 +289,7 @@ def test_an_ancestor_that_is_short_is_named() -> None:
 def test_missing_gpus_missing_nodes_and_missing_agents_are_told_apart() -> None:
     house = rack(10_000, free=4)
     assert plan_admission(house).verdicts[CHAT].reason == "InsufficientGPUs"
-    elsewhere = replace(house, waiting=tuple(replace(n, selector=Selector({"pool": "x"})) for n in house.waiting))
+    elsewhere = replace(house, waiting=tuple(replace(n, rules=NodeRules(Selector({"pool": "x"}))) for n in house.waiting))
     assert "pool=x" in plan_admission(elsewhere).verdicts[CHAT].message
     silent = replace(house, nodes=tuple(replace(n, gpu_kind="") for n in house.nodes))
     assert plan_admission(silent).verdicts[CHAT].reason == "NoAgentReport"

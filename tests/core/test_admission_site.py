@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from splitwatt_core.admission.plan import plan_admission
-from splitwatt_core.admission.pods import UNSUPPORTED_TERM, Pod, PodName, pod_fact, takes_pods
+from splitwatt_core.admission.pods import Pod, PodName, closed, pod_fact
+from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
@@ -27,7 +28,7 @@ def leaf(name: str, rack: str, **spec: Any) -> BudgetSpec:
 
 
 def pod(role: Role | None, name: str = "p", *, of: str = "chat", **rest: Any) -> Pod:
-    fields = {"gpus": 8, "gated": True, "selector": Selector({"pool": "p"}), **rest}
+    fields = {"gpus": 8, "gated": True, "rules": NodeRules(Selector({"pool": "p"})), **rest}
     return Pod(PodName("s", name), f"uid-{name}", 1, cluster_label(of), role, **fields)
 
 
@@ -143,14 +144,12 @@ def test_a_long_name_is_the_same_cluster_everywhere() -> None:
 
 def test_what_takes_no_pods() -> None:
     node = NodeFact("n", {}, "b", gpus=8)
-    assert takes_pods(node)
-    assert not takes_pods(replace(node, cordoned=True))
-    assert not takes_pods(replace(node, ready=False))
-    assert not takes_pods(replace(node, taints=(("node.kubernetes.io/unreachable", "NoExecute"),)))
-    assert takes_pods(replace(node, taints=(("node.kubernetes.io/unreachable", "PreferNoSchedule"), ("team", "NoSchedule"))))
+    assert closed(node) == ""
+    assert closed(replace(node, cordoned=True)) == "cordoned"
+    assert closed(replace(node, ready=False, cordoned=True)) == "not Ready"
     cordoned = {"n1": NodeFact("n1", {"rack": "a"}, "b", gpus=8, cordoned=True)}
     [room] = snapshot_of(site(nodes=cordoned, gpus={})).nodes
-    assert (room.gpus, room.gpu_kind) == (0, ""), "no room, and no agent's word"
+    assert (room.gpus, room.gpu_kind, room.closed) == (0, "", "cordoned"), "no room, and no agent's word"
 
 
 def test_a_node_that_two_leaves_claim_takes_nobody_and_observe_mode_binds_nobody() -> None:
@@ -161,11 +160,6 @@ def test_a_node_that_two_leaves_claim_takes_nobody_and_observe_mode_binds_nobody
     row = BudgetSpec("row", "u-row", 1, 40_000, mode=Mode.OBSERVE)
     below = snapshot_of(site(budgets={"row": row, "rack-a": leaf("rack-a", "a", parent="row", mode=Mode.STRICT)}))
     assert {b.name: b.binding for b in below.budgets} == {"row": False, "rack-a": False}, "the root's mode is the tree's"
-
-
-def test_an_affinity_that_is_not_understood_matches_nothing() -> None:
-    [need] = snapshot_of(site(pod(Role.PREFILL, terms=(UNSUPPORTED_TERM,)))).waiting
-    assert not need.matches({"pool": "p", "cores": "128", "splitwatt.io/unsupported-affinity": ""})
 
 
 def test_a_pod_without_its_cluster_keeps_its_phase_and_ranks_lowest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import PodName
+from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, ClusterWant, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.admission.standing import ClusterStanding, standings
 from splitwatt_core.budget.tree import Selector
@@ -16,7 +17,7 @@ LOSSES = 1.25
 
 def need(name: str, role: Role = Role.DECODE, *, cluster: ClusterName | None = CHAT, rack: str = "old") -> PodNeed:
     floors = {"a100": OLD, "h100": NEW}
-    return PodNeed(PodName("serving", name), name, cluster, role, 4, floors, selector=Selector({"rack": rack}))
+    return PodNeed(PodName("serving", name), name, cluster, role, 4, floors, NodeRules(Selector({"rack": rack})))
 
 
 def stands(*held: HeldPod, waiting: tuple[PodNeed, ...] = (), watts: float = 10_000.0) -> dict[ClusterName, ClusterStanding]:

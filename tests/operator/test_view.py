@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from splitwatt_api.convert_profile import profile_to_api
+from splitwatt_core.admission.scheduling import NodeRules, NodeTerm, Toleration
 from splitwatt_core.admission.site import snapshot_of
-from splitwatt_core.budget.facts import NodeFact, PodFact
+from splitwatt_core.budget.facts import NodeFact, PodFact, Taint
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Requirement, Selector
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role, cluster_label
@@ -415,14 +416,23 @@ def test_a_pod_is_read_whole() -> None:
         {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]},
     ]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    tolerations = [{"key": "team", "value": "a", "effect": "NoSchedule"}, {"operator": "Exists"}]
     meta = {"annotations": {"splitwatt.io/power-budget": "rack-a"}, "deletionTimestamp": "2026-01-01T00:00:09Z"}
-    obj = objects.pod("p", "decode", meta=meta, affinity=affinity, nodeName="n1", schedulingGates=[{"name": "other"}])
+    obj = objects.pod(
+        "p", "decode", meta=meta, affinity=affinity, nodeName="n1", schedulingGates=[{"name": "other"}], tolerations=tolerations
+    )
     pod = read.pod(obj)
     assert (pod.name, pod.role, pod.label, pod.gpus, pod.leaf, pod.node) == (("s", "p"), Role.DECODE, "chat", 8, "rack-a", "n1")
     assert (pod.gated, pod.terminating, pod.ended, pod.version) == (False, True, False, 1)
-    assert pod.selector == Selector({"pool": "p"})
-    assert pod.terms[0] == Selector(match_expressions=(Requirement("zone", "In", ("a",)),))
-    assert not pod.terms[1].matches({"cores": "128"}) and not pod.terms[2].matches({})
+    assert pod.rules == NodeRules(
+        selector=Selector({"pool": "p"}),
+        terms=(
+            NodeTerm((Requirement("zone", "In", ("a",)),)),
+            NodeTerm((Requirement("cores", "Gt", ("64",)),)),
+            NodeTerm(fields=(Requirement("metadata.name", "In", ("n1",)),)),
+        ),
+        tolerations=(Toleration("team", "Equal", "a", "NoSchedule"), Toleration(operator="Exists")),
+    )
     assert read.pod({**obj, "status": {"phase": "Succeeded"}}).ended
     assert read.pod(objects.pod("q", "router")).role is None
     assert read.pod(objects.pod("r", "decode")).gated
@@ -438,10 +448,10 @@ def test_gpus_are_counted_as_the_scheduler_does() -> None:
 
 def test_a_node_is_read_whole() -> None:
     objects = Objects()
-    taint = {"key": "team", "effect": "NoSchedule"}
+    taint = {"key": "team", "value": "a", "effect": "NoSchedule"}
     obj = objects.node("n1", ready="Unknown", unschedulable=True, taints=[taint], providerID="aws:///z/i-1")
     labels = {"rack": "a", "pool": "p"}
-    assert read.node(obj) == NodeFact("n1", labels, "b", 8, False, True, (("team", "NoSchedule"),), "aws:///z/i-1")
+    assert read.node(obj) == NodeFact("n1", labels, "b", 8, False, True, (Taint("team", "NoSchedule", "a"),), "aws:///z/i-1")
 
 
 def test_errors_become_one_line() -> None:

@@ -16,6 +16,7 @@ from enum import Enum
 from splitwatt_core.admission.assumed import Assumed
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import Pod, PodName, pod_fact
+from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import Admission, AdmissionPlan
 from splitwatt_core.budget.facts import NodeFact
@@ -128,7 +129,7 @@ class Fleet:
             gpus=spec.role(role).gpus_per_replica,
             created_s=float(self._born),
             gated=True,
-            selector=Selector() if rack is None else Selector({"rack": rack}),
+            rules=NodeRules(Selector() if rack is None else Selector({"rack": rack})),
         )
         self.pods[name] = pod
         return pod

@@ -22,11 +22,12 @@ Invariant: no plan makes any binding budget's floor room, less all reservations 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.admission.room import House, KeptBack, Room
+from splitwatt_core.admission.shortage import refusal
 from splitwatt_core.admission.snapshot import (
     Admission,
     AdmissionPlan,
@@ -80,7 +81,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
         placed = room.place(gang.pods, kept)
         if placed is None:
             if cluster not in verdicts:
-                verdicts[cluster] = _refusal(snapshot, house, room, kept, gang)
+                verdicts[cluster] = refusal(snapshot, room, kept, gang.pods)
             if empty.could_place(gang.pods):
                 _keep_back(gang, room, kept)
             if len(gang.pods) == 1:
@@ -160,107 +161,3 @@ def _keep_back(gang: _Gang, room: Room, kept: KeptBack) -> None:
 def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
     counts = " and ".join(f"{want.replicas.get(role, 0)} {role.value}" for role in Role)
     return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
-
-
-def _refusal(snapshot: AdmissionSnapshot, house: House, room: Room, kept: KeptBack, gang: _Gang) -> AdmissionVerdict:
-    """Why the gang waits: what is missing for the first of its pods that cannot go anywhere, with the numbers."""
-    for need in gang.pods:
-        verdict = _no_node(snapshot, house, need) or _no_gpus(house, room, need) or _no_watts(house, room, (need,))
-        if verdict is not None:
-            return verdict
-    behind = _ahead(house, kept, gang.pods)
-    if behind:
-        names = ", ".join(str(name) for name in behind)
-        return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
-    together = _no_watts(house, room, gang.pods)
-    if together is not None:
-        return together
-    roles = " and ".join(need.role.value for need in gang.pods)
-    return AdmissionVerdict(False, "InsufficientGPUs", f"The {roles} replicas fit one by one, but not together: GPUs are short.")
-
-
-def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> AdmissionVerdict | None:
-    if house.usable(need):
-        return None
-    matching = [n for n in snapshot.nodes if need.matches(n.labels)]
-    labels = ", ".join(f"{k}={v}" for k, v in sorted(need.selector.match_labels.items())) or "any label"
-    if not matching:
-        return AdmissionVerdict(
-            False,
-            "NoMatchingNodes",
-            f"The {need.role.value} role asks for nodes with {labels}, but no schedulable node of any leaf PowerBudget "
-            "has them: change its nodeSelector, label the nodes, or select them in a PowerBudget.",
-        )
-    largest = max(n.gpus for n in matching)
-    if largest < need.gpus:
-        return AdmissionVerdict(
-            False,
-            "NoMatchingNodes",
-            f"The {need.role.value} role asks for {need.gpus} GPUs on one node, but the largest of {len(matching)} "
-            f"matching nodes has {largest}: lower gpusPerReplica or add larger nodes.",
-        )
-    faults = {n.leaf: fault for n in matching if n.name in house.nodes and (fault := house.budgets[n.leaf].fault)}
-    if faults:
-        leaf, fault = min(faults.items())
-        return AdmissionVerdict(
-            False,
-            "InvalidTree",
-            f"No pod is let into PowerBudget {leaf} while nobody knows what the budgets above it can spare. {fault}.",
-        )
-    return AdmissionVerdict(
-        False,
-        "NoAgentReport",
-        f"None of {len(matching)} nodes for the {need.role.value} role has GPUs reported by its power agent yet.",
-    )
-
-
-def _no_gpus(house: House, room: Room, need: PodNeed) -> AdmissionVerdict | None:
-    nodes = [n for nodes in house.usable(need).values() for n in nodes]
-    freest = max(room.free[n.name] for n in nodes)
-    if freest >= need.gpus:
-        return None
-    return AdmissionVerdict(
-        False,
-        "InsufficientGPUs",
-        f"The {need.role.value} replica needs {need.gpus} free GPUs on one node; of {len(nodes)} matching nodes the "
-        f"freest has {freest}.",
-    )
-
-
-def _no_watts(house: House, room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict | None:
-    """The sentence for the leaf that misses least, or None when the watts are there somewhere."""
-    best: tuple[float, str] | None = None
-    for leaf in _common_leaves(house, pods):
-        need_w = sum(house.reservation_w(need, leaf, need.gpus) for need in pods)
-        short = room.short(leaf, need_w)
-        if short is None:
-            return None
-        missing_w = need_w - room.left_w[short.name]
-        what = " and ".join(
-            f"{need.role.value} {house.reservation_w(need, leaf, need.gpus):.0f} W ({need.gpus} GPUs)" for need in pods
-        )
-        left_w = room.left_w[short.name]
-        where = f"PowerBudget {short.name}" + ("" if short.name == leaf else f", above {leaf},")
-        text = (
-            f"To keep their GPUs above the cliff, {what} must be reserved; {where} has {left_w:.0f} W left above all "
-            f"floors: {missing_w:.0f} W are missing."
-        )
-        if best is None or missing_w < best[0]:
-            best = (missing_w, text)
-    return None if best is None else AdmissionVerdict(False, "InsufficientPower", best[1])
-
-
-def _common_leaves(house: House, pods: Sequence[PodNeed]) -> list[str]:
-    """Leaves that any of the pods could use."""
-    return sorted({leaf for need in pods for leaf in house.usable(need)})
-
-
-def _ahead(house: House, kept: KeptBack, pods: Iterable[PodNeed]) -> list[ClusterName]:
-    """Whoever keeps back something that the pods could use."""
-    found: dict[ClusterName, None] = {}
-    for need in pods:
-        for leaf, nodes in house.usable(need).items():
-            owners = [kept.nodes.get(n.name) for n in nodes]
-            owners += [kept.budgets.get(b.name) for b in house.chain(leaf)]
-            found |= dict.fromkeys(name for name in owners if name is not None)
-    return list(found)

@@ -8,19 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.budget.facts import NodeFact, PodFact
-from splitwatt_core.budget.tree import Requirement, Selector
 from splitwatt_core.clusters import PRIORITY_LOW, ClusterSpec, Role
-
-UNSUPPORTED_TERM: Final = Selector(match_expressions=(Requirement("splitwatt.io/unsupported-affinity", "In", ()),))
-"""A node affinity term that is not understood (Gt, Lt, matchFields): it matches nothing, which a condition then says."""
-REPELLING_TAINTS: Final = (
-    "node.kubernetes.io/not-ready",
-    "node.kubernetes.io/unreachable",
-    "node.kubernetes.io/unschedulable",
-)
 
 
 class PodName(NamedTuple):
@@ -36,8 +28,8 @@ class Pod:
     """One Pod with a cluster label.
 
     `version`: its resourceVersion. `label`: the cluster label's value. `role` None: none that we know. `gated`: behind the
-    power gate. `leaf`: the budget that its annotation names, `node`: where it is bound. It may run on nodes that match
-    `selector` and, when there are `terms`, at least one of those. `ended`: Succeeded or Failed; `terminating`: being deleted.
+    power gate. `leaf`: the budget that its annotation names, `node`: where it is bound. `rules`: which
+    nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted.
     """
 
     name: PodName
@@ -50,8 +42,7 @@ class Pod:
     gated: bool = False
     leaf: str | None = None
     node: str | None = None
-    selector: Selector = field(default_factory=Selector)
-    terms: tuple[Selector, ...] = ()
+    rules: NodeRules = field(default_factory=NodeRules)
     ended: bool = False
     terminating: bool = False
 
@@ -73,10 +64,11 @@ def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
     )
 
 
-def takes_pods(node: NodeFact) -> bool:
-    """Ready, not cordoned, and not repelling everyone. Other taints are for the pod's tolerations to meet."""
-    repelled = any(key in REPELLING_TAINTS and effect != "PreferNoSchedule" for key, effect in node.taints)
-    return node.ready and not node.cordoned and not repelled
+def closed(node: NodeFact) -> str:
+    """Why a node takes no pod of ours, whatever that tolerates; "" when it does."""
+    if not node.ready:
+        return "not Ready"
+    return "cordoned" if node.cordoned else ""
 
 
 def gpus_used(pods: Mapping[PodName, Pod]) -> dict[str, int]:

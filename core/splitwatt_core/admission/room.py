@@ -1,18 +1,27 @@
 """Where pods could go: watts left per budget, free GPUs per node, and what has to be reserved where.
 
 `House` is what a snapshot says and never changes; `Room` is what is left of it as pods are placed, and can be given back.
-Invariant: `Room.place` takes watts from the leaf and from every budget above it, or from none.
+Invariants: `Room.place` takes watts from the leaf and from every budget above it, or from none; and a leaf counts only when it
+has the GPUs *and* the watts, for GPUs of one leaf and watts of another start no pod.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import MAX_DEPTH
-from splitwatt_core.clusters import ClusterName
+from splitwatt_core.clusters import ClusterName, Role
 from splitwatt_core.columns import TOLERANCE_W
+
+ALIKE: Final = 2.0 / 3.0
+"""Leaves with at least this share of the most watts left count as alike: a few watts on which meters differ, or one replica
+more, must not decide where the next one goes."""
+_NOBODY: Final[Mapping[str, ClusterName]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,10 @@ class House:
             self._by_leaf.setdefault(node.leaf, []).append(node)
         self._offers: dict[object, Offer] = {}
         self._by_pod: dict[str, Offer] = {}
+        self._roles: dict[ClusterName, dict[Role, PodNeed]] = {}
+        for need in (*snapshot.waiting, *(held.need for held in snapshot.held)):
+            if need.cluster is not None:
+                self._roles.setdefault(need.cluster, {}).setdefault(need.role, need)
 
     def chain(self, leaf: str) -> Iterator[BudgetRoom]:
         """The leaf and its ancestors; ends at a parent that is not there, and at a cycle."""
@@ -67,7 +80,7 @@ class House:
     def offer_to(self, need: PodNeed) -> Offer:
         """Pods that get one offer are interchangeable for placement."""
         if need.uid not in self._by_pod:
-            key = (need.gpus, repr((need.selector, need.terms)), tuple(sorted(need.floor_w.items())))
+            key = (need.gpus, repr(need.rules), tuple(sorted(need.floor_w.items())))
             if key not in self._offers:
                 self._offers[key] = self._offer(key, need)
             self._by_pod[need.uid] = self._offers[key]
@@ -78,7 +91,7 @@ class House:
         for leaf, nodes in self._by_leaf.items():
             if self.budgets[leaf].fault:
                 continue  # what the budgets above it can spare is not known
-            fit = tuple(n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.matches(n.labels))
+            fit = tuple(n for n in nodes if n.gpus >= need.gpus and n.gpu_kind in need.floor_w and need.may_use(n))
             if fit:
                 found[leaf] = fit
 
@@ -87,6 +100,11 @@ class House:
 
         dearest = {leaf: max(found.get(leaf, nodes), key=price) for leaf, nodes in self._by_leaf.items()}
         return Offer(key, found, dearest, max(dearest.values(), key=price, default=None))
+
+    def partner(self, need: PodNeed) -> PodNeed | None:
+        """A pod of its cluster's other role, as far as one is known."""
+        roles = self._roles.get(need.cluster, {}) if need.cluster is not None else {}
+        return next((other for role, other in roles.items() if role is not need.role), None)
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""
@@ -141,6 +159,7 @@ class Room:
 
     def __init__(self, house: House, left_w: dict[str, float], free: dict[str, int]) -> None:
         self.house, self.left_w, self.free = house, left_w, free
+        self._slots: dict[str, dict[object, int]] = {}
 
     @classmethod
     def now(cls, house: House, held: Sequence[HeldPod]) -> Room:
@@ -152,8 +171,8 @@ class Room:
             if leaf is None:
                 continue
             room.take_w(leaf, house.owed_w(pod))
-            if pod.node is None and (node := room.best_fit(pod.need, leaf, {})) is not None:
-                room.free[node] -= pod.need.gpus
+            if pod.node is None and (node := room.best_fit(pod.need, leaf)) is not None:
+                room._take_gpus(node, pod.need.gpus)
         return room
 
     @classmethod
@@ -170,56 +189,105 @@ class Room:
         for budget in self.house.chain(leaf):
             self.left_w[budget.name] -= watts
 
+    def tightest(self, leaf: str) -> BudgetRoom | None:
+        """Of the binding budgets from the leaf up, the one that has the fewest watts left; None where none binds."""
+        return min((b for b in self.house.chain(leaf) if b.binding), key=lambda b: self.left_w[b.name], default=None)
+
     def short(self, leaf: str, need_w: float) -> BudgetRoom | None:
-        """The budget from the leaf up that has the fewest watts left, if `need_w` does not fit below it."""
-        binding = [b for b in self.house.chain(leaf) if b.binding]
-        tightest = min(binding, key=lambda b: self.left_w[b.name], default=None)
+        """The tightest budget, if `need_w` does not fit below it."""
+        tightest = self.tightest(leaf)
         if tightest is None or need_w <= 0 or need_w <= self.left_w[tightest.name] + TOLERANCE_W:
             return None
         return tightest
 
-    def best_fit(self, need: PodNeed, leaf: str, kept: Mapping[str, ClusterName]) -> str | None:
-        """The fullest node that still has the GPUs: large holes are kept for large replicas."""
-        fits = [n.name for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in kept]
-        return min(fits, key=lambda name: (self.free[name], name), default=None)
+    def freest(self, need: PodNeed, leaf: str) -> int:
+        """The most free GPUs on one node of the leaf that the pod may use."""
+        return max((self.free[n.name] for n in self.house.usable(need).get(leaf, ())), default=0)
 
-    def slack_w(self, leaf: str) -> float:
-        return min(self.left_w[b.name] for b in self.house.chain(leaf))
+    def fits(self, need: PodNeed, leaf: str) -> int:
+        """For how many pods like this the leaf has GPUs and watts left: of both the one that ends first."""
+        slots = self._slots.setdefault(leaf, {})
+        key = self.house.offer_to(need).key
+        if key not in slots:
+            slots[key] = sum(max(0, self.free[n.name]) // max(1, need.gpus) for n in self.house.usable(need).get(leaf, ()))
+        reservation_w, tightest = self.house.reservation_w(need, leaf, need.gpus), self.tightest(leaf)
+        if tightest is None or reservation_w <= 0:
+            return slots[key]
+        return min(slots[key], max(0, math.floor((self.left_w[tightest.name] + TOLERANCE_W) / reservation_w)))
+
+    def by_preference(self, need: PodNeed) -> list[str]:
+        """The leaves that have both GPUs and watts for the pod, best first: where most pods like it still fit, which spreads
+        a cluster over failure domains; then where it takes no place that the cluster's other role would need for a pair in one
+        leaf; then where most watts are left, so that caps can stay above floors; then by name."""
+        fits = {leaf: count for leaf in self.house.usable(need) if (count := self.fits(need, leaf)) > 0}
+        partner = self.house.partner(need)
+
+        def rank(leaf: str) -> tuple[int, bool]:
+            return -fits[leaf], partner is not None and fits[leaf] <= self.fits(partner, leaf)
+
+        ranks = {leaf: rank(leaf) for leaf in fits}
+        slack_w = {leaf: self._slack_w(leaf) for leaf in fits}
+        most_w: dict[tuple[int, bool], float] = {}
+        for leaf, of in ranks.items():
+            most_w[of] = max(most_w.get(of, slack_w[leaf]), slack_w[leaf])
+
+        def order(leaf: str) -> tuple[object, ...]:
+            of = ranks[leaf]
+            alike = slack_w[leaf] >= ALIKE * most_w[of]
+            return of, 0.0 if alike else 1.0 - slack_w[leaf] + most_w[of], leaf
+
+        return sorted(fits, key=order)
+
+    def best_fit(
+        self, need: PodNeed, leaf: str, kept: Mapping[str, ClusterName] = _NOBODY, rest: Sequence[PodNeed] = ()
+    ) -> str | None:
+        """The fullest node that still has the GPUs: large holes are kept for large replicas. Before that, one that the `rest`
+        of its gang cannot use."""
+        nodes = [n for n in self.house.usable(need).get(leaf, ()) if self.free[n.name] >= need.gpus and n.name not in kept]
+        wanted = {n.name for other in rest for n in self.house.usable(other).get(leaf, ())}
+        return min((n.name for n in nodes), key=lambda name: (name in wanted, self.free[name], name), default=None)
 
     def place(self, pods: Sequence[PodNeed], kept: KeptBack) -> tuple[Choice, ...] | None:
-        """A leaf for every pod, taken; or None, and nothing is taken. Leaves with most watts left come first, which
-        spreads a cluster over failure domains and leaves every leaf room above its floors."""
+        """A leaf for every pod, taken; or None, and nothing is taken. Every leaf that has both GPUs and watts is tried."""
         if not pods:
             return ()
         need, rest = pods[0], pods[1:]
-        usable = self.house.usable(need)
-        for leaf in sorted(usable, key=lambda name: (-self.slack_w(name), name)):
+        for leaf in self.by_preference(need):
             reservation_w = self.house.reservation_w(need, leaf, need.gpus)
-            if self.short(leaf, reservation_w) is not None:
-                continue
             if reservation_w > 0 and any(b.name in kept.budgets for b in self.house.chain(leaf)):
                 continue
-            node = self.best_fit(need, leaf, kept.nodes)
+            node = self.best_fit(need, leaf, kept.nodes, rest)
             if node is None:
                 continue
-            self.take_w(leaf, reservation_w)
-            self.free[node] -= need.gpus
+            choice = Choice(need, leaf, node, reservation_w)
+            self.take(choice)
             others = self.place(rest, kept)
             if others is not None:
-                return (Choice(need, leaf, node, reservation_w), *others)
-            self.give_back((Choice(need, leaf, node, reservation_w),))
+                return (choice, *others)
+            self.give_back((choice,))
         return None
+
+    def take(self, choice: Choice) -> None:
+        self.take_w(choice.leaf, choice.reservation_w)
+        self._take_gpus(choice.node, choice.need.gpus)
 
     def give_back(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
             self.take_w(choice.leaf, -choice.reservation_w)
-            self.free[choice.node] += choice.need.gpus
+            self._take_gpus(choice.node, -choice.need.gpus)
 
     def could_place(self, pods: Sequence[PodNeed]) -> bool:
-        """Whether they would fit; nothing is taken."""
+        """Whether they would fit, whoever comes first; nothing is taken."""
         placed = self.place(pods, KeptBack())
         self.give_back(placed or ())
         return placed is not None
+
+    def _take_gpus(self, node: str, gpus: int) -> None:
+        self.free[node] -= gpus
+        self._slots.pop(self.house.nodes[node].leaf, None)
+
+    def _slack_w(self, leaf: str) -> float:
+        return min(self.left_w[b.name] for b in self.house.chain(leaf))
 
 
 def _leaf_of(house: House, held: HeldPod) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitwatt_core.admission.pods import Pod, PodName, gpus_used, pod_fact, takes_pods
+from splitwatt_core.admission.pods import Pod, PodName, closed, gpus_used, pod_fact
 from splitwatt_core.admission.snapshot import (
     NOT_COUNTED,
     AdmissionSnapshot,
@@ -118,7 +118,8 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
         if len(selecting) != 1:
             continue
         kind = kinds.get(name)
-        gpus = node.gpus if takes_pods(node) else 0
+        shut = closed(node)
+        gpus = 0 if shut else node.gpus
         rooms.append(
             NodeRoom(
                 name=name,
@@ -129,6 +130,8 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
                 gpu_kind="" if kind is None else str(kind),
                 idle_floor_w=0.0 if kind is None else float(kind.min_w),
                 loss_factor=site.budgets[selecting[0]].loss_factor,
+                taints=node.taints,
+                closed=shut,
             )
         )
     return tuple(rooms)
@@ -171,7 +174,6 @@ def _need(pod: Pod, role: Role, site: Site, floors: _Floors) -> PodNeed:
         role=role,
         gpus=pod.gpus,
         floor_w=floors.of(pod, spec),
-        selector=pod.selector,
-        terms=pod.terms,
+        rules=pod.rules,
         created_s=pod.created_s,
     )

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.admission.pods import PodName
-from splitwatt_core.budget.facts import CountedFloor
+from splitwatt_core.admission.scheduling import NodeRules
+from splitwatt_core.budget.facts import CountedFloor, Taint
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import ClusterName, Role
 
@@ -38,10 +39,11 @@ class BudgetRoom:
 
 @dataclass(frozen=True, slots=True)
 class NodeRoom:
-    """One schedulable node of a leaf.
+    """One node of a leaf.
 
-    `gpus`: allocatable. `free_gpus`: those that no bound pod holds. `gpu_kind`: key into a pod's `floor_w`, "" while no
-    agent has reported the node's GPUs. `loss_factor`: watts at the meter per GPU watt.
+    `gpus`: allocatable, 0 on one that is `closed`: not Ready or cordoned. `free_gpus`: those that no bound pod holds.
+    `gpu_kind`: key into a pod's `floor_w`, "" while no agent has reported the node's GPUs. `loss_factor`: watts at the meter
+    per GPU watt.
     """
 
     name: str
@@ -52,14 +54,14 @@ class NodeRoom:
     gpu_kind: str = ""
     idle_floor_w: float = 0.0
     loss_factor: float = 1.0
+    taints: tuple[Taint, ...] = ()
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PodNeed:
     """What a pod asks for. `floor_w`: by GPU kind, the watts below which one of its GPUs must never be capped. `cluster`
-    None: no InferenceCluster is known for it.
-
-    It may run on nodes that match `selector` and, when there are `terms`, at least one of those.
+    None: no InferenceCluster is known for it. `rules`: which nodes it may run on.
     """
 
     pod: PodName
@@ -68,12 +70,12 @@ class PodNeed:
     role: Role
     gpus: int
     floor_w: Mapping[str, float]
-    selector: Selector = field(default_factory=Selector)
-    terms: tuple[Selector, ...] = ()
+    rules: NodeRules = field(default_factory=NodeRules)
     created_s: float = 0.0
 
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        return self.selector.matches(labels) and (not self.terms or any(term.matches(labels) for term in self.terms))
+    def may_use(self, node: NodeRoom) -> bool:
+        """As kube-scheduler sees it, GPUs aside."""
+        return not node.closed and self.rules.matches(node.name, node.labels) and self.rules.untolerated(node.taints) is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,19 @@ from splitwatt_core.policies.signature import Reason
 from splitwatt_core.protocol.contract import NodePower, Phase, Spec
 
 
+class Taint(NamedTuple):
+    key: str
+    effect: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}{f'={self.value}' if self.value else ''}:{self.effect}"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeFact:
-    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID; `gpus`: allocatable; `taints`: (key, effect).
-    `provider_id`: the machine, where a cloud or a provisioner names it in spec.providerID."""
+    """One Kubernetes Node, present. `boot_id` is status.nodeInfo.bootID; `gpus`: allocatable. `provider_id`: the machine,
+    where a cloud or a provisioner names it in spec.providerID."""
 
     name: str
     labels: Mapping[str, str]
@@ -26,7 +35,7 @@ class NodeFact:
     gpus: int = 0
     ready: bool = True
     cordoned: bool = False
-    taints: tuple[tuple[str, str], ...] = ()
+    taints: tuple[Taint, ...] = ()
     provider_id: str = ""
 
     @property

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from splitwatt_api import convert
-from splitwatt_core.admission.pods import UNSUPPORTED_TERM, Pod, PodName
-from splitwatt_core.budget.facts import NodeFact
+from splitwatt_core.admission.pods import Pod, PodName
+from splitwatt_core.admission.scheduling import NodeRules, NodeTerm, Toleration
+from splitwatt_core.budget.facts import NodeFact, Taint
 from splitwatt_core.budget.tree import BudgetSpec, Requirement, Selector
 from splitwatt_core.clusters import ClusterSpec, Role, SpecError
 from splitwatt_core.gpus.profiles import Offered
@@ -96,7 +97,9 @@ def node(obj: JsonObject) -> NodeFact:
         gpus=int(gpus) if gpus.isdecimal() else 0,
         ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()),
         cordoned=bool(spec.get("unschedulable")),
-        taints=tuple((taint.get("key", ""), taint.get("effect", "")) for taint in spec.get("taints") or ()),
+        taints=tuple(
+            Taint(taint.get("key", ""), taint.get("effect", ""), taint.get("value", "")) for taint in spec.get("taints") or ()
+        ),
         provider_id=spec.get("providerID") or "",
     )
 
@@ -115,8 +118,7 @@ def pod(obj: JsonObject) -> Pod:
         gated=any(gate.get("name") == GATE_POWER for gate in spec.get("schedulingGates") or ()),
         leaf=(meta.get("annotations") or {}).get(ANNOTATION_BUDGET),
         node=spec.get("nodeName"),
-        selector=Selector(spec.get("nodeSelector") or {}),
-        terms=tuple(_term(term) for term in required_terms(obj)),
+        rules=_rules(obj),
         ended=(obj.get("status") or {}).get("phase") in ENDED_PHASES,
         terminating=bool(meta.get("deletionTimestamp")),
     )
@@ -141,10 +143,20 @@ def required_terms(obj: JsonObject) -> Sequence[Mapping[str, Any]]:
     return terms
 
 
-def _term(term: Mapping[str, Any]) -> Selector:
-    rows = term.get("matchExpressions") or ()
-    if term.get("matchFields") or any(row["operator"] in ("Gt", "Lt") for row in rows):
-        return UNSUPPORTED_TERM
-    return Selector(
-        match_expressions=tuple(Requirement(row["key"], row["operator"], tuple(row.get("values") or ())) for row in rows)
+def _rules(obj: JsonObject) -> NodeRules:
+    spec = obj["spec"]
+    return NodeRules(
+        selector=Selector(spec.get("nodeSelector") or {}),
+        terms=tuple(
+            NodeTerm(_requirements(term.get("matchExpressions")), _requirements(term.get("matchFields")))
+            for term in required_terms(obj)
+        ),
+        tolerations=tuple(
+            Toleration(row.get("key") or "", row.get("operator") or "Equal", row.get("value") or "", row.get("effect") or "")
+            for row in spec.get("tolerations") or ()
+        ),
     )
+
+
+def _requirements(rows: Sequence[Mapping[str, Any]] | None) -> tuple[Requirement, ...]:
+    return tuple(Requirement(row["key"], row["operator"], tuple(row.get("values") or ())) for row in rows or ())
