@@ -104,6 +104,32 @@ def test_a_reservation_stays_until_the_floor_room_counts_it() -> None:
     assert {n.name: n.free_gpus for n in stripped.nodes} == {"n1": 0, "n2": 8}, "the scheduler counts it whatever its labels"
 
 
+def test_a_quota_is_decided_first_and_nothing_is_reserved_for_a_pod_that_waits_for_it() -> None:
+    """One of the first pair, then both, then a further replica."""
+    kueue: dict[str, Any] = {"other_gates": ("kueue.x-k8s.io/admission",)}
+    first, second = pod(Role.PREFILL, "p", **kueue), pod(Role.DECODE, "d")
+    snapshot = snapshot_of(site(first, second))
+    assert [need.role for need in snapshot.waiting] == [Role.DECODE] and snapshot.held == ()
+    plan = plan_admission(snapshot)
+    assert plan.admissions == ()
+    [verdict] = plan.verdicts.values()
+    assert (verdict.admitted, verdict.reason) == (False, "WaitingForOtherGates")
+    assert "p waits behind kueue.x-k8s.io/admission" in verdict.message
+    assert len(plan_admission(snapshot_of(site(replace(first, other_gates=()), second))).admissions) == 2
+    grown = cluster("chat", decode=RoleSpec(2, 8))
+    past = [pod(role, role.value, gated=False, leaf="rack-a", node=f"n{i + 1}") for i, role in enumerate(Role)]
+    later = site(*past, pod(Role.DECODE, "d2", **kueue), clusters={grown.id: grown})
+    [verdict] = plan_admission(snapshot_of(later)).verdicts.values()
+    assert (verdict.reason, "d2" in verdict.message) == ("WaitingForOtherGates", True)
+
+
+def test_a_gate_that_is_lifted_last_is_not_waited_for() -> None:
+    """Volcano takes its own only from a pod that has no other."""
+    volcano: dict[str, Any] = {"other_gates": ("scheduling.volcano.sh/queue-allocation-gate",)}
+    plan = plan_admission(snapshot_of(site(pod(Role.PREFILL, "p", **volcano), pod(Role.DECODE, "d", **volcano))))
+    assert len(plan.admissions) == 2
+
+
 def test_an_assumed_pod_counts_as_past_its_gate() -> None:
     snapshot = snapshot_of(site(pod(Role.PREFILL), assumed={"uid-p": "rack-a"}))
     assert snapshot.waiting == ()

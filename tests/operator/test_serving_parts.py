@@ -185,6 +185,32 @@ def test_the_last_gate_is_removed_and_a_leaf_of_all_nodes_narrows_nothing() -> N
     assert "/spec/affinity" not in paths
 
 
+def test_the_planned_node_is_a_wish_and_a_term_that_matches_nothing_stays_so() -> None:
+    theirs = {"weight": 1, "preference": {"matchExpressions": []}}
+    required = {"nodeSelectorTerms": [{}, {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}]}
+    pod = {
+        "metadata": {"uid": "u", "resourceVersion": "7"},
+        "spec": {
+            "schedulingGates": [{"name": "splitwatt.io/power"}],
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": required,
+                    "preferredDuringSchedulingIgnoredDuringExecution": [theirs],
+                }
+            },
+        },
+    }
+    [affinity] = [
+        row["value"]["nodeAffinity"]
+        for row in gate_patch(pod, leaf="rack-a", selector=Selector({"rack": "a"}), node="n1")
+        if row["path"] == "/spec/affinity"
+    ]
+    wish = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}
+    assert affinity["preferredDuringSchedulingIgnoredDuringExecution"] == [theirs, {"weight": 100, "preference": wish}]
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert [len(term.get("matchExpressions", ())) for term in terms] == [0, 2], "else it would match the whole leaf"
+
+
 # --------------------------------------------------------------------------------------------------------------- status
 
 

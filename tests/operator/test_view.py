@@ -433,6 +433,10 @@ def test_a_pod_is_read_whole() -> None:
         ),
         tolerations=(Toleration("team", "Equal", "a", "NoSchedule"), Toleration(operator="Exists")),
     )
+    assert (pod.other_gates, pod.waits_for) == (("other",), ("other",))
+    volcano = "scheduling.volcano.sh/queue-allocation-gate"
+    kept = read.pod(objects.pod("v", "decode", schedulingGates=[{"name": volcano}, {"name": "splitwatt.io/power"}]))
+    assert (kept.gated, kept.other_gates, kept.waits_for) == (True, (volcano,), ())
     assert read.pod({**obj, "status": {"phase": "Succeeded"}}).ended
     assert read.pod(objects.pod("q", "router")).role is None
     assert read.pod(objects.pod("r", "decode")).gated

@@ -22,7 +22,7 @@ Invariant: no plan makes any binding budget's floor room, less all reservations 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,10 +33,12 @@ from splitwatt_core.admission.snapshot import (
     AdmissionPlan,
     AdmissionSnapshot,
     AdmissionVerdict,
+    BlockedPod,
     ClusterWant,
     PodNeed,
 )
 from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.conditions import some
 
 PAIR_LAG: Final = 0.0
 """A missing role lags more than any role that has a replica."""
@@ -91,9 +93,14 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
             standing.setdefault(cluster, set()).add(choice.need.role)
             selector = house.budgets[choice.leaf].selector
             assert selector is not None, f"leaf {choice.leaf} has nodes but no selector"
-            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reservation_w))
+            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reservation_w, choice.node))
+    blocked: dict[ClusterName | None, list[BlockedPod]] = {}
+    for pod in snapshot.blocked:
+        blocked.setdefault(pod.need.cluster, []).append(pod)
     for want in snapshot.clusters:
-        verdicts.setdefault(want.cluster, _all_admitted(want))
+        if want.cluster not in verdicts:
+            behind = blocked.get(want.cluster, [])
+            verdicts[want.cluster] = _behind_others(behind) if behind else _all_admitted(want)
     return AdmissionPlan(tuple(admissions), verdicts)
 
 
@@ -126,11 +133,10 @@ def _gangs(
     for want in snapshot.clusters:
         missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
         queues = {role: list(waiting.get((want.cluster, role), ())) for role in Role}
-        unborn = [role.value for role in missing if not queues[role]]
-        if unborn:
-            verdicts[want.cluster] = AdmissionVerdict(
-                False, "WaitingForPods", f"Waits for the first {' and '.join(unborn)} pod to be created."
-            )
+        absent = [role for role in missing if not queues[role]]
+        if absent:
+            behind = [b for b in snapshot.blocked if b.need.cluster == want.cluster and b.need.role in absent]
+            verdicts[want.cluster] = _behind_others(behind) if behind else _unborn(absent)
             continue
         if missing:
             gangs.append(_Gang(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
@@ -161,3 +167,18 @@ def _keep_back(gang: _Gang, room: Room, kept: KeptBack) -> None:
 def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
     counts = " and ".join(f"{want.replicas.get(role, 0)} {role.value}" for role in Role)
     return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
+
+
+def _unborn(roles: Sequence[Role]) -> AdmissionVerdict:
+    names = " and ".join(role.value for role in roles)
+    return AdmissionVerdict(False, "WaitingForPods", f"Waits for the first {names} pod to be created.")
+
+
+def _behind_others(pods: Sequence[BlockedPod]) -> AdmissionVerdict:
+    gates = sorted({gate for pod in pods for gate in pod.gates})
+    return AdmissionVerdict(
+        False,
+        "WaitingForOtherGates",
+        f"{some(sorted(pod.need.pod.name for pod in pods))} {'waits' if len(pods) == 1 else 'wait'} behind {some(gates)}, which "
+        "is decided before power: no watt is reserved until whoever set it takes it off (Kueue: when the queue has quota).",
+    )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.budget.facts import NodeFact, PodFact
 from splitwatt_core.clusters import PRIORITY_LOW, ClusterSpec, Role
+
+LIFTED_LAST: Final = frozenset({"scheduling.volcano.sh/queue-allocation-gate"})
+"""Scheduling gates that their owner takes only from a pod which has no other one: to wait for these would be to wait for ever.
+Source: Volcano's design of gate-controlled scheduling, `HasOnlyVolcanoSchedulingGate`."""
 
 
 class PodName(NamedTuple):
@@ -28,8 +32,8 @@ class Pod:
     """One Pod with a cluster label.
 
     `version`: its resourceVersion. `label`: the cluster label's value. `role` None: none that we know. `gated`: behind the
-    power gate. `leaf`: the budget that its annotation names, `node`: where it is bound. `rules`: which
-    nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted.
+    power gate. `other_gates`: the other scheduling gates that it has. `leaf`: the budget that its annotation names, `node`:
+    where it is bound. `rules`: which nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted.
     """
 
     name: PodName
@@ -40,11 +44,17 @@ class Pod:
     gpus: int
     created_s: float = 0.0
     gated: bool = False
+    other_gates: tuple[str, ...] = ()
     leaf: str | None = None
     node: str | None = None
     rules: NodeRules = field(default_factory=NodeRules)
     ended: bool = False
     terminating: bool = False
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Gates that are decided before power is: a quota may say no, and changes node selectors when it says yes."""
+        return tuple(sorted(gate for gate in self.other_gates if gate not in LIFTED_LAST))
 
 
 def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:

@@ -15,6 +15,7 @@ from splitwatt_core.admission.pods import Pod, PodName, closed, gpus_used, pod_f
 from splitwatt_core.admission.snapshot import (
     NOT_COUNTED,
     AdmissionSnapshot,
+    BlockedPod,
     BudgetRoom,
     ClusterWant,
     HeldPod,
@@ -57,14 +58,16 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
     """Pure: equal sites give equal snapshots. Cost: pods + nodes + budgets."""
     kinds = {name: kind for name, gpus in site.gpus.items() if (kind := _gpu_kind(gpus)) is not None}
     floors = _Floors(site.profiles, set(kinds.values()))
-    waiting, held = [], []
+    waiting, held, blocked = [], [], []
     for pod in site.pods.values():
         if pod.ended or pod.role is None:
             continue
         need = _need(pod, pod.role, site, floors)
         if pod.gated and pod.uid not in site.assumed:
             served = need.cluster in site.clusters and need.cluster not in site.leaving
-            if served and not pod.terminating:
+            if served and not pod.terminating and pod.waits_for:
+                blocked.append(BlockedPod(need, pod.waits_for))
+            elif served and not pod.terminating:
                 waiting.append(need)
             continue
         held.append(
@@ -86,6 +89,7 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
         ),
         waiting=tuple(waiting),
         held=tuple(held),
+        blocked=tuple(blocked),
     )
 
 

@@ -79,6 +79,14 @@ class PodNeed:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockedPod:
+    """A pod behind the power gate that is not looked at before others took their `gates` off."""
+
+    need: PodNeed
+    gates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HeldPod:
     """A pod past its gate. `leaf`: where its floor is reserved (its annotation) or, when bound, its node's.
 
@@ -110,16 +118,19 @@ class AdmissionSnapshot:
     clusters: tuple[ClusterWant, ...]
     waiting: tuple[PodNeed, ...]
     held: tuple[HeldPod, ...] = ()
+    blocked: tuple[BlockedPod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Lift this pod's gate and tighten its node affinity to `selector`, the leaf's. `reservation_w` is at the meter."""
+    """Lift this pod's gate and tighten its node affinity to `selector`, the leaf's. `reservation_w` is at the meter. `node`:
+    where the plan counts on it to go, which the scheduler is asked to prefer."""
 
     need: PodNeed
     leaf: str
     selector: Selector
     reservation_w: float
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

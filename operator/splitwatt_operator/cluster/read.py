@@ -107,6 +107,7 @@ def node(obj: JsonObject) -> NodeFact:
 def pod(obj: JsonObject) -> Pod:
     meta, spec = obj["metadata"], obj["spec"]
     labels = meta.get("labels") or {}
+    gates = [str(gate.get("name")) for gate in spec.get("schedulingGates") or ()]
     return Pod(
         name=PodName(meta["namespace"], meta["name"]),
         uid=meta["uid"],
@@ -115,7 +116,8 @@ def pod(obj: JsonObject) -> Pod:
         role=next((role for role in Role if role.value == labels.get(LABEL_ROLE)), None),
         gpus=gpus_of(spec),
         created_s=unix_s(meta["creationTimestamp"]),
-        gated=any(gate.get("name") == GATE_POWER for gate in spec.get("schedulingGates") or ()),
+        gated=GATE_POWER in gates,
+        other_gates=tuple(gate for gate in gates if gate != GATE_POWER),
         leaf=(meta.get("annotations") or {}).get(ANNOTATION_BUDGET),
         node=spec.get("nodeName"),
         rules=_rules(obj),

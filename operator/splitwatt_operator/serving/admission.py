@@ -19,6 +19,7 @@ from splitwatt_client.resources import PODS
 from splitwatt_core.admission.assumed import Assumed
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import PodName
+from splitwatt_core.admission.scheduling import NODE_NAME_FIELD
 from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import Admission, AdmissionPlan, AdmissionSnapshot
 from splitwatt_core.admission.standing import ClusterStanding, standings
@@ -42,6 +43,8 @@ PERIOD_S: Final = 1.0
 """Nodes, budgets and floor room move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
 MAX_CONCURRENT_PATCHES: Final = 16
+WISH_WEIGHT: Final = 100
+"""Of the node that the plan counts on, among a pod's preferences: the most that Kubernetes takes."""
 
 
 class Admitter:
@@ -106,7 +109,7 @@ class Admitter:
     async def _patch(self, pod: JsonObject, admission: Admission) -> None:
         """After an unknown outcome the store holds a fresh read of the pod, where possible."""
         need = admission.need
-        patch = gate_patch(pod, leaf=admission.leaf, selector=admission.selector)
+        patch = gate_patch(pod, leaf=admission.leaf, selector=admission.selector, node=admission.node)
         sent_s = asyncio.get_running_loop().time()
         outcome = await self._pen.patch(PODS, need.pod.name, patch, namespace=need.pod.namespace)
         if isinstance(outcome, NotSent):
@@ -160,21 +163,31 @@ def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterN
     return snapshot, plan, standings(snapshot, plan)
 
 
-def gate_patch(pod: JsonObject, *, leaf: str, selector: Selector) -> list[dict[str, Any]]:
+def gate_patch(pod: JsonObject, *, leaf: str, selector: Selector, node: str = "") -> list[dict[str, Any]]:
     """The JSON patch that lets a pod go into a leaf: bound to its uid and version, gate out, affinity in, leaf noted.
 
-    Kubernetes lets a gated pod's node affinity only be narrowed: the leaf's requirements go into each term that is there.
+    Kubernetes lets a gated pod's required node affinity only be narrowed: the leaf's requirements go into each term that is
+    there. Preferences may be added freely: `node`, on which the plan counts, is one, so that the scheduler keeps free what the
+    plan keeps free. It may still choose another node of the leaf.
     """
     meta, spec = pod["metadata"], pod["spec"]
     gates = [gate for gate in spec["schedulingGates"] if gate["name"] != GATE_POWER]
     affinity = dict(spec.get("affinity") or {})
     node_affinity = dict(affinity.get("nodeAffinity") or {})
-    node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {
-        "nodeSelectorTerms": [
-            {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *_requirements(selector)]}
-            for term in (required_terms(pod) or [{}])
+    if narrowing := _requirements(selector):  # an empty selector is every node: nothing to narrow
+        node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {
+            "nodeSelectorTerms": [
+                {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *narrowing]} if term else term
+                for term in required_terms(pod)
+            ]
+            or [{"matchExpressions": narrowing}]
+        }
+    if node:
+        wish = {"key": NODE_NAME_FIELD, "operator": "In", "values": [node]}
+        node_affinity["preferredDuringSchedulingIgnoredDuringExecution"] = [
+            *(node_affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()),
+            {"weight": WISH_WEIGHT, "preference": {"matchFields": [wish]}},
         ]
-    }
     affinity["nodeAffinity"] = node_affinity
     annotations = {**(meta.get("annotations") or {}), ANNOTATION_BUDGET: leaf}
     patch: list[dict[str, Any]] = [
@@ -185,7 +198,7 @@ def gate_patch(pod: JsonObject, *, leaf: str, selector: Selector) -> list[dict[s
         else {"op": "remove", "path": "/spec/schedulingGates"},
         {"op": "add", "path": "/metadata/annotations", "value": annotations},
     ]
-    if _requirements(selector):  # an empty selector is every node: nothing to narrow
+    if narrowing or node:
         patch.append({"op": "add", "path": "/spec/affinity", "value": affinity})
     return patch
 
