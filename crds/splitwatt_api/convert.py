@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.raises import MAX_UNCLAIMED
-from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, Elastic, LimitState, MeterSpec, Requirement, Selector
 from splitwatt_core.clusters import (
     PRIORITY_HIGH,
     PRIORITY_LOW,
@@ -100,6 +100,7 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         contract_uid=(budget.status.node_power_definition_uid or "") if budget.status is not None else "",
         confirmed_uid=budget.metadata.annotations.get(ANNOTATION_NODES_CONFIRMED, ""),
         frozen=spec.frozen,
+        elastic=None if (grows := spec.elastic) is None else Elastic(grows.max_nodes, grows.gpus_per_node, grows.node_labels),
     )
 
 

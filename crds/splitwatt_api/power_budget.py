@@ -16,7 +16,7 @@ from splitwatt_core.budget.raises import MAX_UNCLAIMED
 from splitwatt_core.budget.tree import LIMIT_GRACE_S, MAX_PENDING_LIMITS, METER_MAX_AGE_S, SETTLE_MS
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.signature import Unassigned
-from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, Mode
 
 from splitwatt_api.base import (
     BudgetWatts,
@@ -25,6 +25,7 @@ from splitwatt_api.base import (
     Conditions,
     Generation,
     GpuWatts,
+    Labels,
     LabelSelector,
     NodeWatts,
     ObjectMeta,
@@ -161,7 +162,30 @@ class Meter(Wire):
         return value
 
 
+class ElasticLeaf(Wire):
+    """Nodes that an autoscaler may add to a leaf."""
+
+    max_nodes: int = Field(
+        ge=1,
+        le=1000,
+        strict=True,
+        description="The most nodes this leaf may have, those that are there included. For each that is not there yet, "
+        "unmanagedWattsPerNode is kept free here and in every budget above.",
+    )
+    gpus_per_node: int = Field(
+        ge=1, le=MAX_GPUS_PER_NODE, strict=True, description="How many GPUs a node that is added has, at least."
+    )
+    node_labels: Labels = Field(
+        default_factory=dict,
+        description="Labels that such a node has besides those of nodeSelector, for the pods' own selectors to match. The "
+        "autoscaler has to know all of them, as labels of its node group or NodePool.",
+    )
+
+
 _LEAF_ONLY: Final = "counts per selected node: set nodeSelector, or remove it and set it on the leaf budgets below"
+
+
+_AWAITED: Final = "(has({0}.elastic) && has({0}.unmanagedWattsPerNode) ? {0}.elastic.maxNodes * {0}.unmanagedWattsPerNode : 0)"
 
 
 class PowerBudgetSpec(Wire):
@@ -190,6 +214,11 @@ class PowerBudgetSpec(Wire):
     )
     unmanaged_watts_per_node: NodeWatts | None = Field(
         default=None, description="Leaf only, required there. What a selected node without an agent is charged, in watts."
+    )
+    elastic: ElasticLeaf | None = Field(
+        default=None,
+        description="Leaf only. Lets pods past their power gate before there is a node for them, so that an autoscaler "
+        "(Karpenter, cluster-autoscaler) sees them and adds one. Absent: pods wait for nodes that are there.",
     )
     fixed_watts: BudgetWattsOrZero = Field(
         default=0, description="Watts behind this meter that belong to no node: switches, fans."
@@ -246,6 +275,23 @@ class PowerBudgetSpec(Wire):
                 "has(self.nodeSelector) || self.overheadPercent == 0",
                 f"overheadPercent {_LEAF_ONLY}",
                 field_path=".overheadPercent",
+            ),
+            CelRule(
+                "has(self.nodeSelector) || !has(self.elastic)",
+                "elastic is for a leaf: set nodeSelector, or remove it and set it on the leaf budgets below",
+                field_path=".elastic",
+            ),
+            CelRule(
+                "!has(self.elastic) || !has(self.unmanagedWattsPerNode) || self.unmanagedWattsPerNode > 0",
+                "an elastic budget keeps unmanagedWattsPerNode free for every node to come: set it to the server's rating",
+                field_path=".unmanagedWattsPerNode",
+            ),
+            CelRule(
+                f"{_AWAITED.format('self')} <= self.limitWatts || (oldSelf.hasValue() && self.limitWatts <= "
+                f"oldSelf.value().limitWatts && {_AWAITED.format('self')} <= {_AWAITED.format('oldSelf.value()')})",
+                "elastic.maxNodes times unmanagedWattsPerNode must not be above limitWatts: lower elastic.maxNodes",
+                field_path=".elastic",
+                optional_old=True,
             ),
             CelRule(
                 "!has(self.nodeSelector) || has(self.unmanagedWattsPerNode)",

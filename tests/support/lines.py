@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector
+from splitwatt_core.budget.tree import BudgetSpec, Elastic, MeterSpec, Selector
 from splitwatt_core.protocol.contract import Mode
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Line:
     """`birth` counts how often it was created. A leaf selects the rack of its name, or `rack`. `left_out`: the parent that a
-    template forgot; the cable is where it was."""
+    template forgot; the cable is where it was. `max_nodes`: of an elastic leaf."""
 
     parent: str | None
     limit_w: int
@@ -32,6 +32,7 @@ class Line:
     rack: str = ""
     left_out: str | None = None
     confirmed_uid: str = ""
+    max_nodes: int = 0
 
     @property
     def loss_factor(self) -> float:
@@ -59,4 +60,5 @@ class Line:
             meter=MeterSpec("m") if self.metered else None,
             settle_ms=self.settle_ms,
             confirmed_uid=self.confirmed_uid,
+            elastic=Elastic(self.max_nodes, world.gpus_per_node) if self.max_nodes else None,
         )

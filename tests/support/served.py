@@ -225,6 +225,7 @@ class Fleet:
             profiles=[PROFILE],
             floor_room_w={name: self.keeper.floor_room_w(name) for name in self.budgets},
             counted=self.keeper.floors_counted(),
+            awaited=self.keeper.nodes_awaited(),
             assumed=self.assumed.leaves(),
         )
 

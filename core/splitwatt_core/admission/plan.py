@@ -93,7 +93,8 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
             standing.setdefault(cluster, set()).add(choice.need.role)
             selector = house.budgets[choice.leaf].selector
             assert selector is not None, f"leaf {choice.leaf} has nodes but no selector"
-            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reservation_w, choice.node))
+            wish = choice.node if choice.node in house.nodes else ""
+            admissions.append(Admission(choice.need, choice.leaf, selector, choice.reservation_w, wish))
     blocked: dict[ClusterName | None, list[BlockedPod]] = {}
     for pod in snapshot.blocked:
         blocked.setdefault(pod.need.cluster, []).append(pod)
@@ -151,8 +152,12 @@ def _gangs(
 def _keep_back(gang: _Gang, room: Room, kept: KeptBack) -> None:
     """Keep what the waiting gang needs from everyone behind it."""
     house, cluster = room.house, gang.want.cluster
-    dearest_w = sum(max(house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)) for need in gang.pods)
+    dearest_w = sum(
+        max((house.reservation_w(need, leaf, need.gpus) for leaf in house.usable(need)), default=0.0) for need in gang.pods
+    )
     for need in gang.pods:
+        for coming in house.growing(need):
+            kept.nodes.setdefault(coming.name, cluster)
         for leaf, nodes in house.usable(need).items():
             for node in nodes:
                 kept.nodes.setdefault(node.name, cluster)

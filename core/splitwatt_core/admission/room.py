@@ -26,6 +26,8 @@ _NOBODY: Final[Mapping[str, ClusterName]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
+    """`node` may be one to come, whose watts are kept free already: `reservation_w` is 0 then."""
+
     need: PodNeed
     leaf: str
     node: str
@@ -56,7 +58,9 @@ class House:
 
     def __init__(self, snapshot: AdmissionSnapshot) -> None:
         self.budgets: dict[str, BudgetRoom] = {b.name: b for b in snapshot.budgets}
-        self.nodes: dict[str, NodeRoom] = {n.name: n for n in snapshot.nodes if n.leaf in self.budgets}
+        present = [n for n in snapshot.nodes if n.leaf in self.budgets and not n.to_come]
+        self.nodes: dict[str, NodeRoom] = {n.name: n for n in present}
+        self.to_come: dict[str, NodeRoom] = {n.name: n for n in snapshot.nodes if n.leaf in self.budgets and n.to_come}
         self._by_leaf: dict[str, list[NodeRoom]] = {}
         for node in sorted(self.nodes.values(), key=lambda n: n.name):
             self._by_leaf.setdefault(node.leaf, []).append(node)
@@ -109,6 +113,11 @@ class House:
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""
         return self.offer_to(need).nodes
+
+    def growing(self, need: PodNeed) -> list[NodeRoom]:
+        """Nodes to come that the pod could run on."""
+        nodes = self.to_come.values()
+        return [n for n in nodes if n.gpus >= need.gpus and not self.budgets[n.leaf].fault and need.may_use(n)]
 
     def reservation_w(self, need: PodNeed, leaf: str, gpus: int) -> float:
         """What has to be reserved for `gpus` of the pod's GPUs (the formula of `plan`), on the dearest node that it may get."""
@@ -165,13 +174,17 @@ class Room:
     def now(cls, house: House, held: Sequence[HeldPod]) -> Room:
         """What is left after all pods past their gates."""
         left_w = {b.name: b.floor_room_w for b in house.budgets.values()}
-        room = cls(house, left_w, {n.name: n.free_gpus for n in house.nodes.values()})
+        room = cls(house, left_w, {n.name: n.free_gpus for n in (*house.nodes.values(), *house.to_come.values())})
         for pod in sorted(held, key=lambda h: (-h.need.gpus, h.need.pod)):
             leaf = _leaf_of(house, pod)
             if leaf is None:
                 continue
+            node = room.best_fit(pod.need, leaf) if pod.node is None else None
+            if pod.node is None and node is None and (coming := room._coming(pod.need, leaf)) is not None:
+                room._take_gpus(coming, pod.need.gpus)  # its watts are those that are kept for the node
+                continue
             room.take_w(leaf, house.owed_w(pod))
-            if pod.node is None and (node := room.best_fit(pod.need, leaf)) is not None:
+            if node is not None:
                 room._take_gpus(node, pod.need.gpus)
         return room
 
@@ -179,7 +192,7 @@ class Room:
     def empty(cls, house: House, held: Sequence[HeldPod]) -> Room:
         """What would be left if every pod of ours left."""
         left_w = {b.name: b.floor_room_w for b in house.budgets.values()}
-        room = cls(house, left_w, {n.name: n.gpus for n in house.nodes.values()})
+        room = cls(house, left_w, {n.name: n.gpus for n in (*house.nodes.values(), *house.to_come.values())})
         for pod in held:
             if (leaf := _leaf_of(house, pod)) is not None:
                 room.take_w(leaf, -house.counted_w(pod))
@@ -252,20 +265,41 @@ class Room:
         if not pods:
             return ()
         need, rest = pods[0], pods[1:]
-        for leaf in self.by_preference(need):
-            reservation_w = self.house.reservation_w(need, leaf, need.gpus)
-            if reservation_w > 0 and any(b.name in kept.budgets for b in self.house.chain(leaf)):
-                continue
-            node = self.best_fit(need, leaf, kept.nodes, rest)
-            if node is None:
-                continue
-            choice = Choice(need, leaf, node, reservation_w)
+        for choice in self.choices(need, kept, rest):
             self.take(choice)
             others = self.place(rest, kept)
             if others is not None:
                 return (choice, *others)
             self.give_back((choice,))
         return None
+
+    def choices(self, need: PodNeed, kept: KeptBack, rest: Sequence[PodNeed] = ()) -> Iterator[Choice]:
+        """Where the pod could go, best first: leaves that have a node for it, then leaves that may get one."""
+        for leaf in self.by_preference(need):
+            reservation_w = self.house.reservation_w(need, leaf, need.gpus)
+            if reservation_w > 0 and any(b.name in kept.budgets for b in self.house.chain(leaf)):
+                continue
+            node = self.best_fit(need, leaf, kept.nodes, rest)
+            if node is not None:
+                yield Choice(need, leaf, node, reservation_w)
+        yield from self.elastic(need, kept)
+
+    def elastic(self, need: PodNeed, kept: KeptBack) -> list[Choice]:
+        """Leaves that may grow for the pod, one node to come of each: where no node that is there has the GPUs, or the scheduler
+        would put it on that one, whose floor nobody reserved; and where what is kept for nodes to come truly is left."""
+        found = {}
+        for leaf in dict.fromkeys(n.leaf for n in self.house.growing(need)):
+            tightest = self.tightest(leaf)
+            kept_free = tightest is None or self.left_w[tightest.name] >= -TOLERANCE_W
+            node = self._coming(need, leaf, kept.nodes)
+            if node is not None and kept_free and self.freest(need, leaf) < need.gpus:
+                found[leaf] = Choice(need, leaf, node, 0.0)
+        return [found[leaf] for leaf in sorted(found, key=lambda leaf: (-self._slack_w(leaf), leaf))]
+
+    def _coming(self, need: PodNeed, leaf: str, kept: Mapping[str, ClusterName] = _NOBODY) -> str | None:
+        """The fullest node to come of the leaf that still has the GPUs."""
+        nodes = [n.name for n in self.house.growing(need) if n.leaf == leaf and self.free[n.name] >= need.gpus]
+        return min((name for name in nodes if name not in kept), key=lambda name: (self.free[name], name), default=None)
 
     def take(self, choice: Choice) -> None:
         self.take_w(choice.leaf, choice.reservation_w)
@@ -284,7 +318,8 @@ class Room:
 
     def _take_gpus(self, node: str, gpus: int) -> None:
         self.free[node] -= gpus
-        self._slots.pop(self.house.nodes[node].leaf, None)
+        if node in self.house.nodes:
+            self._slots.pop(self.house.nodes[node].leaf, None)
 
     def _slack_w(self, leaf: str) -> float:
         return min(self.left_w[b.name] for b in self.house.chain(leaf))

@@ -14,6 +14,7 @@ from splitwatt_core.admission.room import Choice, House, KeptBack, Room
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, AdmissionVerdict, NodeRoom, PodNeed
 from splitwatt_core.budget.facts import Taint
 from splitwatt_core.clusters import ClusterName
+from splitwatt_core.columns import TOLERANCE_W
 from splitwatt_core.conditions import counted, some
 
 
@@ -47,11 +48,11 @@ def refusal(snapshot: AdmissionSnapshot, room: Room, kept: KeptBack, pods: Seque
     """Why these pods, which could not be placed, wait: for the first of them that no leaf has room for, else for whoever
     comes first, else for what they lack together."""
     for need in pods:
-        verdict = _no_node(snapshot, room.house, need)
+        verdict = _no_node(snapshot, room, need)
         if verdict is not None:
             return verdict
-        if not room.by_preference(need):
-            return _short(shortages(room, need))
+        if not room.could_place((need,)):
+            return _short(shortages(room, need), _growth(room, need))
     if room.could_place(pods):
         names = ", ".join(str(name) for name in _ahead(room.house, kept, pods))
         return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
@@ -81,13 +82,16 @@ def shortages(room: Room, need: PodNeed) -> list[Shortage]:
 # ------------------------------------------------------------------------------------------------------------ sentences
 
 
-def _short(rows: Sequence[Shortage]) -> AdmissionVerdict:
-    """Of one pod that no leaf has room for."""
+def _short(rows: Sequence[Shortage], growth: AdmissionVerdict) -> AdmissionVerdict:
+    """Of one pod that no leaf has room for; `growth`: why no node is added for it."""
+    if not rows:
+        return growth
     powered = [row for row in rows if not row.budget]
     housed = [row for row in rows if row.has_gpus]
     if not housed:
         row = min(powered or rows, key=lambda row: (-row.freest, row.missing_w, row.leaf))
-        return AdmissionVerdict(False, "InsufficientGPUs", _gpus_text(row) + (f" {_also_text(row)}" if row.budget else ""))
+        also = f" {_also_text(row)}" if row.budget else ""
+        return AdmissionVerdict(False, "InsufficientGPUs", f"{_gpus_text(row)}{also} {growth.message}")
     row = min(housed, key=_least)
     text = f"To keep its GPUs above the cliff, {_ask_text(row)} must be reserved; {_left_text(row, row.left_w, row.missing_w)}"
     if powered:
@@ -103,10 +107,7 @@ def _short_together(room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict:
     """Of pods that fit one by one: with the first in a leaf, what do the others lack? The leaf that comes closest is told."""
     first, rest = pods[0], pods[1:]
     closest: tuple[tuple[object, ...], Choice, Shortage] | None = None
-    for leaf in room.by_preference(first):
-        node = room.best_fit(first, leaf, rest=rest)
-        assert node is not None, f"{leaf} has GPUs and watts for {first.pod}"
-        choice = Choice(first, leaf, node, room.house.reservation_w(first, leaf, first.gpus))
+    for choice in room.choices(first, KeptBack(), rest):
         room.take(choice)
         for need in rest:
             for row in shortages(room, need):
@@ -114,7 +115,8 @@ def _short_together(room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict:
                 if closest is None or key < closest[0]:
                     closest = key, choice, row
         room.give_back((choice,))
-    assert closest is not None, "pods that fit together are placed"
+    if closest is None:
+        return _growth(room, rest[0])
     _, choice, row = closest
     asked = f"{first.role.value} {choice.reservation_w:.0f} W ({counted(first.gpus, 'GPU')}) in {choice.leaf}"
     if not row.has_gpus:
@@ -130,12 +132,43 @@ def _short_together(room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict:
     return AdmissionVerdict(False, "InsufficientPower", text)
 
 
-def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> AdmissionVerdict | None:
+def _growth(room: Room, need: PodNeed) -> AdmissionVerdict:
+    """Why no autoscaler adds a node for the pod."""
+    house = room.house
+    coming = house.growing(need)
+    if not coming:
+        full = [b for b in house.budgets.values() if b.max_nodes is not None and b.name in house.usable(need)]
+        text = (
+            f"PowerBudget {full[0].name} may not get more nodes: raise its spec.elastic.maxNodes ({full[0].max_nodes})."
+            if full
+            else "No autoscaler sees a pod behind the power gate: where one shall add nodes, set spec.elastic on a leaf."
+        )
+        return AdmissionVerdict(False, "NoMatchingNodes", text)
+    leaf = min(n.leaf for n in coming)
+    tightest = room.tightest(leaf)
+    if tightest is not None and room.left_w[tightest.name] < -TOLERANCE_W:
+        return AdmissionVerdict(
+            False,
+            "InsufficientPower",
+            f"PowerBudget {leaf} may grow for the {need.role.value} replica, but of what is kept free for nodes to come "
+            f"{-room.left_w[tightest.name]:.0f} W are missing in PowerBudget {tightest.name}: raise its limit or lower "
+            "spec.elastic.maxNodes.",
+        )
+    return AdmissionVerdict(
+        False,
+        "InsufficientGPUs",
+        f"PowerBudget {leaf} may still get {counted(sum(n.leaf == leaf for n in coming), 'node')}, and pods that are on their "
+        "way there need them all: raise its spec.elastic.maxNodes.",
+    )
+
+
+def _no_node(snapshot: AdmissionSnapshot, room: Room, need: PodNeed) -> AdmissionVerdict | None:
     """Where no leaf has a node for the pod, even empty: what to change."""
-    if house.usable(need):
+    house = room.house
+    if house.usable(need) or house.growing(need):
         return None
     role = need.role.value
-    matching = [n for n in snapshot.nodes if need.rules.matches(n.name, n.labels)]
+    matching = [n for n in snapshot.nodes if not n.to_come and need.rules.matches(n.name, n.labels)]
     if not matching:
         labels = ", ".join(f"{k}={v}" for k, v in sorted(need.rules.selector.match_labels.items())) or "any label"
         asked = labels + (" and the required node affinity of its template" if need.rules.terms else "")
@@ -143,7 +176,7 @@ def _no_node(snapshot: AdmissionSnapshot, house: House, need: PodNeed) -> Admiss
             False,
             "NoMatchingNodes",
             f"The {role} role asks for nodes with {asked}, but no node of any leaf PowerBudget has them: change its "
-            "nodeSelector, label the nodes, or select them in a PowerBudget.",
+            f"nodeSelector, label the nodes, or select them in a PowerBudget. {_growth(room, need).message}",
         )
     bare = [(n, taint) for n in matching if (taint := need.rules.untolerated(n.taints)) is not None and not n.closed]
     open_ = [n for n in matching if need.may_use(n)]

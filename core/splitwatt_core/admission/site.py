@@ -8,7 +8,7 @@ which the keeper caps it (`demand_of_pod`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitwatt_core.admission.pods import Pod, PodName, closed, gpus_used, pod_fact
@@ -25,7 +25,7 @@ from splitwatt_core.admission.snapshot import (
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.leaves import Leaves
-from splitwatt_core.budget.tree import BudgetSpec, Tree, build_tree
+from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, Role
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import GpuStatus, Mode, Phase
@@ -37,7 +37,8 @@ class Site:
 
     `clusters`: by name, the spec that is acted on. `leaving`: those that are served no more: being deleted, or refused.
     `gpus`: by node, what its agent reported last. `profiles`: those in force, most specific first. From the keeper's last
-    step: `floor_room_w` by budget (`Keeper.floor_room_w`) and `counted` by pod (`Keeper.floors_counted`). `assumed`: by
+    step: `floor_room_w` by budget (`Keeper.floor_room_w`), `counted` by pod (`Keeper.floors_counted`) and `awaited` by elastic
+    leaf (`Keeper.nodes_awaited`). `assumed`: by
     pod uid, the leaf of a gate that was lifted, or may have been, and that no watch has shown yet.
     """
 
@@ -50,6 +51,7 @@ class Site:
     profiles: Sequence[Profile]
     floor_room_w: Mapping[str, float]
     counted: Mapping[tuple[str, str], CountedFloor] = field(default_factory=dict)
+    awaited: Mapping[str, int] = field(default_factory=dict)
     leaving: frozenset[ClusterName] = frozenset()
     assumed: Mapping[str, str] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
         )
     return AdmissionSnapshot(
         budgets=_budgets(site),
-        nodes=_nodes(site, kinds),
+        nodes=(*_nodes(site, kinds), *_nodes_to_come(site)),
         clusters=tuple(
             ClusterWant(name, spec.priority, {role: spec.role(role).replicas for role in Role})
             for name, spec in sorted(site.clusters.items())
@@ -103,6 +105,7 @@ def _budgets(site: Site) -> tuple[BudgetRoom, ...]:
             selector=site.budgets[name].selector,
             binding=site.budgets[tree.root[name]].mode is not Mode.OBSERVE,
             fault=_fault(tree, name),
+            max_nodes=None if (elastic := site.budgets[name].elastic) is None else elastic.max_nodes,
         )
         for name in tree.order
     )
@@ -139,6 +142,24 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
             )
         )
     return tuple(rooms)
+
+
+def _nodes_to_come(site: Site) -> Iterator[NodeRoom]:
+    """What an autoscaler may still add to elastic leaves."""
+    for leaf, count in site.awaited.items():
+        budget = site.budgets.get(leaf)
+        if budget is None or budget.elastic is None or budget.selector is None:
+            continue
+        labels = {**_labels_of(budget.selector), **budget.elastic.labels}
+        gpus = budget.elastic.gpus
+        for i in range(count):
+            yield NodeRoom(f"{leaf}: node {i + 1} to come", leaf, labels, gpus, gpus, to_come=True)
+
+
+def _labels_of(selector: Selector) -> dict[str, str]:
+    """Labels that a node needs for a leaf to select it, as far as the selector says their values."""
+    either = {r.key: r.values[0] for r in selector.match_expressions if r.operator == "In" and len(r.values) == 1}
+    return {**either, **selector.match_labels}
 
 
 def _gpu_kind(gpus: Sequence[GpuStatus]) -> GpuKind | None:

@@ -26,7 +26,7 @@ class BudgetRoom:
     `floor_room_w`: meter watts that could still be promised to floors below it, all GPUs that are counted there at
     their floors (`Keeper.floor_room_w`); negative when floors do not fit. `binding` False: its tree is in mode
     Observe, which decides and reports but holds nothing back. `selector` is a leaf's, None elsewhere. `fault`: what is
-    wrong with its tree's place, so that nobody knows what stands above it; "" when nothing is.
+    wrong with its tree's place, so that nobody knows what stands above it; "" when nothing is. `max_nodes`: of an elastic leaf.
     """
 
     name: str
@@ -35,6 +35,7 @@ class BudgetRoom:
     selector: Selector | None = None
     binding: bool = True
     fault: str = ""
+    max_nodes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class NodeRoom:
 
     `gpus`: allocatable, 0 on one that is `closed`: not Ready or cordoned. `free_gpus`: those that no bound pod holds.
     `gpu_kind`: key into a pod's `floor_w`, "" while no agent has reported the node's GPUs. `loss_factor`: watts at the meter
-    per GPU watt.
+    per GPU watt. `to_come`: an autoscaler may add it, and its watts are kept free already; its name means nothing.
     """
 
     name: str
@@ -56,6 +57,7 @@ class NodeRoom:
     loss_factor: float = 1.0
     taints: tuple[Taint, ...] = ()
     closed: str = ""
+    to_come: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,12 @@ from splitwatt_core.columns import FloatArray
 class FloorRoom:
     """left_w: by budget the meter watts that could still be promised to floors below it: its allowance less the cliffs of all
     GPUs that run something and the minimum of those that do not. counted: by (namespace, pod) what that counts for it at the
-    cliff; of the same step, so that admission neither drops a reservation too early nor counts it twice."""
+    cliff; of the same step, so that admission neither drops a reservation too early nor counts it twice. awaited: by elastic
+    leaf, the nodes that may still come, whose watts `left_w` leaves out."""
 
     left_w: Mapping[str, float] = field(default_factory=dict)
     counted: Mapping[tuple[str, str], CountedFloor] = field(default_factory=dict)
+    awaited: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, budget: str) -> FloorRoom:
         return replace(self, left_w={name: watts for name, watts in self.left_w.items() if name != budget})
@@ -35,4 +37,5 @@ def floor_room(m: Moment, *, allowance_w: FloatArray, pods: Mapping[tuple[str, s
             if key in pods:
                 gpus, floor_w = counted.get(key, (0, 0.0))
                 counted[key] = CountedFloor(gpus + 1, floor_w + cliff_w)
-    return FloorRoom(dict(zip(m.tree.order, left_w.tolist(), strict=True)), counted)
+    awaited = {name: count for name, count in zip(m.tree.order, m.awaited().tolist(), strict=True) if count}
+    return FloorRoom(dict(zip(m.tree.order, left_w.tolist(), strict=True)), counted, awaited)

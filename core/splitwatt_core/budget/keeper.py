@@ -230,6 +230,10 @@ class Keeper(Heard):
         """`FloorRoom.left_w` of the last step; zero for an unknown budget."""
         return self._room.left_w.get(budget, 0.0)
 
+    def nodes_awaited(self) -> Mapping[str, int]:
+        """By elastic leaf, how many nodes the last step kept watts for that are not there yet."""
+        return self._room.awaited
+
     def floors_counted(self) -> Mapping[tuple[str, str], CountedFloor]:
         """`FloorRoom.counted` of the last step."""
         return self._room.counted

@@ -16,7 +16,7 @@ from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import Fleet, build_fleet
 from splitwatt_core.budget.survey import Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Tree
-from splitwatt_core.columns import BoolArray, FloatArray
+from splitwatt_core.columns import BoolArray, FloatArray, IntArray
 from splitwatt_core.gpus.profiles import Profile
 
 
@@ -50,9 +50,18 @@ class Moment:
         """What decisions aim at, float64[B]."""
         return np.array([book.limit.aim_w for book in self.books], dtype=np.float64)
 
+    def awaited(self) -> IntArray:
+        """How many nodes an autoscaler may still add to each leaf, int64[B]."""
+        most = np.array([0 if spec.elastic is None else spec.elastic.max_nodes for spec in self.budgets], dtype=np.int64)
+        awaited: IntArray = np.maximum(0, most - self.fleet.nodes)
+        return awaited
+
     def reserve_w(self) -> FloatArray:
-        """What is kept for surprises, float64[B]."""
-        return np.array([spec.reserve_w for spec in self.budgets], dtype=np.float64)
+        """Watts of each limit that are kept for what may come, float64[B]: surprises, and nodes to come, each at what it is
+        charged until its agent speaks. So a node that joins takes its place in the sum from what was kept for it."""
+        own_w = np.array([spec.reserve_w for spec in self.budgets], dtype=np.float64)
+        node_w = np.array([spec.unmanaged_w_per_node for spec in self.budgets], dtype=np.float64)
+        return own_w + self.tree.forest.sum_up(self.awaited() * node_w)
 
     def beyond_w(self) -> FloatArray:
         """What meters show beyond what is declared, float64[B]: the larger of the budget's own and the sum of its children's."""

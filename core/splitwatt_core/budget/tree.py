@@ -78,6 +78,16 @@ class MeterSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Elastic:
+    """A leaf that an autoscaler may add nodes to: `max_nodes` with those that are there, `gpus` on each, and the `labels` of a
+    node to come besides those that the leaf selects by."""
+
+    max_nodes: int
+    gpus: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class LimitState:
     """`pending`: lowered limits that wait for their grace, each with the Unix time at which it comes into force."""
 
@@ -140,7 +150,7 @@ class BudgetSpec:
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
     brought it into force; `below`: what it kept of the budgets below; `contract_uid`, at a root: the NodePower definition
     under which it counted the nodes, "" where it noted none. `confirmed_uid`: a person's word on that. `frozen`: caps below
-    it stay as they are."""
+    it stay as they are. `elastic`: at a leaf, None where no nodes are to come."""
 
     name: str
     uid: str
@@ -166,6 +176,7 @@ class BudgetSpec:
     contract_uid: str = ""
     confirmed_uid: str = ""
     frozen: bool = False
+    elastic: Elastic | None = None
 
     @property
     def loss_factor(self) -> float:

@@ -26,5 +26,6 @@ def site_of(view: View, keeper: Keeper, assumed: Mapping[str, str]) -> Site:
         profiles=view.profiles,
         floor_room_w={name: keeper.floor_room_w(name) for name in budgets},
         counted=keeper.floors_counted(),
+        awaited=keeper.nodes_awaited(),
         assumed=assumed,
     )
