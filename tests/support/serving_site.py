@@ -123,11 +123,12 @@ class Site:
         for node in made:
             self.agents.add(node)
 
-    def limit(self, watts: int) -> None:
+    def limit(self, watts: int, **more: Any) -> None:
         spec = {
             "limitWatts": watts,
             "nodeSelector": {"matchLabels": {LABEL_RACK: self.rack}},
             "unmanagedWattsPerNode": 10000,
+            **more,
         }
         meta = {"name": self.rack}
         self.apply({"apiVersion": "splitwatt.io/v1alpha1", "kind": "PowerBudget", "metadata": meta, "spec": spec})
