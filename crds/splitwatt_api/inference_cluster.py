@@ -211,7 +211,9 @@ class InferenceClusterStatus(Wire):
         default=None, alias="tbtP99Milliseconds", description="Measured time between tokens, 99th percentile, ms."
     )
     conditions: Conditions = Field(
-        default_factory=list, description="Ready, PrefillReady, DecodeReady, PowerAdmitted, SLOAttained."
+        default_factory=list,
+        description="Ready, PrefillReady, DecodeReady, PowerAdmitted, SLOAttained; ScaledElsewhere while an "
+        "autoscaler aims at a rendered Deployment.",
     )
 
 

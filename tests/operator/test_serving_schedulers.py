@@ -121,3 +121,27 @@ def test_an_elastic_leaf_scales_from_zero(site: Site) -> None:
     site.cluster("late", priority="Low")
     row = site.await_condition("late", "PowerAdmitted", "False", "InsufficientGPUs")
     assert "raise its spec.elastic.maxNodes (2)" in row["message"]
+
+
+def autoscaler(site: Site, called: str, **target: str) -> None:
+    """A real HorizontalPodAutoscaler, which the real controller acts on: without any metric it keeps to its minimum."""
+    meta = {"name": called, "namespace": site.namespace}
+    spec = {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 3}
+    site.apply({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": meta, "spec": spec})
+
+
+def test_an_autoscaler_on_a_rendered_deployment_is_told_where_to_aim(site: Site) -> None:
+    site.add_nodes(4)
+    site.limit(idle_w(4) + 2 * PAIR_W)
+    site.cluster("chat")
+    site.await_condition("chat", "Ready", "True")
+    autoscaler(site, "decode-scaler", apiVersion="apps/v1", kind="Deployment", name="chat-decode")
+    row = site.await_condition("chat", "ScaledElsewhere", "True", "Autoscaler")
+    for words in ("HorizontalPodAutoscaler decode-scaler", "kind: InferenceCluster, name: chat"):
+        assert words in row["message"]
+    site.kubectl("delete", "hpa", "decode-scaler")
+    eventually("nothing more is said", lambda: site.condition("chat", "ScaledElsewhere") == {})
+    # What the sentence says works: decode is scaled through the InferenceCluster, and nobody fights.
+    autoscaler(site, "cluster-scaler", apiVersion="splitwatt.io/v1alpha1", kind="InferenceCluster", name="chat")
+    eventually("decode has two replicas", lambda: site.running("chat", "decode") == 2)
+    assert site.condition("chat", "ScaledElsewhere") == {}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
@@ -32,6 +32,7 @@ from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
 from splitwatt_operator.serving.queue import WorkQueue
+from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
@@ -87,6 +88,7 @@ class Serving:
         self._context = context
         self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
+        self._scalers = Scalers(reader)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._admitter = Admitter(
             store=store, view=view, keeper=keeper, reader=reader, pen=pen, recorder=recorder, changed=self._queue.add,
@@ -180,14 +182,19 @@ class Serving:
             )
         if outcome.unsent:
             return LEASE_PAUSE_S
+        scaled = await self._scalers.look(spec, outcome.repaired)
+        for sentence in scaled:
+            self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
         for problem in outcome.problems:
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(obj, self._status(obj, seen, spec, outcome.problems))
+        due_s = await self._show(obj, self._status(obj, seen, spec, outcome.problems, scaled))
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, due_s)
+        return _sooner(RECHECK_S, outcome.retry_s, due_s, self._scalers.again_s(name))
 
-    def _status(self, obj: JsonObject, seen: Seen[ClusterSpec], spec: ClusterSpec, problems: list[str]) -> dict[str, Any]:
+    def _status(
+        self, obj: JsonObject, seen: Seen[ClusterSpec], spec: ClusterSpec, problems: list[str], scaled: Sequence[str]
+    ) -> dict[str, Any]:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
@@ -197,6 +204,7 @@ class Serving:
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
             problems=problems,
+            scaled=scaled,
             invalid=seen.sentence,
             generation=seen.generation,
             previous=obj.get("status") or {},
@@ -229,6 +237,7 @@ class Serving:
 
     def _forget(self, name: ClusterName) -> None:
         self._applier.forget(name.namespace, [object_name(name.name, role) for role in (None, *Role)])
+        self._scalers.forget(name)
         self._queue.forget(name)
         self._written.pop(name, None)
         self._asked.pop(name, None)

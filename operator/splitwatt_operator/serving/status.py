@@ -30,17 +30,21 @@ def status_of(
     standing: ClusterStanding | None,
     latency: Latency,
     problems: Sequence[str],
+    scaled: Sequence[str] = (),
     previous: Mapping[str, Any],
     now_s: float,
     invalid: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `invalid`:
-    why it is served by a former spec, and `generation` the newest, where that is not the spec's own."""
+    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `scaled`:
+    sentences about others who scale them. `invalid`: why it is served by a former spec, and `generation` the newest, where
+    that is not the spec's own."""
     observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in Role}
     power = _power_condition(standing)
     conditions = [_ready(invalid, problems, power, roles), *roles.values(), power, _slo_condition(spec, latency)]
+    if scaled:
+        conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
     status: dict[str, Any] = {
         "observedGeneration": observed,
         "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),

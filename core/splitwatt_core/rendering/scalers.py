@@ -1,0 +1,41 @@
+"""Autoscalers that aim at what we render: whom they fight, and where they should aim instead.
+
+A rendered Deployment follows its InferenceCluster, so a HorizontalPodAutoscaler on it is put back each time it acts. The
+InferenceCluster has a scale of its own, which is decode's replicas; a CustomResourceDefinition has one scale and no more, so
+prefill has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitwatt_core.clusters import ClusterSpec, Role
+from splitwatt_core.names import GROUP_VERSION
+from splitwatt_core.rendering.render import object_name
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaler:
+    """One HorizontalPodAutoscaler and its spec.scaleTargetRef."""
+
+    name: str
+    target_kind: str
+    target_name: str
+
+
+def advice(autoscaler: Autoscaler, cluster: ClusterSpec) -> str | None:
+    """What to change about an autoscaler in the cluster's namespace; None when it scales nothing that we render."""
+    roles = {object_name(cluster.name, role): role for role in Role}
+    role = roles.get(autoscaler.target_name) if autoscaler.target_kind == "Deployment" else None
+    if role is None:
+        return None
+    aim = f"scaleTargetRef apiVersion: {GROUP_VERSION}, kind: InferenceCluster, name: {cluster.name}"
+    instead = (
+        f"aim it at the InferenceCluster, whose scale is decode's replicas ({aim})"
+        if role is Role.DECODE
+        else f"delete it and set spec.prefill.replicas; an autoscaler can scale decode alone ({aim})"
+    )
+    return (
+        f"HorizontalPodAutoscaler {autoscaler.name} scales Deployment {autoscaler.target_name}, which follows InferenceCluster "
+        f"{cluster.name} and is put back each time: {instead}."
+    )

@@ -1,0 +1,33 @@
+"""Autoscalers that aim at what is rendered are told by name what to change."""
+
+from __future__ import annotations
+
+import pytest
+from splitwatt_core.clusters import Role
+from splitwatt_core.rendering.render import object_name
+from splitwatt_core.rendering.scalers import Autoscaler, advice
+from support.served import cluster
+
+NAMES = ("chat", "long-" + "x" * 95)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_role_has_its_own_advice(name: str) -> None:
+    spec = cluster(name)
+    said = {role: advice(Autoscaler("hpa", "Deployment", object_name(name, role)), spec) for role in Role}
+    for role, text in said.items():
+        assert text is not None and object_name(name, role) in text
+        assert f"kind: InferenceCluster, name: {name}" in text and "HorizontalPodAutoscaler hpa" in text
+    assert "spec.prefill.replicas" in (said[Role.PREFILL] or "") and "aim it at" in (said[Role.DECODE] or "")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Autoscaler("hpa", "InferenceCluster", "chat"),
+        Autoscaler("hpa", "Deployment", "web"),
+        Autoscaler("hpa", "StatefulSet", "chat-decode"),
+    ],
+)
+def test_an_autoscaler_of_something_else_is_nobodys_business(other: Autoscaler) -> None:
+    assert advice(other, cluster("chat")) is None
