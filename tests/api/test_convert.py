@@ -11,7 +11,7 @@ from splitwatt_api import convert
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import PostureName
 from splitwatt_core.budget.facts import BudgetReport
-from splitwatt_core.budget.tree import LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector
 from splitwatt_core.clusters import EngineType
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
@@ -47,6 +47,7 @@ LEAF = {
         "ageSelector": "raw",
         "scale": {"numerator": 10},
     },
+    "elastic": {"maxNodes": 2, "gpusPerNode": 8, "nodeLabels": {"pool": "p"}},
     "limitGraceSeconds": 9,
     "settleMilliseconds": 250,
 }
@@ -75,6 +76,7 @@ def test_a_leaf_says_everything_to_the_core() -> None:
     assert (spec.non_gpu_w_per_node, spec.unmanaged_w_per_node, spec.fixed_w) == (2_800, 10_200, 600)
     assert (spec.overhead_percent, spec.limit_grace_s, spec.settle_ms) == (4, 9.0, 250)
     assert spec.meter == MeterSpec('rack_power_watts{rack="a1"}', "Sum", 2, 7.0, "raw", (10, 1))
+    assert spec.elastic == Elastic(2, 8, {"pool": "p"})
     assert spec.limit_state is None
     assert not spec.adopted
 

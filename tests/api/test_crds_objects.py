@@ -99,6 +99,16 @@ def test_a_cut_below_the_reserve_is_never_refused(objects: ControlPlane) -> None
     assert "reserveWatts must be below limitWatts" in said
 
 
+def test_a_cut_below_what_is_kept_for_nodes_to_come_is_never_refused(objects: ControlPlane) -> None:
+    grows = {"maxNodes": 2, "gpusPerNode": 8}
+    leaf = {"nodeSelector": {"matchLabels": {"rack": "grows"}}, "unmanagedWattsPerNode": 4_000, "elastic": grows}
+    create(objects, "PowerBudget", "grows", {"limitWatts": 9_000, **leaf})
+    assert patch(objects, "pb grows", {"spec": {"limitWatts": 5_000}})[0]
+    taken, said = patch(objects, "pb grows", {"spec": {"elastic": {"maxNodes": 3}}})
+    assert not taken and "lower elastic.maxNodes" in said
+    assert patch(objects, "pb grows", {"spec": {"elastic": {"maxNodes": 1}}})[0]
+
+
 # ------------------------------------------------------------------------------------------------------- the fence (R2)
 
 

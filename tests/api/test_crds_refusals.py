@@ -130,6 +130,15 @@ CASES = [
         {"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}},
         "In and NotIn need at least one value",
     ),
+    ("root", {"elastic": {"maxNodes": 2, "gpusPerNode": 8}}, "elastic is for a leaf: set nodeSelector"),
+    ("leaf", {"elastic": {"maxNodes": 3, "gpusPerNode": 8}}, "must not be above limitWatts: lower elastic.maxNodes"),
+    ("leaf", {"elastic": {"maxNodes": 0, "gpusPerNode": 8}}, "should be greater than or equal to 1"),
+    ("leaf", {"elastic": {"maxNodes": 2}}, "spec.elastic.gpusPerNode: Required value"),
+    (
+        "leaf",
+        {"unmanagedWattsPerNode": 0, "elastic": {"maxNodes": 2, "gpusPerNode": 8}},
+        "an elastic budget keeps unmanagedWattsPerNode free for every node to come",
+    ),
     # Budgets: words.
     (
         "root",
