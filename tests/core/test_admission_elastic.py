@@ -16,9 +16,9 @@ from splitwatt_core.budget.tree import BudgetSpec, Elastic, Selector
 from splitwatt_core.clusters import LabelOwners, Role, RoleSpec, cluster_label
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.protocol.contract import GpuStatus
-from support.keepers import settled
+from support.keepers import condition, settled
 from support.served import cluster
-from support.world import DEFAULT_W, ROOT, World
+from support.world import DEFAULT_W, MIN_W, ROOT, World
 
 H100 = "NVIDIA H100 80GB HBM3"
 SPEC = cluster("chat", prefill=RoleSpec(0, 8), decode=RoleSpec(4, 8))
@@ -96,6 +96,19 @@ def test_what_is_kept_for_nodes_to_come_is_kept_in_every_budget_above_and_given_
     world.tell_budgets()
     operator.settle(30)
     assert world.charged_w() == 2 * DEFAULT_W
+
+
+def test_nobody_who_is_there_is_cut_below_its_floor_for_a_node_to_come() -> None:
+    world = World(limit_w=2 * DEFAULT_W + 500)
+    world.lines["b"].max_nodes = 2
+    world.tell_budgets()
+    operator = settled(world)
+    world.set_limit(2 * MIN_W + 100)
+    operator.settle(20)
+    report = operator.last.budgets[ROOT]
+    assert report.short_w == 0 and condition(operator, ROOT, "Feasible").status is True
+    assert world.charged_w() == 2 * MIN_W, "what is left above floors is kept"
+    assert operator.keeper.floor_room_w("b") < 0, "and it is not enough for a node, so nobody passes its gate against it"
 
 
 # --------------------------------------------------------------------------------------------------------------- gates

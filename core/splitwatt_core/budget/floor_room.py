@@ -15,7 +15,7 @@ class FloorRoom:
     """left_w: by budget the meter watts that could still be promised to floors below it: its allowance less the cliffs of all
     GPUs that run something and the minimum of those that do not. counted: by (namespace, pod) what that counts for it at the
     cliff; of the same step, so that admission neither drops a reservation too early nor counts it twice. awaited: by elastic
-    leaf, the nodes that may still come, whose watts `left_w` leaves out."""
+    leaf, the nodes that may still come, whose watts `left_w` leaves out, kept or not."""
 
     left_w: Mapping[str, float] = field(default_factory=dict)
     counted: Mapping[tuple[str, str], CountedFloor] = field(default_factory=dict)
@@ -28,7 +28,8 @@ class FloorRoom:
 def floor_room(m: Moment, *, allowance_w: FloatArray, pods: Mapping[tuple[str, str], PodFact]) -> FloorRoom:
     """`allowance_w` float64[B]: meter watts that may be charged for GPUs below each budget."""
     fleet = m.fleet
-    left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.floor_w())
+    unkept_w = m.awaited_w() - m.kept_w()
+    left_w = allowance_w - fleet.below(fleet.gpus.loss_factor * fleet.floor_w()) - unkept_w
     counted: dict[tuple[str, str], CountedFloor] = {}
     rows = zip(fleet.accounts, (fleet.steerable & ~fleet.late).tolist(), fleet.gpus.cliff_w.tolist(), strict=True)
     for account, counts, cliff_w in rows:

@@ -56,12 +56,31 @@ class Moment:
         awaited: IntArray = np.maximum(0, most - self.fleet.nodes)
         return awaited
 
-    def reserve_w(self) -> FloatArray:
-        """Watts of each limit that are kept for what may come, float64[B]: surprises, and nodes to come, each at what it is
-        charged until its agent speaks. So a node that joins takes its place in the sum from what was kept for it."""
-        own_w = np.array([spec.reserve_w for spec in self.budgets], dtype=np.float64)
+    def awaited_w(self) -> FloatArray:
+        """What nodes to come below each budget are charged until their agents speak, float64[B]."""
         node_w = np.array([spec.unmanaged_w_per_node for spec in self.budgets], dtype=np.float64)
-        return own_w + self.tree.forest.sum_up(self.awaited() * node_w)
+        return self.tree.forest.sum_up(self.awaited() * node_w)
+
+    def beyond_w(self) -> FloatArray:
+        """What meters show beyond the model, float64[B]: the larger of the budget's own and the sum of its children's."""
+        return self.tree.forest.own_or_children(np.array([book.correction.power_w for book in self.books], dtype=np.float64))
+
+    def kept_w(self) -> FloatArray:
+        """Of the watts of nodes to come as many as the floors of what runs leave free, float64[B]: nobody who is there is cut
+        below its floor for one who is not. So a node that joins takes its place in the sum from what was kept for it."""
+        awaited_w = self.awaited_w()
+        if not awaited_w.any():
+            return awaited_w
+        floors_w = self.fleet.below(self.fleet.gpus.loss_factor * self.fleet.floor_w())
+        spare_w = self.aim_w() - self._own_reserve_w() - self.beyond_w() - self.fleet.rest_w - floors_w
+        return np.minimum(awaited_w, np.maximum(0.0, spare_w))
+
+    def reserve_w(self) -> FloatArray:
+        """Watts of each limit that are kept for what may come, surprises and nodes, float64[B]."""
+        return self._own_reserve_w() + self.kept_w()
+
+    def _own_reserve_w(self) -> FloatArray:
+        return np.array([spec.reserve_w for spec in self.budgets], dtype=np.float64)
 
     def beyond_w(self) -> FloatArray:
         """What meters show beyond what is declared, float64[B]: the larger of the budget's own and the sum of its children's."""

@@ -92,8 +92,7 @@ def may_raise(m: Moment, holds: RaiseHolds) -> NDArray[np.bool_]:
 
 
 def withheld_w(m: Moment) -> NDArray[np.float64]:
-    """Watts of each limit that nobody may be given, float64[B]: the reserve for surprises, and what meters show beyond the
-    model; of the latter the larger of the budget's own and the sum of its children's."""
+    """Watts of each limit that nobody may be given, float64[B]: the reserve, and what meters show beyond the model."""
     return m.reserve_w() + m.beyond_w()
 
 
