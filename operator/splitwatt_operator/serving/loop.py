@@ -45,7 +45,10 @@ RECHECK_S: Final = 300.0
 LEASE_PAUSE_S: Final = 1.0
 """Before the next look when something was not sent for want of the Lease."""
 
-REASONS_WORTH_AN_EVENT: Final = ("InsufficientPower", "InsufficientGPUs", "NoMatchingNodes", "InvalidTree", "WaitingForTurn")
+REASONS_WORTH_AN_EVENT: Final = (
+    "InsufficientPower", "InsufficientGPUs", "NoMatchingNodes", "UntoleratedTaint", "NodesUnavailable", "InvalidTree",
+    "WaitingForTurn",
+)  # fmt: skip
 
 
 async def run(
