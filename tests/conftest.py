@@ -34,6 +34,7 @@ LONGEST_FIRST = (
     "agent/test_lifecycle.py",
     "operator/power/test_apiserver.py",
     "sim/test_plan_sweep.py",
+    "operator/test_serving_schedulers.py",
 )
 """Files of a minute and more, longest first: begun late, one of them would run on when every other worker is done."""
 
