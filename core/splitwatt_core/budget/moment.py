@@ -61,10 +61,6 @@ class Moment:
         node_w = np.array([spec.unmanaged_w_per_node for spec in self.budgets], dtype=np.float64)
         return self.tree.forest.sum_up(self.awaited() * node_w)
 
-    def beyond_w(self) -> FloatArray:
-        """What meters show beyond the model, float64[B]: the larger of the budget's own and the sum of its children's."""
-        return self.tree.forest.own_or_children(np.array([book.correction.power_w for book in self.books], dtype=np.float64))
-
     def kept_w(self) -> FloatArray:
         """Of the watts of nodes to come as many as the floors of what runs leave free, float64[B]: nobody who is there is cut
         below its floor for one who is not. So a node that joins takes its place in the sum from what was kept for it."""
