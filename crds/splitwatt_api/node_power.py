@@ -1,7 +1,8 @@
 """`NodePower` (np): the contract between the operator and one node's agent, as a schema.
 
 The core's `contract` module is the contract's own source; this is the shape the API server enforces. What it protects:
-a term never falls (docs/protocol.md, R2), a spec once written is never removed, and every grant's charge covers its cap (R4).
+a term never falls and one write cannot use them all up (docs/protocol.md, R2), a spec once written is never removed, and every
+grant's charge covers its cap (R4).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from splitwatt_core.protocol.contract import (
     Phase,
     Use,
 )
+from splitwatt_core.protocol.terms import MAX_RISE
 
 from splitwatt_api.base import (
     CelRule,
@@ -129,7 +131,11 @@ class NodePowerSpec(Wire):
             CelRule(
                 "self.term >= oldSelf.term",
                 "spec.term never falls: an operator of a higher term has written this object, so the writer must stop",
-            )
+            ),
+            CelRule(
+                f"self.term <= oldSelf.term + {MAX_RISE}",
+                f"spec.term rises by {MAX_RISE} at most: it is the operator's to write, from its Lease's term",
+            ),
         )
     )
 

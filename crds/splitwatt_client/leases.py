@@ -5,9 +5,9 @@ refused. Nobody compares wall clocks: a candidate takes over only after it has i
 for the record's whole duration, and a holder counts its own time from the moment *before* its last successful renewal
 was sent, less a margin. A record is seen only after it was sent, so a holder's time is over before a successor's begins.
 
-A term is new for every acquisition: max(`spec.leaseTransitions`, the caller's floor) + 1, stored in `leaseTransitions`
-by the very write that takes the Lease. It is therefore never used twice, also not by a process that restarts with the
-same name, since each `HeldLease` adds its own random suffix to the identity.
+A term is new for every acquisition: the caller says which follows `spec.leaseTransitions`, and it is stored there by the
+very write that takes the Lease. It is therefore never used twice, also not by a process that restarts with the same name,
+since each `HeldLease` adds its own random suffix to the identity.
 
 A holding outlives a silence in which nobody else took the Lease. While no renewal succeeds, `held` is False and nothing may
 be sent; whether it goes on, with the same term, is for the API server to say: either the renewal is accepted, which is
@@ -38,8 +38,8 @@ RENEWALS_PER_DURATION: Final = 5
 POLLS_PER_DURATION: Final = 10
 MAX_INT32: Final = 2**31 - 1
 
-Floor = Callable[[], Awaitable[int]]
-"""Gives the highest term ever seen elsewhere; asked again right before each attempt."""
+NextTerm = Callable[[int | None], Awaitable[int]]
+"""From the Lease's own term, None where there is no Lease, the one to take; asked again right before each attempt."""
 
 
 class LeaseLostError(ApiError):
@@ -84,10 +84,10 @@ class HeldLease:
         """Whether the Lease is surely still ours, by this process's `time.monotonic()`. Ask before each send."""
         return monotonic_now_s < self._held_until_s
 
-    async def acquire(self, floor: Floor) -> int:
+    async def acquire(self, next_term: NextTerm) -> int:
         """Wait until the Lease is ours; returns the new term. Rides out an unreachable API server.
 
-        Raises Rejected when the server refuses access, whatever `floor` raises except OutcomeUnknown.
+        Raises Rejected when the server refuses access, whatever `next_term` raises except OutcomeUnknown.
         """
         seen_version, seen_since_s = "", 0.0
         while True:
@@ -95,7 +95,7 @@ class HeldLease:
                 lease = await self._read()
                 if lease is not None and lease["metadata"]["resourceVersion"] != seen_version:
                     seen_version, seen_since_s = lease["metadata"]["resourceVersion"], time.monotonic()
-                if (lease is None or self._vacant(lease, seen_since_s)) and await self._take(lease, await floor()):
+                if (lease is None or self._vacant(lease, seen_since_s)) and await self._take(lease, next_term):
                     return self._term
             except OutcomeUnknown:
                 # A take-over that landed unnoticed carries our identity and is recognised by the next read.
@@ -137,10 +137,9 @@ class HeldLease:
         duration_s = float(spec.get("leaseDurationSeconds") or self._duration_s)
         return time.monotonic() - seen_since_s > duration_s
 
-    async def _take(self, lease: Object | None, floor: int) -> bool:
+    async def _take(self, lease: Object | None, next_term: NextTerm) -> bool:
         """One attempt; False when somebody else was faster."""
-        transitions = ((lease or {}).get("spec") or {}).get("leaseTransitions") or 0
-        term = max(transitions, floor) + 1
+        term = await next_term(None if lease is None else (lease.get("spec") or {}).get("leaseTransitions") or 0)
         if term > MAX_INT32:
             raise LeaseLostError(f"lease {self._name}: term {term} does not fit leaseTransitions; delete the Lease")
         self._acquired_at = _now()

@@ -19,6 +19,7 @@ from splitwatt_client.errors import ApiError, ConfigurationError
 from splitwatt_client.leases import HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES, NODE_POWERS
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR
+from splitwatt_core.protocol.terms import TermsError, next_term
 from splitwatt_shell.serve import ListenError, serve
 from splitwatt_shell.supervise import first_to_end, on_stop_signal
 
@@ -61,6 +62,8 @@ class Application:
         self._lease_key = Key(options.namespace, LEASE_NAME)
         self._stop = asyncio.Event()
         self._lease: HeldLease | None = None
+        self._highest_held = 0
+        """The highest term of a reign of this process."""
         self._reign: Reign | None = None
         self._watches: Watches | None = None
 
@@ -73,7 +76,7 @@ class Application:
         except SupersededError as error:
             log.error("stopping, superseded: %s", error)
             return EXIT_SUPERSEDED
-        except (WatchError, BlindError, ApiError) as error:
+        except (WatchError, BlindError, ApiError, TermsError) as error:
             log.error("stopping: %s", error)
             return EXIT_FAILED
         except Exception:
@@ -125,7 +128,7 @@ class Application:
                 field_manager=FIELD_MANAGER_OPERATOR,
                 duration_s=LEASE_DURATION_S,
             )
-            await lease.acquire(lambda: highest_term(realm.connection))
+            self._highest_held = await lease.acquire(lambda last: term_after(last, realm.connection, held=self._highest_held))
             self._reign = Reign(realm, lease, lease_key=self._lease_key, complete=resync.first)
             try:
                 await self._reign.run()
@@ -170,10 +173,10 @@ def lease_problem(lease: HeldLease, *, hearing_s: float, now_s: float) -> str | 
     return f"the Lease was neither held nor refused for {silent_s:.0f} s: no cap can be moved from here"
 
 
-async def highest_term(connection: Connection) -> int:
-    """The highest term that any NodePower carries or any agent has obeyed, from a consistent read (R2): after a restore of
-    the store agents know terms that no object shows. Raises ApiError."""
+async def term_after(last: int | None, connection: Connection, *, held: int) -> int:
+    """The term that follows `last`, the Lease's own, and all that NodePowers carry or their agents have obeyed, from a consistent
+    read (R2): after a restore of the store agents know terms that no object shows. Raises ApiError, TermsError."""
     listing = await connection.list(NODE_POWERS)
-    carried = ((obj.get("spec") or {}).get("term") or 0 for obj in listing.items)
-    obeyed = ((obj.get("status") or {}).get("observedTerm") or 0 for obj in listing.items)
-    return max((*carried, *obeyed), default=0)
+    carried = [(obj.get("spec") or {}).get("term") or 0 for obj in listing.items]
+    obeyed = [(obj.get("status") or {}).get("observedTerm") or 0 for obj in listing.items]
+    return next_term(last, carried=carried, obeyed=obeyed, held=held)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
+from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
 from splitwatt_shell.address import Address, AddressError, parse_address
 
 from splitwatt_operator.telemetry import endpoint

@@ -9,7 +9,7 @@ from splitwatt_agent.conditions import Report
 from splitwatt_agent.node_power import SPACING_S, URGENT_SPACING_S, due_s
 from splitwatt_core.conditions import Condition
 from splitwatt_core.protocol.contract import SIGN_OF_LIFE_S, GpuStatus, Health
-from splitwatt_core.protocol.ledger import AGENT_STATUS_SILENT_S
+from splitwatt_core.protocol.node_account import AGENT_STATUS_SILENT_S
 
 LINE = GpuStatus(uuid="a", acked_grant=7, management_w=400, enforced_w=400, min_w=200, max_w=700, default_w=700, model="X")
 STANDS = Report("u", 1, "b", (LINE,), (Condition("Ready", True, "Ready", "as it was"),))

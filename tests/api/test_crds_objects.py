@@ -25,6 +25,7 @@ from splitwatt_core.protocol.contract import (
     node_power_to_apply,
     status_to_wire,
 )
+from splitwatt_core.protocol.terms import MAX_RISE
 from splitwatt_lab.controlplane import ControlPlane
 
 UUIDS = ("GPU-6f1c0a", "GPU-77aa01")
@@ -118,7 +119,7 @@ def fenced(plane: ControlPlane, name: str) -> None:
     assert taken, said
 
 
-def test_a_term_never_falls(objects: ControlPlane) -> None:
+def test_a_term_never_falls_and_no_slip_uses_them_up(objects: ControlPlane) -> None:
     fenced(objects, "fence")
     taken, said = patch(objects, "np fence", {"spec": {"term": 3}})
     assert not taken
@@ -126,6 +127,9 @@ def test_a_term_never_falls(objects: ControlPlane) -> None:
     assert patch(objects, "np fence", {"spec": {"term": 4, "mode": "Observe"}})[0]
     assert patch(objects, "np fence", {"spec": {"term": 5}})[0]
     assert not patch(objects, "np fence", {"spec": {"term": 4}})[0]
+    taken, said = patch(objects, "np fence", {"spec": {"term": MAX_TERM}})
+    assert not taken
+    assert f"spec.term rises by {MAX_RISE} at most" in said
 
 
 @pytest.mark.parametrize("body", [{"spec": None}, {"spec": {"term": None}}], ids=["spec", "term"])

@@ -21,13 +21,13 @@ def candidate(api: Connection, namespace: str, identity: str = "same-name") -> H
     return HeldLease(api, namespace=namespace, name="power", identity=identity, field_manager="test", duration_s=DURATION_S)
 
 
-async def nothing_seen() -> int:
-    return 0
+async def nothing_seen(last: int | None) -> int:
+    return (last or 0) + 1
 
 
 async def acquired(lease: HeldLease, floor: int = 0) -> int:
-    async def seen() -> int:
-        return floor
+    async def seen(last: int | None) -> int:
+        return max(last or 0, floor) + 1
 
     return await asyncio.wait_for(lease.acquire(seen), PATIENCE_S)
 

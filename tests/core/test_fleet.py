@@ -19,7 +19,8 @@ from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.columns import PhaseCode
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Grant, Health, Mode, NodePower, Phase, Spec, Use, Workload
-from splitwatt_core.protocol.ledger import AGENT_STATUS_SILENT_S, GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import AGENT_STATUS_SILENT_S, NodeAccount
 from support.machines import PROFILE
 
 NOW_S = 1000.0

@@ -7,7 +7,7 @@ import pytest
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import LATE_ACK_S, MUTE_S, Fleet
 from splitwatt_core.protocol.contract import Phase, Workload
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
+from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
 from support.keepers import caps, condition, settled
 from support.scenes import ready
 from support.world import ROOT, Operator, World

@@ -11,7 +11,8 @@ from splitwatt_core.budget.claims import Placement
 from splitwatt_core.budget.fleet import LATE_ACK_S, MUTE_S, Fleet, build_fleet
 from splitwatt_core.budget.tree import BudgetSpec, Selector, build_tree
 from splitwatt_core.protocol.contract import Grant, Health
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 NOW_S = 1_000.0
 LEAVES = ("a", "b")

@@ -6,14 +6,8 @@ from dataclasses import replace
 
 import pytest
 from splitwatt_core.protocol.contract import Health, Use, Workload
-from splitwatt_core.protocol.ledger import (
-    AGENT_STATUS_SILENT_S,
-    MAX_OPEN_GRANTS,
-    UNPROVEN_GRACE_S,
-    GpuAccount,
-    NodeAccount,
-    OpenGrant,
-)
+from splitwatt_core.protocol.ledger import MAX_OPEN_GRANTS, GpuAccount, OpenGrant
+from splitwatt_core.protocol.node_account import AGENT_STATUS_SILENT_S, UNPROVEN_GRACE_S, NodeAccount
 from support.ledgers import NOW_S, SETTLE_S, TERM, charge_w, line, node, reading, settled_w, version
 
 # ------------------------------------------------------------------------------------------------------ acknowledgements

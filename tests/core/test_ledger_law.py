@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.protocol.contract import GpuStatus, Grant, NodePower, Status
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 DEFAULT_W, SETTLE_S = 700, 0.5
 WATTS = st.integers(200, 700)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from splitwatt_core.protocol.contract import UNREADABLE_PREFIX, GpuStatus, Health
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 from support.ledgers import NOW_S, TERM, line, node, reading, settled_w, version
 
 

@@ -9,7 +9,8 @@ from splitwatt_core.budget.facts import SpecWrite
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.budget.writer import Wish, compose, lowers, rebased, stamp
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 ROOT = BudgetSpec("row", "row", 1, 1000)
 OBSERVING = replace(ROOT, mode=Mode.OBSERVE)

@@ -17,10 +17,11 @@ from splitwatt_core.budget.facts import Unknown
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tree import LimitState
-from splitwatt_core.protocol import ledger
+from splitwatt_core.protocol import node_account
 from splitwatt_core.protocol.contract import NO_GRANT
 from splitwatt_core.protocol.enforcer import Enforcer, ObjectVerdict
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 from splitwatt_core.protocol.record import Record
 from support import power_scenes, scenes
 from support.world import ApiStore, World
@@ -259,7 +260,7 @@ def charges_do_not_settle(m: pytest.MonkeyPatch) -> None:
 
 
 def silence_is_trusted_for_ever(m: pytest.MonkeyPatch) -> None:
-    m.setattr(ledger, "UNPROVEN_GRACE_S", 1e9)
+    m.setattr(node_account, "UNPROVEN_GRACE_S", 1e9)
 
 
 def the_management_limit_is_not_read(m: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitwatt_core.protocol.contract import GpuStatus, Grant, NodePower, Spec, Status
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 TERM = 2
 NOW_S = 1000.0

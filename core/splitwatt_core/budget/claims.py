@@ -15,7 +15,8 @@ from typing import Final
 
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NO_GRANT, RELEASE_ALL, NodePower
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 Way = tuple[str, ...]
 """A leaf and the budgets above it, in order."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 
 class Doubles:

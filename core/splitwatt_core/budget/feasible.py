@@ -18,7 +18,7 @@ from splitwatt_core.budget.moment import Moment
 from splitwatt_core.columns import FloatArray
 from splitwatt_core.conditions import Condition, counted, some
 from splitwatt_core.policies.signature import shortfall_w
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 KIND: Final = "Feasible"
 

@@ -27,7 +27,8 @@ from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseC
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase, Use
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 from splitwatt_core.trees import Forest
 
 Scalar = TypeVar("Scalar", bound=np.generic)

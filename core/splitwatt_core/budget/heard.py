@@ -29,7 +29,7 @@ from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import NodePower
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 
 class Heard:
@@ -129,17 +129,17 @@ class Heard:
             account.lease_s = max(account.lease_s, renewed_s)
 
     def on_node_power(self, node_power: NodePower, now_s: float) -> None:
-        known = max(node_power.spec.term if node_power.spec is not None else 0, node_power.status.observed_term)
-        if known > self._term:
-            self._resign = (
-                f"NodePower {node_power.name} knows term {known}, above ours ({self._term}): another operator took over, "
-                "or the API server's store was restored"
-            )
         self._contract.see_object(node_power.name)
         if self.roster.renames(node_power):
             self.roster.remember(self.standing, self.tree, [node_power.name])
         if self.roster.see_node_power(node_power, now_s, term=self._term):
-            self._refresh(self.roster.account(node_power.name), now_s)
+            account = self.roster.account(node_power.name)
+            if known := account.term_word.superseding(ours=self._term):
+                self._resign = (
+                    f"NodePower {node_power.name} knows term {known}, above ours ({self._term}): another operator took over, "
+                    "or the API server's store was restored"
+                )
+            self._refresh(account, now_s)
 
     def on_node_power_gone(self, name: str, now_s: float, uid: str = "") -> None:
         """`uid` of the deleted object, where known: a late word of an earlier object is ignored."""

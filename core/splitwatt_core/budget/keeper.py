@@ -51,7 +51,7 @@ from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.policies.clocks import next_clocks
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM, MAX_TERM, Mode
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
+from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
 
 __all__ = [
     "BudgetReport",

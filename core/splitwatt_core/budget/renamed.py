@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from splitwatt_core.budget.facts import NodeFact, Replaced
 from splitwatt_core.protocol.contract import NodePower
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from splitwatt_core.budget.renamed import Renamed
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.protocol.contract import NodePower
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S, NodeAccount
+from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S, NodeAccount
 
 VERIFY_EVERY_S: Final = 2.0
 

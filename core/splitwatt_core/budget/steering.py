@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 from splitwatt_core.budget.moment import Moment
-from splitwatt_core.conditions import Condition, some
+from splitwatt_core.conditions import Condition, counted, some
 from splitwatt_core.protocol.contract import Use
-from splitwatt_core.protocol.ledger import GpuAccount, NodeAccount
+from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 UNOWNED_GRACE_S: Final = 15.0
 """A GPU between two pods, or one whose agent has just started, has no owner and no proof for some seconds."""
@@ -23,6 +24,7 @@ class Steering:
     def __init__(self, m: Moment) -> None:
         self._unowned: dict[str, list[str]] = {}
         self._odd: dict[str, list[str]] = {}
+        self._odd_terms: dict[str, list[str]] = {}
         self._limited: dict[str, list[str]] = {}
         self._excluded: dict[str, list[str]] = {}
         budgets = {spec.name: spec for spec in m.budgets}
@@ -41,6 +43,9 @@ class Steering:
                 if account.oddity:
                     self._odd.setdefault(name, []).append(f"{node.name}/{account.uuid} {account.oddity}")
         for p in m.placements:
+            if p.node.term_oddity:
+                for name in m.tree.chain(p.leaves[0]):
+                    self._odd_terms.setdefault(name, []).append(f"NodePower {p.node.name} {p.node.term_oddity}")
             if p.node.excluded:
                 for name in m.tree.chain(p.leaves[0]):
                     self._excluded.setdefault(name, []).append(f"{p.node.name} ({p.node.gpus_charge_w} W)")
@@ -62,13 +67,8 @@ class Steering:
         if self._frozen[name]:
             text = f"caps stay as they are, and no limit is kept by them: spec.frozen of {some(self._frozen[name])} is true"
             return Condition("Steered", False, "Frozen", text)
-        if name in self._odd:
-            odd = self._odd[name]
-            text = (
-                f"{len(odd)} GPUs are charged and not steered: {some(odd)}; compare with nvidia-smi -L "
-                "on those nodes, and restart an agent that tells something else, or exclude its node"
-            )
-            return Condition("Steered", False, "ContradictoryStatus", text)
+        if contradictory := self._contradictory(name):
+            return Condition("Steered", False, "ContradictoryStatus", "; ".join(contradictory))
         if name in self._limited:
             limited = self._limited[name]
             text = (
@@ -81,6 +81,17 @@ class Steering:
             text = f"{len(nodes)} nodes are excluded by their label, charged in full and granted nothing: {some(nodes)}"
             return Condition("Steered", False, "NodesExcluded", text)
         return Condition("Steered", True, "All", "no GPU is kept out")
+
+    def _contradictory(self, name: str) -> list[str]:
+        said = []
+        if gpus := self._odd.get(name):
+            said.append(
+                f"{len(gpus)} GPUs are charged and not steered: {some(gpus)}; compare with nvidia-smi -L "
+                "on those nodes, and restart an agent that tells something else, or exclude its node"
+            )
+        if nodes := self._odd_terms.get(name):
+            said.append(f"{counted(len(nodes), 'node')} of a term that is not ours: {some(nodes, between='; ')}")
+        return said
 
 
 def _unowned(account: GpuAccount, node: NodeAccount) -> str:

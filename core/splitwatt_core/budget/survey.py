@@ -13,7 +13,7 @@ from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.plausible import UNKNOWN_NODE_W
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 UNMANAGED_AFTER_S: Final = 30.0
 """A node without an agent keeps a new budget in adoption for this long; then it is charged its flat rate for good."""

@@ -18,7 +18,7 @@ from typing import Final
 from splitwatt_core.budget.claims import Way, split_ways
 from splitwatt_core.budget.tree import BelowState, BudgetSpec, Requirement, Selector
 from splitwatt_core.protocol.contract import Mode, Spec
-from splitwatt_core.protocol.ledger import NodeAccount
+from splitwatt_core.protocol.node_account import NodeAccount
 
 UNKNOWN_LIMIT_W: Final = 1_000_000_000
 """Of a tombstone whose limit nobody kept: the highest that the API takes."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
-from splitwatt_core.protocol.ledger import AGENT_METRICS_SILENT_S
+from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
 
 from splitwatt_operator.telemetry.batches import Asked, Batches
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError, QueryFailedError, QueryInvalidError, Sample

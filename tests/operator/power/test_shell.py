@@ -6,6 +6,8 @@ import json
 import signal
 from typing import Any
 
+from splitwatt_core.protocol.contract import MAX_TERM
+
 API = "/apis/splitwatt.io/v1alpha1"
 
 
@@ -31,16 +33,26 @@ def test_nodes_of_a_leaf_get_a_stamped_node_power_without_grants(datacenter: Any
     assert operator.metric("splitwatt_operator_active") == 1
 
 
-def test_a_restart_takes_a_new_term_and_stamps_again(datacenter: Any) -> None:
+def test_a_restart_takes_the_next_term_whatever_a_forged_status_says(datacenter: Any) -> None:
     [node] = datacenter.add_nodes("n1")
-    datacenter.budget("leaf", limitWatts=40000)
+    budget = datacenter.budget("leaf", limitWatts=40000)
     operator = datacenter.active_operator()
     [first] = operator.reigns()
     datacenter.eventually("a stamp", lambda: (datacenter.node_power(node.name) or {}).get("spec"))
+    forged = {"observedUID": datacenter.node_power(node.name)["metadata"]["uid"], "observedTerm": MAX_TERM}
+    response = datacenter.plane.http.patch(
+        f"{API}/nodepowers/{node.name}/status",
+        content=json.dumps({"status": forged}),
+        headers={"Content-Type": "application/merge-patch+json"},
+    )
+    response.raise_for_status()
+    row = datacenter.await_condition(budget, "Steered", "False", "ContradictoryStatus")
+    assert f"{node.name} says that its agent obeyed term {MAX_TERM}" in row["message"]
+    assert operator.process.running and operator.reigns() == [first]
     operator.process.kill()
     successor = datacenter.active_operator()
     [second] = successor.reigns()
-    assert second > first
+    assert second == first + 1
     assert datacenter.lease()["spec"]["leaseTransitions"] == second
     datacenter.eventually("a new stamp", lambda: datacenter.node_power(node.name)["spec"]["term"] == second)
 
