@@ -7,7 +7,7 @@ power ceiling. Defaults fill all but the model, the engine and the two pools. `k
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 from splitwatt_core.clusters import (
@@ -18,7 +18,7 @@ from splitwatt_core.clusters import (
     MAX_REPLICAS,
     EngineType,
 )
-from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE
+from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, MAX_PRIORITY, MIN_PRIORITY
 
 from splitwatt_api.base import (
     CelRule,
@@ -36,9 +36,6 @@ from splitwatt_api.base import (
     kubernetes,
     one_of,
 )
-
-MIN_PRIORITY: Final = -1000
-MAX_PRIORITY: Final = 1000
 
 
 class PriorityWord(StrEnum):

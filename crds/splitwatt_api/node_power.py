@@ -15,9 +15,11 @@ from splitwatt_core.protocol.contract import (
     MAX_GPUS_PER_NODE,
     MAX_GRANT,
     MAX_OWNERS_PER_GPU,
+    MAX_PRIORITY,
     MAX_TERM,
     MAX_UNRESOLVED,
     MAX_UNRESOLVED_CHARS,
+    MIN_PRIORITY,
     Health,
     Mode,
     Phase,
@@ -55,6 +57,16 @@ class GpuGrant(Wire):
         default=None, description="Lock the SM clock to at most this, in MHz; absent: no lock."
     )
     phase: Phase = Field(default=Phase.UNASSIGNED, description="What its workload does: Unassigned, Prefill or Decode.")
+    priority: int | None = Field(
+        default=None,
+        ge=MIN_PRIORITY,
+        le=MAX_PRIORITY,
+        strict=True,
+        description="How the InferenceCluster of its pods ranks; they keep it when the cluster is gone. Absent: no such pod.",
+    )
+    ceiling_watts: GpuWatts | None = Field(
+        default=None, description="The highest cap that those pods may have, in watts; they keep it when their cluster is gone."
+    )
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(

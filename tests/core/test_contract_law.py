@@ -15,6 +15,7 @@ from splitwatt_core.protocol.contract import (
     Health,
     Mode,
     Phase,
+    PowerClass,
     Spec,
     Status,
     Use,
@@ -40,6 +41,7 @@ GRANTS = st.builds(
     charge_w=WATTS,
     max_clock_mhz=st.none() | st.integers(1, 3000),
     phase=st.sampled_from(Phase),
+    power_class=st.none() | st.builds(PowerClass, st.integers(-1000, 1000), WATTS),
 )
 SPECS = st.builds(
     Spec,

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.clusters import PRIORITY_LOW
 from splitwatt_core.gpus.profiles import builtin
-from splitwatt_core.protocol.contract import Phase, Use
+from splitwatt_core.protocol.contract import Phase, PowerClass, Use
 from support.machines import MODEL, PROFILE
 from support.world import MIN_W
 
@@ -42,33 +43,51 @@ def test_a_stranger_keeps_what_it_had_and_is_not_starved_on_an_idle_gpus_cap() -
 def test_of_pods_that_share_a_gpu_the_strongest_demand_counts() -> None:
     low = PodFact("ns", "low", Phase.PREFILL, 1, power_ceiling_w=500)
     high = PodFact("ns", "high", Phase.DECODE, 9)
-    assert demand(KIND, low, high) == demand(KIND, high, low) == Demand(Phase.PREFILL, 9, 700, natural_w=500, cliff_w=400)
-    assert demand(KIND, high, None, found_w=600) == Demand(Phase.PREFILL, 9, 700, natural_w=650, cliff_w=600)
+    assert (
+        demand(KIND, low, high) == demand(KIND, high, low) == Demand(Phase.PREFILL, 9, 700, natural_w=500, cliff_w=400, ours=True)
+    )
+    assert demand(KIND, high, None, found_w=600) == Demand(Phase.PREFILL, 9, 700, natural_w=650, cliff_w=600, ours=True)
 
 
 def test_ours_wants_what_the_profile_says_of_its_phase() -> None:
-    assert demand(KIND, pod()) == Demand(Phase.PREFILL, 5, 700, natural_w=640, cliff_w=400)
-    assert demand(KIND, pod(Phase.DECODE)) == Demand(Phase.DECODE, 5, 700, natural_w=450, cliff_w=250)
-    assert demand(NEW, pod()) == Demand(Phase.PREFILL, 5, 700, natural_w=700, cliff_w=350), "of an unknown model half is assumed"
+    assert demand(KIND, pod()) == Demand(Phase.PREFILL, 5, 700, natural_w=640, cliff_w=400, ours=True)
+    assert demand(KIND, pod(Phase.DECODE)) == Demand(Phase.DECODE, 5, 700, natural_w=450, cliff_w=250, ours=True)
+    assert demand(NEW, pod()) == Demand(Phase.PREFILL, 5, 700, natural_w=700, cliff_w=350, ours=True), (
+        "of an unknown model half is assumed"
+    )
+
+
+def test_a_pod_whose_cluster_is_gone_keeps_what_its_gpus_line_says() -> None:
+    orphan = PodFact("ns", "pod", Phase.PREFILL, PRIORITY_LOW, orphan=True)
+    kept = demand_of(KIND, Holding((orphan,), Use.BUSY, 450, kept=PowerClass(7, 500)), profiles=(PROFILE,))
+    assert kept == Demand(Phase.PREFILL, 7, 500, natural_w=500, cliff_w=400, ours=True)
+    assert kept.power_class == PowerClass(7, 500), "and so does the next successor"
+
+
+def test_a_pod_of_which_nothing_was_written_down_keeps_what_it_has() -> None:
+    orphan = PodFact("ns", "pod", Phase.PREFILL, PRIORITY_LOW, orphan=True)
+    kept = demand(KIND, orphan, found_w=450, found_granted=True)
+    assert kept == Demand(Phase.PREFILL, PRIORITY_LOW, 450, natural_w=450, cliff_w=450)
+    assert kept.power_class is None
 
 
 def test_a_ceiling_bounds_all_of_it_and_one_below_the_minimum_is_the_minimum() -> None:
-    assert demand(KIND, pod(ceiling_w=500)) == Demand(Phase.PREFILL, 5, 500, natural_w=500, cliff_w=400)
-    assert demand(KIND, pod(ceiling_w=300)) == Demand(Phase.PREFILL, 5, 300, natural_w=300, cliff_w=300)
-    assert demand(KIND, pod(ceiling_w=100)) == Demand(Phase.PREFILL, 5, 200, natural_w=200, cliff_w=200)
+    assert demand(KIND, pod(ceiling_w=500)) == Demand(Phase.PREFILL, 5, 500, natural_w=500, cliff_w=400, ours=True)
+    assert demand(KIND, pod(ceiling_w=300)) == Demand(Phase.PREFILL, 5, 300, natural_w=300, cliff_w=300, ours=True)
+    assert demand(KIND, pod(ceiling_w=100)) == Demand(Phase.PREFILL, 5, 200, natural_w=200, cliff_w=200, ours=True)
 
 
 def test_of_a_gpu_whose_range_nobody_could_read_nothing_is_assumed() -> None:
     for max_w in (0, 1, 700):
         unread = GpuKind("of next year", 0, max_w, max_w)
-        assert demand(unread, pod()) == Demand(Phase.PREFILL, 5, max_w, natural_w=max_w, cliff_w=max_w)
+        assert demand(unread, pod()) == Demand(Phase.PREFILL, 5, max_w, natural_w=max_w, cliff_w=max_w, ours=True)
 
 
 def test_a_range_that_is_none_is_no_reason_to_stop() -> None:
     """A broken agent reports a minimum above the maximum, or no maximum at all."""
     for max_w in (0, 199):
         broken = GpuKind("of next year", 200, max_w, 700)
-        assert demand(broken, pod()) == Demand(Phase.PREFILL, 5, 200, natural_w=200, cliff_w=200)
+        assert demand(broken, pod()) == Demand(Phase.PREFILL, 5, 200, natural_w=200, cliff_w=200, ours=True)
 
 
 @given(

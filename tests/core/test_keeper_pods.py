@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from splitwatt_core.budget.facts import PodFact
-from splitwatt_core.protocol.contract import Phase, Workload
+import pytest
+from splitwatt_core.budget.facts import PodFact, SpecWrite
+from splitwatt_core.clusters import PRIORITY_LOW
+from splitwatt_core.protocol.contract import Phase, PowerClass, Workload
 from support.keepers import caps, condition, settled
 from support.scenes import ready, send_all
 from support.world import DEFAULT_W, MIN_W, ROOT, Operator, World
@@ -39,6 +41,38 @@ def test_a_restarted_operator_finds_phases_and_caps_as_they_were() -> None:
     after = {n: obj.spec.gpus for n, obj in world.store.objects.items() if obj.spec is not None}
     assert after == before
     assert successor.last.budgets[ROOT].charge_w == operator.last.budgets[ROOT].charge_w
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_pods_whose_cluster_went_while_no_operator_ran_keep_class_and_ceiling(written: bool) -> None:
+    """Every successor finds them in the lines; where an older operator wrote none, nothing rises and nothing is taken away."""
+    world = World(policy="PhaseAware", gpus_per_node=2, limit_w=2 * 450 + 2 * 400)
+    world.pods[("ns", "a")] = PodFact("ns", "a", Phase.PREFILL, 7, power_ceiling_w=450)
+    world.pods[("ns", "b")] = PodFact("ns", "b", Phase.PREFILL, 3)
+    for rack in "ab":
+        world.nodes[f"{rack}0"].workloads.update({uuid: Workload("ns", rack) for uuid in world.nodes[f"{rack}0"].gpus})
+    operator = settled(world, 12)
+    assert (caps(world, "a0"), caps(world, "b0")) == ([450, 450], [400, 400])
+    for obj in list(world.store.objects.values()):
+        assert obj.spec is not None
+        if not written:
+            older = tuple(replace(line, power_class=None) for line in obj.spec.gpus)
+            world.store.write_spec(SpecWrite(obj.name, obj.uid, obj.resource_version, replace(obj.spec, gpus=older)))
+    world.pods[("ns", "a")] = PodFact("ns", "a", Phase.PREFILL, PRIORITY_LOW, orphan=True)
+    for _ in range(2):
+        operator.holds_lease = False
+        operator = world.elect()
+        operator.settle(6)
+        spec = world.store.objects["a0"].spec
+        assert spec is not None and {line.power_class for line in spec.gpus} == {PowerClass(7, 450) if written else None}
+        assert (caps(world, "a0"), caps(world, "b0")) == ([450, 450], [400, 400])
+    world.set_limit(10_000)
+    operator.settle(12)
+    assert caps(world, "a0") == [450, 450], "not raised above its ceiling, whatever is left"
+    world.set_limit(2 * 450 + 2 * 300)
+    operator.settle(12)
+    if written:
+        assert caps(world, "a0") == [400, 400] and max(caps(world, "b0")) < 400, "who ranks higher gives last"
 
 
 def test_a_phase_that_changes_is_told_without_a_new_grant() -> None:

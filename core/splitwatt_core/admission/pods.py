@@ -58,12 +58,11 @@ class Pod:
 
 
 def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
-    """What caps and floors are decided by. None for a pod that has no role. One whose cluster is unknown keeps its phase
-    and ranks lowest."""
+    """What caps and floors are decided by. None for a pod that has no role. One whose cluster is unknown keeps its phase."""
     if pod.role is None:
         return None
     if cluster is None:
-        return PodFact(pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW)
+        return PodFact(pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True)
     return PodFact(
         namespace=pod.name.namespace,
         name=pod.name.name,

@@ -2,19 +2,19 @@
 
 Protected: caps and admission floors come from this one function, so that no floor is promised that the policy does not
 count. All watts lie within the GPU's legal range, and cliff <= natural draw <= ceiling. A GPU without a known owner is not
-a free one: only one that is proven idle is lowered as such.
+a free one: only one that is proven idle is lowered as such. A pod whose cluster is gone keeps what that asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.clusters import PRIORITY_LOW
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import Phase, Use
+from splitwatt_core.protocol.contract import Phase, PowerClass, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,31 @@ class GpuKind:
 @dataclass(frozen=True, slots=True)
 class Demand:
     """`ceiling_w`: the highest cap that it may have; `natural_w`: its draw when uncapped; `cliff_w`: its floor, the cap
-    below which its phase collapses."""
+    below which its phase collapses. `ours`: a pod of ours holds it, so priority and ceiling are worth keeping."""
 
     phase: Phase
     priority: int
     ceiling_w: int
     natural_w: int
     cliff_w: int
+    ours: bool = False
+
+    @property
+    def power_class(self) -> PowerClass | None:
+        return PowerClass(self.priority, self.ceiling_w) if self.ours and self.ceiling_w > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Who uses one GPU, as far as anybody knows. `pods`: its owners, None for one that is not ours. `use`: what the agent sees
     of it. `found_w`: the cap that it had when this use began; `found_granted`: that cap was a grant, so it says nothing of what
-    the GPU had before."""
+    the GPU had before. `kept`: what its line says that the cluster of its pods asked for."""
 
     pods: tuple[PodFact | None, ...]
     use: Use
     found_w: int
     found_granted: bool = False
+    kept: PowerClass | None = None
 
 
 def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
@@ -61,7 +67,7 @@ def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -
         if holding.use is Use.IDLE:
             return _within(kind, Phase.UNASSIGNED, PRIORITY_LOW, natural_w=kind.min_w, cliff_w=kind.min_w)
         return _unowned(kind, holding)
-    demands = [_stranger(kind, holding) if pod is None else demand_of_pod(kind, pod, profiles=profiles) for pod in holding.pods]
+    demands = [_of_one(kind, pod, holding, profiles=profiles) for pod in holding.pods]
     hungriest = max(demands, key=lambda one: (one.natural_w, one.phase is Phase.PREFILL))
     return Demand(
         hungriest.phase,
@@ -69,7 +75,21 @@ def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -
         max(one.ceiling_w for one in demands),
         hungriest.natural_w,
         max(one.cliff_w for one in demands),
+        ours=any(one.ours for one in demands),
     )
+
+
+def _of_one(kind: GpuKind, pod: PodFact | None, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
+    if pod is None:
+        return _stranger(kind, holding)
+    if not pod.orphan:
+        return replace(demand_of_pod(kind, pod, profiles=profiles), ours=True)
+    if holding.kept is not None:
+        known = replace(pod, priority=holding.kept.priority, power_ceiling_w=holding.kept.ceiling_w)
+        return replace(demand_of_pod(kind, known, profiles=profiles), ours=True)
+    # Nobody wrote down what its cluster asked for: it keeps what it has, and nothing is raised on a guess.
+    found_w = holding.found_w
+    return _within(kind, pod.phase, pod.priority, ceiling_w=found_w, natural_w=found_w, cliff_w=found_w)
 
 
 def demand_of_pod(kind: GpuKind, pod: PodFact, *, profiles: Sequence[Profile]) -> Demand:

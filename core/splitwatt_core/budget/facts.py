@@ -46,7 +46,8 @@ class NodeFact:
 
 @dataclass(frozen=True, slots=True)
 class PodFact:
-    """A pod of ours that holds GPUs: which phase it runs and how it ranks. `natural_w`/`cliff_w` override the profile's."""
+    """A pod of ours that holds GPUs: which phase it runs and how it ranks. `orphan`: its cluster is gone, so what that asked for
+    stands in the lines of its GPUs alone, if anywhere."""
 
     namespace: str
     name: str
@@ -54,6 +55,7 @@ class PodFact:
     priority: int
     model: str = ""
     power_ceiling_w: int | None = None
+    orphan: bool = False
 
 
 class CountedFloor(NamedTuple):

@@ -49,7 +49,8 @@ PHASE_CODE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node. B budgets in the tree's order.
+    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node; `wants[i]` what
+    its pods want of it, whatever it may have now. B budgets in the tree's order.
 
     charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late, mute and still bool[N]. still: a person wants
     its cap left as it is (frozen budget, excluded node). clocks, slot: as in the policy's snapshot; a GPU that cannot be
@@ -64,7 +65,7 @@ class Fleet:
     slot: NDArray[np.float64]
     accounts: tuple[GpuAccount, ...]
     owner: tuple[NodeAccount, ...]
-    phases: tuple[Phase, ...]
+    wants: tuple[Demand, ...]
     charge_w: NDArray[np.float64]
     granted_w: NDArray[np.int32]
     trusted: NDArray[np.bool_]
@@ -190,7 +191,7 @@ def build_fleet(
     rows: list[_Row] = []
     accounts: list[GpuAccount] = []
     owner: list[NodeAccount] = []
-    phases: list[Phase] = []
+    told: list[Demand] = []
     groups: dict[tuple[str, str], int] = {}
     demands, clocks = _Demands(pods, profiles), _Clocks(profiles)
     below_gone = tree.forest.nearest(np.array([name in tree.gone for name in tree.order], dtype=np.bool_)) >= 0
@@ -209,6 +210,7 @@ def build_fleet(
         still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
         for account in node.gpus.values():
             wants = demands.of(account)
+            told.append(wants)
             can = not still and steerable(account, node, now_s)
             key = ("", account.uuid)
             if len(account.owners) == 1 and can:  # one that several pods share rises by itself
@@ -248,7 +250,6 @@ def build_fleet(
             )
             accounts.append(account)
             owner.append(node)
-            phases.append(wants.phase)
     columns: dict[str, tuple[Any, ...]] = (
         dict(zip(_Row._fields, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(_Row._fields, ())
     )
@@ -285,7 +286,7 @@ def build_fleet(
         slot=column("slot", np.float64),
         accounts=tuple(accounts),
         owner=tuple(owner),
-        phases=tuple(phases),
+        wants=tuple(told),
         charge_w=column("charge_w", np.float64),
         granted_w=column("granted_w", np.int32),
         trusted=column("trusted", np.bool_),
@@ -349,12 +350,14 @@ class _Demands:
     def of(self, account: GpuAccount) -> Demand:
         pods = tuple(self._pods.get((owner.namespace, owner.pod)) for owner in account.owners)
         kind = (account.model, account.min_w, account.max_w, account.default_w)
-        held = None in pods or not (pods or account.use is Use.IDLE)
+        orphan = any(pod is not None and pod.orphan for pod in pods)
+        held = orphan or None in pods or not (pods or account.use is Use.IDLE)
         found = (account.found_w, account.found_granted) if held else (0, False)
-        key = (*kind, *map(id, pods), account.use, *found)  # the mapping keeps the pods alive, so an id is a pod's own
+        kept = account.row.power_class if orphan and account.row is not None else None
+        key = (*kind, *map(id, pods), account.use, *found, kept)  # the mapping keeps the pods alive, so an id is a pod's own
         demand = self._known.get(key)
         if demand is None:
-            holding = Holding(pods, account.use, *found)
+            holding = Holding(pods, account.use, *found, kept)
             demand = self._known[key] = demand_of(GpuKind(*kind), holding, profiles=self._profiles)
         return demand
 

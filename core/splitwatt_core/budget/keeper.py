@@ -253,7 +253,10 @@ class Keeper(Heard):
                 continue
             if node.stamped:
                 mine = () if node.excluded else rows.get(node.name, ())
-                wishes = [Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.phases[i]) for i in mine]
+                wishes = [
+                    Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.wants[i].phase, fleet.wants[i].power_class)
+                    for i in mine
+                ]
                 moves = self.roster.moves[node.name]
                 spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
             else:

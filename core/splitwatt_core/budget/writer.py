@@ -1,8 +1,8 @@
 """Composing NodePower specs: the stamp of a new term, and grants (docs/protocol.md, R1, R3, R4, R6).
 
 A line is kept as it stands while nothing about it changes. A new cap or a move to another rack makes a new grant with this
-round's number, which carries the charge of this moment for a successor (R4); a phase or a clock lock is told under the grant
-that stands.
+round's number, which carries the charge of this moment for a successor (R4); a phase, a power class or a clock lock is told
+under the grant that stands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from splitwatt_core.budget.claims import DROPPED, Placement
 from splitwatt_core.budget.facts import SpecWrite
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
+from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, PowerClass, Spec
 from splitwatt_core.protocol.ledger import GpuAccount
 
 
@@ -25,6 +25,7 @@ class Wish:
     cap_w: int
     clock_mhz: int
     phase: Phase
+    power_class: PowerClass | None = None
 
 
 def stamp(p: Placement, *, term: int, root: BudgetSpec) -> Spec:
@@ -120,8 +121,7 @@ def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | 
     outrun = row is not None and row.grant < account.unknown_ack < number
     if row is not None and row in held and not moved and not outrun and says == (row.cap_w, row.safe_cap_w):
         # A lock counts in no sum. As a new grant it would carry today's charge along, and owe an acknowledgement.
-        same = (row.phase, row.max_clock_mhz) == (wish.phase, clock)
-        return row if same else replace(row, phase=wish.phase, max_clock_mhz=clock)
+        return replace(row, phase=wish.phase, max_clock_mhz=clock, power_class=wish.power_class)
     return Grant(
         uuid=account.uuid,
         grant=number,
@@ -130,4 +130,5 @@ def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | 
         charge_w=max(account.charge_w, wish.cap_w),
         max_clock_mhz=clock,
         phase=wish.phase,
+        power_class=wish.power_class,
     )

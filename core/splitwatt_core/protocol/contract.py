@@ -35,6 +35,8 @@ MAX_UNRESOLVED_CHARS: Final = 512
 """Devices named that could not be traced to a GPU; the rest are counted in the agent's condition."""
 MAX_GPU_WATTS: Final = 10_000
 """Of one GPU: seven of the largest on sale. What is said to draw or to be allowed more is no number of watts."""
+MIN_PRIORITY: Final = -1000
+MAX_PRIORITY: Final = 1000
 NO_GRANT: Final = 0
 UNREADABLE_PREFIX: Final = "unreadable-index-"
 """Before the index of a GPU that never said who it is: what stands in its status for a UUID."""
@@ -81,10 +83,19 @@ class Use(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PowerClass:
+    """How the pods of a GPU rank, and the highest cap that it may have: what their cluster asked for."""
+
+    priority: int
+    ceiling_w: int
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """One GPU's line in `spec.gpus`.
 
-    `charge_w` is max(charge so far, cap): what a successor must count while the grant is unacknowledged (R4).
+    `charge_w` is max(charge so far, cap): what a successor must count while the grant is unacknowledged (R4). `power_class`: what
+    a successor caps those pods by that finds their cluster gone; None while no pod of ours holds the GPU.
     """
 
     uuid: str
@@ -94,6 +105,7 @@ class Grant:
     charge_w: int
     max_clock_mhz: int | None = None
     phase: Phase = Phase.UNASSIGNED
+    power_class: PowerClass | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +242,17 @@ def _grant_from(raw: Mapping[str, Any], where: str) -> Grant:
         charge_w=_get(raw, "chargeWatts", int, where, cap_w),
         max_clock_mhz=_get(raw, "maxClockMegahertz", int, where, None),
         phase=_choice(raw, "phase", Phase, where, Phase.UNASSIGNED),
+        power_class=_power_class_from(raw, where),
     )
+
+
+def _power_class_from(raw: Mapping[str, Any], where: str) -> PowerClass | None:
+    priority, ceiling_w = _get(raw, "priority", int, where, None), _get(raw, "ceilingWatts", int, where, None)
+    if priority is None or ceiling_w is None:
+        return None
+    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+        raise ContractError(f"{where}.priority must be from {MIN_PRIORITY} to {MAX_PRIORITY}, not {priority}")
+    return PowerClass(priority, ceiling_w)
 
 
 def spec_from_wire(raw: Mapping[str, Any]) -> Spec:
@@ -267,6 +289,7 @@ def spec_to_wire(spec: Spec) -> dict[str, Any]:
                 "chargeWatts": g.charge_w,
                 "phase": g.phase.value,
                 **({} if g.max_clock_mhz is None else {"maxClockMegahertz": g.max_clock_mhz}),
+                **({} if (c := g.power_class) is None else {"priority": c.priority, "ceilingWatts": c.ceiling_w}),
             }
             for g in spec.gpus
         ],
