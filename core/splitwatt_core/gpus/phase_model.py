@@ -128,25 +128,6 @@ def demand_w(profile: Profile, phase: Phase, load: float) -> float:
     return profile.idle_w + load * (_require(profile, phase).natural_w - profile.idle_w)
 
 
-def _clock_share(profile: Profile, power_share: float) -> float:
-    """Clock as a share of the top clock, for watts above idle as a share of those wanted at the top clock."""
-    exponent, floor = profile.clock_exponent, profile.voltage_floor
-    power_at_floor: float = floor**exponent
-    if power_share >= power_at_floor:
-        share: float = power_share ** (1 / exponent)
-        return share
-    return floor * power_share / power_at_floor
-
-
-def clock_under_power_mhz(profile: Profile, phase: Phase, load: float, cap_w: float) -> float:
-    """SM clock that a GPU at this demand reaches under a cap, within its clock range. Errors as in `demand_w`."""
-    wanted_w = demand_w(profile, phase, load) - profile.idle_w
-    if wanted_w <= max(cap_w - profile.idle_w, 0.0):
-        return float(profile.max_clock_mhz)
-    share = _clock_share(profile, max(cap_w - profile.idle_w, 0.0) / wanted_w)
-    return max(profile.max_clock_mhz * share, float(profile.min_clock_mhz))
-
-
 def power_at_clock_w(profile: Profile, phase: Phase, load: float, clock_mhz: float) -> float:
     """Watts one GPU wants while its SM clock is locked to at most `clock_mhz` (0 = unlocked). Errors as in `demand_w`."""
     wanted_w = demand_w(profile, phase, load) - profile.idle_w

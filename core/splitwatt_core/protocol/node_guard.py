@@ -121,12 +121,8 @@ class NodeGuard:
         self._excess_w = 0.0
         self._planned_w = 0.0
         self._last_s: float | None = None
-        self._unheld: tuple[str, ...] = ()
-
-    @property
-    def unheld(self) -> tuple[str, ...]:
-        """GPUs that stand above their cap for longer than `hold_s`, sorted."""
-        return self._unheld
+        self._unheld: frozenset[str] = frozenset()
+        """GPUs that stand above their cap for longer than `hold_s`."""
 
     @property
     def lowered(self) -> Mapping[str, int]:
@@ -150,7 +146,7 @@ class NodeGuard:
             raise ValueError(f"more than {MAX_GPUS_PER_NODE} GPUs seen on one node; restart the agent after changing GPUs")
         for uuid, given in gpus.items():
             self._look(self._gpus.setdefault(uuid, _Gpu()), given, now_s)
-        self._unheld = tuple(sorted(uuid for uuid, gpu in self._gpus.items() if self._is_unheld(gpu, now_s)))
+        self._unheld = frozenset(uuid for uuid, gpu in self._gpus.items() if self._is_unheld(gpu, now_s))
         if self._limit_w is not None:
             self._steer(now_s, elapsed_s, self._limit_w, gpus)
         caps = {}

@@ -34,7 +34,6 @@ from splitwatt_lab.processes import Process
 from splitwatt_lab.site import LabSite, LoadSpec, SiteSpec, Stage
 from splitwatt_lab.toolbuild import Progress, silent
 
-ROW: Final = "row-a"
 RACK_W: Final = 14_600
 ROW_W: Final = 27_150
 """Both bite while every GPU is hungry: each rack could draw 14 936 W, and the row carries less than its racks together."""
