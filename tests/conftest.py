@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.toolbuild import Console
+from support.sizes import EXAMPLES
 
-settings.register_profile("splitwatt", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "splitwatt", max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("splitwatt")
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import PodName
@@ -137,7 +137,6 @@ def rounds(house: AdmissionSnapshot, bind: bool) -> Iterator[tuple[AdmissionSnap
             house = scheduled(house)
 
 
-@settings(max_examples=150, deadline=None)
 @given(houses())
 def test_no_budget_is_promised_more_watts_than_it_has(house: AdmissionSnapshot) -> None:
     """While nothing is scheduled yet, over all rounds: what is assumed counts."""
@@ -149,7 +148,6 @@ def test_no_budget_is_promised_more_watts_than_it_has(house: AdmissionSnapshot) 
         assert total[budget.name] <= max(0.0, budget.floor_room_w) + 1e-6
 
 
-@settings(max_examples=150, deadline=None)
 @given(houses())
 def test_floor_room_never_turns_negative_when_the_scheduler_binds(house: AdmissionSnapshot) -> None:
     before = {b.name: b.floor_room_w for b in house.budgets}
@@ -158,7 +156,6 @@ def test_floor_room_never_turns_negative_when_the_scheduler_binds(house: Admissi
             assert budget.floor_room_w >= min(0.0, before[budget.name]) - 1e-6
 
 
-@settings(max_examples=150, deadline=None)
 @given(houses())
 def test_no_pod_is_sent_where_it_cannot_run(house: AdmissionSnapshot) -> None:
     free = {n.name: n.free_gpus for n in house.nodes}
@@ -173,7 +170,6 @@ def test_no_pod_is_sent_where_it_cannot_run(house: AdmissionSnapshot) -> None:
     assert all(count == 1 for count in seen.values())
 
 
-@settings(max_examples=150, deadline=None)
 @given(houses(), st.booleans())
 def test_a_cluster_has_both_roles_or_none(house: AdmissionSnapshot, bind: bool) -> None:
     wanted = {c.cluster: {role for role in Role if c.replicas[role] > 0} for c in house.clusters}
@@ -186,7 +182,6 @@ def test_a_cluster_has_both_roles_or_none(house: AdmissionSnapshot, bind: bool) 
             assert present == wanted[cluster]
 
 
-@settings(max_examples=150, deadline=None)
 @given(houses())
 def test_nobody_is_worse_off_for_lower_classes_being_there(house: AdmissionSnapshot) -> None:
     """What the highest class gets is what it would get alone."""
@@ -201,7 +196,6 @@ def test_nobody_is_worse_off_for_lower_classes_being_there(house: AdmissionSnaps
     assert together == [(a.need.uid, a.leaf) for a in plan_admission(only).admissions]
 
 
-@settings(max_examples=120, deadline=None)
 @given(houses(), st.randoms(use_true_random=False))
 def test_every_cluster_that_fits_alone_is_admitted_once_others_leave(house: AdmissionSnapshot, random: object) -> None:
     """While anyone waits, some admitted cluster leaves at random; each cluster that fits an empty house has its turn."""

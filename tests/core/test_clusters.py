@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.clusters import MAX_LABEL_CHARS, ClusterName, LabelOwners, cluster_label
 
@@ -24,7 +24,6 @@ def test_a_label_is_the_name_wherever_it_fits_and_never_changes_between_releases
     assert cluster_label("c" * 53 + "." + "c" * 20).startswith("c" * 53 + "-"), "a label value has no dot before its dash"
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.sets(NAMES, min_size=1, max_size=6))
 def test_every_name_is_found_again_by_its_label_or_refused_with_a_sentence(names: set[str]) -> None:
     index = owners(*names)

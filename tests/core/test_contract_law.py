@@ -83,19 +83,17 @@ STATUSES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(spec=SPECS)
 def test_a_spec_survives_the_wire(spec: Spec) -> None:
     assert spec_from_wire(json.loads(json.dumps(spec_to_wire(spec)))) == spec
 
 
-@settings(max_examples=60, deadline=None)
 @given(status=STATUSES)
 def test_a_status_survives_the_wire(status: Status) -> None:
     assert status_from_wire(json.loads(json.dumps(status_to_wire(status)))) == status
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(spec=SPECS, status=STATUSES, version=st.integers(1, 2**60))
 def test_what_was_applied_is_what_comes_back(spec: Spec, status: Status, version: int) -> None:
     body = json.loads(json.dumps(node_power_to_apply("n1", "uid-1", version, spec)))

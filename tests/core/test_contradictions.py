@@ -98,7 +98,7 @@ def test_who_knows_grants_of_a_lost_future_is_told_its_cap_anew() -> None:
     assert condition(operator, ROOT, "Steered").status
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     claims=st.lists(st.sampled_from([1, 2, 5, GRANTS_PER_TERM, 2**53]), min_size=1, max_size=6),
     limits=st.lists(st.sampled_from([450, 900, 1400]), min_size=6, max_size=6),
@@ -138,7 +138,6 @@ ROWS = st.lists(
 ).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
 @given(statuses=st.lists(ROWS, min_size=1, max_size=6))
 def test_whatever_one_agent_tells_the_operator_lives_and_honest_gpus_are_charged(statuses: list[tuple[GpuStatus, ...]]) -> None:
     world = World(limit_w=1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import ItemsView
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Requirement, Selector
@@ -15,7 +15,6 @@ ROWS = st.builds(Requirement, KEYS, st.sampled_from(["In", "NotIn"]), st.lists(V
 SELECTORS = st.builds(Selector, LABELS, st.lists(ROWS, max_size=2).map(tuple))
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.none() | SELECTORS, max_size=6), LABELS)
 def test_leaves_are_found_as_if_every_selector_were_asked(selectors: list[Selector | None], labels: dict[str, str]) -> None:
     budgets = [BudgetSpec(f"b{i}", "u", 1, 1000, selector=selector) for i, selector in enumerate(selectors)]

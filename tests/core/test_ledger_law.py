@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.protocol.contract import GpuStatus, Grant, NodePower, Status
 from splitwatt_core.protocol.ledger import GpuAccount
@@ -22,7 +22,6 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(events=EVENTS)
 def test_a_charge_covers_every_grant_that_may_be_in_force_now_or_was_a_settle_time_ago(
     events: list[tuple[str, float]],
@@ -55,7 +54,6 @@ def test_a_charge_covers_every_grant_that_may_be_in_force_now_or_was_a_settle_ti
         assert account.charge_w >= max(lately), "fell before the draw did"
 
 
-@settings(max_examples=100, deadline=None)
 @given(events=EVENTS)
 def test_once_the_newest_grant_is_acknowledged_and_settled_nothing_else_is_charged(
     events: list[tuple[str, float]],
@@ -91,7 +89,6 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(statuses=st.lists(st.tuples(ROWS, st.sampled_from(["uid", "other", ""])), min_size=1, max_size=6))
 def test_whatever_an_agent_tells_the_lowest_cap_of_a_gpu_is_never_above_its_charge(
     statuses: list[tuple[list[GpuStatus], str]],

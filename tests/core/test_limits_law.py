@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.budget.tree import LimitState, new_limit
 
@@ -31,7 +31,6 @@ def said(words: list[tuple[float, int]], since_s: float, until_s: float) -> list
     return inside + before[-1:]
 
 
-@settings(max_examples=300, deadline=None)
 @given(history=HISTORIES, later_s=st.floats(0.0, 12.0))
 def test_in_force_is_never_below_everything_said_within_the_grace(history: list[tuple[float, int]], later_s: float) -> None:
     words, state = play(history)
@@ -39,7 +38,6 @@ def test_in_force_is_never_below_everything_said_within_the_grace(history: list[
     assert state.at(now_s).in_force_w >= min(said(words, now_s - GRACE_S, now_s))
 
 
-@settings(max_examples=300, deadline=None)
 @given(history=HISTORIES, later_s=st.floats(0.0, 12.0))
 def test_in_force_is_never_above_everything_said_within_the_grace(history: list[tuple[float, int]], later_s: float) -> None:
     words, state = play(history)
@@ -47,7 +45,6 @@ def test_in_force_is_never_above_everything_said_within_the_grace(history: list[
     assert state.at(now_s).in_force_w <= max(said(words, now_s - GRACE_S - 1e-9, now_s))
 
 
-@settings(max_examples=300, deadline=None)
 @given(history=HISTORIES, waits=st.lists(st.floats(0.0, 4.0), max_size=6))
 def test_time_alone_only_lowers_it(history: list[tuple[float, int]], waits: list[float]) -> None:
     words, state = play(history)
@@ -60,7 +57,6 @@ def test_time_alone_only_lowers_it(history: list[tuple[float, int]], waits: list
     assert state.at(now_s + GRACE_S).in_force_w == words[-1][1]
 
 
-@settings(max_examples=200, deadline=None)
 @given(history=HISTORIES, later_s=st.floats(0.0, 12.0))
 def test_hearing_the_same_word_again_changes_nothing(history: list[tuple[float, int]], later_s: float) -> None:
     words, state = play(history)
@@ -71,7 +67,6 @@ def test_hearing_the_same_word_again_changes_nothing(history: list[tuple[float, 
     assert again.observe(limit_w, now_s, GRACE_S) == again
 
 
-@settings(max_examples=200, deadline=None)
 @given(history=HISTORIES)
 def test_decisions_aim_no_higher_than_what_is_said_and_what_is_in_force(history: list[tuple[float, int]]) -> None:
     words, state = play(history)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.protocol.node_guard import GuardInput, GuardSettings, NodeGuard
 
@@ -248,7 +248,6 @@ TICKS = st.lists(
 
 
 @given(ticks=TICKS)
-@settings(max_examples=200)
 def test_never_above_the_grant_never_below_the_minimum_and_no_sudden_rise(
     ticks: list[tuple[float, int | None, dict[str, GuardInput]]],
 ) -> None:
@@ -273,7 +272,6 @@ def test_never_above_the_grant_never_below_the_minimum_and_no_sudden_rise(
     limit_w=st.integers(8 * MIN_W, 8 * CAP_W),
     true_w=st.integers(CAP_W, MAX_W),
 )
-@settings(max_examples=60)
 def test_worst_cases_fit_the_allotment_whenever_minimum_caps_allow(sick: set[int], limit_w: int, true_w: int) -> None:
     node = Node(limit_w=limit_w)
     for i in sick:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.budget import plausible
 from splitwatt_core.budget.books import Book
@@ -291,7 +291,6 @@ def load_of(levels: list[tuple[int, float, float]]) -> Load:
     return at
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     levels=LEVELS,
     every_s=st.sampled_from([1, 1, 5, 15, 60]),

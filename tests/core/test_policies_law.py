@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.columns import GpuColumns, PhaseCode, Posture
 from splitwatt_core.policies.pacing import Pace
@@ -53,7 +53,6 @@ def is_full(snapshot: PowerSnapshot, cap_w: np.ndarray, budget: int) -> bool:
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @given(snapshot=snapshots())
-@settings(max_examples=150, deadline=None)
 def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot: PowerSnapshot) -> None:
     decision = policy.decide(snapshot, 0.0)
     check_decision(snapshot, decision)
@@ -76,7 +75,6 @@ def test_post_condition_legal_range_groups_and_shortage(policy: Policy, snapshot
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @given(snapshot=snapshots(), order=st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
 def test_order_of_gpus_does_not_matter(policy: Policy, snapshot: PowerSnapshot, order: object) -> None:
     size = len(snapshot.gpus.leaf)
     shuffled = list(range(size))
@@ -96,7 +94,6 @@ def test_order_of_gpus_does_not_matter(policy: Policy, snapshot: PowerSnapshot, 
 
 
 @given(snapshot=snapshots(calm=True))
-@settings(max_examples=150, deadline=None)
 def test_uniform_is_max_min_fair_in_watts(snapshot: PowerSnapshot) -> None:
     cap_w = Uniform().decide(snapshot, 0.0).cap_w
     gpus = snapshot.gpus
@@ -111,7 +108,6 @@ def test_uniform_is_max_min_fair_in_watts(snapshot: PowerSnapshot) -> None:
 
 
 @given(snapshot=snapshots(calm=True, spanning=False))
-@settings(max_examples=80, deadline=None)
 def test_uniform_is_equal_below_one_leaf(snapshot: PowerSnapshot) -> None:
     cap_w = Uniform().decide(snapshot, 0.0).cap_w
     gpus = snapshot.gpus
@@ -140,7 +136,6 @@ def has_from_stage(snapshot: PowerSnapshot, cap_w: np.ndarray, gpu: int, *, floo
 
 
 @given(snapshot=snapshots(calm=True))
-@settings(max_examples=250, deadline=None)
 def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None:
     """Whoever is below its natural draw lies below a full budget where no later stage got anything: this is priority
     dominance, decode giving before prefill, cliffs kept while all cliffs fit, and no margin or held cap while anybody
@@ -176,7 +171,6 @@ def test_phase_aware_serves_in_its_stated_order(snapshot: PowerSnapshot) -> None
 
 
 @given(snapshot=snapshots(calm=True, one=True), more=st.integers(0, 2000))
-@settings(max_examples=100, deadline=None)
 def test_nobody_loses_when_an_allowance_grows_and_small_changes_stay_small(snapshot: PowerSnapshot, more: int) -> None:
     budgets = snapshot.budgets
     grown = replace(snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + more))
@@ -189,7 +183,6 @@ def test_nobody_loses_when_an_allowance_grows_and_small_changes_stay_small(snaps
 
 
 @given(snapshot=snapshots(calm=True, spanning=False), more=st.integers(0, 2000))
-@settings(max_examples=80, deadline=None)
 def test_nobody_loses_when_the_root_grows(snapshot: PowerSnapshot, more: int) -> None:
     budgets = snapshot.budgets
     grown = replace(snapshot, budgets=replace(budgets, allowance_w=budgets.allowance_w + np.where(budgets.parent < 0, more, 0)))
@@ -198,7 +191,6 @@ def test_nobody_loses_when_the_root_grows(snapshot: PowerSnapshot, more: int) ->
 
 
 @given(snapshot=snapshots())
-@settings(max_examples=80, deadline=None)
 def test_deciding_again_from_the_decision_changes_nothing(snapshot: PowerSnapshot) -> None:
     """A target once granted is a fixed point, also with the deadband; held caps only of GPUs without a workload."""
     first = PhaseAware().decide(snapshot, 0.0).cap_w

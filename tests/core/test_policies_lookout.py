@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.columns import MeterColumns, PhaseCode, Posture
 from splitwatt_core.policies.clocks import lock_at, looser, power_share, share_of_power
@@ -133,7 +133,6 @@ def test_reasons_say_who_is_locked() -> None:
 
 
 @given(st.lists(st.floats(0, ALL_W), min_size=1, max_size=12), st.sampled_from([ALL_W, ALL_W + 300.0]))
-@settings(max_examples=100, deadline=None)
 def test_what_caps_allow_calls_for_no_lock_however_it_rises(readings: list[float], limit_w: float) -> None:
     for decision in play(mixed(), readings, limit_w):
         assert not decision.max_clock_mhz.any()
@@ -184,7 +183,6 @@ runs = st.lists(st.tuples(st.one_of(st.just(NAN), st.floats(0, 14_000)), st.inte
 
 
 @given(runs, locks_before, st.sampled_from([ALL_W + 200.0, ALL_W + 1500.0]))
-@settings(max_examples=120, deadline=None)
 def test_nothing_is_loosened_on_silence_nor_before_a_whole_dwell_of_readings(
     readings: list[float], before: list[int], limit_w: float
 ) -> None:
@@ -203,7 +201,6 @@ def test_nothing_is_loosened_on_silence_nor_before_a_whole_dwell_of_readings(
 
 
 @given(runs, locks_before)
-@settings(max_examples=60, deadline=None)
 def test_equal_inputs_give_equal_outputs(readings: list[float], before: list[int]) -> None:
     one, other = (play(mixed(before), readings, ALL_W + 900.0) for _ in range(2))
     for a, b in zip(one, other, strict=True):
@@ -212,7 +209,6 @@ def test_equal_inputs_give_equal_outputs(readings: list[float], before: list[int
 
 
 @given(snapshots(), st.data())
-@settings(max_examples=120, deadline=None)
 def test_for_any_forest_caps_are_those_without_locks_and_locks_within_range(snapshot: PowerSnapshot, data: st.DataObject) -> None:
     size = len(snapshot.gpus.leaf)
     before = data.draw(st.lists(st.sampled_from([0, 500, 1500, 1900]), min_size=size, max_size=size))

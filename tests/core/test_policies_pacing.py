@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.policies.pacing import Pace, paced
 from splitwatt_core.policies.phase_aware import PhaseAware
@@ -29,7 +29,6 @@ def with_slots(snapshot: PowerSnapshot, seed: int) -> PowerSnapshot:
 
 
 @given(snapshots(), st.integers(0, 99), paces, periods_s)
-@settings(max_examples=120, deadline=None)
 def test_a_paced_cap_is_the_target_or_on_the_way_up_to_it(
     snapshot: PowerSnapshot, seed: int, pace: Pace, waits_s: list[float]
 ) -> None:
@@ -57,7 +56,6 @@ def test_a_paced_cap_is_the_target_or_on_the_way_up_to_it(
 
 
 @given(snapshots(), st.integers(0, 99), st.floats(0.05, 1.5))
-@settings(max_examples=60, deadline=None)
 def test_everybody_arrives(snapshot: PowerSnapshot, seed: int, period_s: float) -> None:
     """1000 W are four steps of 300 W, each in a slot of its own, and the first slot may have begun already."""
     snapshot, now_s = with_slots(snapshot, seed), 1000.0
@@ -69,7 +67,6 @@ def test_everybody_arrives(snapshot: PowerSnapshot, seed: int, period_s: float) 
 
 
 @given(paces, st.floats(0, 1), periods_s)
-@settings(max_examples=200, deadline=None)
 def test_each_slot_is_used_once_however_often_decisions_come(pace: Pace, moment: float, waits_s: list[float]) -> None:
     slot, last_s, rises, now_s = np.array([moment]), 1000.0, 0, 1000.0
     for wait_s in waits_s:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.columns import PhaseCode
 from splitwatt_core.policies.clocks import looser
@@ -78,7 +78,6 @@ def level(decision: Decision) -> Level:
 
 
 @given(snapshots(), st.data())
-@settings(max_examples=150, deadline=None)
 def test_its_caps_are_uniforms_and_its_locks_known(snapshot: PowerSnapshot, data: st.DataObject) -> None:
     size = len(snapshot.gpus.leaf)
     before = data.draw(st.lists(locked, min_size=size, max_size=size))
@@ -95,7 +94,6 @@ def test_its_caps_are_uniforms_and_its_locks_known(snapshot: PowerSnapshot, data
 
 
 @given(readings)
-@settings(max_examples=150, deadline=None)
 def test_its_levels_and_locks_are_those_of_the_papers_machine(shares: list[float]) -> None:
     state = PolcaState()
     for i, (share, decision) in enumerate(zip(shares, play(clocked(rack(MIXED, 4_000)), shares), strict=True)):
@@ -110,7 +108,6 @@ def test_its_levels_and_locks_are_those_of_the_papers_machine(shares: list[float
 
 
 @given(readings, st.lists(locked, min_size=5, max_size=5))
-@settings(max_examples=150, deadline=None)
 def test_nothing_is_loosened_without_a_reading_nor_before_the_machine_comes_to_a_milder_level(
     shares: list[float], before: list[int]
 ) -> None:
@@ -127,7 +124,6 @@ def test_nothing_is_loosened_without_a_reading_nor_before_the_machine_comes_to_a
 
 
 @given(st.lists(locked, min_size=5, max_size=5), st.floats(0.5, 1.0))
-@settings(max_examples=150, deadline=None)
 def test_a_first_decision_loosens_nothing_above_the_release_of_its_level(before: list[int], share: float) -> None:
     snapshot = clocked(rack(MIXED, 4_000), before)
     decision = Polca().decide(at(snapshot, share), 0.0)

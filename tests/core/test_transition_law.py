@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.columns import TOLERANCE_W
@@ -54,14 +54,12 @@ def lifted_w(t: TransitionInput, caps: np.ndarray) -> np.ndarray:
     return forest_of(t.parent).sum_up(np.bincount(t.leaf, weights=lift, minlength=len(t.parent)).astype(np.float64))
 
 
-@settings(max_examples=400, deadline=None)
 @given(t=inputs())
 def test_no_sum_is_lifted_above_its_limit_less_its_reserve(t: TransitionInput) -> None:
     lifted = lifted_w(t, next_caps(t))
     assert np.all((lifted <= TOLERANCE_W) | (lifted <= t.headroom_w - t.withheld_w + TOLERANCE_W))
 
 
-@settings(max_examples=300, deadline=None)
 @given(t=inputs())
 def test_below_a_sum_that_is_too_high_nothing_is_raised_and_the_unknown_get_their_minimum(t: TransitionInput) -> None:
     caps = next_caps(t)
@@ -73,7 +71,6 @@ def test_below_a_sum_that_is_too_high_nothing_is_raised_and_the_unknown_get_thei
     assert np.all(caps[blind] == np.minimum(np.minimum(t.granted_w, t.target_w), MIN_W)[blind])
 
 
-@settings(max_examples=300, deadline=None)
 @given(t=inputs())
 def test_lowering_waits_for_nobody_and_no_cap_passes_its_target(t: TransitionInput) -> None:
     caps = next_caps(t)
@@ -84,14 +81,12 @@ def test_lowering_waits_for_nobody_and_no_cap_passes_its_target(t: TransitionInp
     assert np.all(caps[~known] <= np.maximum(t.target_w, MIN_W)[~known])
 
 
-@settings(max_examples=300, deadline=None)
 @given(t=inputs())
 def test_only_what_may_be_raised_is_raised(t: TransitionInput) -> None:
     raised = (t.granted_w != UNKNOWN_CAP) & (next_caps(t) > t.granted_w)
     assert np.all(t.may_raise[raised] & t.trusted[raised])
 
 
-@settings(max_examples=300, deadline=None)
 @given(t=inputs())
 def test_a_group_is_raised_as_a_whole_or_not_at_all(t: TransitionInput) -> None:
     caps = next_caps(t)
@@ -101,7 +96,6 @@ def test_a_group_is_raised_as_a_whole_or_not_at_all(t: TransitionInput) -> None:
             assert np.all(caps[rows] == t.target_w[rows])
 
 
-@settings(max_examples=300, deadline=None)
 @given(t=inputs())
 def test_a_group_that_waits_has_no_room_left_by_those_that_rank_as_high(t: TransitionInput) -> None:
     caps = next_caps(t)
@@ -124,7 +118,6 @@ def test_a_group_that_waits_has_no_room_left_by_those_that_rank_as_high(t: Trans
         assert any(lifted[b] > t.headroom_w[b] - t.withheld_w[b] for b in chain), f"group {g} could have been raised"
 
 
-@settings(max_examples=200, deadline=None)
 @given(t=inputs())
 def test_where_everything_stands_as_wanted_nothing_is_written(t: TransitionInput) -> None:
     settled = TransitionInput(

@@ -13,6 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.sizes import sized
 from support.vanishing import ALL_WEIGHTS, VanishingExplorer
 from support.world import World
 
@@ -52,6 +53,6 @@ for _name in ALL_WEIGHTS:
         setattr(Protocol, _name, _rule(_name))
 
 Protocol.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=sized(100), stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestProtocol = Protocol.TestCase

@@ -84,7 +84,6 @@ def played(scene: Scene, *, seconds: int = 0) -> FleetArrays:
     return state
 
 
-@settings(max_examples=300)
 @given(scenes(exact=True))
 def test_in_exact_numbers_failures_and_flips_give_the_very_run_of_the_specification(scene: Scene) -> None:
     pools, rows, changes = scene
@@ -96,7 +95,6 @@ def test_in_exact_numbers_failures_and_flips_give_the_very_run_of_the_specificat
     assert (got.restarted, got.flips) == (want.restarted, want.flips)
 
 
-@settings(max_examples=200)
 @given(scenes(exact=False))
 def test_in_any_numbers_it_agrees_with_the_specification(scene: Scene) -> None:
     pools, rows, changes = scene
@@ -107,7 +105,6 @@ def test_in_any_numbers_it_agrees_with_the_specification(scene: Scene) -> None:
     assert got.energy_j == pytest.approx(want.energy_j, rel=1e-9)
 
 
-@settings(max_examples=150)
 @given(scenes(exact=False))
 def test_every_request_is_done_once_or_is_nowhere_and_its_tokens_are_counted_once(scene: Scene) -> None:
     _, rows, _ = scene
@@ -131,7 +128,6 @@ def test_every_request_is_done_once_or_is_nowhere_and_its_tokens_are_counted_onc
     assert np.isinf(state.next_s).all()
 
 
-@settings(max_examples=150)
 @given(scenes(exact=True), st.lists(st.integers(0, 200).map(lambda n: n / 14), min_size=1, max_size=8).map(sorted))
 def test_nobody_idles_beside_work_it_could_do_and_time_only_goes_forward(scene: Scene, stops_s: list[float]) -> None:
     pools, rows, changes = scene
@@ -154,7 +150,6 @@ def test_nobody_idles_beside_work_it_could_do_and_time_only_goes_forward(scene: 
         before = machines.copy()
 
 
-@settings(max_examples=100)
 @given(scenes(exact=False))
 def test_energy_is_the_sum_of_the_recorded_power_and_who_is_down_draws_nothing(scene: Scene) -> None:
     pools, _, changes = scene
@@ -168,7 +163,6 @@ def test_energy_is_the_sum_of_the_recorded_power_and_who_is_down_draws_nothing(s
             assert not state.power_w[first[change.pool] + change.server, int(np.ceil(change.at_s)) : back_s].any()
 
 
-@settings(max_examples=100)
 @given(scenes(exact=True), st.lists(st.integers(0, 112).map(lambda n: n / 14), min_size=1, max_size=4).map(sorted))
 def test_a_run_in_parts_is_the_run_at_once(scene: Scene, stops_s: list[float]) -> None:
     pools, rows, changes = scene
@@ -185,7 +179,6 @@ def test_a_run_in_parts_is_the_run_at_once(scene: Scene, stops_s: list[float]) -
     assert (parts.counters == whole.counters).all()
 
 
-@settings(max_examples=100)
 @given(ROWS, st.integers(1, 4), st.integers(1, 4))
 def test_with_a_machine_for_each_request_and_phase_nobody_waits_longer_than_in_a_smaller_fleet(
     rows: list[Row], prefill: int, decode: int

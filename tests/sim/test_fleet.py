@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from splitwatt_sim.fleet import run as fleet
 from splitwatt_sim.fleet.kernel import COMPLETE, run_until
@@ -205,7 +205,6 @@ def test_a_fleet_without_decode_machines_serves_all_in_its_mixed_pool() -> None:
 # The same as the specification.
 
 
-@settings(max_examples=400)
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1 / 4096]), HAND_OFFS)
 @example(SEED_ROWS, (1, 1, 1), 0, 1 / 4096, (1 / 1024, 0.0, np.inf))
 def test_in_exact_numbers_it_gives_the_very_times_and_energy_of_the_specification(
@@ -218,7 +217,6 @@ def test_in_exact_numbers_it_gives_the_very_times_and_energy_of_the_specificatio
     assert (got.energy_j, got.ends_s) == (want.energy_j, want.ends_s)
 
 
-@settings(max_examples=300)
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1.7e-6]), HAND_OFFS)
 @example(SEED_ROWS, (1, 1, 1), 0, 1.7e-6, (1 / 1024, 0.0, np.inf))
 def test_in_any_numbers_it_agrees_with_the_specification(
@@ -235,7 +233,6 @@ def test_in_any_numbers_it_agrees_with_the_specification(
 # What must hold in every run.
 
 
-@settings(max_examples=80)
 @given(ROWS, SHAPES, SPARE)
 def test_every_request_ends_its_tokens_are_counted_once_and_nothing_is_left_behind(
     rows: list[Row], shape: tuple[int, int, int], spare: int
@@ -258,7 +255,6 @@ def test_every_request_ends_its_tokens_are_counted_once_and_nothing_is_left_behi
     assert np.isinf(state.next_s).all()
 
 
-@settings(max_examples=80)
 @given(ROWS, SHAPES)
 def test_the_recorded_power_adds_up_to_the_energy_and_stays_within_the_tables(
     rows: list[Row], shape: tuple[int, int, int]
@@ -279,7 +275,6 @@ def test_each_second_holds_the_mean_of_what_was_drawn_in_it() -> None:
     assert got.power_w.tolist() == [[100, 550, 550, 50, 0], [100, 100, 300, 250, 0]]
 
 
-@settings(max_examples=80)
 @given(ROWS, SHAPES, SPARE, st.lists(st.integers(0, 112).map(lambda n: n / 14), min_size=1, max_size=4).map(sorted))
 def test_a_run_in_parts_is_the_run_at_once(
     rows: list[Row], shape: tuple[int, int, int], spare: int, stops_s: list[float]

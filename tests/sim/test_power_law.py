@@ -27,6 +27,7 @@ from splitwatt_sim.power.setup import LimitChange, MeterSettings, PowerSetup, Se
 from splitwatt_sim.servers.kinds import LOSSES, SERVER_REST_W
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_sim.traces.resample import generated
+from support.sizes import sized
 
 H100 = profile_for(MODEL_2026, "H100")
 SLACK_W = 1e-6
@@ -199,7 +200,7 @@ LISTS = st.builds(
 
 
 @pytest.mark.no_cover  # the law's own tests say which of its lines are covered
-@settings(max_examples=40)
+@settings(max_examples=sized(40))
 @given(setups(), LISTS)
 def test_the_simulated_fleet_keeps_the_law_its_joules_and_its_requests(setup: PowerSetup, arrivals: Arrivals) -> None:
     run, witness = simulated(setup, arrivals)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_sim.fleet.kernel import COMPLETE, run_until
 from splitwatt_sim.fleet.retable import retable
@@ -135,7 +135,6 @@ CHANGES = st.lists(st.tuples(st.floats(0.01, 12.0), st.integers(0, 2), st.intege
 SHAPES = st.sampled_from([{MIXED: 3}, {PREFILL: 1, DECODE: 2}, {PREFILL: 1, MIXED: 1, DECODE: 1}])
 
 
-@settings(max_examples=150)
 @given(ROWS, CHANGES, SHAPES)
 def test_whenever_kinds_change_every_request_ends_once_and_energy_is_the_integral_of_the_draw(
     rows: list[Row], changes: list[tuple[float, int, int]], shape: dict[int, int]
@@ -155,7 +154,6 @@ def test_whenever_kinds_change_every_request_ends_once_and_energy_is_the_integra
     assert (f.machines.busy_s <= max(f.requests.done_s.max(), 12.0) + 1e-6).all()
 
 
-@settings(max_examples=100)
 @given(ROWS, CHANGES, SHAPES)
 def test_a_change_to_the_same_kind_changes_nothing(
     rows: list[Row], changes: list[tuple[float, int, int]], shape: dict[int, int]

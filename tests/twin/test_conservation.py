@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import KvLink
@@ -30,7 +30,6 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(REQUESTS, CHANGES)
 def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]], changes: list[tuple[float, str, str]]) -> None:
     done: list[Request] = []

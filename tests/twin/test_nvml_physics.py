@@ -154,7 +154,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60)
 @given(steps)
 def test_looking_more_often_changes_nothing(schedule: list[tuple[float, int | None, list[float]]]) -> None:
     with (
