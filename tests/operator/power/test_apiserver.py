@@ -78,21 +78,20 @@ def test_an_api_server_that_freezes_while_grants_are_under_way(datacenter: Any) 
     operator = datacenter.active_operator()
     datacenter.await_condition(budget, "Ready", "True")
     [term] = set(operator.reigns())
-    for turn, limit_w in enumerate((5200, 5700), start=1):
-        datacenter.budget_limit(budget, limit_w)
-        datacenter.eventually("the change is heard", lambda w=limit_w: operator.decisions(budget)[-1]["limit_w"] == w)
-        datacenter.plane.group[Component.API_SERVER].send(signal.SIGSTOP)
-        try:
-            time.sleep(FREEZE_S)
-            assert operator.healthy()
-        finally:
-            datacenter.plane.group[Component.API_SERVER].send(signal.SIGCONT)
-        datacenter.eventually("it reigns again", lambda n=turn: len(operator.reigns()) > n)
-        thawed_s = time.monotonic()
-        datacenter.eventually("the caps fit", lambda w=limit_w: 4000 + 1.04 * sum(datacenter.caps_w()) <= w)
-        assert time.monotonic() - thawed_s < 30.0
-        assert set(operator.reigns()) == {term}
-        assert {datacenter.node_power(node)["spec"]["term"] for node in datacenter.twins} == {term}
+    datacenter.budget_limit(budget, 5200)
+    datacenter.eventually("the change is heard", lambda: operator.decisions(budget)[-1]["limit_w"] == 5200)
+    datacenter.plane.group[Component.API_SERVER].send(signal.SIGSTOP)
+    try:
+        time.sleep(FREEZE_S)
+        assert operator.healthy()
+    finally:
+        datacenter.plane.group[Component.API_SERVER].send(signal.SIGCONT)
+    datacenter.eventually("it reigns again", lambda: len(operator.reigns()) > 1)
+    thawed_s = time.monotonic()
+    datacenter.eventually("the caps fit", lambda: charge_w(datacenter) <= 5200)
+    assert time.monotonic() - thawed_s < 30.0
+    assert set(operator.reigns()) == {term}
+    assert {datacenter.node_power(node)["spec"]["term"] for node in datacenter.twins} == {term}
     assert "Traceback" not in operator.text
 
 

@@ -50,6 +50,7 @@ def test_a_restart_takes_the_next_term_whatever_a_forged_status_says(datacenter:
     assert f"{node.name} says that its agent obeyed term {MAX_TERM}" in row["message"]
     assert operator.process.running and operator.reigns() == [first]
     operator.process.kill()
+    datacenter.vacate()
     successor = datacenter.active_operator()
     [second] = successor.reigns()
     assert second == first + 1
