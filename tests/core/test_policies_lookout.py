@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.columns import MeterColumns, PhaseCode, Posture
 from splitwatt_core.policies.clocks import lock_at, looser, power_share, share_of_power
@@ -32,6 +32,7 @@ from support.forests import (
     rack,
     snapshots,
 )
+from support.sizes import sized
 
 SETTINGS = ForesightSettings()
 POLICY = PhaseAware(foresight=SETTINGS)
@@ -182,6 +183,7 @@ runs = st.lists(st.tuples(st.one_of(st.just(NAN), st.floats(0, 14_000)), st.inte
 )
 
 
+@settings(max_examples=sized(60))
 @given(runs, locks_before, st.sampled_from([ALL_W + 200.0, ALL_W + 1500.0]))
 def test_nothing_is_loosened_on_silence_nor_before_a_whole_dwell_of_readings(
     readings: list[float], before: list[int], limit_w: float
@@ -200,6 +202,7 @@ def test_nothing_is_loosened_on_silence_nor_before_a_whole_dwell_of_readings(
             assert not (looser(new, old) & works).any()
 
 
+@settings(max_examples=sized(60))
 @given(runs, locks_before)
 def test_equal_inputs_give_equal_outputs(readings: list[float], before: list[int]) -> None:
     one, other = (play(mixed(before), readings, ALL_W + 900.0) for _ in range(2))

@@ -7,10 +7,12 @@ import os
 from typing import Final
 
 ORDINARY: Final = bool(os.environ.get("CI"))
-EXAMPLES: Final = 200 if ORDINARY else 50
-"""Of a property that is cheap to try; one that says a number of its own is dear."""
 
 
 def sized(ordinary: int) -> int:
     """A quarter of it in the quick size."""
     return ordinary if ORDINARY else max(1, ordinary // 4)
+
+
+EXAMPLES: Final = sized(120)
+"""Of a property that is cheap to try; one that says a number of its own is dear."""

@@ -84,7 +84,7 @@ class NodeAccount:
             self.status_s = now_s
         valid = self._take_status(seen)
         if told_anew:
-            self.term_word = self.term_word.said(seen.status.observed_term if valid else 0, now_s, ours=term)
+            self.term_word = self.term_word.said(seen.status.observed_term, now_s, ours=term)
         self.term_word = self.term_word.stamped(seen.spec.term if seen.spec is not None else 0, ours=term)
         self.term_oddity = self.term_word.oddity(ours=term)
         self._take_spec(seen)

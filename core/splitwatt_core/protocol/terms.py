@@ -61,7 +61,7 @@ class TermWord:
     carried: int = 0
 
     def said(self, term: int, now_s: float, *, ours: int) -> TermWord:
-        """After a status that is another than before; one of another object or boot says 0."""
+        """After a status that is another than before, whatever object and boot it speaks of: an agent obeys for good."""
         if term <= ours:
             return replace(self, told=0)
         if term == self.told:
