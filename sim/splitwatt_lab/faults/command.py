@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +38,8 @@ SITES: Final = 3
 """A site waits most of the time: it takes less than half a core."""
 JOINED: Final = " + "
 LOGS: Final = "faults-logs"
+PR_SET_PDEATHSIG: Final = 1
+"""Linux, sys/prctl.h."""
 
 
 class FaultsCommand:
@@ -105,21 +110,33 @@ def run_sites(scenes: Sequence[Scene], out: Path, *, seed: int, sites: int) -> t
     shares = [share for share in (beside[k::sites] for k in range(sites)) if share]
     shares.append([scene for scene in scenes if scene.alone])
     found: dict[str, Outcome] = {}
-    with ProcessPoolExecutor(sites, mp_context=get_context("spawn")) as pool:
+    with pool(sites) as players:
         work = [
-            pool.submit(run_scenes, [s.name for s in share], out / LOGS / f"part-{k}", seed=seed)
+            players.submit(run_scenes, [s.name for s in share], out / LOGS / f"part-{k}", seed=seed)
             for k, share in enumerate(shares[:-1], 1)
         ]
         for part in work:
             found |= {outcome.name: outcome for outcome in part.result()}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with pool(1) as players:
         found |= {
-            o.name: o for o in pool.submit(run_scenes, [s.name for s in shares[-1]], out / LOGS / "alone", seed=seed).result()
+            o.name: o for o in players.submit(run_scenes, [s.name for s in shares[-1]], out / LOGS / "alone", seed=seed).result()
         }
     outcomes = [found[scene.name] for scene in scenes]
     minutes = (time.monotonic() - started_s) / 60
     write_json(outcomes, out / "faults.json", seed=seed, minutes=minutes)
     return outcomes, minutes
+
+
+def pool(sites: int) -> ProcessPoolExecutor:
+    """Processes that each play one site."""
+    return ProcessPoolExecutor(sites, mp_context=get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+
+
+def end_with(parent: int) -> None:
+    """A site ends with who began it, however that ends, and its own processes with it: their supervisor sees the pipe close."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before it could be said
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_scenes(names: Sequence[str], out: Path, *, seed: int) -> list[Outcome]:
