@@ -1,13 +1,17 @@
-"""What a pod meets and a developer's machine does not: a user without a name, and a DNS that says nothing."""
+"""What a pod meets and a developer's machine does not: a user without a name, a DNS that says nothing, a client without what
+images leave out of it."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from splitwatt_operator.app import LEASE_DURATION_S
+from support.carried import carried_client, size_mb
 from support.unknown_user import as_unknown_user
 
 SILENT_NAME = "prometheus.silent.example"
@@ -53,3 +57,20 @@ def test_a_silent_dns_costs_meters_and_no_lease(datacenter: Any, tmp_path: Path)
     assert len(operator.reigns()) == 1 and "reign over" not in operator.text
     assert operator.healthy()
     assert len(operator.decisions(names[0])) > decided + LEASE_DURATION_S
+
+
+def test_the_client_that_images_carry_is_enough(datacenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = carried_client(tmp_path / "carried")
+    assert size_mb(client) < 5, "its typed API and models are left out"
+    monkeypatch.setenv("PYTHONPATH", str(client))
+    typed = [sys.executable, "-c", "from kubernetes.client import V1Pod"]
+    missing = subprocess.run(typed, capture_output=True, text=True, timeout=60, check=False)
+    assert "ModuleNotFoundError" in missing.stderr, "else the processes below would not have it either"
+    datacenter.add_gpu_nodes("n1", gpus=2)
+    datacenter.budget("leaf", limitWatts=2800)  # 2000 W of it are the node's own
+    operator = datacenter.active_operator()
+    datacenter.eventually("caps fit the limit", lambda: sum(datacenter.caps_w()) * 1.04 <= 800)
+    first = operator.reigns()[0]
+    operator.process.kill()
+    successor = datacenter.active_operator()
+    assert successor.reigns()[0] > first
