@@ -16,8 +16,8 @@ from pathlib import Path
 GENERATED = ("client/api", "client/models", "aio/client/api", "aio/client/models")
 CLIENT_USERS = ("kubernetes.aio.dynamic", "kubernetes.aio.config.kube_config", "kopf")
 """Whatever they load of the client is kept. One that is not installed is passed over."""
-DEVELOPERS_FOLDERS = ("tests", "sample_data")
-DEVELOPERS_FILES = ("*.pyi", "*.pyx", "*.pxd", "*.h", "*.c")
+DEVELOPERS_FOLDERS = ("tests", "sample_data", "f2py")
+DEVELOPERS_FILES = ("*.pyi", "*.pyx", "*.pxd", "*.h", "*.c", "*.a", "*_tests.*.so")
 INSTALLERS = (
     "pip",
     "pip-*",
