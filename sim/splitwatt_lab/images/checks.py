@@ -7,16 +7,14 @@ nobody knows, as in a cluster whose DNS is not there yet.
 
 from __future__ import annotations
 
-import base64
 import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
-import yaml
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
 from splitwatt_core.clusters import Role as ServingRole
 from splitwatt_core.names import LABEL_RACK
@@ -39,6 +37,7 @@ LIMIT_W: Final = 3000
 NODE_W: Final = 1000
 RACK: Final = "images"
 NAMESPACE: Final = "splitwatt-system"
+ACCOUNT: Final = "images"
 LIBRARY_FOLDER: Final = "/usr/local/lib/nvidia"
 PLAN: Final = ("plan", "--servers", "3", "--seconds", "20", "--step", "20", "--jobs", "1", "--out", "/tmp/plan")
 PLAN_S: Final = 600.0
@@ -145,7 +144,6 @@ def _operator_and_agent(images: Images, engine: Engine, root: Path) -> dict[str,
         for file in sorted((root / "crds").glob("*.yaml")):
             plane.kubectl("apply", "--server-side", "-f", file)
             plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", file)
-        plane.kubectl("create", "namespace", NAMESPACE)
         node = nodes.NodeSpec(name="images-n1", rack=RACK, gpus=GPUS)
         nodes.create(plane, [node])
         budget = {
@@ -156,12 +154,11 @@ def _operator_and_agent(images: Images, engine: Engine, root: Path) -> dict[str,
         plane.kubectl("apply", "-f", "-", stdin=json.dumps(budget))
         scratch = Path(folder) / "pods"
         (scratch / "twin").mkdir(parents=True)
-        kubeconfig = _whole_kubeconfig(plane, scratch / "kubeconfig")
+        given = _as_a_pod(plane, scratch / "account")
         state = scratch / "twin" / "gpus"
         with NodeTwin.create(state, gpus=[H100_SXM] * GPUS, boot_id=node.boot_id, node_name=node.name) as twin:
             (scratch / "twin" / "boot_id").write_text(node.boot_id)
             agent_port, operator_port = free_port(), free_port()
-            given = ["--volume", f"{kubeconfig}:/kubeconfig:ro"]
             driver = [
                 *("--user", "0:0", "--cap-add", "SYS_ADMIN", "--tmpfs", "/var/lib/splitwatt"),
                 *("--volume", f"{ensure_library() / LIBRARY_NAME}:{LIBRARY_FOLDER}/{LIBRARY_NAME}:ro"),
@@ -172,13 +169,13 @@ def _operator_and_agent(images: Images, engine: Engine, root: Path) -> dict[str,
                 Container(
                     engine, images["agent"],
                     ["--node-name", node.name, "--state-dir", "/var/lib/splitwatt/state", "--boot-id-file", "/twin/boot_id",
-                     "--listen", f"{LOOPBACK}:{agent_port}", "--pod-resources", "", "--kubeconfig", "/kubeconfig"],
+                     "--listen", f"{LOOPBACK}:{agent_port}", "--pod-resources", "",],
                     options=[*given, *driver], log=_log(root, "agent"),
                 ) as agent,
                 Container(
                     engine, images["operator"],
                     ["--prometheus-url", "http://prometheus.monitoring.svc.invalid:9090", "--namespace", NAMESPACE,
-                     "--listen", f"{LOOPBACK}:{operator_port}", "--kubeconfig", "/kubeconfig"],
+                     "--listen", f"{LOOPBACK}:{operator_port}",],
                     options=[*given, "--user", f"{UID}:{UID}"], log=_log(root, "operator"),
                 ) as operator,
             ):  # fmt: skip
@@ -195,12 +192,21 @@ def _operator_and_agent(images: Images, engine: Engine, root: Path) -> dict[str,
                 }
 
 
-def _whole_kubeconfig(plane: ControlPlane, target: Path) -> Path:
-    """The administrator's, its files put into it. Whoever runs in the container may read it; nobody else gets into its folder."""
-    config: dict[str, Any] = yaml.safe_load(plane.kubeconfig.read_text())
-    for entry in (config["clusters"][0]["cluster"], config["users"][0]["user"]):
-        for key in [key for key in entry if key in ("certificate-authority", "client-certificate", "client-key")]:
-            entry[f"{key}-data"] = base64.b64encode(Path(entry.pop(key)).read_bytes()).decode()
-    target.write_text(json.dumps(config))
-    target.chmod(0o644)
-    return target
+def _as_a_pod(plane: ControlPlane, folder: Path) -> list[str]:
+    """The engine's options that give a container what the kubelet gives a pod to find the API server. Whoever runs in the
+    container may read it; nobody else gets into its folder."""
+    plane.kubectl("create", "namespace", NAMESPACE)
+    plane.kubectl("create", "serviceaccount", ACCOUNT, "--namespace", NAMESPACE)
+    plane.kubectl(
+        "create", "clusterrolebinding", "images", "--clusterrole=cluster-admin", f"--serviceaccount={NAMESPACE}:{ACCOUNT}"
+    )  # fmt: skip
+    config = json.loads(plane.token_kubeconfig(NAMESPACE, ACCOUNT).read_text())
+    authority = Path(config["clusters"][0]["cluster"]["certificate-authority"])
+    folder.mkdir()
+    for name, content in (("token", config["users"][0]["user"]["token"].encode()), ("ca.crt", authority.read_bytes())):
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o644)
+    server = httpx.URL(plane.url)
+    variables = {"KUBERNETES_SERVICE_HOST": server.host, "KUBERNETES_SERVICE_PORT": str(server.port)}
+    given = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
+    return [*given, "--volume", f"{folder}:/var/run/secrets/kubernetes.io/serviceaccount:ro"]

@@ -16,6 +16,7 @@ from splitwatt_lab.images.engines import Engine
 PATIENCE_S: Final = 90.0
 STOP_S: Final = 10.0
 _POLL_S: Final = 0.02
+LOW_LIMITS: Final = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
 
 
 class Container:
@@ -26,8 +27,9 @@ class Container:
         self._engine = engine
         self.name = f"splitwatt-check-{os.getpid()}-{log.stem}"
         self.log = log
-        # podman would lay writable folders over /tmp and /run, which Kubernetes does not.
-        strict = ["--read-only-tmpfs=false"] if engine.name == "podman" else []
+        # podman would lay writable folders over /tmp and /run, which Kubernetes does not, and raise limits of processes, which it
+        # may not do inside of another container.
+        strict = ["--read-only-tmpfs=false", *LOW_LIMITS] if engine.name == "podman" else []
         self._command = [
             *(engine.program, "run", "--name", self.name, "--network", "host", "--read-only", *strict),
             *("--cap-drop", "all", "--security-opt", "no-new-privileges", *options, image, *arguments),
