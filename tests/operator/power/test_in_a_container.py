@@ -53,7 +53,7 @@ def test_a_silent_dns_costs_meters_and_no_lease(datacenter: Any, tmp_path: Path)
         lambda: f"DNS does not answer for {SILENT_NAME}" in datacenter.condition(names[0], "TelemetryFresh").get("message", ""),
     )
     decided = len(operator.decisions(names[0]))
-    time.sleep(2 * LEASE_DURATION_S)
+    time.sleep(1.5 * LEASE_DURATION_S)
     assert len(operator.reigns()) == 1 and "reign over" not in operator.text
     assert operator.healthy()
     assert len(operator.decisions(names[0])) > decided + LEASE_DURATION_S
