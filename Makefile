@@ -1,11 +1,8 @@
 # Everything runs in .venv; `make demo` and `make test` bring what they need. ARGS is passed on, as in make test ARGS="-k ledger".
 PYTHON ?= python3
 BIN := .venv/bin
-# What builds images (docker, podman or buildah), and their tag: the version, which is the chart's appVersion too.
-ENGINE ?= docker
-TAG := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' core/splitwatt_core/__init__.py)
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane demo faults test test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images
+.PHONY: setup controlplane demo faults test test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
 
 setup: .venv/.stamp
 
@@ -63,5 +60,10 @@ house: setup
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate
 
-images:
-	for name in operator agent engine sim; do $(ENGINE) build -f images/Containerfile.$$name -t splitwatt-$$name:$(TAG) . || exit 1; done
+# ENGINE=docker|podman|buildah, REGISTRY=registry.example.com/team, BASE=, BUILD_BASE=, IMAGE_ARGS=; ARGS="--own-base --check --report".
+images: setup
+	$(BIN)/python -m splitwatt_lab.images $(ARGS)
+
+# Both bases of Debian's packages, for a machine that reaches no registry; prints what to give to make images.
+image-base: setup
+	$(BIN)/python -m splitwatt_lab.images --only-base $(ARGS)

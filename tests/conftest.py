@@ -36,6 +36,7 @@ LONGEST_FIRST = (
     "sim/test_scenario.py",
     "agent/test_lifecycle.py",
     "operator/power/test_apiserver.py",
+    "operator/power/test_in_a_container.py",
     "sim/test_plan_sweep.py",
     "operator/test_serving_schedulers.py",
 )

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -58,6 +60,12 @@ def _open_socket(address: tuple[Any, ...]) -> socket.socket:
     return sock
 
 
+def _environment_proxy(url: str) -> str | None:
+    """What HTTPS_PROXY and NO_PROXY say of this server, as other clients of Kubernetes take them."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
 class _KeepaliveRest(RESTClientObject):  # type: ignore[misc]  # the official client is untyped
     """The official transport with keepalive sockets and without aiohttp's silent repetition of PUT and DELETE."""
 
@@ -90,6 +98,9 @@ class Connection:
         """Raises ConfigurationError when there is no kubeconfig to read, or no cluster around this process."""
         configuration = Configuration()
         configuration.retries = None
+        # Else aiohttp looks into netrc and the environment at each request, in the thread pool that all of the process shares:
+        # whoever fills it would hold up every renewal of a Lease.
+        configuration.client_session_kwargs = {"trust_env": False}
         try:
             if self._kubeconfig is None:
                 # Either loader is imported only where it is used: each brings its own dependencies into memory.
@@ -107,6 +118,7 @@ class Connection:
             raise ConfigurationError(
                 f"cannot use {where} ({_why(error)}); pass --kubeconfig FILE or run in a pod with a service account"
             ) from error
+        configuration.proxy = configuration.proxy or _environment_proxy(configuration.host)
         self._client = ApiClient(configuration)
         self._client.user_agent = self._user_agent
         self._client.rest_client = _KeepaliveRest(configuration)

@@ -6,11 +6,12 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
+from splitwatt_core.rendering.render import RenderContext
 from splitwatt_shell.address import Address, AddressError, parse_address
 
 from splitwatt_operator.telemetry import endpoint
@@ -34,6 +35,7 @@ class Options:
     log_level: str
     identity: str
     agent_silent_s: float = AGENT_METRICS_SILENT_S
+    context: RenderContext = field(default_factory=RenderContext)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -46,6 +48,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--agent-silence-seconds", type=_silence_s, default=AGENT_METRICS_SILENT_S, metavar="N",
         help="an agent's sample in Prometheus that is older shows no life; more than two scrape intervals (%(default).0f)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine-image", type=_image, default=RenderContext().emulated_image, metavar="IMAGE",
+        help="image of `engine: {type: Emulated}` where a cluster names none (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--listen", default="0.0.0.0:9400", metavar="HOST:PORT", help="address of /metrics and /healthz (%(default)s)"
@@ -67,8 +73,17 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         decision_log=given.decision_log,
         log_level=given.log_level,
         agent_silent_s=given.agent_silence_seconds,
+        context=RenderContext(emulated_image=given.engine_image),
         identity=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
     )
+
+
+def _image(text: str) -> str:
+    if not text or any(c.isspace() for c in text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no image: write for example registry.example.com/team/splitwatt-engine:0.1.0"
+        )
+    return text
 
 
 def _silence_s(text: str) -> float:

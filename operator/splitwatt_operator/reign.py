@@ -19,6 +19,7 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.rendering.render import RenderContext
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.budgets.decision_log import DecisionLog
@@ -50,6 +51,7 @@ class LastingParts:
     recorder: Recorder
     decisions: DecisionLog
     agent_silent_s: float
+    context: RenderContext
 
 
 class Reign:
@@ -107,6 +109,7 @@ class Reign:
                 self._keeper,
                 recorder=realm.recorder,
                 prometheus=realm.prometheus,
+                context=realm.context,
             ),
         )
 

@@ -25,6 +25,7 @@ from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import Mode, Spec
+from splitwatt_core.rendering.render import RenderContext
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.cluster.store import Kind, Store
@@ -94,7 +95,9 @@ async def test_an_operator_deposed_in_the_middle_of_a_burst_sends_nothing_more(a
     store, ink = Store(), Ink(sends=3)
     store.apply(Kind.CLUSTER, await api.create(inference_cluster(namespace)))
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
-    task = asyncio.create_task(serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder))
+    task = asyncio.create_task(
+        serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder, context=RenderContext())
+    )
     try:
         await eventually("three objects", lambda: sum(ink.sent().values()) >= 3)
         await asyncio.sleep(2 * serving.LEASE_PAUSE_S)  # it looks again meanwhile
@@ -122,7 +125,9 @@ async def test_a_sentence_that_was_not_sent_is_said_as_soon_as_the_lease_is_back
     store.apply(Kind.CLUSTER, {**made, "spec": {**made["spec"], "prefill": "none"}})
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
     with caplog.at_level(logging.WARNING):
-        task = asyncio.create_task(serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder))
+        task = asyncio.create_task(
+            serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder, context=RenderContext())
+        )
         try:
             await eventually("it was looked at", lambda: any(r.name.endswith(".recorder") for r in caplog.records))
             assert ink.sent() == {}

@@ -58,6 +58,9 @@ def test_a_wrong_command_line_says_what_to_change(capsys: pytest.CaptureFixture[
     url = ["--prometheus-url", "http://p:9090"]
     wrong = {
         "--prometheus-url": [[], ["--prometheus-url", "prometheus:9090"]],
+        "names no host": [["--prometheus-url", "http://"], ["--prometheus-url", "http://:9090"]],
+        "is no URL": [["--prometheus-url", "http://[::1:9090"], ["--prometheus-url", "http://p:port"]],
+        "is no image": [[*url, "--engine-image", ""], [*url, "--engine-image", "a b"]],
         "--listen must be HOST:PORT": [[*url, "--listen", "9400"]],
     }
     for said, lines in wrong.items():
@@ -69,6 +72,7 @@ def test_a_wrong_command_line_says_what_to_change(capsys: pytest.CaptureFixture[
     options = parse(["--prometheus-url", "http://p:9090"])
     assert options.namespace == "splitwatt-system"
     assert options.kubeconfig is None
+    assert parse([*url, "--engine-image", "registry.example/e:1"]).context.emulated_image == "registry.example/e:1"
 
 
 def test_a_decision_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -1,41 +1,113 @@
-"""Each image copies what it runs, and no more: the build stages are read, and what they copy is followed by imports."""
+"""The one Containerfile: each image copies what it runs and no more, and what others made is laid in first. Read, not built."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from packaging.requirements import Requirement
+from splitwatt_core import __version__
+from splitwatt_lab.images.catalogue import CONTAINERFILE, IMAGES
 from support.imports import REPOSITORY, modules, packages, reached, within
 
-RUNS = {
+RUNS: Final = {
     "agent": ["splitwatt_agent"],
     "operator": ["splitwatt_operator"],
     "sim": ["splitwatt_cli", "splitwatt_sim"],
     "engine": ["splitwatt_twin.pod"],
 }
+TEXT: Final = (REPOSITORY / CONTAINERFILE).read_text(encoding="utf-8")
+PROJECT: Final[dict[str, Any]] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def _ours(starts: list[str]) -> set[str]:
+def stage(name: str) -> str:
+    """Its lines."""
+    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+def copied(text: str) -> list[str]:
+    """Paths in the repository; what comes from another stage is none."""
+    lines = [line.split()[1:] for line in text.splitlines() if line.startswith("COPY ") and "--from=" not in line]
+    return [source for words in lines for source in words[:-1]]
+
+
+def ours(starts: list[str]) -> set[str]:
     """Top-level packages that these modules lead to."""
     return {module.split(".")[0] for module in reached(starts)}
 
 
+def test_every_image_is_looked_at() -> None:
+    assert sorted(RUNS) == sorted(image.name for image in IMAGES)
+
+
 @pytest.mark.parametrize("image", RUNS)
 def test_an_image_copies_what_it_runs(image: str) -> None:
-    text = (REPOSITORY / "images" / f"Containerfile.{image}").read_text(encoding="utf-8")
-    copied = re.findall(r"^COPY (\S+/\S+) \1$", text, re.MULTILINE)
-    assert copied and all((REPOSITORY / path).is_dir() for path in copied)
-    assert {Path(path).name for path in copied} == _ours([m for start in RUNS[image] for m in within(start)])
-    assert {REPOSITORY / path for path in copied} <= set(packages().values())
+    folders = [path for path in copied(stage("package") + stage(f"{image}-package")) if "/" in path]
+    assert {Path(path).name for path in folders} == ours([m for start in RUNS[image] for m in within(start)])
+    assert {REPOSITORY / path for path in folders} <= set(packages().values())
 
 
-def test_every_image_is_looked_at() -> None:
-    assert sorted(RUNS) == sorted(file.suffix[1:] for file in (REPOSITORY / "images").glob("Containerfile.*"))
+@pytest.mark.parametrize("image", RUNS)
+def test_an_edit_of_a_source_installs_nothing_anew(image: str) -> None:
+    """The layer of what others made reads the pins alone, and takes all of them from constraints.txt."""
+    assert copied(stage("requirements")) == ["pyproject.toml", "images/requirements.py"]
+    assert copied(stage("tools")) == ["constraints.txt"]
+    assert copied(stage(f"{image}-libraries")) == ["images/trim.py"]
+    assert f"COPY --from=requirements /requirements/{image}.txt ./" in stage(f"{image}-libraries")
+    installs = re.findall(r'^RUN \["/tools/bin/pip", "install", (.*)\]$', TEXT, re.MULTILINE)
+    assert len(installs) == 1 + 2 * len(RUNS)
+    assert all('"-c", "constraints.txt"' in line or '"--no-deps", "--no-build-isolation"' in line for line in installs)
+    assert stage(image).index(f"{image}-libraries") < stage(image).index(f"{image}-package")
+
+
+def test_requirements_are_those_of_the_project(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_bytes((REPOSITORY / "pyproject.toml").read_bytes())
+    script = REPOSITORY / "images" / "requirements.py"
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=60)
+    extras = PROJECT["project"]["optional-dependencies"]
+    for image in RUNS:
+        lines = (tmp_path / f"{image}.txt").read_text(encoding="utf-8").splitlines()
+        assert lines == extras[image]
+        assert "splitwatt" not in {Requirement(line).name for line in lines}, "pip would look for our own package elsewhere"
+    assert (tmp_path / "build.txt").read_text(encoding="utf-8").split() == PROJECT["build-system"]["requires"]
 
 
 @pytest.mark.parametrize("image", ["agent", "operator", "engine"])
 def test_an_entry_point_exists(image: str) -> None:
-    text = (REPOSITORY / "images" / f"Containerfile.{image}").read_text(encoding="utf-8")
-    run = re.search(r'^ENTRYPOINT \["python", "-m", "([\w.]+)"\]$', text, re.MULTILINE)
+    run = re.search(r'^ENTRYPOINT \["python", "-m", "([\w.]+)"\]$', stage(image), re.MULTILINE)
     assert run is not None and f"{run[1]}.__main__" in modules()
+
+
+def test_the_planner_is_started_by_a_program_of_the_image() -> None:
+    """pip's own names the Python of the build stage, which is not there any more."""
+    assert "COPY images/splitwatt /usr/local/bin/splitwatt" in stage("sim") and 'ENTRYPOINT ["splitwatt"]' in stage("sim")
+    said = subprocess.run(
+        [sys.executable, REPOSITORY / "images" / "splitwatt", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout == f"splitwatt {__version__}\n"
+    assert (REPOSITORY / "images" / "splitwatt").stat().st_mode & 0o111 == 0o111
+
+
+def test_all_but_the_agent_run_as_nobody() -> None:
+    users = {image: re.findall(r"^USER (\S+)$", stage(image), re.MULTILINE) for image in RUNS}
+    assert users == {"agent": ["0:0"], "operator": ["65532:65532"], "engine": ["65532:65532"], "sim": ["65532:65532"]}
+
+
+def test_a_build_is_sent_what_it_copies_and_nothing_else() -> None:
+    """Not .git, not .venv, not its own output: the first line leaves everything out, and each exception is for a line here."""
+    lines = [line for line in (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    kept = [line[1:] for line in lines if line.startswith("!")]
+    assert lines[0] == "*"
+    sources = copied(TEXT)
+    assert len(sources) > 20
+    tops = {path.split("/")[0] for path in sources}
+    assert not [top for top in tops if not any(fnmatch.fnmatch(top, pattern.rstrip("*") + "*") for pattern in kept)]
+    assert not [pattern for pattern in kept if not any(fnmatch.fnmatch(top, pattern) for top in tops)]

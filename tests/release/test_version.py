@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 from splitwatt_core import __version__
 from splitwatt_core.rendering.render import RenderContext
+from splitwatt_lab.images.catalogue import IMAGES
+from splitwatt_sim.plan.job import default_image
 from support.imports import REPOSITORY
 
 
@@ -24,17 +26,11 @@ def test_the_papers_are_of_this_version() -> None:
     assert papers["version"] == __version__ and papers["dependencies"] == [f"splitwatt[sim]=={__version__}"]
 
 
-def test_images_are_tagged_with_it() -> None:
-    said = subprocess.run(
-        ["make", "-n", "images"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
-    ).stdout  # fmt: skip
-    assert f"-t splitwatt-$name:{__version__} " in said
-    built = re.search(r"for name in ([a-z ]+);", said)
-    assert built is not None
-    names = built[1].split()
-    assert sorted(names) == sorted(file.suffix[1:] for file in (REPOSITORY / "images").glob("Containerfile.*"))
-    engine, tag = RenderContext().emulated_image.split(":")
-    assert tag == __version__ and engine.removeprefix("splitwatt-") in names, "what is rendered is built"
+def test_images_are_tagged_with_it_and_what_is_rendered_is_built() -> None:
+    built = {image.reference() for image in IMAGES}
+    assert all(reference.startswith("localhost/splitwatt-") and reference.endswith(f":{__version__}") for reference in built)
+    assert {RenderContext().emulated_image, default_image()} <= built
+    assert IMAGES[0].reference("registry.example/team/") == f"registry.example/team/splitwatt-{IMAGES[0].name}:{__version__}"
 
 
 def test_the_command_says_it() -> None:

@@ -7,7 +7,6 @@ import base64
 import gzip
 import os
 import random
-import re
 import shlex
 import subprocess
 from dataclasses import replace
@@ -22,7 +21,7 @@ from splitwatt_cli.main import main
 from splitwatt_core.gpus import profiles
 from splitwatt_sim.plan.arguments import add_arguments, options_of, said_again
 from splitwatt_sim.plan.command_options import PlanOptions
-from splitwatt_sim.plan.job import CONDITIONS, INDEX, JobError, Sweep, default_image, inputs, manifests
+from splitwatt_sim.plan.job import CONDITIONS, INDEX, JobError, Sweep, inputs, manifests
 from splitwatt_sim.plan.resolve import search_of
 from splitwatt_sim.plan.shards import fingerprint
 from splitwatt_sim.servers.profile_files import profile_object
@@ -208,16 +207,6 @@ def test_the_longest_name_makes_a_host_name_for_every_index() -> None:
     assert len(f"{sweep.job}-{sweep.shards - 1}") <= 63 and len(sweep.reader) <= 253
     assert {len(label) <= 63 for obj in manifests(sweep, inputs(requests=None, profiles=[], on_claim=False), ["plan"])
             for label in obj["metadata"]["labels"].values()} == {True}  # fmt: skip
-
-
-def test_the_image_is_that_of_make_images() -> None:
-    root = Path(__file__).resolve().parents[2]
-    chart = yaml.safe_load((root / "helm" / "splitwatt" / "Chart.yaml").read_text())
-    assert default_image() == f"splitwatt-sim:{chart['appVersion']}"
-    made = re.search(r"^\tfor name in (.+?); do", (root / "Makefile").read_text(), re.MULTILINE)
-    assert made is not None and "sim" in made[1].split()
-    for name in made[1].split():
-        assert (root / "images" / f"Containerfile.{name}").exists()
 
 
 FLOATS = st.floats(1.0, 5e4)

@@ -74,10 +74,11 @@ _OWN_FLAGS: Final = ("--port", "--tensor-parallel-size", "-tp", "--kv-transfer-c
 
 @dataclass(frozen=True, slots=True)
 class RenderContext:
-    """What the release decides. `version` of our own image is that of the operator."""
+    """What the release decides. Our own image is of the operator's version; as built here, until somebody says where it lies:
+    without a registry its name would be somebody else's on docker.io."""
 
     vllm_image: str = "vllm/vllm-openai:v0.12.0"
-    emulated_image: str = f"splitwatt-engine:{__version__}"
+    emulated_image: str = f"localhost/splitwatt-engine:{__version__}"
 
 
 def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:

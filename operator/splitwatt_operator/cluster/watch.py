@@ -24,7 +24,7 @@ from splitwatt_client import resources
 from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import ResourceType
-from splitwatt_core.names import LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY
+from splitwatt_core.names import FIELD_MANAGER_OPERATOR, LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY
 from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.cluster.credentials import KopfLogin
@@ -37,6 +37,9 @@ RECONNECT_DELAYS_S: Final = (0.2, 0.5, 1.0, 2.0)
 """Pauses of kopf between attempts to reach the API server; the last one repeats for as long as it takes."""
 HEARTBEAT_S: Final = 20.0
 """Nodes renew their Leases every ten seconds: where there is a node, that much silence is the API server's."""
+KOPF_IDENTITY: Final[Any] = FIELD_MANAGER_OPERATOR
+"""Peers would know us by it, and we have none. Left out, kopf makes one of the user's name, which a container's user lacks.
+Its type is not public."""
 SERVED_POLL_S: Final = 1.0
 MAX_RESTARTS: Final = 5
 RESTART_WINDOW_S: Final = 300.0
@@ -174,7 +177,11 @@ class Watches:
         self._doubted.clear()
         self._doubts.clear()
         kopf_tasks = await kopf.spawn_tasks(
-            registry=self._registry(missing), settings=self._settings(), standalone=True, clusterwide=True
+            registry=self._registry(missing),
+            settings=self._settings(),
+            identity=KOPF_IDENTITY,
+            standalone=True,
+            clusterwide=True,
         )
         tasks: list[asyncio.Task[Any]] = [*kopf_tasks, doubt := asyncio.create_task(self._doubt())]
         served = asyncio.create_task(self._served_again(missing)) if missing else None

@@ -60,12 +60,10 @@ async def run(
     *,
     recorder: Recorder,
     prometheus: PrometheusClient | None = None,
-    context: RenderContext | None = None,
+    context: RenderContext,
 ) -> None:
     """Serve until cancelled. Without `prometheus` latencies stay unknown."""
-    serving = Serving(
-        store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context or RenderContext()
-    )
+    serving = Serving(store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context)
     await serving.run()
 
 

@@ -11,6 +11,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 from splitwatt_api.promql import is_matcher
@@ -179,6 +180,13 @@ def end_point(parser: argparse.ArgumentParser, given: argparse.Namespace) -> End
 def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(f"{text!r} must begin with http:// or https://")
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL ({error}): write for example http://prometheus:9090") from error
+    if not host:
+        raise argparse.ArgumentTypeError(f"{text!r} names no host: write for example http://prometheus:9090")
     return text
 
 

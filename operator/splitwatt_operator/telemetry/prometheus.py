@@ -16,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from splitwatt_operator.telemetry.endpoint import EndPoint, EndPointError
+from splitwatt_operator.telemetry.lookup import Lookup
 
 QUERY_TIMEOUT_S: Final = 0.8
 MAX_CONCURRENT: Final = 16
@@ -72,6 +73,7 @@ class PrometheusClient:
         self._slots = asyncio.Semaphore(max_concurrent)
         self._tls = self._end_point.tls()
         self._tls_version = self._end_point.tls_version()
+        self._lookup = Lookup()
         self._session: aiohttp.ClientSession | None = None
         self._former: aiohttp.ClientSession | None = None
         """With the certificates before the present ones: requests may be under way in it."""
@@ -79,7 +81,9 @@ class PrometheusClient:
     def _connected(self) -> aiohttp.ClientSession:
         """Made at the first request, for it belongs to the event loop that runs then."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._max_concurrent, ssl=self._tls)
+            connector = aiohttp.TCPConnector(
+                limit=self._max_concurrent, ssl=self._tls, resolver=self._lookup, use_dns_cache=False
+            )
             self._session = aiohttp.ClientSession(connector=connector, timeout=UNLIMITED, cookie_jar=aiohttp.DummyCookieJar())
         return self._session
 
@@ -127,6 +131,8 @@ class PrometheusClient:
         except EndPointError as error:
             raise QueryError(f"Prometheus at {self.url} was not asked: {error}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
+            if name := self._lookup.unanswered:
+                raise QueryError(f"no answer from Prometheus at {self.url} (DNS does not answer for {name})") from error
             late = isinstance(error, TimeoutError)
             sentence = f"no answer from Prometheus at {self.url} ({_why(error)})"
             raise (QueryFailedError if late else QueryError)(sentence) from error

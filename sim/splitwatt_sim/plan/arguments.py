@@ -174,7 +174,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ways.add_argument("--on-kubernetes", action="store_true", help="write a Job that searches the shards in pods; apply nothing")
     job = parser.add_argument_group("with --on-kubernetes")
     job.add_argument("--shards", type=count, metavar="N", help="pods; default: one for each pair of servers, at most 16")
-    job.add_argument("--image", type=image_name, help="image of images/Containerfile.sim; default: splitwatt-sim of this version")
+    job.add_argument(
+        "--image", type=image_name, help="of the target sim of `make images`; default: localhost/splitwatt-sim:VERSION"
+    )
     job.add_argument("--claim", type=claim_name, metavar="PVC", help="an existing claim for the results; default: make one")
     job.add_argument("--trace-claim", type=claim_name, metavar="PVC", help="claim that holds the file of --requests at its root")
     job.add_argument("--output", type=Path, metavar="FILE", help="the manifest; default: sweep.yaml in --out")

@@ -244,9 +244,9 @@ def _locked() -> dict[str, Any]:
 
 
 def default_image() -> str:
-    """As `make images` names it: the version is the chart's, and the distribution's."""
+    """As `make images` names it where no registry is given: the version is the chart's, and the distribution's."""
     try:
-        return f"splitwatt-sim:{version('splitwatt')}"
+        return f"localhost/splitwatt-sim:{version('splitwatt')}"
     except PackageNotFoundError as error:
         raise JobError("the version of splitwatt is not known here: give --image") from error
 

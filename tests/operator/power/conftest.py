@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,8 +113,15 @@ class Datacenter:
         """The first truthy answer of `probe`; fails with `what` when there is none."""
         return eventually(what, probe, within_s=within_s)
 
-    def operator(self, *, prometheus_url: str | None = None, kubeconfig: Path | None = None) -> Operator:
-        """Start one and wait until it answers."""
+    def operator(
+        self,
+        *,
+        prometheus_url: str | None = None,
+        kubeconfig: Path | None = None,
+        through: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Operator:
+        """Start one, by the command `through` where that is given, and wait until it answers."""
         self._operators += 1
         name, port = f"operator-{self._operators}", free_port()
         decision_log = self.directory / f"{name}.jsonl"
@@ -122,6 +129,7 @@ class Datacenter:
         process = self.group.start(
             name,
             [
+                *through,
                 *(sys.executable, "-m", "splitwatt_operator"),
                 *("--prometheus-url", prometheus_url or self.prometheus.url),
                 *("--listen", f"127.0.0.1:{port}"),
@@ -129,6 +137,7 @@ class Datacenter:
                 *("--kubeconfig", str(kubeconfig or self.plane.kubeconfig)),
                 *("--decision-log", str(decision_log)),
             ],
+            env=env,
         )
         operator = Operator(process, f"http://127.0.0.1:{port}", decision_log)
         process.await_ready(operator.healthy, timeout_s=PATIENCE_S)
