@@ -336,6 +336,7 @@ class Explorer:
         world.dark.clear()
         with suppress(IdleError):
             self.budgets_created(lambda n: 0)
+        world.tell_budgets()
         for operator in world.operators[:-1]:
             operator.sent.clear()
         world.tell_nodes()
