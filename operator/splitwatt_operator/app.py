@@ -99,7 +99,17 @@ class Application:
             )
             prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
-            realm = LastingParts(store, View(store), connection, prometheus, metrics, recorder, decisions, options.agent_silent_s)
+            realm = LastingParts(
+                store,
+                View(store),
+                connection,
+                prometheus,
+                metrics,
+                recorder,
+                decisions,
+                options.agent_silent_s,
+                publish_profiles=options.publish_profiles,
+            )
             self._watches = watches = Watches(
                 store,
                 KopfLogin(options.kubeconfig),
