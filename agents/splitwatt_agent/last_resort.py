@@ -32,9 +32,9 @@ _ADVICE: Final[Mapping[int, str]] = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "a driver is loaded, and this container was made without its device files",
 }
 _TO_SET: Final[Mapping[int, str]] = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "this container has no libnvidia-ml.so.1: set agent.runtimeClassName to the RuntimeClass "
-    "of NVIDIA's container runtime (most often nvidia), or agent.driverLibraryDir to the host's folder that has the file, or "
-    "install the driver",
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "this container has no libnvidia-ml.so.1: set agent.runtimeClassName to the "
+    "RuntimeClass of NVIDIA's container runtime (most often nvidia), or agent.driverLibraryDir to the host's folder that has "
+    "the file, or install the driver",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the library is here and no driver answers: install or load it, or give this container "
     "its device files by agent.runtimeClassName or agent.privileged",
     pynvml.NVML_ERROR_NO_PERMISSION: "this container may not open the GPUs' device files: set agent.runtimeClassName to the "

@@ -299,3 +299,5 @@ def test_a_node_without_a_driver_says_so_and_waits(bench: AgentBench) -> None:
     bench.grant({0: 300})
     condition: Any = eventually("it is told", lambda: (c := bench.condition("Ready")).get("reason") == "NVMLUnavailable" and c)
     assert "LIBRARY_NOT_FOUND" in condition["message"]
+    assert "set agent.runtimeClassName" in condition["message"] and "agent.driverLibraryDir" in condition["message"]
+    assert "set agent.runtimeClassName" in bench.log.read_text()

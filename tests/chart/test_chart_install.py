@@ -11,6 +11,7 @@ from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.install import NAMESPACE, RELEASE, install_chart, uninstall_chart
 from splitwatt_operator.cluster.watch import WATCHED, Watched
+from support.some import some
 
 from .conftest import CHART
 
@@ -23,11 +24,6 @@ def may(plane: ControlPlane, who: str, verb: str, resource: str, *more: str) -> 
     answer = plane.kubectl("auth", "can-i", verb, resource, f"--as={who}", *more, check=False)
     assert answer.stdout.strip() in ("yes", "no"), answer.stderr
     return answer.stdout.strip() == "yes"
-
-
-def test_profiles_are_there(installed: ControlPlane) -> None:
-    found = installed.kubectl("get", "powerprofiles", "-o", "name").stdout.split()
-    assert sorted(found) == sorted(f"powerprofile.splitwatt.io/{p.name.lower()}" for p in profiles.builtin())
 
 
 @pytest.mark.parametrize("watched", WATCHED, ids=lambda w: w.resource.plural)
@@ -49,6 +45,7 @@ def test_the_operator_may_watch_what_it_watches(installed: ControlPlane, watched
         ("patch", "inferenceclusters/status"),
         ("update", "inferenceclusters/finalizers"),
         ("patch", "pods"),
+        ("create", "powerprofiles"),
         *((verb, kind) for kind in ("deployments", "services", "poddisruptionbudgets") for verb in ("create", "patch", "delete")),
         ("create", "events.events.k8s.io"),
     ],
@@ -73,6 +70,8 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str) -> 
         ("list", "namespaces"),
         ("list", "customresourcedefinitions"),
         ("patch", "leases"),
+        ("patch", "powerprofiles"),
+        ("delete", "powerprofiles"),
         ("create", "clusterrolebindings"),
     ],
 )
@@ -88,6 +87,12 @@ def test_of_leases_the_operator_writes_its_own_alone(installed: ControlPlane) ->
         assert not may(installed, OPERATOR, verb, "leases/another", here)
     assert may(installed, OPERATOR, "create", "leases", here)
     assert not may(installed, OPERATOR, "create", "leases", "--namespace=kube-node-lease")
+
+
+def test_of_profiles_the_operator_writes_the_built_in_ones_alone(installed: ControlPlane) -> None:
+    for verb in ("get", "patch"):
+        assert all(may(installed, OPERATOR, verb, f"powerprofiles/{p.name.lower()}") for p in some(profiles.builtin()))
+    assert not may(installed, OPERATOR, "patch", "powerprofiles/somebodys")
 
 
 def test_the_agent_reads_grants_and_writes_their_status_only(installed: ControlPlane) -> None:
@@ -109,7 +114,6 @@ def test_an_upgrade_changes_what_was_asked_and_keeps_the_rest(installed: Control
     install_chart(installed, CHART, values={"operator": {"prometheusUrl": "http://elsewhere:9090"}})
     text = installed.kubectl("get", "deployment", "splitwatt-operator", "-n", NAMESPACE, "-o", "yaml").stdout
     assert "--prometheus-url=http://elsewhere:9090" in text
-    assert len(installed.kubectl("get", "powerprofiles", "-o", "name").stdout.split()) == len(profiles.builtin())
 
 
 def test_a_wrong_value_is_refused_before_anything_changes(installed: ControlPlane) -> None:
