@@ -84,10 +84,10 @@ async def test_what_a_tool_applies_is_the_tools(profiles: ControlPlane, publishe
 
 async def test_what_nobody_edited_follows_the_version(profiles: ControlPlane, publisher: Publisher) -> None:
     """An older version's numbers, ours or of the hook of an older chart, are brought up to date; the object stays the same."""
-    for annotations, manager in (({}, "splitwatt-operator"), ({"helm.sh/hook": "post-install,post-upgrade"}, "helm")):
+    for marks, manager in (({}, "splitwatt-operator"), ({"helm.sh/hook": "post-install,post-upgrade"}, "helm")):
         old = manifest(builtin()[0])
         old["spec"]["idleWatts"] += 7
-        old["metadata"]["annotations"] = annotations
+        old["metadata"]["annotations"] = marks
         profiles.kubectl("apply", "--server-side", f"--field-manager={manager}", "-f", "-", stdin=json.dumps(old))
         before = found(profiles, old["metadata"]["name"])
         assert all(await publish(publisher))
