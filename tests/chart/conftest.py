@@ -54,11 +54,16 @@ class Render(Protocol):
 def render(helm: Helm) -> Render:
     """The chart's objects by (kind, name)."""
 
+    outputs: dict[tuple[object, ...], str] = {}
+
     def run(*arguments: str, values: Mapping[str, Any] | None = None) -> dict[tuple[str, str], dict[str, Any]]:
         given = {"image": {"registry": REGISTRY}} | dict(values or {})
-        result = helm("template", "splitwatt", CHART, f"--namespace={NAMESPACE}", *arguments, values=given)
-        assert result.returncode == 0, result.stderr
-        documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+        asked = (arguments, json.dumps(given))
+        if asked not in outputs:
+            result = helm("template", "splitwatt", CHART, f"--namespace={NAMESPACE}", *arguments, values=given)
+            assert result.returncode == 0, result.stderr
+            outputs[asked] = result.stdout
+        documents = [document for document in yaml.load_all(outputs[asked], yaml.CSafeLoader) if document]
         found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
         assert len(found) == len(documents)
         return found

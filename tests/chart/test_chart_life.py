@@ -47,10 +47,12 @@ def objects(plane: GuardedPlane, kind: str, *more: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def plane(guarded: GuardedPlane) -> Iterator[GuardedPlane]:
     yield guarded
+    # Cluster-wide names are few: each test leaves none of them behind.
     for release in json.loads(guarded.shell("helm list -A -o json").stdout):
         guarded.shell(f"helm uninstall {release['name']} -n {release['namespace']}")
     ours = [crd["metadata"]["name"] for crd in objects(guarded, "crd") if crd["spec"]["group"] == "splitwatt.io"]
-    guarded.kubectl("delete", "crd", *ours, "--ignore-not-found")
+    if ours:
+        guarded.kubectl("delete", "crd", *ours)
     guarded.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
 
 
