@@ -88,7 +88,7 @@ def test_what_was_rendered_is_what_the_cluster_holds(bare: ControlPlane, render:
 
 def said(item: dict[str, Any]) -> dict[str, Any]:
     """All of an object but what controllers add meanwhile."""
-    metadata = {key: item["metadata"].get(key) for key in ("uid", "generation", "labels", "annotations")}
+    metadata = {key: item["metadata"].get(key) for key in ("uid", "generation", "labels")}
     return {key: value for key, value in item.items() if key != "status"} | {"metadata": metadata}
 
 
