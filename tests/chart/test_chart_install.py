@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from splitwatt_core.gpus import profiles
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.install import NAMESPACE, RELEASE, install_chart, uninstall_chart
+from splitwatt_lab.ports import free_port
+from splitwatt_lab.processes import ProcessGroup
 from splitwatt_operator.cluster.watch import WATCHED, Watched
 from support.some import some
+from support.waiting import eventually
 
 from .conftest import CHART
 
@@ -114,6 +119,33 @@ def test_an_upgrade_changes_what_was_asked_and_keeps_the_rest(installed: Control
     install_chart(installed, CHART, values={"operator": {"prometheusUrl": "http://elsewhere:9090"}})
     text = installed.kubectl("get", "deployment", "splitwatt-operator", "-n", NAMESPACE, "-o", "yaml").stdout
     assert "--prometheus-url=http://elsewhere:9090" in text
+
+
+def test_the_operator_as_the_chart_starts_it_publishes_profiles_and_leaves_edits(installed: ControlPlane, tmp_path: Path) -> None:
+    """With the chart's own arguments, under the chart's own account."""
+    deployment = json.loads(installed.kubectl("get", "deployment", "splitwatt-operator", "-n", NAMESPACE, "-o", "json").stdout)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    here = {
+        "--listen": f"127.0.0.1:{free_port()}",
+        "--kubeconfig": str(installed.token_kubeconfig(NAMESPACE, "splitwatt-operator")),
+    }
+    given = [argument for argument in container["args"] if argument.partition("=")[0] not in here]
+    command = [sys.executable, "-m", "splitwatt_operator", *given, *(f"{key}={value}" for key, value in here.items())]
+    names = sorted(f"powerprofile.splitwatt.io/{p.name.lower()}" for p in some(profiles.builtin()))
+
+    def there() -> bool:
+        return sorted(installed.kubectl("get", "powerprofiles", "-o", "name").stdout.split()) == names
+
+    with ProcessGroup(tmp_path) as group:
+        first = group.start("operator", command)
+        eventually("every profile is there", there)
+        first.kill()
+        installed.kubectl("patch", "powerprofile", "h100-sxm", "--type=merge", "-p", '{"spec":{"idleWatts":91}}')
+        installed.kubectl("delete", "powerprofile", "b200")
+        second = group.start("operator-again", command)
+        eventually("the deleted one is back", there)
+        eventually("the edit was seen", lambda: "h100-sxm stays as kubectl-patch left it" in second.log.read_text())
+    assert installed.kubectl("get", "powerprofile", "h100-sxm", "-o", "jsonpath={.spec.idleWatts}").stdout == "91"
 
 
 def test_a_wrong_value_is_refused_before_anything_changes(installed: ControlPlane) -> None:
