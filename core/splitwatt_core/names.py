@@ -31,6 +31,8 @@ MANAGED_BY: Final = "splitwatt"
 GATE_POWER: Final = "splitwatt.io/power"
 ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
 # On a NodePower, by a person: names of budgets that no longer count the node, with commas between, or "all".
+ANNOTATION_PUBLISHED: Final = "splitwatt.io/published"
+"""On a PowerProfile: which spec the operator published, so that a changed one is known for a person's."""
 ANNOTATION_RELEASE: Final = "splitwatt.io/release"
 # On a root PowerBudget, by a person: no node below is missing under the NodePower definition of this uid.
 ANNOTATION_NODES_CONFIRMED: Final = "splitwatt.io/nodes-confirmed"

@@ -8,6 +8,8 @@ What somebody else has written into a spec stays as it is; what nobody has is br
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,7 +19,7 @@ from splitwatt_client.errors import ApiError, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import POWER_PROFILES
 from splitwatt_core.gpus.profiles import Profile, builtin
-from splitwatt_core.names import FIELD_MANAGER_OPERATOR
+from splitwatt_core.names import ANNOTATION_PUBLISHED, FIELD_MANAGER_OPERATOR
 
 from splitwatt_operator.pen import Pen, Stored
 
@@ -27,22 +29,32 @@ LOOK_AGAIN_S: Final = 3600.0
 RETRY_S: Final = 30.0
 HOOK: Final = "helm.sh/hook"
 INSTALLERS: Final = frozenset({"helm", "helm-controller", "argocd-controller"})
-"""Who wrote the objects of charts up to 0.1.0, which made them by a hook: no person's numbers."""
+"""Who wrote the objects of charts that made them by a hook: no person's numbers, unless they differ."""
 
 
-def editor(profile: Mapping[str, Any]) -> str:
-    """Who besides us has written into this object's spec, by field manager; "" when nobody has."""
-    metadata = profile["metadata"]
-    ours = {FIELD_MANAGER_OPERATOR} | (INSTALLERS if HOOK in (metadata.get("annotations") or {}) else frozenset())
-    writers = (e["manager"] for e in metadata.get("managedFields") or () if "f:spec" in (e.get("fieldsV1") or {}))
-    return next((name for name in writers if name not in ours), "")
+def fingerprint(spec: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def manifest(profile: Profile) -> dict[str, Any]:
-    """What is applied: nothing that is not meant."""
+    """What is applied: nothing that is not meant, and a mark by which the spec is known again."""
     wire = profile_to_api(profile).to_wire()
     metadata = {key: value for key, value in wire["metadata"].items() if value not in ({}, "", 0)}
+    metadata["annotations"] = {ANNOTATION_PUBLISHED: fingerprint(wire["spec"])}
     return {"apiVersion": wire["apiVersion"], "kind": wire["kind"], "metadata": metadata, "spec": wire["spec"]}
+
+
+def editor(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Who besides us has had a hand in the spec of `found`, by field manager; "" when nobody has. What was only taken out
+    leaves no manager behind, but a spec that is not the published one."""
+    metadata = found["metadata"]
+    annotations = metadata.get("annotations") or {}
+    ours = {FIELD_MANAGER_OPERATOR} | (INSTALLERS if HOOK in annotations else frozenset())
+    writers = (e["manager"] for e in metadata.get("managedFields") or () if "f:spec" in (e.get("fieldsV1") or {}))
+    if by := next((name for name in writers if name not in ours), ""):
+        return by
+    published = annotations.get(ANNOTATION_PUBLISHED) or fingerprint(wanted["spec"])
+    return "" if fingerprint(found.get("spec") or {}) == published else "somebody"
 
 
 class Publisher:
@@ -69,7 +81,7 @@ class Publisher:
             self._tell(name, f"PowerProfile {name} could not be read, so it is not published yet: {error}")
             return False
         if found is not None:
-            if by := editor(found):
+            if by := editor(found, wanted):
                 self._tell(name, f"PowerProfile {name} stays as {by} left it", level=logging.INFO)
                 return True
             # The write is of the version that nobody else had edited, or it is refused.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from splitwatt_client import Connection
 from splitwatt_core.gpus.profiles import builtin
+from splitwatt_core.names import ANNOTATION_PUBLISHED
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_operator import options
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
-from splitwatt_operator.publish import Publisher, editor, manifest
+from splitwatt_operator.publish import Publisher, fingerprint, manifest
 from support.some import some
 
 NAMES = sorted(profile.name.lower() for profile in builtin())
@@ -48,11 +50,14 @@ async def test_each_is_published_and_a_second_round_writes_nothing_new(profiles:
     before = [found(profiles, name)["metadata"]["resourceVersion"] for name in NAMES]
     assert all(await publish(publisher))
     assert [found(profiles, name)["metadata"]["resourceVersion"] for name in NAMES] == before
-    assert editor(found(profiles, "h100-sxm")) == ""
+    for profile in some(builtin()):
+        assert found(profiles, profile.name.lower())["spec"] == manifest(profile)["spec"], "or its mark would not fit"
 
 
 EDITS = {
     "patch": ("patch", "powerprofile", "h100-sxm", "--type=merge", "-p", '{"spec":{"idleWatts":91}}'),
+    "added": ("patch", "powerprofile", "h100-sxm", "--type=merge", "-p", '{"spec":{"productNames":["NVIDIA H100","Mine"]}}'),
+    "only taken out": ("patch", "powerprofile", "h100-sxm", "--type=json", "-p", '[{"op":"remove","path":"/spec/phases/1"}]'),
     "json patch": (
         "patch", "powerprofile", "h100-sxm", "--type=json",
         "-p", '[{"op":"replace","path":"/spec/phases/0/cliffWatts","value":333}]',
@@ -70,37 +75,59 @@ async def test_what_a_person_edited_stays(
     with caplog.at_level(logging.INFO):
         assert all(await publish(publisher)) and all(await publish(publisher))
     assert found(profiles, "h100-sxm") == before
-    assert caplog.text.count("PowerProfile h100-sxm stays as kubectl-patch left it") == 1
+    said = re.findall(r"PowerProfile h100-sxm stays as (kubectl-patch|somebody) left it", caplog.text)
+    assert len(said) == 1, "once, not each hour"
 
 
 async def test_what_a_tool_applies_is_the_tools(profiles: ControlPlane, publisher: Publisher) -> None:
     """Argo CD, Flux or a person who keeps one of these names in a repository."""
     own = manifest(builtin()[1])
     own["spec"]["idleWatts"] = 91
-    profiles.kubectl("apply", "--server-side", "--field-manager=argocd-controller", "-f", "-", stdin=json.dumps(own))
+    apply(profiles, own, manager="argocd-controller")
     assert all(await publish(publisher))
     assert found(profiles, own["metadata"]["name"])["spec"]["idleWatts"] == 91
 
 
 async def test_what_nobody_edited_follows_the_version(profiles: ControlPlane, publisher: Publisher) -> None:
-    """An older version's numbers, ours or of the hook of an older chart, are brought up to date; the object stays the same."""
-    for marks, manager in (({}, "splitwatt-operator"), ({"helm.sh/hook": "post-install,post-upgrade"}, "helm")):
-        old = manifest(builtin()[0])
-        old["spec"]["idleWatts"] += 7
-        old["metadata"]["annotations"] = marks
-        profiles.kubectl("apply", "--server-side", f"--field-manager={manager}", "-f", "-", stdin=json.dumps(old))
-        before = found(profiles, old["metadata"]["name"])
-        assert all(await publish(publisher))
-        after = found(profiles, old["metadata"]["name"])
-        assert after["spec"]["idleWatts"] == old["spec"]["idleWatts"] - 7 == builtin()[0].idle_w
-        assert after["metadata"]["uid"] == before["metadata"]["uid"]
-        profiles.kubectl("delete", "powerprofile", old["metadata"]["name"])
+    """An older version's numbers are brought up to date, also where it knew more of them; the object stays the same."""
+    a100 = manifest(builtin()[0])
+    old = json.loads(json.dumps(a100))
+    old["spec"]["idleWatts"] += 7
+    old["spec"]["phases"].append({**old["spec"]["phases"][0], "model": "of-old"})
+    old["metadata"]["annotations"] = {ANNOTATION_PUBLISHED: fingerprint(old["spec"])}
+    apply(profiles, old, manager="splitwatt-operator")
+    before = found(profiles, a100["metadata"]["name"])
+    assert fingerprint(before["spec"]) == fingerprint(old["spec"])
+    assert all(await publish(publisher))
+    after = found(profiles, a100["metadata"]["name"])
+    assert after["spec"] == a100["spec"] != before["spec"]
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+@pytest.mark.parametrize("edited", [False, True])
+async def test_what_a_hook_of_an_older_chart_made_is_taken_over_unless_it_was_edited(
+    profiles: ControlPlane, publisher: Publisher, edited: bool
+) -> None:
+    old = manifest(builtin()[0])
+    name = old["metadata"]["name"]
+    old["metadata"]["annotations"] = {"helm.sh/hook": "post-install,post-upgrade"}
+    apply(profiles, old, manager="helm")
+    if edited:  # by taking out, which leaves no manager
+        profiles.kubectl("patch", "powerprofile", name, "--type=json", "-p", '[{"op":"remove","path":"/spec/phases/1"}]')
+    assert all(await publish(publisher))
+    after = found(profiles, name)
+    assert (ANNOTATION_PUBLISHED in after["metadata"]["annotations"]) is not edited
+    assert len(after["spec"]["phases"]) == len(old["spec"]["phases"]) - edited
+
+
+def apply(plane: ControlPlane, obj: dict[str, Any], *, manager: str) -> None:
+    plane.kubectl("apply", "--server-side", f"--field-manager={manager}", "-f", "-", stdin=json.dumps(obj))
 
 
 async def test_a_chart_of_somebodys_own_is_no_hook_of_ours(profiles: ControlPlane, publisher: Publisher) -> None:
     own = manifest(builtin()[0])
     own["spec"]["idleWatts"] += 7
-    profiles.kubectl("apply", "--server-side", "--field-manager=helm", "-f", "-", stdin=json.dumps(own))
+    apply(profiles, own, manager="helm")
     assert all(await publish(publisher))
     assert found(profiles, own["metadata"]["name"])["spec"]["idleWatts"] == own["spec"]["idleWatts"]
 
