@@ -31,14 +31,14 @@ MANAGED_BY: Final = "splitwatt"
 GATE_POWER: Final = "splitwatt.io/power"
 ANNOTATION_BUDGET: Final = "splitwatt.io/power-budget"
 # On a NodePower, by a person: names of budgets that no longer count the node, with commas between, or "all".
-ANNOTATION_PUBLISHED: Final = "splitwatt.io/published"
-"""On a PowerProfile: which spec the operator published, so that a changed one is known for a person's."""
 ANNOTATION_RELEASE: Final = "splitwatt.io/release"
 # On a root PowerBudget, by a person: no node below is missing under the NodePower definition of this uid.
 ANNOTATION_NODES_CONFIRMED: Final = "splitwatt.io/nodes-confirmed"
 # On rendered objects: the hash of what was rendered, so that a person sees which objects one release renders alike.
 ANNOTATION_RENDERED: Final = "splitwatt.io/rendered-hash"
 # On a PowerProfile: what the planner needs of a GPU and no policy asks. Step times as JSON; memory of one GPU in GiB.
+# On a PowerProfile: which spec the operator published, so that a changed one is known for a person's.
+ANNOTATION_PUBLISHED: Final = "splitwatt.io/published"
 ANNOTATION_TIMING: Final = "splitwatt.io/timing"
 ANNOTATION_MEMORY: Final = "splitwatt.io/memory-gibibytes"
 
