@@ -44,7 +44,6 @@ def test_the_operators_arguments_are_those_it_parses(render: Render) -> None:
 
 def test_everything_about_prometheus_reaches_the_operator(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EndPoint, "tls", lambda self: None)  # its files are in the pod alone
-    monkeypatch.setattr(EndPoint, "basic_auth", lambda self: None)
     monkeypatch.setattr(EndPoint, "request_headers", lambda self: {})
     asked = {
         "method": "GET",
