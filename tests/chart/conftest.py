@@ -71,6 +71,11 @@ def render(helm: Helm) -> Render:
     return run
 
 
+def with_namespace(plane: ControlPlane, name: str) -> None:
+    """Files that share a control plane may want the same one."""
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane with two nodes and the chart, as the lab installs it."""

@@ -18,7 +18,7 @@ from splitwatt_operator.cluster.watch import WATCHED, Watched
 from support.some import some
 from support.waiting import eventually
 
-from .conftest import CHART
+from .conftest import CHART, with_namespace
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:splitwatt-operator"
 AGENT = f"system:serviceaccount:{NAMESPACE}:splitwatt-agent"
@@ -176,7 +176,7 @@ def test_budgets_and_grants_outlive_the_release(tmp_path_factory: pytest.TempPat
 def test_the_examples_are_taken_as_they_are(installed: ControlPlane) -> None:
     """With strict field validation, as kubectl does it; namespaces first, for a dry run makes none."""
     for name in ("serving", "batch"):
-        installed.kubectl("create", "namespace", name)
+        with_namespace(installed, name)
     examples = CHART.parents[1] / "examples"
     installed.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", examples)
     result: subprocess.CompletedProcess[str] = installed.kubectl("explain", "powerbudget.spec.reserveWatts")
