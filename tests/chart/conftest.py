@@ -85,6 +85,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane
         yield plane
 
 
+PATIENCE_S = 300.0
+"""For commands that wait until something is gone; a busy machine takes its time."""
 GUARDS = """
 apiVersion: apiserver.config.k8s.io/v1
 kind: AdmissionConfiguration
@@ -133,7 +135,7 @@ class GuardedPlane(ControlPlane):
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
             check=False,
         )
 

@@ -20,7 +20,7 @@ from splitwatt_lab.install import NAMESPACE
 from support.some import some
 from support.waiting import eventually
 
-from .conftest import CHART, REGISTRY, GuardedPlane
+from .conftest import CHART, PATIENCE_S, REGISTRY, GuardedPlane
 
 ROOT = CHART.parents[1]
 KINDS = ("powerbudgets", "nodepowers", "powerprofiles", "crd")
@@ -52,8 +52,8 @@ def plane(guarded: GuardedPlane) -> Iterator[GuardedPlane]:
         guarded.shell(f"helm uninstall {release['name']} -n {release['namespace']}")
     ours = [crd["metadata"]["name"] for crd in objects(guarded, "crd") if crd["spec"]["group"] == "splitwatt.io"]
     if ours:
-        guarded.kubectl("delete", "crd", *ours)
-    guarded.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
+        guarded.kubectl("delete", "crd", *ours, timeout_s=PATIENCE_S)
+    guarded.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_s=PATIENCE_S)
 
 
 def run(plane: GuardedPlane, commands: str) -> subprocess.CompletedProcess[str]:
