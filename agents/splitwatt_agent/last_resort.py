@@ -31,6 +31,16 @@ _ADVICE: Final[Mapping[int, str]] = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "a driver is loaded, and this container was made without its library",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "a driver is loaded, and this container was made without its device files",
 }
+_TO_SET: Final[Mapping[int, str]] = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "this container has no libnvidia-ml.so.1: set agent.runtimeClassName to the "
+    "RuntimeClass of NVIDIA's container runtime (most often nvidia), or agent.driverLibraryDir to the host's folder that has "
+    "the file, or install the driver",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the library is here and no driver answers: install or load it, or give this container "
+    "its device files by agent.runtimeClassName or agent.privileged",
+    pynvml.NVML_ERROR_NO_PERMISSION: "this container may not open the GPUs' device files: set agent.runtimeClassName to the "
+    "RuntimeClass of NVIDIA's container runtime (most often nvidia), or agent.privileged",
+}
+"""By what a start answered: which value of the chart gives the container what it lacks."""
 _AT_ONCE: Final = frozenset({pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNKNOWN})
 """Codes that need no witness; the others speak of a driver that may just not be there yet."""
 DRIVER_SIGNS: Final = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"))
@@ -70,6 +80,12 @@ def cause(error: NvmlError, *, once_open: bool, driver_loaded: bool) -> str:
     if error.code not in _AT_ONCE and not driver_loaded and not vanished:
         return ""
     return f"{error}: {advice}"
+
+
+def advice(error: BaseException) -> str:
+    """What to set after a start that failed so, to follow the error's own words; "" where no setting helps."""
+    found = _TO_SET.get(error.code) if isinstance(error, NvmlError) else None
+    return f" ({found})" if found else ""
 
 
 def cause_in(readings: Mapping[str, GpuReading]) -> str:

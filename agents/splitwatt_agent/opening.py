@@ -112,9 +112,10 @@ class Opening:
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, NvmlError):
             self._count(error)
-        if str(error) != self.trouble:
-            log.error("NVML is not usable: %s", error)
-        self.trouble = str(error)
+        trouble = f"{error}{last_resort.advice(error)}"
+        if trouble != self.trouble:
+            log.error("NVML is not usable: %s", trouble)
+        self.trouble = trouble
         self.hopeless = (
             last_resort.cause(error, once_open=self._once_open, driver_loaded=last_resort.driver_is_loaded())
             if isinstance(error, NvmlError)

@@ -121,7 +121,7 @@ class WorkloadPoll:
                         held = devices_of(await method(ListPodResourcesRequest()))
                     owners = await self._owners(held)
                 except (GRPCError, StreamTerminatedError, DecodeError, OSError, TimeoutError) as error:
-                    self._failed(f"kubelet's PodResources at {self._socket} gave no usable answer", error)
+                    self._failed(await self._unanswered(), error)
                 except NvmlError as error:
                     self._failed("NVML does not say which GPU a pod's device is", error)
                 else:
@@ -141,6 +141,12 @@ class WorkloadPoll:
         trace = partial(owners_of, held, gpus=gpus, name_of=self._port.gpu_of, slices=slices)
         async with asyncio.timeout(NAMES_S):
             return await daemon_call("nvml-names", trace)
+
+    async def _unanswered(self) -> str:
+        if await asyncio.to_thread(self._socket.exists):
+            return f"kubelet's PodResources at {self._socket} gave no usable answer"
+        folder = "agent.podResourcesDir must be the folder of that socket, below the kubelet's own"
+        return f"kubelet's PodResources is not at {self._socket}: {folder}"
 
     def _failed(self, what: str, error: Exception) -> None:
         reason = f"{what} ({str(error) or type(error).__name__})"

@@ -39,6 +39,8 @@ ANNOTATION_RENDERED: Final = "splitwatt.io/rendered-hash"
 # On a PowerProfile: what the planner needs of a GPU and no policy asks. Step times as JSON; memory of one GPU in GiB.
 ANNOTATION_TIMING: Final = "splitwatt.io/timing"
 ANNOTATION_MEMORY: Final = "splitwatt.io/memory-gibibytes"
+# On a PowerProfile: which spec the operator published, so that a changed one is known for a person's.
+ANNOTATION_PUBLISHED: Final = "splitwatt.io/published"
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 

@@ -100,7 +100,16 @@ class Application:
             prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
             realm = LastingParts(
-                store, View(store), connection, prometheus, metrics, recorder, decisions, options.agent_silent_s, options.context
+                store,
+                View(store),
+                connection,
+                prometheus,
+                metrics,
+                recorder,
+                decisions,
+                options.agent_silent_s,
+                options.context,
+                publish_profiles=options.publish_profiles,
             )
             self._watches = watches = Watches(
                 store,

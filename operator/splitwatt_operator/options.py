@@ -36,6 +36,7 @@ class Options:
     identity: str
     agent_silent_s: float = AGENT_METRICS_SILENT_S
     context: RenderContext = field(default_factory=RenderContext)
+    publish_profiles: bool = False
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -57,6 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--listen", default="0.0.0.0:9400", metavar="HOST:PORT", help="address of /metrics and /healthz (%(default)s)"
     )
     parser.add_argument("--namespace", default="splitwatt-system", help="namespace of the Lease (%(default)s)")
+    parser.add_argument("--publish-profiles", action="store_true", help="show the built-in profiles as PowerProfile objects")
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="default: the pod's own service account")
     parser.add_argument("--decision-log", type=Path, metavar="FILE", help="append one JSON line per budget and decision")
     parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
@@ -74,6 +76,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         log_level=given.log_level,
         agent_silent_s=given.agent_silence_seconds,
         context=RenderContext(emulated_image=given.engine_image),
+        publish_profiles=given.publish_profiles,
         identity=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
     )
 

@@ -31,6 +31,7 @@ from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
+from splitwatt_operator.publish import Publisher
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import loop as serving
 from splitwatt_operator.telemetry.meters import Telemetry
@@ -52,6 +53,7 @@ class LastingParts:
     decisions: DecisionLog
     agent_silent_s: float
     context: RenderContext
+    publish_profiles: bool = False
 
 
 class Reign:
@@ -96,7 +98,9 @@ class Reign:
         realm = self._realm
         await self._loop.begin()
         self._reigning(True)
+        optional = {"profiles": Publisher(realm.connection, self._pen).run()} if realm.publish_profiles else {}
         await first_to_end(
+            **optional,
             budgets=self._loop.run(),
             telemetry=self._loop.measure(),
             canary=self._canary.run(),

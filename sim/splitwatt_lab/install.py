@@ -19,6 +19,7 @@ RELEASE: Final = "splitwatt"
 NAMESPACE: Final = "splitwatt-system"
 INSTALL_S: Final = 180.0
 WITHOUT_PODS: Final[Mapping[str, Any]] = {
+    "image": {"registry": "localhost"},
     "operator": {"replicas": 0},
     "agent": {"nodeSelector": {"splitwatt.io/no-such-node": "true"}},
 }

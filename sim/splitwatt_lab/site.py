@@ -256,6 +256,7 @@ class LabSite:
                 f"--namespace={NAMESPACE}",
                 f"--kubeconfig={kubeconfig}",
                 f"--decision-log={self.decision_log}",
+                "--publish-profiles",
             ]
 
         return start_server(self.plane.group, name, argv, healthy=self._listens, env=self._environment(name))

@@ -67,6 +67,7 @@ def test_who_waits_for_a_driver_is_healthy_and_not_ready(bench: AgentBench) -> N
     time.sleep(3.0)
     assert process.poll() is None
     assert (probe(bench, "/healthz")[0], probe(bench, "/readyz")[0]) == (200, 503)
+    assert "set agent.runtimeClassName" in probe(bench, "/readyz")[1]
 
 
 def test_an_initialisation_that_hangs_is_told_and_blocks_nothing(bench: AgentBench) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from splitwatt_agent.last_resort import Patience, cause, cause_in, driver_is_loaded
+from splitwatt_agent.last_resort import Patience, advice, cause, cause_in, driver_is_loaded
 from splitwatt_agent.nvml import NvmlError
 from splitwatt_agent.own_node import pause_in
 from splitwatt_agent.sampling import GpuReading
@@ -35,6 +35,16 @@ def test_only_what_a_new_container_mends_is_hopeless(code: int, once_open: bool,
     why = cause(NvmlError(call="nvmlInit", code=code), once_open=once_open, driver_loaded=driver_loaded)
     assert bool(why) is hopeless
     assert not why or why.startswith("nvmlInit answered ")
+
+
+@pytest.mark.parametrize("code", [NO_LIBRARY, NOT_LOADED, pynvml.NVML_ERROR_NO_PERMISSION])
+def test_what_a_setting_mends_names_the_setting(code: int) -> None:
+    said = advice(NvmlError(call="nvmlInit", code=code))
+    assert "agent.runtimeClassName" in said and said.startswith(" (") and said.endswith(")")
+
+
+def test_no_setting_is_named_that_would_not_help() -> None:
+    assert advice(NvmlError(call="nvmlInit", code=MISMATCH)) == "" == advice(OSError("no boot id"))
 
 
 def reading(code: int | None) -> GpuReading:

@@ -267,6 +267,13 @@ def test_workloads_come_from_kubelet_and_outlive_its_silence(bench: AgentBench) 
     assert bench.line(0)["workload"]["pod"] == "chat-decode-0", "no answer does not mean that the GPU is free"
 
 
+def test_a_kubelet_that_lives_elsewhere_stops_no_cap_and_is_told_by_the_values_name(bench: AgentBench) -> None:
+    bench.create()
+    bench.start("--pod-resources", f"unix:{bench.folder}/nowhere/kubelet.sock")
+    bench.await_ack(bench.grant({0: 400, 1: 300}), (0, 1))
+    eventually("it is told", lambda: "agent.podResourcesDir" in bench.condition("Ready").get("message", ""))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -299,3 +306,5 @@ def test_a_node_without_a_driver_says_so_and_waits(bench: AgentBench) -> None:
     bench.grant({0: 300})
     condition: Any = eventually("it is told", lambda: (c := bench.condition("Ready")).get("reason") == "NVMLUnavailable" and c)
     assert "LIBRARY_NOT_FOUND" in condition["message"]
+    assert "set agent.runtimeClassName" in condition["message"] and "agent.driverLibraryDir" in condition["message"]
+    assert "set agent.runtimeClassName" in bench.log.read_text()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from splitwatt_core.gpus import profiles
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.install import NAMESPACE, RELEASE, install_chart, uninstall_chart
+from splitwatt_lab.ports import free_port
+from splitwatt_lab.processes import ProcessGroup
 from splitwatt_operator.cluster.watch import WATCHED, Watched
+from support.some import some
+from support.waiting import eventually
 
-from .conftest import CHART
+from .conftest import CHART, with_namespace
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:splitwatt-operator"
 AGENT = f"system:serviceaccount:{NAMESPACE}:splitwatt-agent"
@@ -23,11 +29,6 @@ def may(plane: ControlPlane, who: str, verb: str, resource: str, *more: str) -> 
     answer = plane.kubectl("auth", "can-i", verb, resource, f"--as={who}", *more, check=False)
     assert answer.stdout.strip() in ("yes", "no"), answer.stderr
     return answer.stdout.strip() == "yes"
-
-
-def test_profiles_are_there(installed: ControlPlane) -> None:
-    found = installed.kubectl("get", "powerprofiles", "-o", "name").stdout.split()
-    assert sorted(found) == sorted(f"powerprofile.splitwatt.io/{p.name.lower()}" for p in profiles.builtin())
 
 
 @pytest.mark.parametrize("watched", WATCHED, ids=lambda w: w.resource.plural)
@@ -49,6 +50,7 @@ def test_the_operator_may_watch_what_it_watches(installed: ControlPlane, watched
         ("patch", "inferenceclusters/status"),
         ("update", "inferenceclusters/finalizers"),
         ("patch", "pods"),
+        ("create", "powerprofiles"),
         *((verb, kind) for kind in ("deployments", "services", "poddisruptionbudgets") for verb in ("create", "patch", "delete")),
         ("create", "events.events.k8s.io"),
     ],
@@ -73,6 +75,8 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str) -> 
         ("list", "namespaces"),
         ("list", "customresourcedefinitions"),
         ("patch", "leases"),
+        ("patch", "powerprofiles"),
+        ("delete", "powerprofiles"),
         ("create", "clusterrolebindings"),
     ],
 )
@@ -88,6 +92,12 @@ def test_of_leases_the_operator_writes_its_own_alone(installed: ControlPlane) ->
         assert not may(installed, OPERATOR, verb, "leases/another", here)
     assert may(installed, OPERATOR, "create", "leases", here)
     assert not may(installed, OPERATOR, "create", "leases", "--namespace=kube-node-lease")
+
+
+def test_of_profiles_the_operator_writes_the_built_in_ones_alone(installed: ControlPlane) -> None:
+    for verb in ("get", "patch"):
+        assert all(may(installed, OPERATOR, verb, f"powerprofiles/{p.name.lower()}") for p in some(profiles.builtin()))
+    assert not may(installed, OPERATOR, "patch", "powerprofiles/somebodys")
 
 
 def test_the_agent_reads_grants_and_writes_their_status_only(installed: ControlPlane) -> None:
@@ -109,7 +119,33 @@ def test_an_upgrade_changes_what_was_asked_and_keeps_the_rest(installed: Control
     install_chart(installed, CHART, values={"operator": {"prometheusUrl": "http://elsewhere:9090"}})
     text = installed.kubectl("get", "deployment", "splitwatt-operator", "-n", NAMESPACE, "-o", "yaml").stdout
     assert "--prometheus-url=http://elsewhere:9090" in text
-    assert len(installed.kubectl("get", "powerprofiles", "-o", "name").stdout.split()) == len(profiles.builtin())
+
+
+def test_the_operator_as_the_chart_starts_it_publishes_profiles_and_leaves_edits(installed: ControlPlane, tmp_path: Path) -> None:
+    """With the chart's own arguments, under the chart's own account."""
+    deployment = json.loads(installed.kubectl("get", "deployment", "splitwatt-operator", "-n", NAMESPACE, "-o", "json").stdout)
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    here = {
+        "--listen": f"127.0.0.1:{free_port()}",
+        "--kubeconfig": str(installed.token_kubeconfig(NAMESPACE, "splitwatt-operator")),
+    }
+    given = [argument for argument in container["args"] if argument.partition("=")[0] not in here]
+    command = [sys.executable, "-m", "splitwatt_operator", *given, *(f"{key}={value}" for key, value in here.items())]
+    names = sorted(f"powerprofile.splitwatt.io/{p.name.lower()}" for p in some(profiles.builtin()))
+
+    def there() -> bool:
+        return sorted(installed.kubectl("get", "powerprofiles", "-o", "name").stdout.split()) == names
+
+    with ProcessGroup(tmp_path) as group:
+        first = group.start("operator", command)
+        eventually("every profile is there", there)
+        first.kill()
+        installed.kubectl("patch", "powerprofile", "h100-sxm", "--type=merge", "-p", '{"spec":{"idleWatts":91}}')
+        installed.kubectl("delete", "powerprofile", "b200")
+        second = group.start("operator-again", command)
+        eventually("the deleted one is back", there)
+        eventually("the edit was seen", lambda: "h100-sxm stays as kubectl-patch left it" in second.log.read_text())
+    assert installed.kubectl("get", "powerprofile", "h100-sxm", "-o", "jsonpath={.spec.idleWatts}").stdout == "91"
 
 
 def test_a_wrong_value_is_refused_before_anything_changes(installed: ControlPlane) -> None:
@@ -140,7 +176,7 @@ def test_budgets_and_grants_outlive_the_release(tmp_path_factory: pytest.TempPat
 def test_the_examples_are_taken_as_they_are(installed: ControlPlane) -> None:
     """With strict field validation, as kubectl does it; namespaces first, for a dry run makes none."""
     for name in ("serving", "batch"):
-        installed.kubectl("create", "namespace", name)
+        with_namespace(installed, name)
     examples = CHART.parents[1] / "examples"
     installed.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", examples)
     result: subprocess.CompletedProcess[str] = installed.kubectl("explain", "powerbudget.spec.reserveWatts")

@@ -23,7 +23,7 @@ from splitwatt_lab.install import NAMESPACE
 from splitwatt_operator.serving.admission import gate_patch
 from support.waiting import eventually
 
-from .conftest import NODES
+from .conftest import NODES, with_namespace
 
 OURS = "/apis/splitwatt.io/v1alpha1"
 SERVING = "serving"
@@ -159,7 +159,7 @@ def operator(installed: ControlPlane) -> Caller:
 @pytest.fixture(scope="module")
 def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
     """By kind: what the operator's own code renders for a cluster that is there."""
-    installed.kubectl("create", "namespace", SERVING)
+    with_namespace(installed, SERVING)
     role = {"replicas": 1, "gpusPerReplica": 2}
     spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
     cluster = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "InferenceCluster", "metadata": {"name": "chat"}, "spec": spec}

@@ -44,7 +44,6 @@ def test_the_operators_arguments_are_those_it_parses(render: Render) -> None:
 
 def test_everything_about_prometheus_reaches_the_operator(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EndPoint, "tls", lambda self: None)  # its files are in the pod alone
-    monkeypatch.setattr(EndPoint, "basic_auth", lambda self: None)
     monkeypatch.setattr(EndPoint, "request_headers", lambda self: {})
     asked = {
         "method": "GET",
@@ -200,6 +199,7 @@ def test_switches_switch_off(render: Render) -> None:
     off = {
         "crds": {"install": False},
         "profiles": {"install": False},
+        "priorityClassQuota": False,
         "admission": {"agentPolicy": False, "operatorPolicy": False},
         "networkPolicy": {"enabled": False},
         "metrics": {"scrapeAnnotations": False, "prometheusRule": {"enabled": False}, "podMonitor": {"enabled": False}},
@@ -207,12 +207,17 @@ def test_switches_switch_off(render: Render) -> None:
     found = render(MONITORING, values=off)
     kinds = {kind for kind, _ in found}
     gone = {
-        "CustomResourceDefinition", "PowerProfile", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+        "CustomResourceDefinition", "ResourceQuota", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
         "PrometheusRule", "PodMonitor", "NetworkPolicy",
     }  # fmt: skip
     assert not kinds & gone
     assert gone <= {kind for kind, _ in render(MONITORING)}
     assert "annotations" not in found["Service", "splitwatt-agent"]["metadata"]
+    publishes = "--publish-profiles"
+    assert publishes not in container(found["Deployment", "splitwatt-operator"])["args"]
+    assert publishes in container(render()["Deployment", "splitwatt-operator"])["args"]
+    rules = some(found["ClusterRole", "splitwatt-operator"]["rules"])
+    assert not any("create" in rule["verbs"] for rule in rules if "powerprofiles" in rule["resources"])
 
 
 @pytest.mark.parametrize(("component", "kind"), [("operator", "Deployment"), ("agent", "DaemonSet")])

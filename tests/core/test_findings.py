@@ -164,6 +164,7 @@ def test_a_rack_whose_nodes_never_got_an_agent_does_not_say_that_it_holds(gpus: 
         found = {c.type: c for c in plan.budgets[name].conditions}
         assert (found["CapsEnforced"].status, found["CapsEnforced"].reason) == (False, "NoAgent")
         assert found["CapsEnforced"].message.startswith("4 of 4 nodes have no agent: n0, n1, n2 and 1 more: ")
+        assert all(cause in found["CapsEnforced"].message for cause in ("selects", "taints", "quota", "Pod Security", "driver"))
         assert (found["Ready"].status, found["Ready"].reason) == (False, "NoAgent")
     assert next(n.reason for n in notes if n.name == "rack") == "Adopted"
     assert not [n for n in notes if "acknowledged" in n.message]

@@ -162,5 +162,6 @@ class BudgetFindings:
         verb = "has" if len(found) == 1 else "have"
         return (
             f"{len(found)} of {counted(nodes, 'node')} {verb} no agent: {some(found)}: nothing caps their GPUs; look whether the "
-            "agent's DaemonSet tolerates their taints and selects them, and whether their driver is there"
+            "agent's DaemonSet selects them and tolerates their taints, whether its pods are refused (kubectl describe daemonset "
+            "splitwatt-agent: Pod Security, a quota for their priority class), and whether they start and find the driver"
         )
