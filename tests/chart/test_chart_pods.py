@@ -62,6 +62,22 @@ def test_no_image_of_somebody_elses_is_pulled(helm: Helm, values: Mapping[str, A
     assert "set image.registry to where the images lie, as in --set image.registry=registry.example.com/team" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, ["--engine-image=registry.example.com/team/splitwatt-engine:0.1.0"]),
+        ({"engine": {"image": {"repository": "r.io/e", "tag": "2"}}}, ["--engine-image=r.io/e:2"]),
+        # Where the other two name registries of their own, this one need not.
+        ({"image": {"registry": ""}} | {name: {"image": {"repository": "r.io/x"}} for name in ("operator", "agent")}, []),
+        ({"engine": None}, []),  # as `helm upgrade --reuse-values` from a chart without it
+    ],
+    ids=["below the registry", "elsewhere", "without a registry", "unknown"],
+)
+def test_the_operator_is_told_where_the_emulated_engine_lies(render: Render, values: Mapping[str, Any], said: list[str]) -> None:
+    pod = render(values=values)["Deployment", "splitwatt-operator"]["spec"]["template"]
+    assert [argument for argument in container_of(pod)["args"] if argument.startswith("--engine-image")] == said
+
+
 # ------------------------------------------------------------------------------------------------------------- nodes
 
 
