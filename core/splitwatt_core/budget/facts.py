@@ -1,4 +1,4 @@
-"""What the operator's shell tells the keeper, and what the keeper answers: frozen data, no behaviour."""
+"""What the operator's shell tells the keeper, and what the keeper answers: frozen data that decides nothing."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class NodeFact:
 
 @dataclass(frozen=True, slots=True)
 class PodFact:
-    """A pod of ours that holds GPUs: which phase it runs and how it ranks. `orphan`: its cluster is gone, so what that asked for
-    stands in the lines of its GPUs alone, if anywhere."""
+    """A pod of ours that holds GPUs: which phase it runs, how it ranks, the served model, and the highest cap of its role.
+    `orphan`: its cluster is gone, so what that asked for stands in the lines of its GPUs alone, if anywhere."""
 
     namespace: str
     name: str

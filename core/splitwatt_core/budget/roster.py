@@ -10,7 +10,7 @@ Protected: no charge disappears because something is missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Final
+from typing import Final, TypeVar
 
 from splitwatt_core.budget import claims
 from splitwatt_core.budget.claims import DROPPED, Claim, Placement, Rates, Way
@@ -22,6 +22,8 @@ from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.names import ANNOTATION_RELEASE
 from splitwatt_core.protocol.contract import NodePower
 from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S, NodeAccount
+
+Row = TypeVar("Row")
 
 VERIFY_EVERY_S: Final = 2.0
 
@@ -312,53 +314,37 @@ class Roster:
 
     def to_release(self, now_s: float) -> tuple[NodePower, ...]:
         """NodePowers that a person releases and whose Node seems gone: to be deleted once fresh reads find none (R33)."""
-        due = [
-            account.object
+        rows = {
+            name: account.object
             for name, account in self.nodes.items()
             if account.object is not None
             and account.object.release
             and not account.present
             and (names := self._written(account, claimed=False))
             and claims.releases(account.object.release, names) == set(names)
-            and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
-        ]
-        self._verified_s.update((seen.name, now_s) for seen in due)
-        return tuple(due)
+        }
+        return self._to_read(rows, now_s)
 
     def to_take_back(self, now_s: float) -> tuple[NodePower, ...]:
         """NodePowers with a release that is void, for their Node is there and a leaf selects it: it must not wait there for the
         day that the label is lost."""
-        due = [
-            account.object
+        rows = {
+            name: account.object
             for name in self._void
             if (account := self.nodes[name]).object is not None
             and account.present
             and self._selecting(name)
             and name not in self._claims
-            and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
-        ]
-        self._verified_s.update((seen.name, now_s) for seen in due)
-        return tuple(due)
+        }
+        return self._to_read(rows, now_s)
 
     def to_replace(self, now_s: float) -> tuple[Replaced, ...]:
         """NodePowers of machines that run another boot under another name, to be deleted once fresh reads find the same."""
-        due = [
-            row
-            for row in self._renamed.proven(self.nodes)
-            if now_s - self._verified_s.get(row.node_power.name, float("-inf")) >= VERIFY_EVERY_S
-        ]
-        self._verified_s.update((row.node_power.name, now_s) for row in due)
-        return tuple(due)
+        return self._to_read({row.node_power.name: row for row in self._renamed.proven(self.nodes)}, now_s)
 
     def to_confirm(self, now_s: float) -> tuple[Claim, ...]:
         """Claims of present Nodes that are to be read afresh (R32)."""
-        due = [
-            claim
-            for name, claim in self._claims.items()
-            if self.nodes[name].present and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
-        ]
-        self._verified_s.update((claim.node, now_s) for claim in due)
-        return tuple(due)
+        return self._to_read({name: claim for name, claim in self._claims.items() if self.nodes[name].present}, now_s)
 
     def confirm(self, claim: Claim) -> None:
         """Fresh reads found it so; unless something of it changed since, it counts from now on."""
@@ -367,12 +353,11 @@ class Roster:
 
     def to_verify(self, now_s: float) -> tuple[str, ...]:
         """Nodes that seem gone with their NodePower, to be read afresh (R8)."""
-        due = [
-            name
-            for name, account in self.nodes.items()
-            if not account.present
-            and account.object is None
-            and now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S
-        ]
+        gone = (name for name, account in self.nodes.items() if not account.present and account.object is None)
+        return self._to_read({name: name for name in gone}, now_s)
+
+    def _to_read(self, rows: Mapping[str, Row], now_s: float) -> tuple[Row, ...]:
+        """Of what fresh reads are to judge, by node, that of nodes which nobody was asked to read for `VERIFY_EVERY_S`."""
+        due = {name: row for name, row in rows.items() if now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S}
         self._verified_s.update(dict.fromkeys(due, now_s))
-        return tuple(due)
+        return tuple(due.values())
