@@ -16,11 +16,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from splitwatt_core.budget.tree import MAX_LIMIT_W
 from splitwatt_core.conditions import MAX_CONDITIONS, MAX_MESSAGE_CHARS, MAX_REASON_CHARS, MAX_TYPE_CHARS
 from splitwatt_core.protocol.contract import MAX_GPU_WATTS
 
-MAX_BUDGET_WATTS: Final = 1_000_000_000
-"""One gigawatt: above any site, low enough that sums of many budgets stay exact."""
 MAX_NODE_WATTS: Final = 1_000_000
 MAX_CLOCK_MEGAHERTZ: Final = 10_000
 MAX_TOLD: Final = 2**53
@@ -98,8 +97,8 @@ class Wire(BaseModel):
 
 
 # Bounded whole numbers: booleans, floats and digits in quotes are refused.
-BudgetWatts = Annotated[int, Field(ge=1, le=MAX_BUDGET_WATTS, strict=True)]
-BudgetWattsOrZero = Annotated[int, Field(ge=0, le=MAX_BUDGET_WATTS, strict=True)]
+BudgetWatts = Annotated[int, Field(ge=1, le=MAX_LIMIT_W, strict=True)]
+BudgetWattsOrZero = Annotated[int, Field(ge=0, le=MAX_LIMIT_W, strict=True)]
 NodeWatts = Annotated[int, Field(ge=0, le=MAX_NODE_WATTS, strict=True)]
 GpuWatts = Annotated[int, Field(ge=1, le=MAX_GPU_WATTS, strict=True)]
 GpuWattsOrZero = Annotated[int, Field(ge=0, le=MAX_GPU_WATTS, strict=True)]

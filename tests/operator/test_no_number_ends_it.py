@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from splitwatt_api import convert
-from splitwatt_api.base import MAX_BUDGET_WATTS, MAX_TOLD
+from splitwatt_api.base import MAX_TOLD
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.keeper import Keeper, Plan
-from splitwatt_core.budget.tree import new_limit
+from splitwatt_core.budget.tree import MAX_LIMIT_W, new_limit
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_operator.budgets.feeder import FACT_KINDS, QUIET_KINDS, Feeder
@@ -119,14 +119,14 @@ async def test_what_goes_wrong_with_words_stops_neither_the_plan_nor_the_loop() 
 def test_two_valid_budgets_may_sum_up_to_more_than_may_be_typed() -> None:
     objects = Objects()
     keeper = Keeper(term=1, policies=POLICIES)
-    most = {"limitWatts": 1000, "fixedWatts": MAX_BUDGET_WATTS}
+    most = {"limitWatts": 1000, "fixedWatts": MAX_LIMIT_W}
     objects.put(Kind.BUDGET, "big", spec=most)
     objects.put(Kind.BUDGET, "small", spec={**most, "parent": "big"})
     feed(objects, keeper, Heard())
     plan = keeper.step(NOW_S)
     for name, told in plan.budgets.items():
         status = convert.budget_status(told, generation=1, previous=None, now_s=NOW_S)
-        assert status["chargeWatts"] == (2 if name == "big" else 1) * MAX_BUDGET_WATTS
+        assert status["chargeWatts"] == (2 if name == "big" else 1) * MAX_LIMIT_W
 
 
 # ------------------------------------------------------------------------------------------------------- times of others

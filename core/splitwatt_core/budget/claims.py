@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
-from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.budget.tree import BudgetSpec, Tree, loss_factor
 from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NO_GRANT, RELEASE_ALL, NodePower
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
@@ -39,7 +39,7 @@ class Rates:
 
     @property
     def loss_factor(self) -> float:
-        return 1.0 + self.overhead_percent / 100.0
+        return loss_factor(self.overhead_percent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,10 @@ from itertools import pairwise
 from typing import Final
 
 from splitwatt_core.budget.claims import Way, split_ways
-from splitwatt_core.budget.tree import BelowState, BudgetSpec, Requirement, Selector
+from splitwatt_core.budget.tree import MAX_LIMIT_W, BelowState, BudgetSpec, Requirement, Selector
 from splitwatt_core.protocol.contract import Mode, Spec
 from splitwatt_core.protocol.node_account import NodeAccount
 
-UNKNOWN_LIMIT_W: Final = 1_000_000_000
-"""Of a tombstone whose limit nobody kept: the highest that the API takes."""
 NOTHING: Final = Selector(
     match_expressions=(Requirement("splitwatt.io/gone", "Exists"), Requirement("splitwatt.io/gone", "DoesNotExist"))
 )
@@ -72,7 +70,7 @@ def _restored(name: str, account: NodeAccount, live: Mapping[str, BudgetSpec]) -
     place = way.index(name)
     above = way[place + 1 :]
     kept = next((row for up in above if up in live for row in live[up].below if row.name == name), None)
-    kept = BelowState(name, UNKNOWN_LIMIT_W, 0) if kept is None else kept
+    kept = BelowState(name, MAX_LIMIT_W, 0) if kept is None else kept  # the highest: it binds nothing
     leaf = place == 0
     return BudgetSpec(
         name=name,

@@ -16,6 +16,8 @@ from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
 from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
+MAX_LIMIT_W: Final = 1_000_000_000
+"""The highest limit, one gigawatt: above any site, low enough that sums of many budgets stay exact."""
 MAX_PENDING_LIMITS: Final = 16
 """Lowered limits that wait for their grace; beyond it the two newest are merged to the earlier date."""
 LIMIT_GRACE_S: Final = 5
@@ -131,6 +133,11 @@ class LimitState:
         return state
 
 
+def loss_factor(overhead_percent: int) -> float:
+    """Watts at the meter per GPU watt."""
+    return 1.0 + overhead_percent / 100.0
+
+
 def new_limit(spec_w: int, now_s: float) -> LimitState:
     return LimitState(spec_w=spec_w, in_force_w=spec_w, since_s=now_s)
 
@@ -180,8 +187,7 @@ class BudgetSpec:
 
     @property
     def loss_factor(self) -> float:
-        """Watts at the meter per GPU watt."""
-        return 1.0 + self.overhead_percent / 100.0
+        return loss_factor(self.overhead_percent)
 
 
 @dataclass(frozen=True, slots=True)

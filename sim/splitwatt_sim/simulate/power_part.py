@@ -24,7 +24,7 @@ from typing import Annotated, Final
 from pydantic import Field
 from splitwatt_api.convert import PRIORITY
 from splitwatt_api.inference_cluster import PriorityWord
-from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector, Tree, build_tree
+from splitwatt_core.budget.tree import MAX_LIMIT_W, BudgetSpec, MeterSpec, Selector, Tree, build_tree
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import Mode
@@ -39,11 +39,10 @@ from splitwatt_sim.simulate.parts import Part, ScenarioError
 MAX_BUDGETS: Final = 64
 MAX_EVENTS: Final = 1_000
 MAX_OUTAGES: Final = 100
-MAX_WATTS: Final = 1_000_000_000
 LOSSES_PERCENT: Final = round(100 * LOSSES)
 
-Watts = Annotated[int, Field(ge=0, le=MAX_WATTS, strict=True)]
-Limit = Annotated[int, Field(ge=1, le=MAX_WATTS, strict=True)]
+Watts = Annotated[int, Field(ge=0, le=MAX_LIMIT_W, strict=True)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT_W, strict=True)]
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
 
