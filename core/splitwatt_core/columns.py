@@ -44,7 +44,7 @@ class BudgetColumns:
     """B budgets, parents before children.
 
     parent int32[B]: index of the parent, -1 at a root. allowance_w float64[B]: watts at the meter left for GPUs, that is
-    limit - non-GPU - unmanaged - fixed - reserve - correction of everything below it; may be negative. posture int8[B].
+    aim - rest - reserve - correction of everything below it (docs/glossary.md); may be negative. posture int8[B].
     """
 
     names: tuple[str, ...]

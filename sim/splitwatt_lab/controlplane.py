@@ -111,7 +111,7 @@ class ControlPlane:
             for component in (Component.CONTROLLER_MANAGER, Component.SCHEDULER, Component.KWOK):
                 self._first_start(component)
             self._await_default_account()
-        except BaseException as error:
+        except BaseException as error:  # whatever ended the start, Ctrl-C too: no process of it may outlive it
             # The message names a log, so the log stays.
             self.group.close(0.0, keep=isinstance(error, LabError))
             raise

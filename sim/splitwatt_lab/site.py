@@ -145,7 +145,7 @@ class LabSite:
             if self.spec.load is not None:
                 self._stage("load")
                 self.start_load()
-        except BaseException:
+        except BaseException:  # whatever ended the start, Ctrl-C too: no process of the site may outlive it
             self.close()
             raise
         return self

@@ -50,7 +50,7 @@ def test_a_budget_without_nodes_says_what_to_look_at() -> None:
     assert said(operator, "c", "TelemetryFresh") == (
         False,
         "NoNodes",
-        "no meter, and no node whose agent could tell, here or below",
+        "no meter, and no node whose agent could tell, here or below: label nodes or check nodeSelector",
     )
 
 

@@ -38,8 +38,8 @@ class Site:
     `clusters`: by name, the spec that is acted on. `leaving`: those that are served no more: being deleted, or refused.
     `gpus`: by node, what its agent reported last. `profiles`: those in force, most specific first. From the keeper's last
     step: `floor_room_w` by budget (`Keeper.floor_room_w`), `counted` by pod (`Keeper.floors_counted`) and `awaited` by elastic
-    leaf (`Keeper.nodes_awaited`). `assumed`: by
-    pod uid, the leaf of a gate that was lifted, or may have been, and that no watch has shown yet.
+    leaf (`Keeper.nodes_awaited`). `assumed`: by pod uid, the leaf of a gate that was lifted, or may have been, and that no watch
+    has shown yet.
     """
 
     budgets: Mapping[str, BudgetSpec]

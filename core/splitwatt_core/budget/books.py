@@ -18,8 +18,6 @@ from splitwatt_core.trees import NO_BUDGET
 
 FIRST_JUDGEMENT_S: Final = 3.0
 """Meters lag by a second or two: until then they may still show what was drawn before a new budget's first caps held."""
-
-
 MAX_FORMER: Final = 64
 """Former limits kept; a sample that is older is held against the lowest limits."""
 

@@ -41,7 +41,12 @@ def telemetry_fresh(spec: BudgetSpec, book: Book, now_s: float, *, nodes: int, s
     """`nodes`: how many there are below it; `silent`: those of them without a fresh sample."""
     if spec.meter is None:
         if not nodes:
-            return Condition(KIND, False, "NoNodes", "no meter, and no node whose agent could tell, here or below")
+            return Condition(
+                KIND,
+                False,
+                "NoNodes",
+                "no meter, and no node whose agent could tell, here or below: label nodes or check nodeSelector",
+            )
         if book.measured_w is None:
             return Condition(KIND, False, "AgentsSilent", f"no meter, and {_silence(silent)}")
         return Condition(KIND, True, "AgentsSum", "no meter: the agents' sum is used")

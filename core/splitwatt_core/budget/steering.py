@@ -10,6 +10,7 @@ from typing import Final
 
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.conditions import Condition, counted, some
+from splitwatt_core.names import LABEL_EXCLUDED
 from splitwatt_core.protocol.contract import Use
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
@@ -58,27 +59,30 @@ class Steering:
         if not unowned:
             return Condition("OwnersKnown", True, "AllKnown", "every GPU has a known owner or is proven idle")
         text = (
-            f"{len(unowned)} GPUs have no known owner and are not proven idle, so their caps are held: {some(unowned)}; "
-            "see their NodePowers, and give pods their GPUs by a device plugin or a claim"
+            f"caps are held of {counted(len(unowned), 'GPU')} without a known owner and not proven idle: {some(unowned)}; "
+            "see the NodePower, and give pods their GPUs by a device plugin or a claim"
         )
         return Condition("OwnersKnown", False, "UnknownOwner", text)
 
     def _steered(self, name: str) -> Condition:
         if self._frozen[name]:
-            text = f"caps stay as they are, and no limit is kept by them: spec.frozen of {some(self._frozen[name])} is true"
+            text = f"caps stay as they are, and no limit is kept by them: set spec.frozen of {some(self._frozen[name])} to false"
             return Condition("Steered", False, "Frozen", text)
         if contradictory := self._contradictory(name):
             return Condition("Steered", False, "ContradictoryStatus", "; ".join(contradictory))
         if name in self._limited:
             limited = self._limited[name]
             text = (
-                f"{len(limited)} GPUs are held far below their caps by somebody else's limit, and are granted no more than that: "
-                f"{some(limited)}; their caps rise again when that limit goes"
+                f"somebody else's limit holds {counted(len(limited), 'GPU')} far below the cap, and no more is granted there: "
+                f"{some(limited)}; take that limit off, and caps rise again"
             )
             return Condition("Steered", False, "LimitedFromOutside", text)
         if name in self._excluded:
             nodes = self._excluded[name]
-            text = f"{len(nodes)} nodes are excluded by their label, charged in full and granted nothing: {some(nodes)}"
+            text = (
+                f"{counted(len(nodes), 'node')} excluded by label, charged in full and granted nothing: {some(nodes)}; "
+                f"take the label {LABEL_EXCLUDED} off to have its GPUs steered"
+            )
             return Condition("Steered", False, "NodesExcluded", text)
         return Condition("Steered", True, "All", "no GPU is kept out")
 
@@ -86,7 +90,7 @@ class Steering:
         said = []
         if gpus := self._odd.get(name):
             said.append(
-                f"{len(gpus)} GPUs are charged and not steered: {some(gpus)}; compare with nvidia-smi -L "
+                f"{counted(len(gpus), 'GPU')} charged and not steered: {some(gpus)}; compare with nvidia-smi -L "
                 "on those nodes, and restart an agent that tells something else, or exclude its node"
             )
         if nodes := self._odd_terms.get(name):
