@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from splitwatt_core.budget.posture import CORRECTION_HOLD_S
+from splitwatt_core.budget.meters.posture import CORRECTION_HOLD_S
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.conditions import Condition
 from support.keepers import condition

@@ -12,8 +12,8 @@ from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.claims import Placement, Rates
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import LATE_ACK_S, Fleet, build_fleet, late, steerable
+from splitwatt_core.budget.meters.posture import Correction
 from splitwatt_core.budget.moment import Moment, look
-from splitwatt_core.budget.posture import Correction
 from splitwatt_core.budget.survey import UNMANAGED_AFTER_S, Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.columns import PhaseCode

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from splitwatt_core.budget.facts import NodeFact, PodFact
-from splitwatt_core.budget.steering import UNOWNED_GRACE_S
+from splitwatt_core.budget.reporting.steering import UNOWNED_GRACE_S
 from splitwatt_core.names import LABEL_EXCLUDED
 from splitwatt_core.protocol.contract import Phase, Use, Workload
 from support.keepers import caps, condition, settled

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from splitwatt_core.budget.books import Book, judge_all
 from splitwatt_core.budget.facts import MeterFailure, MeterReading
-from splitwatt_core.budget.freshness import telemetry_fresh
+from splitwatt_core.budget.reporting.freshness import telemetry_fresh
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector, build_tree
 from splitwatt_core.columns import Posture

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from splitwatt_core.budget import plausible
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import MeterReading
-from splitwatt_core.budget.freshness import telemetry_fresh
+from splitwatt_core.budget.meters import plausible
+from splitwatt_core.budget.reporting.freshness import telemetry_fresh
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec, Selector
 from splitwatt_core.columns import Posture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from splitwatt_core.budget.posture import (
+from splitwatt_core.budget.meters.posture import (
     BRAKE_RATIO,
     CORRECTION_HOLD_S,
     RELEASE_DWELL_S,

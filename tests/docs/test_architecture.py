@@ -16,7 +16,7 @@ def test_each_module_of_the_core_answers_one_question() -> None:
     told: list[str] = []
     room = ""
     for line in table.splitlines():
-        if re.match(r"\| (`[a-z]+` |ground floor )?\| `", line):
+        if re.match(r"\| (`[a-z/]+` |ground floor )?\| `", line):
             first, modules = (cell.strip(" `") for cell in line.split("|")[1:3])
             room = first or room
             names = [name for name in re.findall(r"[a-z_.]+", modules) if not name.endswith(".json")]

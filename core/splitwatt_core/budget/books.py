@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.budget.facts import MeterFailure, MeterReading, Note
-from splitwatt_core.budget.metering import MeterMemory
-from splitwatt_core.budget.past import Look, Past
-from splitwatt_core.budget.posture import Correction, MeasuredRatio, PostureState, step_posture
+from splitwatt_core.budget.meters.metering import MeterMemory
+from splitwatt_core.budget.meters.past import Look, Past
+from splitwatt_core.budget.meters.posture import Correction, MeasuredRatio, PostureState, step_posture
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.budget.tree import BudgetSpec, LimitState, Tree, new_limit
 from splitwatt_core.columns import Posture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from splitwatt_core.budget import plausible
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.contract_crd import ContractCrd
@@ -24,6 +23,7 @@ from splitwatt_core.budget.facts import (
     Written,
 )
 from splitwatt_core.budget.floor_room import FloorRoom
+from splitwatt_core.budget.meters import plausible
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree

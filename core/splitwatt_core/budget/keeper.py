@@ -40,7 +40,7 @@ from splitwatt_core.budget.heard import Heard
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
-from splitwatt_core.budget.reports import Judgement, report
+from splitwatt_core.budget.reporting.reports import Judgement, report
 from splitwatt_core.budget.roster import machine_renamed, void_release
 from splitwatt_core.budget.transition import UNKNOWN_CAP, TransitionInput, next_caps
 from splitwatt_core.budget.tree import BudgetSpec

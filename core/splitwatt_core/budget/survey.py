@@ -10,7 +10,7 @@ import numpy as np
 
 from splitwatt_core.budget.claims import Placement, managed, rates_in
 from splitwatt_core.budget.fleet import Fleet
-from splitwatt_core.budget.plausible import UNKNOWN_NODE_W
+from splitwatt_core.budget.meters.plausible import UNKNOWN_NODE_W
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import Health, Mode
 from splitwatt_core.protocol.node_account import NodeAccount

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget import feasible
 from splitwatt_core.budget.books import Book
 from splitwatt_core.budget.facts import BudgetReport, Note
-from splitwatt_core.budget.findings import BudgetFindings
-from splitwatt_core.budget.freshness import silent_agents, telemetry_fresh
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.raises import RaiseHolds
-from splitwatt_core.budget.steering import Steering
+from splitwatt_core.budget.reporting import feasible
+from splitwatt_core.budget.reporting.findings import BudgetFindings
+from splitwatt_core.budget.reporting.freshness import silent_agents, telemetry_fresh
+from splitwatt_core.budget.reporting.steering import Steering
 from splitwatt_core.budget.survey import Survey
 from splitwatt_core.columns import TOLERANCE_W, Posture
 from splitwatt_core.conditions import Condition, counted, some

@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from splitwatt_core.budget import plausible
 from splitwatt_core.budget.facts import MeterFailure, MeterReading
-from splitwatt_core.budget.past import Past
-from splitwatt_core.budget.plausible import Doubt
+from splitwatt_core.budget.meters import plausible
+from splitwatt_core.budget.meters.past import Past
+from splitwatt_core.budget.meters.plausible import Doubt
 from splitwatt_core.budget.tree import MeterSpec
 
 MAX_WAITING: Final = 16

@@ -1,0 +1,1 @@
+"""What people are told of budgets: conditions with their sentences, findings and notes. `reports` is the way in."""
