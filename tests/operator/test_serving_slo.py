@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from splitwatt_lab.processes import ProcessGroup
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
+from support.exporter import Exporter
 
 PATIENCE_S = 60.0
 CLUSTER = "chat-" + "x" * 95
@@ -26,26 +25,12 @@ PARTIAL = (Latency(), Latency(ttft_p99_ms=TTFT_MS), Latency(tbt_p99_ms=TBT_MS))
 """What may be read before both histograms were scraped twice."""
 
 
-class Engines:
+class Engines(Exporter):
     """Two engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1]."""
 
     def __init__(self) -> None:
-        engines, started_s = self, time.monotonic()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = engines.text(10 * (time.monotonic() - started_s)).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        started_s = time.monotonic()
+        super().__init__(lambda: self.text(10 * (time.monotonic() - started_s)))
 
     def text(self, count: float) -> str:
         rows = []
@@ -60,10 +45,6 @@ class Engines:
                 rows.append(f'{metric}_bucket{{{labels},le="{le}"}} {below}')
             rows += [f"{metric}_count{{{labels}}} {count}", f"{metric}_sum{{{labels}}} {count * upper_s}"]
         return "\n".join([*rows, ""])
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -12,17 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from splitwatt_core.rendering.overlay import REPLACE_KEYS
+
 _LIST_KEYS: Final = {
+    **REPLACE_KEYS,
     "containers": "name",
     "initContainers": "name",
-    "env": "name",
-    "volumes": "name",
-    "volumeMounts": "mountPath",
-    "volumeDevices": "devicePath",
-    "imagePullSecrets": "name",
-    "schedulingGates": "name",
-    "resourceClaims": "name",
-    "hostAliases": "ip",
     "ports": "name",
     "ownerReferences": "uid",
 }

@@ -24,7 +24,7 @@ _DEEP_KEYS: Final = {
     "initContainers": "name",
     "ports": "containerPort",
 }
-_REPLACE_KEYS: Final = {
+REPLACE_KEYS: Final = {
     "env": "name",
     "volumes": "name",
     "volumeMounts": "mountPath",
@@ -73,13 +73,13 @@ def _merge_value(key: str, base: Any, over: Any, path: str) -> Any:
             raise SpecError(f"{path} must be a list, not {over!r}")
         if key in _ADDED:
             return base + [item for item in over if item not in base]
-        if key in _DEEP_KEYS or key in _REPLACE_KEYS:
+        if key in _DEEP_KEYS or key in REPLACE_KEYS:
             return _merge_keyed(key, base, over, path)
     return _without_nulls(over)
 
 
 def _merge_keyed(field: str, base: Sequence[Any], over: Sequence[Any], path: str) -> list[Any]:
-    by = _DEEP_KEYS.get(field) or _REPLACE_KEYS[field]
+    by = _DEEP_KEYS.get(field) or REPLACE_KEYS[field]
     merged = {item[by]: item for item in base}
     for i, item in enumerate(over):
         if not isinstance(item, Mapping) or item.get(by) is None:

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +26,18 @@ from splitwatt_lab.processes import Process, ProcessGroup
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
+from support.exporter import Exporter
 from support.waiting import PATIENCE_S, eventually
 
 API = "/apis/splitwatt.io/v1alpha1"
 
 
-class Meter:
-    """A rack meter as a site might have one: an HTTP exporter whose watts the test sets. None: the series is gone."""
+class Meter(Exporter):
+    """A rack meter whose watts the test sets; a rack that is not among them has no series."""
 
     def __init__(self) -> None:
         self.watts: dict[str, float] = {}
-        meter = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                rows = [f'rack_power_watts{{rack="{rack}"}} {watts}' for rack, watts in dict(meter.watts).items()]
-                body = "\n".join([*rows, ""]).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(lambda: "".join(f'rack_power_watts{{rack="{rack}"}} {w}\n' for rack, w in dict(self.watts).items()))
 
 
 @dataclass
