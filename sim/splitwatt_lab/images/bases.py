@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from splitwatt_lab.errors import LabError
-from splitwatt_lab.images.engines import Engine, Tick, run_logged
+from splitwatt_lab.images.engines import ContainerEngine, Tick, run_logged
 from splitwatt_lab.toolchain import cache_directory
 
 SUITE: Final = "bookworm"
@@ -57,7 +57,7 @@ RUNTIME: Final = DebianBase("base", "extract", (*_PYTHON, "libstdc++6", "zlib1g"
 BUILD: Final = DebianBase("build-base", "minbase", (*_PYTHON, "python3.11-venv", "python3", "ca-certificates"))
 
 
-def ensure(base: DebianBase, engine: Engine, log: Path, tick: Tick, *, fresh: bool = False) -> str:
+def ensure(base: DebianBase, engine: ContainerEngine, log: Path, tick: Tick, *, fresh: bool = False) -> str:
     """The name of the image, in the engine's store. Raises LabError."""
     if fresh or not base.tar.exists():
         _make(base, log, tick)

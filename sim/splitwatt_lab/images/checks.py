@@ -27,7 +27,7 @@ from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.images.containers import Container
-from splitwatt_lab.images.engines import Engine
+from splitwatt_lab.images.engines import ContainerEngine
 from splitwatt_lab.ports import LOOPBACK, free_port
 
 UID: Final = 65532
@@ -45,7 +45,7 @@ VERSIONS: Final = "from importlib.metadata import distributions as d; print(*(f'
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Started:
     """`start_s`: from the engine's command until it answers (sim: until it has printed its help). `work_s`: until the first step
     of its work was done. `peak_mb`: resident, until then."""
 
@@ -58,9 +58,9 @@ Images = Mapping[str, str]
 """Name -> reference."""
 
 
-def check(images: Images, engine: Engine, root: Path, *, stage: Callable[[str], None]) -> dict[str, Seen]:
+def check(images: Images, engine: ContainerEngine, root: Path, *, stage: Callable[[str], None]) -> dict[str, Started]:
     """Those of `images` that are there. `root`: the repository. Raises LabError with what did not work."""
-    seen: dict[str, Seen] = {}
+    seen: dict[str, Started] = {}
     for name, image in images.items():
         stage(f"looking at what is installed in {name}")
         _as_constrained(name, image, engine, root)
@@ -80,7 +80,7 @@ def _log(root: Path, name: str) -> Path:
     return root / "out" / "images" / "logs" / f"{name}.log"
 
 
-def _as_constrained(name: str, image: str, engine: Engine, root: Path) -> None:
+def _as_constrained(name: str, image: str, engine: ContainerEngine, root: Path) -> None:
     """What was tested together is what is installed; no installer is among it."""
     options = ["--entrypoint", "python", "--user", f"{UID}:{UID}"]
     with Container(engine, image, ["-c", VERSIONS], options=options, log=_log(root, f"{name}-versions")) as container:
@@ -108,7 +108,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _engine(image: str, engine: Engine, root: Path) -> Seen:
+def _engine(image: str, engine: ContainerEngine, root: Path) -> Started:
     port, role = free_port(), RoleSpec(replicas=1, gpus_per_replica=8)
     cluster = ClusterSpec(
         namespace="serving", name="chat", uid="u", generation=1, model="meta-llama/Llama-3.1-70B-Instruct",
@@ -125,10 +125,10 @@ def _engine(image: str, engine: Engine, root: Path) -> Seen:
             raise LabError(f"{image} gave {answer['usage']} for 8 tokens")
         if "vllm:" not in httpx.get(f"{url}/metrics", timeout=5.0, trust_env=False).text:
             raise LabError(f"{image} shows none of vLLM's metrics")
-        return Seen(start_s, container.eventually("it goes on", lambda: True), container.peak_mb())
+        return Started(start_s, container.eventually("it goes on", lambda: True), container.peak_mb())
 
 
-def _sim(image: str, engine: Engine, root: Path) -> Seen:
+def _sim(image: str, engine: ContainerEngine, root: Path) -> Started:
     options = ["--user", f"{UID}:{UID}", "--tmpfs", "/tmp:mode=1777"]
     with Container(engine, image, ["plan", "--help"], options=options, log=_log(root, "sim-help")) as container:
         if "--watts" not in container.to_end():
@@ -136,10 +136,10 @@ def _sim(image: str, engine: Engine, root: Path) -> Seen:
         start_s = container.eventually("its help is printed", lambda: True)
     with Container(engine, image, PLAN, options=options, log=_log(root, "sim-plan")) as container:
         container.to_end(within_s=PLAN_S)
-        return Seen(start_s, container.eventually("the plan is made", lambda: True), container.peak_mb())
+        return Started(start_s, container.eventually("the plan is made", lambda: True), container.peak_mb())
 
 
-def _operator_and_agent(images: Images, engine: Engine, root: Path) -> dict[str, Seen]:
+def _operator_and_agent(images: Images, engine: ContainerEngine, root: Path) -> dict[str, Started]:
     with tempfile.TemporaryDirectory(prefix="splitwatt-images-") as folder, ControlPlane(Path(folder) / "plane") as plane:
         for file in sorted((root / "crds").glob("*.yaml")):
             plane.kubectl("apply", "--server-side", "-f", file)
@@ -187,8 +187,8 @@ def _operator_and_agent(images: Images, engine: Engine, root: Path) -> dict[str,
                 )
                 agent_work_s = agent.eventually("it goes on", lambda: True)
                 return {
-                    "operator": Seen(operator_s, operator_work_s, operator.peak_mb()),
-                    "agent": Seen(agent_s, agent_work_s, agent.peak_mb()),
+                    "operator": Started(operator_s, operator_work_s, operator.peak_mb()),
+                    "agent": Started(agent_s, agent_work_s, agent.peak_mb()),
                 }
 
 

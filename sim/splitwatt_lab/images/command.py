@@ -17,7 +17,7 @@ from rich.table import Table
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.images import bases, checks, engines
 from splitwatt_lab.images.catalogue import CONTAINERFILE, IMAGES, LOCAL, OUT, Image
-from splitwatt_lab.images.engines import Engine, Tick
+from splitwatt_lab.images.engines import ContainerEngine, Tick
 from splitwatt_lab.site import repository
 from splitwatt_lab.toolbuild import BuildStep, Console
 
@@ -110,7 +110,7 @@ def _run(given: argparse.Namespace, root: Path) -> None:
             _report(wanted, references, seen, runner, root)
 
 
-def _bases(given: argparse.Namespace, engine: Engine, logs: Path, ticker: Callable[[str], Tick]) -> tuple[str, str]:
+def _bases(given: argparse.Namespace, engine: ContainerEngine, logs: Path, ticker: Callable[[str], Tick]) -> tuple[str, str]:
     """What runs stands on the first, what builds on the second."""
     if given.own_base or given.fresh_base or given.only_base:
         made = [
@@ -139,7 +139,7 @@ def _say(what: str) -> None:
     sys.stderr.write(f"{what} ...\n")
 
 
-def _of_this_machine(engine: Engine) -> list[str]:
+def _of_this_machine(engine: ContainerEngine) -> list[str]:
     arguments = [word for name in _PASSED_ON if os.environ.get(name) for word in ("--build-arg", f"{name}={os.environ[name]}")]
     authorities = os.environ.get(AUTHORITIES_VARIABLE)
     if authorities and engine.name != "docker":  # which has no such option: there BUILD_BASE has to know them
@@ -148,7 +148,11 @@ def _of_this_machine(engine: Engine) -> list[str]:
 
 
 def _report(
-    wanted: Sequence[Image], references: Mapping[str, str], seen: Mapping[str, checks.Seen], engine: Engine, root: Path
+    wanted: Sequence[Image],
+    references: Mapping[str, str],
+    seen: Mapping[str, checks.Started],
+    engine: ContainerEngine,
+    root: Path,
 ) -> None:
     table = Table("image", "size, MB", "archive, MB", "start, s", "first work done, s", "memory at most, MB")
     rows = []

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from splitwatt_lab.errors import LabError, log_tail, telling_line
-from splitwatt_lab.images.engines import Engine
+from splitwatt_lab.images.engines import ContainerEngine
 
 PATIENCE_S: Final = 90.0
 STOP_S: Final = 10.0
@@ -23,7 +23,9 @@ class Container:
     """From the engine's command to the end of the block, in which it is ended and removed. `options` are the engine's, `log`
     holds what it said. On the machine's own network."""
 
-    def __init__(self, engine: Engine, image: str, arguments: Sequence[str], *, options: Sequence[str] = (), log: Path) -> None:
+    def __init__(
+        self, engine: ContainerEngine, image: str, arguments: Sequence[str], *, options: Sequence[str] = (), log: Path
+    ) -> None:
         self._engine = engine
         self.name = f"splitwatt-check-{os.getpid()}-{log.stem}"
         self.log = log

@@ -27,7 +27,7 @@ Tick = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class ContainerEngine:
     """`name`: one of NAMES. `program`: its path."""
 
     name: str
@@ -80,7 +80,7 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------------- containers
 
-    def runner(self) -> Engine:
+    def runner(self) -> ContainerEngine:
         """Who starts containers of these images: podman has buildah's. Raises LabError."""
         if self.name != "buildah":
             return self
@@ -89,7 +89,7 @@ class Engine:
             raise LabError(
                 "buildah starts no containers of an image: install podman, which sees buildah's images, to check or measure them"
             )
-        return Engine("podman", podman)
+        return ContainerEngine("podman", podman)
 
     def pid(self, container: str) -> int | None:
         """Of its first process, as this machine numbers it; None while there is none."""
@@ -144,7 +144,7 @@ def run_logged(command: Sequence[str], log: Path, tick: Tick, *, what: str, env:
         raise LabError(f"{what} failed ({log}): {' | '.join(log_tail(log)[-_LAST_LINES:])}")
 
 
-def find(wanted: str) -> Engine:
+def find(wanted: str) -> ContainerEngine:
     """The engine of this name, or with "" the first that this machine can use. Raises LabError."""
     if wanted:
         name = Path(wanted).name
@@ -153,11 +153,11 @@ def find(wanted: str) -> Engine:
             raise LabError(f"ENGINE={wanted} is none of {', '.join(NAMES)}")
         if program is None:
             raise LabError(f"ENGINE={wanted} is not on PATH: install it, or leave ENGINE out to take what is there")
-        return Engine(name, program)
+        return ContainerEngine(name, program)
     for name in NAMES:
         program = shutil.which(name)
         if program is not None and (name != "docker" or _daemon_answers(program)):
-            return Engine(name, program)
+            return ContainerEngine(name, program)
     raise LabError("no container engine is here: install podman, buildah, or docker with its daemon")
 
 
