@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from splitwatt_core.budget.facts import Outcome, Rejected, SpecWrite, Written
-from splitwatt_core.protocol.contract import NodePower, Spec, Status
+from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NodePower, Spec, Status
 
 
 class ObjectStore:
@@ -49,6 +49,8 @@ class ObjectStore:
             return Rejected("409: the object has changed")
         if self.fence and stored.spec is not None and write.spec.term < stored.spec.term:
             return Rejected("422: a term never falls")
+        if len(write.spec.budgets) > MAX_BUDGETS_PER_NODE:
+            return Rejected(f"422: spec.budgets must have at most {MAX_BUDGETS_PER_NODE} items")
         return Written(self._put(replace(stored, spec=write.spec)))
 
     def write_status(self, name: str, uid: str, version: int, status: Status) -> NodePower | None:

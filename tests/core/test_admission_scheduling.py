@@ -72,6 +72,8 @@ def test_every_repelling_taint_has_to_be_tolerated_and_a_preference_repels_nobod
         (Requirement("cores", "Gt", ("128",)), False),
         (Requirement("cores", "Lt", ("129",)), True),
         (Requirement("cores", "Lt", ("many",)), False),
+        (Requirement("underscored", "Gt", ("500",)), False),
+        (Requirement("cores", "Lt", ("1_000",)), False),
         (Requirement("zone", "Gt", ("1",)), False),
         (Requirement("absent", "Lt", ("1",)), False),
         (Requirement("zone", "NotIn", ("b",)), True),
@@ -79,7 +81,7 @@ def test_every_repelling_taint_has_to_be_tolerated_and_a_preference_repels_nobod
     ],
 )
 def test_affinity_expressions_are_kube_schedulers(requirement: Requirement, matches: bool) -> None:
-    assert NodeTerm((requirement,)).matches("n1", {"cores": "128", "zone": "a"}) is matches
+    assert NodeTerm((requirement,)).matches("n1", {"cores": "128", "zone": "a", "underscored": "1_000"}) is matches
 
 
 def test_one_term_is_enough_all_of_it_has_to_hold_and_an_empty_one_matches_nothing() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from splitwatt_core.budget.books import Book, judge_all
 from splitwatt_core.budget.facts import MeterFailure, MeterReading
 from splitwatt_core.budget.reporting.freshness import telemetry_fresh
@@ -151,3 +153,24 @@ def test_nor_does_the_budget_above_that_adds_it_up() -> None:
     for now in range(100, 140):
         step(float(now), MeterReading(700.0, float(now), 1), MeterReading(800.0, float(now), 1))
     assert row_book.posture is Posture.NORMAL
+
+
+ANY = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1e308, -1e308, 5e-324, float("inf"), float("-inf"), 4294967295.0]))
+
+
+@given(power_w=ANY, least_w=ANY, most_w=ANY, ago_s=st.floats(allow_nan=False, allow_infinity=False), scale=st.integers(1, 10**6))
+def test_no_number_of_a_meter_ends_a_step(power_w: float, least_w: float, most_w: float, ago_s: float, scale: int) -> None:
+    """Of one series of many as well, and beyond what a float can hold once it is in watts."""
+    spec, book = metered()
+    meter = MeterSpec("m", scale=(scale, 1))
+    spec = replace(spec, meter=meter)
+    reading = MeterReading(scale * power_w, 100.0 - ago_s, 1, (scale * least_w, scale * most_w))
+    assert look(spec, book, 100.0, reading)
+    assert book.measured_w is None or 0.0 <= book.measured_w < float("inf")
+
+
+@pytest.mark.parametrize("beyond", [(float("-inf"), 400.0), (400.0, float("inf"))])
+def test_one_series_beyond_all_numbers_makes_the_whole_meter_fail(beyond: tuple[float, float]) -> None:
+    spec, book = metered()
+    said = look(spec, book, 1.0, MeterReading(500.0, 1.0, 1, beyond))
+    assert "meter returned" in said and "inf W" in said

@@ -189,13 +189,23 @@ def test_what_was_learnt_holds_for_a_minute_and_is_then_measured_anew() -> None:
     assert correct(*[20.0] * 10, state=learnt, start_s=late_s).power_w == 20.0
 
 
-@pytest.mark.parametrize("explained_w", [500.0, 901.0], ids=["a node left", "a node came, or watts were declared"])
+@pytest.mark.parametrize("explained_w", [500.0, 911.0], ids=["a node left", "a node came, or watts were declared"])
 def test_what_was_learnt_of_other_machines_goes_with_the_first_full_window_of_the_present_ones(explained_w: float) -> None:
     learnt = correct(*[80.0] * 6)
     assert correct(*[0.0] * 5, state=learnt, start_s=6.0, explained_w=explained_w).power_w == 80.0, "not a moment sooner"
     assert correct(*[0.0] * 6, state=learnt, start_s=6.0, explained_w=explained_w).power_w == 0.0
     assert correct(*[70.0] * 6, state=learnt, start_s=6.0, explained_w=explained_w).power_w == 70.0
     assert correct(*[0.0] * 6, state=learnt, start_s=6.0, explained_w=900.0 + 1e-9).power_w == 80.0, "nothing changed"
+
+
+def test_small_changes_of_a_large_fleet_keep_nothing_from_being_learnt_and_add_up_to_a_large_one() -> None:
+    state = Correction()
+    for second in range(12):
+        state = correct(80.0, state=state, start_s=second, explained_w=900.0 + 6.0 * (second // 3 % 2))
+    assert state.power_w == 80.0, "a node comes and goes every three seconds"
+    for second in range(12, 30):
+        state = correct(0.0, state=state, start_s=second, explained_w=900.0 + 1.0 * (second - 11))
+    assert state.power_w == 0.0, "more and more is declared"
 
 
 def test_one_reading_after_a_silence_is_not_a_window() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
+from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE
+from support.keepers import settled
 from support.scenes import ready
 from support.world import ROOT, Line, Operator, World
 
@@ -280,3 +282,31 @@ def test_a_release_ends_when_a_leaf_claims_the_node_again() -> None:
     rack_label(world, "a0", None)
     operator.settle(4)
     assert operator.last.budgets["a"].charge_w > 0
+
+
+def test_more_budgets_than_a_spec_can_name_keep_no_cap_from_falling() -> None:
+    """Sixty-six leaves over one rack, then all but one of them gone, beside a GPU that acknowledges nothing meanwhile."""
+    world = World(gpus_per_node=2, limit_w=2000)
+    operator = settled(world)
+    stuck, sound = world.nodes["a0"].gpus.values()
+    stuck.lies = True
+    leaves = [f"a-{k}" for k in range(MAX_BUDGETS_PER_NODE + 2)]
+    for leaf in leaves:
+        world.add_line(leaf, like="a", rack="a")
+    world.set_limit(1900)
+    operator.settle(3)
+    for name in ("a", *leaves[:-1]):
+        world.lines[name].exists = False
+    world.set_limit(1600)
+    operator.settle(3)
+    before_w = sound.true_w
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and spec.budgets[:2] == (leaves[-1], ROOT) and len(spec.budgets) == MAX_BUDGETS_PER_NODE
+    world.set_limit(1300)
+    operator.settle(3)
+    assert sound.true_w < before_w <= stuck.true_w, "the GPU that obeys is lowered"
+    assert operator.last.budgets[ROOT].charge_w <= 1300
+    stuck.lies = False
+    operator.settle(8)
+    spec = world.store.objects["a0"].spec
+    assert spec is not None and spec.budgets == (leaves[-1], ROOT), "all are left once a later grant is acknowledged"

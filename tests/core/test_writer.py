@@ -8,7 +8,7 @@ from splitwatt_core.budget.claims import DROPPED, Placement, Rates
 from splitwatt_core.budget.facts import SpecWrite
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.budget.writer import Wish, compose, lowers, rebased, stamp
-from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, Spec
+from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, Mode, NodePower, Phase, Spec, Status
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
 
@@ -75,8 +75,28 @@ def test_a_write_that_only_lowers_goes_onto_the_newest_version_of_the_same_spec(
     added = write(OLD, replace(both, gpus=(replace(ROW, cap_w=250), other)))
     lowered = (replace(ROW, cap_w=250), other)
     stamped, moved = (write(both, replace(both, gpus=lowered, **new)) for new in ({"term": 2}, {"budgets": ("b",)}))
-    for decided in (mixed, added, stamped, moved, write(both, both)):
-        assert rebased(decided, replace(newest, spec=decided.over)) is None, "what raises, or begins, is decided anew"
+    withdrawn = write(both, replace(both, gpus=(replace(ROW, cap_w=250),)))
+    for decided in (mixed, added, withdrawn, stamped, moved, write(both, both)):
+        assert rebased(decided, replace(newest, spec=decided.over)) is None, "what raises, begins or ends is decided anew"
+    assert rebased(lower, replace(newest, resource_version=5)) is None, "it was refused for something else"
+
+
+def test_a_line_that_was_to_be_withdrawn_keeps_its_grant_once_its_gpu_is_listed_again() -> None:
+    """A node came up without one of its GPUs, and lists it before the write arrives: its agent may still set what it read."""
+    raised = replace(ROW, uuid="g1", grant=8, cap_w=600, charge_w=600)
+    before = replace(OLD, gpus=(ROW, raised))
+    decided = write(before, replace(OLD, gpus=(replace(ROW, grant=9, cap_w=250),)))
+    lines = tuple(
+        GpuStatus(uuid, acked_grant=7, management_w=300, enforced_w=300, min_w=200, max_w=700, default_w=700)
+        for uuid in ("g0", "g1")
+    )
+    found = NodePower("n1", "u1", 9, before, Status("u1", 1, "boot", lines))
+    stands = rebased(decided, found) or replace(decided, spec=before)
+    successor = NodeAccount("n1")
+    successor.see_boot("boot")
+    successor.observe(replace(found, spec=stands.spec, resource_version=10), 0.0, term=1)
+    successor.refresh(0.0, settle_s=1.0)
+    assert successor.gpus["g1"].charge_w >= 600, "what the agent may still set"
 
 
 # --------------------------------------------------------------------------------------------------------------- stamp

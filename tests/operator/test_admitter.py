@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_operator.budgets.feeder import FACT_KINDS, Feeder
@@ -9,7 +12,9 @@ from splitwatt_operator.cluster.store import Kind
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
 from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.serving import admission
 from splitwatt_operator.serving.admission import Admitter
+from splitwatt_shell.supervise import end_all
 from support.objects import Objects
 
 NOW_S = 1000.0
@@ -40,3 +45,29 @@ async def test_what_was_not_sent_for_want_of_the_lease_is_decided_anew() -> None
     assert await admitter.step()
     [standing] = admitter.standings.values()
     assert (standing.verdict.admitted, standing.verdict.reason) == (False, "NoMatchingNodes")
+
+
+async def test_what_nobody_foresaw_lets_no_pod_in_and_ends_no_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects, metrics = Objects(), Metrics()
+    admitter = Admitter(
+        store=objects.store, view=objects.view, keeper=Keeper(term=1, policies=POLICIES), reader=None,  # type: ignore[arg-type]
+        recorder=Recorder(metrics, instance="t"), pen=Pen(None, metrics, held=lambda _: False),  # type: ignore[arg-type]
+        changed=lambda _: None,
+    )  # fmt: skip
+    looks: list[int] = []
+
+    def fails(*_: object) -> None:
+        looks.append(1)
+        raise ArithmeticError("a number that nobody foresaw")
+
+    monkeypatch.setattr(admission, "snapshot_of", fails)
+    monkeypatch.setattr(admission, "PERIOD_S", 0.02)
+    monkeypatch.setattr(admission, "MIN_GAP_S", 0.01)
+    loop = asyncio.create_task(admitter.run())
+    while len(looks) < 3:
+        await asyncio.wait([loop], timeout=0.02)
+        assert not loop.done(), loop.exception()
+    await end_all([loop])
+    assert "a number that nobody foresaw" in caplog.text

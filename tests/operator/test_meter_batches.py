@@ -116,6 +116,7 @@ class Stub:
     slow: Collection[str] = ()
     many: Collection[str] = ()
     longest: int = 1_000_000
+    partial: Collection[str] = ()
     doubled: bool = False
     away: bool = False
     asked: list[list[str]] = field(default_factory=list)
@@ -146,19 +147,20 @@ class Stub:
             await asyncio.sleep(30)
         slots = MEMBER.findall(query) or [None]
         assert len(slots) == len(racks)
-        return self._rows([{} if slot is None else {SLOT: slot} for slot in slots])
+        lacking = {"warnings": ["a store gave no answer"]} if set(racks) & set(self.partial) else {}
+        return self._rows([{} if slot is None else {SLOT: slot} for slot in slots], **lacking)
 
     @staticmethod
     def _refusal() -> web.Response:
         return web.json_response({"status": "error", "errorType": "bad_data", "error": "missing closing )"}, status=400)
 
-    def _rows(self, members: list[dict[str, str]]) -> web.Response:
+    def _rows(self, members: list[dict[str, str]], **more: object) -> web.Response:
         parts: dict[str, float] = {"value": 1000.0, "count": 1, "oldest": 77.0}
         rows: list[dict[str, object]] = [
             {"metric": {**m, "splitwatt_part": p}, "value": [1, str(v)]} for m in members for p, v in parts.items()
         ]
         rows = rows * 2 if self.doubled else rows
-        return web.Response(text=json.dumps({"status": "success", "data": {"resultType": "vector", "result": rows}}))
+        return web.Response(text=json.dumps({"status": "success", "data": {"resultType": "vector", "result": rows}, **more}))
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ async def test_hundreds_of_meters_cost_a_handful_of_queries(stub: Stub) -> None:
     assert sum(map(len, stub.asked)) == 200, "meters that are the same are asked once"
 
 
-@pytest.mark.parametrize("kind", ["refused", "many"])
+@pytest.mark.parametrize("kind", ["refused", "many", "partial"])
 async def test_who_fails_a_query_at_once_blinds_nobody_else_in_it(stub: Stub, kind: str) -> None:
     setattr(stub, kind, ["r3", "r40"])
     async with PrometheusClient(stub.url, timeout_s=5.0) as prometheus:

@@ -52,6 +52,11 @@ def test_gpus_are_counted_as_the_scheduler_does() -> None:
 
     assert read.gpus_of({"containers": [container(2), {}, container(4)], "initContainers": [container(5)]}) == 6
     assert read.gpus_of({"containers": [container(2)], "initContainers": [container(5)]}) == 5
+    sidecar = {**container(3), "restartPolicy": "Always"}
+    assert read.gpus_of({"containers": [container(2)], "initContainers": [sidecar]}) == 5
+    assert read.gpus_of({"containers": [container(2)], "initContainers": [container(4), sidecar]}) == 5
+    assert read.gpus_of({"containers": [container(2)], "initContainers": [sidecar, container(4)]}) == 7
+    assert read.gpus_of({"containers": [container(2)], "overhead": {"nvidia.com/gpu": "1"}}) == 3
 
 
 def test_a_node_is_read_whole() -> None:

@@ -21,7 +21,7 @@ from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import queue as serving_queue
 from splitwatt_operator.serving.admission import gate_patch
 from splitwatt_operator.serving.loop import Serving
-from splitwatt_operator.serving.queue import QueueFullError, WorkQueue
+from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.slo import Latency, p99_query
 from splitwatt_operator.serving.status import invalid_status, status_of, waits_s
 from support.objects import Objects
@@ -70,14 +70,18 @@ async def test_a_failed_key_that_changed_meanwhile_does_not_wait() -> None:
     assert await asyncio.wait_for(queue.get(), 1.0) == "a"
 
 
-async def test_an_earlier_timer_stays_and_the_queue_is_bounded() -> None:
-    queue: WorkQueue[str] = WorkQueue(max_keys=1)
+async def test_an_earlier_timer_stays() -> None:
+    queue: WorkQueue[str] = WorkQueue()
     queue.add_after("a", 0.0)
     queue.add_after("a", 60.0)
     assert await asyncio.wait_for(queue.get(), 1.0) == "a"
-    queue.add("b")
-    with pytest.raises(QueueFullError, match="more than 1 objects"):
-        queue.add("c")
+
+
+async def test_whoever_makes_many_clusters_ends_no_operator_by_it() -> None:
+    queue: WorkQueue[int] = WorkQueue()
+    for key in (*range(20_000), *range(20_000)):
+        queue.add(key)
+    assert [await queue.get() for _ in range(20_000)] == list(range(20_000))
 
 
 # ------------------------------------------------------------------------------------------------------------- who is due

@@ -12,7 +12,7 @@ from splitwatt_core.clusters import ClusterName, LabelOwners, cluster_label
 from splitwatt_lab.processes import ProcessGroup
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_operator.serving.slo import Latency, SloMeter
-from splitwatt_operator.telemetry.prometheus import PrometheusClient
+from splitwatt_operator.telemetry.prometheus import PrometheusClient, Sample
 from support.exporter import Exporter
 
 PATIENCE_S = 60.0
@@ -74,3 +74,25 @@ async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(e
             group.close()
             await meter.read()
             assert meter.latencies == {}
+
+
+class Telling:
+    """A Prometheus whose every 99th percentile is this many seconds."""
+
+    matchers = ()
+
+    def __init__(self, seconds: object) -> None:
+        self._seconds = seconds
+
+    async def vector(self, query: str) -> list[Sample]:
+        label = {"namespace": "s", "cluster": cluster_label(CLUSTER)}
+        return [Sample(label, self._seconds)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seconds", "told_ms"), [(0.25, 250), (0.0, 0), (1e306, None), (-0.5, None), (1e9, None), ("x", None)])
+async def test_a_latency_that_cannot_be_is_none_and_ends_nothing(seconds: object, told_ms: int | None) -> None:
+    """Buckets are the engines' to choose, and whoever has the label is an engine."""
+    chat = ClusterName("s", CLUSTER)
+    meter = SloMeter(Telling(seconds), lambda: LabelOwners({chat: 0.0}), lambda _: None)  # type: ignore[arg-type]
+    await meter.read()
+    assert meter.latencies.get(chat, Latency()) == Latency(told_ms, told_ms)

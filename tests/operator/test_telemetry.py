@@ -206,6 +206,26 @@ def test_what_a_former_agent_left_behind_is_no_second_one() -> None:
     assert readings["gpu-0"].power_w == 300.0 and not doubts
 
 
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ({"warnings": ["store 10.0.0.7:10901: deadline exceeded"]}, "store 10.0.0.7:10901: deadline exceeded"),
+        ({"isPartial": True}, "isPartial"),
+        ({"infos": ["PromQL info: a hint"], "warnings": [], "isPartial": False}, ""),
+        ({"warnings": None}, ""),
+    ],
+)
+async def test_an_answer_from_part_of_the_data_is_no_sum(server: Server, mark: dict[str, Any], said: str) -> None:
+    """Thanos, remote read and VictoriaMetrics' cluster answer 200 with what they could reach."""
+    server.answer = lambda path, query: (200, {**parts("400", "1", "77"), **mark})
+    async with PrometheusClient(server.url, timeout_s=5.0) as prometheus:
+        reading = (await Telemetry(prometheus).read([budget("a", PLAIN)])).meters["a"]
+    if said:
+        assert isinstance(reading, MeterFailure) and "part of its data" in reading.reason and said in reading.reason
+    else:
+        assert isinstance(reading, MeterReading) and reading.power_w == 400.0
+
+
 async def test_one_bad_meter_leaves_the_others(server: Server) -> None:
     def answer(path: str, query: str) -> tuple[int, Any]:
         if "~" in query:

@@ -25,6 +25,12 @@ class Sent:
 
     write: SpecWrite
     told: bool = False
+    decided: SpecWrite | None = None
+    """What the keeper asked for, where `write` is that on a newer version."""
+
+    @property
+    def asked(self) -> SpecWrite:
+        return self.decided or self.write
 
 
 class Operator:
@@ -207,10 +213,11 @@ class Operator:
         outcome = store.write_spec(sent.write)
         if isinstance(outcome, Rejected) and answer and not sent.told and (found := store.objects.get(sent.write.name)):
             self.keeper.on_node_power(found, self.world.now_s)
-            if (again := rebased(sent.write, found)) is not None:
-                outcome = store.write_spec(again)
+            if self.holds_lease and (again := rebased(sent.write, found)) is not None:
+                self.sent.append(Sent(again, decided=sent.asked))  # it is under way again, and meets what comes between
+                return None
         if not sent.told:
-            self.keeper.on_outcome(sent.write, outcome if answer else Unknown("lost answer"), self.world.now_s)
+            self.keeper.on_outcome(sent.asked, outcome if answer else Unknown("lost answer"), self.world.now_s)
         return outcome
 
     def time_out(self, index: int = 0) -> None:
@@ -219,7 +226,7 @@ class Operator:
             sent = self.sent[index % len(self.sent)]
             if not sent.told:
                 sent.told = True
-                self.keeper.on_outcome(sent.write, Unknown("time-out"), self.world.now_s)
+                self.keeper.on_outcome(sent.asked, Unknown("time-out"), self.world.now_s)
 
     def settle(self, rounds: int = 6) -> None:
         """Let everything that is under way arrive, with agents answering, for a few seconds."""

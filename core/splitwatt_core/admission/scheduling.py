@@ -7,6 +7,7 @@ filters by and a Node alone answers; affinity between pods, spread, volumes and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +18,8 @@ from splitwatt_core.budget.tree import Requirement, Selector
 REPELLING: Final = ("NoSchedule", "NoExecute")
 """Effects that keep a pod away which does not tolerate them."""
 NODE_NAME_FIELD: Final = "metadata.name"
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
+"""What Go's ParseInt reads, and Python's int reads more: 1_000 is a label's value and no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,8 @@ class NodeRules:
 def _holds(requirement: Requirement, labels: Mapping[str, str]) -> bool:
     if requirement.operator not in ("Gt", "Lt"):
         return requirement.matches(labels)
-    try:
-        [bound], has = requirement.values, labels[requirement.key]
-        return int(has) > int(bound) if requirement.operator == "Gt" else int(has) < int(bound)
-    except (KeyError, ValueError):
+    numbers = (labels.get(requirement.key, ""), *requirement.values)
+    if len(numbers) != 2 or not all(map(_INTEGER.fullmatch, numbers)):
         return False  # absent, or no number: Kubernetes matches neither
+    has, bound = map(int, numbers)
+    return has > bound if requirement.operator == "Gt" else has < bound

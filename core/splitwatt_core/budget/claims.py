@@ -106,6 +106,18 @@ def joined(found: Iterable[Way]) -> tuple[str, ...]:
     return names if len(names) <= MAX_BUDGETS_PER_NODE else tuple(dict.fromkeys(names))
 
 
+def fitting(names: Sequence[str], *, way: Way, gone: Collection[str]) -> tuple[str, ...]:
+    """As many of `names` as a spec can hold, for one that the API server refuses lowers no cap. The present `way` stays; what is
+    left out first are budgets that are `gone`, and of alike ones those that were left longest ago. They count on with whoever
+    knows of them; a successor counts what is named, and what labels say."""
+    excess = len(names) - MAX_BUDGETS_PER_NODE
+    if excess <= 0:
+        return tuple(names)
+    loose = [name for name in reversed(names) if name not in way]
+    left_out = set(sorted(loose, key=lambda name: name not in gone)[:excess])
+    return tuple(name for name in names if name not in left_out)
+
+
 def claimed_away(way: Way, claim: Way) -> bool:
     """Whether who stood on `way` is claimed for another: where the two part, `claim` names another budget. Where it ends first it
     names none, and a parent that is left out lets nothing go."""

@@ -20,7 +20,7 @@ from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.renamed import Renamed
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.names import ANNOTATION_RELEASE
-from splitwatt_core.protocol.contract import NodePower
+from splitwatt_core.protocol.contract import MAX_BUDGETS_PER_NODE, NodePower
 from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S, NodeAccount
 
 Row = TypeVar("Row")
@@ -235,7 +235,6 @@ class Roster:
                 names = (written, counted)
                 found = self._placement(account, selected, counting, names=names, budgets=budgets, tree=tree, known=rates)
                 placed.append(found)
-                self._counted[name] = found.names
             elif free.issuperset(others):
                 self._counted.pop(name, None)
         return placed, conflicts
@@ -275,7 +274,8 @@ class Roster:
             if len(leaves) == 1:
                 known[leaf] = rates
         present = [way, *(tree.chain(other) for other in selected[1:])]
-        named = self._ways(account.name, present, names, kept={*way, *counting}, tree=tree)
+        every = self._counted[account.name] = self._ways(account.name, present, names, kept={*way, *counting}, tree=tree)
+        named = claims.fitting(every, way=way, gone=tree.gone)
         left = {*moves, *claims.ways(selected[1:], tree)}.difference(way if selected else ())
         return Placement(
             node=account,
@@ -295,7 +295,8 @@ class Roster:
         gone = {name for name, since in self.moves[node].items() if since == DROPPED}
         former = (way for names in known for way in claims.split_ways(names, tree.leaves) if gone.isdisjoint(way))
         named = claims.joined(tuple(n for n in way if n in kept) for way in (*present, *former))
-        return (*named, *sorted(kept - gone.union(named)))
+        found = (*named, *sorted(kept - gone.union(named)))
+        return found if len(found) <= MAX_BUDGETS_PER_NODE else tuple(dict.fromkeys(found))
 
     def _selecting(self, name: str) -> tuple[str, ...]:
         """The leaves that the node's labels name."""

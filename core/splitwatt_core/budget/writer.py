@@ -93,16 +93,18 @@ def rebased(write: SpecWrite, found: NodePower) -> SpecWrite | None:
 
     An agent tells its status all the time, and each time a write that is on its way is refused. One that lowers and raises
     nothing, for the budgets that counted the node before, is right whatever the status says now, so it need not lose that
-    race: only the spec must still be the one that it was decided on.
+    race: only the spec must still be the one that it was decided on. Nor may it take a line away: a GPU that was gone then may
+    be listed now, and its line is all that a successor has of a cap that its agent may still set (R4). And where no newer
+    version stands it was refused for something else.
     """
     before, after = write.over, write.spec
     same = (found.name, found.uid, found.spec) == (write.name, write.uid, before)
-    if not same or before is None or not lowers(write):
+    if not same or before is None or not lowers(write) or found.resource_version <= write.resource_version:
         return None
     if (before.term, before.mode, before.budgets, before.leaving) != (after.term, after.mode, after.budgets, after.leaving):
         return None
     granted_w = _granted_w(write)
-    if any(grant.uuid not in granted_w or grant.cap_w > granted_w[grant.uuid] for grant in write.spec.gpus):
+    if {grant.uuid for grant in after.gpus} != granted_w.keys() or any(g.cap_w > granted_w[g.uuid] for g in after.gpus):
         return None
     return replace(write, resource_version=found.resource_version)
 

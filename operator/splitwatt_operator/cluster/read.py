@@ -127,13 +127,22 @@ def pod(obj: JsonObject) -> Pod:
 
 
 def gpus_of(spec: Mapping[str, Any]) -> int:
-    """What the scheduler counts for a pod: containers run together, init containers before them, one at a time."""
+    """What the scheduler counts for a pod: containers run together, beside all sidecars; before them init containers, one at a
+    time, beside the sidecars that were started before each; and its overhead. Source: Kubernetes, effective pod requests."""
 
-    def asked(container: Mapping[str, Any]) -> int:
-        return int(((container.get("resources") or {}).get("requests") or {}).get(GPU_RESOURCE, 0))
+    def asked(resources: Mapping[str, Any] | None) -> int:
+        return int((resources or {}).get(GPU_RESOURCE, 0))
 
-    together = sum(asked(c) for c in spec.get("containers") or ())
-    return max([together, *(asked(c) for c in spec.get("initContainers") or ())])
+    def requests(container: Mapping[str, Any]) -> int:
+        return asked((container.get("resources") or {}).get("requests"))
+
+    sidecars = most = 0
+    for container in spec.get("initContainers") or ():
+        most = max(most, sidecars + requests(container))
+        if container.get("restartPolicy") == "Always":
+            sidecars += requests(container)
+    together = sidecars + sum(requests(container) for container in spec.get("containers") or ())
+    return max(together, most) + asked(spec.get("overhead"))
 
 
 def required_terms(obj: JsonObject) -> Sequence[Mapping[str, Any]]:

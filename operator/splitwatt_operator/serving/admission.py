@@ -77,7 +77,11 @@ class Admitter:
             while True:
                 changes.wake.clear()
                 changes.take()
-                waiting = await self.step()
+                try:
+                    waiting = await self.step()
+                except Exception:  # whoever waits stays behind the gate, and the budgets are ruled all the same
+                    log.exception("no pod was let in: again in %.0f s", PERIOD_S)
+                    waiting = True
                 await asyncio.sleep(MIN_GAP_S)
                 await woken(changes.wake, within_s=PERIOD_S - MIN_GAP_S if waiting else None)
         finally:

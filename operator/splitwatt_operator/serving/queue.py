@@ -1,7 +1,7 @@
 """A work queue of keys: each key once, one worker at a time per key, and a growing pause after each failure.
 
 The rules of Kubernetes controllers: a key that changes while it is worked on is worked on again afterwards; nothing is
-lost and nothing is done twice at once. The queue is bounded by the number of distinct keys, and that number by `max_keys`.
+lost and nothing is done twice at once. Each key stands in it once, so it is no longer than the store that the keys are of.
 """
 
 from __future__ import annotations
@@ -13,20 +13,14 @@ from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-MAX_KEYS: Final = 10_000
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 60.0
-
-
-class QueueFullError(RuntimeError):
-    """More distinct keys than the bound."""
 
 
 class WorkQueue(Generic[K]):
     """Used from one event loop."""
 
-    def __init__(self, *, max_keys: int = MAX_KEYS) -> None:
-        self._max_keys = max_keys
+    def __init__(self) -> None:
         self._ready: OrderedDict[K, None] = OrderedDict()
         self._working: set[K] = set()
         self._again: set[K] = set()
@@ -40,8 +34,6 @@ class WorkQueue(Generic[K]):
         if key in self._working:
             self._again.add(key)
             return
-        if key not in self._ready and len(self._ready) >= self._max_keys:
-            raise QueueFullError(f"more than {self._max_keys} objects wait to be reconciled")
         self._ready[key] = None
         self._filled.set()
 

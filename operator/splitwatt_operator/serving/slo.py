@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 PERIOD_S: Final = 10.0
 WINDOW: Final = "1m"
 """Long enough for a 99th percentile of some requests a second, short enough to show what a cut of power did."""
+LONGEST_S: Final = 86_400.0
+"""No request takes longer than a day: what reads so is no latency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,9 @@ class SloMeter:
         except QueryError as error:
             log.warning("latencies unknown: %s", error)
             self.latencies = {}
+        except Exception:  # what engines say of themselves is not worth a fleet without control
+            log.exception("latencies unknown")
+            self.latencies = {}
         for name in before.keys() | self.latencies.keys():
             if before.get(name) != self.latencies.get(name):
                 self._changed(name)
@@ -77,4 +82,7 @@ class SloMeter:
     async def _p99_ms(self, prometheus: PrometheusClient, metric: str, role: Role) -> dict[ClusterName, int]:
         samples, owners = await prometheus.vector(p99_query(metric, role, prometheus.matchers)), self._owners()
         rows = [(owners.of(s.labels.get(L_NAMESPACE, ""), s.labels.get(L_CLUSTER, "")), s.value) for s in samples]
-        return {name: round(1000 * value) for name, value in rows if name is not None}
+        for name, value in rows:
+            if name is not None and not 0.0 <= value <= LONGEST_S:
+                log.warning("no latency of its %s engines: %g s", role.value, value, extra={"cluster": str(name)})
+        return {name: round(1000 * value) for name, value in rows if name is not None and 0.0 <= value <= LONGEST_S}

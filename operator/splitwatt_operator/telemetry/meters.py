@@ -220,7 +220,8 @@ class _Round:
         """The samples of each. Raises QueryError."""
         try:
             async with asyncio.timeout(within_s):
-                samples = await self._prometheus.vector(members[0] if len(members) == 1 else joint_query(members))
+                query = members[0] if len(members) == 1 else joint_query(members)
+                samples = await self._prometheus.vector(query, whole=True)
         except TimeoutError:
             raise QueryError(f"no answer from Prometheus at {self._prometheus.url} within the round") from None
         except QueryInvalidError as refusal:

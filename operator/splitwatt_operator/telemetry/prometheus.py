@@ -100,10 +100,14 @@ class PrometheusClient:
         """Of queries from now on: POST, or GET where nothing else is allowed."""
         return self._method
 
-    async def vector(self, query: str) -> list[Sample]:
+    async def vector(self, query: str, *, whole: bool = False) -> list[Sample]:
         """The instant vector now. An empty list is an answer: no such series. NaN samples are left out: they are no
-        data. Raises QueryError; QueryFailedError and QueryInvalidError where the query itself may be, or is, to blame."""
-        data = await self._call("/api/v1/query", {"query": query, "timeout": f"{round(1000 * self.timeout_s)}ms"})
+        data. `whole`: an answer from part of the data is none, for its sum is too small. Raises QueryError; QueryFailedError
+        and QueryInvalidError where the query itself may be, or is, to blame."""
+        answer = await self._call("/api/v1/query", {"query": query, "timeout": f"{round(1000 * self.timeout_s)}ms"})
+        if whole and (lacking := _lacking(answer)):
+            raise QueryFailedError(f"Prometheus at {self.url} answered from part of its data, which is no sum: {lacking}")
+        data = answer["data"]
         if data.get("resultType") != "vector":
             raise QueryInvalidError(f"the query gives a {data.get('resultType')}, not an instant vector: {query}")
         rows: Any = data.get("result")
@@ -122,9 +126,11 @@ class PrometheusClient:
     async def parse(self, query: str) -> Mapping[str, Any]:
         """Prometheus' own syntax tree of a query. Raises QueryInvalidError with its parser's words, QueryError when there is
         no such answer (some compatible servers have no `parse_query`)."""
-        return await self._call("/api/v1/parse_query", {"query": query})
+        data: Mapping[str, Any] = (await self._call("/api/v1/parse_query", {"query": query}))["data"]
+        return data
 
     async def _call(self, path: str, params: Mapping[str, str]) -> Mapping[str, Any]:
+        """The whole answer, whose `data` is an object."""
         try:
             async with self._slots, asyncio.timeout(self.timeout_s):
                 response = await self._send(path, params)
@@ -152,10 +158,9 @@ class PrometheusClient:
             if answer.get("errorType") == "bad_data":
                 raise QueryInvalidError(sentence)
             raise blamed(f"Prometheus at {self.url} refused the query with {status}: {sentence}{_advice(status)}")
-        data = answer.get("data")
-        if not isinstance(data, dict):
+        if not isinstance(answer.get("data"), dict):
             raise QueryError(f"{self.url}{path} answered without data")
-        return data
+        return answer
 
     async def _send(self, path: str, params: Mapping[str, str]) -> Response:
         """Once, and once more by GET where a POST is not allowed: then it never is."""
@@ -187,6 +192,16 @@ class PrometheusClient:
                 if len(body) > MAX_ANSWER_BYTES:
                     raise QueryFailedError(f"{self.url}{path} answered with more than {MAX_ANSWER_BYTES >> 20} MiB")
             return Response(answer.status, answer.reason or "", answer.headers.get("location", "nowhere"), bytes(body))
+
+
+def _lacking(answer: Mapping[str, Any]) -> str:
+    """Why there may be more than was answered, "" where that is all: a store or a storage node that gave nothing (Thanos,
+    remote read, VictoriaMetrics' cluster), samples that could not be added up. What is an info is a hint, and lacks nothing."""
+    warnings = answer.get("warnings")
+    if warnings:
+        told = warnings if isinstance(warnings, list) else [warnings]
+        return "; ".join(map(str, told))[:MAX_MESSAGE_CHARS]
+    return "isPartial" if answer.get("isPartial") else ""
 
 
 def _advice(status: int) -> str:

@@ -54,8 +54,9 @@ class MeterMemory:
         if isinstance(answer, MeterFailure):
             self.failure = answer.reason
             return
-        if not math.isfinite(answer.power_w) or answer.power_w < 0:
-            self.failure = f"meter returned {answer.power_w} W"
+        beyond = [w for w in (answer.power_w, *(answer.extremes_w or ())) if not math.isfinite(w)]
+        if beyond or answer.power_w < 0:
+            self.failure = f"meter returned {beyond[0] if beyond else answer.power_w} W"
             return
         if spec is not None and answer.series != spec.expected_series:
             self.failure = f"meter returned {answer.series} series, spec.meter.expectedSeries is {spec.expected_series}"

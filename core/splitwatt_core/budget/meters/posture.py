@@ -116,7 +116,8 @@ class Correction:
     what GPUs may have. `power_w` is the largest lasting gap of the last `CORRECTION_HOLD_S`, so caps do not follow noise;
     a gap lasts when it is the smallest of a full `CORRECTION_WINDOW_S`, or of two samples that are further apart. What was
     learnt of other machines or under other declarations stands only until a full window of the present ones is there: a node
-    that came back, or watts that were declared as asked for, would be taken off twice."""
+    that came back, or watts that were declared as asked for, would be taken off twice. A change that is less than noise begins
+    no window anew: in a large fleet some node comes or goes all the time, and nothing would ever be learnt."""
 
     power_w: float = 0.0
     seen_s: float = float("-inf")
@@ -129,7 +130,8 @@ class Correction:
         self, *, measured_w: float, modelled_w: float, limit_w: float, sampled_s: float, explained_w: float
     ) -> Correction:
         """One sample; the same one again teaches nothing. `explained_w`: GPU maxima with losses and all declared watts."""
-        if self.explained_w is None or abs(explained_w - self.explained_w) > TOLERANCE_W:
+        noise_w = max(TOLERANCE_W, UNDER_DECLARED_MIN_RATIO * limit_w)
+        if self.explained_w is None or abs(explained_w - self.explained_w) > noise_w:
             anew = Correction(self.power_w, explained_w=explained_w)
             return anew.observe(
                 measured_w=measured_w, modelled_w=modelled_w, limit_w=limit_w, sampled_s=sampled_s, explained_w=explained_w
@@ -138,7 +140,7 @@ class Correction:
             return self
         before = self.gaps if self.gaps and sampled_s > self.gaps[-1][0] else ()  # a clock that was set back begins anew
         gap_w = measured_w - modelled_w
-        gap_w = gap_w if gap_w > UNDER_DECLARED_MIN_RATIO * limit_w else 0.0
+        gap_w = gap_w if gap_w > noise_w else 0.0
         kept = [g for g in before if sampled_s - g[0] <= CORRECTION_WINDOW_S] or list(before[-1:])
         full = bool(before) and sampled_s - before[0][0] >= CORRECTION_WINDOW_S
         if kept and sampled_s - kept[-1][0] < GAP_EVERY_S:
@@ -150,5 +152,5 @@ class Correction:
             return replace(self, gaps=gaps)
         lasting_w = min(g for _, g in gaps)
         if lasting_w >= self.power_w or sampled_s - self.seen_s > CORRECTION_HOLD_S:
-            return Correction(lasting_w, sampled_s, gaps, explained_w)
+            return Correction(lasting_w, sampled_s, gaps, self.explained_w)
         return replace(self, gaps=gaps)
