@@ -369,7 +369,7 @@ class PowerBudgetStatus(Wire):
         default=None,
         alias="nodePowerDefinitionUID",
         max_length=64,
-        description="At a root: uid of the NodePower CustomResourceDefinition under which its nodes were last counted.",
+        description="Uid of the NodePower CustomResourceDefinition under which its nodes were last counted.",
     )
     gone_budgets: list[GoneBudget] = Field(
         default_factory=list,

@@ -82,7 +82,7 @@ def r34_what_counted_last_is_not_remembered(m: pytest.MonkeyPatch) -> None:
 
 
 def r35_who_starts_under_another_definition_raises(m: pytest.MonkeyPatch) -> None:
-    m.setattr(ContractCrd, "unconfirmed", lambda self, root: None)
+    m.setattr(ContractCrd, "unconfirmed", lambda self, root, below: None)
 
 
 def r35_the_new_definition_is_noted_at_once(m: pytest.MonkeyPatch) -> None:
@@ -97,6 +97,43 @@ def r35_the_new_definition_is_noted_at_once(m: pytest.MonkeyPatch) -> None:
 
 def r35_a_node_power_without_budgets_is_enough(m: pytest.MonkeyPatch) -> None:
     m.setattr(ContractCrd, "_stands", lambda self, p: self._seen_under.get(p.node.name) == self.uid)
+
+
+def r35_nothing_is_noted_before_all_is_seen(m: pytest.MonkeyPatch) -> None:
+    real = ContractCrd.noted
+
+    def late(self: ContractCrd, reports: Any, *, tree: Any, placements: Any) -> Any:
+        return real(self, reports, tree=tree, placements=placements) if all(map(self._stands, placements)) else reports
+
+    m.setattr(ContractCrd, "noted", late)
+
+
+def r35_the_first_way_alone_is_looked_at(m: pytest.MonkeyPatch) -> None:
+    real = ContractCrd.noted
+
+    def narrow(self: ContractCrd, reports: Any, *, tree: Any, placements: Any) -> Any:
+        return real(self, reports, tree=tree, placements=[replace(p, leaves=p.leaves[:1]) for p in placements])
+
+    m.setattr(ContractCrd, "noted", narrow)
+
+
+def r35_roots_alone_note_it(m: pytest.MonkeyPatch) -> None:
+    real = ContractCrd.noted
+
+    def sparse(self: ContractCrd, reports: Any, *, tree: Any, placements: Any) -> Any:
+        told = real(self, reports, tree=tree, placements=placements)
+        return {name: row if tree.root[name] == name else replace(row, contract_uid="") for name, row in told.items()}
+
+    m.setattr(ContractCrd, "noted", sparse)
+
+
+def r35_a_word_is_lost_that_comes_before_the_definition(m: pytest.MonkeyPatch) -> None:
+    real = ContractCrd.see_budget
+
+    def deaf(self: ContractCrd, spec: Any) -> None:
+        real(self, spec if spec.confirmed_uid == self.uid else replace(spec, confirmed_uid=""))
+
+    m.setattr(ContractCrd, "see_budget", deaf)
 
 
 def what_no_leaf_claims_is_raised(m: pytest.MonkeyPatch) -> None:
@@ -212,6 +249,26 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
         r35_a_node_power_without_budgets_is_enough,
         scenes_vanished.scene_51b_the_operator_restarts_before_the_new_node_powers_name_any_budget,
         "may be drawn there",
+    ),
+    (
+        r35_nothing_is_noted_before_all_is_seen,
+        scenes_vanished.scene_61_the_crd_is_made_anew_before_the_first_grants_are_acknowledged,
+        "may be drawn there",
+    ),
+    (
+        r35_the_first_way_alone_is_looked_at,
+        scenes_vanished.scene_62_the_new_crd_is_noted_where_a_node_counts_by_memory_alone,
+        "row: lifted from 901.0 W",
+    ),
+    (
+        r35_roots_alone_note_it,
+        scenes_vanished.scene_63_a_leaf_loses_its_parent_and_the_crd_with_no_operator_alive,
+        "nobody has confirmed that it draws on no row",
+    ),
+    (
+        r35_a_word_is_lost_that_comes_before_the_definition,
+        scenes_vanished.scene_64_a_person_confirms_while_a_move_back_is_under_way,
+        "all is back, and nothing moves",
     ),
     (
         what_no_leaf_claims_is_raised,

@@ -100,6 +100,19 @@ class Feeds:
                 del owed[way]
                 self._forget(name, way)
 
+    def confirm(self, world: World) -> None:
+        """A person says that no machine is missing, wherever one stood before: no successor has to know what nothing names now.
+        Who lived through the loss knows it still, and counts it on."""
+        for name, owed in self.owed.items():
+            now = claims(world, world.nodes[name])
+            seen = world.store.objects.get(name)
+            budgets = set(seen.spec.budgets) if seen is not None and seen.spec is not None else set()
+            for way in [way for way in owed if way not in now and not budgets.issuperset(way)]:
+                self.named.pop((name, way), None)
+                if world.active.blind:
+                    del owed[way]
+                    self._forget(name, way)
+
     @staticmethod
     def _release(world: World, node: Node, owed: dict[Way, int | None], *, claimed: bool) -> None:
         """R33: a person deletes the NodePower of a node that no leaf claims, or says by name that it draws there no more. A claim

@@ -1,4 +1,4 @@
-"""Scenes 45 to 53, 59 and 60: leaves, parents, labels and the NodePower CRD vanish (docs/protocol.md, R31 to R35).
+"""Scenes 45 to 53 and 59 to 64: leaves, parents, labels and the NodePower CRD vanish (docs/protocol.md, R31 to R35).
 
 Two racks below a row of 900 W, each holding 450 W, and another row beside it. b would like more, and may not have what a still
 draws: the world asserts at every step that whoever may draw is counted where it does (T3).
@@ -240,6 +240,75 @@ def scene_60_a_claim_is_undone_while_the_parent_is_left_out() -> None:
     world.agents["a0"].start()
     within(world)
     world.elect()
+    within(world)
+    back(world)
+
+
+def scene_61_the_crd_is_made_anew_before_the_first_grants_are_acknowledged() -> None:
+    world = World(limit_w=LIMIT_W)
+    operator = world.elect()
+    operator.settle(2)
+    world.check()
+    assert not any(row.acked_grant for seen in world.store.objects.values() for row in seen.status.gpus)
+    delete(world, "a")
+    world.lose_kind()
+    world.make_kind()
+    world.elect()
+    for limit_w in (HELD_W, LIMIT_W):
+        world.set_limit(limit_w)
+        world.active.settle(12)
+        assert limits(world)[1] <= HELD_W, (
+            f"nobody has confirmed that no machine is missing, and b is set to {limits(world)[1]} W"
+        )
+
+
+def scene_62_the_new_crd_is_noted_where_a_node_counts_by_memory_alone() -> None:
+    """The leaf hangs nowhere by now: only who lived through it knows that the row feeds it."""
+    world, operator = two_rows()
+    world.agents["a0"].crash()
+    tell(world, "a", parent=None)
+    world.lose_kind()
+    world.make_kind()
+    operator.watch()
+    for _ in range(4):
+        operator.step()
+        operator.sent = [sent for sent in operator.sent if sent.write.name != "a0"]  # its new NodePower stays empty
+        while operator.sent:
+            operator.arrive()
+    world.elect()
+    within(world)
+    world.agents["a0"].start()
+    world.confirm()
+    back(world)
+
+
+def scene_63_a_leaf_loses_its_parent_and_the_crd_with_no_operator_alive() -> None:
+    world, operator = two_rows()
+    operator.holds_lease = False
+    tell(world, "a", parent=None)
+    world.lose_kind()
+    world.make_kind()
+    world.elect()
+    world.set_limit(LIMIT_W - 100, a=LIMIT_W)
+    world.active.settle(12)
+    assert limits(world)[0] <= HELD_W, f"nobody has confirmed that it draws on no row, and a is set to {limits(world)[0]} W"
+    world.confirm()
+    back(world)
+
+
+def scene_64_a_person_confirms_while_a_move_back_is_under_way() -> None:
+    """No NodePower tells any more that a0 was on its way to the other row; a person has said that nobody is missing there."""
+    world, operator = two_rows()
+    world.agents["a0"].crash()
+    tell(world, "a", parent=OTHER_ROOT)
+    operator.settle(2)
+    tell(world, "a", parent=ROOT)
+    world.lose_kind()
+    world.elect()
+    world.make_kind()
+    world.confirm()
+    world.active.settle(4)
+    world.agents["a0"].start()
     within(world)
     back(world)
 

@@ -121,6 +121,7 @@ class VanishingExplorer(Explorer):
         self.world.active.see_kind()
 
     def nodes_confirmed(self, pick: Pick) -> None:
+        need(self.world.contract_uid)
         need(any(line.confirmed_uid != self.world.contract_uid for line in self.world.lines.values() if line.parent is None))
         self.world.confirm()
 

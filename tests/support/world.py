@@ -22,7 +22,7 @@ from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import RELEASE_ALL
 from support.api_store import ApiStore
 from support.clocked import Clocked
-from support.feeds import Feeds, claims
+from support.feeds import Feeds
 from support.lines import Line
 from support.machines import DEFAULT_W, LAG_S, MIN_W, Agent, Clock, Gpu, Node
 from support.operators import Operator
@@ -223,14 +223,13 @@ class World(Clock):
         self.contract_uid = self.store.kind_uid
 
     def confirm(self) -> None:
-        """A person says at every root that no machine is missing under the present CRD: who is not there draws nothing."""
+        """A person says at every root that no machine is missing under the present CRD: what nothing names there draws there no
+        more."""
         for line in self.lines.values():
             if line.parent is None:
                 line.confirmed_uid = self.contract_uid
-        for name, node in self.nodes.items():
-            if name not in self.store.objects and not claims(self, node):
-                self.feeds.owed.pop(name, None)
-        self.active.blind = self.active.blind and not self.contract_uid
+        self.feeds.confirm(self)
+        self.active.blind = False
         self.tell_budgets()
 
     def reads(self, claim: Claim) -> bool:

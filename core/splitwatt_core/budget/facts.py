@@ -157,7 +157,7 @@ class BudgetReport:
     unclaimed: tuple[str, ...] = ()
     """Nodes that count here though no leaf selects them, or their Node is gone (R34)."""
     contract_uid: str = ""
-    """At a root, the uid of the NodePower definition under which its nodes are counted (R35)."""
+    """Of the NodePower definition under which its nodes are counted (R35)."""
 
 
 @dataclass(frozen=True, slots=True)

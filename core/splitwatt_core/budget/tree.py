@@ -155,9 +155,9 @@ class BelowState:
 class BudgetSpec:
     """One PowerBudget. `selector` None: not a leaf. Root-only fields are ignored below the root.
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
-    brought it into force; `below`: what it kept of the budgets below; `contract_uid`, at a root: the NodePower definition
-    under which it counted the nodes, "" where it noted none. `confirmed_uid`: a person's word on that. `frozen`: caps below
-    it stay as they are. `elastic`: at a leaf, None where no nodes are to come."""
+    brought it into force; `below`: what it kept of the budgets below; `contract_uid`: the NodePower definition under which
+    it counted the nodes, "" where it noted none. `confirmed_uid`: a person's word on that. `frozen`: caps below it stay as
+    they are. `elastic`: at a leaf, None where no nodes are to come."""
 
     name: str
     uid: str
