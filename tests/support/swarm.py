@@ -91,7 +91,7 @@ def walk(seed: int) -> Counter[str]:
         two_rows=True,
     )
     explorer = VanishingExplorer(world)
-    world.active.settle(3)
+    world.active.settle(rng.randrange(4))
     played: list[str] = []
     for drawn_name in drawn.names:
         name = drawn_name
