@@ -71,6 +71,7 @@ class BudgetLook:
 class Count:
     """One budget's record."""
 
+    true_over_s: float = 0.0
     capped_over_s: float = 0.0
     either_over_s: float = 0.0
     charge_over_s: float = 0.0
@@ -95,6 +96,7 @@ class Count:
         load_ratio = max(sample.true_w, 0.0) / sample.limit_w
         self.theta = step_breaker(self.theta, load_ratio=load_ratio, elapsed_s=max(dt_s, 0.0), k_s=PESSIMISTIC_K_S)
         self.worst_theta = max(self.worst_theta, self.theta)
+        self.true_over_s += dt_s * (true_over > 0)
         self.capped_over_s += dt_s * (capped_over > 0)
         self.either_over_s += dt_s * (true_over > 0 or capped_over > 0)
 

@@ -273,7 +273,7 @@ def test_what_nobody_declared_is_found_by_the_meter_and_made_up_for() -> None:
 WORKLOAD = """
 import hashlib
 import sys
-sys.path.insert(0, "tests/sim")
+sys.path[:0] = ["tests", "tests/sim"]
 from splitwatt_sim.jit import COMPILED
 import test_power_law as law
 servers = law.servers_of({law.PREFILL: 1, law.DECODE: 1}, 1)
