@@ -1,4 +1,4 @@
-"""Scenes 54 to 58: agents that were dead while grants changed (docs/protocol.md, R36).
+"""Scenes 54 to 58b: agents that were dead while grants changed (docs/protocol.md, R36).
 
 That no status says of an acknowledged GPU that nothing is acknowledged is asserted by the world, at every status (T4).
 """
@@ -109,6 +109,23 @@ def scene_58_a_call_of_the_former_life_completes_after_a_lower_one_was_acknowled
     operator.settle(6)
     within(world)
     assert a.true_w == 300, "the next process takes over when the lock is free"
+
+
+def scene_58b_a_call_hangs_before_the_first_read() -> None:
+    world, _, agent, _, a, _ = ready(a=600, b=300)
+    before = acked(world)
+    agent.crash()
+    agent.start()
+    agent.hang_next = True
+    agent.turn({"a0-g0": 300})  # the node guard, which asks for no grant
+    assert agent.hung and a.true_w == 600
+    agent.read()
+    agent.turn()
+    agent.send_status()
+    agent.deliver_status()
+    assert acked(world) == before, "the call that hangs can only lower"
+    agent.complete()
+    within(world)
 
 
 SCENES = {name: f for name, f in sorted(globals().items()) if name.startswith("scene_")}

@@ -307,7 +307,8 @@ class Enforcer:
         if back.management_mw is None or back.enforced_mw is None:
             return  # nothing new is known: what was acknowledged stands
         limit_mw = max(back.management_mw, back.enforced_mw)
-        if gpu.former is not None and self._uid and not gpu.starts:
+        # A call that has not returned is none of a raise: this life had no grant to raise by before it judged.
+        if gpu.former is not None and self._uid:
             acked, since_cap_w = gpu.former.still_acked(limit_mw)
             gpu.former = None
             self._acked(gpu, acked, max(since_cap_w, gpu.newer_cap_w))
