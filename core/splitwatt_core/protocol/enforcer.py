@@ -91,6 +91,7 @@ class ObjectVerdict(StrEnum):
     NO_SPEC = "NoSpec"
 
 
+NEVER_CALLED: Final = (NO_GRANT, 0)
 NOTHING_TOLD: Final = -1
 """In place of a clock lock: this life of the agent has asked the driver for none yet."""
 
@@ -105,8 +106,10 @@ class _Gpu:
     starts: list[float] = field(default_factory=list)
     """When the calls began that have not returned, oldest first. One that returns is taken for the newest: hung calls are
     old, and calling one hung too early only lets a lower cap be set beside it."""
+    inherited: int = 0
+    """How many of these were begun before this enforcer asked for any: an earlier driver load's, perhaps a raise."""
     started_s: float = float("-inf")
-    called: tuple[int, int] = (NO_GRANT, 0)
+    called: tuple[int, int] = NEVER_CALLED
     """Grant and milliwatts of the last setter call."""
     explained_mw: int = 0
     """The highest limit that the acknowledged grant, or a call of ours for a newer one, may have left."""
@@ -218,12 +221,15 @@ class Enforcer:
         gpu = self._gpus[uuid]
         gpu.starts.append(now_s)
         gpu.started_s = now_s
+        if gpu.called == NEVER_CALLED:
+            gpu.inherited += 1
 
     def setter_finished(self, uuid: str, now_s: float, error: Health | None) -> None:
         """Call when it returned; `error` None means it reported success, which proves nothing yet."""
         gpu = self._gpus[uuid]
         assert gpu.starts, f"{uuid}: a setter call ended that never began"
         gpu.starts.pop()
+        gpu.inherited = min(gpu.inherited, len(gpu.starts))
         gpu.setter_health = error
         if error is None:
             gpu.set_ok = gpu.called[0]
@@ -307,8 +313,8 @@ class Enforcer:
         if back.management_mw is None or back.enforced_mw is None:
             return  # nothing new is known: what was acknowledged stands
         limit_mw = max(back.management_mw, back.enforced_mw)
-        # A call that has not returned is none of a raise: this life had no grant to raise by before it judged.
-        if gpu.former is not None and self._uid:
+        # Calls of this life only lower until then: it has no grant yet to raise by.
+        if gpu.former is not None and self._uid and not gpu.inherited:
             acked, since_cap_w = gpu.former.still_acked(limit_mw)
             gpu.former = None
             self._acked(gpu, acked, max(since_cap_w, gpu.newer_cap_w))
