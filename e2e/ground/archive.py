@@ -42,7 +42,7 @@ def write(archive: Path, *, name: str, files: Mapping[str, Path], entrypoint: Se
     config: dict[str, Any] = {
         "architecture": architecture(),
         "os": "linux",
-        "config": {"Entrypoint": list(entrypoint)},
+        "config": {"Entrypoint": list(entrypoint), "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     text = json.dumps(config).encode()
@@ -63,14 +63,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) 
     tar.addfile(member, io.BytesIO(content))
 
 
+def pause_program(folder: Path) -> Path:
+    """Compiled into `folder`. Needs a C compiler."""
+    source, program = folder / "pause.c", folder / "pause"
+    source.write_text(_PAUSE)
+    subprocess.run(["cc", "-Os", "-static", "-s", "-o", str(program), str(source)], check=True)
+    return program
+
+
 def pause(folder: Path) -> Path:
-    """The archive of the pause image, compiled once. Needs a C compiler."""
-    target = folder / "pause.tar"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
+    """The archive of the pause image."""
     with tempfile.TemporaryDirectory() as scratch:
-        source, program = Path(scratch) / "pause.c", Path(scratch) / "pause"
-        source.write_text(_PAUSE)
-        subprocess.run(["cc", "-Os", "-static", "-s", "-o", str(program), str(source)], check=True)
-        return write(target, name=PAUSE_IMAGE, files={"/pause": program}, entrypoint=["/pause"])
+        files = {"/pause": pause_program(Path(scratch))}
+        return write(folder / "pause.tar", name=PAUSE_IMAGE, files=files, entrypoint=["/pause"])

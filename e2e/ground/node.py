@@ -120,9 +120,7 @@ class NodeCluster(Commands):
         default = json.loads(self._output([str(host.require("ctr")), "oci", "spec"]))
         spec.write_text(nvidia.base_spec(default, twin_folder=str(self._twin_folder)))
         (self._folder / "containerd.toml").write_text(
-            node_config.containerd(
-                pause_image=archive.PAUSE_IMAGE, cni_programs=host.require("bridge").parent, nvidia_spec=spec
-            )
+            node_config.containerd(pause_image=archive.PAUSE_IMAGE, cni_programs=host.require("bridge").parent, nvidia_spec=spec)
         )
         Path("/etc/cni/net.d/10-pods.conflist").write_text(node_config.bridge_network())
         resolv_conf = self._folder / "resolv.conf"
@@ -138,7 +136,7 @@ class NodeCluster(Commands):
         kubeconfig = self._plane.certificate_kubeconfig("kubelet", user=f"system:node:{NAME}", groups=["system:nodes"])
         containerd = self._begin("containerd", [host.require("containerd"), "--config", self._folder / "containerd.toml"])
         containerd.await_ready(self._containerd_ready, timeout_s=READY_S)
-        self.load([archive.pause(self.scratch.parent / self.scratch.name / "pause")])
+        self.load([archive.pause(self._folder)])
         labels = ",".join(f"{key}={value}" for key, value in LABELS.items())
         self._begin(
             "kubelet",
@@ -151,7 +149,11 @@ class NodeCluster(Commands):
                 f"--node-labels={labels}",
             ],
         )
-        proxy = [self._programs["kube-proxy"], f"--config={self._folder / 'kube-proxy.yaml'}", f"--hostname-override={NAME}"]
+        proxy: list[str | Path] = [
+            self._programs["kube-proxy"],
+            f"--config={self._folder / 'kube-proxy.yaml'}",
+            f"--hostname-override={NAME}",
+        ]
         self._begin("kube-proxy", proxy)
         self._await_node()
 
@@ -178,10 +180,7 @@ class NodeCluster(Commands):
             found = self.kubectl("get", "node", NAME, "-o", "json", check=False)
             if found.returncode != 0:
                 return False
-            status = json.loads(found.stdout)["status"]
-            conditions = {each["type"]: each for each in status.get("conditions", ())}
-            fresh = "Ready" in conditions and _unix_s(conditions["Ready"]["lastHeartbeatTime"]) >= int(asked_s)
-            return fresh and conditions["Ready"]["status"] == "True" and boot_id in (None, status["nodeInfo"]["bootID"])
+            return node_config.ready(json.loads(found.stdout), since_s=asked_s, boot_id=boot_id)
 
         self._group["kubelet"].await_ready(_slowly(ready), timeout_s=READY_S)
 
@@ -217,9 +216,3 @@ def _slowly(ready: Callable[[], bool]) -> Callable[[], bool]:
         return ready()
 
     return look
-
-
-def _unix_s(text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text).timestamp()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,3 +92,12 @@ def kube_proxy(*, kubeconfig: Path) -> str:
         },
         indent=1,
     )
+
+
+def ready(node: Mapping[str, Any], *, since_s: float = 0.0, boot_id: str | None = None) -> bool:
+    """The kubelet said Ready at `since_s` (Unix time) or later, and of this boot."""
+    status = node["status"]
+    says = next((each for each in status.get("conditions", ()) if each["type"] == "Ready"), None)
+    if says is None or says["status"] != "True" or boot_id not in (None, status["nodeInfo"]["bootID"]):
+        return False
+    return datetime.fromisoformat(says["lastHeartbeatTime"]).timestamp() >= int(since_s)

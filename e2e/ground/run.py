@@ -1,4 +1,4 @@
-"""`python -m ground.run --on node|kind|KUBECONFIG [pytest's arguments]`: prepare, then play the scenarios, in namespaces of their own.
+"""Prepare, then play the scenarios in namespaces of their own: `python -m ground.run --on node|kind|KUBECONFIG [for pytest]`.
 
 Order: programs, images and tools are made ready first, on the machine, for that needs its network; the scenarios then run
 where nothing of the machine can be changed but the caches. One run at a time: two would lay their folders over the same places.
@@ -24,12 +24,13 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.toolbuild import Console, ensure_tools
 from splitwatt_lab.toolchain import cache_directory
 
-from ground import host, images, inside, leftovers, tools
+from ground import host, images, inside, kind, leftovers, tools
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 OUT: Final = REPOSITORY / "out" / "e2e"
 GROUND_VARIABLE: Final = "SPLITWATT_E2E_ON"
 SCRATCH_VARIABLE: Final = "SPLITWATT_E2E_SCRATCH"
+NODE_IMAGE_VARIABLE: Final = "SPLITWATT_E2E_NODE_IMAGE"
 MAY_CHANGE_VARIABLE: Final = "SPLITWATT_E2E_MAY_CHANGE"
 OWN_GROUNDS: Final = ("node", "kind")
 _PR_SET_PDEATHSIG: Final = 1
@@ -60,8 +61,8 @@ def alone() -> Iterator[None]:
         yield
 
 
-def prepare(ground: str) -> None:
-    """Everything that needs the machine's network. Raises LabError."""
+def prepare(ground: str) -> Mapping[str, str]:
+    """Everything that needs the machine's network; what the scenarios are told of it. Raises LabError."""
     with timed("programs of the machine"):
         host.ensure(host.NEEDS[ground])
     with timed("tools"):
@@ -69,6 +70,10 @@ def prepare(ground: str) -> None:
         tools.ensure(names=tools.FOR_NODE if ground == "node" else None, progress=Console())
     with timed("images"):
         images.ensure(REPOSITORY)
+    if ground != "kind":
+        return {}
+    with timed("node image"):
+        return {NODE_IMAGE_VARIABLE: kind.node_image()}
 
 
 def isolated(command: Sequence[str], *, env: Mapping[str, str], keep: bool) -> int:
@@ -139,7 +144,7 @@ def main() -> int:
             env[MAY_CHANGE_VARIABLE] = "yes" if given.may_change else ""
             return subprocess.run(command, env={**os.environ, **env}, cwd=REPOSITORY, check=False).returncode
         with alone():
-            prepare(ground)
+            env |= prepare(ground)
             os.chdir(REPOSITORY)
             return 0 if given.prepare else isolated(command, env=env, keep=given.keep)
     except LabError as error:
