@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,39 +13,19 @@ from splitwatt_lab.errors import LabError
 
 from ground import rootfs
 
-REPOSITORY: Final = "localhost"
+REGISTRY: Final = "localhost"
 OUT: Final = Path("out") / "images"
-AGENT: Final = f"{REPOSITORY}/splitwatt-agent:{__version__}"
-ENGINE: Final = f"{REPOSITORY}/splitwatt-engine:{__version__}"
-BASE_PACKAGES: Final = (
-    *("python3.11-minimal", "libpython3.11-stdlib", "python3.11-venv", "python-is-python3", "python3", "ca-certificates"),
-)
-AUTHORITIES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
-
-
-def base() -> str:
-    """Of Debian and Python's minor version as the official image has them."""
-    return rootfs.image_of(rootfs.debian(BASE_PACKAGES, variant="minbase"), name="splitwatt-e2e-python")
-
-
-def arguments() -> Sequence[str]:
-    """The machine's own authorities, which a pip inside does not know else, and its network: a bridge would stay behind."""
-    return ["--network=host", f"--volume={AUTHORITIES}:{AUTHORITIES}:ro"]
+AGENT: Final = f"{REGISTRY}/splitwatt-agent:{__version__}"
+ENGINE: Final = f"{REGISTRY}/splitwatt-engine:{__version__}"
 
 
 def ensure(repository: Path) -> Sequence[Path]:
-    """Archives of all images, built by `make images` on a base of ours. Raises LabError."""
+    """Archives of all images, built in a store of our own, on bases of Debian's packages: no registry is asked. Raises
+    LabError."""
     env = {**os.environ, **rootfs.storage()}
-    command: list[str | Path] = [
-        "make",
-        "-C",
-        repository,
-        "images",
-        "ENGINE=buildah",
-        f"BASE={base()}",
-        f"IMAGE_ARGS={' '.join(arguments())}",
-    ]
-    rootfs.run(command, what="make images", env=env)
+    command: list[str | Path] = [sys.executable, "-m", "splitwatt_lab.images", "--engine=buildah", "--own-base"]
+    # The machine's network as it is: a bridge of the build's own would stay behind.
+    rootfs.run([*command, "--image-args=--network=host --layers"], what="make images", env=env)
     return archives(repository)
 
 

@@ -61,15 +61,16 @@ def alone() -> Iterator[None]:
         yield
 
 
-def prepare(ground: str) -> Mapping[str, str]:
+def prepare(ground: str, *, images_as_they_are: bool) -> Mapping[str, str]:
     """Everything that needs the machine's network; what the scenarios are told of it. Raises LabError."""
     with timed("programs of the machine"):
         host.ensure(host.NEEDS[ground])
     with timed("tools"):
         ensure_tools(Console())
         tools.ensure(names=tools.FOR_NODE if ground == "node" else None, progress=Console())
-    with timed("images"):
-        images.ensure(REPOSITORY)
+    if not images_as_they_are:
+        with timed("images"):
+            images.ensure(REPOSITORY)
     if ground != "kind":
         return {}
     with timed("node image"):
@@ -133,18 +134,29 @@ def main() -> int:
     parser.add_argument("--on", default="kind", metavar="GROUND", help="node, kind, or the path of a kubeconfig (default: kind)")
     parser.add_argument("--may-change", action="store_true", help="the cluster of the kubeconfig may be changed")
     parser.add_argument("--prepare", action="store_true", help="only make everything ready")
+    parser.add_argument("--as-is", action="store_true", help="take the images that lie in out/images")
     parser.add_argument("--keep", action="store_true", help="keep the logs below out/e2e/kept")
     given, rest = parser.parse_known_args()
     ground = given.on if given.on in OWN_GROUNDS else str(Path(given.on).resolve())
     env = {GROUND_VARIABLE: ground, "PYTHONPATH": f"{REPOSITORY / 'e2e'}:{REPOSITORY / 'tests'}"}
     OUT.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={OUT / 'junit.xml'}", *(rest or ["e2e"])]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "ground.fixtures",
+        f"--junitxml={OUT / 'junit.xml'}",
+        *(rest or ["e2e"]),
+    ]
     try:
         if given.on not in OWN_GROUNDS:
             env[MAY_CHANGE_VARIABLE] = "yes" if given.may_change else ""
             return subprocess.run(command, env={**os.environ, **env}, cwd=REPOSITORY, check=False).returncode
         with alone():
-            env |= prepare(ground)
+            env |= prepare(ground, images_as_they_are=given.as_is)
             os.chdir(REPOSITORY)
             return 0 if given.prepare else isolated(command, env=env, keep=given.keep)
     except LabError as error:

@@ -21,6 +21,7 @@ from ground.nvidia import HANDLER
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 README: Final = REPOSITORY / "README.md"
 _BLOCK: Final = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+BUDGET_S: Final = 60.0
 _POLL_S: Final = 0.25
 _WRITTEN_REGISTRY: Final = "registry.example/"
 _WRITTEN_PROMETHEUS: Final = "http://prometheus.monitoring.svc:9090"
@@ -34,6 +35,10 @@ def written(section: str, language: str) -> Sequence[str]:
     if not blocks:
         raise LabError(f"README.md has no {language} block under `{section}`; the scenario that types it must follow the page")
     return blocks
+
+
+def readme_budgets() -> Sequence[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(written("What to type", "yaml")[0]) if each]
 
 
 def commands_of(block: str) -> Sequence[Sequence[str]]:
@@ -67,7 +72,7 @@ class Site:
                 self.cluster.kubectl(*here[1:])
 
     def _here(self, word: str) -> str:
-        word = word.replace(_WRITTEN_REGISTRY, f"{images.REPOSITORY}/").replace(_WRITTEN_PROMETHEUS, self.metering.url)
+        word = word.replace(_WRITTEN_REGISTRY, f"{images.REGISTRY}/").replace(_WRITTEN_PROMETHEUS, self.metering.url)
         return str(REPOSITORY / word) if word.startswith("helm/") else word
 
     def apply(self, *documents: Mapping[str, Any]) -> None:
@@ -75,10 +80,17 @@ class Site:
         self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(items))
 
     def first_budget(self) -> Sequence[str]:
-        """Apply the README's budgets; their names."""
-        documents = [each for each in yaml.safe_load_all(written("What to type", "yaml")[0]) if each]
+        """Apply the README's budgets, and wait until each is Ready; their names."""
+        documents = readme_budgets()
         self.apply(*documents)
-        return [each["metadata"]["name"] for each in documents]
+        names = [each["metadata"]["name"] for each in documents]
+        for name in names:
+            self.await_ready("pb", name, timeout_s=BUDGET_S)
+        return names
+
+    def limit(self, name: str, limit_w: int) -> None:
+        """Patch a budget's limit, as the README does."""
+        self.cluster.kubectl("patch", "pb", name, "--type=merge", "-p", json.dumps({"spec": {"limitWatts": limit_w}}))
 
     # ------------------------------------------------------------------------------------------------ looking
 
@@ -93,17 +105,20 @@ class Site:
         items: Sequence[dict[str, Any]] = self.get("pods", "-n", NAMESPACE, "-l", label)["items"]
         return items
 
-    def condition(self, kind: str, name: str, condition: str) -> Mapping[str, Any]:
-        """Empty while there is none."""
-        status = self.get(kind, name).get("status", {})
+    def condition(self, *what: str, condition: str) -> Mapping[str, Any]:
+        """Of the object that `what` names; empty while there is none."""
+        status = self.get(*what).get("status", {})
         return next((each for each in status.get("conditions", ()) if each["type"] == condition), {})
 
-    def await_ready(self, kind: str, name: str, *, timeout_s: float) -> float:
-        """Until its condition Ready is True; the seconds that took. Raises LabError with what the condition says instead."""
+    def await_ready(self, *what: str, timeout_s: float) -> float:
+        """Until its condition Ready is True; the seconds that took. Raises LabError with its status."""
         try:
-            return self.await_(name, lambda: self.condition(kind, name, "Ready").get("status") == "True", timeout_s=timeout_s)
+            return self.await_(
+                "Ready", lambda: self.condition(*what, condition="Ready").get("status") == "True", timeout_s=timeout_s
+            )
         except LabError as error:
-            raise LabError(f"{kind} {name} is not Ready after {timeout_s:g} s: {self.get(kind, name).get('status')}") from error
+            status = json.dumps(self.get(*what).get("status"))
+            raise LabError(f"{' '.join(what)} is not Ready after {timeout_s:g} s: {status}") from error
 
     def enforced_w(self) -> Mapping[str, Sequence[float]]:
         """The truth: each GPU's enforced limit, by node."""

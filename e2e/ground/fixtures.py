@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
 from ground.cluster import Cluster
 from ground.kind import KindCluster
 from ground.node import NodeCluster
@@ -36,9 +37,18 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def site(cluster: Cluster) -> Iterator[Site]:
+    """Furnished, and Splitwatt not yet there."""
     made = Site(cluster)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def installed(site: Site) -> Site:
+    """By the README's words, with its budgets in force."""
+    site.install()
+    site.first_budget()
+    return site
 
 
 @pytest.hookimpl(wrapper=True)
