@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import httpx
 from splitwatt_lab.errors import LabError
 from splitwatt_nvml_twin.handle import NodeTwin
 
@@ -21,6 +22,9 @@ class Cluster(Protocol):
     kubeconfig: Path
     scratch: Path
     address_of_host: str
+
+    @property
+    def http(self) -> httpx.Client: ...
 
     def kubectl(
         self, *arguments: str | Path, stdin: str | None = None, check: bool = True, timeout_s: float = COMMAND_S
@@ -50,13 +54,40 @@ class Cluster(Protocol):
 
 
 class Commands:
-    """kubectl and helm on one kubeconfig. They see nothing of the user's own settings."""
+    """kubectl and helm on one kubeconfig. They see nothing of the user's own settings. `http` is the API server for who asks many
+    times a second, by `kubectl proxy`, so that any way of logging in will do."""
 
     def __init__(self, *, tools: Mapping[str, Path], kubeconfig: Path, home: Path) -> None:
         self._tools = tools
         self.kubeconfig = kubeconfig
         self._home = home
         home.mkdir(parents=True, exist_ok=True)
+        self._proxy: subprocess.Popen[str] | None = None
+
+    @property
+    def http(self) -> httpx.Client:
+        """Safe from several threads. Raises LabError when the proxy does not start."""
+        if self._proxy is None:
+            self._proxy = subprocess.Popen(
+                [self._tools["kubectl"], "proxy", "--port=0"],
+                env={"HOME": str(self._home), "KUBECONFIG": str(self.kubeconfig)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self._proxy.stdout is not None
+            said = self._proxy.stdout.readline()
+            if "127.0.0.1:" not in said:
+                raise LabError(f"kubectl proxy did not start: {said}")
+            url = f"http://{said.strip().rsplit(' ', 1)[-1]}"
+            self._http = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
+        return self._http
+
+    def end_proxy(self) -> None:
+        if self._proxy is not None:
+            self._http.close()
+            self._proxy.terminate()
+            self._proxy.wait()
 
     def kubectl(
         self, *arguments: str | Path, stdin: str | None = None, check: bool = True, timeout_s: float = COMMAND_S

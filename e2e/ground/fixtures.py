@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from splitwatt_lab.judge import Judge, complaints
 
 from ground.cluster import Cluster
 from ground.kind import KindCluster
@@ -51,6 +52,20 @@ def installed(site: Site) -> Site:
     return site
 
 
+@pytest.fixture
+def judged(installed: Site, request: pytest.FixtureRequest) -> Iterator[Judge]:
+    """Every budget is kept while the test lasts, and somebody looked all the time."""
+    judge = installed.judge()
+    started_s = time.monotonic()
+    judge.start()
+    yield judge
+    judge.stop()
+    said = complaints(judge.counts, list(judge.wiring.feeds), time.monotonic() - started_s)
+    over = {name: count.either_over_s for name, count in judge.counts.items() if count.either_over_s}
+    assert not over, f"seconds in which draw or caps were above a limit in force: {over}"
+    assert not said, said
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -58,6 +73,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     known["seconds"] = round(float(str(known["seconds"])) + report.duration, 1)
     if report.failed:
         known["passed"] = False
+        if (site := getattr(item, "funcargs", {}).get("installed") or getattr(item, "funcargs", {}).get("site")) is not None:
+            site.collect(Path(os.environ[SCRATCH_VARIABLE]) / "logs" / item.name)
     elif report.skipped:
         known["passed"] = None
     return report

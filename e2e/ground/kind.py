@@ -27,7 +27,7 @@ NAME: Final = "e2e"
 CONTROL_PLANE: Final = f"{NAME}-control-plane"
 WORKERS: Final[Mapping[str, Mapping[str, str]]] = {
     f"{NAME}-worker": {"splitwatt.io/rack": "a1", "splitwatt.io/pool": "h100"},
-    f"{NAME}-worker2": {"splitwatt.io/rack": "a2", "splitwatt.io/pool": "h100"},
+    f"{NAME}-worker2": {"splitwatt.io/rack": "a1", "splitwatt.io/pool": "h100"},
 }
 IN_NODE: Final = "/nvml-twin"
 CREATE_S: Final = 600.0
@@ -102,6 +102,7 @@ class KindCluster(Commands):
         self._await_nodes([node], since_s=asked_s, boot_id=boot_id)
 
     def close(self) -> None:
+        self.end_proxy()
         for twin in self._twins.values():
             twin.close()
         self._kind("delete", "cluster")

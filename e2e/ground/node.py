@@ -59,6 +59,7 @@ class NodeCluster(Commands):
         self._programs: Mapping[str, Path] = {**lab_tools.paths, **node_tools}
         self._plane = ControlPlane(scratch / "plane", tools=lab_tools, address=ADDRESS)
         self._plane.__enter__()
+        (self._logs / "control-plane").symlink_to(self._plane.logs)
         super().__init__(tools=self._programs, kubeconfig=self._plane.kubeconfig, home=scratch / "home")
         self._group = ProcessGroup(scratch / "node").__enter__()
         self._folder = self._group.directory
@@ -105,6 +106,7 @@ class NodeCluster(Commands):
         self._await_node(boot_id)
 
     def close(self) -> None:
+        self.end_proxy()
         for name in ("kubelet", "kube-proxy", "containerd"):
             if name in self._group:
                 self._group[name].kill()

@@ -101,7 +101,7 @@ def isolated(command: Sequence[str], *, env: Mapping[str, str], keep: bool) -> i
         if keep:
             kept = OUT / "kept"
             subprocess.run(["rm", "-rf", str(kept)], check=True)
-            subprocess.run(["cp", "-r", f"{scratch}/logs", str(kept)], check=False)
+            subprocess.run(["cp", "-rL", f"{scratch}/logs", str(kept)], check=False)
         return code
     finally:
         os.close(write_end)

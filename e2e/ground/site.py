@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import yaml
 from splitwatt_lab.errors import LabError
+from splitwatt_lab.judge import Judge
+from splitwatt_lab.wiring import Feed, Wiring
 
 from ground import images
 from ground.cluster import Cluster
@@ -21,9 +23,11 @@ from ground.nvidia import HANDLER
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 README: Final = REPOSITORY / "README.md"
 _BLOCK: Final = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+OPERATOR_LEASE: Final = "splitwatt-operator"
+OURS: Final = ("operator", "agent")
 BUDGET_S: Final = 60.0
 _POLL_S: Final = 0.25
-_WRITTEN_REGISTRY: Final = "registry.example/"
+_WRITTEN_REGISTRY: Final = re.compile(r"registry\.example(\.com/\w+)?")
 _WRITTEN_PROMETHEUS: Final = "http://prometheus.monitoring.svc:9090"
 
 
@@ -61,18 +65,19 @@ class Site:
 
     # ------------------------------------------------------------------------------------------------ README
 
-    def install(self, *extra: str) -> None:
+    def install(self, *extra: str, wait: bool = True) -> None:
         """Every command under "Install" but the one that builds images: with the registry and the Prometheus of this site, and
         the RuntimeClass that nodes here need. `extra` is added to Helm's."""
         for words in (each for block in written("Install", "sh") for each in commands_of(block)):
             here = [self._here(word) for word in words]
             if here[0] == "helm":
-                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={HANDLER}", *extra, "--wait", "--timeout=180s")
+                until = ["--wait", "--timeout=180s"] if wait else []
+                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={HANDLER}", *extra, *until)
             elif here[0] == "kubectl":
                 self.cluster.kubectl(*here[1:])
 
     def _here(self, word: str) -> str:
-        word = word.replace(_WRITTEN_REGISTRY, f"{images.REGISTRY}/").replace(_WRITTEN_PROMETHEUS, self.metering.url)
+        word = _WRITTEN_REGISTRY.sub(images.REGISTRY, word).replace(_WRITTEN_PROMETHEUS, self.metering.url)
         return str(REPOSITORY / word) if word.startswith("helm/") else word
 
     def apply(self, *documents: Mapping[str, Any]) -> None:
@@ -93,6 +98,40 @@ class Site:
         self.cluster.kubectl("patch", "pb", name, "--type=merge", "-p", json.dumps({"spec": {"limitWatts": limit_w}}))
 
     # ------------------------------------------------------------------------------------------------ looking
+
+    def judge(self) -> Judge:
+        """Of the README's feeds: row-a above rack-a1, on which every node hangs. It reads the GPUs themselves, and of the
+        budgets the limits alone."""
+        nodes = tuple(self.cluster.nodes())
+        wiring = Wiring([Feed("row-a"), Feed("rack-a1", parent="row-a", nodes=nodes)])
+        twins = {node: self.cluster.twin(node) for node in nodes}
+
+        def budgets() -> Sequence[Mapping[str, Any]]:
+            answer: dict[str, Any] = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets").raise_for_status().json()
+            return list(answer["items"])
+
+        return Judge(twins=twins, wiring=wiring, plant=self.metering.plant, budgets=budgets)
+
+    @property
+    def term(self) -> int:
+        """Of the operator's Lease: one more for each reign."""
+        return int(self.get("lease", OPERATOR_LEASE, "-n", NAMESPACE)["spec"]["leaseTransitions"])
+
+    def collect(self, folder: Path) -> None:
+        """What a person wants to read after a failure."""
+        folder.mkdir(parents=True, exist_ok=True)
+        everything = {
+            "pods.txt": ["get", "pods", "-A", "-o", "wide"],
+            "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
+            "describe.txt": ["describe", "pods", "-n", NAMESPACE],
+            "objects.yaml": ["get", "pb,np,ic", "-A", "-o", "yaml"],
+            **{
+                f"{who}.log": ["logs", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={who}", "--tail=2000"] for who in OURS
+            },
+        }
+        for name, words in everything.items():
+            result = self.cluster.kubectl(*words, check=False)
+            (folder / name).write_text(result.stdout + result.stderr)
 
     def get(self, *what: str) -> dict[str, Any]:
         """An object, or a List. Raises LabError when there is none."""
