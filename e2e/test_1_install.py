@@ -25,7 +25,7 @@ def test_the_readme_installs_and_a_first_budget_is_kept(installed: Site) -> None
     assert capped_w(site) > LIMIT_W, "a limit that binds nothing shows nothing"
     site.limit("rack-a1", LIMIT_W)
     took_s = site.await_("caps within the lowered limit", lambda: capped_w(site) <= LIMIT_W, timeout_s=SETTLED_S)
-    print(f"caps within {LIMIT_W} W {took_s:.1f} s after the patch")  # noqa: T201
+    print(f"caps within {LIMIT_W} W {took_s:.1f} s after the patch")
     pods = [*site.pods("operator"), *site.pods("agent")]
     assert len(pods) == 1 + len(site.cluster.nodes())
     assert [status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"]] == [0] * len(pods)
@@ -35,7 +35,7 @@ def test_pods_that_the_kubelet_gave_gpus_to_are_capped_by_their_role(installed: 
     site = installed
     serving.make_namespace(site)
     took_s = serving.serve(site, serving.inference_cluster("chat", prefill=1, decode=1))
-    print(f"chat is Ready {took_s:.1f} s after it was applied")  # noqa: T201
+    print(f"chat is Ready {took_s:.1f} s after it was applied")
     held = {role: serving.gpus_of(site, "chat", role) for role in ("prefill", "decode")}
     slots = [(node, slot) for role in held.values() for node, gpus in role.items() for slot in gpus]
     assert len(set(slots)) == 4, "two pods of two GPUs each hold four, and none twice"

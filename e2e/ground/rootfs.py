@@ -58,8 +58,16 @@ def debian(packages: Sequence[str], *, variant: str) -> Path:
     if target.exists():
         return target
     fresh = target.with_name(f".new-{target.name}")
-    mmdebstrap = host.require("mmdebstrap")
-    command: list[str | Path] = [mmdebstrap, f"--variant={variant}", f"--include={','.join(packages)}", SUITE, fresh, MIRROR]
+    # In a mount namespace of its own: ended halfway, it would leave its mounts on the machine.
+    mmdebstrap: list[str | Path] = [
+        host.require("unshare"),
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        host.require("mmdebstrap"),
+    ]
+    command: list[str | Path] = [*mmdebstrap, f"--variant={variant}", f"--include={','.join(packages)}", SUITE, fresh, MIRROR]
     run(command, what=f"making a Debian with {', '.join(packages[:4])}, ... by mmdebstrap")
     fresh.rename(target)
     return target
