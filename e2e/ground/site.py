@@ -23,6 +23,7 @@ from ground.nvidia import HANDLER
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 README: Final = REPOSITORY / "README.md"
 _BLOCK: Final = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+RELEASE: Final = "splitwatt"
 OPERATOR_LEASE: Final = "splitwatt-operator"
 OURS: Final = ("operator", "agent")
 BUDGET_S: Final = 60.0
@@ -65,11 +66,11 @@ class Site:
 
     # ------------------------------------------------------------------------------------------------ README
 
-    def install(self, *extra: str, wait: bool = True) -> None:
+    def install(self, *extra: str, wait: bool = True, release: str = RELEASE) -> None:
         """Every command under "Install" but the one that builds images: with the registry and the Prometheus of this site, and
-        the RuntimeClass that nodes here need. `extra` is added to Helm's."""
+        the RuntimeClass that nodes here need. `extra` is added to Helm's; `release` replaces its name. Raises LabError."""
         for words in (each for block in written("Install", "sh") for each in commands_of(block)):
-            here = [self._here(word) for word in words]
+            here = [release if word == RELEASE else self._here(word) for word in words]
             if here[0] == "helm":
                 until = ["--wait", "--timeout=180s"] if wait else []
                 self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={HANDLER}", *extra, *until)
