@@ -5,29 +5,24 @@ from __future__ import annotations
 import time
 
 import pytest
-from ground import serving
+from ground import rack, serving
 from ground.furnish import NAMESPACE
 from ground.site import OPERATOR_LEASE, Site
 from ground.traffic import Traffic
 from splitwatt_lab.judge import Judge
 
 PER_S = 3.0
-LOOSE_W = 14_000
-TIGHT_W = 7000
+LOOSE_W, TIGHT_W = 2800, 900
+"""Above the least of every GPU, for the four that are held."""
 BACK_S = 120.0
 SILENCE_S = 120.0
 """Without DNS: a Lease of 15 s would run out eight times."""
 
 
-def per_node(site: Site, limit_w: int) -> int:
-    """A rack's limit, from that of a rack with one node."""
-    return 600 + (limit_w - 600) * len(site.cluster.nodes())
-
-
 @pytest.fixture(scope="module")
 def chat(installed: Site) -> Site:
     serving.make_namespace(installed)
-    installed.limit("rack-a1", per_node(installed, LOOSE_W))
+    installed.limit(rack.NAME, rack.limit_w(installed, above_least_w=LOOSE_W))
     serving.serve(installed, serving.inference_cluster("chat", prefill=1, decode=1))
     return installed
 
@@ -39,9 +34,9 @@ def traffic(site: Site) -> Traffic:
 def test_a_limit_is_cut_under_load(chat: Site, judged: Judge) -> None:
     with traffic(chat) as asked:
         time.sleep(10)
-        chat.limit("rack-a1", per_node(chat, TIGHT_W))
+        chat.limit(rack.NAME, rack.limit_w(chat, above_least_w=TIGHT_W))
         time.sleep(20)
-        chat.limit("rack-a1", per_node(chat, LOOSE_W))
+        chat.limit(rack.NAME, rack.limit_w(chat, above_least_w=LOOSE_W))
         time.sleep(5)
     assert len(asked.requests) > 60 and not asked.failed(), asked.failed()[:3]
 
@@ -69,7 +64,7 @@ def test_an_operator_that_is_killed_reigns_again_under_one_term_more(chat: Site,
         )
         chat.await_("a new operator is ready", lambda: all_ready(chat, "operator", but_not=before), timeout_s=BACK_S)
         chat.await_("it reigns", lambda: chat.term > term, timeout_s=BACK_S)
-        chat.await_ready("pb", "rack-a1", timeout_s=BACK_S)
+        chat.await_ready("pb", rack.NAME, timeout_s=BACK_S)
     assert chat.term == term + 1
     assert not asked.failed(), asked.failed()[:3]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from ground.cluster import Cluster
 from ground.kind import KindCluster
 from ground.node import NodeCluster
 from ground.run import GROUND_VARIABLE, NODE_IMAGE_VARIABLE, OUT, SCRATCH_VARIABLE
-from ground.site import Site
+from ground.site import Site, collect
 
 _RESULTS: dict[str, dict[str, object]] = {}
 _STARTED_S = time.time()
@@ -32,7 +34,9 @@ def _make(ground: str) -> Cluster:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     ground = _make(os.environ.get(GROUND_VARIABLE, ""))
+    _grounds.append(ground)
     yield ground
+    _grounds.clear()
     ground.close()
 
 
@@ -46,7 +50,7 @@ def site(cluster: Cluster) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def installed(site: Site) -> Site:
-    """By the README's words, with its budgets in force."""
+    """By the README's words, with its budgets in force; harmless where it is installed already."""
     site.install()
     site.first_budget()
     return site
@@ -66,6 +70,18 @@ def judged(installed: Site, request: pytest.FixtureRequest) -> Iterator[Judge]:
     assert not said, said
 
 
+_grounds: list[Cluster] = []
+
+
+def _collect(item: pytest.Item) -> None:
+    """Best of what is still to be seen; a cluster that is broken must not hide why."""
+    for ground in _grounds:
+        try:
+            collect(ground, Path(os.environ[SCRATCH_VARIABLE]) / "logs" / item.name)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"nothing could be collected: {error}", file=sys.stderr)  # noqa: T201
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -73,8 +89,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     known["seconds"] = round(float(str(known["seconds"])) + report.duration, 1)
     if report.failed:
         known["passed"] = False
-        if (site := getattr(item, "funcargs", {}).get("installed") or getattr(item, "funcargs", {}).get("site")) is not None:
-            site.collect(Path(os.environ[SCRATCH_VARIABLE]) / "logs" / item.name)
+        _collect(item)
     elif report.skipped:
         known["passed"] = None
     return report

@@ -25,7 +25,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "containerd": "containerd",
     "ctr": "containerd",
     "runc": "runc",
-    "bridge": "containernetworking-plugins",
+    "host-local": "containernetworking-plugins",
     "iptables": "iptables",
     "nft": "nftables",
     "conntrack": "conntrack",
@@ -43,14 +43,14 @@ PROGRAMS: Final[Mapping[str, str]] = {
 
 IMAGES: Final = ("buildah", "mmdebstrap")
 NODE: Final = (
-    *("unshare", "ip", "containerd", "runc", "bridge", "iptables", "nft", "conntrack", "ethtool", "socat"),
+    *("unshare", "ip", "containerd", "runc", "host-local", "iptables", "nft", "conntrack", "ethtool", "socat"),
     *IMAGES,
 )
 KIND: Final = (*NODE, "podman", "netavark", "aardvark-dns")
 NEEDS: Final[Mapping[str, Sequence[str]]] = {"node": NODE, "kind": KIND}
 
 _ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
-    "bridge": [str(folder) for folder in CNI_FOLDERS],
+    "host-local": [str(folder) for folder in CNI_FOLDERS],
     "netavark": ["/usr/lib/podman", "/usr/libexec/podman"],
     "aardvark-dns": ["/usr/lib/podman", "/usr/libexec/podman"],
 }

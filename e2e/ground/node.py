@@ -122,7 +122,9 @@ class NodeCluster(Commands):
         default = json.loads(self._output([str(host.require("ctr")), "oci", "spec"]))
         spec.write_text(nvidia.base_spec(default, twin_folder=str(self._twin_folder)))
         (self._folder / "containerd.toml").write_text(
-            node_config.containerd(pause_image=archive.PAUSE_IMAGE, cni_programs=host.require("bridge").parent, nvidia_spec=spec)
+            node_config.containerd(
+                pause_image=archive.PAUSE_IMAGE, cni_programs=host.require("host-local").parent, nvidia_spec=spec
+            )
         )
         Path("/etc/cni/net.d/10-pods.conflist").write_text(node_config.bridge_network())
         resolv_conf = self._folder / "resolv.conf"

@@ -118,22 +118,6 @@ class Site:
         """Of the operator's Lease: one more for each reign."""
         return int(self.get("lease", OPERATOR_LEASE, "-n", NAMESPACE)["spec"]["leaseTransitions"])
 
-    def collect(self, folder: Path) -> None:
-        """What a person wants to read after a failure."""
-        folder.mkdir(parents=True, exist_ok=True)
-        everything = {
-            "pods.txt": ["get", "pods", "-A", "-o", "wide"],
-            "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
-            "describe.txt": ["describe", "pods", "-n", NAMESPACE],
-            "objects.yaml": ["get", "pb,np,ic", "-A", "-o", "yaml"],
-            **{
-                f"{who}.log": ["logs", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={who}", "--tail=2000"] for who in OURS
-            },
-        }
-        for name, words in everything.items():
-            result = self.cluster.kubectl(*words, check=False)
-            (folder / name).write_text(result.stdout + result.stderr)
-
     def get(self, *what: str) -> dict[str, Any]:
         """An object, or a List. Raises LabError when there is none."""
         found: dict[str, Any] = json.loads(self.cluster.kubectl("get", *what, "-o", "json").stdout)
@@ -172,3 +156,18 @@ class Site:
                 raise LabError(f"after {timeout_s:g} s still not: {what}")
             time.sleep(_POLL_S)
         return time.monotonic() - started_s
+
+
+def collect(cluster: Cluster, folder: Path) -> None:
+    """What a person wants to read after a failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = {
+        "pods.txt": ["get", "pods", "-A", "-o", "wide"],
+        "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        "describe.txt": ["describe", "pods", "-n", NAMESPACE],
+        "objects.yaml": ["get", "pb,np,ic", "-A", "-o", "yaml"],
+        **{f"{who}.log": ["logs", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={who}", "--tail=2000"] for who in OURS},
+    }
+    for name, words in everything.items():
+        result = cluster.kubectl(*words, check=False)
+        (folder / name).write_text(result.stdout + result.stderr)
