@@ -39,6 +39,10 @@ E2E ?= kind
 e2e: controlplane
 	PYTHONPATH=e2e $(BIN)/python -m ground.run --on $(E2E) $(ARGS)
 
+# Half an hour of churn on the same ground; SOAK_MINUTES says otherwise.
+e2e-soak: controlplane
+	PYTHONPATH=e2e $(BIN)/python -m ground.run --on $(E2E) $(ARGS) e2e/soak.py
+
 e2e-tools: setup
 	@PYTHONPATH=e2e $(BIN)/python -m ground.tools
 

@@ -1,4 +1,4 @@
-"""Watts of rack a1 as the README's budget declares it, for scenarios that choose limits: 4 % losses, 2800 W for each node, 600 W."""
+"""Watts of rack a1 as the README declares it, for scenarios that choose limits: 4 % losses, 2800 W for each node, 600 W fixed."""
 
 from __future__ import annotations
 
