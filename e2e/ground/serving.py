@@ -23,7 +23,7 @@ def make_namespace(site: Site, name: str = NAMESPACE) -> None:
 
 
 def inference_cluster(
-    name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "Medium", namespace: str = NAMESPACE
+    name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
 ) -> Mapping[str, Any]:
     """`prefill` and `decode` replicas of `gpus` each. Pods get the simulated NVML as a site's get the driver's."""
 

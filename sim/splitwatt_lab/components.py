@@ -130,6 +130,8 @@ def _reached(places: Places) -> Sequence[str]:
         f"--advertise-address={places.address}",
         f"--kubelet-client-certificate={places.kubelet_client.certificate}",
         f"--kubelet-client-key={places.kubelet_client.key}",
+        # No name server knows the nodes.
+        "--kubelet-preferred-address-types=InternalIP",
     )
 
 
