@@ -61,6 +61,10 @@ class Traffic:
         self.requests: list[Asked] = []
 
     def __enter__(self) -> Self:
+        """Raises LabError where nobody would answer."""
+        self._look()
+        if not self._pods:
+            raise LabError(f"no pod of {self._namespace}/{self._name} is ready: there is nobody to ask")
         for thread in self._threads:
             thread.start()
         return self
