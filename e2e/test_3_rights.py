@@ -19,13 +19,14 @@ from splitwatt_nvml_twin.handle import environment
 SETTLED_S = 60.0
 PLAN_S = 300.0
 SHARDS = 2
+DEFAULT_MW = 700_000
 STRANGER = "stranger"
 HOST, FOLDER = "/var/lib/splitwatt", "results"
 PLAN = ("plan", "--servers", "3", "--seconds", "20", "--step", "20")
 SET_LIMIT = """
 import sys, pynvml
 pynvml.nvmlInit()
-pynvml.nvmlDeviceSetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByIndex(0), int(sys.argv[1]))
+pynvml.nvmlDeviceSetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByUUID(sys.argv[1]), int(sys.argv[2]))
 """
 
 
@@ -64,11 +65,11 @@ def test_a_second_writer_is_set_right(installed: Site, judged: Judge) -> None:
     """Somebody else's tool raises a GPU's limit; the budget's reserve covers it until the agent has set it right."""
     node = installed.cluster.nodes()[0]
     twin = installed.cluster.twin(node)
-    installed.await_("a cap below the default", lambda: twin.read_enforced_mw()[0] < 650_000, timeout_s=SETTLED_S)
-    granted_mw = twin.read_enforced_mw()[0]
-    command = [sys.executable, "-c", SET_LIMIT, "700000"]
-    subprocess.run(command, env=environment(twin.path), check=True)
-    installed.await_("its grant again", lambda: twin.read_enforced_mw()[0] <= granted_mw, timeout_s=SETTLED_S)
+    caps_mw = twin.read_enforced_mw()
+    slot = caps_mw.index(min(caps_mw))
+    assert caps_mw[slot] < DEFAULT_MW, "a GPU that nobody holds is capped"
+    subprocess.run([sys.executable, "-c", SET_LIMIT, twin.uuids[slot], str(DEFAULT_MW)], env=environment(twin.path), check=True)
+    installed.await_("its grant again", lambda: twin.read_enforced_mw()[slot] <= caps_mw[slot], timeout_s=SETTLED_S)
 
 
 def test_an_agent_without_nvml_is_not_ready_and_says_what_to_set(installed: Site) -> None:
