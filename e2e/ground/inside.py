@@ -33,13 +33,15 @@ BOUND: Final = (
     "/etc/cni/net.d",
     "/etc/containers",
 )
+MERELY_THERE: Final = ("/lib/modules",)
+"""kind mounts it into its nodes, whether there are any modules or not."""
 IN_MEMORY: Final = ("/run/containerd", "/run/netns", "/run/containers", "/run/libpod", "/var/lib/cni")
 
 
 def missing_mount_points() -> list[str]:
     """Folders to make on the machine before the run, outermost first."""
     wanted: list[Path] = []
-    for name in (*BOUND, *IN_MEMORY):
+    for name in (*BOUND, *IN_MEMORY, *MERELY_THERE):
         path = Path(name)
         wanted += [at for at in (*reversed(path.parents), path) if not at.exists() and at not in wanted]
     return [str(path) for path in wanted]
