@@ -46,7 +46,7 @@ _CONTAINERD: Final = f"""[{_CRI}]
   SystemdCgroup = true
 """
 _KUBELET: Final = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\nfailCgroupV1: false\n"
-_NO_DNS: Final = "kind: InitConfiguration\napiVersion: kubeadm.k8s.io/v1beta4\nskipPhases: [addon/coredns]\n"
+_NO_DNS: Final = "kind: InitConfiguration\napiVersion: kubeadm.k8s.io/v1beta4\nskipPhases: [preflight, addon/coredns]\n"
 
 
 def pod_subnet(number: int) -> str:
@@ -118,6 +118,8 @@ class KindCluster(Commands):
             f'[storage.options]\nadditionalimagestores = ["{rootfs.cache() / "containers"}"]\n'
         )
         containers.write_text(
+            # A network namespace takes this from the machine, which need not forward.
+            '[containers]\ndefault_sysctls = ["net.ipv4.ip_forward=1"]\n'
             '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
             f'static_dir = "{graph}/libpod"\nvolume_path = "{graph}/volumes"\ntmp_dir = "/run/libpod"\n'
             '[network]\nnetwork_backend = "netavark"\n'
