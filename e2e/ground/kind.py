@@ -102,10 +102,10 @@ class KindCluster(Commands):
         self._await_nodes([node], since_s=asked_s, boot_id=boot_id)
 
     def close(self) -> None:
+        """Nodes end with the run's namespaces, and their volumes with its scratch folder: quicker than kind would."""
         self.end_proxy()
         for twin in self._twins.values():
             twin.close()
-        self._kind("delete", "cluster")
 
     # ------------------------------------------------------------------------------------------------ inside
 
