@@ -129,6 +129,11 @@ def _in_namespaces(scratch: Path, command: Sequence[str], env: Mapping[str, str]
             continue  # pytest got it too, and tidies up
 
 
+def names_tests(arguments: Sequence[str]) -> bool:
+    """Some of pytest's arguments are files; else it would take the tests of the whole repository."""
+    return any((REPOSITORY / each.split("::")[0]).exists() for each in arguments if not each.startswith("-"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ground.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--on", default="kind", metavar="GROUND", help="node, kind, or the path of a kubeconfig (default: kind)")
@@ -149,7 +154,8 @@ def main() -> int:
         "-p",
         "ground.fixtures",
         f"--junitxml={OUT / 'junit.xml'}",
-        *(rest or ["e2e"]),
+        *rest,
+        *([] if names_tests(rest) else ["e2e"]),
     ]
     try:
         if given.on not in OWN_GROUNDS:

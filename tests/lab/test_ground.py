@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ground import any as any_ground
-from ground import archive, host, node_config, nvidia, site, tools
+from ground import archive, host, node_config, nvidia, run, site, tools
 from splitwatt_lab import toolchain
 from splitwatt_lab.errors import LabError
 from support.some import some
@@ -112,3 +112,7 @@ def test_a_cluster_of_somebodys_is_left_alone_until_they_say_so(
         any_ground.KubeconfigCluster(kubeconfig, tmp_path, may_change=False, address_of_host="")
     assert [words[0] for words in asked] == ["config"], "it only read the kubeconfig"
     assert "context prod, server https://prod:6443" in capsys.readouterr().err
+
+
+def test_pytest_is_sent_to_the_scenarios_unless_files_are_named() -> None:
+    assert run.names_tests(["-q", "e2e/soak.py::test_x"]) and not run.names_tests(["-k", "no-such-file", "-q"])
