@@ -102,8 +102,10 @@ def cache_directory() -> Path:
     return Path(root) / "splitwatt"
 
 
-def pins_hash(tools: Sequence[Tool] = TOOLS, pins: Path = PINS) -> str:
-    """Sixteen hex digits over every pin and flag that decides what the built programs are, and over sources beside the pins."""
+def pins_hash(tools: Sequence[Tool] | None = None, pins: Path | None = None) -> str:
+    """Sixteen hex digits over every pin and flag that decides what the built programs are, and over sources beside the pins.
+    None: those of the control plane."""
+    tools, pins = TOOLS if tools is None else tools, PINS if pins is None else pins
     digest = hashlib.sha256(f"{platform.system()} {platform.machine()}\n".encode())
     for tool in tools:
         digest.update(f"{tool.name} {tool.package} {' '.join(BUILD_FLAGS)} {tool.ldflags}\n".encode())
@@ -112,8 +114,8 @@ def pins_hash(tools: Sequence[Tool] = TOOLS, pins: Path = PINS) -> str:
     return digest.hexdigest()[:16]
 
 
-def tools_directory(tools: Sequence[Tool] = TOOLS, pins: Path = PINS) -> Path:
-    """The cache folder for the present pins."""
+def tools_directory(tools: Sequence[Tool] | None = None, pins: Path | None = None) -> Path:
+    """The cache folder for the present pins, of the control plane where none are named."""
     return cache_directory() / "tools" / pins_hash(tools, pins)
 
 
