@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane demo faults test test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
 
 setup: .venv/.stamp
 
@@ -32,6 +32,19 @@ test-demo: controlplane
 # A million transitions in which objects and agents vanish; the table and out/property.json say what happened. ARGS="--seed N" plays one.
 property-long: setup
 	PYTHONPATH=tests $(BIN)/python -m support.long_walk $(ARGS)
+
+# Installed on real kubelets, with simulated GPUs: E2E=kind, node or the path of a kubeconfig. Root on Debian or Ubuntu; about a
+# quarter of an hour, and as much again the first time. ARGS="-k restart" for some scenarios.
+E2E ?= kind
+e2e: controlplane
+	PYTHONPATH=e2e $(BIN)/python -m ground.run --on $(E2E) $(ARGS)
+
+# Half an hour of churn on the same ground; SOAK_MINUTES says otherwise.
+e2e-soak: controlplane
+	PYTHONPATH=e2e $(BIN)/python -m ground.run --on $(E2E) $(ARGS) e2e/soak.py
+
+e2e-tools: setup
+	@PYTHONPATH=e2e $(BIN)/python -m ground.tools
 
 # What only reproduces published results; no other room stands on it.
 test-papers: setup

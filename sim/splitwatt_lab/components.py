@@ -46,6 +46,7 @@ CONTROLLERS: Final = (
     "job-controller",
     "namespace-controller",
     "node-lifecycle-controller",
+    "persistentvolume-binder-controller",
     "pod-garbage-collector-controller",
     "replicaset-controller",
     "resourcequota-controller",
@@ -59,7 +60,8 @@ CONTROLLERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where everything of one control plane lies. `kubeconfigs` by component."""
+    """Where everything of one control plane lies. `address`, with the identity by which kubelets know the API server: where
+    machines with real kubelets reach it; None when there are none."""
 
     etcd_data: Path
     cluster_authority: Path
@@ -70,6 +72,8 @@ class Places:
     service_accounts: KeyPair
     scheduler_config: Path
     stages: Sequence[Path]
+    address: str | None = None
+    kubelet_client: KeyPair | None = None
 
     @property
     def tls(self) -> Sequence[str]:
@@ -98,8 +102,7 @@ def etcd(places: Places, *, port: int) -> Sequence[str]:
 
 def api_server(places: Places, *, port: int, etcd_port: int) -> Sequence[str]:
     return (
-        f"--bind-address={LOOPBACK}",
-        f"--advertise-address={LOOPBACK}",
+        *_reached(places),
         f"--secure-port={port}",
         *places.tls,
         f"--client-ca-file={places.cluster_authority}",
@@ -113,10 +116,22 @@ def api_server(places: Places, *, port: int, etcd_port: int) -> Sequence[str]:
         f"--service-account-issuer={ISSUER}",
         f"--service-account-key-file={places.service_accounts.certificate}",
         f"--service-account-signing-key-file={places.service_accounts.key}",
-        # Loopback is refused as an endpoint address, and nobody here dials kubernetes.default.svc.
-        "--endpoint-reconciler-type=none",
         "--allow-privileged=true",
         "--profiling=false",
+    )
+
+
+def _reached(places: Places) -> Sequence[str]:
+    if places.address is None or places.kubelet_client is None:
+        # Loopback is refused as an endpoint address, and nobody here dials kubernetes.default.svc.
+        return f"--bind-address={LOOPBACK}", f"--advertise-address={LOOPBACK}", "--endpoint-reconciler-type=none"
+    return (
+        "--bind-address=0.0.0.0",
+        f"--advertise-address={places.address}",
+        f"--kubelet-client-certificate={places.kubelet_client.certificate}",
+        f"--kubelet-client-key={places.kubelet_client.key}",
+        # No name server knows the nodes.
+        "--kubelet-preferred-address-types=InternalIP",
     )
 
 

@@ -71,7 +71,8 @@ _USERS: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
 
 class ControlPlane:
     """One control plane. `directory` keeps logs, keys and kubeconfigs after the end; without it they are deleted, unless
-    the start failed. `port` fixes the API server's port, otherwise a free one is taken."""
+    the start failed. `port` fixes the API server's port, otherwise a free one is taken. `address`: an IP address of this
+    machine where real kubelets and their pods reach the API server, which then listens on all addresses."""
 
     def __init__(
         self,
@@ -79,12 +80,14 @@ class ControlPlane:
         *,
         tools: Tools | None = None,
         port: int | None = None,
+        address: str | None = None,
         progress: Progress = silent,
     ) -> None:
         self._temporary = directory is None
         self._given_directory = directory
         self._tools = tools
         self._progress = progress
+        self._address = address
         self._fixed: dict[Component, int] = {} if port is None else {Component.API_SERVER: port}
         self._ports: dict[Component, int] = {}
         self._probes: dict[Component, httpx.Client] = {}
@@ -159,6 +162,19 @@ class ControlPlane:
         if check and result.returncode != 0:
             raise LabError(f"kubectl {' '.join(map(str, arguments))} failed: {result.stderr.strip()}")
         return result
+
+    def certificate_kubeconfig(self, name: str, *, user: str, groups: Sequence[str] = ()) -> Path:
+        """A kubeconfig of `user` under a fresh certificate, in files called `name`: `system:node:N` in `system:nodes` is the
+        kubelet of node N. It dials `address` where one was given."""
+        pair = self._authority.client(name, user=user, groups=groups)
+        server = f"https://{self._address or LOOPBACK}:{self._ports[Component.API_SERVER]}"
+        authority = self._places.cluster_authority
+        return kubeconfig.write_for_certificate(self._kubeconfig_of(name), server=server, authority=authority, client=pair)
+
+    @property
+    def client_authority(self) -> Path:
+        """The certificate of whoever signs users: what a kubelet trusts its callers by."""
+        return self._places.cluster_authority
 
     def token_kubeconfig(self, namespace: str, service_account: str, node: str | None = None) -> Path:
         """A kubeconfig under a fresh token of this service account, bound to the Node when one is named.
@@ -238,6 +254,8 @@ class ControlPlane:
     def _prepare(self) -> None:
         keys = self.directory / "keys"
         cluster, etcd = Authority(keys, "cluster"), Authority(keys, "etcd")
+        self._authority = cluster
+        outside = [] if self._address is None else [self._address]
         loopback = partial(Authority.server, dns_names=["localhost"], addresses=[LOOPBACK])
         self._users: Mapping[str, KeyPair] = {
             name: cluster.client(name, user=user, groups=groups) for name, (user, groups) in _USERS.items()
@@ -251,12 +269,19 @@ class ControlPlane:
             server=cluster.server(
                 "server",
                 dns_names=["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"],
-                addresses=[LOOPBACK, components.SERVICE_IP],
+                addresses=[LOOPBACK, components.SERVICE_IP, *outside],
             ),
             service_accounts=service_account_keys(keys),
             scheduler_config=self.directory / "scheduler.yaml",
             stages=self.tools.stages,
+            address=self._address,
+            kubelet_client=None if self._address is None else self._kubelet_client(cluster),
         )
+
+    @staticmethod
+    def _kubelet_client(cluster: Authority) -> KeyPair:
+        """Who the API server is to a kubelet, for logs and exec: one who may all."""
+        return cluster.client("kubelet-client", user="splitwatt-lab-apiserver", groups=["system:masters"])
 
     def _write_kubeconfigs(self) -> None:
         for name, pair in self._users.items():

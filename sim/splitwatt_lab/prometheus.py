@@ -42,7 +42,8 @@ def program() -> Path:
 
 
 class PrometheusServer:
-    """One server under `group`, its data in `directory`. `rules` are Prometheus rule files, `flags` more of its command line."""
+    """One server under `group`, its data in `directory`. `rules` are Prometheus rule files, `flags` more of its command line;
+    `listen`: its address."""
 
     def __init__(
         self,
@@ -52,12 +53,14 @@ class PrometheusServer:
         rules: Sequence[Path] = (),
         flags: Sequence[str] = (),
         port: int | None = None,
+        listen: str = LOOPBACK,
     ) -> None:
         self._group = group
         self._directory = directory
         self._rules = rules
         self._flags = flags
         self._fixed = port
+        self._listen = listen
         self._client = httpx.Client(timeout=_QUERY_S, trust_env=False)  # a site's proxy knows nothing of loopback
         self.port = 0
         self.process: Process | None = None
@@ -83,7 +86,7 @@ class PrometheusServer:
                 f"--config.file={config}",
                 f"--storage.tsdb.path={self._directory / 'data'}",
                 f"--storage.tsdb.retention.time={RETENTION}",
-                f"--web.listen-address={LOOPBACK}:{port}",
+                f"--web.listen-address={self._listen}:{port}",
                 "--log.level=warn",
                 *self._flags,
             ],

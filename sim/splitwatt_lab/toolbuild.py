@@ -65,21 +65,24 @@ def ensure_tools(progress: Progress = silent) -> Tools:
     assets = assets_from_environment()
     if assets is not None:
         return Tools(assets, stages_in(assets["kwok"].parent) or _cached_stages())
-    paths = {tool.name: path for tool in TOOLS if (path := found(tool)) is not None}
-    missing = [tool for tool in TOOLS if tool.name not in paths]
-    if missing:
-        paths |= _build_all(missing, progress)
-    return Tools(paths, _cached_stages())
+    return Tools(ensure_built(TOOLS, tools_directory(), progress), _cached_stages())
 
 
-def _build_all(missing: Sequence[Tool], progress: Progress) -> dict[str, Path]:
+def ensure_built(tools: Sequence[Tool], folder: Path, progress: Progress = silent) -> dict[str, Path]:
+    """Each program by name, built into the cache `folder` where none was found. Raises LabError with one sentence."""
+    paths = {tool.name: path for tool in tools if (path := found(tool, folder)) is not None}
+    missing = [tool for tool in tools if tool.name not in paths]
+    return paths | _build_all(missing, folder, progress) if missing else paths
+
+
+def _build_all(missing: Sequence[Tool], folder: Path, progress: Progress) -> dict[str, Path]:
     go = _require_go([tool.name for tool in missing])
     built: dict[str, Path] = {}
-    with _locked(progress):
-        for leftover in tools_directory().glob(f"{_SCRATCH}*"):  # of a build that was killed: the lock is ours now
+    with _locked(folder, progress):
+        for leftover in folder.glob(f"{_SCRATCH}*"):  # of a build that was killed: the lock is ours now
             shutil.rmtree(leftover, ignore_errors=True)
         for number, tool in enumerate(missing, start=1):
-            target = tools_directory() / tool.name
+            target = folder / tool.name
             if not target.exists():  # another process may have built it while this one waited for the lock
                 _build(go, tool, target, progress, number=number, total=len(missing))
             built[tool.name] = target
@@ -93,7 +96,7 @@ def _build(go: str, tool: Tool, target: Path, progress: Progress, *, number: int
         with (Path(scratch) / "log").open("w+") as log:
             process = subprocess.Popen(
                 [go, "build", *BUILD_FLAGS, "-ldflags", tool.ldflags, "-o", str(output), tool.package],
-                cwd=PINS / tool.pins,
+                cwd=tool.folder,
                 env={**os.environ, **BUILD_ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -171,8 +174,7 @@ def _go_version() -> str:
 
 
 @contextmanager
-def _locked(progress: Progress) -> Iterator[None]:
-    folder = tools_directory()
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     with (folder / ".lock").open("w") as lock:

@@ -33,18 +33,24 @@ _VERSION_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One program: `pins` is its folder under tools/, `module` the Go module whose version is the tool's version."""
+    """One program: `pins` is its folder below `root`, `module` the Go module whose version is the tool's version."""
 
     name: str
     pins: str
     package: str
     module: str
     version_arguments: Sequence[str] = ("--version",)
+    root: Path = PINS
+
+    @property
+    def folder(self) -> Path:
+        """Of its go.mod."""
+        return self.root / self.pins
 
     @property
     def version(self) -> str:
         """The pinned version, such as `v1.37.2`."""
-        return _pinned_version(PINS / self.pins / "go.mod", self.module)
+        return _pinned_version(self.folder / "go.mod", self.module)
 
     @property
     def ldflags(self) -> str:
@@ -96,19 +102,21 @@ def cache_directory() -> Path:
     return Path(root) / "splitwatt"
 
 
-def pins_hash() -> str:
-    """Sixteen hex digits over every pin and flag that decides what the built programs are."""
+def pins_hash(tools: Sequence[Tool] | None = None, pins: Path | None = None) -> str:
+    """Sixteen hex digits over every pin and flag that decides what the built programs are, and over sources beside the pins.
+    None: those of the control plane."""
+    tools, pins = TOOLS if tools is None else tools, PINS if pins is None else pins
     digest = hashlib.sha256(f"{platform.system()} {platform.machine()}\n".encode())
-    for tool in TOOLS:
+    for tool in tools:
         digest.update(f"{tool.name} {tool.package} {' '.join(BUILD_FLAGS)} {tool.ldflags}\n".encode())
-    for file in sorted(PINS.glob("*/go.*")):
+    for file in sorted({*pins.glob("*/go.*"), *pins.glob("*/*.go")}):
         digest.update(f"{file.parent.name}/{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def tools_directory() -> Path:
-    """The cache folder for the present pins."""
-    return cache_directory() / "tools" / pins_hash()
+def tools_directory(tools: Sequence[Tool] | None = None, pins: Path | None = None) -> Path:
+    """The cache folder for the present pins, of the control plane where none are named."""
+    return cache_directory() / "tools" / pins_hash(tools, pins)
 
 
 def stage_names() -> Sequence[str]:
@@ -136,9 +144,9 @@ def assets_from_environment() -> Mapping[str, Path] | None:
     return {tool.name: (folder / tool.name).absolute() for tool in TOOLS}
 
 
-def found(tool: Tool) -> Path | None:
+def found(tool: Tool, cache_folder: Path | None = None) -> Path | None:
     """The program in the cache, or on PATH at the pinned minor version."""
-    cached = tools_directory() / tool.name
+    cached = (cache_folder or tools_directory()) / tool.name
     if _is_program(cached):
         return cached
     on_path = shutil.which(tool.name)

@@ -78,13 +78,22 @@ def _abi() -> int:
     return LAYOUT << 56 | sizes[0] << 40 | sizes[1] << 28 | sizes[2] << 16 | sizes[3]
 
 
+def _mounted() -> c.CDLL | None:
+    """What a container's runtime mounted, as NVML is found: a pod has no compiler. None: NVIDIA's own library, or none at all."""
+    try:
+        lib = c.CDLL(LIBRARY_NAME, use_errno=False)
+    except OSError:
+        return None
+    return lib if hasattr(lib, "splitwatt_twin_abi") else None
+
+
 @cache
 def library() -> c.CDLL:
-    """The compiled library with its functions' signatures. Raises BuildError."""
-    lib = c.CDLL(str(ensure_library() / LIBRARY_NAME), use_errno=False)
+    """The library with its functions' signatures: the one that the loader finds, else the compiled one. Raises BuildError."""
+    lib = _mounted() or c.CDLL(str(ensure_library() / LIBRARY_NAME), use_errno=False)
     lib.splitwatt_twin_abi.restype = c.c_uint64
     if lib.splitwatt_twin_abi() != _abi():
-        raise BuildError("the compiled library and native.py disagree about a struct: change both or neither")
+        raise BuildError(f"{lib._name} and native.py disagree about a struct: they are of different versions")
     node, slot = c.c_void_p, c.c_uint32
     signatures: dict[str, tuple[object, list[object]]] = {
         "create": (c.c_int, [c.c_char_p, c.POINTER(Model), c.c_uint32, c.c_char_p, c.c_int64]),

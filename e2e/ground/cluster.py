@@ -1,0 +1,118 @@
+"""What a scenario may ask of any ground, and kubectl and helm as a site's administrator types them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import httpx
+from splitwatt_lab.errors import LabError
+from splitwatt_nvml_twin.handle import NodeTwin
+
+GPUS: Final = 8
+"""Of each simulated node."""
+COMMAND_S: Final = 300.0
+
+
+class Cluster(Protocol):
+    """A cluster with simulated GPUs. `address_of_host`: this machine, as pods dial it."""
+
+    kubeconfig: Path
+    scratch: Path
+    address_of_host: str
+
+    @property
+    def http(self) -> httpx.Client: ...
+
+    def kubectl(
+        self, *arguments: str | Path, stdin: str | None = None, check: bool = True, timeout_s: float = COMMAND_S
+    ) -> subprocess.CompletedProcess[str]: ...
+
+    def helm(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]: ...
+
+    def load(self, archives: Sequence[Path]) -> None:
+        """Images (docker archives) onto every node."""
+        ...
+
+    def nodes(self) -> Sequence[str]:
+        """Those with GPUs."""
+        ...
+
+    def twin(self, node: str) -> NodeTwin:
+        """The truth of a node's simulated GPUs."""
+        ...
+
+    def restart_kubelet(self, node: str) -> None: ...
+
+    def restart_node(self, node: str) -> None:
+        """Everything on it ends at once and begins anew, under a new boot id."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Commands:
+    """kubectl and helm on one kubeconfig. They see nothing of the user's own settings. `http` is the API server for who asks many
+    times a second, by `kubectl proxy`, so that any way of logging in will do."""
+
+    def __init__(self, *, tools: Mapping[str, Path], kubeconfig: Path, home: Path) -> None:
+        self._tools = tools
+        self.kubeconfig = kubeconfig
+        self._home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self._proxy: subprocess.Popen[str] | None = None
+
+    @property
+    def http(self) -> httpx.Client:
+        """Safe from several threads. Raises LabError when the proxy does not start."""
+        if self._proxy is None:
+            self._proxy = subprocess.Popen(
+                [self._tools["kubectl"], "proxy", "--port=0"],
+                env={"HOME": str(self._home), "KUBECONFIG": str(self.kubeconfig)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self._proxy.stdout is not None
+            said = self._proxy.stdout.readline()
+            if "127.0.0.1:" not in said:
+                raise LabError(f"kubectl proxy did not start: {said}")
+            url = f"http://{said.strip().rsplit(' ', 1)[-1]}"
+            self._http = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
+        return self._http
+
+    def end_proxy(self) -> None:
+        if self._proxy is not None:
+            self._http.close()
+            self._proxy.terminate()
+            self._proxy.wait()
+
+    def kubectl(
+        self, *arguments: str | Path, stdin: str | None = None, check: bool = True, timeout_s: float = COMMAND_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Raises LabError with kubectl's own words when `check` and it fails."""
+        return self._run("kubectl", arguments, stdin=stdin, check=check, timeout_s=timeout_s)
+
+    def helm(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Raises LabError with Helm's own words when `check` and it fails."""
+        return self._run("helm", arguments, stdin=None, check=check, timeout_s=COMMAND_S)
+
+    def _run(
+        self, program: str, arguments: Sequence[str | Path], *, stdin: str | None, check: bool, timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        env: dict[str, Any] = {"HOME": str(self._home), "KUBECONFIG": str(self.kubeconfig), "KUBERC": "off"}
+        result = subprocess.run(
+            [self._tools[program], *(str(word) for word in arguments)],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            env={**env, "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and result.returncode != 0:
+            raise LabError(f"{program} {' '.join(map(str, arguments))} failed: {result.stderr.strip()} {result.stdout[-1000:]}")
+        return result

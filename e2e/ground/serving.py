@@ -1,0 +1,70 @@
+"""InferenceClusters of emulated engines, in namespaces that enforce the Pod Security level `baseline`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from splitwatt_core.names import GROUP_VERSION, LABEL_CLUSTER, LABEL_POOL
+
+from ground import images
+from ground.nvidia import HANDLER
+from ground.site import Site
+
+NAMESPACE: Final = "serving"
+MODEL: Final = "meta-llama/Llama-3.1-8B-Instruct"
+POOL: Final = "h100"
+READY_S: Final = 120.0
+
+
+def make_namespace(site: Site, name: str = NAMESPACE) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": "baseline"}
+    site.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+
+
+def inference_cluster(
+    name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
+) -> Mapping[str, Any]:
+    """`prefill` and `decode` replicas of `gpus` each. Pods get the simulated NVML as a site's get the driver's."""
+
+    def pool(replicas: int) -> Mapping[str, Any]:
+        return {
+            "replicas": replicas,
+            "gpusPerReplica": gpus,
+            "nodeSelector": {LABEL_POOL: POOL},
+            "template": {"spec": {"runtimeClassName": HANDLER}},
+        }
+
+    return {
+        "apiVersion": GROUP_VERSION,
+        "kind": "InferenceCluster",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"name": MODEL},
+            "engine": {"type": "Emulated", "image": images.ENGINE},
+            "priority": priority,
+            "prefill": pool(prefill),
+            "decode": pool(decode),
+        },
+    }
+
+
+def serve(site: Site, *clusters: Mapping[str, Any]) -> float:
+    """Apply them and wait until each is Ready; the seconds that took. Raises LabError with what it says instead."""
+    site.apply(*clusters)
+    took_s = 0.0
+    for each in clusters:
+        took_s += site.await_ready(f"ic/{each['metadata']['name']}", "-n", each["metadata"]["namespace"], timeout_s=READY_S)
+    return took_s
+
+
+def gpus_of(site: Site, name: str, role: str, *, namespace: str = NAMESPACE) -> Mapping[str, list[int]]:
+    """Slots of the GPUs that a role's pods hold, by node: what the kubelet gave each, as the pod itself was told."""
+    held: dict[str, list[int]] = {}
+    selector = f"{LABEL_CLUSTER}={name},splitwatt.io/role={role}"
+    for pod in site.get("pods", "-n", namespace, "-l", selector)["items"]:
+        node = pod["spec"]["nodeName"]
+        words = ("exec", "-n", namespace, pod["metadata"]["name"], "--", "printenv", "NVIDIA_VISIBLE_DEVICES")
+        uuids = site.cluster.kubectl(*words).stdout.strip().split(",")
+        held.setdefault(node, []).extend(site.cluster.twin(node).uuids.index(uuid) for uuid in uuids)
+    return held

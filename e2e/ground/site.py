@@ -1,0 +1,173 @@
+"""One cluster, furnished, with Splitwatt's chart installed as the README says: what every scenario begins with."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from splitwatt_lab.errors import LabError
+from splitwatt_lab.judge import Judge
+from splitwatt_lab.wiring import Feed, Wiring
+
+from ground import images
+from ground.cluster import Cluster
+from ground.furnish import NAMESPACE, Metering, install_device_plugin
+from ground.nvidia import HANDLER
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+README: Final = REPOSITORY / "README.md"
+_BLOCK: Final = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+RELEASE: Final = "splitwatt"
+OPERATOR_LEASE: Final = "splitwatt-operator"
+OURS: Final = ("operator", "agent")
+BUDGET_S: Final = 60.0
+_POLL_S: Final = 0.25
+_WRITTEN_REGISTRY: Final = re.compile(r"registry\.example(\.com/\w+)?")
+_WRITTEN_PROMETHEUS: Final = "http://prometheus.monitoring.svc:9090"
+
+
+def written(section: str, language: str) -> Sequence[str]:
+    """Code blocks of a section of the README, in order. Raises LabError when it has none: the page has changed."""
+    text = README.read_text()
+    body = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    blocks = [] if body is None else [code for kind, code in _BLOCK.findall(body[1]) if kind == language]
+    if not blocks:
+        raise LabError(f"README.md has no {language} block under `{section}`; the scenario that types it must follow the page")
+    return blocks
+
+
+def readme_budgets() -> Sequence[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(written("What to type", "yaml")[0]) if each]
+
+
+def commands_of(block: str) -> Sequence[Sequence[str]]:
+    """Its commands as words; a line's end behind a backslash joins."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+class Site:
+    """`await_` and `get` look at the cluster; `install` types the README's commands."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        cluster.load(images.archives(REPOSITORY))
+        install_device_plugin(cluster)
+        self.metering = Metering(cluster)
+
+    def close(self) -> None:
+        self.metering.close()
+
+    # ------------------------------------------------------------------------------------------------ README
+
+    def install(self, *extra: str, wait: bool = True, release: str = RELEASE) -> None:
+        """Every command under "Install" but the one that builds images: with the registry and the Prometheus of this site, and
+        the RuntimeClass that nodes here need. `extra` is added to Helm's; `release` replaces its name. Raises LabError."""
+        for words in (each for block in written("Install", "sh") for each in commands_of(block)):
+            here = [release if word == RELEASE else self._here(word) for word in words]
+            if here[0] == "helm":
+                until = ["--wait", "--timeout=180s"] if wait else []
+                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={HANDLER}", *extra, *until)
+            elif here[0] == "kubectl":
+                self.cluster.kubectl(*here[1:])
+
+    def _here(self, word: str) -> str:
+        word = _WRITTEN_REGISTRY.sub(images.REGISTRY, word).replace(_WRITTEN_PROMETHEUS, self.metering.url)
+        return str(REPOSITORY / word) if word.startswith("helm/") else word
+
+    def apply(self, *documents: Mapping[str, Any]) -> None:
+        items = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(items))
+
+    def first_budget(self) -> Sequence[str]:
+        """Apply the README's budgets, and wait until each is Ready; their names."""
+        documents = readme_budgets()
+        self.apply(*documents)
+        names = [each["metadata"]["name"] for each in documents]
+        for name in names:
+            self.await_ready("pb", name, timeout_s=BUDGET_S)
+        return names
+
+    def limit(self, name: str, limit_w: int) -> None:
+        """Patch a budget's limit, as the README does."""
+        self.cluster.kubectl("patch", "pb", name, "--type=merge", "-p", json.dumps({"spec": {"limitWatts": limit_w}}))
+
+    # ------------------------------------------------------------------------------------------------ looking
+
+    def judge(self) -> Judge:
+        """Of the README's feeds: row-a above rack-a1, on which every node hangs. It reads the GPUs themselves, and of the
+        budgets the limits alone."""
+        nodes = tuple(self.cluster.nodes())
+        wiring = Wiring([Feed("row-a"), Feed("rack-a1", parent="row-a", nodes=nodes)])
+        twins = {node: self.cluster.twin(node) for node in nodes}
+
+        def budgets() -> Sequence[Mapping[str, Any]]:
+            answer: dict[str, Any] = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets").raise_for_status().json()
+            return list(answer["items"])
+
+        return Judge(twins=twins, wiring=wiring, plant=self.metering.plant, budgets=budgets)
+
+    @property
+    def term(self) -> int:
+        """Of the operator's Lease: one more for each reign."""
+        return int(self.get("lease", OPERATOR_LEASE, "-n", NAMESPACE)["spec"]["leaseTransitions"])
+
+    def get(self, *what: str) -> dict[str, Any]:
+        """An object, or a List. Raises LabError when there is none."""
+        found: dict[str, Any] = json.loads(self.cluster.kubectl("get", *what, "-o", "json").stdout)
+        return found
+
+    def pods(self, component: str) -> Sequence[dict[str, Any]]:
+        """Splitwatt's own: `operator` or `agent`."""
+        label = f"app.kubernetes.io/component={component}"
+        items: Sequence[dict[str, Any]] = self.get("pods", "-n", NAMESPACE, "-l", label)["items"]
+        return items
+
+    def condition(self, *what: str, condition: str) -> Mapping[str, Any]:
+        """Of the object that `what` names; empty while there is none."""
+        status = self.get(*what).get("status", {})
+        return next((each for each in status.get("conditions", ()) if each["type"] == condition), {})
+
+    def await_ready(self, *what: str, timeout_s: float) -> float:
+        """Until its condition Ready is True; the seconds that took. Raises LabError with its status."""
+        try:
+            return self.await_(
+                "Ready", lambda: self.condition(*what, condition="Ready").get("status") == "True", timeout_s=timeout_s
+            )
+        except LabError as error:
+            status = json.dumps(self.get(*what).get("status"))
+            raise LabError(f"{' '.join(what)} is not Ready after {timeout_s:g} s: {status}") from error
+
+    def enforced_w(self) -> Mapping[str, Sequence[float]]:
+        """The truth: each GPU's enforced limit, by node."""
+        return {node: [mw / 1000 for mw in self.cluster.twin(node).read_enforced_mw()] for node in self.cluster.nodes()}
+
+    def await_(self, what: str, holds: Callable[[], bool], *, timeout_s: float) -> float:
+        """Poll until it holds; the seconds that took. Raises LabError that says what did not happen."""
+        started_s = time.monotonic()
+        while not holds():
+            if time.monotonic() - started_s > timeout_s:
+                raise LabError(f"after {timeout_s:g} s still not: {what}")
+            time.sleep(_POLL_S)
+        return time.monotonic() - started_s
+
+
+def collect(cluster: Cluster, folder: Path) -> None:
+    """What a person wants to read after a failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = {
+        "pods.txt": ["get", "pods", "-A", "-o", "wide"],
+        "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        "describe.txt": ["describe", "pods", "-n", NAMESPACE],
+        "objects.yaml": ["get", "pb,np,ic", "-A", "-o", "yaml"],
+        **{f"{who}.log": ["logs", "-n", NAMESPACE, "-l", f"app.kubernetes.io/component={who}", "--tail=2000"] for who in OURS},
+    }
+    for name, words in everything.items():
+        result = cluster.kubectl(*words, check=False)
+        (folder / name).write_text(result.stdout + result.stderr)

@@ -1,0 +1,139 @@
+"""Pods killed, a kubelet restarted, a node without power, DNS gone: budgets are kept throughout, and requests are answered."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ground import rack, serving
+from ground.furnish import NAMESPACE
+from ground.site import OPERATOR_LEASE, Site
+from ground.traffic import Traffic
+from splitwatt_lab.judge import Judge
+
+PER_S = 3.0
+LOOSE_W, TIGHT_W = 2800, 900
+"""Above the least of every GPU, for the four that are held."""
+BACK_S = 120.0
+SILENCE_S = 120.0
+"""Without DNS: a Lease of 15 s would run out eight times."""
+
+
+@pytest.fixture(scope="module")
+def chat(installed: Site) -> Site:
+    serving.make_namespace(installed)
+    installed.limit(rack.NAME, rack.limit_w(installed, above_least_w=LOOSE_W))
+    serving.serve(installed, serving.inference_cluster("chat", prefill=1, decode=1))
+    return installed
+
+
+def traffic(site: Site) -> Traffic:
+    return Traffic(site.cluster, namespace=serving.NAMESPACE, name="chat", per_s=PER_S)
+
+
+def test_a_limit_is_cut_under_load(chat: Site, judged: Judge) -> None:
+    with traffic(chat) as asked:
+        time.sleep(10)
+        chat.limit(rack.NAME, rack.limit_w(chat, above_least_w=TIGHT_W))
+        time.sleep(20)
+        chat.limit(rack.NAME, rack.limit_w(chat, above_least_w=LOOSE_W))
+        time.sleep(5)
+    assert len(asked.requests) > 60 and not asked.failed(), asked.failed()[:3]
+
+
+def test_an_agent_that_is_killed_comes_back_and_no_request_fails(chat: Site, judged: Judge) -> None:
+    with traffic(chat) as asked:
+        before = {pod["metadata"]["uid"] for pod in chat.pods("agent")}
+        caps = chat.enforced_w()
+        chat.cluster.kubectl(
+            "delete", "pod", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent", "--grace-period=0", "--force"
+        )
+        chat.await_("new agents are ready", lambda: all_ready(chat, "agent", but_not=before), timeout_s=BACK_S)
+        for node in chat.cluster.nodes():
+            chat.await_ready("np", node, timeout_s=BACK_S)
+    assert not asked.failed(), asked.failed()[:3]
+    assert {node: len(each) for node, each in caps.items()} == {node: len(each) for node, each in chat.enforced_w().items()}
+
+
+def test_an_operator_that_is_killed_reigns_again_under_one_term_more(chat: Site, judged: Judge) -> None:
+    term = chat.term
+    with traffic(chat) as asked:
+        before = {pod["metadata"]["uid"] for pod in chat.pods("operator")}
+        chat.cluster.kubectl(
+            "delete", "pod", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--grace-period=0", "--force"
+        )
+        chat.await_("a new operator is ready", lambda: all_ready(chat, "operator", but_not=before), timeout_s=BACK_S)
+        chat.await_("it reigns", lambda: chat.term > term, timeout_s=BACK_S)
+        chat.await_ready("pb", rack.NAME, timeout_s=BACK_S)
+    assert chat.term == term + 1
+    assert not asked.failed(), asked.failed()[:3]
+
+
+def test_a_kubelet_restarts(chat: Site, judged: Judge) -> None:
+    uids = {pod["metadata"]["uid"] for pod in chat.get("pods", "-n", serving.NAMESPACE)["items"]}
+    caps = chat.enforced_w()
+    with traffic(chat) as asked:
+        for node in chat.cluster.nodes():
+            chat.cluster.restart_kubelet(node)
+            offered = "jsonpath={.status.allocatable.nvidia\\.com/gpu}=8"
+            chat.cluster.kubectl("wait", f"node/{node}", f"--for={offered}", "--timeout=60s")
+            chat.await_ready("np", node, timeout_s=BACK_S)
+    assert not asked.failed(), asked.failed()[:3]
+    assert {pod["metadata"]["uid"] for pod in chat.get("pods", "-n", serving.NAMESPACE)["items"]} == uids
+    assert caps.keys() == chat.enforced_w().keys()
+
+
+def test_the_term_stays_while_no_name_resolves(chat: Site, judged: Judge) -> None:
+    """Prometheus by a name, and nobody behind the cluster's DNS address."""
+    site = chat
+    name = "http://prometheus.monitoring.svc:9090"
+    site.install(f"--set=operator.prometheusUrl={name}")
+    site.await_(
+        "the operator asks by that name", lambda: any(name in each for each in operator_arguments(site)), timeout_s=BACK_S
+    )
+    site.await_("it reigns", lambda: lease_is_held(site), timeout_s=BACK_S)
+    term, until_s = site.term, time.monotonic() + SILENCE_S
+    while time.monotonic() < until_s:
+        assert site.term == term, "the operator lost its Lease while the API server was well"
+        time.sleep(2)
+    assert [status["restartCount"] for pod in site.pods("operator") for status in pod["status"]["containerStatuses"]] == [0]
+    site.install()
+
+
+def test_a_node_loses_power_and_comes_back(chat: Site) -> None:
+    """What its pods were asked meanwhile is lost; what is promised is watts."""
+    site, node = chat, chat.cluster.nodes()[-1]
+    judge = site.judge()
+    site.cluster.restart_node(node)
+    site.await_(
+        "the agent follows the new boot", lambda: boot_of(site, node) == site.cluster.twin(node).boot_id, timeout_s=BACK_S
+    )
+    site.await_ready("np", node, timeout_s=BACK_S)
+    site.await_ready("ic/chat", "-n", serving.NAMESPACE, timeout_s=BACK_S)
+    judge.start()
+    with traffic(site) as asked:
+        time.sleep(10)
+    judge.stop()
+    assert asked.requests and not asked.failed(), asked.failed()[:3]
+    assert not any(count.either_over_s for count in judge.counts.values())
+
+
+def all_ready(site: Site, component: str, *, but_not: set[str]) -> bool:
+    pods = site.pods(component)
+    fresh = [pod for pod in pods if pod["metadata"]["uid"] not in but_not]
+    conditions = [{each["type"]: each["status"] for each in pod["status"].get("conditions", ())} for pod in fresh]
+    return bool(fresh) and len(fresh) == len(pods) and all(each.get("Ready") == "True" for each in conditions)
+
+
+def operator_arguments(site: Site) -> list[str]:
+    return [word for pod in site.pods("operator") for word in pod["spec"]["containers"][0]["args"]]
+
+
+def lease_is_held(site: Site) -> bool:
+    pods = {pod["metadata"]["name"] for pod in site.pods("operator")}
+    holder = site.get("lease", OPERATOR_LEASE, "-n", NAMESPACE)["spec"].get("holderIdentity") or ""
+    return any(holder.startswith(pod) for pod in pods)
+
+
+def boot_of(site: Site, node: str) -> str:
+    return str(site.get("np", node).get("status", {}).get("bootID", ""))
