@@ -167,7 +167,7 @@ def main() -> int:
             return 0 if given.prepare else isolated(command, env=env, keep=given.keep)
     except LabError as error:
         say(f"e2e: {error}")
-        return 1
+        return os.EX_UNAVAILABLE
 
 
 if __name__ == "__main__":
