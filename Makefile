@@ -17,7 +17,7 @@ controlplane: setup
 demo: controlplane
 	$(BIN)/splitwatt demo $(ARGS)
 
-# Every fault of docs/safety.md on real processes, alone and in pairs: about 20 minutes, alone on the machine. ARGS="--only NAMES --seed N".
+# Every fault of docs/safety.md on real processes, alone and in pairs: a quarter of an hour, alone on the machine. ARGS="--only NAMES --seed N".
 faults: controlplane
 	$(BIN)/splitwatt faults $(ARGS)
 
