@@ -76,8 +76,8 @@ def test_an_agent_without_nvml_is_not_ready_and_says_what_to_set(installed: Site
     site = installed
     site.install("--set=agent.runtimeClassName=", wait=False)
     try:
-        site.await_("an agent that is not Ready", lambda: not_ready(site), timeout_s=SETTLED_S)
-        node = site.cluster.nodes()[0]
+        site.await_("an agent that is not Ready", lambda: bool(not_ready(site)), timeout_s=SETTLED_S)
+        node = not_ready(site)[0]  # the others wait for it: a rollout stops at what does not become Ready
         site.await_(
             "a NodePower that says what to set",
             lambda: any("agent.runtimeClassName" in (each.get("message") or "") for each in conditions(site, node)),
@@ -89,11 +89,11 @@ def test_an_agent_without_nvml_is_not_ready_and_says_what_to_set(installed: Site
         site.await_ready("np", node, timeout_s=SETTLED_S)
 
 
-def not_ready(site: Site) -> bool:
-    """An agent's pod that runs without a runtime class, for a while already, and is not Ready."""
+def not_ready(site: Site) -> list[str]:
+    """Nodes whose agent runs without a runtime class and is not Ready."""
     pods = [pod for pod in site.pods("agent") if not pod["spec"].get("runtimeClassName")]
-    statuses = [status for pod in pods for status in pod["status"].get("containerStatuses", ())]
-    return bool(statuses) and all("running" in each["state"] and not each["ready"] for each in statuses)
+    started = [(pod, status) for pod in pods for status in pod["status"].get("containerStatuses", ())]
+    return [pod["spec"]["nodeName"] for pod, status in started if "running" in status["state"] and not status["ready"]]
 
 
 def conditions(site: Site, node: str) -> list[dict[str, str]]:
