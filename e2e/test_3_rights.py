@@ -146,8 +146,9 @@ def make_folder(site: Site, node: str) -> None:
 
 
 def splitwatt(*words: str) -> str:
-    command = [sys.executable, "-m", "splitwatt_cli.main", *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = subprocess.run([sys.executable, "-m", "splitwatt_cli.main", *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def volume(node: str) -> list[dict[str, object]]:
