@@ -76,9 +76,11 @@ def test_an_extra_declares_what_its_package_imports(extra: str) -> None:
 def test_development_brings_what_the_tests_import() -> None:
     declared = _declared("dev", whole=True)
     checked = 0
-    for file in sorted((REPOSITORY / "tests").rglob("*.py")):
+    folders = [REPOSITORY / name for name in PROJECT["tool"]["pytest"]["ini_options"]["pythonpath"]]
+    for file in sorted(file for folder in folders for file in folder.rglob("*.py")):
         for top in {name.split(".")[0] for name in imported(file)}:
-            if top.startswith("splitwatt_") or top == "support" or (file.parent / f"{top}.py").exists():
+            beside = (file.parent / f"{top}.py").exists() or any((folder / top).is_dir() for folder in folders)
+            if top.startswith("splitwatt_") or beside:
                 continue
             names = _distributions(top)
             assert not names or names & declared, f"{file.name} imports {top}: name one of {sorted(names)} in the extra `dev`"
