@@ -124,7 +124,7 @@ def test_every_row_is_said_and_the_judge_looks_on(site: Site) -> None:
     wanted = said["no watts for a new replica"]
     found = site.condition(f"{API}/namespaces/batch/inferenceclusters/summarize", wanted)
     assert re.search(
-        r"PowerAdmitted=False InsufficientPower: To keep their GPUs above the cliff, .* \d+ W are missing\.", found
+        r"PowerAdmitted=False InsufficientPower: To keep (its|their) GPUs above the cliff, .* \d+ W are missing\.", found
     ), found
 
     over_s = site.judge.violations_s()
