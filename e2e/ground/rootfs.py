@@ -18,7 +18,6 @@ from splitwatt_lab.toolchain import cache_directory
 from ground import host
 
 SUITE: Final = "bookworm"
-MIRROR: Final = "http://deb.debian.org/debian"
 TIMEOUT_S: Final = 900.0
 
 
@@ -67,7 +66,7 @@ def debian(packages: Sequence[str], *, variant: str) -> Path:
         "--kill-child",
         host.require("mmdebstrap"),
     ]
-    command: list[str | Path] = [*mmdebstrap, f"--variant={variant}", f"--include={','.join(packages)}", SUITE, fresh, MIRROR]
+    command: list[str | Path] = [*mmdebstrap, f"--variant={variant}", f"--include={','.join(packages)}", SUITE, fresh]
     run(command, what=f"making a Debian with {', '.join(packages[:4])}, ... by mmdebstrap")
     fresh.rename(target)
     return target

@@ -41,7 +41,7 @@ def why_not() -> str:
     return "" if shutil.which("apt-get") else "programs of a node are installed with apt-get, which is not here"
 
 
-# In CI it is never left out: there it fails.
+# In CI a machine that is not root's, or no Debian, fails. Packages or builds that cannot be had are told by the smoke itself.
 pytestmark = pytest.mark.skipif(bool(why_not()) and not os.environ.get("CI"), reason=why_not() or "-")
 
 

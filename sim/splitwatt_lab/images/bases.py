@@ -20,7 +20,6 @@ from splitwatt_lab.toolchain import cache_directory
 
 SUITE: Final = "bookworm"
 """Debian 12: its Python is 3.11, as in the official image that is the default base."""
-MIRROR: Final = "http://deb.debian.org/debian"
 LEFT_OUT: Final = (
     *("path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*"),
     *("path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright", "path-exclude=/usr/lib/*/gconv/*"),
@@ -77,7 +76,7 @@ def _make(base: DebianBase, log: Path, tick: Tick) -> None:
     scratch = base.tar.with_name(f".{os.getpid()}-{base.tar.name}")
     command = [mmdebstrap, f"--variant={base.variant}", f"--include={','.join(base.packages)}"]
     command += [f"--dpkgopt={option}" for option in LEFT_OUT]
-    command += [SUITE, str(scratch), MIRROR]  # the format follows from the name's end
+    command += [SUITE, str(scratch)]  # the format follows from the name's end
     try:
         run_logged(command, log, tick, what=f"making {base.name} of Debian's packages")
         scratch.rename(base.tar)
