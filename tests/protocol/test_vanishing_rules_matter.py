@@ -136,6 +136,15 @@ def r35_a_word_is_lost_that_comes_before_the_definition(m: pytest.MonkeyPatch) -
     m.setattr(ContractCrd, "see_budget", deaf)
 
 
+def r34_who_is_leaving_is_not_looked_at(m: pytest.MonkeyPatch) -> None:
+    real = Roster.remember
+
+    def narrow(self: Roster, budgets: Any, tree: Any, names: Any = None) -> None:
+        real(self, budgets, tree, self._heard.copy() if names is None else self._heard.intersection(names))
+
+    m.setattr(Roster, "remember", narrow)
+
+
 def what_no_leaf_claims_is_raised(m: pytest.MonkeyPatch) -> None:
     real = Roster.placements
 
@@ -233,6 +242,11 @@ CASES: list[tuple[Patch, Callable[[], None], str]] = [
     (
         r34_what_counted_last_is_not_remembered,
         scenes_vanished.scene_51_a_leaf_is_deleted_then_the_crd_is_made_anew_and_the_operator_restarts,
+        "may be drawn there",
+    ),
+    (
+        r34_who_is_leaving_is_not_looked_at,
+        scenes_vanished.scene_65_a_leaf_comes_back_and_leaves_again_between_two_looks,
         "may be drawn there",
     ),
     (

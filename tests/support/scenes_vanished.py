@@ -1,4 +1,4 @@
-"""Scenes 45 to 53 and 59 to 64: leaves, parents, labels and the NodePower CRD vanish (docs/protocol.md, R31 to R35).
+"""Scenes 45 to 53 and 59 to 65: leaves, parents, labels and the NodePower CRD vanish (docs/protocol.md, R31 to R35).
 
 Two racks below a row of 900 W, each holding 450 W, and another row beside it. b would like more, and may not have what a still
 draws: the world asserts at every step that whoever may draw is counted where it does (T3).
@@ -309,6 +309,26 @@ def scene_64_a_person_confirms_while_a_move_back_is_under_way() -> None:
     world.confirm()
     world.active.settle(4)
     world.agents["a0"].start()
+    within(world)
+    back(world)
+
+
+def scene_65_a_leaf_comes_back_and_leaves_again_between_two_looks() -> None:
+    """The grant that would have ended the first leave is acknowledged; it was made before the node came back."""
+    world, operator = two_rows()
+    tell(world, "a", parent=OTHER_ROOT)
+    for _ in range(2):  # the fresh reads of the claim, and the grant after them
+        operator.step()
+        send_all(operator)
+    for parent in (ROOT, OTHER_ROOT):
+        tell(world, "a", parent=parent)
+        world.check()
+    world.agents["a0"].run()
+    for _ in range(3):
+        operator.watch()
+        operator.step()
+        send_all(operator)
+    tell(world, "a", parent=ROOT)
     within(world)
     back(world)
 

@@ -148,8 +148,11 @@ class Roster:
 
     def remember(self, budgets: Mapping[str, BudgetSpec], tree: Tree, names: Iterable[str] | None = None) -> None:
         """Before something is taken away: where nodes count by what was heard since the last look. Else what was heard in full,
-        and lost before the next look, would count nowhere. `budgets`: with the tombstones of `tree`. `names`: None, all nodes."""
-        due = self._heard.copy() if names is None else self._heard.intersection(names)
+        and lost before the next look, would count nowhere; and a node that came back to a way while it was still leaving it, and
+        left again, would be rid of it by a grant made before that. `budgets`: with the tombstones of `tree`. `names`: None, all
+        nodes."""
+        leaving = {name for name, moves in self.moves.items() if moves}
+        due = self._heard | leaving if names is None else (self._heard | leaving).intersection(names)
         self._heard -= due
         self._see_selectors(spec for spec in budgets.values() if spec.name not in tree.gone)
         for name in due:
