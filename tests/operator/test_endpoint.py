@@ -196,7 +196,7 @@ async def test_arguments_go_with_every_query(method: str) -> None:
         (lambda: web.Response(text="<html>log in</html>", content_type="text/html"), "answered 200 without JSON"),
         (lambda: web.json_response({"login": "needed"}), "answered 200 with JSON that is not of Prometheus' API"),
         (lambda: web.Response(text="[" * 100_000), "answered 200 without JSON"),
-        (lambda: web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)), "answered with more than 64 MiB"),
+        (lambda: web.Response(body=b" " * (MAX_ANSWER_BYTES + 1)), "answered with more than 16 MiB"),
     ],
 )
 async def test_the_http_status_is_in_the_sentence(response: Callable[[], web.Response], sentence: str) -> None:

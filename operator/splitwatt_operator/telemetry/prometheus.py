@@ -26,8 +26,9 @@ UNLIMITED: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=
 """Our own time-out ends a request; aiohttp's swallows a cancellation that comes in the same turn."""
 SERVER_STATES: Final = (401, 403, 404, 429)
 """Answers that say something of who asks, where, or how often, and nothing of the query."""
-MAX_ANSWER_BYTES: Final = 64 * 2**20
-"""Unpacked; 100 000 GPUs fill half of it. What is longer is another page than the one asked for."""
+MAX_ANSWER_BYTES: Final = 16 * 2**20
+"""Unpacked. Meters give five rows each and agents one, so that 100 000 GPUs in nodes of eight fill half of it; what is longer is
+another page than the one asked for. Nothing else runs while it is read: half a second of such an answer at most."""
 
 
 class QueryError(Exception):
