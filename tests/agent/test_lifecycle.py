@@ -219,6 +219,23 @@ def test_a_gpu_that_never_said_who_it_is_stands_in_by_its_index(bench: AgentBenc
     bench.await_ack(number, (1,))
 
 
+def test_a_node_all_of_whose_gpus_are_lost_at_its_first_start_is_charged_and_looked_at_again(bench: AgentBench) -> None:
+    bench.create()
+    for gpu in (0, 1):
+        bench.twin.set_fault(gpu, Fault.gpu_lost())
+    bench.start()
+    lines: Any = eventually("they are told", lambda: (bench.object().get("status") or {}).get("gpus"))
+    assert [(line["uuid"], line["health"], line["defaultCapWatts"]) for line in lines] == [
+        ("unreadable-index-0", "Lost", 1400),
+        ("unreadable-index-1", "Lost", 1400),
+    ]
+    for gpu in (0, 1):
+        bench.twin.clear_faults(gpu)
+    bench.twin.reboot("boot-1")  # another driver load: no reading of these GPUs could have told it
+    bench.await_ack(bench.grant({0: 300, 1: 300}), (0, 1))
+    assert len(bench.object()["status"]["gpus"]) == 2
+
+
 def test_caps_hold_and_lower_while_the_api_server_is_gone(crds: ControlPlane, bench: AgentBench) -> None:
     bench.create()
     bench.start()
