@@ -11,7 +11,9 @@ GPUs are named by UUID; indices move after a reboot.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -44,9 +46,11 @@ _NO_SUCH_FIELD: Final = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_
 """Answers for field 186 that will not change while the driver is loaded."""
 UNKNOWN_LIMIT_MW: Final = 1_400_000
 """What a GPU may draw whose limits cannot be read at all: as much as the largest part on sale (GB300)."""
-_WAY_LOST: Final = frozenset({pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_NO_PERMISSION})
-"""Given by all GPUs at once these speak of this container's device files, not of so many broken GPUs."""
+_WAY_LOST: Final = frozenset({pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_TIMEOUT})
+"""Given by all GPUs at once these speak of the driver or of this container's device files, not of so many broken GPUs."""
 _MIG: Final = "MIG-"
+IDENTITY_S: Final = 1.0
+"""How long a start waits for a GPU to say who it is; one that hangs then must not leave its neighbours without caps."""
 _DEVICE_FILE: Final = "nvidia"
 _NO_SUCH_DEVICE: Final = frozenset(
     {
@@ -133,6 +137,10 @@ class NvmlPort(Protocol):
     def enable_persistence_mode(self, uuid: str) -> None: ...
 
 
+_Named = tuple[Any, GpuIdentity, str | None]
+"""A GPU's handle, who it is, and its device file where it says."""
+
+
 class PynvmlPort:
     """`NvmlPort` on NVIDIA's own binding. Thread-safe as NVML is; only `start` must not run beside other methods."""
 
@@ -142,6 +150,8 @@ class PynvmlPort:
         """GPUs without field 186."""
         self._device_files: dict[str, str] = {}
         """By UUID, for as long as the driver is loaded; asked as a GPU is found, for one that hangs later cannot be asked."""
+        self._hanging: dict[int, Future[_Named]] = {}
+        """By index the last question for a name: while it has not returned no other is asked, so at most one hangs per GPU."""
         self._started = False
 
     def start(self) -> Inventory:
@@ -169,8 +179,7 @@ class PynvmlPort:
         count = _call(pynvml.nvmlDeviceGetCount)
         for index in range(min(count, MAX_GPUS_PER_NODE)):
             try:
-                handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
-                identity = _identity(handle)
+                handle, identity, device_file = self._within(IDENTITY_S, index)
             except NvmlError as error:
                 if error.driver_gone:
                     raise
@@ -178,13 +187,29 @@ class PynvmlPort:
                 continue
             handles[identity.uuid] = handle
             gpus.append(identity)
-            if identity.uuid not in self._device_files and (file := _device_file(handle)) is not None:
-                self._device_files[identity.uuid] = file
+            if device_file is not None:
+                self._device_files[identity.uuid] = device_file
         codes = {error.code for _, error in unreadable}
         if unreadable and not gpus and len(codes) == 1 and codes <= _WAY_LOST:
             raise unreadable[0][1]  # not so many broken GPUs, but one lost way to all of them
         self._handles |= handles
         return Inventory(gpus=tuple(gpus), unreadable=tuple(unreadable), beyond=max(0, count - MAX_GPUS_PER_NODE))
+
+    def _within(self, seconds: float, index: int) -> _Named:
+        """Who the GPU of this index is. Raises NvmlError, also when that is not said in time, or since the last time."""
+        calls = self._hanging.get(index)
+        if calls is None or calls.done():
+            calls = self._hanging[index] = Future()
+            threading.Thread(target=_settle, args=(calls, index), name=f"nvml-name-{index}", daemon=True).start()
+            wait_s = seconds
+        else:
+            wait_s = 0.0
+        try:
+            return calls.result(timeout=wait_s)
+        except TimeoutError as error:
+            hung = NvmlError(call="a question for its name", code=pynvml.NVML_ERROR_TIMEOUT, said=f"nothing for {seconds:g} s")
+            hung.health = Health.HUNG
+            raise hung from error
 
     def instant_power_mw(self, uuid: str) -> int:
         handle = self._handle(uuid)
@@ -257,6 +282,14 @@ class PynvmlPort:
         if handle is None:
             raise NvmlError(call="handle", code=pynvml.NVML_ERROR_NOT_FOUND)
         return handle
+
+
+def _settle(named: Future[_Named], index: int) -> None:
+    try:
+        handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
+        named.set_result((handle, _identity(handle), _device_file(handle)))
+    except Exception as error:  # noqa: BLE001 - carried to whoever asked, not swallowed
+        named.set_exception(error)
 
 
 def _device_file(handle: Any) -> str | None:
