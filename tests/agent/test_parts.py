@@ -212,7 +212,7 @@ def test_all_well() -> None:
         (Health.NO_PERMISSION, "NoPermission"),
         (Health.CAP_NOT_ENFORCED, "CapNotEnforced"),
         (Health.NOT_SUPPORTED, "NotSupported"),
-        (Health.UNKNOWN, "Unreadable"),
+        (Health.UNKNOWN, "SetterFailed"),
     ],
 )
 def test_every_kind_of_sick_gpu_has_a_reason_and_a_sentence(health: Health, reason: str) -> None:
@@ -220,6 +220,20 @@ def test_every_kind_of_sick_gpu_has_a_reason_and_a_sentence(health: Health, reas
     assert (enforced.status, enforced.reason) == (False, reason)
     assert "b " in enforced.message
     assert "a " not in enforced.message.split("b ")[0]
+
+
+@pytest.mark.parametrize(
+    ("health", "reason", "words"),
+    [
+        (Health.UNKNOWN, "Unreadable", "could not be read"),
+        (Health.NO_PERMISSION, "NoPermission", "may not be read by this agent"),
+    ],
+)
+def test_a_gpu_that_cannot_be_read_is_told_from_one_that_refuses_a_limit(health: Health, reason: str, words: str) -> None:
+    blind = condition(view(line("a", health=health, management_w=None, enforced_w=None)), CAPS_ENFORCED)
+    assert blind.reason == reason and words in blind.message
+    refuses = condition(view(line("a", health=health, management_w=700, enforced_w=700)), CAPS_ENFORCED)
+    assert words not in refuses.message and "a new limit" in refuses.message and "limit 700 W" in refuses.message
 
 
 def test_the_sentence_has_the_numbers() -> None:
