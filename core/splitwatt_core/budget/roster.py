@@ -296,7 +296,7 @@ class Roster:
     ) -> tuple[str, ...]:
         """The ways that a spec is to name: the present ones, and of the `known` what is `kept` and not left for good."""
         gone = {name for name, since in self.moves[node].items() if since == DROPPED}
-        former = (way for names in known for way in claims.split_ways(names, tree.leaves) if gone.isdisjoint(way))
+        former = (way for names in known for way in claims.split_ways(names, tree.leaves, tree.named) if gone.isdisjoint(way))
         named = claims.joined(tuple(n for n in way if n in kept) for way in (*present, *former))
         found = (*named, *sorted(kept - gone.union(named)))
         return found if len(found) <= MAX_BUDGETS_PER_NODE else tuple(dict.fromkeys(found))
