@@ -81,8 +81,8 @@ def ways(leaves: Sequence[str], tree: Tree) -> tuple[str, ...]:
 
 
 def split_ways(names: Sequence[str], leaves: Collection[str], named: Mapping[str, str | None]) -> tuple[Way, ...]:
-    """What a spec names, as the ways that it is: each begins with a leaf. `named`: by budget the parent that it names. Who follows
-    a budget that names it is above it still, though somebody gave it a nodeSelector by mistake and it looks like a leaf now."""
+    """What a spec names, as the ways that it is: each begins with a leaf. `named`: by budget the parent that it names. Who
+    follows a budget that names it is above it still, though it got a nodeSelector by mistake and looks like a leaf now."""
     found: list[list[str]] = []
     for name in names:
         if not found or (name in leaves and named.get(found[-1][-1]) != name):

@@ -115,8 +115,8 @@ class LimitState:
                 pending=(),
             )
         # A limit lowered and then raised part of the way: the higher value takes over the earlier date, for the owner
-        # asked for at most that much since then.
-        due = min((at_s for limit_w, at_s in state.pending if limit_w <= spec_w), default=now_s + grace_s)
+        # asked for at most that much since then. No date is further off than the grace: who says so, had another clock.
+        due = min([now_s + grace_s, *(at_s for limit_w, at_s in state.pending if limit_w <= spec_w)])
         pending = [(limit_w, at_s) for limit_w, at_s in state.pending if limit_w > spec_w and at_s < due]
         pending.append((spec_w, due))
         if len(pending) > MAX_PENDING_LIMITS:
