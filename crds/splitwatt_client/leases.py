@@ -2,8 +2,9 @@
 
 Theory: every write of the Lease carries the resourceVersion that it was decided on, so of two candidates one is
 refused. Nobody compares wall clocks: a candidate takes over only after it has itself watched one and the same record
-for the record's whole duration (as far as that can be true, MAX_DURATIONS), and a holder counts its own time from the moment *before* its last successful renewal
-was sent, less a margin. A record is seen only after it was sent, so a holder's time is over before a successor's begins.
+for the record's whole duration (as far as that can be true, MAX_DURATIONS), and a holder counts its own time from the
+moment *before* its last successful renewal was sent, less a margin. A record is seen only after it was sent, so a
+holder's time is over before a successor's begins.
 
 A term is new for every acquisition: the caller says which follows `spec.leaseTransitions`, and it is stored there by the
 very write that takes the Lease. It is therefore never used twice, also not by a process that restarts with the same name,
