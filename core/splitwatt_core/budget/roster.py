@@ -9,6 +9,7 @@ Protected: no charge disappears because something is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final, TypeVar
 
@@ -362,6 +363,6 @@ class Roster:
 
     def _to_read(self, rows: Mapping[str, Row], now_s: float) -> tuple[Row, ...]:
         """Of what fresh reads are to judge, by node, that of nodes which nobody was asked to read for `VERIFY_EVERY_S`."""
-        due = {name: row for name, row in rows.items() if now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S}
+        due = {name: row for name, row in rows.items() if abs(now_s - self._verified_s.get(name, -math.inf)) >= VERIFY_EVERY_S}
         self._verified_s.update(dict.fromkeys(due, now_s))
         return tuple(due.values())
