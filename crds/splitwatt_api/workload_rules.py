@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field
-from splitwatt_core.protocol.contract import Phase
+from pydantic import ConfigDict, Field, WithJsonSchema
+from splitwatt_core.protocol.contract import MAX_PRIORITY, MIN_PRIORITY, Phase
 
 from splitwatt_api.base import CelRule, LabelRequirement, Labels, Wire, kubernetes, one_of
-from splitwatt_api.inference_cluster import Priority
+from splitwatt_api.inference_cluster import PriorityWord
 
-MAX_WORKLOADS: Final = 64
+MAX_WORKLOADS: Final = 24
+"""The API server bounds the cost of all rules together, and a value that is a word or a number is dear to judge."""
+
+RulePriority = Annotated[
+    PriorityWord | Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)],
+    WithJsonSchema(
+        kubernetes(
+            CelRule(  # as an InferenceCluster's, but cheap enough to be asked of every rule: nothing reads the whole string
+                f"type(self) == int ? (int(self) >= {MIN_PRIORITY} && int(self) <= {MAX_PRIORITY}) : "
+                "(self == 'High' || self == 'Low')",
+                f"priority must be High, Low, or a whole number from {MIN_PRIORITY} to {MAX_PRIORITY} (High is 100, Low is 0)",
+            ),
+            int_or_string=True,
+        )
+    ),
+]
 
 
 class WorkloadSelector(Wire):
@@ -52,7 +67,7 @@ class WorkloadEntry(Wire):
         description="What they do: Prefill or Decode. An engine that does both is Prefill, which draws most. Absent: what a "
         "known label of the pod says; without one they are asked for no less than prefill would be.",
     )
-    priority: Priority | None = Field(
+    priority: RulePriority | None = Field(
         default=None,
         description="Who keeps watts when they are short: High (100), Low (0) or a class of your own. Absent: Low.",
     )

@@ -167,11 +167,13 @@ class Connection:
             item.setdefault("kind", resource.kind)
         return ObjectList(items=tuple(items), resource_version=str(answer["metadata"]["resourceVersion"]))
 
-    async def list_metadata(self, resource: ResourceType, *, label_selector: str | None = None) -> ObjectList:
+    async def list_metadata(
+        self, resource: ResourceType, *, namespace: str | None = None, label_selector: str | None = None
+    ) -> ObjectList:
         """`list` without what makes objects large: items have `metadata` alone."""
         answer = await self.request_json(
             "GET",
-            resource.path(),
+            resource.path(namespace=namespace),
             query=selectors(name=None, label_selector=label_selector, field_selector=None),
             accept=METADATA_ALONE,
         )

@@ -115,7 +115,7 @@ def test_a_conflict_is_told_on_the_budgets_above_it() -> None:
     operator = told(world, owner("one", app="one", **{ROLE: "prefill"}))
     for budget in (ROOT, "a"):
         assert condition(operator, budget, "OwnersKnown").message.endswith(
-            f"said twice of 1 pod: their/one: label {ROLE} says Prefill, spec.workloads[0] says Decode, which counts"
+            f"1 pod to look at: their/one: label {ROLE} says Prefill, spec.workloads[0] says Decode, which counts"
         )
     assert caps(world, "a0") == [472], "decode's natural draw and the margin"
 
@@ -134,6 +134,24 @@ def test_a_label_that_vanishes_raises_nothing() -> None:
     operator.keeper.on_owner(OwnerFact("their", "d", ""))
     operator.settle(12)
     assert caps(world, "a0") == [472], "the pod is gone, and its GPUs are still said to be its own"
+
+
+def test_a_label_that_vanished_while_no_operator_ran_raises_nothing_either() -> None:
+    """The line of its GPU tells every successor what it was; a pod that comes after it begins anew."""
+    world = World(policy="PhaseAware", limit_w=2000)
+    run_pods(world, a0="d")
+    told(world, owner("d", **{ROLE: "decode"}))
+    for bare in (owner("d"), owner("d", **{GROUP: "g"})):
+        operator = told(world, bare)
+        assert caps(world, "a0") == [472]
+        assert "their/d: its labels and rules say no phase any more" in condition(operator, "a", "OwnersKnown").message
+    operator.keeper.on_owner(owner("d", **{ROLE: "prefill"}))
+    operator.settle(12)
+    assert caps(world, "a0") == [672], "what is said again counts"
+    operator.keeper.on_owner(owner("job"))
+    run_pods(world, a0="job")
+    operator.settle(12)
+    assert "1 pod of which" in condition(operator, "a", "OwnersKnown").message
 
 
 def test_a_pod_of_which_nothing_was_read_yet_keeps_its_cap() -> None:

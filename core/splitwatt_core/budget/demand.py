@@ -51,8 +51,9 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Who uses one GPU, as far as anybody knows. `pods`: its owners, None for one that is not ours. `use`: what the agent sees
-    of it. `found_w`: the cap that it had when this use began; `found_granted`: that cap was a grant, so it says nothing of what
-    the GPU had before. `kept`: what its line says that the cluster of its pods asked for."""
+    of it. `found_w`: the cap that it had when this use began, with a pod of which nothing was read the present one;
+    `found_granted`: that cap was a grant, so it says nothing of what the GPU had before. `kept`: what its line says that the
+    cluster of its pods asked for."""
 
     pods: tuple[PodFact | None, ...]
     use: Use

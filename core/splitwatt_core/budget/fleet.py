@@ -23,7 +23,7 @@ from splitwatt_core.budget.claims import Placement, Rates, charged_w, node_rest_
 from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
-from splitwatt_core.budget.workloads import Workloads, unit_of
+from splitwatt_core.budget.workloads import Workloads, as_written, unit_of
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
@@ -359,7 +359,10 @@ class _Demands:
     def holders(self, account: GpuAccount, root: BudgetSpec) -> tuple[PodFact | None, ...]:
         """Pods of ours first: no label and no rule says anything of them."""
         keys = [(owner.namespace, owner.pod) for owner in account.owners]
-        return tuple(self._pods.get(key) or self._workloads.of(key, root=root.name, rules=root.workloads) for key in keys)
+        found = [self._pods.get(key) or self._workloads.of(key, root=root.name, rules=root.workloads) for key in keys]
+        if len(found) == 1 and account.found_first:
+            found = [as_written(found[0], keys[0], account.row)]
+        return tuple(found)
 
     def of(self, account: GpuAccount, pods: tuple[PodFact | None, ...]) -> Demand:
         kind = (account.model, account.min_w, account.max_w, account.default_w)
@@ -367,6 +370,8 @@ class _Demands:
         vague = any(pod is None or pod.orphan or pod.unread or pod.phase is Phase.UNASSIGNED for pod in pods)
         held = vague or not (pods or account.use is Use.IDLE)
         found = (account.found_w, account.found_granted) if held else (0, False)
+        if any(pod is not None and pod.unread for pod in pods):
+            found = account.present_cap_w, account.row is not None
         kept = account.row.power_class if orphan and account.row is not None else None
         key = (*kind, *map(id, pods), account.use, *found, kept)  # the fleet keeps the pods alive, so an id is a pod's own
         demand = self._known.get(key)

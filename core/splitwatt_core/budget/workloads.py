@@ -6,8 +6,8 @@ the word of whoever owns the pod, and says phase, model and group alone, so nobo
 Whatever is said, caps stay within the budget: it only says who gets how much of it.
 
 Protected: nothing rises because a word is missing. A label that vanishes from a pod or from its namespace counts on, as it was,
-for as long as the pod is there. A pod of which nothing was read yet keeps its GPUs' caps, and so does one that a rule may match
-whose namespace's labels nobody could read.
+for as long as the pod is there, and a new operator keeps what the GPU's line tells. A pod of which nothing was read yet keeps
+its GPUs' caps, and so does one that a rule may match whose namespace's labels nobody could read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from splitwatt_core.budget import known_labels
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import WorkloadRule
 from splitwatt_core.clusters import PRIORITY_LOW
-from splitwatt_core.protocol.contract import Phase, Workload
+from splitwatt_core.protocol.contract import Grant, Phase, Workload
 
 PodKey = tuple[str, str]
 """Namespace and name."""
@@ -84,6 +84,17 @@ def pod_fact_of(owner: OwnerFact, rules: Sequence[WorkloadRule]) -> PodFact | No
         return None
     model = known_labels.model_of(owner.labels) if roles else ""
     return PodFact(owner.namespace, owner.name, said, PRIORITY_LOW, model, group=group, conflict=_conflict(roles))
+
+
+def as_written(fact: PodFact | None, key: PodKey, line: Grant | None) -> PodFact | None:
+    """Of the pod that an operator finds on a GPU as it begins, and that nothing classes now, though a former one wrote a class
+    into the GPU's `line`: what classed it may have vanished since, so it keeps that class, as if its cluster were gone."""
+    if fact is not None and (fact.unread or fact.phase is not Phase.UNASSIGNED):
+        return fact
+    if line is None or line.power_class is None or line.phase is Phase.UNASSIGNED:
+        return fact
+    told = "its labels and rules say no phase any more: until it ends, or a rule classes it, it is held as it was classed before"
+    return PodFact(*key, line.phase, PRIORITY_LOW, orphan=True, group="" if fact is None else fact.group, conflict=told)
 
 
 def unread(key: PodKey) -> PodFact:

@@ -89,7 +89,7 @@ class Steering:
                 f"prefill: {some(strangers)}; class {them} by spec.workloads of the root budget"
             )
         if conflicts := list(self._conflicts.get(name, ())):
-            said.append(f"said twice of {counted(len(conflicts), 'pod')}: {some(conflicts, between='; ')}")
+            said.append(f"{counted(len(conflicts), 'pod')} to look at: {some(conflicts, between='; ')}")
         return said
 
     def _steered(self, name: str) -> Condition:
