@@ -358,19 +358,29 @@ class _Demands:
 
     def holders(self, account: GpuAccount, root: BudgetSpec) -> tuple[PodFact | None, ...]:
         """Pods of ours first: no label and no rule says anything of them."""
-        keys = [(owner.namespace, owner.pod) for owner in account.owners]
-        found = [self._pods.get(key) or self._workloads.of(key, root=root.name, rules=root.workloads) for key in keys]
-        if len(found) == 1 and account.found_first:
-            found = [as_written(found[0], keys[0], account.row)]
+        found = []
+        for owner in account.owners:
+            key = (owner.namespace, owner.pod)
+            fact = self._pods.get(key)
+            if fact is None:
+                fact = self._workloads.of(key, root=root.name, rules=root.workloads)
+                if account.found_first and len(account.owners) == 1:
+                    fact = as_written(fact, key, account.row)
+            found.append(fact)
         return tuple(found)
 
     def of(self, account: GpuAccount, pods: tuple[PodFact | None, ...]) -> Demand:
         kind = (account.model, account.min_w, account.max_w, account.default_w)
-        orphan = any(pod is not None and pod.orphan for pod in pods)
-        vague = any(pod is None or pod.orphan or pod.unread or pod.phase is Phase.UNASSIGNED for pod in pods)
-        held = vague or not (pods or account.use is Use.IDLE)
-        found = (account.found_w, account.found_granted) if held else (0, False)
-        if any(pod is not None and pod.unread for pod in pods):
+        orphan = unread = False
+        vague = not pods and account.use is not Use.IDLE
+        for pod in pods:
+            if pod is None:
+                vague = True
+                continue
+            orphan, unread = orphan or pod.orphan, unread or pod.unread
+            vague = vague or pod.orphan or pod.phase is Phase.UNASSIGNED
+        found = (account.found_w, account.found_granted) if vague else (0, False)
+        if unread:
             found = account.present_cap_w, account.row is not None
         kept = account.row.power_class if orphan and account.row is not None else None
         key = (*kind, *map(id, pods), account.use, *found, kept)  # the fleet keeps the pods alive, so an id is a pod's own

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.conditions import Condition, counted, some
 from splitwatt_core.names import LABEL_EXCLUDED
-from splitwatt_core.protocol.contract import Phase, Use
+from splitwatt_core.protocol.contract import Phase, Use, Workload
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
 
@@ -34,7 +35,9 @@ class Steering:
         budgets = {spec.name: spec for spec in m.budgets}
         self._frozen = {name: m.tree.frozen_by(name, budgets) for name in m.tree.order}
         for i, (account, node) in enumerate(zip(m.fleet.accounts, m.fleet.owner, strict=True)):
-            self._holders(m, i)
+            for owner, pod in zip(account.owners, m.fleet.holders[i], strict=True):
+                if pod is None or pod.phase is Phase.UNASSIGNED or pod.conflict:
+                    self._hold(m.tree.chain(m.tree.order[int(m.fleet.gpus.leaf[i])]), owner, pod)
             since_s = account.unowned_since_s
             unowned = since_s is not None and m.now_s - since_s >= UNOWNED_GRACE_S and bool(m.fleet.steerable[i])
             outside_w = account.outside_w if account.outside_holds else None
@@ -55,16 +58,13 @@ class Steering:
                 for name in m.tree.chain(p.leaves[0]):
                     self._excluded.setdefault(name, []).append(f"{p.node.name} ({p.node.gpus_charge_w} W)")
 
-    def _holders(self, m: Moment, i: int) -> None:
-        for owner, pod in zip(m.fleet.accounts[i].owners, m.fleet.holders[i], strict=True):
-            known = pod is not None and (pod.unread or pod.phase is not Phase.UNASSIGNED)
-            if known and not (pod is not None and pod.conflict):
-                continue
-            for name in m.tree.chain(m.tree.order[int(m.fleet.gpus.leaf[i])]):
-                if not known:
-                    self._strangers.setdefault(name, {})[f"{owner.namespace}/{owner.pod}"] = None
-                if pod is not None and pod.conflict:
-                    self._conflicts.setdefault(name, {})[f"{owner.namespace}/{owner.pod}: {pod.conflict}"] = None
+    def _hold(self, names: tuple[str, ...], owner: Workload, pod: PodFact | None) -> None:
+        """Of a GPU below these budgets: an owner whose phase nobody says, or of whom something was said that does not count."""
+        for name in names:
+            if pod is None or pod.phase is Phase.UNASSIGNED:
+                self._strangers.setdefault(name, {})[f"{owner.namespace}/{owner.pod}"] = None
+            if pod is not None and pod.conflict:
+                self._conflicts.setdefault(name, {})[f"{owner.namespace}/{owner.pod}: {pod.conflict}"] = None
 
     def conditions(self, name: str) -> tuple[Condition, Condition]:
         return self._owners_known(name), self._steered(name)
