@@ -193,3 +193,10 @@ def test_a_pod_without_its_cluster_keeps_its_phase_and_ranks_lowest() -> None:
     assert fact is not None
     assert (fact.phase, fact.priority) == (Role.DECODE.phase, 0)
     assert pod_fact(pod(None), None) is None
+
+
+def test_a_pod_of_a_replica_over_several_nodes_says_so_with_and_without_its_cluster() -> None:
+    part = replace(pod(Role.DECODE), group="g")
+    for spec in (cluster("chat"), None):
+        fact = pod_fact(part, spec)
+        assert fact is not None and fact.group == "g"
