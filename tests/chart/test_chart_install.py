@@ -72,7 +72,7 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str) -> 
         ("create", "pods/exec"),
         ("patch", "nodes"),
         ("get", "secrets"),
-        ("list", "namespaces"),
+        ("get", "namespaces"),
         ("list", "customresourcedefinitions"),
         ("patch", "leases"),
         ("patch", "powerprofiles"),

@@ -16,7 +16,6 @@ from splitwatt_core.budget.meters.posture import Correction
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.survey import UNMANAGED_AFTER_S, Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
-from splitwatt_core.budget.workloads import Workloads
 from splitwatt_core.columns import PhaseCode
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Grant, Health, Mode, NodePower, Phase, Spec, Use, Workload
@@ -61,13 +60,7 @@ def fleet(
     budgets: dict[str, BudgetSpec] | None = None,
 ) -> Fleet:
     return build_fleet(
-        tree=tree,
-        budgets=budgets or BUDGETS,
-        placements=placements,
-        pods=pods or {},
-        workloads=Workloads(),
-        profiles=profiles,
-        now_s=NOW_S,
+        tree=tree, budgets=budgets or BUDGETS, placements=placements, pods=pods or {}, profiles=profiles, now_s=NOW_S
     )
 
 
@@ -88,7 +81,6 @@ def moment(*placements: Placement, budgets: dict[str, BudgetSpec] | None = None)
         placements=placements,
         conflicts={},
         pods={},
-        workloads=Workloads(),
         profiles=(PROFILE,),
         now_s=NOW_S,
         unconfirmed={},

@@ -96,7 +96,7 @@ async def test_what_goes_wrong_with_words_stops_neither_the_plan_nor_the_loop() 
     loop = BudgetLoop(
         store=objects.store,
         view=objects.view,
-        owners=OwnerLabels(objects.store, objects.view, Loose()),  # type: ignore[arg-type]
+        owners=OwnerLabels(objects.store, objects.view, Loose()),
         keeper=Keeper(term=1, policies=POLICIES),
         performer=Performing(),  # type: ignore[arg-type]
         telemetry=Loose(),  # type: ignore[arg-type]

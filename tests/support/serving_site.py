@@ -164,9 +164,9 @@ class Site:
         lines: list[dict[str, Any]] = found.get("spec", {}).get("gpus", [])
         return lines
 
-    def budget_condition(self, kind: str) -> dict[str, Any]:
+    def budget_conditions(self) -> Mapping[str, dict[str, Any]]:
         rows = self.plane.http.get(f"{OURS}/powerbudgets/{self.rack}").json().get("status", {}).get("conditions", [])
-        return next((row for row in rows if row["type"] == kind), {})
+        return {row["type"]: row for row in rows}
 
     def apply(self, manifest: Mapping[str, Any]) -> None:
         self.plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))

@@ -183,11 +183,12 @@ def build_fleet(
     budgets: Mapping[str, BudgetSpec],
     placements: Sequence[Placement],
     pods: Mapping[tuple[str, str], PodFact],
-    workloads: Workloads,
     profiles: Sequence[Profile],
     now_s: float,
+    workloads: Workloads | None = None,
 ) -> Fleet:
-    """Lay out all GPUs of all placed nodes, node by node. `workloads`: pods that are not among `pods`."""
+    """Lay out all GPUs of all placed nodes, node by node. `workloads`: pods that are not among `pods`, None: nobody tells
+    of any."""
     size = len(tree.order)
     own_rest_w = np.array([budgets[name].fixed_w for name in tree.order], dtype=np.float64)
     nodes, gpu_count, extra_w = np.zeros(size), np.zeros(size), np.zeros(size)
@@ -198,7 +199,7 @@ def build_fleet(
     told: list[Demand] = []
     groups: dict[tuple[str, str], int] = {}
     told_holders: list[tuple[PodFact | None, ...]] = []
-    demands, clocks = _Demands(pods, workloads, profiles), _Clocks(profiles)
+    demands, clocks = _Demands(pods, workloads or Workloads(), profiles), _Clocks(profiles)
     below_gone = tree.forest.nearest(np.array([name in tree.gone for name in tree.order], dtype=np.bool_)) >= 0
     for placement in placements:
         node = placement.node

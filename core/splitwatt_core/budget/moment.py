@@ -96,10 +96,10 @@ def look(
     placements: Sequence[Placement],
     conflicts: Mapping[str, tuple[str, ...]],
     pods: Mapping[tuple[str, str], PodFact],
-    workloads: Workloads,
     profiles: Sequence[Profile],
     now_s: float,
     unconfirmed: Mapping[str, str],
+    workloads: Workloads | None = None,
 ) -> Moment:
     """Lay out the fleet and survey it."""
     fleet = build_fleet(
