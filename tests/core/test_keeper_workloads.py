@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -169,25 +170,20 @@ def test_a_pod_of_which_nothing_was_read_yet_keeps_its_cap() -> None:
     assert caps(world, "a0") == [DEFAULT_W], "read, and a stranger"
 
 
+WORDS = st.sampled_from(["decode", "prefill", "both", "x"])
+RULES = st.builds(
+    WorkloadRule,
+    st.just(Selector({"app": "x"})),
+    st.none() | st.just(Selector({"team": "a"})),
+    st.none() | st.sampled_from([Phase.PREFILL, Phase.DECODE]),
+    st.none() | st.integers(-1000, 1000),
+)
+
+
 @settings(max_examples=25)
 @given(
-    labels=st.lists(
-        st.dictionaries(
-            st.sampled_from(["app", ROLE, GROUP, "splitwatt.io/group"]), st.sampled_from(["decode", "prefill", "both", "x"])
-        ),
-        min_size=4,
-        max_size=4,
-    ),
-    rules=st.lists(
-        st.builds(
-            WorkloadRule,
-            st.just(Selector({"app": "x"})),
-            st.none() | st.just(Selector({"team": "a"})),
-            st.none() | st.sampled_from([Phase.PREFILL, Phase.DECODE]),
-            st.none() | st.integers(-1000, 1000),
-        ),
-        max_size=2,
-    ),
+    labels=st.lists(st.dictionaries(st.sampled_from(["app", ROLE, GROUP, "splitwatt.io/group"]), WORDS), min_size=4, max_size=4),
+    rules=st.lists(RULES, max_size=2),
     limit_w=st.integers(4 * MIN_W, 4 * 700),
 )
 def test_whatever_owners_claim_the_budget_is_kept(labels: list[dict[str, str]], rules: list[WorkloadRule], limit_w: int) -> None:
@@ -199,6 +195,54 @@ def test_whatever_owners_claim_the_budget_is_kept(labels: list[dict[str, str]], 
     world.check()
     assert world.true_sum_w() <= limit_w and operator.last.budgets[ROOT].charge_w <= limit_w
     assert all(MIN_W <= cap <= 700 for node in ("a0", "b0") for cap in caps(world, node))
+
+
+PODS = ("w", "x", "y", "z")
+EVENTS = st.one_of(
+    st.tuples(st.just("labels"), st.sampled_from(PODS), st.dictionaries(st.sampled_from([ROLE, GROUP, "app"]), WORDS)),
+    st.tuples(st.just("gone"), st.sampled_from(PODS), st.none()),
+    st.tuples(st.just("unnamed"), st.sampled_from(PODS), st.none()),
+    st.tuples(st.just("rules"), st.none(), st.lists(RULES, max_size=2)),
+    st.tuples(st.just("holds"), st.sampled_from(PODS), st.tuples(st.sampled_from(["a0", "b0"]), st.integers(0, 1))),
+    st.tuples(st.just("limit"), st.none(), st.integers(4 * MIN_W, 4 * 700)),
+    st.tuples(st.just("restart"), st.none(), st.none()),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(EVENTS, min_size=3, max_size=12), st.booleans())
+def test_whatever_changes_of_owners_no_sum_is_lifted_and_every_charge_is_an_upper_bound(
+    events: list[tuple[str, str | None, Any]], awaits: bool
+) -> None:
+    world = World(policy="PhaseAware", gpus_per_node=2, limit_w=1600)
+    new = awaiting if awaits else World.elect
+    operator, labels = new(world), dict[str, OwnerFact]()
+    operator.settle(4)
+    for what, pod, how in events:
+        if what == "labels" and pod is not None:
+            labels[pod] = owner(pod, **how)
+            operator.keeper.on_owner(labels[pod])
+        elif what == "gone" and pod is not None:
+            operator.keeper.on_owner(OwnerFact("their", pod, ""))
+        elif what == "unnamed" and pod is not None:
+            operator.keeper.on_owner_gone("their", pod)
+        elif what == "rules":
+            ruled(world, *how)
+        elif what == "holds" and pod is not None:
+            world.nodes[how[0]].workloads[f"{how[0]}-g{how[1]}"] = Workload("their", pod)
+        elif what == "limit":
+            rules = world.budgets[ROOT].workloads
+            world.set_limit(how)
+            ruled(world, *rules)
+        else:
+            operator.holds_lease = False
+            operator = new(world)
+            for one in labels.values():
+                operator.keeper.on_owner(one)
+        operator.settle(2)
+        world.check()
+    operator.settle(15)
+    assert world.true_sum_w() <= operator.last.budgets[ROOT].charge_w <= world.limit_w
 
 
 # -------------------------------------------------------------------------------------------- one replica over two nodes

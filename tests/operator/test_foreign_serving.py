@@ -37,7 +37,7 @@ def test_foreign_pairs_a_training_pod_and_a_rule_under_one_budget(site: Site, op
     site.foreign("dynamo-decode", node=2, **{"nvidia.com/dynamo-component-type": "decode"})
     site.foreign("train", node=3, app="train")
     site.foreign("plain", node=4, app="plain")
-    limit_w = 5 * GPUS * MAX_W + 10_000
+    limit_w = 60_000  # also while each node counts at its flat rate, before its agent is heard
     site.limit(limit_w)
     settled(site, 0, "Decode", DECODE_W)
     settled(site, 1, "Prefill", PREFILL_W)
