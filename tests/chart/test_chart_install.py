@@ -46,6 +46,7 @@ def test_the_operator_may_watch_what_it_watches(installed: ControlPlane, watched
         ("create", "nodepowers"),
         ("patch", "nodepowers"),
         ("delete", "nodepowers"),
+        ("list", "namespaces"),
         ("patch", "powerbudgets/status"),
         ("patch", "inferenceclusters/status"),
         ("update", "inferenceclusters/finalizers"),
