@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget.claims import Placement, Rates, charged_w, node_rest_w, rates_in
+from splitwatt_core.budget.claims import Placement, Rates, charged_w, leads_up_to, node_rest_w, rates_in
 from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
@@ -345,7 +345,7 @@ def fixed_elsewhere(placement: Placement, tree: Tree, budgets: Mapping[str, Budg
     by itself."""
     own = tree.chain(placement.leaves[0])
     others = [tree.chain(name) for name in placement.leaves[1:]]
-    by_leaf = {above for way in others if budgets[way[0]].selector is not None for above in way}
+    by_leaf = {above for way in others if not leads_up_to(way[0], placement, budgets) for above in way}
     off = {above for way in others for above in way}.difference(own, by_leaf)
     return {(above, below) for above in off for below in own if below not in tree.chain(above)}
 

@@ -102,12 +102,16 @@ class Keeper(Heard):
         self._round = 0
         self._policies = policies
         self._memories: realms.Memories = {}
+        self._stepped_s = float("-inf")
 
     # -------------------------------------------------------------------------------------------------------- the step
 
     def step(self, now_s: float) -> Plan:
         """Decide. Grants in the returned writes are already charged."""
         notes, self._notes = self._notes, []
+        if now_s < self._stepped_s:
+            self._memories = {}  # of a clock that was set back: who remembers nothing waits for no moment that is past
+        self._stepped_s = now_s
         seen = self._look(now_s)
         notes.extend(judge_all(seen.budgets, seen.books, seen.surveys, tree=seen.tree, now_s=now_s))
         withheld_w = raises.withheld_w(seen)

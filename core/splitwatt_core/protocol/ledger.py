@@ -130,6 +130,13 @@ class GpuAccount:
         else:
             self.unacked_since_s = None
 
+    def set_back(self, by_s: float, now_s: float) -> None:
+        """Our clock was set back: what has to last still lasts no longer for that, and what has lasted did so until now."""
+        self.settling = [(until - by_s, w) for until, w in self.settling]
+        for name in ("unacked_since_s", "outside_since_s", "unowned_since_s"):
+            if (since_s := getattr(self, name)) is not None:
+                setattr(self, name, min(since_s, now_s))
+
     def learn(self, grant: Grant) -> None:
         """Count a grant line, before it is sent (R6) or when it is seen in an object somebody else wrote."""
         if self.row is None or grant.grant >= self.row.grant:
