@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from splitwatt_core.budget import workloads as law
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.known_labels import GROUP_LABELS, MODEL_LABELS, ROLE_LABELS, RoleLabel, group_of
 from splitwatt_core.budget.tree import Requirement, Selector, WorkloadRule
@@ -187,10 +188,27 @@ def test_a_role_label_that_turns_into_nonsense_is_as_it_was_and_one_that_changes
 
 
 def test_another_pod_of_the_name_begins_anew() -> None:
+    for between in (False, True):
+        workloads = Workloads()
+        workloads.see(labelled(**{LLMD: "decode"}))
+        if between:
+            workloads.gone(("ns", "pod"))
+        workloads.see(replace(pod(), uid="another"))
+        assert workloads.of(("ns", "pod"), root="row", rules=()) is None
+
+
+def test_who_was_not_named_for_a_moment_is_who_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an agent that starts anew. What is remembered is bounded."""
+    monkeypatch.setattr(law, "MAX_PAST_OWNERS", 2)
     workloads = Workloads()
-    workloads.see(labelled(**{LLMD: "decode"}))
-    workloads.see(replace(pod(), uid="another"))
-    assert workloads.of(("ns", "pod"), root="row", rules=()) is None
+    for others, found in ((1, fact(Phase.DECODE)), (2, None)):
+        workloads.see(labelled(**{LLMD: "decode"}))
+        workloads.gone(("ns", "pod"))
+        for i in range(others):
+            workloads.see(OwnerFact("ns", f"other-{i}", "u"))
+            workloads.gone(("ns", f"other-{i}"))
+        workloads.see(pod())
+        assert workloads.of(("ns", "pod"), root="row", rules=()) == found
 
 
 def test_rules_that_change_count_at_once_and_each_root_has_its_own() -> None:

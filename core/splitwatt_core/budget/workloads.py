@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from splitwatt_core.budget import known_labels
 from splitwatt_core.budget.facts import PodFact
@@ -23,6 +24,8 @@ from splitwatt_core.protocol.contract import Grant, Phase, Workload
 
 PodKey = tuple[str, str]
 """Namespace and name."""
+MAX_PAST_OWNERS: Final = 4096
+"""Pods that no GPU is said to be the own of any more, and whose labels are remembered; beyond it the oldest are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +132,24 @@ class Workloads:
     def __init__(self, *, awaits: bool = False) -> None:
         self._awaits = awaits
         self._owners: dict[PodKey, OwnerFact] = {}
+        self._past: dict[PodKey, OwnerFact] = {}
         self._rules: dict[str, tuple[WorkloadRule, ...]] = {}
         self._known: dict[str, dict[PodKey, PodFact | None]] = {}
 
     def see(self, owner: OwnerFact) -> None:
-        counts = owner.after(self._owners.get(owner.key))
+        counts = owner.after(self._owners.get(owner.key) or self._past.pop(owner.key, None))
         if self._owners.get(owner.key) != counts:
             self._owners[owner.key] = counts
             self._forget(owner.key)
 
     def gone(self, key: PodKey) -> None:
-        """No GPU is said to be its own any more."""
-        self._owners.pop(key, None)
+        """No GPU is said to be its own any more. An agent that starts anew may say so for a moment, so what counted of it is
+        remembered: the uid tells whether it is the same pod that comes back."""
+        owner = self._owners.pop(key, None)
+        if owner is not None:
+            self._past[key] = owner
+            while len(self._past) > MAX_PAST_OWNERS:
+                self._past.pop(next(iter(self._past)))
         self._forget(key)
 
     def _forget(self, key: PodKey) -> None:
