@@ -24,6 +24,8 @@ LABEL_EXCLUDED: Final = "splitwatt.io/excluded"
 LABEL_CLUSTER: Final = "splitwatt.io/cluster"
 LABEL_ROLE: Final = "splitwatt.io/role"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
+# On pods of any kind, by their owner: pods of a namespace with the same value are one replica and get one common cap.
+LABEL_GROUP: Final = "splitwatt.io/group"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "splitwatt"
 

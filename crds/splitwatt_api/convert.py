@@ -16,7 +16,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.raises import MAX_UNCLAIMED
-from splitwatt_core.budget.tree import BelowState, BudgetSpec, Elastic, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
 from splitwatt_core.clusters import (
     PRIORITY_HIGH,
     PRIORITY_LOW,
@@ -44,6 +44,7 @@ from splitwatt_api.power_budget import (
     PowerBudgetStatus,
     posture_name,
 )
+from splitwatt_api.workload_rules import WorkloadEntry, WorkloadSelector
 
 __all__ = [
     "budget_from_wire", "budget_status", "budget_to_core", "cluster_from_wire", "cluster_to_core", "conditions",
@@ -117,11 +118,27 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         contract_uid=(budget.status.node_power_definition_uid or "") if budget.status is not None else "",
         confirmed_uid=budget.metadata.annotations.get(ANNOTATION_NODES_CONFIRMED, ""),
         frozen=spec.frozen,
+        workloads=tuple(map(_workload, spec.workloads)),
         elastic=None if (grows := spec.elastic) is None else Elastic(grows.max_nodes, grows.gpus_per_node, grows.node_labels),
     )
 
 
-def selector_to_core(selector: LabelSelector) -> Selector:
+def _workload(entry: WorkloadEntry) -> WorkloadRule:
+    pods, namespaces = entry.pod_selector, entry.namespace_selector
+    return WorkloadRule(
+        pods=None if pods is None else selector_to_core(pods),
+        namespaces=None if namespaces is None else selector_to_core(namespaces),
+        phase=entry.phase,
+        priority=None if entry.priority is None else _priority(entry.priority),
+        model=entry.model or "",
+    )
+
+
+def _priority(said: PriorityWord | int) -> int:
+    return PRIORITY[said] if isinstance(said, PriorityWord) else said
+
+
+def selector_to_core(selector: LabelSelector | WorkloadSelector) -> Selector:
     return Selector(
         match_labels=dict(selector.match_labels),
         match_expressions=tuple(Requirement(r.key, r.operator, tuple(r.values)) for r in selector.match_expressions),
@@ -237,7 +254,7 @@ def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
         engine=EngineSpec(type=engine.type, image=engine.image, port=engine.port, args=tuple(engine.args)),
         prefill=_role(spec.prefill),
         decode=_role(spec.decode),
-        priority=PRIORITY[spec.priority] if isinstance(spec.priority, PriorityWord) else spec.priority,
+        priority=_priority(spec.priority),
         slo=SloSpec(ttft_p99_ms=spec.slo.ttft_p99_milliseconds, tbt_p99_ms=spec.slo.tbt_p99_milliseconds),
         kv_transfer=KvTransferSpec(
             connector=kv.connector,

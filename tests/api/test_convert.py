@@ -12,13 +12,13 @@ from splitwatt_api import convert
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import PostureName
 from splitwatt_core.budget.facts import BudgetReport
-from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
 from splitwatt_core.clusters import EngineType
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.gpus import profiles
 from splitwatt_core.policies.signature import Unassigned
-from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.protocol.contract import Mode, Phase
 
 NOW_S = 1_790_000_000.25
 
@@ -103,6 +103,17 @@ def test_a_roots_mode_and_policy_are_taken_over() -> None:
         Unassigned.HOLD,
         350,
     )
+
+
+def test_a_roots_rules_about_workloads_are_taken_over() -> None:
+    first = {"podSelector": {"matchLabels": {"app": "chat"}}, "phase": "Decode", "priority": "High", "model": "llama"}
+    second = {"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}, "priority": -3}
+    spec = convert.budget_from_wire(budget({"limitWatts": 50_000, "workloads": [first, second]}))
+    assert spec.workloads == (
+        WorkloadRule(Selector({"app": "chat"}), None, Phase.DECODE, 100, "llama"),
+        WorkloadRule(None, Selector({}, (Requirement("team", "Exists"),)), None, -3),
+    )
+    assert convert.budget_from_wire(budget({"limitWatts": 50_000})).workloads == ()
 
 
 def test_a_limits_grace_survives_a_restart_exactly() -> None:

@@ -2,7 +2,8 @@
 
 Protected: caps and admission floors come from this one function, so that no floor is promised that the policy does not
 count. All watts lie within the GPU's legal range, and cliff <= natural draw <= ceiling. A GPU without a known owner is not
-a free one: only one that is proven idle is lowered as such. A pod whose cluster is gone keeps what that asked for.
+a free one: only one that is proven idle is lowered as such. A pod whose cluster is gone keeps what that asked for, one of
+which nothing was read yet what its GPU has; one of which only the rank is known asks for what a stranger would.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Who uses one GPU, as far as anybody knows. `pods`: its owners, None for one that is not ours. `use`: what the agent sees
-    of it. `found_w`: the cap that it had when this use began; `found_granted`: that cap was a grant, so it says nothing of what
-    the GPU had before. `kept`: what its line says that the cluster of its pods asked for."""
+    of it. `found_w`: the cap that it had when this use began, with a pod of which nothing was read the present one;
+    `found_granted`: that cap was a grant, so it says nothing of what the GPU had before. `kept`: what its line says that the
+    cluster of its pods asked for."""
 
     pods: tuple[PodFact | None, ...]
     use: Use
@@ -82,12 +84,20 @@ def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -
 def _of_one(kind: GpuKind, pod: PodFact | None, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
     if pod is None:
         return _stranger(kind, holding)
+    if pod.unread:
+        return _held(kind, pod, holding)
+    if pod.phase is Phase.UNASSIGNED:
+        return replace(_stranger(kind, holding), priority=pod.priority)
     if not pod.orphan:
         return replace(demand_of_pod(kind, pod, profiles=profiles), ours=True)
     if holding.kept is not None:
         known = replace(pod, priority=holding.kept.priority, power_ceiling_w=holding.kept.ceiling_w)
         return replace(demand_of_pod(kind, known, profiles=profiles), ours=True)
-    # Nobody wrote down what its cluster asked for: it keeps what it has, and nothing is raised on a guess.
+    return _held(kind, pod, holding)  # nobody wrote down what its cluster asked for
+
+
+def _held(kind: GpuKind, pod: PodFact, holding: Holding) -> Demand:
+    """It keeps what it has, and nothing is raised on a guess."""
     found_w = holding.found_w
     return _within(kind, pod.phase, pod.priority, ceiling_w=found_w, natural_w=found_w, cliff_w=found_w)
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from splitwatt_core.policies.signature import Unassigned
-from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.protocol.contract import Mode, Phase
 from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
 MAX_LIMIT_W: Final = 1_000_000_000
@@ -90,6 +90,18 @@ class Elastic:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadRule:
+    """What a root says of pods that are of no InferenceCluster: of those in `namespaces` that `pods` selects, None: all. What it
+    leaves out (None, "") the pods' own labels say, if anything does."""
+
+    pods: Selector | None = None
+    namespaces: Selector | None = None
+    phase: Phase | None = None
+    priority: int | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LimitState:
     """`pending`: lowered limits that wait for their grace, each with the Unix time at which it comes into force."""
 
@@ -157,7 +169,7 @@ class BudgetSpec:
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
     brought it into force; `below`: what it kept of the budgets below; `contract_uid`: the NodePower definition under which
     it counted the nodes, "" where it noted none. `confirmed_uid`: a person's word on that. `frozen`: caps below it stay as
-    they are. `elastic`: at a leaf, None where no nodes are to come."""
+    they are. `elastic`: at a leaf, None where no nodes are to come. `workloads`: at a root, the first that matches counts."""
 
     name: str
     uid: str
@@ -184,6 +196,7 @@ class BudgetSpec:
     confirmed_uid: str = ""
     frozen: bool = False
     elastic: Elastic | None = None
+    workloads: tuple[WorkloadRule, ...] = ()
 
     @property
     def loss_factor(self) -> float:
