@@ -125,7 +125,7 @@ async def test_who_begins_anew_is_told_of_everybody(crds: ControlPlane, api: Con
     assert labels.take() == first
 
 
-async def test_what_cannot_be_listed_changes_nothing_and_nothing_begins_before_it_could(
+async def test_what_cannot_be_listed_changes_nothing_and_a_beginning_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(owners, "GAP_S", 0.01)
@@ -145,6 +145,18 @@ async def test_what_cannot_be_listed_changes_nothing_and_nothing_begins_before_i
     assert labels.take() == [(("s", "d"), OwnerFact("s", "d", "u", {"app": "x"}, {"team": "a"}))]
     del api.answers["pods"]
     assert not await labels.look()
+    assert labels.take() == []
+
+
+async def test_no_beginning_waits_for_ever_for_labels_that_cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit may be cut meanwhile."""
+    monkeypatch.setattr(owners, "GAP_S", 0.01)
+    monkeypatch.setattr(owners, "FIRST_S", 0.1)
+    objects = Objects()
+    hold(objects, "n1", ("s", "d"))
+    labels = OwnerLabels(objects.store, objects.view, Deaf(namespaces=[]))
+    async with asyncio.timeout(PATIENCE_S):
+        await labels.first()
     assert labels.take() == []
 
 

@@ -8,14 +8,17 @@ which nothing was read yet what its GPU has; one of which only the rank is known
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.budget.workloads import Workloads, as_written
 from splitwatt_core.clusters import PRIORITY_LOW
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Phase, PowerClass, Use
+from splitwatt_core.protocol.ledger import GpuAccount
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +146,45 @@ def _within(kind: GpuKind, phase: Phase, priority: int, *, natural_w: int, cliff
     high_w = max(kind.min_w, kind.max_w if ceiling_w is None else ceiling_w)
     natural_w = min(max(natural_w, kind.min_w), high_w)
     return Demand(phase, priority, high_w, natural_w, min(max(cliff_w, kind.min_w), natural_w))
+
+
+class Demands:
+    """`demand_of` for the GPUs of one step: a fleet has few kinds and pods, and many GPUs."""
+
+    def __init__(self, pods: Mapping[tuple[str, str], PodFact], workloads: Workloads, profiles: Sequence[Profile]) -> None:
+        self._pods, self._workloads, self._profiles = pods, workloads, profiles
+        self._known: dict[tuple[object, ...], Demand] = {}
+
+    def holders(self, account: GpuAccount, root: BudgetSpec) -> tuple[PodFact | None, ...]:
+        """Pods of ours first: no label and no rule says anything of them."""
+        found = []
+        for owner in account.owners:
+            key = (owner.namespace, owner.pod)
+            fact = self._pods.get(key)
+            if fact is None:
+                fact = self._workloads.of(key, root=root.name, rules=root.workloads)
+                if account.found_first and len(account.owners) == 1:
+                    fact = as_written(fact, key, account.row)
+            found.append(fact)
+        return tuple(found)
+
+    def of(self, account: GpuAccount, pods: tuple[PodFact | None, ...]) -> Demand:
+        kind = (account.model, account.min_w, account.max_w, account.default_w)
+        orphan = unread = False
+        vague = not pods and account.use is not Use.IDLE
+        for pod in pods:
+            if pod is None:
+                vague = True
+                continue
+            orphan, unread = orphan or pod.orphan, unread or pod.unread
+            vague = vague or pod.orphan or pod.phase is Phase.UNASSIGNED
+        found = (account.found_w, account.found_granted) if vague else (0, False)
+        if unread:
+            found = account.present_cap_w, account.row is not None
+        kept = account.row.power_class if orphan and account.row is not None else None
+        key = (*kind, *map(id, pods), account.use, *found, kept)  # the fleet keeps the pods alive, so an id is a pod's own
+        demand = self._known.get(key)
+        if demand is None:
+            holding = Holding(pods, account.use, *found, kept)
+            demand = self._known[key] = demand_of(GpuKind(*kind), holding, profiles=self._profiles)
+        return demand

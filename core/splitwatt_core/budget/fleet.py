@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.budget.claims import Placement, Rates, charged_w, leads_up_to, node_rest_w, rates_in
-from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
+from splitwatt_core.budget.demand import Demand, Demands
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
-from splitwatt_core.budget.workloads import Workloads, as_written, unit_of
+from splitwatt_core.budget.workloads import Workloads, unit_of
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase, Use
+from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
 from splitwatt_core.trees import Forest
@@ -199,7 +199,7 @@ def build_fleet(
     told: list[Demand] = []
     groups: dict[tuple[str, str], int] = {}
     told_holders: list[tuple[PodFact | None, ...]] = []
-    demands, clocks = _Demands(pods, workloads or Workloads(), profiles), _Clocks(profiles)
+    demands, clocks = Demands(pods, workloads or Workloads(), profiles), _Clocks(profiles)
     below_gone = tree.forest.nearest(np.array([name in tree.gone for name in tree.order], dtype=np.bool_)) >= 0
     for placement in placements:
         node = placement.node
@@ -348,48 +348,6 @@ def fixed_elsewhere(placement: Placement, tree: Tree, budgets: Mapping[str, Budg
     by_leaf = {above for way in others if not leads_up_to(way[0], placement, budgets) for above in way}
     off = {above for way in others for above in way}.difference(own, by_leaf)
     return {(above, below) for above in off for below in own if below not in tree.chain(above)}
-
-
-class _Demands:
-    """`demand_of` for the GPUs of one step: a fleet has few kinds and pods, and many GPUs."""
-
-    def __init__(self, pods: Mapping[tuple[str, str], PodFact], workloads: Workloads, profiles: Sequence[Profile]) -> None:
-        self._pods, self._workloads, self._profiles = pods, workloads, profiles
-        self._known: dict[tuple[object, ...], Demand] = {}
-
-    def holders(self, account: GpuAccount, root: BudgetSpec) -> tuple[PodFact | None, ...]:
-        """Pods of ours first: no label and no rule says anything of them."""
-        found = []
-        for owner in account.owners:
-            key = (owner.namespace, owner.pod)
-            fact = self._pods.get(key)
-            if fact is None:
-                fact = self._workloads.of(key, root=root.name, rules=root.workloads)
-                if account.found_first and len(account.owners) == 1:
-                    fact = as_written(fact, key, account.row)
-            found.append(fact)
-        return tuple(found)
-
-    def of(self, account: GpuAccount, pods: tuple[PodFact | None, ...]) -> Demand:
-        kind = (account.model, account.min_w, account.max_w, account.default_w)
-        orphan = unread = False
-        vague = not pods and account.use is not Use.IDLE
-        for pod in pods:
-            if pod is None:
-                vague = True
-                continue
-            orphan, unread = orphan or pod.orphan, unread or pod.unread
-            vague = vague or pod.orphan or pod.phase is Phase.UNASSIGNED
-        found = (account.found_w, account.found_granted) if vague else (0, False)
-        if unread:
-            found = account.present_cap_w, account.row is not None
-        kept = account.row.power_class if orphan and account.row is not None else None
-        key = (*kind, *map(id, pods), account.use, *found, kept)  # the fleet keeps the pods alive, so an id is a pod's own
-        demand = self._known.get(key)
-        if demand is None:
-            holding = Holding(pods, account.use, *found, kept)
-            demand = self._known[key] = demand_of(GpuKind(*kind), holding, profiles=self._profiles)
-        return demand
 
 
 class _Clocks:

@@ -4,13 +4,15 @@ A cluster has many pods for each one that holds a GPU, and no selector finds the
 events that nobody needs. But NodePowers name the holders. So the pods of their namespaces are listed, metadata alone: at once
 when a new holder is named, and every `PERIOD_S` for labels that changed.
 
-Protected: a list that fails changes nothing, and nothing is decided before every holder was looked for once. A holder is dropped
-when no NodePower names it any more, and not because its pod is gone.
+Protected: a list that fails changes nothing. A new operator looks for every holder once before it decides, for FIRST_S at most:
+who was not found by then keeps its caps, and cuts of a limit wait for nobody's labels. A holder is dropped when no NodePower
+names it any more, and not because its pod is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,13 +32,16 @@ log = logging.getLogger(__name__)
 PERIOD_S: Final = 15.0
 GAP_S: Final = 1.0
 """Between two looks, however many pods begin."""
+FIRST_S: Final = 10.0
+"""For so long a new operator waits for the labels of every holder."""
 
 OwnerNews = tuple[PodKey, OwnerFact | None]
 """None: no NodePower names it any more."""
 
 
 class OwnerLabels:
-    """`first` returns once every holder was looked for, `run` goes on until cancelled. One reader `take`s what is new."""
+    """`first` returns once every holder was looked for, or FIRST_S passed; `run` goes on until cancelled. One reader `take`s what
+    is new."""
 
     def __init__(self, store: Store, view: View, reader: Reader) -> None:
         self._view = view
@@ -95,10 +100,12 @@ class OwnerLabels:
     # ----------------------------------------------------------------------------------------------------------- looking
 
     async def first(self) -> None:
-        while True:
-            if await self.look():
-                return
-            await asyncio.sleep(GAP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_S):
+                while True:
+                    if await self.look():
+                        return
+                    await asyncio.sleep(GAP_S)
 
     async def run(self) -> None:
         while True:
