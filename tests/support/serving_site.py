@@ -21,6 +21,7 @@ from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import Process, ProcessGroup
+from splitwatt_shell.waiting import NotInTimeError
 from splitwatt_truth.agent import MemoryAgent
 from support.waiting import eventually
 
@@ -211,7 +212,7 @@ class Site:
 
         try:
             row: dict[str, Any] = eventually(f"{kind}={status}", found)
-        except AssertionError as error:
+        except NotInTimeError as error:
             has = (self.get("ic", cluster) or {}).get("status")
             raise AssertionError(f"{cluster}: wanted {kind}={status} {reason}, has {json.dumps(has)}") from error
         return row
