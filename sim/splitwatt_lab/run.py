@@ -211,13 +211,14 @@ class _Pass:
         return self.site.results.is_file() and self.site.results.stat().st_size > 0
 
     def _unserved(self) -> list[str]:
-        return unserved_clusters(scenario.clusters(self.site.spec), read_requests(self.site.results))
+        return unserved_clusters(scenario.clusters(self.site.spec), read_requests(self.site.results), ())
 
     def _close(self) -> PassResult:
         site, judge = self.site, self.judge
         ended_s = time.time()
         seen = site.kubectl("get", "ic,pb,np", "-A").stdout
         events = site.get("/apis/events.k8s.io/v1/events")["items"]
+        clusters = site.get("/apis/splitwatt.io/v1alpha1/inferenceclusters")["items"]
         judge.stop()
         if self.watcher is not None:
             self.watcher.join()
@@ -227,7 +228,7 @@ class _Pass:
         decisions = judge.charge_from(site.decision_log)
         fall_s = self.watcher.last_fall_s if self.watcher is not None else None
         requests = read_requests(site.results)
-        unserved = unserved_clusters(scenario.clusters(site.spec), requests)
+        unserved = unserved_clusters(scenario.clusters(site.spec), requests, clusters)
         return PassResult(
             policy=self.live.policy,
             started_s=self.begun_s,
@@ -261,15 +262,25 @@ def read_requests(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def unserved_clusters(wanted: Sequence[scenario.Manifest], requests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each InferenceCluster of the scenario for which no request ended."""
+def unserved_clusters(
+    wanted: Sequence[scenario.Manifest], requests: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """A sentence for each InferenceCluster of the scenario for which no request ended, with what its object says of it."""
     served = {(row["namespace"], row["cluster"]) for row in requests}
+    objects = {(obj["metadata"]["namespace"], obj["metadata"]["name"]): obj for obj in there}
     names = [(doc["metadata"]["namespace"], doc["metadata"]["name"]) for doc in wanted]
     return [
-        f"{namespace}/{name} never ran: its condition PowerAdmitted says why; the pass shows nothing about it"
-        for namespace, name in names
-        if (namespace, name) not in served
+        f"{'/'.join(name)} never ran, so the pass shows nothing about it; {_why(objects.get(name))}"
+        for name in names
+        if name not in served
     ]
+
+
+def _why(cluster: Mapping[str, Any] | None) -> str:
+    """What an InferenceCluster says is false."""
+    rows = (cluster or {}).get("status", {}).get("conditions", [])
+    said = [f"{row['type']}={row['status']}: {row['message']}" for row in rows if row["status"] != "True"]
+    return "; ".join(said) or "no condition of it is false"
 
 
 def _event(raw: Mapping[str, Any]) -> dict[str, Any]:

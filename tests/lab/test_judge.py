@@ -217,6 +217,9 @@ def test_a_pass_that_was_not_watched_throughout_is_complained_about() -> None:
 
 def test_a_cluster_that_never_ran_is_named() -> None:
     wanted = [{"metadata": {"namespace": "serving", "name": "chat"}}, {"metadata": {"namespace": "batch", "name": "summarize"}}]
-    found = unserved_clusters(wanted, [{"namespace": "serving", "cluster": "chat"}])
+    row = {"type": "PowerAdmitted", "status": "False", "message": "rack-a2 lacks 9 W"}
+    there = [{"metadata": {"namespace": "batch", "name": "summarize"}, "status": {"conditions": [row]}}]
+    found = unserved_clusters(wanted, [{"namespace": "serving", "cluster": "chat"}], there)
     assert len(found) == 1
     assert found[0].startswith("batch/summarize never ran")
+    assert found[0].endswith("PowerAdmitted=False: rack-a2 lacks 9 W")
