@@ -26,8 +26,11 @@ DEFAULT_ENGINE_PORT: Final = 8000
 DEFAULT_SIDE_CHANNEL_PORT: Final = 5600
 """vLLM's default VLLM_NIXL_SIDE_CHANNEL_PORT: where decode asks prefill for the KV cache's addresses."""
 DEFAULT_CONNECTOR: Final = "NixlConnector"
+DEFAULT_ROUTER_METRICS_PORT: Final = 29000
+"""vllm-router's own default."""
 
 MAX_REPLICAS: Final = 1000
+MAX_ROUTER_REPLICAS: Final = 16
 MAX_ENGINE_ARGS: Final = 64
 
 MAX_LABEL_CHARS: Final = 63
@@ -146,6 +149,33 @@ class KvTransferSpec:
     extra_config: Mapping[str, Any] = field(default_factory=dict)
 
 
+class RouterType(StrEnum):
+    """Who stands before the pools. Without one there is no split: a decode engine computes the prompts that it is sent."""
+
+    VLLM = "VLLM"
+    LLMD = "LLMD"
+    NONE = "None"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """`image` None: the release's default. `args` are appended to the rendered ones. `resources` as in a container, empty: the
+    release's."""
+
+    type: RouterType = RouterType.VLLM
+    image: str | None = None
+    replicas: int = 1
+    args: tuple[str, ...] = ()
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    metrics_port: int = DEFAULT_ROUTER_METRICS_PORT
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= MAX_ROUTER_REPLICAS:
+            raise SpecError(f"router.replicas must be between 1 and {MAX_ROUTER_REPLICAS}, not {self.replicas}")
+        if len(self.args) > MAX_ENGINE_ARGS:
+            raise SpecError(f"router.args has {len(self.args)} entries; at most {MAX_ENGINE_ARGS} are taken")
+
+
 @dataclass(frozen=True, slots=True)
 class SloSpec:
     """None: not asked for."""
@@ -169,6 +199,7 @@ class ClusterSpec:
     priority: int = PRIORITY_HIGH
     slo: SloSpec = field(default_factory=SloSpec)
     kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
+    router: RouterSpec = field(default_factory=RouterSpec)
 
     @property
     def id(self) -> ClusterName:

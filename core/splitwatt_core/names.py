@@ -23,6 +23,8 @@ LABEL_EXCLUDED: Final = "splitwatt.io/excluded"
 # Labels on objects that the operator renders.
 LABEL_CLUSTER: Final = "splitwatt.io/cluster"
 LABEL_ROLE: Final = "splitwatt.io/role"
+# On the router's pods, which have neither of the two above: they are of the cluster, and no consumer of power.
+LABEL_ROUTER: Final = "splitwatt.io/router"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "splitwatt"

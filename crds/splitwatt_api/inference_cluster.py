@@ -13,10 +13,13 @@ from pydantic import Field, WithJsonSchema
 from splitwatt_core.clusters import (
     DEFAULT_CONNECTOR,
     DEFAULT_ENGINE_PORT,
+    DEFAULT_ROUTER_METRICS_PORT,
     DEFAULT_SIDE_CHANNEL_PORT,
     MAX_ENGINE_ARGS,
     MAX_REPLICAS,
+    MAX_ROUTER_REPLICAS,
     EngineType,
+    RouterType,
 )
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, MAX_PRIORITY, MIN_PRIORITY
 
@@ -164,6 +167,49 @@ class KvTransfer(Wire):
     extra_config: FreeForm | None = Field(default=None, description="Passed to the connector as kv_connector_extra_config.")
 
 
+Quantity = Annotated[str | int, WithJsonSchema(kubernetes(int_or_string=True))]
+"""As Kubernetes writes amounts: 500m, 2Gi, 1."""
+Quantities = Annotated[dict[LabelKey, Quantity], Field(max_length=8)]
+
+
+class Resources(Wire):
+    """What a container asks of its node."""
+
+    requests: Quantities = Field(default_factory=dict, description="What is kept for it, for example {cpu: 200m}.")
+    limits: Quantities = Field(default_factory=dict, description="What it never exceeds, for example {memory: 2Gi}.")
+
+
+class Router(Wire):
+    """Who takes the clients' requests, has a prefill engine read the prompt, and a decode engine write the answer."""
+
+    type: Annotated[RouterType, Field(json_schema_extra=one_of("router.type", ("VLLM", "LLMD", "None")))] = Field(
+        default=RouterType.VLLM,
+        description="VLLM: vllm-router. LLMD: an InferencePool and llm-d's endpoint picker. None: clients reach the decode pods, "
+        "which then read the prompts themselves.",
+    )
+    image: str | None = Field(
+        default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
+    )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_ROUTER_REPLICAS,
+        strict=True,
+        description="How many routers share the requests.",
+        json_schema_extra={"format": "int32"},
+    )
+    args: list[Annotated[str, Field(max_length=1024)]] = Field(
+        default_factory=list,
+        max_length=MAX_ENGINE_ARGS,
+        description="Arguments added after the rendered ones.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    resources: Resources | None = Field(
+        default=None, description="What each router asks of its node; absent: the release's default. GPUs are refused."
+    )
+    metrics_port: Port = Field(default=DEFAULT_ROUTER_METRICS_PORT, description="Port of its /metrics.")
+
+
 class InferenceClusterSpec(Wire):
     """What the team that serves the model asks for."""
 
@@ -180,6 +226,9 @@ class InferenceClusterSpec(Wire):
         default_factory=KvTransfer,
         description="How the KV cache gets from prefill to decode.",
         json_schema_extra={"default": {}},
+    )
+    router: Router = Field(
+        default_factory=Router, description="Who stands before the two pools.", json_schema_extra={"default": {}}
     )
 
 
@@ -209,7 +258,7 @@ class InferenceClusterStatus(Wire):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Ready, PrefillReady, DecodeReady, PowerAdmitted, SLOAttained; ScaledElsewhere while an "
+        description="Ready, PrefillReady, DecodeReady, RouterReady, PowerAdmitted, SLOAttained; ScaledElsewhere while an "
         "autoscaler aims at a rendered Deployment.",
     )
 

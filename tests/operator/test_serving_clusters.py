@@ -81,7 +81,7 @@ def test_deleting_a_cluster_cleans_up(site: Site) -> None:
     site.cluster("chat")
     site.await_condition("chat", "Ready", "True")
     site.kubectl("delete", "ic", "chat")
-    for kind in ("deployments", "services", "poddisruptionbudgets", "pods"):
+    for kind in ("deployments", "services", "poddisruptionbudgets", "pods", "roles", "rolebindings"):
         eventually(f"no {kind} are left", partial(lambda k: not site.list(k), kind))
     site.cluster("chat")
     site.await_condition("chat", "Ready", "True")

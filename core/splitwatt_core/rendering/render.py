@@ -1,8 +1,9 @@
 """From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
 
 Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
-KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: one Service on the decode pods, the way in for
-clients without a router; a decode engine that gets a request without KV parameters computes the prompt itself.
+KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`) and one Service, the
+way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request without KV
+parameters computes the prompt itself, so that without a router nothing is split.
 
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
@@ -13,38 +14,15 @@ Sources: vLLM's NixlConnector guide for flags and environment; llm-d for the rol
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_core import __version__
-from splitwatt_core.clusters import (
-    MAX_LABEL_CHARS,
-    NAME_HASH_CHARS,
-    ClusterSpec,
-    EngineType,
-    Role,
-    SpecError,
-    cluster_label,
-)
-from splitwatt_core.names import (
-    ANNOTATION_RENDERED,
-    GATE_POWER,
-    GPU_RESOURCE,
-    GROUP_VERSION,
-    LABEL_CLUSTER,
-    LABEL_LLMD_ROLE,
-    LABEL_MANAGED_BY,
-    LABEL_ROLE,
-    MANAGED_BY,
-)
-from splitwatt_core.rendering.drift import digest
+from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType, SpecError
+from splitwatt_core.names import GATE_POWER, GPU_RESOURCE, LABEL_LLMD_ROLE, LABEL_MANAGED_BY, MANAGED_BY
+from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
-
-Manifest = dict[str, Any]
-
-_DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
 
 ENGINE_CONTAINER: Final = "engine"
 PORT_HTTP: Final = "http"
@@ -79,6 +57,7 @@ class RenderContext:
 
     vllm_image: str = "vllm/vllm-openai:v0.12.0"
     emulated_image: str = f"localhost/splitwatt-engine:{__version__}"
+    router_image: str = DEFAULT_VLLM_ROUTER_IMAGE
 
 
 def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
@@ -86,70 +65,14 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
 
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
-    objects = [_cluster_service(cluster)]
+    objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router_image)]
     for role in Role:
-        objects += [_deployment(cluster, role, context), _role_service(cluster, role), _disruption_budget(cluster, role)]
-    return tuple(_stamped(manifest) for manifest in objects)
-
-
-def object_name(cluster: str, role: Role | None = None) -> str:
-    """The name of a cluster's objects: `NAME` or `NAME-ROLE`, as a DNS label of at most 63 characters.
-
-    A name that is too long, or no DNS label, is cut and gets a hash of the whole, so that two never meet.
-    """
-    whole = cluster if role is None else f"{cluster}-{role.value}"
-    if len(whole) <= MAX_LABEL_CHARS and _DNS_LABEL.fullmatch(whole):
-        return whole
-    tail = "" if role is None else f"-{role.value}"
-    base = re.sub(r"[^-a-z0-9]", "-", cluster.lower())
-    if not base[:1].isalpha():
-        base = f"c{base}"
-    room = MAX_LABEL_CHARS - len(tail) - NAME_HASH_CHARS - 1
-    return f"{base[:room].rstrip('-')}-{digest(whole)[:NAME_HASH_CHARS]}{tail}"
-
-
-def selector_labels(cluster: str, role: Role) -> dict[str, str]:
-    """What selects one role's pods. Immutable in a Deployment, so it holds nothing that a release might change."""
-    return {LABEL_CLUSTER: cluster_label(cluster), LABEL_ROLE: role.value}
-
-
-def selector_text(cluster: str, role: Role) -> str:
-    """The same as a string, as the scale subresource wants it."""
-    return ",".join(f"{key}={value}" for key, value in sorted(selector_labels(cluster, role).items()))
+        selector = selector_labels(cluster.name, role)
+        objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
+    return tuple(stamped(manifest) for manifest in objects)
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
-
-
-def _object(cluster: ClusterSpec, api_version: str, kind: str, role: Role | None, spec: Mapping[str, Any]) -> Manifest:
-    labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_CLUSTER: cluster_label(cluster.name)}
-    if role is not None:
-        labels |= {LABEL_ROLE: role.value, LABEL_LLMD_ROLE: role.value}
-    return {
-        "apiVersion": api_version,
-        "kind": kind,
-        "metadata": {
-            "namespace": cluster.namespace,
-            "name": object_name(cluster.name, role),
-            "labels": labels,
-            "ownerReferences": [
-                {
-                    "apiVersion": GROUP_VERSION,
-                    "kind": "InferenceCluster",
-                    "name": cluster.name,
-                    "uid": cluster.uid,
-                    "controller": True,
-                    "blockOwnerDeletion": True,
-                }
-            ],
-        },
-        "spec": dict(spec),
-    }
-
-
-def _stamped(manifest: Manifest) -> Manifest:
-    metadata = {**manifest["metadata"], "annotations": {ANNOTATION_RENDERED: digest(manifest)}}
-    return {**manifest, "metadata": metadata}
 
 
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
@@ -162,16 +85,17 @@ def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Man
         "revisionHistoryLimit": REVISIONS_KEPT,
         "template": template,
     }
-    return _object(cluster, "apps/v1", "Deployment", role, spec)
+    return made(cluster, "apps/v1", "Deployment", role, {"spec": spec})
 
 
 def _cluster_service(cluster: ClusterSpec) -> Manifest:
+    routed = cluster.router.type is not RouterType.NONE
     spec = {
         "type": "ClusterIP",
-        "selector": selector_labels(cluster.name, Role.DECODE),
-        "ports": [_service_port(PORT_HTTP, cluster.engine.port)],
+        "selector": router_labels(cluster.name) if routed else selector_labels(cluster.name, Role.DECODE),
+        "ports": [service_port(PORT_HTTP, cluster.engine.port)],
     }
-    return _object(cluster, "v1", "Service", None, spec)
+    return made(cluster, "v1", "Service", None, {"spec": spec})
 
 
 def _role_service(cluster: ClusterSpec, role: Role) -> Manifest:
@@ -179,25 +103,11 @@ def _role_service(cluster: ClusterSpec, role: Role) -> Manifest:
         "clusterIP": "None",
         "selector": selector_labels(cluster.name, role),
         "ports": [
-            _service_port(PORT_HTTP, cluster.engine.port),
-            _service_port(PORT_KV, cluster.kv_transfer.side_channel_port),
+            service_port(PORT_HTTP, cluster.engine.port),
+            service_port(PORT_KV, cluster.kv_transfer.side_channel_port),
         ],
     }
-    return _object(cluster, "v1", "Service", role, spec)
-
-
-def _service_port(name: str, port: int) -> dict[str, Any]:
-    return {"name": name, "port": port, "protocol": "TCP", "targetPort": name}
-
-
-def _disruption_budget(cluster: ClusterSpec, role: Role) -> Manifest:
-    spec = {
-        "maxUnavailable": 1,
-        "selector": {"matchLabels": selector_labels(cluster.name, role)},
-        # A pod that waits behind the gate is never ready; it must not keep a node from being drained.
-        "unhealthyPodEvictionPolicy": "AlwaysAllow",
-    }
-    return _object(cluster, "policy/v1", "PodDisruptionBudget", role, spec)
+    return made(cluster, "v1", "Service", role, {"spec": spec})
 
 
 # ----------------------------------------------------------------------------------------------------------------- pods

@@ -21,7 +21,8 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
-from splitwatt_core.rendering.render import RenderContext, object_name, render
+from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
+from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
@@ -199,9 +200,11 @@ class Serving:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
+        parts = {p: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, p), spec.namespace) for p in (*Role, ROUTER_PART)}
         return status_of(
             spec,
-            {role: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, role), spec.namespace) for role in Role},
+            {role: parts[role] for role in Role},
+            parts[ROUTER_PART],
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
             problems=problems,
@@ -237,7 +240,7 @@ class Serving:
         return None
 
     def _forget(self, name: ClusterName) -> None:
-        self._applier.forget(name.namespace, [object_name(name.name, role) for role in (None, *Role)])
+        self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
         self._scalers.forget(name)
         self._queue.forget(name)
         self._written.pop(name, None)
