@@ -205,5 +205,14 @@ class ClusterSpec:
     def id(self) -> ClusterName:
         return ClusterName(self.namespace, self.name)
 
+    @property
+    def served_name(self) -> str:
+        """What requests call the model: vLLM's --served-model-name, the first one where there are several."""
+        for at, arg in enumerate(self.engine.args):
+            flag, given, value = arg.partition("=")
+            if flag.replace("_", "-") == "--served-model-name":
+                return value if given else next(iter(self.engine.args[at + 1 :]), self.model)
+        return self.model
+
     def role(self, role: Role) -> RoleSpec:
         return self.prefill if role is Role.PREFILL else self.decode

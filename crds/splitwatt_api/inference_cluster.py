@@ -258,8 +258,8 @@ class InferenceClusterStatus(Wire):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Ready, PrefillReady, DecodeReady, RouterReady, PowerAdmitted, SLOAttained; ScaledElsewhere while an "
-        "autoscaler aims at a rendered Deployment.",
+        description="Ready, PrefillReady, DecodeReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
+        "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
     )
 
 

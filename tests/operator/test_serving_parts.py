@@ -24,6 +24,7 @@ from splitwatt_core.clusters import (
     SloSpec,
     cluster_label,
 )
+from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.rendering.objects import object_name
 from splitwatt_core.rendering.render import RenderContext
@@ -246,6 +247,7 @@ def cluster(**changes: Any) -> ClusterSpec:
     return ClusterSpec(**whole)
 
 
+UNPROVEN = Condition("KVTransferVerified", None, "NotProbed", "not yet")
 ADMITTED = ClusterStanding(AdmissionVerdict(True, "Admitted", "all"), {Role.PREFILL: 2}, 5824.4)
 
 
@@ -263,6 +265,7 @@ def conditions(
         rest.get("router", deployment(1)),
         standing=standing,
         latency=rest.get("latency", Latency()),
+        proof=rest.get("proof", UNPROVEN),
         problems=rest.get("problems", []),
         previous={},
         now_s=0.0,
@@ -300,6 +303,19 @@ def test_ready_needs_the_router_that_clients_are_led_to() -> None:
     none = conditions(spec=replace(spec, router=RouterSpec(RouterType.NONE)), router=None, **both)
     assert none["RouterReady"][:2] == ("Unknown", "NoRouter")
     assert none["Ready"][0] == "True" and "nothing is split" in none["Ready"][2]
+
+
+def test_ready_needs_the_proof_where_one_is_owed() -> None:
+    spec = cluster(decode=RoleSpec(2, 8), engine=EngineSpec(EngineType.VLLM))
+    both = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
+    assert conditions(**both)["Ready"] == ("False", "KVTransferNotVerified", "not yet")
+    bad = Condition("KVTransferVerified", False, "DecodeRecomputes", "again")
+    assert conditions(proof=bad, **both)["Ready"] == ("False", "KVTransferNotVerified", "again")
+    assert conditions(proof=bad, **both)["KVTransferVerified"] == ("False", "DecodeRecomputes", "again")
+    good = Condition("KVTransferVerified", True, "Verified", "well")
+    assert conditions(proof=good, **both)["Ready"][:2] == ("True", "Serving")
+    for spared in ({"router": RouterSpec(RouterType.NONE)}, {"engine": EngineSpec(EngineType.EMULATED)}):
+        assert conditions(**{**both, "spec": replace(spec, **spared)})["Ready"][0] == "True"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +361,7 @@ def test_a_cluster_served_by_its_former_spec_says_so_and_is_not_called_ready() -
         deployment(1),
         standing=ADMITTED,
         latency=Latency(),
+        proof=UNPROVEN,
         problems=[],
         previous={},
         now_s=0.0,

@@ -2,7 +2,7 @@
 
 A change of a cluster, of an object it owns or of its admission puts the cluster into a work queue; a few workers render
 it, bring the objects to what was rendered, and write the status. One bad cluster waits for its next try while the others
-go on. Power admission runs beside it, and so does the look at latencies.
+go on. Power admission runs beside it, and so do the look at latencies and the proof that KV caches move.
 
 Protected: without the Lease nothing is sent and nothing forgotten, it waits for the next look; and deletion needs nobody:
 what a cluster owns goes by garbage collection.
@@ -32,6 +32,7 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
@@ -92,6 +93,7 @@ class Serving:
         self._applier = Applier(reader, pen, store)
         self._scalers = Scalers(reader)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
+        self._prober = Prober(store, view, self._queue.add)
         self._admitter = Admitter(
             store=store, view=view, keeper=keeper, reader=reader, pen=pen, recorder=recorder, changed=self._queue.add,
         )  # fmt: skip
@@ -105,7 +107,9 @@ class Serving:
     async def run(self) -> None:
         workers = {f"worker{i}": self._work() for i in range(WORKERS)}
         try:
-            await first_to_end(pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), **workers)
+            await first_to_end(
+                pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), prober=self._prober.run(), **workers
+            )
         finally:
             self._queue.close()
 
@@ -207,6 +211,7 @@ class Serving:
             parts[ROUTER_PART],
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
+            proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
             scaled=scaled,
             invalid=seen.sentence,

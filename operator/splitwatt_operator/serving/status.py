@@ -15,6 +15,7 @@ from splitwatt_core.clusters import ClusterSpec, Role, RouterType
 from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.objects import selector_text
+from splitwatt_core.serving.provable import why_not
 
 from splitwatt_operator.cluster.store import JsonObject
 from splitwatt_operator.serving.slo import Latency
@@ -30,6 +31,7 @@ def status_of(
     *,
     standing: ClusterStanding | None,
     latency: Latency,
+    proof: Condition,
     problems: Sequence[str],
     scaled: Sequence[str] = (),
     previous: Mapping[str, Any],
@@ -39,13 +41,13 @@ def status_of(
 ) -> dict[str, Any]:
     """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `scaled`:
     sentences about others who scale them. `invalid`: why it is served by a former spec, and `generation` the newest, where
-    that is not the spec's own."""
+    that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in Role}
     power = _power_condition(standing)
     routing = _router_condition(spec, router)
-    ready = _ready(invalid, problems, power, roles, routing)
-    conditions = [ready, *roles.values(), routing, power, _slo_condition(spec, latency)]
+    ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
+    conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
     status: dict[str, Any] = {
@@ -165,10 +167,13 @@ def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
 def _ready(
     invalid: str,
     problems: Sequence[str],
+    *,
     power: Condition,
     roles: Mapping[Role, Condition],
     router: Condition,
+    proof: Condition | None,
 ) -> Condition:
+    """`proof` None: none is owed."""
     if invalid:
         return Condition("Ready", False, "InvalidSpec", invalid)
     if problems:
@@ -180,6 +185,8 @@ def _ready(
         return Condition("Ready", False, "RolesNotReady", words)
     if router.status is False:
         return Condition("Ready", False, "RouterNotReady", router.message)
+    if proof is not None and not proof.status:
+        return Condition("Ready", False, "KVTransferNotVerified", proof.message)
     if router.status is None:
         return Condition("Ready", True, "Serving", f"Every replica of both roles is ready. {router.message}")
     return Condition("Ready", True, "Serving", "Every replica of both roles is ready, and so is the router.")
