@@ -110,7 +110,8 @@ class Role(StrEnum):
 class RoleSpec:
     """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `rendering.overlay`.
 
-    `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy.
+    `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy. `drain_s`: the most
+    that a pod which is told to go waits for its requests to end; None: the release's.
     """
 
     replicas: int
@@ -118,12 +119,35 @@ class RoleSpec:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     power_ceiling_w: int | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    drain_s: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.replicas <= MAX_REPLICAS:
             raise SpecError(f"replicas must be between 0 and {MAX_REPLICAS}, not {self.replicas}")
         if not 1 <= self.gpus_per_replica <= MAX_GPUS_PER_NODE:
             raise SpecError(f"gpusPerReplica must be between 1 and {MAX_GPUS_PER_NODE}, not {self.gpus_per_replica}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """How long an engine may take to start, may not answer before no request is sent to it, and before it is started anew. An
+    engine that a brake starves of power answers late and works on: whoever kills it for that loses its KV cache and an hour."""
+
+    startup_s: int = 3600
+    unready_s: int = 30
+    restart_s: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the weights are, at most one of: a hub (`token_secret`: name and key; `cache_claim`: a claim that keeps what was
+    fetched), a claim, an OCI image, or a path that the engine's own container has. `path` is below the claim or the image."""
+
+    token_secret: tuple[str, str] | None = None
+    cache_claim: str | None = None
+    claim: str | None = None
+    image: str | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +158,7 @@ class EngineSpec:
     image: str | None = None
     port: int = DEFAULT_ENGINE_PORT
     args: tuple[str, ...] = ()
+    probes: ProbeSpec = field(default_factory=ProbeSpec)
 
     def __post_init__(self) -> None:
         if len(self.args) > MAX_ENGINE_ARGS:
@@ -142,11 +167,13 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class KvTransferSpec:
-    """`extra_config` becomes kv_connector_extra_config as it is."""
+    """`extra_config` becomes kv_connector_extra_config as it is. `recompute`: a prompt whose KV cache does not come is read again
+    by decode, which is seen (`serving.kv_proof`); otherwise its request fails."""
 
     connector: str = DEFAULT_CONNECTOR
     side_channel_port: int = DEFAULT_SIDE_CHANNEL_PORT
     extra_config: Mapping[str, Any] = field(default_factory=dict)
+    recompute: bool = True
 
 
 class RouterType(StrEnum):
@@ -200,6 +227,9 @@ class ClusterSpec:
     slo: SloSpec = field(default_factory=SloSpec)
     kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
     router: RouterSpec = field(default_factory=RouterSpec)
+    source: ModelSource = field(default_factory=ModelSource)
+    priority_class: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
 
     @property
     def id(self) -> ClusterName:

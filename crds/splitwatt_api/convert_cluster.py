@@ -11,12 +11,15 @@ from splitwatt_core.clusters import (
     ClusterSpec,
     EngineSpec,
     KvTransferSpec,
+    ModelSource,
+    ProbeSpec,
     RoleSpec,
     RouterSpec,
     SloSpec,
 )
 
-from splitwatt_api.inference_cluster import InferenceCluster, PriorityWord, RolePool, Router
+from splitwatt_api.inference_cluster import InferenceCluster, OnFailure, PriorityWord, RolePool
+from splitwatt_api.serving_fields import Router, WeightsSource
 
 PRIORITY: Final = {PriorityWord.HIGH: PRIORITY_HIGH, PriorityWord.LOW: PRIORITY_LOW}
 
@@ -34,7 +37,17 @@ def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
         uid=cluster.metadata.uid,
         generation=cluster.metadata.generation,
         model=spec.model.name,
-        engine=EngineSpec(type=engine.type, image=engine.image, port=engine.port, args=tuple(engine.args)),
+        engine=EngineSpec(
+            type=engine.type,
+            image=engine.image,
+            port=engine.port,
+            args=tuple(engine.args),
+            probes=ProbeSpec(
+                startup_s=engine.probes.startup_seconds,
+                unready_s=engine.probes.unready_seconds,
+                restart_s=engine.probes.restart_seconds,
+            ),
+        ),
         prefill=_role(spec.prefill),
         decode=_role(spec.decode),
         priority=PRIORITY[spec.priority] if isinstance(spec.priority, PriorityWord) else spec.priority,
@@ -43,8 +56,26 @@ def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
             connector=kv.connector,
             side_channel_port=kv.side_channel_port,
             extra_config=dict(kv.extra_config or {}),
+            recompute=kv.on_failure is OnFailure.RECOMPUTE,
         ),
         router=_router(spec.router),
+        source=_source(spec.model.source),
+        priority_class=spec.priority_class_name,
+        image_pull_secrets=tuple(secret.name for secret in spec.image_pull_secrets),
+    )
+
+
+def _source(source: WeightsSource | None) -> ModelSource:
+    if source is None:
+        return ModelSource()
+    hub, token = source.hub, None if source.hub is None else source.hub.token_secret
+    below = source.claim or source.image
+    return ModelSource(
+        token_secret=None if token is None else (token.name, token.key),
+        cache_claim=None if hub is None else hub.cache_claim,
+        claim=None if source.claim is None else source.claim.name,
+        image=None if source.image is None else source.image.reference,
+        path=source.path if below is None else below.path,
     )
 
 
@@ -65,5 +96,6 @@ def _role(pool: RolePool) -> RoleSpec:
         gpus_per_replica=pool.gpus_per_replica,
         node_selector=dict(pool.node_selector),
         power_ceiling_w=pool.power_ceiling_watts,
+        drain_s=pool.drain_seconds,
         template={} if pool.template is None else pool.template.to_wire(),
     )

@@ -7,19 +7,16 @@ power ceiling. Defaults fill all but the model, the engine and the two pools. `k
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 from splitwatt_core.clusters import (
     DEFAULT_CONNECTOR,
     DEFAULT_ENGINE_PORT,
-    DEFAULT_ROUTER_METRICS_PORT,
     DEFAULT_SIDE_CHANNEL_PORT,
     MAX_ENGINE_ARGS,
     MAX_REPLICAS,
-    MAX_ROUTER_REPLICAS,
     EngineType,
-    RouterType,
 )
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, MAX_PRIORITY, MIN_PRIORITY
 
@@ -33,12 +30,18 @@ from splitwatt_api.base import (
     Labels,
     LabelValue,
     ObjectMeta,
+    ObjectName,
     Port,
     Told,
     Wire,
     kubernetes,
     one_of,
 )
+from splitwatt_api.serving_fields import MAX_WAIT_S, SOURCE_RULE, Probes, Router, WeightsSource
+
+MIN_DRAIN_S: Final = 30
+"""KV caches are fetched from a prefill engine for that long after its answer."""
+MAX_PULL_SECRETS: Final = 8
 
 
 class PriorityWord(StrEnum):
@@ -71,6 +74,11 @@ class ModelRef(Wire):
         max_length=253,
         description="The model's name as the engine knows it, for example meta-llama/Llama-3.1-70B-Instruct.",
     )
+    source: WeightsSource | None = Field(
+        default=None,
+        description="Where its weights come from; absent: a hub, by its name.",
+        json_schema_extra=kubernetes(SOURCE_RULE),
+    )
 
 
 class Engine(Wire):
@@ -88,6 +96,11 @@ class Engine(Wire):
         max_length=MAX_ENGINE_ARGS,
         description="Arguments added after the rendered ones.",
         json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    probes: Probes = Field(
+        default_factory=Probes,
+        description="How patient Kubernetes is with an engine.",
+        json_schema_extra={"default": {}},
     )
 
 
@@ -153,7 +166,20 @@ class RolePool(Wire):
     power_ceiling_watts: GpuWatts | None = Field(
         default=None, description="The most watts one GPU of this pool is ever granted; absent: left to the policy."
     )
+    drain_seconds: int | None = Field(
+        default=None,
+        ge=MIN_DRAIN_S,
+        le=MAX_WAIT_S,
+        strict=True,
+        description="The most that a pod which is told to go waits for its requests to end; absent: 60 for prefill, 300 for "
+        "decode. KV caches are fetched from a prefill pod for 30 s after its answer.",
+    )
     template: PodTemplate | None = Field(default=None, description="An overlay on the pool's pods.")
+
+
+class OnFailure(StrEnum):
+    RECOMPUTE = "Recompute"
+    FAIL = "Fail"
 
 
 class KvTransfer(Wire):
@@ -164,54 +190,33 @@ class KvTransfer(Wire):
         default=DEFAULT_SIDE_CHANNEL_PORT,
         description="Port of each pod where decode asks prefill for the KV cache's addresses.",
     )
+    on_failure: Annotated[OnFailure, Field(json_schema_extra=one_of("kvTransfer.onFailure", ("Recompute", "Fail")))] = Field(
+        default=OnFailure.RECOMPUTE,
+        description="What becomes of a request whose KV cache does not come. Recompute: decode reads its prompt again. Fail: it "
+        "gets an error.",
+    )
     extra_config: FreeForm | None = Field(default=None, description="Passed to the connector as kv_connector_extra_config.")
 
 
-Quantity = Annotated[str | int, WithJsonSchema(kubernetes(int_or_string=True))]
-"""As Kubernetes writes amounts: 500m, 2Gi, 1."""
-Quantities = Annotated[dict[LabelKey, Quantity], Field(max_length=8)]
+class PullSecret(Wire):
+    """One Secret of type kubernetes.io/dockerconfigjson."""
 
-
-class Resources(Wire):
-    """What a container asks of its node."""
-
-    requests: Quantities = Field(default_factory=dict, description="What is kept for it, for example {cpu: 200m}.")
-    limits: Quantities = Field(default_factory=dict, description="What it never exceeds, for example {memory: 2Gi}.")
-
-
-class Router(Wire):
-    """Who takes the clients' requests, has a prefill engine read the prompt, and a decode engine write the answer."""
-
-    type: Annotated[RouterType, Field(json_schema_extra=one_of("router.type", ("VLLM", "LLMD", "None")))] = Field(
-        default=RouterType.VLLM,
-        description="VLLM: vllm-router. LLMD: an InferencePool and llm-d's endpoint picker. None: clients reach the decode pods, "
-        "which then read the prompts themselves.",
-    )
-    image: str | None = Field(
-        default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
-    )
-    replicas: int = Field(
-        default=1,
-        ge=1,
-        le=MAX_ROUTER_REPLICAS,
-        strict=True,
-        description="How many routers share the requests.",
-        json_schema_extra={"format": "int32"},
-    )
-    args: list[Annotated[str, Field(max_length=1024)]] = Field(
-        default_factory=list,
-        max_length=MAX_ENGINE_ARGS,
-        description="Arguments added after the rendered ones.",
-        json_schema_extra=kubernetes(list_type="atomic"),
-    )
-    resources: Resources | None = Field(
-        default=None, description="What each router asks of its node; absent: the release's default. GPUs are refused."
-    )
-    metrics_port: Port = Field(default=DEFAULT_ROUTER_METRICS_PORT, description="Port of its /metrics.")
+    name: ObjectName = Field(description="Name of the Secret.")
 
 
 class InferenceClusterSpec(Wire):
     """What the team that serves the model asks for."""
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            CelRule(
+                "self.prefill.gpusPerReplica % self.decode.gpusPerReplica == 0 || "
+                "self.decode.gpusPerReplica % self.prefill.gpusPerReplica == 0",
+                "prefill.gpusPerReplica and decode.gpusPerReplica must divide one another: make one a multiple of the other",
+                field_path=".decode.gpusPerReplica",
+            )
+        )
+    )
 
     model: ModelRef = Field(description="The model that is served.")
     engine: Engine = Field(description="The inference engine of both pools.")
@@ -229,6 +234,15 @@ class InferenceClusterSpec(Wire):
     )
     router: Router = Field(
         default_factory=Router, description="Who stands before the two pools.", json_schema_extra={"default": {}}
+    )
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="PriorityClass of engines' and router's pods: who is scheduled first, and who is preempted."
+    )
+    image_pull_secrets: list[PullSecret] = Field(
+        default_factory=list,
+        max_length=MAX_PULL_SECRETS,
+        description="Secrets in the cluster's namespace that open the registry of engines and router.",
+        json_schema_extra=kubernetes(list_type="atomic"),
     )
 
 

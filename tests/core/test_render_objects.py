@@ -126,10 +126,12 @@ def test_the_engine_is_told_its_model_its_gpus_and_its_side_of_the_kv_transfer(r
     assert args[0] == "meta-llama/Llama-3.1-70B-Instruct"
     assert args[args.index("--port") + 1] == "9000"
     assert args[args.index("--tensor-parallel-size") + 1] == gpus
+    policy = {"kv_load_failure_policy": "recompute"} if role is Role.DECODE else {}
     assert json.loads(args[args.index("--kv-transfer-config") + 1]) == {
         "kv_connector": "NixlConnector",
         "kv_role": kv_role,
         "kv_connector_extra_config": {"backends": ["UCX"]},
+        **policy,
     }
     assert args[-1] == "--max-model-len=8192"
     env = {e["name"]: e for e in engine["env"]}
@@ -146,7 +148,8 @@ def test_the_emulated_engine_speaks_the_same_names_from_our_own_image() -> None:
     assert ours["image"] == "twin:test"
     assert theirs["image"] == "vllm:test"
     assert "command" not in ours
-    assert {k: v for k, v in ours.items() if k != "image"} == {k: v for k, v in theirs.items() if k not in ("image", "command")}
+    own = ("image", "command", "lifecycle")
+    assert {k: v for k, v in ours.items() if k not in own} == {k: v for k, v in theirs.items() if k not in own}
     own = EngineSpec(EngineType.EMULATED, image="mine:1")
     assert engine_of(cluster(engine=own), Role.DECODE)["image"] == "mine:1"
 

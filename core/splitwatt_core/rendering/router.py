@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, Role, RouterType, SpecError, cluster_label
 from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_ROUTER, MANAGED_BY
+from splitwatt_core.rendering.engine import of_all_pods
 from splitwatt_core.rendering.objects import ROUTER_PART, Manifest, disruption_budget, made, object_name, selector_labels
 
 DEFAULT_VLLM_ROUTER_IMAGE: Final = "vllm/vllm-router:v0.1.17"
@@ -134,6 +135,7 @@ def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
         "terminationGracePeriodSeconds": LEAVE_S + DRAIN_S,
         "enableServiceLinks": False,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        **of_all_pods(cluster),
     }
 
 
