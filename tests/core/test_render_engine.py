@@ -166,6 +166,13 @@ def test_a_pod_stays_until_its_requests_and_its_caches_are_done(role: Role) -> N
     assert pod(cluster(), role)["terminationGracePeriodSeconds"] > float(command[-2])
 
 
+def test_a_longer_lease_keeps_prefill_longer() -> None:
+    spec = cluster(kv_transfer=KvTransferSpec(extra_config={"kv_lease_duration": 120}))
+    assert engine(spec, "prefill")["lifecycle"]["preStop"]["exec"]["command"][-2:] == ["120", "120"]
+    assert pod(spec, "prefill")["terminationGracePeriodSeconds"] > 120
+    assert engine(spec)["lifecycle"] == engine(cluster())["lifecycle"], "nobody fetches from decode"
+
+
 @pytest.fixture
 def busy_engine() -> Iterator[tuple[str, list[float]]]:
     """Its /metrics say how many requests run: the numbers of the list, one a look, then none."""

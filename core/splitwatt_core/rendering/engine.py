@@ -4,7 +4,8 @@ An engine that leaves is told by nobody that it shall: Kubernetes takes it out o
 preStop hook, and only then ends the process. So the hook is what lets requests end. A prefill engine stays for the lease of its
 KV caches besides, for decode fetches them after the prompt was answered.
 
-Sources: vLLM's NixlConnector guide for flags and environment; measured on vLLM 0.32 with vllm-router 0.1.17.
+Sources: vLLM's NixlConnector guide for flags and environment; vLLM 0.32, config/kv_transfer.py and the connector's
+base_scheduler.py for policy and lease.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ PROBE_TIMEOUT_S: Final = 5
 LEAVE_S: Final = 5
 """Routers and endpoints have heard of a pod's going by then."""
 KV_LEASE_S: Final = 30
-"""A prefill engine's KV caches may still be fetched for this long after its last answer."""
+"""NixlConnector's own: a prefill engine's KV caches may still be fetched for this long after its last answer."""
+KV_LEASE_KEY: Final = "kv_lease_duration"
+"""Where kvTransfer.extraConfig says another one, in seconds."""
 DRAIN_S: Final = {Role.PREFILL: 60, Role.DECODE: 300}
 """At most, from being told to go: the longest decode of the conversation trace takes under 50 s, of a long answer minutes."""
 AFTER_DRAIN_S: Final = 15
@@ -210,8 +213,14 @@ def _probe(period_s: int, within_s: int) -> dict[str, Any]:
     }
 
 
+def _kv_lease_s(cluster: ClusterSpec) -> int:
+    given = cluster.kv_transfer.extra_config.get(KV_LEASE_KEY)
+    return given if isinstance(given, int) and given > 0 else KV_LEASE_S
+
+
 def _drain_s(cluster: ClusterSpec, role: Role) -> int:
-    return cluster.role(role).drain_s or DRAIN_S[role]
+    asked_s = cluster.role(role).drain_s or DRAIN_S[role]
+    return max(asked_s, _kv_lease_s(cluster)) if role is Role.PREFILL else asked_s
 
 
 def _grace_s(cluster: ClusterSpec, role: Role) -> int:
@@ -223,6 +232,6 @@ def _grace_s(cluster: ClusterSpec, role: Role) -> int:
 def _pre_stop(cluster: ClusterSpec, role: Role) -> dict[str, Any]:
     if cluster.engine.type is EngineType.EMULATED:
         return {"sleep": {"seconds": LEAVE_S}}
-    least_s = KV_LEASE_S if role is Role.PREFILL else LEAVE_S
+    least_s = _kv_lease_s(cluster) if role is Role.PREFILL else LEAVE_S
     page = f"http://localhost:{cluster.engine.port}/metrics"
     return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, page, str(least_s), str(_drain_s(cluster, role))]}}
