@@ -148,8 +148,8 @@ def test_the_emulated_engine_speaks_the_same_names_from_our_own_image() -> None:
     assert ours["image"] == "twin:test"
     assert theirs["image"] == "vllm:test"
     assert "command" not in ours
-    own = ("image", "command", "lifecycle")
-    assert {k: v for k, v in ours.items() if k not in own} == {k: v for k, v in theirs.items() if k not in own}
+    apart = ("image", "command", "lifecycle")
+    assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in theirs.items() if k not in apart}
     own = EngineSpec(EngineType.EMULATED, image="mine:1")
     assert engine_of(cluster(engine=own), Role.DECODE)["image"] == "mine:1"
 

@@ -292,7 +292,8 @@ def test_ready_says_what_is_missing() -> None:
 
 
 def test_ready_needs_the_router_that_clients_are_led_to() -> None:
-    spec, both = cluster(decode=RoleSpec(2, 8)), {"prefill": deployment(2), "decode": deployment(2)}
+    spec = cluster(decode=RoleSpec(2, 8))
+    both: dict[str, Any] = {"prefill": deployment(2), "decode": deployment(2)}
     assert conditions(spec=spec, **both)["RouterReady"] == ("True", "RouterReady", "1 of 1 routers are ready.")
     assert conditions(spec=spec, **both)["Ready"][:2] == ("True", "Serving")
     away = conditions(spec=spec, router=deployment(0), **both)
@@ -307,13 +308,14 @@ def test_ready_needs_the_router_that_clients_are_led_to() -> None:
 
 def test_ready_needs_the_proof_where_one_is_owed() -> None:
     spec = cluster(decode=RoleSpec(2, 8), engine=EngineSpec(EngineType.VLLM))
-    both = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
+    both: dict[str, Any] = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
     assert conditions(**both)["Ready"] == ("False", "KVTransferNotVerified", "not yet")
     bad = Condition("KVTransferVerified", False, "DecodeRecomputes", "again")
     assert conditions(proof=bad, **both)["Ready"] == ("False", "KVTransferNotVerified", "again")
     assert conditions(proof=bad, **both)["KVTransferVerified"] == ("False", "DecodeRecomputes", "again")
     good = Condition("KVTransferVerified", True, "Verified", "well")
     assert conditions(proof=good, **both)["Ready"][:2] == ("True", "Serving")
+    spared: dict[str, Any]
     for spared in ({"router": RouterSpec(RouterType.NONE)}, {"engine": EngineSpec(EngineType.EMULATED)}):
         assert conditions(**{**both, "spec": replace(spec, **spared)})["Ready"][0] == "True"
 
