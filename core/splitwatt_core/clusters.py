@@ -187,7 +187,7 @@ class RouterType(StrEnum):
 @dataclass(frozen=True, slots=True)
 class RouterSpec:
     """`image` None: the release's default. `args` are appended to the rendered ones. `resources` as in a container, empty: the
-    release's."""
+    release's. `template`: an overlay as a role's."""
 
     type: RouterType = RouterType.VLLM
     image: str | None = None
@@ -195,6 +195,7 @@ class RouterSpec:
     args: tuple[str, ...] = ()
     resources: Mapping[str, Any] = field(default_factory=dict)
     metrics_port: int = DEFAULT_ROUTER_METRICS_PORT
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= MAX_ROUTER_REPLICAS:

@@ -87,6 +87,7 @@ def _router(router: Router) -> RouterSpec:
         args=tuple(router.args),
         resources={} if router.resources is None else router.resources.to_wire(),
         metrics_port=router.metrics_port,
+        template={} if router.template is None else router.template.to_wire(),
     )
 
 

@@ -7,7 +7,7 @@ power ceiling. Defaults fill all but the model, the engine and the two pools. `k
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 from splitwatt_core.clusters import (
@@ -27,7 +27,6 @@ from splitwatt_api.base import (
     Generation,
     GpuWatts,
     LabelKey,
-    Labels,
     LabelValue,
     ObjectMeta,
     ObjectName,
@@ -37,7 +36,15 @@ from splitwatt_api.base import (
     kubernetes,
     one_of,
 )
-from splitwatt_api.serving_fields import MAX_WAIT_S, SOURCE_RULE, Probes, Router, WeightsSource
+from splitwatt_api.serving_fields import (
+    MAX_WAIT_S,
+    SOURCE_RULE,
+    FreeForm,
+    PodTemplate,
+    Probes,
+    Router,
+    WeightsSource,
+)
 
 MIN_DRAIN_S: Final = 30
 """KV caches are fetched from a prefill engine for that long after its answer."""
@@ -62,8 +69,6 @@ Priority = Annotated[
         )
     ),
 ]
-FreeForm = Annotated[dict[str, Any], WithJsonSchema({"type": "object", **kubernetes(preserve_unknown_fields=True)})]
-"""An object whose fields belong to someone else (a pod spec, a connector's settings)."""
 
 
 class ModelRef(Wire):
@@ -122,24 +127,6 @@ class Slo(Wire):
         le=3_600_000,
         strict=True,
         description="99th percentile of the time between tokens, in milliseconds.",
-    )
-
-
-class TemplateMetadata(Wire):
-    """Labels and annotations added to a role's pods."""
-
-    labels: Labels = Field(default_factory=dict, description="Labels to add; those under splitwatt.io/ are ours.")
-    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
-        default_factory=dict, description="Annotations to add."
-    )
-
-
-class PodTemplate(Wire):
-    """An overlay on the pods of a role."""
-
-    metadata: TemplateMetadata | None = Field(default=None, description="Labels and annotations to add.")
-    spec: FreeForm | None = Field(
-        default=None, description="A partial pod spec, merged into the rendered one; containers merge by name."
     )
 
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema
 from splitwatt_core.clusters import DEFAULT_ROUTER_METRICS_PORT, MAX_ENGINE_ARGS, MAX_ROUTER_REPLICAS, ProbeSpec, RouterType
 
-from splitwatt_api.base import CelRule, LabelKey, ObjectName, Port, Wire, kubernetes, one_of
+from splitwatt_api.base import CelRule, LabelKey, Labels, ObjectName, Port, Wire, kubernetes, one_of
 
 MAX_WAIT_S: Final = 86_400
 _PROBES: Final = ProbeSpec()
 
+FreeForm = Annotated[dict[str, Any], WithJsonSchema({"type": "object", **kubernetes(preserve_unknown_fields=True)})]
+"""An object whose fields belong to someone else (a pod spec, a connector's settings)."""
+
 SecretKey = Annotated[str, Field(min_length=1, max_length=253)]
 ModelPath = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class TemplateMetadata(Wire):
+    """Labels and annotations added to a role's pods."""
+
+    labels: Labels = Field(default_factory=dict, description="Labels to add; those under splitwatt.io/ are ours.")
+    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
+        default_factory=dict, description="Annotations to add."
+    )
+
+
+class PodTemplate(Wire):
+    """An overlay on the pods of a role."""
+
+    metadata: TemplateMetadata | None = Field(default=None, description="Labels and annotations to add.")
+    spec: FreeForm | None = Field(
+        default=None, description="A partial pod spec, merged into the rendered one; containers merge by name."
+    )
 
 
 class TokenSecret(Wire):
@@ -123,3 +144,6 @@ class Router(Wire):
         default=None, description="What each router asks of its node; absent: the release's default. GPUs are refused."
     )
     metrics_port: Port = Field(default=DEFAULT_ROUTER_METRICS_PORT, description="Port of its /metrics.")
+    template: PodTemplate | None = Field(
+        default=None, description="An overlay on the router's pods: tolerations, affinity, environment. GPUs are refused."
+    )

@@ -84,6 +84,25 @@ def test_a_router_is_no_consumer_of_power() -> None:
             render(cluster(RouterSpec(resources={kind: {"nvidia.com/gpu": 1}})), RenderContext())
 
 
+def test_an_overlay_says_where_it_runs_and_gets_no_gpu() -> None:
+    toleration = {"key": "team", "operator": "Exists"}
+    overlay = {"metadata": {"annotations": {"a": "b"}}, "spec": {"tolerations": [toleration], "nodeSelector": {"pool": "cpu"}}}
+    template = pod(cluster(RouterSpec(template=overlay)))
+    assert template["metadata"]["annotations"] == {"a": "b"}
+    assert template["spec"]["nodeSelector"] == {"pool": "cpu"} and toleration in template["spec"]["tolerations"]
+    gpu = {"name": "router", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"spec": {"containers": [gpu]}}, "cannot be set; GPUs are asked for by engines alone"),
+        ({"spec": {"initContainers": [{**gpu, "name": "x"}]}}, "cannot be set; GPUs are asked for by engines alone"),
+        ({"spec": {"resourceClaims": [{"name": "gpu"}]}}, "resourceClaims cannot be set"),
+        ({"metadata": {"labels": {"splitwatt.io/router": "other"}}}, "pick a label of your own"),
+    ]
+    for wrong, says in refused:
+        with pytest.raises(SpecError, match=says) as caught:
+            render(cluster(RouterSpec(template=wrong)), RenderContext())
+        assert str(caught.value).startswith("spec.router.template.")
+
+
 def test_it_may_see_the_pods_of_its_namespace_and_change_nothing() -> None:
     found = {(m["kind"], m["metadata"]["name"]): m for m in render(cluster(), RenderContext())}
     role, binding = found["Role", "chat-router"], found["RoleBinding", "chat-router"]

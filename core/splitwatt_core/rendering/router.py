@@ -19,6 +19,7 @@ from splitwatt_core.clusters import ClusterSpec, Role, RouterType, SpecError, cl
 from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_ROUTER, MANAGED_BY
 from splitwatt_core.rendering.engine import of_all_pods
 from splitwatt_core.rendering.objects import ROUTER_PART, Manifest, disruption_budget, made, object_name, selector_labels
+from splitwatt_core.rendering.overlay import lay_over
 
 DEFAULT_VLLM_ROUTER_IMAGE: Final = "vllm/vllm-router:v0.1.17"
 
@@ -104,13 +105,14 @@ def _words(labels: Mapping[str, str]) -> list[str]:
 
 def _deployment(cluster: ClusterSpec, image: str) -> Manifest:
     labels = router_labels(cluster.name)
+    template = {"metadata": {"labels": labels | {LABEL_MANAGED_BY: MANAGED_BY}}, "spec": _pod(cluster, image)}
     spec = {
         "replicas": cluster.router.replicas,
         "selector": {"matchLabels": labels},
         # No GPU stands behind it, so a new pod may come before the old one goes.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "revisionHistoryLimit": 3,
-        "template": {"metadata": {"labels": labels | {LABEL_MANAGED_BY: MANAGED_BY}}, "spec": _pod(cluster, image)},
+        "template": lay_over(template, cluster.router.template, where="spec.router.template", gated=False),
     }
     return made(cluster, "apps/v1", "Deployment", ROUTER_PART, {"spec": spec})
 
