@@ -118,10 +118,9 @@ class Resources(Wire):
 class Router(Wire):
     """Who takes the clients' requests, has a prefill engine read the prompt, and a decode engine write the answer."""
 
-    type: Annotated[RouterType, Field(json_schema_extra=one_of("router.type", ("VLLM", "LLMD", "None")))] = Field(
+    type: Annotated[RouterType, Field(json_schema_extra=one_of("router.type", ("VLLM", "None"), later="LLMD"))] = Field(
         default=RouterType.VLLM,
-        description="VLLM: vllm-router. LLMD: an InferencePool and llm-d's endpoint picker. None: clients reach the decode pods, "
-        "which then read the prompts themselves.",
+        description="VLLM: vllm-router. None: clients reach the decode pods, which then read the prompts themselves.",
     )
     image: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."

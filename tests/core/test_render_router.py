@@ -134,11 +134,6 @@ def test_without_a_router_clients_reach_decode_and_nothing_of_it_is_rendered() -
     assert not [name for kind, name in some(made) if "router" in name]
 
 
-def test_what_is_not_rendered_yet_is_said() -> None:
-    with pytest.raises(SpecError, match=r"spec\.router\.type LLMD is not rendered in this version: use VLLM, or None"):
-        render(cluster(RouterSpec(RouterType.LLMD)), RenderContext())
-
-
 def test_absurd_numbers_of_routers_are_refused() -> None:
     for replicas in (0, 17):
         with pytest.raises(SpecError, match=f"router.replicas must be between 1 and 16, not {replicas}"):

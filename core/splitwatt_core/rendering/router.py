@@ -57,11 +57,6 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
     """None at all without a router. `image`: the release's default. Raises SpecError."""
     if cluster.router.type is RouterType.NONE:
         return []
-    if cluster.router.type is RouterType.LLMD:
-        raise SpecError(
-            "spec.router.type LLMD is not rendered in this version: use VLLM, or None with a router of your own, which finds the "
-            "engines by their labels"
-        )
     account = object_name(cluster.name, ROUTER_PART)
     role_ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": cluster.namespace}
