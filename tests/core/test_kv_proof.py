@@ -54,9 +54,12 @@ def test_bytes_that_are_no_blocks_are_none() -> None:
 
 
 def test_prefill_without_a_connector_answers_well_and_moves_nothing() -> None:
-    found = verdict(look(computed=PROMPT))
-    assert (found.verified, found.reason) == (False, KvReason.NOTHING_MOVED)
+    found = verdict(look(computed=PROMPT), around=replace(SAME, unconnected=["p"], closed=["p"]))
+    assert (found.verified, found.reason) == (False, KvReason.NO_CONNECTOR), "its side channel is closed for that alone"
+    assert found.message.startswith("Prefill engine p shows no counter of a KV connector: it runs without one.")
     assert "computed all 700 prompt tokens itself" in found.message
+    unsaid = verdict(look(computed=PROMPT), around=replace(SAME, closed=["q"]))
+    assert unsaid.reason is KvReason.NOTHING_MOVED and "The router hands nothing on" in unsaid.message
 
 
 def test_decode_without_a_connector_shows_no_counter() -> None:

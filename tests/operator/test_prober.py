@@ -24,6 +24,7 @@ from support.objects import Objects
 from support.waiting import PATIENCE_S
 
 NAME = ClusterName("s", "chat")
+RECORDED = Path(__file__).with_name("recorded")
 
 
 @dataclass
@@ -136,10 +137,14 @@ async def test_a_transfer_that_fails_the_request_is_told(scene: Scene) -> None:
 
 async def test_a_prefill_without_a_connector_is_told_though_every_answer_is_well(scene: Scene) -> None:
     scene.prefill.connector = False
-    status, _, message = await scene.until("NothingTransferred")
-    assert status is False and "prefill runs without a KV connector" in message
-    scene.decode.connector = False
-    assert (await scene.until("NoConnector"))[0] is False
+    await scene.prefill.close_side_channel()  # as an engine without a connector opens none
+    status, _, message = await scene.until("NoConnector")
+    assert status is False and message.startswith("Prefill engine chat-prefill-x shows no counter of a KV connector")
+    scene.prefill.connector, scene.decode.connector = True, False
+    async with asyncio.timeout(PATIENCE_S):
+        while not scene.condition()[2].startswith("Decode engine chat-decode-x shows no counter"):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)
+    assert scene.condition()[:2] == (False, "NoConnector")
 
 
 async def test_nobody_to_ask_keeps_what_a_predecessor_proved(scene: Scene) -> None:
@@ -151,6 +156,16 @@ async def test_nobody_to_ask_keeps_what_a_predecessor_proved(scene: Scene) -> No
     kept = fresh.condition(seen.fact, {"conditions": [row]})
     assert (kept.status, kept.message) == (True, "once")
     assert Prober(scene.objects.store, scene.objects.view, print).condition(seen.fact, {}).reason == "NotProbed"
+
+
+def test_a_real_engines_page_is_read_as_it_is() -> None:
+    """vLLM 0.32 on CPUs with NixlConnector, before and after six probes through vllm-router: lines of its /metrics."""
+    before, after = ((RECORDED / f"vllm-0.32-decode-{when}.txt").read_text() for when in ("before", "after"))
+    fresh = counters_of(before)
+    assert (fresh.tokens, fresh.moved_bytes, fresh.failed, fresh.block_tokens) == (0, 0, 0, 128), "shown before anything moved"
+    found = counters_of(after)
+    assert (found.external_tokens, found.computed_tokens, found.cached_tokens, found.failed) == (2786, 0, 0, 0)
+    assert found.moved_bytes == 6 * 4 * BLOCK_BYTES, "each of some 460 tokens: four blocks of 128"
 
 
 def test_engines_of_one_process_count_together_and_what_is_not_shown_is_unknown() -> None:

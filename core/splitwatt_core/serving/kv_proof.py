@@ -67,9 +67,11 @@ class Looks:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What else is known, to say why: versions by engine, and prefill engines whose side channel takes no connection."""
+    """What else is known, to say why: versions by engine, prefill engines that show no counter of a connector, and those whose
+    side channel takes no connection."""
 
     versions: Mapping[str, str]
+    unconnected: Sequence[str] = ()
     closed: Sequence[str] = ()
     side_channel_port: int = 0
 
@@ -113,7 +115,7 @@ def judge(
             return KvVerdict(None, KvReason.NOT_COUNTED, told)
         if not any(_delta(look, "external_tokens") or _delta(look, "moved_bytes") for look in looks.values()):
             told = f"{sum(took.values())} prompt tokens, the probe's among them, were all read by decode engines themselves."
-            return _because(around, KvVerdict(False, KvReason.NOTHING_MOVED, told))
+            return _unmoved(around, told)
         told = "Other requests came between; their tokens cannot be told from the probe's."
         return KvVerdict(None, KvReason.BUSY, told)
     return _alone(mine[0], looks[mine[0]], prompt_tokens=prompt_tokens, known_block_bytes=known_block_bytes, around=around)
@@ -136,11 +138,8 @@ def _alone(name: str, look: Looks, *, prompt_tokens: int, known_block_bytes: int
         return KvVerdict(False, KvReason.NO_CONNECTOR, told)
     external, moved = _delta(look, "external_tokens"), _delta(look, "moved_bytes")
     if not external and not moved:
-        told = (
-            f"Decode engine {name} computed all {prompt_tokens} prompt tokens itself and nothing was transferred: prefill runs "
-            "without a KV connector, or the router hands nothing on."
-        )
-        return _because(around, KvVerdict(False, KvReason.NOTHING_MOVED, told))
+        told = f"Decode engine {name} computed all {prompt_tokens} prompt tokens itself, and no transfer was tried."
+        return _unmoved(around, told)
     if external != prompt_tokens:
         told = f"Of {prompt_tokens} prompt tokens {external} came by transfer; decode engine {name} computed the others again."
         return _because(around, KvVerdict(False, KvReason.RECOMPUTED, told))
@@ -172,6 +171,14 @@ def _failure(
     words = "the prompt was computed again there" if again else f"the request ended with {status or 'no answer'}"
     told = f"{sum(failed.values())} transfers failed at decode engine {_names(list(failed))}; {words}."
     return _because(around, KvVerdict(False, KvReason.RECOMPUTED if again else KvReason.FAILED, told))
+
+
+def _unmoved(around: Circumstances, told: str) -> KvVerdict:
+    """Nothing was fetched, so no side channel and no other version stood in the way: decode was never told of a KV cache."""
+    if around.unconnected:
+        why = f"Prefill engine {_names(around.unconnected)} shows no counter of a KV connector: it runs without one."
+        return KvVerdict(False, KvReason.NO_CONNECTOR, f"{why} {told}")
+    return KvVerdict(False, KvReason.NOTHING_MOVED, f"{told} The router hands nothing on.")
 
 
 def _because(around: Circumstances, verdict: KvVerdict) -> KvVerdict:

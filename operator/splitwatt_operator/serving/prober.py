@@ -172,7 +172,13 @@ class Prober:
         verdict = await probe.judged(engines, Circumstances({}))
         if verdict.verified is False:
             both = {name: _url(host, port) for name, host in (prefill | decode).items()}
-            around = Circumstances(await engines.versions(both), await closed(prefill, side), side)
+            shown = await engines.counters({name: both[name] for name in prefill})
+            around = Circumstances(
+                versions=await engines.versions(both),
+                unconnected=[name for name, counters in shown.items() if counters.moved_bytes is None],
+                closed=await closed(prefill, side),
+                side_channel_port=side,
+            )
             verdict = await probe.judged(engines, around)
         return verdict
 
