@@ -191,6 +191,14 @@ _TROUBLES: Final[Mapping[Health, tuple[str, str]]] = {
 }
 
 
+_REFUSED: Final = (
+    "SetterFailed",
+    "answers a new limit with an error: the agent's log and its metric of failed NVML calls name it",
+)
+"""Of a GPU whose limits are read all the same."""
+_CLOSED: Final = ("NoPermission", "may not be read by this agent; it needs root or CAP_SYS_ADMIN, and the GPU's device file")
+
+
 def _caps_enforced(view: ControlView) -> Condition:
     """The reason is the first trouble found, in the order of the GPUs; the message has a sentence for each GPU."""
     if view.observing:
@@ -213,6 +221,11 @@ def _caps_enforced(view: ControlView) -> Condition:
 
 
 def _trouble_of(view: ControlView, gpu: GpuStatus) -> tuple[str, str] | None:
+    readable = gpu.management_w is not None
+    if gpu.health is Health.UNKNOWN and readable:
+        return _REFUSED
+    if gpu.health is Health.NO_PERMISSION and not readable:
+        return _CLOSED
     known = _TROUBLES.get(gpu.health)
     if known is not None:
         return known

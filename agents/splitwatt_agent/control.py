@@ -87,7 +87,7 @@ class Control:
         self._paused_by = ""
         self._lost_due_s = float("inf")
         self._answering: Session | None = None
-        """The session in which a GPU that was lost has been found."""
+        """The session in which a GPU that was lost, or was not there, has been found."""
         self._inbox: deque[SeenVersion] = deque(maxlen=MAX_INBOX)
         self._owners = Owners()
         self._wake = asyncio.Event()
@@ -234,7 +234,7 @@ class Control:
     def _why_over(self, session: Session) -> str:
         """Why another session must begin, "" when this one stands."""
         if self._answering is session:
-            return "a GPU that was lost answers again"
+            return "a GPU that did not answer is there, or another driver"
         if not self._hardware.facts_due:
             return ""
         try:
@@ -271,7 +271,8 @@ class Control:
         self._inventory.keep(session.boot_id, session.named)
         self._session = session
         self._upkeep.begin(() if state.observing else (uuid for uuid in session.gpus if uuid not in session.lost))
-        self._lost_due_s = time.monotonic() + LOST_RETRY_S if session.lost else float("inf")
+        looks_again = session.lost or not session.gpus
+        self._lost_due_s = time.monotonic() + LOST_RETRY_S if looks_again else float("inf")
         log.info("%s: %d GPUs, boot %s", self._node, len(session.gpus), session.boot_id)
         listener.read_anew()
         return states.session_began(state, boot_id=session.boot_id)
@@ -285,7 +286,8 @@ class Control:
             raise DeviceAccessLostError(last_resort.farewell(why, waited_s=self._give_up_s))
 
     def _look_for_lost(self, session: Session) -> None:
-        """Ask again for GPUs that did not say who they are; only when one does, a new session begins."""
+        """Ask again for GPUs that did not say who they are, or for any where there was none. A new session begins only when
+        one does, or when the driver is gone: where no GPU is read, no reading tells that."""
         self._lost_due_s = float("inf")
         future = daemon_call("nvml-scan", self._port.scan)
 
@@ -294,6 +296,7 @@ class Control:
             error = future.exception()
             if isinstance(error, NvmlError):
                 self._hardware.count(error)
+                self._answering = session if error.driver_gone else self._answering
             elif error is not None:
                 log.error("unexpected failure of an NVML call", exc_info=error)
             elif session.answers(future.result()):

@@ -11,7 +11,9 @@ GPUs are named by UUID; indices move after a reboot.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -44,7 +46,12 @@ _NO_SUCH_FIELD: Final = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_
 """Answers for field 186 that will not change while the driver is loaded."""
 UNKNOWN_LIMIT_MW: Final = 1_400_000
 """What a GPU may draw whose limits cannot be read at all: as much as the largest part on sale (GB300)."""
+_WAY_LOST: Final = frozenset({pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_TIMEOUT})
+"""Given by all GPUs at once these speak of the driver or of this container's device files, not of so many broken GPUs."""
 _MIG: Final = "MIG-"
+IDENTITY_S: Final = 1.0
+"""How long a start waits for a GPU to say who it is; one that hangs then must not leave its neighbours without caps."""
+_DEVICE_FILE: Final = "nvidia"
 _NO_SUCH_DEVICE: Final = frozenset(
     {
         pynvml.NVML_ERROR_NOT_FOUND,
@@ -119,7 +126,8 @@ class NvmlPort(Protocol):
         """How many processes compute on it, as far as this container may see."""
 
     def gpu_of(self, name: str) -> str | None:
-        """The UUID of the GPU that a device file's name (`nvidia3`) or a MIG instance's UUID means; None: of none."""
+        """The UUID of the GPU that a device file's name (`nvidia3`), a MIG instance's UUID or a PCI address means; None: of
+        none, or of one that is lost, so that it does not hide its neighbours' owners."""
 
     def lock_sm_clock_mhz(self, uuid: str, max_mhz: int | None) -> None:
         """Lock SM clocks to at most `max_mhz`; None takes the lock away."""
@@ -129,6 +137,10 @@ class NvmlPort(Protocol):
     def enable_persistence_mode(self, uuid: str) -> None: ...
 
 
+_Named = tuple[Any, GpuIdentity, str | None]
+"""A GPU's handle, who it is, and its device file where it says."""
+
+
 class PynvmlPort:
     """`NvmlPort` on NVIDIA's own binding. Thread-safe as NVML is; only `start` must not run beside other methods."""
 
@@ -136,6 +148,10 @@ class PynvmlPort:
         self._handles: dict[str, Any] = {}
         self._averaging: set[str] = set()
         """GPUs without field 186."""
+        self._device_files: dict[str, str] = {}
+        """By UUID, for as long as the driver is loaded; asked as a GPU is found, for one that hangs later cannot be asked."""
+        self._hanging: dict[int, Future[_Named]] = {}
+        """By index the last question for a name: while it has not returned no other is asked, so at most one hangs per GPU."""
         self._started = False
 
     def start(self) -> Inventory:
@@ -143,6 +159,7 @@ class PynvmlPort:
         _call(pynvml.nvmlInit)
         self._started = True
         self._averaging.clear()
+        self._device_files = {}
         return self.scan()
 
     def stop(self) -> None:
@@ -162,8 +179,7 @@ class PynvmlPort:
         count = _call(pynvml.nvmlDeviceGetCount)
         for index in range(min(count, MAX_GPUS_PER_NODE)):
             try:
-                handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
-                identity = _identity(handle)
+                handle, identity, device_file = self._within(IDENTITY_S, index)
             except NvmlError as error:
                 if error.driver_gone:
                     raise
@@ -171,10 +187,29 @@ class PynvmlPort:
                 continue
             handles[identity.uuid] = handle
             gpus.append(identity)
-        if unreadable and not gpus and {error.code for _, error in unreadable} == {pynvml.NVML_ERROR_UNKNOWN}:
+            if device_file is not None:
+                self._device_files[identity.uuid] = device_file
+        codes = {error.code for _, error in unreadable}
+        if unreadable and not gpus and len(codes) == 1 and codes <= _WAY_LOST:
             raise unreadable[0][1]  # not so many broken GPUs, but one lost way to all of them
         self._handles |= handles
         return Inventory(gpus=tuple(gpus), unreadable=tuple(unreadable), beyond=max(0, count - MAX_GPUS_PER_NODE))
+
+    def _within(self, seconds: float, index: int) -> _Named:
+        """Who the GPU of this index is. Raises NvmlError, also when that is not said in time, or since the last time."""
+        calls = self._hanging.get(index)
+        if calls is None or calls.done():
+            calls = self._hanging[index] = Future()
+            threading.Thread(target=_settle, args=(calls, index), name=f"nvml-name-{index}", daemon=True).start()
+            wait_s = seconds
+        else:
+            wait_s = 0.0
+        try:
+            return calls.result(timeout=wait_s)
+        except TimeoutError as error:
+            hung = NvmlError(call="a question for its name", code=pynvml.NVML_ERROR_TIMEOUT, said=f"nothing for {seconds:g} s")
+            hung.health = Health.HUNG
+            raise hung from error
 
     def instant_power_mw(self, uuid: str) -> int:
         handle = self._handle(uuid)
@@ -217,23 +252,16 @@ class PynvmlPort:
         return len(_call(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle))  # drivers before 510
 
     def gpu_of(self, name: str) -> str | None:
+        if name.startswith(_DEVICE_FILE):
+            return next((uuid for uuid, file in tuple(self._device_files.items()) if file == name), None)
         try:
-            if name.startswith(_MIG):
-                instance = _call(pynvml.nvmlDeviceGetHandleByUUID, name)
-                parent = _call(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, instance)
-                return str(_call(pynvml.nvmlDeviceGetUUID, parent))
+            if not name.startswith(_MIG):
+                return str(_call(pynvml.nvmlDeviceGetUUID, _call(pynvml.nvmlDeviceGetHandleByPciBusId, name)))
+            instance = _call(pynvml.nvmlDeviceGetHandleByUUID, name)
+            parent = _call(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, instance)
+            return str(_call(pynvml.nvmlDeviceGetUUID, parent))
         except NvmlError as error:
-            if error.code not in _NO_SUCH_DEVICE:
-                raise
-            return None
-        return next((uuid for uuid in tuple(self._handles) if self._device_file(uuid) == name), None)
-
-    def _device_file(self, uuid: str) -> str | None:
-        """A GPU that does not answer has none, so that it does not hide its neighbours' owners."""
-        try:
-            return f"nvidia{_call(pynvml.nvmlDeviceGetMinorNumber, self._handle(uuid))}"
-        except NvmlError as error:
-            if error.driver_gone:
+            if error.code not in _NO_SUCH_DEVICE and error.health is not Health.LOST:
                 raise
             return None
 
@@ -256,19 +284,47 @@ class PynvmlPort:
         return handle
 
 
+def _settle(named: Future[_Named], index: int) -> None:
+    try:
+        handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
+        named.set_result((handle, _identity(handle), _device_file(handle)))
+    except Exception as error:  # noqa: BLE001 - carried to whoever asked, not swallowed
+        named.set_exception(error)
+
+
+def _device_file(handle: Any) -> str | None:
+    """None where a GPU does not say; its other names still find it."""
+    try:
+        return f"{_DEVICE_FILE}{_call(pynvml.nvmlDeviceGetMinorNumber, handle)}"
+    except NvmlError as error:
+        if error.driver_gone:
+            raise
+        return None
+
+
 def _identity(handle: Any) -> GpuIdentity:
     uuid = str(_call(pynvml.nvmlDeviceGetUUID, handle))
     model = str(_call(pynvml.nvmlDeviceGetName, handle))
     try:
-        min_mw, max_mw = _call(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
-        max_mw = milliwatts("nvmlDeviceGetPowerManagementLimitConstraints", max_mw)
+        min_mw, max_mw = _limit_range(handle)
         default_mw = _milliwatts(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
     except NvmlError as error:
         if error.health is not Health.NOT_SUPPORTED:
             raise
         limit_mw = _uncapped_mw(handle)
         return GpuIdentity(uuid, model, min_mw=limit_mw, max_mw=limit_mw, default_mw=limit_mw, cappable=False)
-    return GpuIdentity(uuid, model, min_mw=int(min_mw), max_mw=max_mw, default_mw=default_mw)
+    return GpuIdentity(uuid, model, min_mw=min_mw, max_mw=max_mw, default_mw=default_mw)
+
+
+def _limit_range(handle: Any) -> tuple[int, int]:
+    """Lowest and highest limit. A range that is none is refused: believed, a lowest limit above what was granted would be set
+    in its place, and one that no status can carry would have the whole node unheard. Raises NvmlError."""
+    call = "nvmlDeviceGetPowerManagementLimitConstraints"
+    min_mw, max_mw = _call(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
+    max_mw = milliwatts(call, max_mw)
+    if not 0 <= min_mw <= max_mw:
+        raise NvmlError(call=call, code=pynvml.NVML_ERROR_NO_DATA, said=f"{min_mw} to {max_mw} mW, which is no range")
+    return int(min_mw), max_mw
 
 
 def _uncapped_mw(handle: Any) -> int:

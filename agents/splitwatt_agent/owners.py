@@ -6,11 +6,13 @@ Device plugins name GPUs each in their own way, and dynamic resource allocation 
     GPU-6f1c…::2   GPU-6f1c…-2         one GPU shared by time slicing (NVIDIA, HAMi): the UUID, then a replica's number
     MIG-9a0b…      MIG-GPU-6f1c…/1/0   a MIG instance; in the older form its GPU's UUID stands in the name
     nvidia0   nvidia0/gi7   nvidia0/vgpu1   GKE's plugin: the device file, then a part of it
+    0000:3b:00.0                       a PCI address: of a GPU, or of a network card (`nvidia.com/hostdev`)
     driver, pool, device               a claim; the UUID stands in the node's ResourceSlice
 
-What cannot be traced is told, never dropped: a GPU whose owner is unknown is not a free one. Devices of other resources
-(`nvidia.com/` is the only prefix that is surely about GPUs) and claims of other drivers that carry no UUID (channels of a
-compute domain) are none of ours, and are passed over.
+What cannot be traced is told, never dropped: a GPU whose owner is unknown is not a free one. Devices of other resources than
+`nvidia.com/`, PCI addresses that are no GPU's here (network cards bear that prefix too, and a GPU handed to a virtual machine
+is nothing that the driver could cap) and claims of other drivers that carry no UUID (channels of a compute domain) are none of
+ours, and are passed over.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ RESOURCE_PREFIX: Final = "nvidia.com/"
 DRIVER_SUFFIX: Final = "nvidia.com"
 GPU_DRIVER_PREFIX: Final = "gpu."
 _DEVICE_FILE: Final = re.compile(r"nvidia\d+")
+_PCI_ADDRESS: Final = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.IGNORECASE)
 _PARTS: Final = ("::", "/", "-", "_", ".", ":")
 """What may stand between a GPU's own name and the number of a replica or part."""
 
 SliceKey = tuple[str, str, str]
 """Driver, pool and device name."""
 NameOf = Callable[[str], str | None]
-"""The UUID of the GPU that a device file (`nvidia0`) or a MIG instance's UUID means; None: of none."""
+"""The UUID of the GPU that a device file (`nvidia0`), a MIG instance's UUID or a PCI address means; None: of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def owners_of(
 
 
 def _is_ours(device: PluginDevice) -> bool:
-    return device.resource.startswith(RESOURCE_PREFIX)
+    return device.resource.startswith(RESOURCE_PREFIX) and not _PCI_ADDRESS.fullmatch(device.device_id)
 
 
 def gpu_of(name: str, *, gpus: Collection[str], name_of: NameOf) -> str | None:
@@ -85,7 +88,7 @@ def gpu_of(name: str, *, gpus: Collection[str], name_of: NameOf) -> str | None:
         if bare.startswith(uuid) and bare[len(uuid) :].startswith(_PARTS):
             return uuid
     asked = whole if whole.startswith("MIG-") else whole.partition("/")[0]
-    if not (asked.startswith("MIG-") or _DEVICE_FILE.fullmatch(asked)):
+    if not (asked.startswith("MIG-") or _DEVICE_FILE.fullmatch(asked) or _PCI_ADDRESS.fullmatch(asked)):
         return None
     found = name_of(asked)
     return found if found in gpus else None

@@ -5,25 +5,26 @@ enforcer starts from the durable record, which may only lower, and takes in noth
 
 A GPU that was seen in this boot and will not answer now is kept in the list, as lost: dropping it would take its charge
 off the books while it may well draw power. One that never said who it is stands in under its index, with the largest
-default limit of its siblings.
+default limit of its siblings, or the largest of any part where no sibling said so either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from splitwatt_core.gpus import hardware
 from splitwatt_core.protocol.contest import Contest
-from splitwatt_core.protocol.contract import UNREADABLE_PREFIX, GpuStatus, Health, Mode, NodePower, Workload
+from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, UNREADABLE_PREFIX, GpuStatus, Health, Mode, NodePower, Workload
 from splitwatt_core.protocol.enforcer import Enforcer, GpuIdentity, Readback
 from splitwatt_core.protocol.evidence import Bounds, Evidence, Glance, idle_below_mw
 from splitwatt_core.protocol.node_guard import NodeGuard
 from splitwatt_core.protocol.record import Record
 
 from splitwatt_agent.durable import KeptInventory
-from splitwatt_agent.nvml import Inventory, NvmlPort
+from splitwatt_agent.nvml import UNKNOWN_LIMIT_MW, Inventory, NvmlPort
 from splitwatt_agent.sampling import Facts, GpuReading
 
 
@@ -50,6 +51,10 @@ class Standing:
 
 
 NO_SESSION: Final = Standing()
+_NEVER_HEARD: Final = GpuIdentity(
+    "", "", min_mw=UNKNOWN_LIMIT_MW, max_mw=UNKNOWN_LIMIT_MW, default_mw=UNKNOWN_LIMIT_MW, cappable=False
+)
+"""Stands in for a GPU that is there where none of the node's has ever said who it is: it may draw power all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +145,21 @@ def _bounds(gpu: GpuIdentity) -> Bounds:
 
 
 def take_stock(found: Inventory, known: tuple[GpuIdentity, ...]) -> tuple[dict[str, GpuIdentity], dict[str, Health]]:
-    """All GPUs to report by UUID, and which of them did not answer, and how."""
+    """All GPUs to report by UUID, and which of them did not answer, and how. Of more than a status can name those that
+    answer come first, then those seen last: some drivers give new UUIDs at each load. The operator keeps what it charges for
+    the others."""
     gpus = {gpu.uuid: gpu for gpu in found.gpus}
     missing = [gpu for gpu in known if gpu.uuid not in gpus]
-    lost = dict.fromkeys((gpu.uuid for gpu in missing), Health.LOST)
-    gpus.update((gpu.uuid, gpu) for gpu in missing)
     nameless = found.unreadable[len(missing) :]  # the missing ones are among the unreadable
-    if gpus:
-        largest = max(gpus.values(), key=lambda gpu: gpu.default_mw)
-        for index, error in nameless:
-            uuid = f"{UNREADABLE_PREFIX}{index}"
-            gpus[uuid] = replace(largest, uuid=uuid)
-            lost[uuid] = error.health
-    return gpus, lost
+    gpus.update((gpu.uuid, gpu) for gpu in missing)
+    lost = dict.fromkeys((gpu.uuid for gpu in missing), Health.LOST)
+    like = max(gpus.values(), key=lambda gpu: gpu.default_mw, default=_NEVER_HEARD)
+    for index, error in nameless:
+        uuid = f"{UNREADABLE_PREFIX}{index}"
+        gpus[uuid] = replace(like, uuid=uuid)
+        lost[uuid] = error.health
+    gpus = dict(islice(gpus.items(), MAX_GPUS_PER_NODE))
+    return gpus, {uuid: health for uuid, health in lost.items() if uuid in gpus}
 
 
 def without_leased_watts(seen: NodePower) -> NodePower:

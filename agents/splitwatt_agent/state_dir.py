@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from splitwatt_core.protocol.contract import MAX_GPU_WATTS
 from splitwatt_core.protocol.enforcer import GpuIdentity
 from splitwatt_core.protocol.record import Record, Taken, checked
 
@@ -111,7 +112,7 @@ class StateDir:
             if raw["bootID"] != boot_id:
                 return ()
             return tuple(
-                GpuIdentity(
+                _checked(
                     uuid=str(gpu["uuid"]),
                     model=str(gpu["model"]),
                     min_mw=int(gpu["minMilliwatts"]),
@@ -178,6 +179,15 @@ class StateDir:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _checked(*, uuid: str, model: str, min_mw: int, max_mw: int, default_mw: int, cappable: bool) -> GpuIdentity:
+    """A GPU as an agent can have seen it: one line that no status can carry would have the whole node unheard. Raises
+    ValueError."""
+    limits = (min_mw, default_mw, max_mw)
+    if not uuid or not all(0 <= limit_mw <= 1000 * MAX_GPU_WATTS for limit_mw in limits) or min_mw > max_mw:
+        raise ValueError(f"limits of {limits} mW, of {uuid or 'no GPU'}, are none")
+    return GpuIdentity(uuid, model, min_mw=min_mw, max_mw=max_mw, default_mw=default_mw, cappable=cappable)
 
 
 def _taken(grant: int, cap_w: int, held: Mapping[str, Any] | None) -> Taken:

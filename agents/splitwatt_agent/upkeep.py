@@ -1,7 +1,8 @@
 """What is kept in order beside the caps: persistence mode and clock locks. Each call off the loop.
 
-Persistence mode, without which the driver forgets limits with its last client (I6), is turned on and proven; clock locks are
-repeated until the driver took them. At most one call of either kind per GPU is out at a time.
+Persistence mode, without which the driver forgets limits with its last client (I6), is turned on and proven, again and again,
+for others may turn it off; clock locks are repeated until the driver took them. At most one call of either kind per GPU is out
+at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from splitwatt_agent.threads import daemon_call
 
 log = logging.getLogger(__name__)
 
-PERSISTENCE_RETRY_S: Final = 30.0
+PERSISTENCE_EVERY_S: Final = 30.0
+PERSISTENCE_HUNG_S: Final = 5.0
+"""A call about persistence mode that has not returned for this long proves nothing, whatever was known before."""
 CLOCK_RETRY_S: Final = 5.0
 
 
@@ -33,9 +36,10 @@ class Upkeep:
         self._clock_wanted: dict[str, tuple[int | None, float]] = {}
         self._clock_busy: set[str] = set()
         self._persistence_due: dict[str, float] = {}
-        self._persistence_busy: set[str] = set()
+        self._persistence_busy: dict[str, float] = {}
+        """Since when a call is out."""
         self.persistence: dict[str, str] = {}
-        """Per GPU: "" when persistence mode is on, else why it is not."""
+        """Per GPU: "" when persistence mode is on, else why that is not known."""
 
     def begin(self, uuids: Iterable[str]) -> None:
         """A new driver load with these GPUs: nothing is known of their persistence mode."""
@@ -49,8 +53,11 @@ class Upkeep:
     def step(self, now_s: float) -> None:
         """Start the calls that are due."""
         for uuid, due_s in list(self._persistence_due.items()):
-            if now_s >= due_s and uuid not in self._persistence_busy:
-                self._persistence_busy.add(uuid)
+            if (since_s := self._persistence_busy.get(uuid)) is not None:
+                if now_s - since_s >= PERSISTENCE_HUNG_S:
+                    self.persistence[uuid] = "the driver does not answer whether persistence mode is on"
+            elif now_s >= due_s:
+                self._persistence_busy[uuid] = now_s
                 future = daemon_call(f"pm-{uuid[-8:]}", partial(_turn_persistence_on, self._port, uuid))
                 future.add_done_callback(partial(self._persistence_returned, uuid))
         for uuid, (max_mhz, due_s) in list(self._clock_wanted.items()):
@@ -60,14 +67,13 @@ class Upkeep:
                 daemon_call(f"clk-{uuid[-8:]}", lock).add_done_callback(partial(self._clock_returned, uuid, max_mhz))
 
     def _persistence_returned(self, uuid: str, future: asyncio.Future[str]) -> None:
-        self._persistence_busy.discard(uuid)
+        self._persistence_busy.pop(uuid, None)
         error = future.exception()
         if isinstance(error, NvmlError):
             self._count(error)
         self.persistence[uuid] = future.result() if error is None else str(error)
         if uuid in self._persistence_due:
-            failed = bool(self.persistence[uuid])
-            self._persistence_due[uuid] = time.monotonic() + PERSISTENCE_RETRY_S if failed else float("inf")
+            self._persistence_due[uuid] = time.monotonic() + PERSISTENCE_EVERY_S
 
     def _clock_returned(self, uuid: str, max_mhz: int | None, future: asyncio.Future[None]) -> None:
         self._clock_busy.discard(uuid)

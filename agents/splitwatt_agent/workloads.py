@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+import pynvml
 from google.protobuf.message import DecodeError
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.exceptions import GRPCError, StreamTerminatedError
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 2.0
 ANSWER_S: Final = 5.0
 NAMES_S: Final = 5.0
-"""A question to NVML that has not returned for this long is given up for this time."""
+"""A question to NVML that has not returned for this long is given up for this time; the next one waits for its end."""
 SLICES_EVERY_S: Final = 10.0
 """ResourceSlices are read at most this often."""
 _OLDER: Final = replace(RESOURCE_SLICES, api_version="resource.k8s.io/v1beta2")
@@ -104,6 +105,8 @@ class WorkloadPoll:
         self._control = control
         self._port = port
         self._slices = slices
+        self._naming: asyncio.Future[Owners] | None = None
+        """A question to NVML that has not returned: until it does no other is asked."""
         self.up = False
         self._told = False
 
@@ -133,14 +136,22 @@ class WorkloadPoll:
             channel.close()
 
     async def _owners(self, held: tuple[HeldDevice, ...]) -> Owners | None:
-        """None while no GPU is known: then nothing can be traced, and nothing is said. Raises NvmlError, TimeoutError."""
+        """None while no GPU is known: then nothing can be traced, and nothing is said. Raises NvmlError."""
         gpus = frozenset(self._control.gpus)
         if not gpus:
             return None
         slices = await self._slices.of(claimed(held))
+        if self._naming is not None:
+            if not self._naming.done():
+                raise _hung("nothing yet")
+            self._naming.exception()  # it was given up for; what it says by now is of an older answer
         trace = partial(owners_of, held, gpus=gpus, name_of=self._port.gpu_of, slices=slices)
-        async with asyncio.timeout(NAMES_S):
-            return await daemon_call("nvml-names", trace)
+        self._naming = daemon_call("nvml-names", trace)
+        await asyncio.wait({self._naming}, timeout=NAMES_S)
+        if not self._naming.done():
+            raise _hung(f"nothing for {NAMES_S:g} s")
+        naming, self._naming = self._naming, None
+        return naming.result()
 
     async def _unanswered(self) -> str:
         if await asyncio.to_thread(self._socket.exists):
@@ -154,3 +165,7 @@ class WorkloadPoll:
             log.warning("%s", reason)
         self.up, self._told = False, True
         self._control.miss_owners(reason)
+
+
+def _hung(said: str) -> NvmlError:
+    return NvmlError(call="a question for a device's name", code=pynvml.NVML_ERROR_TIMEOUT, said=said)

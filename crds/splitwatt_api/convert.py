@@ -3,25 +3,27 @@
 Objects come from the API server, which has judged them and filled in the defaults; a newer schema may know fields that
 this reader does not, so unknown fields are dropped here (`lenient`), while a file a person wrote is parsed strictly.
 Invariant: what is unknown stays unknown (None), it never becomes zero (I5); times are Unix seconds in the core and
-RFC 3339 with microseconds on the wire, so that a limit's grace survives a restart exactly.
+RFC 3339 with microseconds on the wire, so that a limit's grace survives a restart exactly. A status is never worth its spec:
+what cannot be read of it, written by another release or another hand, counts as never written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+from pydantic import ValidationError
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.raises import MAX_UNCLAIMED
-from splitwatt_core.budget.tree import BelowState, BudgetSpec, Elastic, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import BelowState, BudgetSpec, Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire, merge
 from splitwatt_core.names import ANNOTATION_NODES_CONFIRMED
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
 
 from splitwatt_api.base import MAX_TOLD, LabelSelector
-from splitwatt_api.convert_cluster import cluster_from_wire, cluster_to_core
+from splitwatt_api.convert_cluster import cluster_from_wire, cluster_to_core, priority_to_core
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import (
     MAX_BELOW,
@@ -33,6 +35,7 @@ from splitwatt_api.power_budget import (
     PowerBudgetStatus,
     posture_name,
 )
+from splitwatt_api.workload_rules import WorkloadEntry, WorkloadSelector
 
 __all__ = [
     "budget_from_wire", "budget_status", "budget_to_core", "cluster_from_wire", "cluster_to_core", "conditions",
@@ -48,6 +51,10 @@ def unix_s(timestamp: str) -> float:
     return moment.timestamp()
 
 
+MAX_TIME_S: Final = unix_s("9999-12-31T00:00:00Z")
+"""The last time that can still be written down whatever rounding adds."""
+
+
 def rfc3339(time_s: float) -> str:
     """Unix seconds to RFC 3339 in UTC with microseconds."""
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -57,9 +64,20 @@ def rfc3339(time_s: float) -> str:
 
 
 def budget_from_wire(raw: Mapping[str, Any]) -> BudgetSpec:
-    """A PowerBudget as the API server gives it. Raises pydantic.ValidationError, or ValueError for a malformed time."""
-    budget = PowerBudget.from_wire(raw, lenient=True)
+    """A PowerBudget as the API server gives it. Raises pydantic.ValidationError for what is wrong with its spec."""
+    try:
+        budget = PowerBudget.from_wire(raw, lenient=True)
+    except ValidationError as error:
+        budget = PowerBudget.from_wire({**raw, "status": _readable(raw.get("status"), error)}, lenient=True)
     return budget_to_core(budget)
+
+
+def _readable(status: Any, error: ValidationError) -> Mapping[str, Any] | None:
+    """A status without the fields that `error` found wrong: a limit must not wait for somebody who mends them."""
+    if not isinstance(status, Mapping):
+        return None
+    wrong = {str(row["loc"][1]) for row in error.errors() if row["loc"][0] == "status" and len(row["loc"]) > 1}
+    return {field: value for field, value in status.items() if field not in wrong}
 
 
 def budget_to_core(budget: PowerBudget) -> BudgetSpec:
@@ -89,11 +107,23 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         contract_uid=(budget.status.node_power_definition_uid or "") if budget.status is not None else "",
         confirmed_uid=budget.metadata.annotations.get(ANNOTATION_NODES_CONFIRMED, ""),
         frozen=spec.frozen,
+        workloads=tuple(map(_workload, spec.workloads)),
         elastic=None if (grows := spec.elastic) is None else Elastic(grows.max_nodes, grows.gpus_per_node, grows.node_labels),
     )
 
 
-def selector_to_core(selector: LabelSelector) -> Selector:
+def _workload(entry: WorkloadEntry) -> WorkloadRule:
+    pods, namespaces = entry.pod_selector, entry.namespace_selector
+    return WorkloadRule(
+        pods=None if pods is None else selector_to_core(pods),
+        namespaces=None if namespaces is None else selector_to_core(namespaces),
+        phase=entry.phase,
+        priority=None if entry.priority is None else priority_to_core(entry.priority),
+        model=entry.model or "",
+    )
+
+
+def selector_to_core(selector: LabelSelector | WorkloadSelector) -> Selector:
     return Selector(
         match_labels=dict(selector.match_labels),
         match_expressions=tuple(Requirement(r.key, r.operator, tuple(r.values)) for r in selector.match_expressions),
@@ -112,18 +142,19 @@ def _meter(meter: Meter) -> MeterSpec:
 
 
 def limit_state(status: PowerBudgetStatus | None) -> LimitState | None:
-    """What a predecessor persisted; None when there is none. The limit it saw last is the last one that waits, or else
-    the one in force: `LimitState.observe` compares the present spec with it."""
+    """What a predecessor persisted; None when there is none, or with a time that no clock shows. The limit it saw last is the
+    last one that waits, or else the one in force: `LimitState.observe` compares the present spec with it."""
     if status is None or status.limit_in_force_watts is None or status.limit_in_force_since is None:
         return None
-    pending = tuple((p.watts, unix_s(p.in_force_at)) for p in status.pending_limits)
+    try:
+        since_s = unix_s(status.limit_in_force_since)
+        pending = tuple((p.watts, unix_s(p.in_force_at)) for p in status.pending_limits)
+    except ValueError:
+        return None
+    if not all(0.0 <= time_s < MAX_TIME_S for time_s in (since_s, *(at_s for _, at_s in pending))):
+        return None
     seen_w = pending[-1][0] if pending else status.limit_in_force_watts
-    return LimitState(
-        spec_w=seen_w,
-        in_force_w=status.limit_in_force_watts,
-        since_s=unix_s(status.limit_in_force_since),
-        pending=pending,
-    )
+    return LimitState(spec_w=seen_w, in_force_w=status.limit_in_force_watts, since_s=since_s, pending=pending)
 
 
 def _adopted(status: PowerBudgetStatus | None) -> bool:

@@ -25,8 +25,12 @@ PRIORITY: Final = {PriorityWord.HIGH: PRIORITY_HIGH, PriorityWord.LOW: PRIORITY_
 
 
 def cluster_from_wire(raw: Mapping[str, Any]) -> ClusterSpec:
-    """An InferenceCluster as the API server gives it. Raises pydantic.ValidationError, or core's SpecError."""
-    return cluster_to_core(InferenceCluster.from_wire(raw, lenient=True))
+    """An InferenceCluster as the API server gives it, but its status. Raises pydantic.ValidationError, or core's SpecError."""
+    return cluster_to_core(InferenceCluster.from_wire({**raw, "status": None}, lenient=True))
+
+
+def priority_to_core(said: PriorityWord | int) -> int:
+    return PRIORITY[said] if isinstance(said, PriorityWord) else said
 
 
 def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
@@ -50,7 +54,7 @@ def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
         ),
         prefill=_role(spec.prefill),
         decode=_role(spec.decode),
-        priority=PRIORITY[spec.priority] if isinstance(spec.priority, PriorityWord) else spec.priority,
+        priority=priority_to_core(spec.priority),
         slo=SloSpec(ttft_p99_ms=spec.slo.ttft_p99_milliseconds, tbt_p99_ms=spec.slo.tbt_p99_milliseconds),
         kv_transfer=KvTransferSpec(
             connector=kv.connector,

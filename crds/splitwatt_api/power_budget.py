@@ -37,6 +37,7 @@ from splitwatt_api.base import (
     one_of,
 )
 from splitwatt_api.promql import SELECTOR_PATTERN, is_plain_selector
+from splitwatt_api.workload_rules import MAX_WORKLOADS, WorkloadEntry
 
 MAX_BELOW: Final = 1024
 """Budgets right below one that its status keeps; of a wider tree the first by name."""
@@ -198,6 +199,13 @@ class PowerBudgetSpec(Wire):
         description="Root only. Observe: decide and report, grant nothing. Strict: hold the limit. Absent: Strict.",
     )
     policy: PolicyChoice | None = Field(default=None, description="Root only. Absent: PhaseAware.")
+    workloads: list[WorkloadEntry] = Field(
+        default_factory=list,
+        max_length=MAX_WORKLOADS,
+        description="Root only. Classes pods of other people's serving, on nodes of this tree: the first rule that selects a "
+        "pod counts, before the pod's own labels. Pods of an InferenceCluster are classed by that.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
     frozen: bool = Field(
         default=False,
         description="Leave every cap below this budget as it is: nothing is granted, raised or lowered, and what stands is "
@@ -260,6 +268,11 @@ class PowerBudgetSpec(Wire):
                 "!has(self.parent) || !has(self.policy)",
                 "policy is set once per tree, at the root: remove policy here, or remove parent",
                 field_path=".policy",
+            ),
+            CelRule(
+                "!has(self.parent) || !has(self.workloads) || size(self.workloads) == 0",
+                "workloads are classed once per tree, at the root: remove workloads here, or remove parent",
+                field_path=".workloads",
             ),
             CelRule(
                 "has(self.nodeSelector) || self.nonGpuWattsPerNode == 0",

@@ -45,6 +45,8 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
 UNLIMITED: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 METADATA_ALONE: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+METADATA_PAGE: Final = 500
+"""Objects of one page of a list of metadata, as kubectl has it."""
 
 
 def _open_socket(address: tuple[Any, ...]) -> socket.socket:
@@ -167,15 +169,25 @@ class Connection:
             item.setdefault("kind", resource.kind)
         return ObjectList(items=tuple(items), resource_version=str(answer["metadata"]["resourceVersion"]))
 
-    async def list_metadata(self, resource: ResourceType, *, label_selector: str | None = None) -> ObjectList:
-        """`list` without what makes objects large: items have `metadata` alone."""
-        answer = await self.request_json(
-            "GET",
-            resource.path(),
-            query=selectors(name=None, label_selector=label_selector, field_selector=None),
-            accept=METADATA_ALONE,
-        )
-        return ObjectList(items=tuple(answer.get("items") or ()), resource_version=str(answer["metadata"]["resourceVersion"]))
+    async def list_metadata(
+        self, resource: ResourceType, *, namespace: str | None = None, label_selector: str | None = None
+    ) -> ObjectList:
+        """`list` without what makes objects large: items have `metadata` alone, and in it no `managedFields`. Comes in pages of
+        one moment, so that a namespace of many thousand pods is never held whole as it came."""
+        items: list[Object] = []
+        query = [*selectors(name=None, label_selector=label_selector, field_selector=None), ("limit", str(METADATA_PAGE))]
+        more: list[tuple[str, str]] = []
+        while True:
+            answer = await self.request_json(
+                "GET", resource.path(namespace=namespace), query=[*query, *more], accept=METADATA_ALONE
+            )
+            for item in answer.get("items") or ():
+                item["metadata"].pop("managedFields", None)
+                items.append(item)
+            token = answer["metadata"].get("continue")
+            if not token:
+                return ObjectList(items=tuple(items), resource_version=str(answer["metadata"]["resourceVersion"]))
+            more = [("continue", token)]
 
     async def served(self, api_version: str) -> frozenset[str]:
         """The plurals that discovery knows of a group's version ("v1", "apps/v1"); none when it does not know the version."""

@@ -2,8 +2,9 @@
 
 Theory: every write of the Lease carries the resourceVersion that it was decided on, so of two candidates one is
 refused. Nobody compares wall clocks: a candidate takes over only after it has itself watched one and the same record
-for the record's whole duration, and a holder counts its own time from the moment *before* its last successful renewal
-was sent, less a margin. A record is seen only after it was sent, so a holder's time is over before a successor's begins.
+for the record's whole duration (as far as that can be true, MAX_DURATIONS), and a holder counts its own time from the
+moment *before* its last successful renewal was sent, less a margin. A record is seen only after it was sent, so a
+holder's time is over before a successor's begins.
 
 A term is new for every acquisition: the caller says which follows `spec.leaseTransitions`, and it is stored there by the
 very write that takes the Lease. It is therefore never used twice, also not by a process that restarts with the same name,
@@ -36,6 +37,9 @@ MARGIN_FRACTION: Final = 0.2
 """Share of the duration that a holder gives away: it bounds clock drift and the time a decided write takes to leave."""
 RENEWALS_PER_DURATION: Final = 5
 POLLS_PER_DURATION: Final = 10
+MAX_DURATIONS: Final = 4
+"""A record that says it is good for longer than so many of our own durations was written by another hand: no holder counts by
+it, and no successor waits for it."""
 MAX_INT32: Final = 2**31 - 1
 
 NextTerm = Callable[[int | None], Awaitable[int]]
@@ -134,7 +138,7 @@ class HeldLease:
         spec = lease.get("spec") or {}
         if not spec.get("holderIdentity") or spec["holderIdentity"] == self.identity:
             return True
-        duration_s = float(spec.get("leaseDurationSeconds") or self._duration_s)
+        duration_s = min(float(spec.get("leaseDurationSeconds") or self._duration_s), MAX_DURATIONS * self._duration_s)
         return time.monotonic() - seen_since_s > duration_s
 
     async def _take(self, lease: Object | None, next_term: NextTerm) -> bool:

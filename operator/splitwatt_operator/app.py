@@ -27,6 +27,7 @@ from splitwatt_operator.budgets.decision_log import DecisionLog, LogFileError
 from splitwatt_operator.budgets.loop import SupersededError
 from splitwatt_operator.cluster.canary import BlindError
 from splitwatt_operator.cluster.credentials import KopfLogin
+from splitwatt_operator.cluster.owners import OwnerLabels
 from splitwatt_operator.cluster.resync import Resync
 from splitwatt_operator.cluster.sight import Sight
 from splitwatt_operator.cluster.store import Key, Store
@@ -99,9 +100,11 @@ class Application:
             )
             prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
+            view = View(store)
             realm = LastingParts(
                 store,
-                View(store),
+                view,
+                OwnerLabels(store, view, connection),
                 connection,
                 prometheus,
                 metrics,
@@ -125,10 +128,21 @@ class Application:
     async def _work(self, realm: LastingParts, watches: Watches, resync: Resync, sight: Sight) -> None:
         """Nothing begins before every kind could be listed once."""
         await resync.first()
-        await first_to_end(kopf=watches.run(), resync=resync.run(), sight=sight.run(), rule=self._rule(realm, resync))
+        await first_to_end(
+            kopf=watches.run(),
+            resync=resync.run(),
+            sight=sight.run(),
+            owners=realm.owners.run(),
+            rule=self._rule(realm, resync),
+        )
 
     async def _rule(self, realm: LastingParts, resync: Resync) -> None:
         """Candidacy, reign, and again."""
+
+        async def complete() -> None:
+            await resync.first()
+            await realm.owners.first()
+
         while True:
             log.info("waiting for the Lease", extra={"lease": LEASE_NAME, "namespace": self._options.namespace})
             self._lease = lease = HeldLease(
@@ -140,7 +154,7 @@ class Application:
                 duration_s=LEASE_DURATION_S,
             )
             self._highest_held = await lease.acquire(lambda last: term_after(last, realm.connection, held=self._highest_held))
-            self._reign = Reign(realm, lease, lease_key=self._lease_key, complete=resync.first)
+            self._reign = Reign(realm, lease, lease_key=self._lease_key, complete=complete)
             try:
                 await self._reign.run()
             except LeaseLostError as loss:

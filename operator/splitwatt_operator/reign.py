@@ -27,6 +27,7 @@ from splitwatt_operator.budgets.loop import BudgetLoop
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.budgets.statuses import BudgetStatuses
 from splitwatt_operator.cluster.canary import Canary
+from splitwatt_operator.cluster.owners import OwnerLabels
 from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.metrics import Metrics
@@ -46,6 +47,7 @@ class LastingParts:
 
     store: Store
     view: View
+    owners: OwnerLabels
     connection: Connection
     prometheus: PrometheusClient
     metrics: Metrics
@@ -64,13 +66,16 @@ class Reign:
         store, connection, metrics = realm.store, realm.connection, realm.metrics
         self._realm = realm
         self._lease = lease
-        self._keeper = keeper = Keeper(term=lease.term, policies=POLICIES, agent_silent_s=realm.agent_silent_s)
+        self._keeper = keeper = Keeper(
+            term=lease.term, policies=POLICIES, agent_silent_s=realm.agent_silent_s, awaits_owners=True
+        )
         self._pen = pen = Pen(connection, metrics, held=lease.held)
         self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)
         self._loop = BudgetLoop(
             store=store,
             view=realm.view,
+            owners=realm.owners,
             keeper=keeper,
             performer=self._performer,
             telemetry=Telemetry(realm.prometheus, agent_silent_s=realm.agent_silent_s),

@@ -44,6 +44,8 @@ PROBED_ROWS: Final = 1_000
 """Looked at before the unit of a file is decided."""
 TOO_LATE_S: Final = 1e11
 """Seconds since 1970, in the year 5138; as milliseconds it is 1973."""
+MAX_SPAN_S: Final = 10 * 365 * 86_400.0
+"""From the first row to any other. More is a time that is missing (0, the year 1970), or a number among dates."""
 BEFORE_FIRST_S: Final = 1.0
 """How far a row may come before the first one, from which parts are counted: files are not always quite in order."""
 PROGRESS_LINES: Final = 50_000
@@ -231,6 +233,8 @@ def _kept(rows: Iterator[_Row], kind: TraceKind, names: frozenset[str], part: Tr
         if not prompt or not output:
             left_out += 1
             continue
+        if not abs(when - base) <= MAX_SPAN_S * unit.per_s:
+            raise TraceError(_astray(row, kind, name, years=(when - base) / unit.per_s / (365 * 86_400)))
         if len(at) == MAX_TRACE_ROWS:
             raise TraceError(
                 f"{name} line {row.line}: at most {MAX_TRACE_ROWS} requests can be read at once; take a part of the trace with "
@@ -254,6 +258,14 @@ def _kept(rows: Iterator[_Row], kind: TraceKind, names: frozenset[str], part: Tr
     return TraceColumns(at, prompts, outputs, zero, unit, left_out, tuple(notes))
 
 
+def _astray(row: _Row, kind: TraceKind, name: str, *, years: float) -> str:
+    where = f'{name} line {row.line}: "{quoted(row.when)}" comes {abs(years):.0f} years'
+    if not kind.from_zero:
+        return f"{where} after the run's beginning, which is 0: take that off every time"
+    side = "after" if years > 0 else "before"
+    return f"{where} {side} the first row; one of the two is no time of this trace: take that row out, or give its time"
+
+
 def _span(part: TracePart) -> str:
     end = "the end" if part.to_s is None else f"{part.to_s:g} s"
     return f"from {part.from_s or 0.0:g} s to {end}"
@@ -268,16 +280,26 @@ def _none_left(part: TracePart, left_out: int, *, reach_s: float) -> str:
 
 def _unit(probed: list[_Row], kind: TraceKind, names: frozenset[str], part: TracePart, name: str) -> tuple[TraceUnit, list[str]]:
     """The unit of the times and, where somebody might have meant another, what was taken and why."""
+    unit, notes = _said_or_told(probed, kind, names, part, name)
+    row = probed[0]
+    if _is_number(row.when) and TOO_LATE_S <= float(row.when) / unit.per_s < math.inf:
+        where = f'{name} line {row.line}: "{quoted(row.when)}" is no time in'
+        if unit is TraceUnit.SECONDS and float(row.when) / TraceUnit.MILLISECONDS.per_s < TOO_LATE_S:
+            raise TraceError(f"{where} seconds, but one in milliseconds since 1970: --trace-unit ms takes it so")
+        raise TraceError(
+            f"{where} seconds or milliseconds, but one in micro- or nanoseconds since 1970: divide all to milliseconds"
+        )
+    return unit, notes
+
+
+def _said_or_told(
+    probed: list[_Row], kind: TraceKind, names: frozenset[str], part: TracePart, name: str
+) -> tuple[TraceUnit, list[str]]:
     if part.unit is not None:
         if kind.dates and not _is_number(probed[0].when):
             raise TraceError(f"{name}: its times are dates, which have no unit to say: leave out --trace-unit")
         return part.unit, [f"times are taken as {part.unit.name.lower()}, as was asked"]
     if kind.unit is not None:
-        if kind.unit is TraceUnit.SECONDS and _is_number(probed[0].when) and TOO_LATE_S <= float(probed[0].when) < math.inf:
-            raise TraceError(
-                f'{name} line {probed[0].line}: "{quoted(probed[0].when)}" is no time in seconds, but one in milliseconds '
-                "since 1970: --trace-unit ms takes it so"
-            )
         return kind.unit, []
     unit, why = unit_of([_time(row, kind, name) for row in probed], names, name=name)
     return unit, [f"times are taken as {unit.name.lower()}: {why} (--trace-unit says otherwise)"]

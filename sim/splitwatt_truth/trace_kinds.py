@@ -22,6 +22,8 @@ MAX_QUOTED_CHARS: Final = 120
 """What a message repeats of a file: enough to know the place, and still one sentence when the file is no text at all."""
 MAX_RATE_PER_S: Final = 100.0
 """Requests per second of a trace; the published ones have 0.1 to 20. Times that would make it more are in another unit."""
+MIN_RATE_PER_S: Final = 0.01
+"""Whole numbers that would make less as milliseconds may be micro- or nanoseconds."""
 
 
 class TraceUnit(StrEnum):
@@ -131,6 +133,11 @@ def unit_of(times: Sequence[float], names: Collection[str], *, name: str) -> tup
     per_unit = (len(times) - 1) / span if span > 0 else 0.0
     as_ms_per_s = per_unit * TraceUnit.MILLISECONDS.per_s
     fractions = any(not at.is_integer() for at in times)
+    if not fractions and 0 < as_ms_per_s < MIN_RATE_PER_S:
+        raise TraceError(
+            f"{name}: its times are whole numbers, as milliseconds mostly are, but the first {len(times)} rows make "
+            f"{as_ms_per_s:.2g} requests/s so: divide micro- or nanoseconds to milliseconds, or {SAY_UNIT}"
+        )
     if fractions == (as_ms_per_s > MAX_RATE_PER_S):
         if fractions:
             return TraceUnit.SECONDS, f"they have fractions, and as milliseconds would make {as_ms_per_s:.0f} requests/s"

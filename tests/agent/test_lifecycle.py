@@ -16,7 +16,7 @@ import pytest
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM
 from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
-from splitwatt_nvml_twin.faults import Fault
+from splitwatt_nvml_twin.faults import Call, Fault
 from support.agent_bench import NODE_POWERS, AgentBench
 from support.waiting import eventually
 
@@ -217,6 +217,35 @@ def test_a_gpu_that_never_said_who_it_is_stands_in_by_its_index(bench: AgentBenc
     eventually("it has a name now", lambda: bench.line(0).get("health") == "OK")
     assert len(bench.object()["status"]["gpus"]) == 2
     bench.await_ack(number, (1,))
+
+
+def test_a_gpu_that_hangs_as_the_agent_starts_leaves_its_neighbour_governed(bench: AgentBench) -> None:
+    bench.create()
+    bench.twin.set_fault(0, Fault.hang(Call.IDENTITY))
+    bench.start()
+    number = bench.grant({0: 400, 1: 400})
+    bench.await_ack(number, (1,))
+    rows = {row["uuid"]: row for row in bench.object()["status"]["gpus"]}
+    assert (rows["unreadable-index-0"]["health"], rows["unreadable-index-0"]["defaultCapWatts"]) == ("Hung", 700)
+    bench.twin.clear_faults(0)
+    bench.await_ack(number, (0, 1))
+
+
+def test_a_node_all_of_whose_gpus_are_lost_at_its_first_start_is_charged_and_looked_at_again(bench: AgentBench) -> None:
+    bench.create()
+    for gpu in (0, 1):
+        bench.twin.set_fault(gpu, Fault.gpu_lost())
+    bench.start()
+    lines: Any = eventually("they are told", lambda: (bench.object().get("status") or {}).get("gpus"))
+    assert [(line["uuid"], line["health"], line["defaultCapWatts"]) for line in lines] == [
+        ("unreadable-index-0", "Lost", 1400),
+        ("unreadable-index-1", "Lost", 1400),
+    ]
+    for gpu in (0, 1):
+        bench.twin.clear_faults(gpu)
+    bench.twin.reboot("boot-1")  # another driver load: no reading of these GPUs could have told it
+    bench.await_ack(bench.grant({0: 300, 1: 300}), (0, 1))
+    assert len(bench.object()["status"]["gpus"]) == 2
 
 
 def test_caps_hold_and_lower_while_the_api_server_is_gone(crds: ControlPlane, bench: AgentBench) -> None:

@@ -10,7 +10,7 @@ from splitwatt_core.protocol.contract import Workload
 G0 = "GPU-6f1c0000-1111-2222-3333-444455556666"
 G1 = "GPU-6f1c0000-1111-2222-3333-444455556667"
 MIG = "MIG-9a0b0000-1111-2222-3333-444455556666"
-NAMES = {"nvidia0": G0, "nvidia1": G1, MIG: G1}
+NAMES = {"nvidia0": G0, "nvidia1": G1, MIG: G1, "0000:3B:00.0": G1}
 POD, OTHER = DeviceOwner("ns", "a"), DeviceOwner("ns", "b")
 
 
@@ -30,7 +30,7 @@ def trace(*held: HeldDevice, slices: dict[SliceKey, str | None] | None = None) -
 @pytest.mark.parametrize(
     "device_id",
     [G1, f"{G1}::2", f"{G1}-4", f"{G1}-_-0", f"{G1}/vgpu3", "nvidia1", "nvidia1/gi7", "nvidia1/vgpu1", "nvidia1/gi1/vgpu2",
-     MIG, f"{MIG}::1", f"MIG-{G1}/7/0"],
+     MIG, f"{MIG}::1", f"MIG-{G1}/7/0", "0000:3B:00.0"],
 )  # fmt: skip
 def test_every_name_of_a_gpu_leads_to_it(device_id: str) -> None:
     assert trace(plugin(device_id)) == ({G1: ["a"]}, ())
@@ -49,6 +49,7 @@ def test_what_cannot_be_traced_is_told_with_its_pod() -> None:
 
 
 def test_devices_of_others_are_passed_over() -> None:
+    assert trace(plugin("0000:d8:00.2", resource="nvidia.com/hostdev")) == ({}, ())
     assert trace(plugin("nic-0", resource="example.com/nic")) == ({}, ())
     compute_domain = ("compute-domain.nvidia.com", "n1", "channel-0")
     assert trace(claim("channel-0", "compute-domain.nvidia.com"), slices={compute_domain: None}) == ({}, ())

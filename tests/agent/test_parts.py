@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from splitwatt_agent.conditions import (
     report_of,
     status_to_write,
 )
-from splitwatt_agent.nvml import Inventory, NvmlError, PynvmlPort
+from splitwatt_agent.nvml import UNKNOWN_LIMIT_MW, Inventory, NvmlError
 from splitwatt_agent.session import take_stock, without_leased_watts
 from splitwatt_agent.state_dir import StateDir, StateDirError
 from splitwatt_agent.threads import Sweeper, daemon_call
@@ -33,7 +32,17 @@ from splitwatt_client import podresources, resources
 from splitwatt_core import names
 from splitwatt_core.conditions import MAX_MESSAGE_CHARS, Condition
 from splitwatt_core.protocol.contest import Contest
-from splitwatt_core.protocol.contract import GpuStatus, Grant, Health, Mode, NodePower, Spec, status_from_wire, status_to_wire
+from splitwatt_core.protocol.contract import (
+    MAX_GPUS_PER_NODE,
+    GpuStatus,
+    Grant,
+    Health,
+    Mode,
+    NodePower,
+    Spec,
+    status_from_wire,
+    status_to_wire,
+)
 from splitwatt_core.protocol.enforcer import GpuIdentity, ObjectVerdict
 from splitwatt_core.protocol.record import Record, Taken
 
@@ -166,8 +175,22 @@ def test_a_gpu_without_a_name_stands_in_with_the_largest_default_limit() -> None
     assert gpus["unreadable-index-2"].default_mw == 700_000
 
 
-def test_with_nothing_readable_nothing_is_listed() -> None:
-    assert take_stock(Inventory((), (lost(0),)), ()) == ({}, {})
+def test_gpus_of_which_none_ever_said_who_it_is_are_charged_the_most_that_any_may_draw() -> None:
+    gpus, missing = take_stock(Inventory((), (lost(0), lost(1))), ())
+    assert missing == dict.fromkeys(("unreadable-index-0", "unreadable-index-1"), Health.LOST)
+    assert {gpu.default_mw for gpu in gpus.values()} == {UNKNOWN_LIMIT_MW}
+    assert take_stock(Inventory((), ()), ()) == ({}, {})
+
+
+def test_uuids_that_change_with_each_driver_never_make_more_lines_than_a_status_may_have() -> None:
+    """Of the kept ones those that were seen last stay."""
+    known: tuple[GpuIdentity, ...] = ()
+    for load in range(12):
+        found = tuple(identity(f"{load}-{index}") for index in range(8))
+        gpus, missing = take_stock(Inventory(found, ()), known)
+        known = tuple(gpus.values())
+    assert len(gpus) == MAX_GPUS_PER_NODE and list(gpus)[:8] == [gpu.uuid for gpu in found]
+    assert missing.keys() == gpus.keys() - {gpu.uuid for gpu in found} and "10-0" in missing and "0-0" not in missing
 
 
 # ------------------------------------------------------------------------------------------------------------- reporting
@@ -189,7 +212,7 @@ def test_all_well() -> None:
         (Health.NO_PERMISSION, "NoPermission"),
         (Health.CAP_NOT_ENFORCED, "CapNotEnforced"),
         (Health.NOT_SUPPORTED, "NotSupported"),
-        (Health.UNKNOWN, "Unreadable"),
+        (Health.UNKNOWN, "SetterFailed"),
     ],
 )
 def test_every_kind_of_sick_gpu_has_a_reason_and_a_sentence(health: Health, reason: str) -> None:
@@ -197,6 +220,20 @@ def test_every_kind_of_sick_gpu_has_a_reason_and_a_sentence(health: Health, reas
     assert (enforced.status, enforced.reason) == (False, reason)
     assert "b " in enforced.message
     assert "a " not in enforced.message.split("b ")[0]
+
+
+@pytest.mark.parametrize(
+    ("health", "reason", "words"),
+    [
+        (Health.UNKNOWN, "Unreadable", "could not be read"),
+        (Health.NO_PERMISSION, "NoPermission", "may not be read by this agent"),
+    ],
+)
+def test_a_gpu_that_cannot_be_read_is_told_from_one_that_refuses_a_limit(health: Health, reason: str, words: str) -> None:
+    blind = condition(view(line("a", health=health, management_w=None, enforced_w=None)), CAPS_ENFORCED)
+    assert blind.reason == reason and words in blind.message
+    refuses = condition(view(line("a", health=health, management_w=700, enforced_w=700)), CAPS_ENFORCED)
+    assert words not in refuses.message and "a new limit" in refuses.message and "limit 700 W" in refuses.message
 
 
 def test_the_sentence_has_the_numbers() -> None:
@@ -358,44 +395,6 @@ async def test_a_call_in_its_own_thread_carries_its_outcome() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- borders
-
-
-def test_nvml_errors_say_what_they_mean() -> None:
-    def of(code: int) -> NvmlError:
-        return NvmlError(call="c", code=code)
-
-    assert of(pynvml.NVML_ERROR_GPU_IS_LOST).health is Health.LOST
-    assert of(pynvml.NVML_ERROR_NOT_SUPPORTED).health is Health.NOT_SUPPORTED
-    assert of(pynvml.NVML_ERROR_UNKNOWN).health is Health.UNKNOWN
-    assert of(pynvml.NVML_ERROR_DRIVER_NOT_LOADED).driver_gone
-    assert not of(pynvml.NVML_ERROR_GPU_IS_LOST).driver_gone
-    assert str(of(pynvml.NVML_ERROR_TIMEOUT)) == "c answered TIMEOUT"
-
-
-@pytest.mark.parametrize("answer", [0, 10_000_001, 2**31 - 1, 2**32 - 1])
-@pytest.mark.parametrize(
-    ("function", "ask"),
-    [
-        ("nvmlDeviceGetPowerUsage", PynvmlPort.instant_power_mw),
-        ("nvmlDeviceGetPowerManagementLimit", PynvmlPort.management_limit_mw),
-        ("nvmlDeviceGetEnforcedPowerLimit", PynvmlPort.enforced_limit_mw),
-    ],
-)
-def test_watts_that_no_gpu_has_are_not_read(
-    monkeypatch: pytest.MonkeyPatch, function: str, ask: Callable[[PynvmlPort, str], int], answer: int
-) -> None:
-    """The simulated driver only gives true numbers, so these are put in the binding's place."""
-    port = PynvmlPort()
-    port._handles, port._averaging = {"g0": object()}, {"g0"}
-    said = {"watts": 300_000}
-    stands_in = lambda handle: said["watts"]  # noqa: E731
-    stands_in.__name__ = function
-    monkeypatch.setattr(pynvml, function, stands_in)
-    assert ask(port, "g0") == 300_000
-    said["watts"] = answer
-    with pytest.raises(NvmlError, match=f"{function} answered {answer} mW, which no GPU draws") as told:
-        ask(port, "g0")
-    assert not told.value.driver_gone and told.value.health is Health.UNKNOWN
 
 
 def test_socket_paths() -> None:

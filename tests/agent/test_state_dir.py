@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -160,6 +161,20 @@ def test_a_number_that_is_none_is_a_sentence(tmp_path: Path, state: StateDir, nu
         state.read_record()
     gpu = f'{{"uuid": "a", "model": "m", "minMilliwatts": {number}, "maxMilliwatts": 1, "defaultMilliwatts": 1}}'
     (tmp_path / "inventory.json").write_text(f'{{"bootID": "b", "gpus": [{gpu}]}}')
+    with pytest.raises(StateDirError, match=r"inventory\.json cannot be understood"):
+        state.read_inventory("b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("uuid", ""), ("minMilliwatts", -1), ("minMilliwatts", 700_001), ("maxMilliwatts", 2**32 - 1), ("defaultMilliwatts", 10**8)],
+)
+def test_a_kept_gpu_that_no_status_can_carry_is_not_believed(tmp_path: Path, state: StateDir, key: str, value: object) -> None:
+    gpu = {"uuid": "a", "model": "m", "minMilliwatts": 200_000, "maxMilliwatts": 700_000, "defaultMilliwatts": 700_000}
+    file = tmp_path / "inventory.json"
+    file.write_text(json.dumps({"bootID": "b", "gpus": [gpu]}))
+    assert [kept.uuid for kept in state.read_inventory("b")] == ["a"]
+    file.write_text(json.dumps({"bootID": "b", "gpus": [{**gpu, key: value}]}))
     with pytest.raises(StateDirError, match=r"inventory\.json cannot be understood"):
         state.read_inventory("b")
 

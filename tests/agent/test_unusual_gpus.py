@@ -15,6 +15,18 @@ from splitwatt_nvml_twin.faults import NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_UNKN
 from support.agent_bench import AgentBench
 from support.waiting import eventually
 
+PERSISTENCE_OFF = """
+import pynvml as n
+n.nvmlInit()
+n.nvmlDeviceSetPersistenceMode(n.nvmlDeviceGetHandleByIndex(0), 0)
+"""
+
+OFTEN = (
+    "import sys, splitwatt_agent.upkeep as u; u.PERSISTENCE_EVERY_S = 0.5; u.PERSISTENCE_HUNG_S = 1.0; "
+    "from splitwatt_agent.__main__ import main; sys.exit(main())"
+)
+"""The agent, which looks at persistence mode oftener."""
+
 SET_700 = """
 import sys, pynvml as n
 n.nvmlInit()
@@ -82,6 +94,19 @@ def test_a_fight_about_a_limit_is_won_and_told(bench: AgentBench) -> None:
     eventually("it is told", lambda: bench.condition("ForeignLimit").get("status") == "True")
     message = bench.condition("ForeignLimit")["message"]
     assert f"set {bench.twin.uuids[1]} to 700 W, at least 3 times" in message and bench.twin.uuids[0] not in message
+
+
+def test_persistence_mode_that_another_program_turns_off_is_turned_on_again_or_told(bench: AgentBench) -> None:
+    bench.start(program=(sys.executable, "-c", OFTEN))
+    bench.await_ack(bench.grant({0: 300, 1: 300, 2: 300}), (0, 1, 2))
+    eventually("it is on", lambda: all(truth.persistence for truth in bench.twin.read_all()))
+    subprocess.run([sys.executable, "-c", PERSISTENCE_OFF], env=bench.environment(), check=True)
+    eventually("it is on again", lambda: bench.twin.read(0).persistence)
+    bench.twin.set_fault(1, Fault.hang(Call.GET_PERSISTENCE))
+    said = eventually("it is told", lambda: (c := bench.condition("CapsEnforced"))["reason"] == "PersistenceModeOff" and c)
+    assert f"{bench.twin.uuids[1]} would forget its limit" in said["message"] and "does not answer" in said["message"]
+    bench.twin.clear_faults(1)
+    eventually("it is well again", lambda: bench.condition("CapsEnforced")["status"] == "True")
 
 
 def test_who_observes_sets_nothing_and_acknowledges_nothing(bench: AgentBench) -> None:

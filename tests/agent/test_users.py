@@ -59,6 +59,8 @@ def test_all_gpus_are_found_and_traced_to_their_pods_or_told(bench: AgentBench) 
             ("ns", "slice-a"): (f"{bench.twin.uuids[2]}::0", instances[0]),
             ("ns", "slice-b"): (f"{bench.twin.uuids[2]}-4", instances[1]),
             ("ns", "lost"): ("nvidia99/vgpu1",),
+            ("ns", "by-address"): ("0000:16:00.0",),
+            ("ns", "network-card"): ("0000:d8:00.2",),
         },
         {("ns", "claimed"): (DRIVER, bench.node, "gpu-5"), ("ns", "elsewhere"): (DRIVER, bench.node, "gpu-77")},
     )
@@ -66,7 +68,7 @@ def test_all_gpus_are_found_and_traced_to_their_pods_or_told(bench: AgentBench) 
     bench.start("--pod-resources", f"unix:{socket}")
     eventually("all GPUs are told", lambda: len((bench.object().get("status") or {}).get("gpus", [])) == GPUS)
     eventually("claims are traced", lambda: pods(bench, 5) == ["claimed"])
-    assert [pods(bench, i) for i in (0, 1, 17)] == [["plain"], ["gke"], ["gke"]]
+    assert [pods(bench, i) for i in (0, 1, 6, 17)] == [["plain"], ["gke"], ["by-address"], ["gke"]]
     assert pods(bench, 2) == pods(bench, 4) == ["slice-a", "slice-b"]
     assert bench.object()["status"]["unresolvedDevices"] == [
         "nvidia.com/gpu nvidia99/vgpu1 (ns/lost)",

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from splitwatt_api import convert
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import PostureName
 from splitwatt_core.budget.facts import BudgetReport
-from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector
+from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
 from splitwatt_core.clusters import EngineType, ModelSource, ProbeSpec, RouterSpec, RouterType
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.gpus import profiles
 from splitwatt_core.policies.signature import Unassigned
-from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.protocol.contract import Mode, Phase
 
 NOW_S = 1_790_000_000.25
 
@@ -104,6 +105,17 @@ def test_a_roots_mode_and_policy_are_taken_over() -> None:
     )
 
 
+def test_a_roots_rules_about_workloads_are_taken_over() -> None:
+    first = {"podSelector": {"matchLabels": {"app": "chat"}}, "phase": "Decode", "priority": "High", "model": "llama"}
+    second = {"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}, "priority": -3}
+    spec = convert.budget_from_wire(budget({"limitWatts": 50_000, "workloads": [first, second]}))
+    assert spec.workloads == (
+        WorkloadRule(Selector({"app": "chat"}), None, Phase.DECODE, 100, "llama"),
+        WorkloadRule(None, Selector({}, (Requirement("team", "Exists"),)), None, -3),
+    )
+    assert convert.budget_from_wire(budget({"limitWatts": 50_000})).workloads == ()
+
+
 def test_a_limits_grace_survives_a_restart_exactly() -> None:
     status = convert.budget_status(report(), generation=3, previous=None, now_s=NOW_S)
     spec = convert.budget_from_wire(budget(LEAF, status))
@@ -126,6 +138,42 @@ def test_any_limit_state_comes_back(in_force_w: int, since_s: float, pending: li
     assert back.since_s == pytest.approx(since_s, abs=2e-6)
     assert [w for w, _ in back.pending] == [w for w, _ in pending]
     assert [s for _, s in back.pending] == pytest.approx([s for _, s in pending], abs=2e-6)
+
+
+ODD_TIMES = ["0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.9999999Z", "2026-01-01T00:00:00+99:99", "x"]
+
+
+@pytest.mark.parametrize("since", ODD_TIMES)
+@pytest.mark.parametrize("where", ["limitInForceSince", "pendingLimits"])
+def test_a_limit_does_not_wait_for_a_status_whose_times_no_clock_shows(where: str, since: str) -> None:
+    """The API server takes most of them as date-times."""
+    status = convert.budget_status(report(), generation=3, previous=None, now_s=NOW_S)
+    odd: Any = since if where == "limitInForceSince" else [{"watts": 1, "inForceAt": since}]
+    spec = convert.budget_from_wire(budget(LEAF, {**status, where: odd}))
+    assert spec.limit_w == 26_000 and spec.limit_state is None
+    assert spec.adopted
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("posture", "Curtail"), ("conditions", [{"type": "Ready", "status": "Maybe"}]), ("below", 7), ("chargeWatts", -1)],
+)
+def test_of_a_status_of_another_release_the_rest_is_read(field: str, value: Any) -> None:
+    status = convert.budget_status(report(contract_uid="crd-1"), generation=3, previous=None, now_s=NOW_S)
+    spec = convert.budget_from_wire(budget(LEAF, {**status, field: value}))
+    assert spec.limit_state == LimitState(20_800, 26_000, NOW_S - 60.5, ((20_800, NOW_S + 4.125),))
+    assert spec.contract_uid == "crd-1" and spec.adopted == (field != "posture")
+
+
+@pytest.mark.parametrize("status", [7, [], "x"])
+def test_a_status_that_is_none_is_no_status(status: Any) -> None:
+    assert convert.budget_from_wire(budget(LEAF, status)).limit_w == 26_000
+
+
+def test_what_is_wrong_with_a_spec_is_told_beside_a_broken_status() -> None:
+    with pytest.raises(ValidationError, match="limitWatts") as told:
+        convert.budget_from_wire(budget({**LEAF, "limitWatts": 0}, {"posture": "Curtail"}))
+    assert "posture" not in str(told.value)
 
 
 def test_an_adopting_budget_is_not_adopted_after_a_restart() -> None:
@@ -190,6 +238,11 @@ def cluster(**spec: Any) -> dict[str, Any]:
         "decode": {"replicas": 0},
     }
     return {"metadata": meta, "spec": {**base, **spec}}
+
+
+def test_nothing_of_a_clusters_status_stands_in_the_way_of_its_spec() -> None:
+    odd = {**cluster(), "status": {"prefill": "?", "conditions": 7}}
+    assert convert.cluster_from_wire(odd) == convert.cluster_from_wire(cluster())
 
 
 def test_a_cluster_says_everything_to_the_core() -> None:

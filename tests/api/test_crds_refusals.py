@@ -29,6 +29,7 @@ class Absent(Enum):
 GONE = Absent.KEY
 
 ROOT = {"limitWatts": 50_000, "mode": "Strict", "policy": {"type": "PhaseAware"}, "reserveWatts": 2_400}
+RULE = {"podSelector": {"matchLabels": {"app": "chat"}}, "phase": "Decode", "priority": "High", "model": "llama"}
 LEAF = {
     "limitWatts": 26_000,
     "parent": "row-a",
@@ -139,6 +140,16 @@ CASES = [
         {"unmanagedWattsPerNode": 0, "elastic": {"maxNodes": 2, "gpusPerNode": 8}},
         "an elastic budget keeps unmanagedWattsPerNode free for every node to come",
     ),
+    # Budgets: workloads.
+    ("leaf", {"workloads": [RULE]}, "workloads are classed once per tree, at the root: remove workloads here"),
+    ("root", {"workloads": [{"phase": "Decode"}]}, "a rule of workloads must select something: set podSelector"),
+    ("root", {"workloads": [{**RULE, "podSelector": {}}]}, "a selector of workloads must name at least one label"),
+    ("root", {"workloads": [{"podSelector": RULE["podSelector"]}]}, "a rule of workloads must say something: set phase"),
+    ("root", {"workloads": [{**RULE, "phase": "decode"}]}, "phase must be Prefill or Decode, not 'decode'"),
+    ("root", {"workloads": [{**RULE, "priority": 5000}]}, "priority must be High, Low, or a whole number from -1000 to 1000"),
+    ("root", {"workloads": [{**RULE, "model": ""}]}, "spec.workloads[0].model in body should be at least 1 chars long"),
+    ("root", {"workloads": [{**RULE, "prio": 1}]}, 'unknown field "spec.workloads[0].prio"'),
+    ("root", {"workloads": [RULE] * 25}, "must have at most 24 items"),
     # Budgets: words.
     (
         "root",
@@ -252,6 +263,13 @@ def test_what_nobody_says_is_filled_in(ask: Ask) -> None:
     assert spec["router"] == {"type": "VLLM", "replicas": 1, "metricsPort": 29000}
     assert spec["engine"]["probes"] == {"startupSeconds": 3600, "unreadySeconds": 30, "restartSeconds": 600}
     assert spec["kvTransfer"]["onFailure"] == "Recompute"
+
+
+def test_rules_about_workloads_are_taken_by_a_root_and_an_empty_list_by_anybody(ask: Ask) -> None:
+    rules = [RULE, {"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}, "priority": -3}]
+    answer = ask(manifest("root", {"workloads": rules}))
+    assert answer.status_code == 201 and answer.json()["spec"]["workloads"] == rules, answer.text
+    assert ask(manifest("leaf", {"workloads": []})).status_code == 201
 
 
 def test_a_pod_template_is_free_inside_its_frame(ask: Ask) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from splitwatt_client import Connection
-from splitwatt_client.leases import HeldLease, LeaseLostError
+from splitwatt_client.leases import MAX_DURATIONS, HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES
 from splitwatt_lab.controlplane import ControlPlane
 from support.flaky_proxy import flaky
@@ -67,6 +67,16 @@ async def test_a_renewed_lease_is_not_taken_and_an_abandoned_one_is(api: Connect
     assert not holder.held(time.monotonic()), "the old holder's time was over before the new one's began"
     with pytest.raises(LeaseLostError):
         await asyncio.wait_for(holder.keep(), PATIENCE_S)
+
+
+async def test_a_duration_that_no_holder_counts_by_keeps_nobody_waiting(api: Connection, namespace: str) -> None:
+    """A person's slip in the Lease of an operator that is gone."""
+    gone = HeldLease(api, namespace=namespace, name="power", identity="gone", field_manager="test", duration_s=2**31 - 1)
+    assert await acquired(gone) == 1
+    quick = HeldLease(api, namespace=namespace, name="power", identity="quick", field_manager="test", duration_s=1)
+    began_s = time.monotonic()
+    assert await acquired(quick) == 2
+    assert time.monotonic() - began_s >= MAX_DURATIONS
 
 
 async def test_of_many_candidates_one_gets_it(api: Connection, namespace: str) -> None:

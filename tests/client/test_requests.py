@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from splitwatt_client import ConfigurationError, Connection, OutcomeUnknown, Rejected, ResourceType
+from splitwatt_client import ConfigurationError, Connection, OutcomeUnknown, Rejected, ResourceType, connection
 from splitwatt_client.resources import CONFIG_MAPS, NODE_POWERS, NODES, PODS
 from splitwatt_lab.controlplane import ControlPlane
 from support.flaky_proxy import flaky
@@ -15,7 +15,7 @@ from support.flaky_proxy import flaky
 MANAGER = "test"
 
 
-def config_map(namespace: str, value: str = "1", **metadata: str) -> dict[str, Any]:
+def config_map(namespace: str, value: str = "1", **metadata: Any) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -45,6 +45,19 @@ async def test_apply_creates_changes_and_reports_the_stored_object(api: Connecti
     assert [item["kind"] for item in listed.items] == ["ConfigMap"]
     assert await api.delete(CONFIG_MAPS, "note", namespace=namespace)
     assert not await api.delete(CONFIG_MAPS, "note", namespace=namespace)
+
+
+async def test_a_list_of_metadata_comes_in_pages_of_one_moment(
+    api: Connection, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        await api.apply(config_map(namespace, name=name, labels={"of": "test"}), field_manager=MANAGER)
+    for page in (1, 2, 500):
+        monkeypatch.setattr(connection, "METADATA_PAGE", page)
+        listed = await api.list_metadata(CONFIG_MAPS, namespace=namespace, label_selector="of=test")
+        assert [item["metadata"]["name"] for item in listed.items] == ["a", "b", "c"]
+        assert all("data" not in item and "managedFields" not in item["metadata"] for item in listed.items)
+        assert int(listed.resource_version) >= max(int(item["metadata"]["resourceVersion"]) for item in listed.items)
 
 
 async def test_a_write_is_bound_to_uid_and_version(api: Connection, namespace: str) -> None:

@@ -15,7 +15,7 @@ from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.clusters import ClusterName, LabelOwners, Role, RoleSpec, cluster_label
 from splitwatt_core.gpus.profiles import builtin
-from splitwatt_core.protocol.contract import GpuStatus, Mode
+from splitwatt_core.protocol.contract import GpuStatus, Mode, Workload
 from support.served import cluster
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -178,6 +178,19 @@ def test_what_takes_no_pods() -> None:
     assert (room.gpus, room.gpu_kind, room.closed) == (0, "", "cordoned"), "no room, and no agent's word"
 
 
+def test_gpus_that_other_peoples_pods_hold_are_not_free() -> None:
+    """No watch tells of them: without this a replica would be let in to wait for GPUs that it cannot get, its watts reserved."""
+
+    def held(*pods: str) -> GpuStatus:
+        workloads = tuple(Workload("s", pod) for pod in pods)
+        return GpuStatus(f"GPU-{pods}", model=H100, min_w=200, max_w=700, workloads=workloads)
+
+    mine = pod(Role.PREFILL, "mine", gpus=2, gated=False, node="n1")
+    gpus = (held("mine"), held("mine", "their-share"), held("theirs"), held("theirs"), held())
+    [room] = [n for n in snapshot_of(site(mine, gpus={"n1": gpus})).nodes if n.name == "n1"]
+    assert room.free_gpus == 8 - 2 - 2
+
+
 def test_a_node_that_two_leaves_claim_takes_nobody_and_observe_mode_binds_nobody() -> None:
     both = {name: leaf(name, "a") for name in ("rack-a", "rack-b")}
     assert snapshot_of(site(budgets=both)).nodes == ()
@@ -193,3 +206,10 @@ def test_a_pod_without_its_cluster_keeps_its_phase_and_ranks_lowest() -> None:
     assert fact is not None
     assert (fact.phase, fact.priority) == (Role.DECODE.phase, 0)
     assert pod_fact(pod(None), None) is None
+
+
+def test_a_pod_of_a_replica_over_several_nodes_says_so_with_and_without_its_cluster() -> None:
+    part = replace(pod(Role.DECODE), group="g")
+    for spec in (cluster("chat"), None):
+        fact = pod_fact(part, spec)
+        assert fact is not None and fact.group == "g"

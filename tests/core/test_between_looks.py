@@ -224,7 +224,7 @@ WAYS = st.lists(
 @given(WAYS)
 def test_a_spec_tells_which_ways_it_names(drawn: list[tuple[str, list[str]]]) -> None:
     ways = [(leaf, *above) for leaf, above in drawn]
-    told = split_ways(joined(ways), LEAVES)
+    told = split_ways(joined(ways), LEAVES, {})
     assert set(told) <= set(ways) and told[:1] == tuple(way for way in told if ways and way[: len(ways[0])] == ways[0])[:1]
     assert all(any(other[: len(way)] == way for other in told) for way in ways), "each, or one that goes on from there"
     assert not any(way != other and other[: len(way)] == way for way in told for other in told)

@@ -15,6 +15,7 @@ from splitwatt_core.protocol.contract import (
     Phase,
     Spec,
     Status,
+    Use,
     node_power_from_wire,
     node_power_to_apply,
     spec_from_wire,
@@ -53,10 +54,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (wire(spec={"gpus": [gpu(), {"capWatts": 4}]}), "spec.gpus[1].uuid is missing"),
         (wire(spec={"gpus": [gpu(capWatts=0)]}), "spec.gpus[0].capWatts must be above 0, not 0"),
         (wire(spec={"gpus": [gpu(capWatts=1.5)]}), "spec.gpus[0].capWatts must be int, not 1.5"),
-        (
-            wire(spec={"gpus": [gpu(phase="Cooking")]}),
-            "spec.gpus[0].phase must be one of Unassigned, Prefill, Decode, not 'Cooking'",
-        ),
+        (wire(spec={"gpus": [gpu(phase=3)]}), "spec.gpus[0].phase must be str, not 3"),
         (
             wire(spec={"gpus": [gpu(uuid=f"GPU-{i}") for i in range(MAX_GPUS_PER_NODE + 1)]}),
             "spec.gpus has 65 entries; a node has at most 64 GPUs",
@@ -65,11 +63,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (wire(status={"conditions": ["Ready"]}), "status.conditions[0] must be dict, not 'Ready'"),
         (wire(status={"gpus": [{"ackedGrant": 3}]}), "status.gpus[0].uuid is missing"),
         (wire(status={"gpus": [{"uuid": "g", "ackedGrant": "3"}]}), "status.gpus[0].ackedGrant must be int, not '3'"),
-        (
-            wire(status={"gpus": [{"uuid": "g", "health": "Dizzy"}]}),
-            "status.gpus[0].health must be one of OK, NoPermission, Lost, NotSupported, CapNotEnforced, Hung, Unknown, "
-            "not 'Dizzy'",
-        ),
+        (wire(status={"gpus": [{"uuid": "g", "health": None}]}), "status.gpus[0].health must be str, not None"),
         (
             wire(status={"gpus": [{"uuid": "g", "workload": {"pod": 7}}]}),
             "status.gpus[0].workload.pod must be str, not 7",
@@ -90,6 +84,14 @@ def test_an_object_without_spec_and_status_is_whole() -> None:
 def test_unknown_fields_are_passed_over_so_that_an_old_agent_reads_a_new_object() -> None:
     spec = spec_from_wire({"term": 4, "colour": "red", "gpus": [gpu(tariff="night")]})
     assert spec == Spec(term=4, for_uid="", gpus=(Grant("GPU-1", 3, cap_w=400, safe_cap_w=400, charge_w=400),))
+
+
+def test_a_word_of_a_newer_release_about_one_gpu_keeps_nobody_from_reading_the_others() -> None:
+    """Else no cap of that node could be lowered while agents or the operator are replaced."""
+    rows = [{"uuid": "g", "ackedGrant": 3, "health": "Dizzy", "use": "Dreaming"}, {"uuid": "h", "health": "OK", "use": "Idle"}]
+    seen = node_power_from_wire(wire(spec={"term": 1, "gpus": [gpu(phase="Cooking")]}, status={"gpus": rows}))
+    assert [(row.health, row.use) for row in seen.status.gpus] == [(Health.UNKNOWN, Use.UNKNOWN), (Health.OK, Use.IDLE)]
+    assert seen.spec is not None and seen.spec.gpus[0].phase is Phase.UNASSIGNED and seen.spec.gpus[0].cap_w == 400
 
 
 def test_a_gpu_whose_health_is_not_said_is_of_unknown_health() -> None:

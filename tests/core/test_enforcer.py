@@ -331,6 +331,19 @@ def test_a_setter_that_is_refused_is_reported_until_one_succeeds() -> None:
     assert bench.health is Health.OK and bench.acked == 5
 
 
+def test_a_setter_that_failed_is_reported_no_longer_once_the_limit_stands() -> None:
+    """It answered an error and took effect all the same, or a person set the limit: no call is due that could succeed."""
+    bench = Bench()
+    bench.observe(seen(1, grant(5, 300)))
+    bench.ticks(error=Health.UNKNOWN)
+    bench.limit_mw = 300_000
+    bench.ticks()
+    assert (bench.calls, bench.acked, bench.health) == ([300], 5, Health.OK)
+    bench.observe(seen(2, grant(6, 250)))
+    bench.ticks(error=Health.UNKNOWN)
+    assert (bench.acked, bench.health) == (5, Health.UNKNOWN)
+
+
 def test_while_a_setter_hangs_nothing_is_acknowledged_and_only_lower_caps_are_set_beside_it() -> None:
     bench = Bench()
     bench.observe(seen(1, grant(5, 600)))

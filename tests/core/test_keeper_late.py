@@ -174,3 +174,21 @@ def test_without_this_rule_a_slow_way_never_comes_to_rest(monkeypatch: pytest.Mo
     monkeypatch.setattr(Fleet, "with_late_aside", lambda self, _: self._fixed_at_charge(self.late & self.steerable))
     with pytest.raises(AssertionError, match="every cap where it belongs"):
         test_caps_settle_though_every_acknowledgement_is_late(16)
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, 3600.0])
+def test_a_cut_is_obeyed_though_the_operators_clock_is_set_back_while_its_grace_runs(ahead_s: float) -> None:
+    """Whatever was noted by a clock that was ahead: the grace, an agent's last word, since when it owes an acknowledgement."""
+    world = World(gpus_per_node=2, limit_w=2400)
+    operator = settled(world, 20)
+    world.now_s += ahead_s
+    operator.settle(3)
+    world.agents["a0"].crash()
+    world.set_limit(2000)
+    operator.step()
+    world.now_s -= ahead_s
+    operator.settle(40)
+    report = operator.last.budgets[ROOT]
+    assert report.limit.in_force_w == 2000 and report.charge_w <= 2000
+    assert condition(operator, ROOT, "CapsEnforced").reason == "AcknowledgementsLate"
+    assert caps(world, "b0") == [400, 400], "they make room for the one that does not answer"

@@ -72,3 +72,10 @@ def test_decisions_aim_no_higher_than_what_is_said_and_what_is_in_force(history:
     words, state = play(history)
     assert state.aim_w == min(words[-1][1], state.in_force_w) <= words[-1][1]
     assert list(state.pending) == sorted(state.pending, key=lambda p: p[1])
+
+
+def test_no_limit_waits_longer_than_its_grace_whatever_date_was_noted() -> None:
+    """By a clock that was ahead, or by another hand."""
+    ahead = LimitState(500, 900, 1000.0, ((500, 1e9),))
+    assert ahead.observe(500, 1000.0, 5.0) == LimitState(500, 900, 1000.0, ((500, 1005.0),))
+    assert ahead.observe(500, 1000.0, 5.0).at(1005.0).in_force_w == 500

@@ -130,6 +130,35 @@ def test_a_register_of_ones_is_no_value_even_where_it_could_flow() -> None:
     assert message.startswith("the meter reads 65535, which meters send when they have no value")
 
 
+def test_the_sign_bit_alone_is_no_value_either() -> None:
+    """What stands for "no value" in a signed register, read unsigned: 32 768 W would brake a rack of 26 kW."""
+    rack = Rack(steady(14_000.0), limit_w=26_000)
+    play(rack, rack.truth_w, 5)
+    play(rack, steady(32_768.0), 5, start=5)
+    assert rack.said(9.5)[1] == "Implausible" and rack.worst is Posture.NORMAL
+
+
+def test_a_counter_that_was_taken_for_a_meter_is_not_believed_step_by_step() -> None:
+    """Energy since the exporter's start: it passes by what is drawn, and rises for ever."""
+    rack = Rack(steady(14_000.0))
+    play(rack, lambda at_s: 20_000.0 + 500.0 * at_s, 200)
+    assert rack.said(199.5)[1] == "Implausible"
+    assert rack.book.meter.reading is not None
+    assert rack.book.meter.reading.power_w <= plausible.BELIEVED_TIMES * plausible.EXPLAINED_TIMES * EXPLAINED_W
+
+
+def test_after_a_cut_of_the_limit_an_honest_meter_is_believed_at_every_sample() -> None:
+    rack = Rack(steady(14_000.0), rest_w=40_000.0)
+    rack.explained_w = EXPLAINED_W
+    play(rack, rack.truth_w, 10)
+    rack.limit_w = 20_000
+    rack.spec = spec_of(limit_w=20_000)
+    rack.book.see_limit(rack.spec, 10.0)
+    rack.explained_w = 20_000.0
+    play(rack, rack.truth_w, 60, start=10)
+    assert rack.said(69.5)[1] != "Implausible"
+
+
 def test_a_meter_may_pass_by_such_a_number() -> None:
     rack = Rack(steady(24_679.0))
     assert abs(rack.truth_w(0.0) - 32_767.0) < 5.0
@@ -156,10 +185,12 @@ def test_a_sentinel_is_known_in_the_meters_own_unit() -> None:
     assert rack.said(1.0)[1] == "Implausible"
 
 
-@given(bits=st.sampled_from([15, 16, 31, 32, 63, 64]), divided=st.sampled_from([1, 10, 100, 1000]), scale=st.integers(1, 5000))
-def test_a_register_of_ones_is_known_whatever_divided_it(bits: int, divided: int, scale: int) -> None:
+@given(
+    number=st.sampled_from(sorted(plausible.NO_VALUES)), divided=st.sampled_from([1, 10, 100, 1000]), scale=st.integers(1, 5000)
+)
+def test_an_empty_register_is_known_whatever_divided_it(number: float, divided: int, scale: int) -> None:
     """The exporter, or meter.scale, or both."""
-    raw = float(2**bits - 1) / divided
+    raw = number / divided
     assert plausible.is_no_value(raw * (1.0 / scale) / (1.0 / scale), 20_000.0, None, 9_000.0)
     assert not plausible.is_no_value(raw * (1.0 + 1e-6), 20_000.0, None, 9_000.0)
 

@@ -310,3 +310,27 @@ def test_more_budgets_than_a_spec_can_name_keep_no_cap_from_falling() -> None:
     operator.settle(8)
     spec = world.store.objects["a0"].spec
     assert spec is not None and spec.budgets == (leaves[-1], ROOT), "all are left once a later grant is acknowledged"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("slip", [ROOT, "cage"])
+def test_a_budget_above_others_that_gets_a_node_selector_by_mistake_lets_nothing_go(slip: str, restart: bool) -> None:
+    """What stands below it still names it, so nobody claims those nodes from it: it looks like a leaf, and is none of theirs."""
+    world = World(rich=True, limit_w=3000)
+    operator = settled(world, 60)
+    before_w, before = operator.last.budgets[slip].charge_w, caps_w(world)
+    world.lines[slip].leaf, world.lines[slip].rack = True, "nowhere"
+    world.tell_budgets()
+    if restart:
+        operator = world.elect()
+    operator.settle(30)
+    assert operator.last.budgets[slip].charge_w == pytest.approx(before_w)
+    below = "cage" if slip == ROOT else "a"
+    assert f"{slip!r}, which selects nodes itself" in said(operator, below, "Ready").message
+    assert restart or "remove spec.nodeSelector, for " in said(operator, slip, "Ready").message
+    assert all(watts <= before[uuid] for uuid, watts in caps_w(world).items())
+    world.lines[slip].leaf, world.lines[slip].rack = False, ""
+    world.tell_budgets()
+    operator.settle(30)
+    assert operator.last.budgets[slip].charge_w == pytest.approx(before_w)
+    assert said(operator, below, "Ready").status

@@ -20,6 +20,7 @@ from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_operator.budgets.feeder import FACT_KINDS, QUIET_KINDS, Feeder
 from splitwatt_operator.budgets.loop import BudgetLoop
 from splitwatt_operator.budgets.statuses import BudgetStatuses
+from splitwatt_operator.cluster.owners import OwnerLabels
 from splitwatt_operator.cluster.store import Key, Kind
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
@@ -95,6 +96,7 @@ async def test_what_goes_wrong_with_words_stops_neither_the_plan_nor_the_loop() 
     loop = BudgetLoop(
         store=objects.store,
         view=objects.view,
+        owners=OwnerLabels(objects.store, objects.view, Loose()),
         keeper=Keeper(term=1, policies=POLICIES),
         performer=Performing(),  # type: ignore[arg-type]
         telemetry=Loose(),  # type: ignore[arg-type]

@@ -44,6 +44,9 @@ def test_a_pod_is_read_whole() -> None:
     assert read.pod({**obj, "status": {"phase": "Succeeded"}}).ended
     assert read.pod(objects.pod("q", "router")).role is None
     assert read.pod(objects.pod("r", "decode")).gated
+    labels = {**obj["metadata"]["labels"], "leaderworkerset.sigs.k8s.io/group-key": "8ce3"}
+    part = {**obj, "metadata": {**obj["metadata"], "labels": labels}}
+    assert (pod.group, read.pod(part).group) == ("", "leaderworkerset.sigs.k8s.io/group-key/8ce3")
 
 
 def test_gpus_are_counted_as_the_scheduler_does() -> None:

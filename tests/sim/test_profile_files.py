@@ -125,6 +125,8 @@ def test_a_wrong_profile_names_file_object_and_field(tmp_path: Path, obj: Callab
     ("name", "text", "says"),
     [
         ("own.yaml", "a: [", "own.yaml is not YAML"),
+        ("own.yaml", "a: " + "[" * 2000 + "]" * 2000, "own.yaml is not YAML"),
+        ("own.yaml", "a: 2026-13-45", "own.yaml is not YAML"),
         ("own.yaml", "- 1", "document 1 is no object; give a PowerProfile"),
         ("own.yaml", "", "holds 0 PowerProfiles"),
         ("times.CSV", "gpu,model\n", "times.CSV lacks the columns tensor_parallel, phase"),

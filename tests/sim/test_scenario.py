@@ -274,6 +274,8 @@ def test_the_command_runs_the_example(tmp_path: Path, capsys: pytest.CaptureFixt
     ("text", "says"),
     [
         ("pools: [", "is not YAML"),
+        ("pools: " + "[" * 2000 + "]" * 2000, "is not YAML"),
+        ("seconds: 2026-13-45", "is not YAML"),
         ("- 1", "must hold a mapping; its keys are model, requests, pools, slo, profiles, fitErrorPercent, failures"),
         ("", "must hold a mapping; its keys are model"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1}]", "give an SLO for TTFT or TBT in milliseconds"),

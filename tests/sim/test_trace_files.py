@@ -20,7 +20,7 @@ from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
 from splitwatt_sim.traces.resample import poisson, read_rate_file
 from splitwatt_truth import trace_files
 from splitwatt_truth.trace import TraceError
-from splitwatt_truth.trace_files import WHOLE, TracePart, parse_trace
+from splitwatt_truth.trace_files import WHOLE, TracePart, parse_trace, rows_of
 from splitwatt_truth.trace_kinds import TraceUnit
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -56,7 +56,7 @@ def test_times_with_fractions_at_a_rate_that_milliseconds_cannot_have_are_second
     assert got.unit is TraceUnit.SECONDS and "taken as seconds: they have fractions" in got.notes[0]
 
 
-@given(st.floats(0.001, 90.0), st.integers(2, 60))
+@given(st.floats(0.011, 90.0), st.integers(2, 60))
 def test_whole_times_at_a_rate_that_a_trace_may_have_are_milliseconds(rate_per_s: float, n: int) -> None:
     got = parse_trace(objects([float(round(1000 * i / rate_per_s)) for i in range(n)]).splitlines(), name="t")
     assert got.unit is TraceUnit.MILLISECONDS and "taken as milliseconds: they are whole numbers" in got.notes[0]
@@ -222,6 +222,10 @@ def test_a_part_that_holds_nothing_is_refused(part: dict[str, float], says: str)
         ("TIMESTAMP,ContextTokens,GeneratedTokens,ContextTokens\n1,2,3,4\n", "t names the column ContextTokens twice"),
         (AZURE + "1,1000,50\n2,1,000,50\n", "t line 3 has 4 cells where the first line names 3 columns"),
         (AZURE + "1700000000500,100,50\n", 't line 2: "1700000000500" is no time in seconds, but one in milliseconds since 1970'),
+        (AZURE + "1700000000500000,100,50\n", 't line 2: "1700000000500000" is no time .* in micro- or nanoseconds since 1970'),
+        (AZURE + "2023-11-16 18:17:03,100,50\n0,100,50\n", 't line 3: "0" comes 54 years before the first row'),
+        (AZURE + "5,100,50\n2023-11-16 18:17:03,100,50\n", 't line 3: "2023-11-16 18:17:03" comes 54 years after the first row'),
+        ("arrival_timestamp,prompt_size,token_size\n1700000000,100,50\n", r"t line 2: .* 54 years after the run's beginning"),
     ],
 )
 def test_what_would_be_read_as_another_number_is_refused(text: str, says: str) -> None:
@@ -232,6 +236,27 @@ def test_what_would_be_read_as_another_number_is_refused(text: str, says: str) -
 def test_empty_cells_at_the_end_of_a_row_and_milliseconds_that_were_said_are_taken() -> None:
     got = parse_trace((AZURE + "1700000000500,100,50,,\n").splitlines(), TracePart(unit=TraceUnit.MILLISECONDS), name="t")
     assert list(got.prompt_tokens) == [100] and got.unit is TraceUnit.MILLISECONDS
+
+
+@pytest.mark.parametrize("per_s", [1e6, 1e9])
+@pytest.mark.parametrize("since_s", [0.0, 1.7e9])
+def test_micro_and_nanoseconds_are_not_taken_for_milliseconds(per_s: float, since_s: float) -> None:
+    lines = objects([round((since_s + 0.4 * i) * per_s) for i in range(50)]).splitlines()
+    with pytest.raises(TraceError, match="micro- or nanoseconds"):
+        parse_trace(lines, name="t")
+
+
+def test_a_trace_with_a_request_in_minutes_is_read_in_the_unit_that_is_said() -> None:
+    lines = objects([120_000 * i for i in range(5)]).splitlines()
+    with pytest.raises(TraceError, match=r"make 0.0083 requests/s so: .* --trace-unit ms"):
+        parse_trace(lines, name="t")
+    got = parse_trace(lines, TracePart(unit=TraceUnit.MILLISECONDS), name="t")
+    assert [row.at_s for row in rows_of(got, name="t")] == [120.0 * i for i in range(5)]
+
+
+def test_a_request_that_failed_may_have_no_time_of_the_trace() -> None:
+    got = parse_trace([AZURE, "1700000000,100,50\n", "0,0,0\n", "1700000009,100,50\n"], name="t")
+    assert (len(got.at), got.left_out, got.zero) == (2, 1, 1.7e9)
 
 
 def test_a_part_of_a_file_that_runs_backwards_is_refused() -> None:

@@ -21,6 +21,7 @@ from splitwatt_lab import nodes
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import Process, ProcessGroup
+from splitwatt_shell.waiting import NotInTimeError
 from splitwatt_truth.agent import MemoryAgent
 from support.waiting import eventually
 
@@ -63,7 +64,7 @@ class ScriptedAgents:
         try:
             while not self._stop.wait(POLL_S):
                 found = self._plane.http.get(f"{OURS}/nodepowers").json().get("items", [])
-                pods = self._plane.http.get("/api/v1/pods?labelSelector=splitwatt.io/cluster").json().get("items", [])
+                pods = self._plane.http.get("/api/v1/pods").json().get("items", [])
                 for raw in found:
                     if raw["metadata"]["name"] in self._agents:
                         self._tick(raw, pods)
@@ -101,7 +102,8 @@ class ScriptedAgents:
         free, given = iter(gpus), {}
         for pod in sorted(pods, key=lambda p: p["metadata"]["uid"]):
             if pod["spec"].get("nodeName") == node:
-                for _ in range(int(pod["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/gpu"])):
+                requests = pod["spec"]["containers"][0].get("resources", {}).get("requests", {})
+                for _ in range(int(requests.get("nvidia.com/gpu", 0))):
                     given[next(free)] = Workload(pod["metadata"]["namespace"], pod["metadata"]["name"])
         return given
 
@@ -149,6 +151,24 @@ class Site:
         meta = {"name": name, "namespace": self.namespace}
         self.apply({"apiVersion": "splitwatt.io/v1alpha1", "kind": "InferenceCluster", "metadata": meta, "spec": whole})
 
+    def foreign(self, name: str, *, node: int, **labels: str) -> None:
+        """A pod of somebody else's, bound to the site's node of that number, with all its GPUs."""
+        gpus = {"nvidia.com/gpu": str(GPUS)}
+        container = {"name": "engine", "image": "none", "resources": {"requests": gpus, "limits": gpus}}
+        meta = {"name": name, "namespace": self.namespace, "labels": labels}
+        spec = {"nodeName": f"{self.rack}-n{node}", "containers": [container]}
+        self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+
+    def lines(self, node: int) -> Sequence[dict[str, Any]]:
+        """What stands in the spec of a node's NodePower, by GPU."""
+        found = self.plane.http.get(f"{OURS}/nodepowers/{self.rack}-n{node}").json()
+        lines: list[dict[str, Any]] = found.get("spec", {}).get("gpus", [])
+        return lines
+
+    def budget_conditions(self) -> Mapping[str, dict[str, Any]]:
+        rows = self.plane.http.get(f"{OURS}/powerbudgets/{self.rack}").json().get("status", {}).get("conditions", [])
+        return {row["type"]: row for row in rows}
+
     def apply(self, manifest: Mapping[str, Any]) -> None:
         self.plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
@@ -192,13 +212,14 @@ class Site:
 
         try:
             row: dict[str, Any] = eventually(f"{kind}={status}", found)
-        except AssertionError as error:
+        except NotInTimeError as error:
             has = (self.get("ic", cluster) or {}).get("status")
             raise AssertionError(f"{cluster}: wanted {kind}={status} {reason}, has {json.dumps(has)}") from error
         return row
 
     def clear(self) -> None:
         self.plane.kubectl("-n", self.namespace, "delete", "ic", "--all", "--wait=false")
+        self.plane.kubectl("-n", self.namespace, "delete", "pods", "-l", "!splitwatt.io/cluster", "--force", "--grace-period=0")
         self.plane.http.delete(f"{OURS}/powerbudgets/{self.rack}")
         nodes.delete(self.plane, self._nodes)
         for name in self._nodes:

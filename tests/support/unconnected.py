@@ -13,6 +13,7 @@ from splitwatt_operator.budgets.decision_log import DecisionLog
 from splitwatt_operator.budgets.loop import BudgetLoop
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.budgets.statuses import BudgetStatuses
+from splitwatt_operator.cluster.owners import OwnerLabels
 from splitwatt_operator.cluster.store import Store
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.metrics import Metrics
@@ -52,6 +53,7 @@ class Unconnected:
         return BudgetLoop(
             store=self.store,
             view=self.view,
+            owners=OwnerLabels(self.store, self.view, self.connection),
             keeper=self.keeper,
             performer=Performer(self.connection, self.pen, self.keeper, done=lambda: None),
             telemetry=Telemetry(PrometheusClient("http://127.0.0.1:1")),

@@ -33,7 +33,8 @@ class Pod:
 
     `version`: its resourceVersion. `label`: the cluster label's value. `role` None: none that we know. `gated`: behind the
     power gate. `other_gates`: the other scheduling gates that it has. `leaf`: the budget that its annotation names, `node`:
-    where it is bound. `rules`: which nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted.
+    where it is bound. `rules`: which nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted. `group`: of
+    which replica it is a part, where that is of several pods.
     """
 
     name: PodName
@@ -50,6 +51,7 @@ class Pod:
     rules: NodeRules = field(default_factory=NodeRules)
     ended: bool = False
     terminating: bool = False
+    group: str = ""
 
     @property
     def waits_for(self) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
     if pod.role is None:
         return None
     if cluster is None:
-        return PodFact(pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True)
+        return PodFact(pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True, group=pod.group)
     return PodFact(
         namespace=pod.name.namespace,
         name=pod.name.name,
@@ -70,6 +72,7 @@ def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
         priority=cluster.priority,
         model=cluster.model,
         power_ceiling_w=cluster.role(pod.role).power_ceiling_w,
+        group=pod.group,
     )
 
 

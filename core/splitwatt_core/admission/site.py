@@ -133,7 +133,7 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
                 leaf=selecting[0],
                 labels=node.labels,
                 gpus=gpus,
-                free_gpus=max(0, gpus - used.get(name, 0)),
+                free_gpus=max(0, gpus - used.get(name, 0) - _held_by_others(site, name)),
                 gpu_kind="" if kind is None else str(kind),
                 idle_floor_w=0.0 if kind is None else float(kind.min_w),
                 loss_factor=site.budgets[selecting[0]].loss_factor,
@@ -142,6 +142,14 @@ def _nodes(site: Site, kinds: Mapping[str, GpuKind]) -> tuple[NodeRoom, ...]:
             )
         )
     return tuple(rooms)
+
+
+def _held_by_others(site: Site, node: str) -> int:
+    """GPUs of a node whose agent names pods for them, none of which is ours: other people's serving, of which no watch tells."""
+    return sum(
+        bool(gpu.owners) and not any((owner.namespace, owner.pod) in site.pods for owner in gpu.owners)
+        for gpu in site.gpus.get(node, ())
+    )
 
 
 def _nodes_to_come(site: Site) -> Iterator[NodeRoom]:

@@ -42,7 +42,7 @@ class BudgetRoom:
 class NodeRoom:
     """One node of a leaf.
 
-    `gpus`: allocatable, 0 on one that is `closed`: not Ready or cordoned. `free_gpus`: those that no bound pod holds.
+    `gpus`: allocatable, 0 on one that is `closed`: not Ready or cordoned. `free_gpus`: those that no pod holds.
     `gpu_kind`: key into a pod's `floor_w`, "" while no agent has reported the node's GPUs. `loss_factor`: watts at the meter
     per GPU watt. `to_come`: an autoscaler may add it, and its watts are kept free already; its name means nothing.
     """

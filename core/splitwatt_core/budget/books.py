@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from splitwatt_core.budget.facts import MeterFailure, MeterReading, Note
@@ -53,6 +53,7 @@ class Book:
     past: Past = field(default_factory=Past)
     _former: tuple[tuple[float, int], ...] = ()
     """Limits that were in force, in watts, each with the time until which."""
+    _advanced_s: float = float("-inf")
 
     @classmethod
     def open(cls, spec: BudgetSpec, now_s: float) -> Book:
@@ -69,6 +70,7 @@ class Book:
 
     def see_limit(self, spec: BudgetSpec, now_s: float) -> list[Note]:
         """Take in the limit that the spec says now; a lowered one starts its grace (R9)."""
+        self.advance(now_s)
         before = self.limit
         self._hold(before.observe(spec.limit_w, now_s, spec.limit_grace_s))
         if spec.limit_w == before.spec_w:
@@ -88,7 +90,18 @@ class Book:
         return self.meter.fresh(spec.meter, now_s)
 
     def advance(self, now_s: float) -> None:
+        if now_s < self._advanced_s:
+            self._set_back(self._advanced_s - now_s, now_s)
+        self._advanced_s = now_s
         self._hold(self.limit.at(now_s))
+
+    def _set_back(self, by_s: float, now_s: float) -> None:
+        """Our clock was set back: what has to last still lasts no longer for that, and what has lasted did so until now."""
+        pending = tuple((limit_w, at_s - by_s) for limit_w, at_s in self.limit.pending)
+        self.limit = replace(self.limit, since_s=min(self.limit.since_s, now_s), pending=pending)
+        self._former = tuple((min(until_s, now_s), limit_w) for until_s, limit_w in self._former)
+        self.opened_s, self.adopted_s = min(self.opened_s, now_s), min(self.adopted_s, now_s)
+        self.correction = replace(self.correction, seen_s=min(self.correction.seen_s, now_s))
 
     def _hold(self, limit: LimitState) -> None:
         if limit.in_force_w != self.limit.in_force_w:

@@ -80,11 +80,12 @@ def ways(leaves: Sequence[str], tree: Tree) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for leaf in leaves for name in tree.chain(leaf)))
 
 
-def split_ways(names: Sequence[str], leaves: Collection[str]) -> tuple[Way, ...]:
-    """What a spec names, as the ways that it is: each begins with a leaf."""
+def split_ways(names: Sequence[str], leaves: Collection[str], named: Mapping[str, str | None]) -> tuple[Way, ...]:
+    """What a spec names, as the ways that it is: each begins with a leaf. `named`: by budget the parent that it names. Who
+    follows a budget that names it is above it still, though it got a nodeSelector by mistake and looks like a leaf now."""
     found: list[list[str]] = []
     for name in names:
-        if not found or name in leaves:
+        if not found or (name in leaves and named.get(found[-1][-1]) != name):
             found.append([])
         found[-1].append(name)
     return tuple(tuple(way) for way in found)
@@ -145,7 +146,7 @@ def begin_moves(
         moves.update(dict.fromkeys(left_before, NO_GRANT))
         return
     claim = tree.claim(selected[0])
-    stood = {way for names in known for way in split_ways(names, tree.leaves)}
+    stood = {way for names in known for way in split_ways(names, tree.leaves, tree.named)}
     kept = {name for way in stood if not claimed_away(way, claim) for name in way}
     left = {name for way in stood for name in way}.difference(standing, kept)
     for former in sorted(left.difference(moves)):
@@ -210,9 +211,17 @@ def rates_of(leaves: Sequence[str], budgets: Mapping[str, BudgetSpec], seen: Nod
     )
 
 
+def leads_up_to(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec]) -> bool:
+    """Whether the node stands in this budget through another one, which names it: then it is no leaf of that node, whatever it
+    selects."""
+    if budgets[name].selector is None:
+        return True
+    return len(placement.leaves) > 1 and any(budgets[n].parent == name for n in placement.names if n in budgets)
+
+
 def rates_in(name: str, placement: Placement, budgets: Mapping[str, BudgetSpec]) -> Rates:
-    """What a node counts by in one budget: what that declares as a leaf, else the highest that any leaf of the node does."""
-    return placement.rates if budgets[name].selector is None else Rates.declared(budgets[name])
+    """What a node counts by in one budget: what that declares as its leaf, else the highest that any leaf of the node does."""
+    return placement.rates if leads_up_to(name, placement, budgets) else Rates.declared(budgets[name])
 
 
 def node_rest_w(rates: Rates, node: NodeAccount) -> int:

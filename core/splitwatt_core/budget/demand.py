@@ -2,19 +2,23 @@
 
 Protected: caps and admission floors come from this one function, so that no floor is promised that the policy does not
 count. All watts lie within the GPU's legal range, and cliff <= natural draw <= ceiling. A GPU without a known owner is not
-a free one: only one that is proven idle is lowered as such. A pod whose cluster is gone keeps what that asked for.
+a free one: only one that is proven idle is lowered as such. A pod whose cluster is gone keeps what that asked for, one of
+which nothing was read yet what its GPU has; one of which only the rank is known asks for what a stranger would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.budget.workloads import Workloads, as_written
 from splitwatt_core.clusters import PRIORITY_LOW
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import Phase, PowerClass, Use
+from splitwatt_core.protocol.ledger import GpuAccount
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,9 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Who uses one GPU, as far as anybody knows. `pods`: its owners, None for one that is not ours. `use`: what the agent sees
-    of it. `found_w`: the cap that it had when this use began; `found_granted`: that cap was a grant, so it says nothing of what
-    the GPU had before. `kept`: what its line says that the cluster of its pods asked for."""
+    of it. `found_w`: the cap that it had when this use began, with a pod of which nothing was read the present one;
+    `found_granted`: that cap was a grant, so it says nothing of what the GPU had before. `kept`: what its line says that the
+    cluster of its pods asked for."""
 
     pods: tuple[PodFact | None, ...]
     use: Use
@@ -82,12 +87,20 @@ def demand_of(kind: GpuKind, holding: Holding, *, profiles: Sequence[Profile]) -
 def _of_one(kind: GpuKind, pod: PodFact | None, holding: Holding, *, profiles: Sequence[Profile]) -> Demand:
     if pod is None:
         return _stranger(kind, holding)
+    if pod.unread:
+        return _held(kind, pod, holding)
+    if pod.phase is Phase.UNASSIGNED:
+        return replace(_stranger(kind, holding), priority=pod.priority)
     if not pod.orphan:
         return replace(demand_of_pod(kind, pod, profiles=profiles), ours=True)
     if holding.kept is not None:
         known = replace(pod, priority=holding.kept.priority, power_ceiling_w=holding.kept.ceiling_w)
         return replace(demand_of_pod(kind, known, profiles=profiles), ours=True)
-    # Nobody wrote down what its cluster asked for: it keeps what it has, and nothing is raised on a guess.
+    return _held(kind, pod, holding)  # nobody wrote down what its cluster asked for
+
+
+def _held(kind: GpuKind, pod: PodFact, holding: Holding) -> Demand:
+    """It keeps what it has, and nothing is raised on a guess."""
     found_w = holding.found_w
     return _within(kind, pod.phase, pod.priority, ceiling_w=found_w, natural_w=found_w, cliff_w=found_w)
 
@@ -133,3 +146,45 @@ def _within(kind: GpuKind, phase: Phase, priority: int, *, natural_w: int, cliff
     high_w = max(kind.min_w, kind.max_w if ceiling_w is None else ceiling_w)
     natural_w = min(max(natural_w, kind.min_w), high_w)
     return Demand(phase, priority, high_w, natural_w, min(max(cliff_w, kind.min_w), natural_w))
+
+
+class Demands:
+    """`demand_of` for the GPUs of one step: a fleet has few kinds and pods, and many GPUs."""
+
+    def __init__(self, pods: Mapping[tuple[str, str], PodFact], workloads: Workloads, profiles: Sequence[Profile]) -> None:
+        self._pods, self._workloads, self._profiles = pods, workloads, profiles
+        self._known: dict[tuple[object, ...], Demand] = {}
+
+    def holders(self, account: GpuAccount, root: BudgetSpec) -> tuple[PodFact | None, ...]:
+        """Pods of ours first: no label and no rule says anything of them."""
+        found = []
+        for owner in account.owners:
+            key = (owner.namespace, owner.pod)
+            fact = self._pods.get(key)
+            if fact is None:
+                fact = self._workloads.of(key, root=root.name, rules=root.workloads)
+                if account.found_first and len(account.owners) == 1:
+                    fact = as_written(fact, key, account.row)
+            found.append(fact)
+        return tuple(found)
+
+    def of(self, account: GpuAccount, pods: tuple[PodFact | None, ...]) -> Demand:
+        kind = (account.model, account.min_w, account.max_w, account.default_w)
+        orphan = unread = False
+        vague = not pods and account.use is not Use.IDLE
+        for pod in pods:
+            if pod is None:
+                vague = True
+                continue
+            orphan, unread = orphan or pod.orphan, unread or pod.unread
+            vague = vague or pod.orphan or pod.phase is Phase.UNASSIGNED
+        found = (account.found_w, account.found_granted) if vague else (0, False)
+        if unread:
+            found = account.present_cap_w, account.row is not None
+        kept = account.row.power_class if orphan and account.row is not None else None
+        key = (*kind, *map(id, pods), account.use, *found, kept)  # the fleet keeps the pods alive, so an id is a pod's own
+        demand = self._known.get(key)
+        if demand is None:
+            holding = Holding(pods, account.use, *found, kept)
+            demand = self._known[key] = demand_of(GpuKind(*kind), holding, profiles=self._profiles)
+        return demand

@@ -46,8 +46,10 @@ class NodeFact:
 
 @dataclass(frozen=True, slots=True)
 class PodFact:
-    """A pod of ours that holds GPUs: which phase it runs, how it ranks, the served model, and the highest cap of its role.
-    `orphan`: its cluster is gone, so what that asked for stands in the lines of its GPUs alone, if anywhere."""
+    """A pod that holds GPUs, of ours or of somebody's whom labels or rules class (`workloads`): which phase it runs (Unassigned:
+    nobody says), how it ranks, the served model, and the highest cap of its role. `orphan`: its cluster is gone, so what that
+    asked for stands in the lines of its GPUs alone, if anywhere. `group`: pods of its namespace that say the same are one
+    replica. `unread`: nothing is known of it yet. `conflict`: what was said of it and does not count, in words."""
 
     namespace: str
     name: str
@@ -56,6 +58,9 @@ class PodFact:
     model: str = ""
     power_ceiling_w: int | None = None
     orphan: bool = False
+    group: str = ""
+    unread: bool = False
+    conflict: str = ""
 
 
 class CountedFloor(NamedTuple):

@@ -19,14 +19,15 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget.claims import Placement, Rates, charged_w, node_rest_w, rates_in
-from splitwatt_core.budget.demand import Demand, GpuKind, Holding, demand_of
+from splitwatt_core.budget.claims import Placement, Rates, charged_w, leads_up_to, node_rest_w, rates_in
+from splitwatt_core.budget.demand import Demand, Demands
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.budget.workloads import Workloads, unit_of
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
 from splitwatt_core.gpus import profiles as profile_law
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase, Use
+from splitwatt_core.protocol.contract import NO_GRANT, SIGN_OF_LIFE_S, Health, Phase
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
 from splitwatt_core.trees import Forest
@@ -49,8 +50,9 @@ PHASE_CODE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node; `wants[i]` what
-    its pods want of it, whatever it may have now. B budgets in the tree's order.
+    """`accounts[i]` is the ledger's account behind row i of `gpus`; `owner[i]` its node; `holders[i]` what is known of each pod
+    that holds it, None of a stranger; `wants[i]` what its pods want of it, whatever it may have now. B budgets in the tree's
+    order.
 
     charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late, mute and still bool[N]. still: a person wants
     its cap left as it is (frozen budget, excluded node). clocks, slot: as in the policy's snapshot; a GPU that cannot be
@@ -66,6 +68,7 @@ class Fleet:
     accounts: tuple[GpuAccount, ...]
     owner: tuple[NodeAccount, ...]
     wants: tuple[Demand, ...]
+    holders: tuple[tuple[PodFact | None, ...], ...]
     charge_w: NDArray[np.float64]
     granted_w: NDArray[np.int32]
     trusted: NDArray[np.bool_]
@@ -182,8 +185,10 @@ def build_fleet(
     pods: Mapping[tuple[str, str], PodFact],
     profiles: Sequence[Profile],
     now_s: float,
+    workloads: Workloads | None = None,
 ) -> Fleet:
-    """Lay out all GPUs of all placed nodes, node by node."""
+    """Lay out all GPUs of all placed nodes, node by node. `workloads`: pods that are not among `pods`, None: nobody tells
+    of any."""
     size = len(tree.order)
     own_rest_w = np.array([budgets[name].fixed_w for name in tree.order], dtype=np.float64)
     nodes, gpu_count, extra_w = np.zeros(size), np.zeros(size), np.zeros(size)
@@ -193,7 +198,8 @@ def build_fleet(
     owner: list[NodeAccount] = []
     told: list[Demand] = []
     groups: dict[tuple[str, str], int] = {}
-    demands, clocks = _Demands(pods, profiles), _Clocks(profiles)
+    told_holders: list[tuple[PodFact | None, ...]] = []
+    demands, clocks = Demands(pods, workloads or Workloads(), profiles), _Clocks(profiles)
     below_gone = tree.forest.nearest(np.array([name in tree.gone for name in tree.order], dtype=np.bool_)) >= 0
     for placement in placements:
         node = placement.node
@@ -208,13 +214,16 @@ def build_fleet(
             left_behind |= fixed_elsewhere(placement, tree, budgets)
         trusted = node.trusted(now_s)
         still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
+        root = budgets[tree.root[placement.leaves[0]]]
         for account in node.gpus.values():
-            wants = demands.of(account)
+            holders = demands.holders(account, root)
+            wants = demands.of(account, holders)
             told.append(wants)
+            told_holders.append(holders)
             can = not still and steerable(account, node, now_s)
             key = ("", account.uuid)
             if len(account.owners) == 1 and can:  # one that several pods share rises by itself
-                key = (account.owners[0].namespace, account.owners[0].pod)
+                key = unit_of(account.owners[0], holders[0])
             charge_w = float(account.charge_w)
             if kept:  # nothing is raised there, so nobody else need make room for it
                 top_w = max(account.min_w, min(wants.ceiling_w, account.latest_cap_w or 0))
@@ -287,6 +296,7 @@ def build_fleet(
         accounts=tuple(accounts),
         owner=tuple(owner),
         wants=tuple(told),
+        holders=tuple(told_holders),
         charge_w=column("charge_w", np.float64),
         granted_w=column("granted_w", np.int32),
         trusted=column("trusted", np.bool_),
@@ -335,31 +345,9 @@ def fixed_elsewhere(placement: Placement, tree: Tree, budgets: Mapping[str, Budg
     by itself."""
     own = tree.chain(placement.leaves[0])
     others = [tree.chain(name) for name in placement.leaves[1:]]
-    by_leaf = {above for way in others if budgets[way[0]].selector is not None for above in way}
+    by_leaf = {above for way in others if not leads_up_to(way[0], placement, budgets) for above in way}
     off = {above for way in others for above in way}.difference(own, by_leaf)
     return {(above, below) for above in off for below in own if below not in tree.chain(above)}
-
-
-class _Demands:
-    """`demand_of` for the GPUs of one step: a fleet has few kinds and pods, and many GPUs."""
-
-    def __init__(self, pods: Mapping[tuple[str, str], PodFact], profiles: Sequence[Profile]) -> None:
-        self._pods, self._profiles = pods, profiles
-        self._known: dict[tuple[object, ...], Demand] = {}
-
-    def of(self, account: GpuAccount) -> Demand:
-        pods = tuple(self._pods.get((owner.namespace, owner.pod)) for owner in account.owners)
-        kind = (account.model, account.min_w, account.max_w, account.default_w)
-        orphan = any(pod is not None and pod.orphan for pod in pods)
-        held = orphan or None in pods or not (pods or account.use is Use.IDLE)
-        found = (account.found_w, account.found_granted) if held else (0, False)
-        kept = account.row.power_class if orphan and account.row is not None else None
-        key = (*kind, *map(id, pods), account.use, *found, kept)  # the mapping keeps the pods alive, so an id is a pod's own
-        demand = self._known.get(key)
-        if demand is None:
-            holding = Holding(pods, account.use, *found, kept)
-            demand = self._known[key] = demand_of(GpuKind(*kind), holding, profiles=self._profiles)
-        return demand
 
 
 class _Clocks:

@@ -27,6 +27,7 @@ from splitwatt_core.budget.meters import plausible
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
+from splitwatt_core.budget.workloads import OwnerFact, Workloads
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.protocol.contract import NodePower
 from splitwatt_core.protocol.node_account import NodeAccount
@@ -35,7 +36,7 @@ from splitwatt_core.protocol.node_account import NodeAccount
 class Heard:
     """Not thread-safe; all times are seconds of one wall clock (Unix time)."""
 
-    def __init__(self, *, term: int, profiles: Sequence[Profile], agent_silent_s: float) -> None:
+    def __init__(self, *, term: int, profiles: Sequence[Profile], agent_silent_s: float, awaits_owners: bool) -> None:
         """As of `Keeper`."""
         self._term = term
         self._profiles = profiles
@@ -46,6 +47,7 @@ class Heard:
         self._tree: Tree | None = None
         self.roster = Roster(agent_silent_s=agent_silent_s)
         self._pods: dict[tuple[str, str], PodFact] = {}
+        self._workloads = Workloads(awaits=awaits_owners)
         self._in_flight: dict[str, SpecWrite] = {}
         self._settle_s_by_leaves: dict[tuple[str, ...], float] = {}
         self._notes: list[Note] = []
@@ -78,6 +80,7 @@ class Heard:
             self.roster.remember(self.standing, self.tree)
             del self.budgets[name]
             self._tombstones.bury(spec)
+            self._workloads.forget_root(name)
         self._room = self._room.without(name)
         self._replant()
 
@@ -167,6 +170,14 @@ class Heard:
 
     def on_pod_gone(self, namespace: str, name: str) -> None:
         self._pods.pop((namespace, name), None)
+
+    def on_owner(self, owner: OwnerFact) -> None:
+        """Labels of a pod that holds GPUs and is not ours, as they were read last."""
+        self._workloads.see(owner)
+
+    def on_owner_gone(self, namespace: str, name: str) -> None:
+        """No NodePower names it any more."""
+        self._workloads.gone((namespace, name))
 
     def on_meter(self, budget: str, reading: MeterReading | MeterFailure, now_s: float) -> None:
         book, spec = self.books.get(budget), self.budgets.get(budget)

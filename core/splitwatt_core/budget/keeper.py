@@ -86,23 +86,32 @@ class Keeper(Heard):
         policies: Mapping[str, Policy],
         profiles: Sequence[Profile] | None = None,
         agent_silent_s: float = AGENT_METRICS_SILENT_S,
+        awaits_owners: bool = False,
     ) -> None:
         """`term` comes from the Lease (R2). `policies` by the name used in PowerBudget.spec.policy.type. `agent_silent_s`: an
-        agent's sample in Prometheus that is older shows no life."""
+        agent's sample in Prometheus that is older shows no life. `awaits_owners`: every pod that holds GPUs is told of, by
+        `on_pod` or `on_owner`; until then its GPUs keep their caps."""
         if not 0 < term <= MAX_TERM:
             raise ValueError(f"term must be between 1 and {MAX_TERM}, not {term}")
         super().__init__(
-            term=term, profiles=profile_law.builtin() if profiles is None else profiles, agent_silent_s=agent_silent_s
+            term=term,
+            profiles=profile_law.builtin() if profiles is None else profiles,
+            agent_silent_s=agent_silent_s,
+            awaits_owners=awaits_owners,
         )
         self._round = 0
         self._policies = policies
         self._memories: realms.Memories = {}
+        self._stepped_s = float("-inf")
 
     # -------------------------------------------------------------------------------------------------------- the step
 
     def step(self, now_s: float) -> Plan:
         """Decide. Grants in the returned writes are already charged."""
         notes, self._notes = self._notes, []
+        if now_s < self._stepped_s:
+            self._memories = {}  # of a clock that was set back: who remembers nothing waits for no moment that is past
+        self._stepped_s = now_s
         seen = self._look(now_s)
         notes.extend(judge_all(seen.budgets, seen.books, seen.surveys, tree=seen.tree, now_s=now_s))
         withheld_w = raises.withheld_w(seen)
@@ -171,6 +180,7 @@ class Keeper(Heard):
             placements=placements,
             conflicts=conflicts,
             pods=self._pods,
+            workloads=self._workloads,
             profiles=self._profiles,
             now_s=now_s,
             unconfirmed=self._contract.held(tree.root),

@@ -16,6 +16,7 @@ from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.fleet import Fleet, build_fleet
 from splitwatt_core.budget.survey import Survey, take_survey
 from splitwatt_core.budget.tree import BudgetSpec, Tree
+from splitwatt_core.budget.workloads import Workloads
 from splitwatt_core.columns import BoolArray, FloatArray, IntArray
 from splitwatt_core.gpus.profiles import Profile
 
@@ -98,9 +99,12 @@ def look(
     profiles: Sequence[Profile],
     now_s: float,
     unconfirmed: Mapping[str, str],
+    workloads: Workloads | None = None,
 ) -> Moment:
     """Lay out the fleet and survey it."""
-    fleet = build_fleet(tree=tree, budgets=budgets, placements=placements, pods=pods, profiles=profiles, now_s=now_s)
+    fleet = build_fleet(
+        tree=tree, budgets=budgets, placements=placements, pods=pods, workloads=workloads, profiles=profiles, now_s=now_s
+    )
     opened_s = {name: book.opened_s for name, book in books.items()}
     return Moment(
         now_s=now_s,

@@ -9,6 +9,7 @@ Protected: no charge disappears because something is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final, TypeVar
 
@@ -296,7 +297,7 @@ class Roster:
     ) -> tuple[str, ...]:
         """The ways that a spec is to name: the present ones, and of the `known` what is `kept` and not left for good."""
         gone = {name for name, since in self.moves[node].items() if since == DROPPED}
-        former = (way for names in known for way in claims.split_ways(names, tree.leaves) if gone.isdisjoint(way))
+        former = (way for names in known for way in claims.split_ways(names, tree.leaves, tree.named) if gone.isdisjoint(way))
         named = claims.joined(tuple(n for n in way if n in kept) for way in (*present, *former))
         found = (*named, *sorted(kept - gone.union(named)))
         return found if len(found) <= MAX_BUDGETS_PER_NODE else tuple(dict.fromkeys(found))
@@ -362,6 +363,6 @@ class Roster:
 
     def _to_read(self, rows: Mapping[str, Row], now_s: float) -> tuple[Row, ...]:
         """Of what fresh reads are to judge, by node, that of nodes which nobody was asked to read for `VERIFY_EVERY_S`."""
-        due = {name: row for name, row in rows.items() if now_s - self._verified_s.get(name, float("-inf")) >= VERIFY_EVERY_S}
+        due = {name: row for name, row in rows.items() if abs(now_s - self._verified_s.get(name, -math.inf)) >= VERIFY_EVERY_S}
         self._verified_s.update(dict.fromkeys(due, now_s))
         return tuple(due.values())

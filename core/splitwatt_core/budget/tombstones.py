@@ -59,7 +59,7 @@ def _ways(spec: Spec, live: Mapping[str, BudgetSpec]) -> tuple[Way, ...]:
         for before, name in pairwise(spec.budgets)
         if name in spec.leaving and before not in spec.leaving and spec.budgets.index(before) > 0
     )
-    return split_ways(spec.budgets, leaves)
+    return split_ways(spec.budgets, leaves, {name: live[name].parent for name in spec.budgets if name in live})
 
 
 def _restored(name: str, account: NodeAccount, live: Mapping[str, BudgetSpec]) -> BudgetSpec:

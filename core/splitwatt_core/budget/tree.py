@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from splitwatt_core.policies.signature import Unassigned
-from splitwatt_core.protocol.contract import Mode
+from splitwatt_core.protocol.contract import Mode, Phase
 from splitwatt_core.trees import NO_BUDGET, Forest, forest_of
 
 MAX_LIMIT_W: Final = 1_000_000_000
@@ -90,6 +90,18 @@ class Elastic:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadRule:
+    """What a root says of pods that are of no InferenceCluster: of those in `namespaces` that `pods` selects, None: all. What it
+    leaves out (None, "") the pods' own labels say, if anything does."""
+
+    pods: Selector | None = None
+    namespaces: Selector | None = None
+    phase: Phase | None = None
+    priority: int | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LimitState:
     """`pending`: lowered limits that wait for their grace, each with the Unix time at which it comes into force."""
 
@@ -115,8 +127,8 @@ class LimitState:
                 pending=(),
             )
         # A limit lowered and then raised part of the way: the higher value takes over the earlier date, for the owner
-        # asked for at most that much since then.
-        due = min((at_s for limit_w, at_s in state.pending if limit_w <= spec_w), default=now_s + grace_s)
+        # asked for at most that much since then. No date is further off than the grace: who says so, had another clock.
+        due = min([now_s + grace_s, *(at_s for limit_w, at_s in state.pending if limit_w <= spec_w)])
         pending = [(limit_w, at_s) for limit_w, at_s in state.pending if limit_w > spec_w and at_s < due]
         pending.append((spec_w, due))
         if len(pending) > MAX_PENDING_LIMITS:
@@ -157,7 +169,7 @@ class BudgetSpec:
     `limit_state` is what a predecessor persisted in status, None when new; `adopted` says whether a predecessor had
     brought it into force; `below`: what it kept of the budgets below; `contract_uid`: the NodePower definition under which
     it counted the nodes, "" where it noted none. `confirmed_uid`: a person's word on that. `frozen`: caps below it stay as
-    they are. `elastic`: at a leaf, None where no nodes are to come."""
+    they are. `elastic`: at a leaf, None where no nodes are to come. `workloads`: at a root, the first that matches counts."""
 
     name: str
     uid: str
@@ -184,6 +196,7 @@ class BudgetSpec:
     confirmed_uid: str = ""
     frozen: bool = False
     elastic: Elastic | None = None
+    workloads: tuple[WorkloadRule, ...] = ()
 
     @property
     def loss_factor(self) -> float:
@@ -197,7 +210,7 @@ class Tree:
     limit is still kept. Mode and policy of its tree are unknown then, so nodes that hold no grants yet are granted none.
     `gone`: tombstones, budgets that were deleted and are still named by a NodePower; what stands below one keeps its place, and
     is at fault as well. `forest`, `index`: the same shape as positions in `order`. `ways`: by budget itself and all above.
-    `leaves`: budgets that select nodes, or did while they were there."""
+    `leaves`: budgets that select nodes, or did while they were there. `named`: the parent that each names, right or wrong."""
 
     order: tuple[str, ...]
     parent: Mapping[str, str | None]
@@ -208,6 +221,7 @@ class Tree:
     gone: frozenset[str] = frozenset()
     ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     leaves: frozenset[str] = frozenset()
+    named: Mapping[str, str | None] = field(default_factory=dict)
 
     def chain(self, name: str) -> tuple[str, ...]:
         """The budget and all its ancestors, itself first."""
@@ -272,7 +286,8 @@ def build_tree(budgets: Mapping[str, BudgetSpec], *, gone: Set[str] = frozenset(
     for name in order:
         ways[name] = (name,) if (up := parent[name]) is None else (name, *ways[up])
     leaves = frozenset(name for name, budget in budgets.items() if budget.selector is not None)
-    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone), ways, leaves)
+    named = {name: budget.parent for name, budget in budgets.items()}
+    return Tree(tuple(order), parent, root, fault, index, forest_of(parents), frozenset(gone), ways, leaves, named)
 
 
 def _missing(parent: str) -> str:

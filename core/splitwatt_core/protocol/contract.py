@@ -1,8 +1,9 @@
 """`NodePower`: the contract between the operator and one node's agent, as frozen data and as JSON.
 
 The operator alone writes `spec`, the agent alone writes `status`. Watts are whole numbers here, as in the API; milliwatts
-exist only at the NVML border. Parsing is strict about types and lenient about unknown fields, so that an older agent
-reads a newer object. Standard library only: the agent imports this module.
+exist only at the NVML border. Parsing is strict about types and lenient about unknown fields and about words that only tell
+of a GPU, so that old and new releases read each other while one replaces the other. Standard library only: the agent
+imports this module.
 
 Grant numbers order all grants of one GPU for all time (docs/protocol.md, R6): `grant = term * GRANTS_PER_TERM + round`, so a
 number is never used twice, not even for a new object of the same name, and a later term's grants outrank all earlier ones.
@@ -204,11 +205,14 @@ def _get(raw: Mapping[str, Any], key: str, kind: type, where: str, default: Any)
     return value
 
 
-def _choice(raw: Mapping[str, Any], key: str, kind: type[_Word], where: str, default: _Word) -> _Word:
+def _choice(raw: Mapping[str, Any], key: str, kind: type[_Word], where: str, default: _Word, *, told: bool = False) -> _Word:
+    """`told`: it says something of a GPU and asks for nothing, so a word of a newer release reads as `default`."""
     word = _get(raw, key, str, where, default)
     try:
         return kind(word)
     except ValueError as error:
+        if told:
+            return default
         raise ContractError(f"{where}.{key} must be one of {', '.join(kind)}, not {word!r}") from error
 
 
@@ -241,7 +245,7 @@ def _grant_from(raw: Mapping[str, Any], where: str) -> Grant:
         safe_cap_w=_get(raw, "safeCapWatts", int, where, cap_w),
         charge_w=_get(raw, "chargeWatts", int, where, cap_w),
         max_clock_mhz=_get(raw, "maxClockMegahertz", int, where, None),
-        phase=_choice(raw, "phase", Phase, where, Phase.UNASSIGNED),
+        phase=_choice(raw, "phase", Phase, where, Phase.UNASSIGNED, told=True),
         power_class=_power_class_from(raw, where),
     )
 
@@ -320,12 +324,12 @@ def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
         max_w=_get(raw, "maxCapWatts", int, where, 0),
         default_w=_get(raw, "defaultCapWatts", int, where, 0),
         model=_get(raw, "model", str, where, ""),
-        health=_choice(raw, "health", Health, where, Health.UNKNOWN),
+        health=_choice(raw, "health", Health, where, Health.UNKNOWN, told=True),
         workload=None if workload is None else _workload_from(workload, f"{where}.workload"),
         workloads=tuple(
             _workload_from(row, f"{where}.workloads[{i}]") for i, row in enumerate(_list(raw, "workloads", dict, where))
         ),
-        use=_choice(raw, "use", Use, where, Use.UNKNOWN),
+        use=_choice(raw, "use", Use, where, Use.UNKNOWN, told=True),
         floor_w=_get(raw, "floorWatts", int, where, 0),
     )
 

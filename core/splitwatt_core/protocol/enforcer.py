@@ -333,6 +333,7 @@ class Enforcer:
         if gpu.set_ok == target.grant or back.management_mw == min(target.cap_w * MW_PER_W, gpu.identity.max_mw):
             self._acked(gpu, target.grant, target.cap_w)
             gpu.explained_mw = target.cap_w * MW_PER_W
+            gpu.setter_health = None  # the limit stands: a call that failed took effect all the same, or another hand set it
 
     def _acked(self, gpu: _Gpu, grant: int, since_cap_w: int) -> None:
         uuid = gpu.identity.uuid

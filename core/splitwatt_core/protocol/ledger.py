@@ -61,6 +61,8 @@ class GpuAccount:
     """The cap that it had when its present use began: since its owners are these, or since it has none and is not idle."""
     found_granted: bool = False
     """That cap was one of ours, so it says nothing of what the GPU had before."""
+    found_first: bool = False
+    """Its present use is the first that was seen of it, so its line may have been written for these very owners."""
     unowned_since_s: float | None = None
     """Since when it has no owner and no proof of idleness."""
     outside_w: int | None = None
@@ -128,6 +130,13 @@ class GpuAccount:
         else:
             self.unacked_since_s = None
 
+    def set_back(self, by_s: float, now_s: float) -> None:
+        """Our clock was set back: what has to last still lasts no longer for that, and what has lasted did so until now."""
+        self.settling = [(until - by_s, w) for until, w in self.settling]
+        for name in ("unacked_since_s", "outside_since_s", "unowned_since_s"):
+            if (since_s := getattr(self, name)) is not None:
+                setattr(self, name, min(since_s, now_s))
+
     def learn(self, grant: Grant) -> None:
         """Count a grant line, before it is sent (R6) or when it is seen in an object somebody else wrote."""
         if self.row is None or grant.grant >= self.row.grant:
@@ -194,7 +203,7 @@ class GpuAccount:
         was_idle = not self.owners and self.use is Use.IDLE
         unowned = not owners and use is not Use.IDLE
         if first or owners != self.owners or (was_idle and unowned):
-            self.found_w, self.found_granted = self.present_cap_w, self.row is not None
+            self.found_w, self.found_granted, self.found_first = self.present_cap_w, self.row is not None, first
         if not unowned:
             self.unowned_since_s = None
         elif self.unowned_since_s is None:

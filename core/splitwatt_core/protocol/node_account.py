@@ -57,6 +57,7 @@ class NodeAccount:
     status_s: float = float("-inf")
     lease_s: float = float("-inf")
     unproven_since_s: float | None = None
+    refreshed_s: float = float("-inf")
     excluded: bool = False
     """A person keeps it out: it is charged as if nothing held, and nothing is granted to it."""
     removed: set[str] = field(default_factory=set)
@@ -253,8 +254,16 @@ class NodeAccount:
         return not self.present or seen.status.boot_id == self.boot_id
 
     def refresh(self, now_s: float, *, settle_s: float) -> None:
-        """Bring all charges up to date. A heartbeat from the future is one of now: another machine's clock is ahead."""
+        """Bring all charges up to date. A heartbeat from the future is one of now: another machine's clock is ahead, or ours was
+        set back."""
         self.sample_s, self.lease_s = min(self.sample_s, now_s), min(self.lease_s, now_s)
+        self.status_s = min(self.status_s, now_s)
+        if self.unproven_since_s is not None:
+            self.unproven_since_s = min(self.unproven_since_s, now_s)
+        if now_s < self.refreshed_s:
+            for gpu in self.gpus.values():
+                gpu.set_back(self.refreshed_s - now_s, now_s)
+        self.refreshed_s = now_s
         trusted = self.trusted(now_s)
         largest_w = max((gpu.default_w for gpu in self.gpus.values()), default=0)
         for gpu in self.gpus.values():

@@ -12,6 +12,7 @@ from splitwatt_core.admission.pods import Pod, pod_fact
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import cluster_label
 
+from splitwatt_operator.cluster.owners import OwnerNews
 from splitwatt_operator.cluster.read import UNREADABLE, sentence_of, subject_of, unix_s
 from splitwatt_operator.cluster.store import Change, JsonObject, Key, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
@@ -56,6 +57,14 @@ class Feeder:
                     profiles_changed = True
         if profiles_changed:
             self._keeper.on_profiles(self._view.profiles)
+
+    def feed_owners(self, news: Iterable[OwnerNews]) -> None:
+        """Pods that hold GPUs and are of no InferenceCluster."""
+        for (namespace, name), owner in news:
+            if owner is None:
+                self._keeper.on_owner_gone(namespace, name)
+            else:
+                self._keeper.on_owner(owner)
 
     def _node(self, name: str, obj: JsonObject | None, now_s: float) -> None:
         seen = self._view.nodes.get(name)

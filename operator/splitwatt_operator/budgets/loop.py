@@ -28,6 +28,7 @@ from splitwatt_operator.budgets.decision_log import DecisionLog
 from splitwatt_operator.budgets.feeder import FACT_KINDS, QUIET_KINDS, Feeder
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.budgets.statuses import BudgetStatuses
+from splitwatt_operator.cluster.owners import OwnerLabels
 from splitwatt_operator.cluster.read import subject_of
 from splitwatt_operator.cluster.store import Kind, Store
 from splitwatt_operator.cluster.view import View
@@ -61,6 +62,7 @@ class BudgetLoop:
         *,
         store: Store,
         view: View,
+        owners: OwnerLabels,
         keeper: Keeper,
         performer: Performer,
         telemetry: Telemetry,
@@ -74,6 +76,7 @@ class BudgetLoop:
     ) -> None:
         self._store = store
         self._view = view
+        self._owners = owners
         self._keeper = keeper
         self._feeder = Feeder(store, view, keeper, recorder)
         self._performer = performer
@@ -94,12 +97,15 @@ class BudgetLoop:
     async def run(self) -> None:
         changes = self._store.subscribe(FACT_KINDS, wake=self.wake)
         heartbeats = self._store.subscribe(QUIET_KINDS)
+        self._owners.wake = self.wake.set
+        self._owners.tell_all()
         try:
             while True:
                 if not self._held(time.monotonic()):
                     await self._rest()
                 self.wake.clear()
                 now_s, started_s = time.time(), time.monotonic()
+                self._feeder.feed_owners(self._owners.take())
                 self._feeder.feed(changes.take(), now_s)
                 self._feeder.feed(heartbeats.take(), now_s)
                 plan = self._step(now_s)

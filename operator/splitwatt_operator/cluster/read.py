@@ -13,6 +13,7 @@ from splitwatt_api import convert
 from splitwatt_core.admission.pods import Pod, PodName
 from splitwatt_core.admission.scheduling import NodeRules, NodeTerm, Toleration
 from splitwatt_core.budget.facts import NodeFact, Taint
+from splitwatt_core.budget.known_labels import group_of
 from splitwatt_core.budget.tree import BudgetSpec, Requirement, Selector
 from splitwatt_core.clusters import ClusterSpec, Role, SpecError
 from splitwatt_core.gpus.profiles import Offered
@@ -123,6 +124,7 @@ def pod(obj: JsonObject) -> Pod:
         rules=_rules(obj),
         ended=(obj.get("status") or {}).get("phase") in ENDED_PHASES,
         terminating=bool(meta.get("deletionTimestamp")),
+        group=group_of(labels),
     )
 
 

@@ -94,7 +94,7 @@ def read_profile_file(path: Path) -> ProfileFile:
 def _objects(text: str, name: str) -> Iterator[Mapping[str, Any]]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a day that is none, and lists a thousand deep
         raise TableError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     for number, document in enumerate(documents, 1):
         where = f"{name}: document {number}"

@@ -139,7 +139,7 @@ def read_scenario(path: Path) -> Scenario:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError(f"cannot read {path} ({error}); pass the path of a scenario file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a day that is none, and lists a thousand deep
         raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ScenarioError(f"{path} must hold a mapping; its keys are {_keys(Scenario)}")

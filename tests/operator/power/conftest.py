@@ -26,6 +26,7 @@ from splitwatt_lab.processes import Process, ProcessGroup
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
+from splitwatt_shell.waiting import NotInTimeError
 from support.exporter import Exporter
 from support.waiting import PATIENCE_S, eventually
 
@@ -250,7 +251,7 @@ class Datacenter:
 
         try:
             return self.eventually(f"{kind}={status}", found)
-        except AssertionError as error:
+        except NotInTimeError as error:
             raise AssertionError(f"{budget}: wanted {kind}={status} {reason}, has {self.status(budget)}") from error
 
     def node_power(self, node: str) -> dict[str, Any] | None:

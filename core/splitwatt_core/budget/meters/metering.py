@@ -36,6 +36,8 @@ class MeterMemory:
     refused: str = ""
     failure: str = "no answer from Prometheus yet"
     doubt: Doubt = field(default_factory=Doubt)
+    _within_w: float | None = None
+    """The newest that was believed for what could be drawn then, and not for what the meter had read before."""
     _waiting: list[MeterReading] = field(default_factory=list)
     _unheld: list[MeterReading] = field(default_factory=list)
     _newest_s: float = float("-inf")
@@ -87,6 +89,8 @@ class MeterMemory:
             self.refused = self._refusal(spec, sample, past, explained_w=explained_w, limit_w=limit_w)
             if self.refused:
                 continue
+            if sample.power_w <= plausible.most_w(explained_w=explained_w, limit_w=limit_w, believed_w=None):
+                self._within_w = sample.power_w
             before_s = float("-inf") if self.reading is None else min(self.reading.sampled_s, now_s)
             self.reading = sample
             if sample.sampled_s > before_s:
@@ -113,7 +117,7 @@ class MeterMemory:
 
     def _refusal(self, spec: MeterSpec, sample: MeterReading, past: Past, *, explained_w: float, limit_w: float) -> str:
         believed_w = None if self.reading is None else self.reading.power_w
-        most_w = plausible.most_w(explained_w=explained_w, limit_w=limit_w, believed_w=believed_w)
+        most_w = plausible.most_w(explained_w=explained_w, limit_w=limit_w, believed_w=self._within_w)
         advice = "look at the meter, meter.selector and meter.scale"
         if sample.power_w > most_w:
             return (

@@ -8,8 +8,9 @@ questions need bounds that honest meters never touch, for a refused truth is wor
   its GPUs' watts (docs/facts.md, meters), and an under-declared rack is just what must brake. So a sample is believed up to
   EXPLAINED_TIMES what GPU maxima and declared watts come to; or up to LIMIT_TIMES the limit, for a feed carries an overload of
   half its rating for seconds (docs/facts.md, breakers) and nodes may stand there that nobody knows; or up to BELIEVED_TIMES
-  what the same meter read before, so that a cut of the limit makes no honest reading a lie. 65 535 W on a rack of 30.4 kW and
-  a limit of 40 kW is above all three; 28 kW of 26 kW below each.
+  what the same meter read when it was within one of these two, so that a cut of the limit makes no honest reading a lie, and
+  a counter of energy that was taken for a meter is not believed step by step for ever. 65 535 W on a rack of 30.4 kW and a
+  limit of 40 kW is above all three; 28 kW of 26 kW below each.
 - Below. Whatever else is true, the GPUs' own watts pass through the meter. A sample below CONTRADICTED_SHARE of the least that
   they drew around its time contradicts them, once it is not alone (`Doubt`). NVML is good to 5 %, a PDU to 2 %, and a sample
   may be as old as its budget allows: hence the share, and the least of that whole time, which no lag and no falling or
@@ -32,11 +33,14 @@ UNKNOWN_NODE_W: Final = 15_000
 """What a node without an agent may draw whatever was declared for it: a server of 8 B200 is rated 14.3 kW (docs/facts.md,
 meters)."""
 
-NO_VALUES: Final = frozenset(float(2**bits - 1) for bits in (15, 16, 31, 32, 63, 64))
-"""Registers of all ones, signed and unsigned: what SNMP and Modbus send for "no value" (docs/facts.md, meters)."""
+NO_VALUES: Final = frozenset(
+    {float(2**bits - 1) for bits in (15, 16, 31, 32, 63, 64)} | {float(2**bits) for bits in (15, 31, 63)}
+)
+"""Registers of all ones, signed and unsigned, and of the sign bit alone, read unsigned: what SNMP and Modbus send for "no value"
+(docs/facts.md, meters)."""
 EXPORTERS_SCALES: Final = (1, 10, 100, 1000)
 """An exporter may have divided such a register like any other number: 6553.5 W."""
-_ONES: Final = sorted(bits / scale for bits in NO_VALUES for scale in EXPORTERS_SCALES)
+_EMPTY: Final = sorted(bits / scale for bits in NO_VALUES for scale in EXPORTERS_SCALES)
 NO_VALUE_SHARE: Final = 0.05
 """A meter may pass by such a number: it is believed this near to what was read or modelled already."""
 
@@ -50,16 +54,16 @@ CONTRADICTED_ROUNDS: Final = 2
 
 def most_w(*, explained_w: float, limit_w: float, believed_w: float | None) -> float:
     """The most that a meter is believed. `explained_w`: GPU maxima with losses and all declared watts below it; `believed_w`:
-    what it read before."""
+    what it read when that was within the other two bounds, None where it never was."""
     return max(EXPLAINED_TIMES * explained_w, LIMIT_TIMES * limit_w, BELIEVED_TIMES * (believed_w or 0.0))
 
 
 def is_no_value(raw: float, power_w: float, *near_w: float | None) -> bool:
-    """Whether `raw`, the number as the meter gave it, is a register of all ones, whole or divided, and its watts are far from
-    all of `near_w`."""
-    at = bisect_left(_ONES, raw)
-    ones = any(math.isclose(raw, number, rel_tol=1e-9) for number in _ONES[max(at - 1, 0) : at + 1])
-    return ones and not any(known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w)
+    """Whether `raw`, the number as the meter gave it, is one of NO_VALUES, whole or divided, and its watts are far from all of
+    `near_w`."""
+    at = bisect_left(_EMPTY, raw)
+    empty = any(math.isclose(raw, number, rel_tol=1e-9) for number in _EMPTY[max(at - 1, 0) : at + 1])
+    return empty and not any(known_w is not None and abs(power_w - known_w) <= NO_VALUE_SHARE * known_w for known_w in near_w)
 
 
 def agent_problem(node: str, power_w: float, *, most_w: float) -> str:

@@ -143,10 +143,16 @@ class BudgetFindings:
 
     def beside_text(self, name: str) -> str:
         found = self.beside[name]
+        counts = f"{counted(len(found.nodes), 'node')} still counted here with {found.charge_w:.0f} W, whose leaf "
+        below = [child for child, up in self.tree.named.items() if up == name and child in self.tree.fault]
+        if below and name in self.tree.leaves:
+            return (
+                f"{counts}stands below it: {some(found.nodes)}; remove spec.nodeSelector, for {some(below)} "
+                f"{'names' if len(below) == 1 else 'name'} it as spec.parent"
+            )
         return (
-            f"{counted(len(found.nodes), 'node')} still counted here with {found.charge_w:.0f} W, whose leaf names no way here "
-            f"any more: {some(found.nodes)}; put spec.parent of that leaf back, or let it name another, and see that its "
-            "nodeSelector selects them"
+            f"{counts}names no way here any more: {some(found.nodes)}; put spec.parent of that leaf back, or let it name "
+            "another, and see that its nodeSelector selects them"
         )
 
     def ghosts_text(self, name: str) -> str:
