@@ -26,8 +26,11 @@ DEFAULT_ENGINE_PORT: Final = 8000
 DEFAULT_SIDE_CHANNEL_PORT: Final = 5600
 """vLLM's default VLLM_NIXL_SIDE_CHANNEL_PORT: where decode asks prefill for the KV cache's addresses."""
 DEFAULT_CONNECTOR: Final = "NixlConnector"
+DEFAULT_ROUTER_METRICS_PORT: Final = 29000
+"""vllm-router's own default."""
 
 MAX_REPLICAS: Final = 1000
+MAX_ROUTER_REPLICAS: Final = 16
 MAX_ENGINE_ARGS: Final = 64
 
 MAX_LABEL_CHARS: Final = 63
@@ -107,7 +110,8 @@ class Role(StrEnum):
 class RoleSpec:
     """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `rendering.overlay`.
 
-    `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy.
+    `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy. `drain_s`: the most
+    that a pod which is told to go waits for its requests to end; None: the release's.
     """
 
     replicas: int
@@ -115,12 +119,35 @@ class RoleSpec:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     power_ceiling_w: int | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    drain_s: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.replicas <= MAX_REPLICAS:
             raise SpecError(f"replicas must be between 0 and {MAX_REPLICAS}, not {self.replicas}")
         if not 1 <= self.gpus_per_replica <= MAX_GPUS_PER_NODE:
             raise SpecError(f"gpusPerReplica must be between 1 and {MAX_GPUS_PER_NODE}, not {self.gpus_per_replica}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """How long an engine may take to start, may not answer before no request is sent to it, and before it is started anew. An
+    engine that a brake starves of power answers late and works on: whoever kills it for that loses its KV cache and an hour."""
+
+    startup_s: int = 3600
+    unready_s: int = 30
+    restart_s: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the weights are, at most one of: a hub (`token_secret`: name and key; `cache_claim`: a claim that keeps what was
+    fetched), a claim, an OCI image, or a path that the engine's own container has. `path` is below the claim or the image."""
+
+    token_secret: tuple[str, str] | None = None
+    cache_claim: str | None = None
+    claim: str | None = None
+    image: str | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +158,7 @@ class EngineSpec:
     image: str | None = None
     port: int = DEFAULT_ENGINE_PORT
     args: tuple[str, ...] = ()
+    probes: ProbeSpec = field(default_factory=ProbeSpec)
 
     def __post_init__(self) -> None:
         if len(self.args) > MAX_ENGINE_ARGS:
@@ -139,11 +167,40 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class KvTransferSpec:
-    """`extra_config` becomes kv_connector_extra_config as it is."""
+    """`extra_config` becomes kv_connector_extra_config as it is. `recompute`: a prompt whose KV cache does not come is read again
+    by decode, which is seen (`serving.kv_proof`); otherwise its request fails."""
 
     connector: str = DEFAULT_CONNECTOR
     side_channel_port: int = DEFAULT_SIDE_CHANNEL_PORT
     extra_config: Mapping[str, Any] = field(default_factory=dict)
+    recompute: bool = True
+
+
+class RouterType(StrEnum):
+    """Who stands before the pools. Without one there is no split: a decode engine computes the prompts that it is sent."""
+
+    VLLM = "VLLM"
+    NONE = "None"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """`image` None: the release's default. `args` are appended to the rendered ones. `resources` as in a container, empty: the
+    release's. `template`: an overlay as a role's."""
+
+    type: RouterType = RouterType.VLLM
+    image: str | None = None
+    replicas: int = 1
+    args: tuple[str, ...] = ()
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    metrics_port: int = DEFAULT_ROUTER_METRICS_PORT
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= MAX_ROUTER_REPLICAS:
+            raise SpecError(f"router.replicas must be between 1 and {MAX_ROUTER_REPLICAS}, not {self.replicas}")
+        if len(self.args) > MAX_ENGINE_ARGS:
+            raise SpecError(f"router.args has {len(self.args)} entries; at most {MAX_ENGINE_ARGS} are taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +226,23 @@ class ClusterSpec:
     priority: int = PRIORITY_HIGH
     slo: SloSpec = field(default_factory=SloSpec)
     kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
+    router: RouterSpec = field(default_factory=RouterSpec)
+    source: ModelSource = field(default_factory=ModelSource)
+    priority_class: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
 
     @property
     def id(self) -> ClusterName:
         return ClusterName(self.namespace, self.name)
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model: vLLM's --served-model-name, the first one where there are several."""
+        for at, arg in enumerate(self.engine.args):
+            flag, given, value = arg.partition("=")
+            if flag.replace("_", "-") == "--served-model-name":
+                return value if given else next(iter(self.engine.args[at + 1 :]), self.model)
+        return self.model
 
     def role(self, role: Role) -> RoleSpec:
         return self.prefill if role is Role.PREFILL else self.decode

@@ -23,6 +23,8 @@ LABEL_EXCLUDED: Final = "splitwatt.io/excluded"
 # Labels on objects that the operator renders.
 LABEL_CLUSTER: Final = "splitwatt.io/cluster"
 LABEL_ROLE: Final = "splitwatt.io/role"
+# On the router's pods, which have neither of the two above: they are of the cluster, and no consumer of power.
+LABEL_ROUTER: Final = "splitwatt.io/router"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
 # On pods of any kind, by their owner: pods of a namespace with the same value are one replica and get one common cap.
 LABEL_GROUP: Final = "splitwatt.io/group"
@@ -101,6 +103,13 @@ M_VLLM_E2E: Final = "vllm:e2e_request_latency_seconds"
 M_VLLM_PROMPT_TOKENS: Final = "vllm:prompt_tokens_total"
 M_VLLM_GENERATION_TOKENS: Final = "vllm:generation_tokens_total"
 M_VLLM_SUCCESS: Final = "vllm:request_success_total"
+# What tells a KV cache that came from one that was computed again: the connector's counters, and where prompt tokens are from.
+M_VLLM_NIXL_BYTES: Final = "vllm:nixl_bytes_transferred"
+M_VLLM_NIXL_FAILED: Final = "vllm:nixl_num_failed_transfers"
+M_VLLM_PROMPT_BY_SOURCE: Final = "vllm:prompt_tokens_by_source"
+M_VLLM_CACHE_CONFIG: Final = "vllm:cache_config_info"
+L_SOURCE: Final = "source"
+L_BLOCK_SIZE: Final = "block_size"
 L_MODEL_NAME: Final = "model_name"
 L_NAMESPACE: Final = "namespace"
 L_POD: Final = "pod"

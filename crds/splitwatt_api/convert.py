@@ -17,23 +17,14 @@ from pydantic import ValidationError
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.raises import MAX_UNCLAIMED
 from splitwatt_core.budget.tree import BelowState, BudgetSpec, Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
-from splitwatt_core.clusters import (
-    PRIORITY_HIGH,
-    PRIORITY_LOW,
-    ClusterSpec,
-    EngineSpec,
-    KvTransferSpec,
-    RoleSpec,
-    SloSpec,
-)
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire, merge
 from splitwatt_core.names import ANNOTATION_NODES_CONFIRMED
 from splitwatt_core.policies.signature import Unassigned
 from splitwatt_core.protocol.contract import Mode
 
 from splitwatt_api.base import MAX_TOLD, LabelSelector
+from splitwatt_api.convert_cluster import cluster_from_wire, cluster_to_core, priority_to_core
 from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
-from splitwatt_api.inference_cluster import InferenceCluster, PriorityWord, RolePool
 from splitwatt_api.power_budget import (
     MAX_BELOW,
     MAX_GONE,
@@ -50,8 +41,6 @@ __all__ = [
     "budget_from_wire", "budget_status", "budget_to_core", "cluster_from_wire", "cluster_to_core", "conditions",
     "profile_from_wire", "profile_to_api", "rfc3339", "selector_to_core", "unix_s",
 ]  # fmt: skip
-
-PRIORITY: Final = {PriorityWord.HIGH: PRIORITY_HIGH, PriorityWord.LOW: PRIORITY_LOW}
 
 
 def unix_s(timestamp: str) -> float:
@@ -129,13 +118,9 @@ def _workload(entry: WorkloadEntry) -> WorkloadRule:
         pods=None if pods is None else selector_to_core(pods),
         namespaces=None if namespaces is None else selector_to_core(namespaces),
         phase=entry.phase,
-        priority=None if entry.priority is None else _priority(entry.priority),
+        priority=None if entry.priority is None else priority_to_core(entry.priority),
         model=entry.model or "",
     )
-
-
-def _priority(said: PriorityWord | int) -> int:
-    return PRIORITY[said] if isinstance(said, PriorityWord) else said
 
 
 def selector_to_core(selector: LabelSelector | WorkloadSelector) -> Selector:
@@ -233,42 +218,3 @@ def conditions(
     known = [condition_from_wire(row) for row in previous.get("conditions") or ()]
     merged = merge(new, known, now=rfc3339(now_s), generation=generation, keep_others=keep_others)
     return [condition_to_wire(condition) for condition in merged]
-
-
-# --------------------------------------------------------------------------------------------------- InferenceCluster
-
-
-def cluster_from_wire(raw: Mapping[str, Any]) -> ClusterSpec:
-    """An InferenceCluster as the API server gives it, but its status. Raises pydantic.ValidationError, or core's SpecError."""
-    return cluster_to_core(InferenceCluster.from_wire({**raw, "status": None}, lenient=True))
-
-
-def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
-    spec, engine, kv = cluster.spec, cluster.spec.engine, cluster.spec.kv_transfer
-    return ClusterSpec(
-        namespace=cluster.metadata.namespace or "",
-        name=cluster.metadata.name,
-        uid=cluster.metadata.uid,
-        generation=cluster.metadata.generation,
-        model=spec.model.name,
-        engine=EngineSpec(type=engine.type, image=engine.image, port=engine.port, args=tuple(engine.args)),
-        prefill=_role(spec.prefill),
-        decode=_role(spec.decode),
-        priority=_priority(spec.priority),
-        slo=SloSpec(ttft_p99_ms=spec.slo.ttft_p99_milliseconds, tbt_p99_ms=spec.slo.tbt_p99_milliseconds),
-        kv_transfer=KvTransferSpec(
-            connector=kv.connector,
-            side_channel_port=kv.side_channel_port,
-            extra_config=dict(kv.extra_config or {}),
-        ),
-    )
-
-
-def _role(pool: RolePool) -> RoleSpec:
-    return RoleSpec(
-        replicas=pool.replicas,
-        gpus_per_replica=pool.gpus_per_replica,
-        node_selector=dict(pool.node_selector),
-        power_ceiling_w=pool.power_ceiling_watts,
-        template={} if pool.template is None else pool.template.to_wire(),
-    )

@@ -7,9 +7,9 @@ power ceiling. Defaults fill all but the model, the engine and the two pools. `k
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 from splitwatt_core.clusters import (
     DEFAULT_CONNECTOR,
     DEFAULT_ENGINE_PORT,
@@ -27,15 +27,28 @@ from splitwatt_api.base import (
     Generation,
     GpuWatts,
     LabelKey,
-    Labels,
     LabelValue,
     ObjectMeta,
+    ObjectName,
     Port,
     Told,
     Wire,
     kubernetes,
     one_of,
 )
+from splitwatt_api.serving_fields import (
+    MAX_WAIT_S,
+    SOURCE_RULE,
+    FreeForm,
+    PodTemplate,
+    Probes,
+    Router,
+    WeightsSource,
+)
+
+MIN_DRAIN_S: Final = 30
+"""KV caches are fetched from a prefill engine for that long after its answer."""
+MAX_PULL_SECRETS: Final = 8
 
 
 class PriorityWord(StrEnum):
@@ -56,8 +69,6 @@ Priority = Annotated[
         )
     ),
 ]
-FreeForm = Annotated[dict[str, Any], WithJsonSchema({"type": "object", **kubernetes(preserve_unknown_fields=True)})]
-"""An object whose fields belong to someone else (a pod spec, a connector's settings)."""
 
 
 class ModelRef(Wire):
@@ -67,6 +78,11 @@ class ModelRef(Wire):
         min_length=1,
         max_length=253,
         description="The model's name as the engine knows it, for example meta-llama/Llama-3.1-70B-Instruct.",
+    )
+    source: WeightsSource | None = Field(
+        default=None,
+        description="Where its weights come from; absent: a hub, by its name.",
+        json_schema_extra=kubernetes(SOURCE_RULE),
     )
 
 
@@ -85,6 +101,11 @@ class Engine(Wire):
         max_length=MAX_ENGINE_ARGS,
         description="Arguments added after the rendered ones.",
         json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    probes: Probes = Field(
+        default_factory=Probes,
+        description="How patient Kubernetes is with an engine.",
+        json_schema_extra={"default": {}},
     )
 
 
@@ -106,24 +127,6 @@ class Slo(Wire):
         le=3_600_000,
         strict=True,
         description="99th percentile of the time between tokens, in milliseconds.",
-    )
-
-
-class TemplateMetadata(Wire):
-    """Labels and annotations added to a role's pods."""
-
-    labels: Labels = Field(default_factory=dict, description="Labels to add; those under splitwatt.io/ are ours.")
-    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
-        default_factory=dict, description="Annotations to add."
-    )
-
-
-class PodTemplate(Wire):
-    """An overlay on the pods of a role."""
-
-    metadata: TemplateMetadata | None = Field(default=None, description="Labels and annotations to add.")
-    spec: FreeForm | None = Field(
-        default=None, description="A partial pod spec, merged into the rendered one; containers merge by name."
     )
 
 
@@ -150,7 +153,20 @@ class RolePool(Wire):
     power_ceiling_watts: GpuWatts | None = Field(
         default=None, description="The most watts one GPU of this pool is ever granted; absent: left to the policy."
     )
+    drain_seconds: int | None = Field(
+        default=None,
+        ge=MIN_DRAIN_S,
+        le=MAX_WAIT_S,
+        strict=True,
+        description="The most that a pod which is told to go waits for its requests to end; absent: 60 for prefill, 300 for "
+        "decode. KV caches are fetched from a prefill pod for 30 s after its answer.",
+    )
     template: PodTemplate | None = Field(default=None, description="An overlay on the pool's pods.")
+
+
+class OnFailure(StrEnum):
+    RECOMPUTE = "Recompute"
+    FAIL = "Fail"
 
 
 class KvTransfer(Wire):
@@ -161,11 +177,33 @@ class KvTransfer(Wire):
         default=DEFAULT_SIDE_CHANNEL_PORT,
         description="Port of each pod where decode asks prefill for the KV cache's addresses.",
     )
+    on_failure: Annotated[OnFailure, Field(json_schema_extra=one_of("kvTransfer.onFailure", ("Recompute", "Fail")))] = Field(
+        default=OnFailure.RECOMPUTE,
+        description="What becomes of a request whose KV cache does not come. Recompute: decode reads its prompt again. Fail: it "
+        "gets an error.",
+    )
     extra_config: FreeForm | None = Field(default=None, description="Passed to the connector as kv_connector_extra_config.")
+
+
+class PullSecret(Wire):
+    """One Secret of type kubernetes.io/dockerconfigjson."""
+
+    name: ObjectName = Field(description="Name of the Secret.")
 
 
 class InferenceClusterSpec(Wire):
     """What the team that serves the model asks for."""
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes(
+            CelRule(
+                "self.prefill.gpusPerReplica % self.decode.gpusPerReplica == 0 || "
+                "self.decode.gpusPerReplica % self.prefill.gpusPerReplica == 0",
+                "prefill.gpusPerReplica and decode.gpusPerReplica must divide one another: make one a multiple of the other",
+                field_path=".decode.gpusPerReplica",
+            )
+        )
+    )
 
     model: ModelRef = Field(description="The model that is served.")
     engine: Engine = Field(description="The inference engine of both pools.")
@@ -180,6 +218,18 @@ class InferenceClusterSpec(Wire):
         default_factory=KvTransfer,
         description="How the KV cache gets from prefill to decode.",
         json_schema_extra={"default": {}},
+    )
+    router: Router = Field(
+        default_factory=Router, description="Who stands before the two pools.", json_schema_extra={"default": {}}
+    )
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="PriorityClass of engines' and router's pods: who is scheduled first, and who is preempted."
+    )
+    image_pull_secrets: list[PullSecret] = Field(
+        default_factory=list,
+        max_length=MAX_PULL_SECRETS,
+        description="Secrets in the cluster's namespace that open the registry of engines and router.",
+        json_schema_extra=kubernetes(list_type="atomic"),
     )
 
 
@@ -209,8 +259,8 @@ class InferenceClusterStatus(Wire):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Ready, PrefillReady, DecodeReady, PowerAdmitted, SLOAttained; ScaledElsewhere while an "
-        "autoscaler aims at a rendered Deployment.",
+        description="Ready, PrefillReady, DecodeReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
+        "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
     )
 
 

@@ -57,6 +57,8 @@ REPLICA_SETS: Final = ResourceType("apps/v1", "ReplicaSet", "replicasets")
 DAEMON_SETS: Final = ResourceType("apps/v1", "DaemonSet", "daemonsets")
 POD_DISRUPTION_BUDGETS: Final = ResourceType("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 HORIZONTAL_POD_AUTOSCALERS: Final = ResourceType("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+ROLES: Final = ResourceType("rbac.authorization.k8s.io/v1", "Role", "roles")
+ROLE_BINDINGS: Final = ResourceType("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 LEASES: Final = ResourceType("coordination.k8s.io/v1", "Lease", "leases")
 CUSTOM_RESOURCE_DEFINITIONS: Final = ResourceType(
     "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
@@ -68,7 +70,7 @@ _ALL: Final = {
     for r in (
         INFERENCE_CLUSTERS, POWER_BUDGETS, NODE_POWERS, POWER_PROFILES, NODES, NAMESPACES, PODS, SERVICES, CONFIG_MAPS,
         SECRETS, SERVICE_ACCOUNTS, EVENTS, EVENTS_V1, DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, POD_DISRUPTION_BUDGETS,
-        HORIZONTAL_POD_AUTOSCALERS, LEASES, CUSTOM_RESOURCE_DEFINITIONS, RESOURCE_SLICES,
+        HORIZONTAL_POD_AUTOSCALERS, ROLES, ROLE_BINDINGS, LEASES, CUSTOM_RESOURCE_DEFINITIONS, RESOURCE_SLICES,
     )
 }  # fmt: skip
 

@@ -43,6 +43,7 @@ def inference_cluster(
             "model": {"name": MODEL},
             "engine": {"type": "Emulated", "image": images.ENGINE},
             "priority": priority,
+            "router": {"type": "None"},  # the driver asks the engines' pods themselves, and vllm-router's image is not here
             "prefill": pool(prefill),
             "decode": pool(decode),
         },

@@ -55,6 +55,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         help="image of `engine: {type: Emulated}` where a cluster names none (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--router-image", type=_image, default=RenderContext().router_image, metavar="IMAGE",
+        help="image of `router: {type: VLLM}` where a cluster names none (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--listen", default="0.0.0.0:9400", metavar="HOST:PORT", help="address of /metrics and /healthz (%(default)s)"
     )
     parser.add_argument("--namespace", default="splitwatt-system", help="namespace of the Lease (%(default)s)")
@@ -75,7 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         decision_log=given.decision_log,
         log_level=given.log_level,
         agent_silent_s=given.agent_silence_seconds,
-        context=RenderContext(emulated_image=given.engine_image),
+        context=RenderContext(emulated_image=given.engine_image, router_image=given.router_image),
         publish_profiles=given.publish_profiles,
         identity=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
     )

@@ -13,7 +13,7 @@ from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import PostureName
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
-from splitwatt_core.clusters import EngineType
+from splitwatt_core.clusters import EngineType, ModelSource, ProbeSpec, RouterSpec, RouterType
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.gpus import profiles
@@ -257,7 +257,17 @@ def test_a_cluster_says_everything_to_the_core() -> None:
                 "powerCeilingWatts": 500,
                 "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"serviceAccountName": "s"}},
             },
-            kvTransfer={"connector": "C", "sideChannelPort": 5700, "extraConfig": {"k": [1]}},
+            kvTransfer={"connector": "C", "sideChannelPort": 5700, "extraConfig": {"k": [1]}, "onFailure": "Fail"},
+            router={
+                "type": "None",
+                "image": "r:1",
+                "replicas": 2,
+                "args": ["--a"],
+                "metricsPort": 1,
+                "resources": {"limits": {"cpu": 1}},
+            },
+            priorityClassName="gold",
+            imagePullSecrets=[{"name": "key"}],
         )
     )
     assert (core.namespace, core.name, core.uid, core.generation, core.model) == ("serving", "chat", "u", 2, "llama")
@@ -275,7 +285,33 @@ def test_a_cluster_says_everything_to_the_core() -> None:
     assert decode.template["spec"] == {"serviceAccountName": "s"}
     assert decode.template["metadata"]["labels"] == {"a": "b"}
     assert (core.kv_transfer.connector, core.kv_transfer.side_channel_port) == ("C", 5700)
-    assert core.kv_transfer.extra_config == {"k": [1]}
+    assert core.kv_transfer.extra_config == {"k": [1]} and not core.kv_transfer.recompute
+    router = RouterSpec(RouterType.NONE, "r:1", 2, ("--a",), {"requests": {}, "limits": {"cpu": 1}}, 1)
+    assert (core.router, core.priority_class, core.image_pull_secrets) == (router, "gold", ("key",))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (None, ModelSource()),
+        ({"hub": {"tokenSecret": {"name": "hf"}}}, ModelSource(token_secret=("hf", "token"))),
+        ({"hub": {"cacheClaim": "c"}}, ModelSource(cache_claim="c")),
+        ({"claim": {"name": "c", "path": "a"}}, ModelSource(claim="c", path="a")),
+        ({"image": {"reference": "m:1"}}, ModelSource(image="m:1")),
+        ({"path": "/m"}, ModelSource(path="/m")),
+    ],
+)
+def test_a_source_of_weights_comes_over_whole(source: Any, told: ModelSource) -> None:
+    model = {"name": "m"} if source is None else {"name": "m", "source": source}
+    assert convert.cluster_from_wire(cluster(model=model)).source == told
+
+
+def test_probes_and_drains_come_over_with_their_defaults() -> None:
+    core = convert.cluster_from_wire(
+        cluster(engine={"type": "VLLM", "probes": {"restartSeconds": 900}}, prefill={"replicas": 1, "drainSeconds": 45})
+    )
+    assert core.engine.probes == ProbeSpec(startup_s=3600, unready_s=30, restart_s=900)
+    assert (core.prefill.drain_s, core.decode.drain_s) == (45, None)
 
 
 @pytest.mark.parametrize(("word", "rank"), [(None, 100), ("High", 100), ("Low", 0), (7, 7), (-1000, -1000)])

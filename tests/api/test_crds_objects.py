@@ -69,7 +69,7 @@ def test_a_small_cluster_is_filled_in(objects: ControlPlane, namespace: str) -> 
     assert made["priority"] == "High"
     assert made["engine"]["port"] == 8000
     assert made["decode"]["gpusPerReplica"] == 1
-    assert made["kvTransfer"] == {"connector": "NixlConnector", "sideChannelPort": 5600}
+    assert made["kvTransfer"] == {"connector": "NixlConnector", "sideChannelPort": 5600, "onFailure": "Recompute"}
 
 
 def test_a_small_budget_is_filled_in(objects: ControlPlane) -> None:

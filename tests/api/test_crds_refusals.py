@@ -192,6 +192,20 @@ CASES = [
     ("cluster", {"slo.ttftP99Milliseconds": 0}, "should be greater than or equal to 1"),
     ("cluster", {"decode.template.spce": {}}, 'unknown field "spec.decode.template.spce"'),
     ("cluster", {"engine.args": ["x"] * 65}, "must have at most 64 items"),
+    ("cluster", {"decode.gpusPerReplica": 3}, "must divide one another: make one a multiple of the other"),
+    ("cluster", {"router.type": "SGLang"}, "router.type must be VLLM or None (LLMD comes later), not 'SGLang'"),
+    ("cluster", {"router.replicas": 0}, "spec.router.replicas in body should be greater than or equal to 1"),
+    ("cluster", {"router.metricsPort": 0}, "spec.router.metricsPort in body should be greater than or equal to 1"),
+    ("cluster", {"router.resources.cpu": 1}, 'unknown field "spec.router.resources.cpu"'),
+    ("cluster", {"kvTransfer.onFailure": "Ignore"}, "kvTransfer.onFailure must be Recompute or Fail, not 'Ignore'"),
+    (
+        "cluster",
+        {"model.source": {"path": "/m", "claim": {"name": "weights"}}},
+        "model.source is one of hub, claim, image and path: take the others out",
+    ),
+    ("cluster", {"model.source.hub.tokenSecret": {}}, "spec.model.source.hub.tokenSecret.name: Required value"),
+    ("cluster", {"engine.probes.restartSeconds": 5}, "spec.engine.probes.restartSeconds in body should be greater than"),
+    ("cluster", {"prefill.drainSeconds": 29}, "spec.prefill.drainSeconds in body should be greater than or equal to 30"),
     # The contract.
     ("node", {"gpus.0.capWatts": 800}, "chargeWatts must be at least capWatts"),
     ("node", {"gpus.0.safeCapWatts": 800}, "safeCapWatts must be at most chargeWatts"),
@@ -232,6 +246,23 @@ def test_a_plain_selector_is_taken(ask: Ask, selector: str) -> None:
 def test_a_priority_is_a_word_or_a_class(ask: Ask, priority: object) -> None:
     answer = ask(manifest("cluster", {"priority": priority}))
     assert answer.json()["spec"]["priority"] == priority
+
+
+def test_every_part_of_a_router_and_a_source_is_taken(ask: Ask) -> None:
+    router = {"type": "None", "image": "r:1", "args": ["--policy=random"], "resources": {"requests": {"cpu": 1, "memory": "1Gi"}}}
+    source = {"hub": {"tokenSecret": {"name": "hf"}, "cacheClaim": "weights"}}
+    answer = ask(manifest("cluster", {"router": router, "model.source": source, "imagePullSecrets": [{"name": "key"}]}))
+    assert answer.status_code == 201, answer.text
+    spec = answer.json()["spec"]
+    assert spec["router"] == {**router, "replicas": 1, "metricsPort": 29000}
+    assert spec["model"]["source"]["hub"]["tokenSecret"] == {"name": "hf", "key": "token"}
+
+
+def test_what_nobody_says_is_filled_in(ask: Ask) -> None:
+    spec = ask(manifest("cluster", {})).json()["spec"]
+    assert spec["router"] == {"type": "VLLM", "replicas": 1, "metricsPort": 29000}
+    assert spec["engine"]["probes"] == {"startupSeconds": 3600, "unreadySeconds": 30, "restartSeconds": 600}
+    assert spec["kvTransfer"]["onFailure"] == "Recompute"
 
 
 def test_rules_about_workloads_are_taken_by_a_root_and_an_empty_list_by_anybody(ask: Ask) -> None:

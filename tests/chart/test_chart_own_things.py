@@ -30,7 +30,10 @@ SERVING = "serving"
 GATE = {"name": GATE_POWER}
 APPLY = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
-PLURALS = {"Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets"}
+PLURALS = {
+    "Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets",
+    "ServiceAccount": "serviceaccounts", "Role": "roles", "RoleBinding": "rolebindings",
+}  # fmt: skip
 KINDS = pytest.mark.parametrize("kind", PLURALS)
 
 
@@ -77,8 +80,8 @@ def test_every_policy_is_bound_and_compiles_without_a_warning(installed: Control
     eventually("every policy is type-checked", looked_at)
     policies = installed.http.get(f"{root}ies").json()["items"]
     bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
-    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 5
-    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 5
+    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 8
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 8
 
 
 # ------------------------------------------------------------------------------------------------------------ the agent
@@ -158,7 +161,7 @@ def operator(installed: ControlPlane) -> Caller:
 
 @pytest.fixture(scope="module")
 def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
-    """By kind: what the operator's own code renders for a cluster that is there."""
+    """By kind: what the operator's own code renders for a cluster that is there; `router`: the Deployment without a gate."""
     with_namespace(installed, SERVING)
     role = {"replicas": 1, "gpusPerReplica": 2}
     spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
@@ -166,7 +169,9 @@ def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
     made = installed.http.post(f"{OURS}/namespaces/{SERVING}/inferenceclusters", json=cluster).raise_for_status().json()
     account = f"/api/v1/namespaces/{SERVING}/serviceaccounts/default"
     eventually("pods may be made", lambda: installed.http.get(account).status_code == 200)
-    return {manifest["kind"]: dict(manifest) for manifest in render(cluster_from_wire(made), RenderContext())}
+    manifests = [dict(manifest) for manifest in render(cluster_from_wire(made), RenderContext())]
+    router = next(m for m in manifests if m["kind"] == "Deployment" and m["metadata"]["name"] == "chat-router")
+    return {manifest["kind"]: manifest for manifest in manifests} | {"router": router}
 
 
 def path_of(manifest: Mapping[str, Any], name: str | None = None) -> str:
@@ -180,7 +185,14 @@ def changed(manifest: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
     return {**manifest, "metadata": {**manifest["metadata"], **metadata}}
 
 
+@pytest.fixture
+def bound_role(operator: Caller, rendered: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What RBAC compares with the operator's own rights before it takes a RoleBinding."""
+    return taken(operator.patch(path_of(rendered["Role"]), rendered["Role"]))
+
+
 @KINDS
+@pytest.mark.usefixtures("bound_role")
 def test_the_operator_makes_changes_and_removes_what_it_renders(
     operator: Caller, rendered: dict[str, dict[str, Any]], kind: str
 ) -> None:
@@ -191,6 +203,7 @@ def test_the_operator_makes_changes_and_removes_what_it_renders(
 
 
 @KINDS
+@pytest.mark.usefixtures("bound_role")
 @pytest.mark.parametrize("lost", ["labels", "ownerReferences"])
 def test_the_operator_puts_right_what_somebody_took_out(
     installed: ControlPlane, operator: Caller, rendered: dict[str, dict[str, Any]], kind: str, lost: str
@@ -206,6 +219,7 @@ def test_the_operator_puts_right_what_somebody_took_out(
 
 
 @KINDS
+@pytest.mark.usefixtures("bound_role")
 def test_the_operator_is_refused_what_others_made_and_a_person_is_not(
     installed: ControlPlane, operator: Caller, rendered: dict[str, dict[str, Any]], kind: str
 ) -> None:
@@ -227,6 +241,7 @@ def controlled_by(kind: str, version: str) -> list[dict[str, Any]]:
 
 
 @KINDS
+@pytest.mark.usefixtures("bound_role")
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -254,6 +269,65 @@ def test_the_operator_makes_no_pods_that_are_born_without_the_gate(operator: Cal
     deployment = json.loads(json.dumps(rendered["Deployment"]))
     deployment["spec"]["template"]["spec"]["schedulingGates"] = [{"name": "another/gate"}]
     refused(operator.patch(path_of(deployment), deployment), "only a Deployment whose pods are born behind the gate")
+    # A claim may be a GPU's too.
+    del deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
+    deployment["spec"]["template"]["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": "gpu"}]
+    refused(operator.patch(path_of(deployment), deployment), "only a Deployment whose pods are born behind the gate")
+
+
+def test_the_operator_makes_pods_without_a_gate_that_ask_for_no_gpu(
+    operator: Caller, rendered: dict[str, dict[str, Any]]
+) -> None:
+    """The router's, and nothing that smuggles a GPU in."""
+    router = json.loads(json.dumps(rendered["router"]))
+    taken(operator.patch(path_of(router), router))
+    container = router["spec"]["template"]["spec"]["containers"][0]
+    router["spec"]["template"]["spec"]["initContainers"] = [
+        {"name": "x", "image": "x", "resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}
+    ]
+    refused(operator.patch(path_of(router), router), "or ask for no GPU")
+    del router["spec"]["template"]["spec"]["initContainers"]
+    container["resources"] = {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1"}}
+    refused(operator.patch(path_of(router), router), "or ask for no GPU")
+    taken(operator.http.delete(path_of(router)))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
+        {"apiGroups": [""], "resources": ["pods", "services"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"]},
+    ],
+)
+def test_a_router_may_see_pods_and_no_more(operator: Caller, rendered: dict[str, dict[str, Any]], rule: dict[str, Any]) -> None:
+    """The operator itself may do each of these, so that RBAC alone would let it give them away."""
+    role = {**rendered["Role"], "rules": [*rendered["Role"]["rules"], rule]}
+    refused(operator.patch(path_of(role), role), "only a Role that lets a router get, list and watch pods")
+
+
+@pytest.mark.usefixtures("bound_role")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "other"}},
+        {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "chat-router"}},
+        {"subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": SERVING}]},
+        {"subjects": [{"kind": "ServiceAccount", "name": "chat-router", "namespace": "elsewhere"}]},
+        {"subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "chat-router"}]},
+    ],
+)
+def test_a_routers_role_is_given_to_its_own_account_alone(
+    installed: ControlPlane, operator: Caller, rendered: dict[str, dict[str, Any]], change: dict[str, Any]
+) -> None:
+    for kind, name in (
+        ("Role", "other"),
+        ("ClusterRole", "chat-router"),
+    ):  # of no more rights: RBAC itself has nothing against it
+        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name}}
+        installed.kubectl("apply", "-n", SERVING, "-f", "-", stdin=json.dumps({**role, "rules": rendered["Role"]["rules"]}))
+    binding = {**rendered["RoleBinding"], **change}
+    refused(operator.patch(path_of(binding), binding), "only a RoleBinding that gives a router's Role to the account")
 
 
 # -------------------------------------------------------------------------------------------------------- gates of pods

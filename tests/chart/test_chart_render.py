@@ -234,9 +234,9 @@ def test_nothing_but_metrics_may_be_asked_of_a_pod(render: Render, component: st
 
 
 def test_what_pods_ask_can_be_held_to_what_they_need(render: Render) -> None:
-    egress = {"enabled": True, "apiServerPorts": [16443], "prometheusPorts": [8428]}
+    egress = {"enabled": True, "apiServerPorts": [16443], "prometheusPorts": [8428], "servingPorts": [9000]}
     found = render(values={"networkPolicy": {"egress": egress}})
-    for component, wanted in (("operator", [16443, 8428, 53, 53]), ("agent", [16443, 53, 53])):
+    for component, wanted in (("operator", [16443, 8428, 9000, 53, 53]), ("agent", [16443, 53, 53])):
         policy = found["NetworkPolicy", f"splitwatt-{component}"]["spec"]
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         (rule,) = policy["egress"]

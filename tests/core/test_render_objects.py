@@ -18,7 +18,8 @@ from splitwatt_core.clusters import (
     SpecError,
 )
 from splitwatt_core.rendering.drift import fingerprint
-from splitwatt_core.rendering.render import RenderContext, object_name, render, selector_text
+from splitwatt_core.rendering.objects import object_name, selector_text
+from splitwatt_core.rendering.render import RenderContext, render
 from support.some import some
 
 CONTEXT = RenderContext(vllm_image="vllm:test", emulated_image="twin:test")
@@ -59,6 +60,11 @@ def with_overlay(overlay: dict[str, Any]) -> ClusterSpec:
 def test_the_objects_of_a_cluster() -> None:
     assert set(objects(cluster())) == {
         ("Service", "chat"),
+        ("Deployment", "chat-router"),
+        ("PodDisruptionBudget", "chat-router"),
+        ("ServiceAccount", "chat-router"),
+        ("Role", "chat-router"),
+        ("RoleBinding", "chat-router"),
         ("Deployment", "chat-prefill"),
         ("Service", "chat-prefill"),
         ("PodDisruptionBudget", "chat-prefill"),
@@ -72,7 +78,7 @@ def test_every_object_is_labelled_stamped_and_owned() -> None:
     for (kind, name), manifest in some(objects(cluster()).items()):
         meta = manifest["metadata"]
         expected = {"app.kubernetes.io/managed-by": "splitwatt", "splitwatt.io/cluster": "chat"}
-        if name != "chat":
+        if name not in ("chat", "chat-router"):
             role = name.removeprefix("chat-")
             expected |= {"splitwatt.io/role": role, "llm-d.ai/role": role}
         assert meta["labels"] == expected, kind
@@ -120,10 +126,12 @@ def test_the_engine_is_told_its_model_its_gpus_and_its_side_of_the_kv_transfer(r
     assert args[0] == "meta-llama/Llama-3.1-70B-Instruct"
     assert args[args.index("--port") + 1] == "9000"
     assert args[args.index("--tensor-parallel-size") + 1] == gpus
+    policy = {"kv_load_failure_policy": "recompute"} if role is Role.DECODE else {}
     assert json.loads(args[args.index("--kv-transfer-config") + 1]) == {
         "kv_connector": "NixlConnector",
         "kv_role": kv_role,
         "kv_connector_extra_config": {"backends": ["UCX"]},
+        **policy,
     }
     assert args[-1] == "--max-model-len=8192"
     env = {e["name"]: e for e in engine["env"]}
@@ -140,16 +148,18 @@ def test_the_emulated_engine_speaks_the_same_names_from_our_own_image() -> None:
     assert ours["image"] == "twin:test"
     assert theirs["image"] == "vllm:test"
     assert "command" not in ours
-    assert {k: v for k, v in ours.items() if k != "image"} == {k: v for k, v in theirs.items() if k not in ("image", "command")}
+    apart = ("image", "command", "lifecycle")
+    assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in theirs.items() if k not in apart}
     own = EngineSpec(EngineType.EMULATED, image="mine:1")
     assert engine_of(cluster(engine=own), Role.DECODE)["image"] == "mine:1"
 
 
-def test_services_are_headless_per_role_and_one_leads_to_decode() -> None:
+def test_services_are_headless_per_role_and_one_leads_to_the_router() -> None:
     made = objects(cluster())
     assert made["Service", "chat-prefill"]["spec"]["clusterIP"] == "None"
     way_in = made["Service", "chat"]["spec"]
-    assert way_in["selector"] == {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "decode"}
+    assert way_in["selector"] == made["Deployment", "chat-router"]["spec"]["selector"]["matchLabels"]
+    assert way_in["ports"] == [{"name": "http", "port": 8000, "protocol": "TCP", "targetPort": "http"}]
     assert "clusterIP" not in way_in
     budget = made["PodDisruptionBudget", "chat-decode"]["spec"]
     assert budget["maxUnavailable"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from splitwatt_core.clusters import Role
-from splitwatt_core.rendering.render import object_name
+from splitwatt_core.rendering.objects import object_name
 from splitwatt_core.rendering.scalers import Autoscaler, advice
 from support.served import cluster
 

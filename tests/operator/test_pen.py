@@ -16,6 +16,9 @@ from splitwatt_client.resources import (
     EVENTS_V1,
     INFERENCE_CLUSTERS,
     POD_DISRUPTION_BUDGETS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
     SERVICES,
     ResourceType,
 )
@@ -87,7 +90,9 @@ async def eventually(what: str, probe: Callable[[], bool]) -> None:
 
 async def owned(api: Connection, namespace: str) -> int:
     """Objects of the cluster that stand at the API server."""
-    kinds: tuple[ResourceType, ...] = (DEPLOYMENTS, SERVICES, POD_DISRUPTION_BUDGETS)
+    kinds: tuple[ResourceType, ...] = (
+        DEPLOYMENTS, SERVICES, POD_DISRUPTION_BUDGETS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS,
+    )  # fmt: skip
     return sum([len((await api.list(kind, namespace=namespace, label_selector=LABEL_CLUSTER)).items) for kind in kinds])
 
 
@@ -110,8 +115,8 @@ async def test_an_operator_deposed_in_the_middle_of_a_burst_sends_nothing_more(a
         ink.sends = float("inf")
         await eventually("the rest", lambda: ink.sent().get("InferenceCluster/status", 0) > 0)
         kinds = ("Deployment", "Service", "PodDisruptionBudget")
-        assert [ink.sent()[kind] for kind in kinds] == [2, 3, 2], "what was sent before is not sent again"
-        assert await owned(api, namespace) == 7
+        assert [ink.sent()[kind] for kind in kinds] == [3, 3, 3], "what was sent before is not sent again"
+        assert await owned(api, namespace) == 12
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

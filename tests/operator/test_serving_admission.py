@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from splitwatt_core.clusters import Role, cluster_label
 from splitwatt_core.names import LABEL_RACK
-from splitwatt_core.rendering.render import object_name
+from splitwatt_core.rendering.objects import object_name
 from support.serving_site import CLIFF_W, GPUS, PAIR_W, OperatorProcess, Site, idle_w
 from support.waiting import eventually
 
@@ -44,7 +44,7 @@ def test_a_cluster_becomes_ready_pods_in_its_budget(site: Site) -> None:
     assert f"in {site.rack} (1200 W)" in events[0]["note"]
     assert not found["metadata"].get("finalizers")
     assert {s["metadata"]["name"] for s in site.list("services")} == {"chat", "chat-prefill", "chat-decode"}
-    assert len(site.list("poddisruptionbudgets")) == 2
+    assert len(site.list("poddisruptionbudgets")) == 3
 
 
 def test_a_long_name_is_served_like_any_other(site: Site) -> None:

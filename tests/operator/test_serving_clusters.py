@@ -81,9 +81,29 @@ def test_deleting_a_cluster_cleans_up(site: Site) -> None:
     site.cluster("chat")
     site.await_condition("chat", "Ready", "True")
     site.kubectl("delete", "ic", "chat")
-    for kind in ("deployments", "services", "poddisruptionbudgets", "pods"):
+    for kind in ("deployments", "services", "poddisruptionbudgets", "pods", "roles", "rolebindings"):
         eventually(f"no {kind} are left", partial(lambda k: not site.list(k), kind))
     site.cluster("chat")
+    site.await_condition("chat", "Ready", "True")
+
+
+def test_a_router_comes_with_its_rights_and_goes_with_them(site: Site) -> None:
+    site.add_nodes(2)
+    site.limit(idle_w(2) + PAIR_W)
+    site.cluster("chat")
+    site.await_condition("chat", "Ready", "True")
+    assert site.condition("chat", "RouterReady")["status"] == "True"
+    assert site.condition("chat", "KVTransferVerified")["reason"] == "Emulated"
+    pods = json.loads(site.kubectl("get", "pods", "-l", "splitwatt.io/router=chat", "-o", "json"))["items"]
+    assert [pod["spec"]["serviceAccountName"] for pod in pods] == ["chat-router"]
+    site.kubectl("delete", "role", "chat-router")
+    eventually("the role is back", lambda: site.get("role", "chat-router"))
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", '{"spec":{"router":{"type":"None"}}}')
+    for kind in ("deployment", "serviceaccount", "role", "rolebinding", "poddisruptionbudget"):
+        eventually(f"no {kind} is left", partial(lambda k: site.get(k, "chat-router") is None, kind))
+    way_in = site.get("service", "chat")
+    assert way_in is not None and way_in["spec"]["selector"] == {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "decode"}
+    assert site.await_condition("chat", "RouterReady", "Unknown", "NoRouter")
     site.await_condition("chat", "Ready", "True")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,22 @@ from splitwatt_core.admission.snapshot import AdmissionVerdict
 from splitwatt_core.admission.standing import ClusterStanding
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import Requirement, Selector
-from splitwatt_core.clusters import ClusterName, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, SloSpec, cluster_label
+from splitwatt_core.clusters import (
+    ClusterName,
+    ClusterSpec,
+    EngineSpec,
+    EngineType,
+    Role,
+    RoleSpec,
+    RouterSpec,
+    RouterType,
+    SloSpec,
+    cluster_label,
+)
+from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.shipped import POLICIES
-from splitwatt_core.rendering.render import RenderContext, object_name
+from splitwatt_core.rendering.objects import object_name
+from splitwatt_core.rendering.render import RenderContext
 from splitwatt_operator.cluster.store import Change, Key, Kind
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
@@ -233,6 +247,7 @@ def cluster(**changes: Any) -> ClusterSpec:
     return ClusterSpec(**whole)
 
 
+UNPROVEN = Condition("KVTransferVerified", None, "NotProbed", "not yet")
 ADMITTED = ClusterStanding(AdmissionVerdict(True, "Admitted", "all"), {Role.PREFILL: 2}, 5824.4)
 
 
@@ -246,9 +261,11 @@ def conditions(
 ) -> dict[str, tuple[str, str, str]]:
     status = status_of(
         spec or cluster(),
-        {Role.PREFILL: prefill, Role.DECODE: deployment(0, updated=0)},
+        {Role.PREFILL: prefill, Role.DECODE: rest.get("decode", deployment(0, updated=0))},
+        rest.get("router", deployment(1)),
         standing=standing,
         latency=rest.get("latency", Latency()),
+        proof=rest.get("proof", UNPROVEN),
         problems=rest.get("problems", []),
         previous={},
         now_s=0.0,
@@ -272,6 +289,35 @@ def test_ready_says_what_is_missing() -> None:
         "ObjectsNotApplied",
         "Service x: no",
     )
+
+
+def test_ready_needs_the_router_that_clients_are_led_to() -> None:
+    spec = cluster(decode=RoleSpec(2, 8))
+    both: dict[str, Any] = {"prefill": deployment(2), "decode": deployment(2)}
+    assert conditions(spec=spec, **both)["RouterReady"] == ("True", "RouterReady", "1 of 1 routers are ready.")
+    assert conditions(spec=spec, **both)["Ready"][:2] == ("True", "Serving")
+    away = conditions(spec=spec, router=deployment(0), **both)
+    assert away["RouterReady"][:2] == ("False", "RouterNotReady")
+    assert away["Ready"] == ("False", "RouterNotReady", "0 of 1 routers are ready.")
+    assert conditions(spec=spec, router=None, **both)["Ready"][:2] == ("False", "RouterNotReady")
+    assert conditions(spec=cluster(), prefill=deployment(2))["RouterReady"][:2] == ("Unknown", "ScaledToZero")
+    none = conditions(spec=replace(spec, router=RouterSpec(RouterType.NONE)), router=None, **both)
+    assert none["RouterReady"][:2] == ("Unknown", "NoRouter")
+    assert none["Ready"][0] == "True" and "nothing is split" in none["Ready"][2]
+
+
+def test_ready_needs_the_proof_where_one_is_owed() -> None:
+    spec = cluster(decode=RoleSpec(2, 8), engine=EngineSpec(EngineType.VLLM))
+    both: dict[str, Any] = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
+    assert conditions(**both)["Ready"] == ("False", "KVTransferNotVerified", "not yet")
+    bad = Condition("KVTransferVerified", False, "DecodeRecomputes", "again")
+    assert conditions(proof=bad, **both)["Ready"] == ("False", "KVTransferNotVerified", "again")
+    assert conditions(proof=bad, **both)["KVTransferVerified"] == ("False", "DecodeRecomputes", "again")
+    good = Condition("KVTransferVerified", True, "Verified", "well")
+    assert conditions(proof=good, **both)["Ready"][:2] == ("True", "Serving")
+    spared: dict[str, Any]
+    for spared in ({"router": RouterSpec(RouterType.NONE)}, {"engine": EngineSpec(EngineType.EMULATED)}):
+        assert conditions(**{**both, "spec": replace(spec, **spared)})["Ready"][0] == "True"
 
 
 @pytest.mark.parametrize(
@@ -314,8 +360,10 @@ def test_a_cluster_served_by_its_former_spec_says_so_and_is_not_called_ready() -
     status = status_of(
         cluster(),
         {Role.PREFILL: deployment(2), Role.DECODE: deployment(0, updated=0)},
+        deployment(1),
         standing=ADMITTED,
         latency=Latency(),
+        proof=UNPROVEN,
         problems=[],
         previous={},
         now_s=0.0,

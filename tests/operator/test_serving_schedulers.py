@@ -94,7 +94,8 @@ def test_a_taint_that_is_not_tolerated_is_named_and_a_toleration_admits(site: Si
     assert "team=a:NoSchedule" in row["message"]
     assert all(gates(pod) == [OURS] for pod in site.pods("chat")), "nothing is reserved where nothing can run"
     toleration = {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"}
-    site.cluster("chat", **pools(site, tolerations=[toleration]))
+    router = {"template": {"spec": {"tolerations": [toleration]}}}
+    site.cluster("chat", router=router, **pools(site, tolerations=[toleration]))
     site.await_condition("chat", "Ready", "True")
 
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, KvTransferSpec, Role, RoleSpec
-from splitwatt_core.rendering.render import PROBE_PATH, engine_args
+from splitwatt_core.rendering.engine import PROBE_PATH, engine_args
 from splitwatt_nvml_twin.handle import STATE_FILE_VARIABLE, Demand, NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from splitwatt_twin.pod.api import Refusal, read

@@ -39,15 +39,16 @@ _TEMPLATE_KEYS: Final = frozenset({"metadata", "spec"})
 _METADATA_KEYS: Final = frozenset({"labels", "annotations"})
 
 
-def lay_over(template: Mapping[str, Any], overlay: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The template with the overlay laid over it. `where` names the overlay in sentences ("spec.prefill.template").
+def lay_over(template: Mapping[str, Any], overlay: Mapping[str, Any], *, where: str, gated: bool = True) -> dict[str, Any]:
+    """The template with the overlay laid over it. `where` names the overlay in sentences ("spec.prefill.template"). Not `gated`:
+    pods that ask for no GPU and wait behind no gate, and no overlay gets them one.
 
     Raises SpecError for an overlay of the wrong shape, or one that touches what power admission stands on.
     """
     _only_keys(overlay, _TEMPLATE_KEYS, where)
     _only_keys(_mapping(overlay, "metadata", where), _METADATA_KEYS, f"{where}.metadata")
     merged = _merge_mapping(template, {k: v for k, v in overlay.items() if v is not None}, where)
-    _check_kept(template, merged, where)
+    _check_kept(template, merged, where, gated=gated)
     return merged
 
 
@@ -103,19 +104,22 @@ def _without_nulls(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
-def _check_kept(template: Mapping[str, Any], merged: Mapping[str, Any], where: str) -> None:
+def _check_kept(template: Mapping[str, Any], merged: Mapping[str, Any], where: str, *, gated: bool) -> None:
     """The post-condition that keeps the module's invariant, whichever way the overlay was written."""
     _unchanged(template, merged, ("metadata", "labels"), where, "pick a label of your own")
     _unchanged(template, merged, ("spec", "nodeSelector"), where, "change the role's nodeSelector instead")
     spec = merged["spec"]
-    if spec.get("nodeName") is not None:
+    if gated and spec.get("nodeName") is not None:
         raise SpecError(f"{where}.spec.nodeName bypasses power admission; use the role's nodeSelector instead")
-    if {"name": GATE_POWER} not in (spec.get("schedulingGates") or []):
+    if gated and {"name": GATE_POWER} not in (spec.get("schedulingGates") or []):
         raise SpecError(f"{where}.spec.schedulingGates must keep the gate {GATE_POWER}; take the line out")
+    if not gated and spec.get("resourceClaims"):
+        raise SpecError(f"{where}.spec.resourceClaims cannot be set: a claim may be a GPU's, and nothing admits these pods")
     asked = _gpus_asked(template["spec"], where)
     for place, count in _gpus_asked(spec, where).items():
         if asked.pop(place, None) != count:
-            raise SpecError(f"{where}.spec.{place} cannot be set; GPUs are asked for by gpusPerReplica alone")
+            asked_by = "gpusPerReplica alone" if gated else "engines alone"
+            raise SpecError(f"{where}.spec.{place} cannot be set; GPUs are asked for by {asked_by}")
     for place in asked:
         raise SpecError(f"{where}.spec.{place} must not be removed; GPUs are asked for by gpusPerReplica alone")
 

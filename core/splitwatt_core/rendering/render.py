@@ -1,75 +1,31 @@
 """From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
 
 Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
-KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: one Service on the decode pods, the way in for
-clients without a router; a decode engine that gets a request without KV parameters computes the prompt itself.
+KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`) and one Service, the
+way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request without KV
+parameters computes the prompt itself, so that without a router nothing is split.
 
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
 
-Sources: vLLM's NixlConnector guide for flags and environment; llm-d for the role label.
+Source: llm-d for the role label.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from splitwatt_core import __version__
-from splitwatt_core.clusters import (
-    MAX_LABEL_CHARS,
-    NAME_HASH_CHARS,
-    ClusterSpec,
-    EngineType,
-    Role,
-    SpecError,
-    cluster_label,
-)
-from splitwatt_core.names import (
-    ANNOTATION_RENDERED,
-    GATE_POWER,
-    GPU_RESOURCE,
-    GROUP_VERSION,
-    LABEL_CLUSTER,
-    LABEL_LLMD_ROLE,
-    LABEL_MANAGED_BY,
-    LABEL_ROLE,
-    MANAGED_BY,
-)
-from splitwatt_core.rendering.drift import digest
+from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
+from splitwatt_core.rendering.engine import PORT_HTTP, PORT_KV, pod_template
+from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
+from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
 
-Manifest = dict[str, Any]
-
-_DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-
-ENGINE_CONTAINER: Final = "engine"
-PORT_HTTP: Final = "http"
-PORT_KV: Final = "kv-side"
-SHM_SIZE: Final = "16Gi"
-"""Upper bound of /dev/shm, which tensor-parallel workers use; the container default of 64 MiB crashes them."""
-
-PROBE_PATH: Final = "/health"
-STARTUP_PERIOD_S: Final = 10
-STARTUP_FAILURES: Final = 360
-"""An hour: the first start may download hundreds of gigabytes of weights."""
-READY_PERIOD_S: Final = 5
-READY_FAILURES: Final = 3
-LIVE_PERIOD_S: Final = 10
-LIVE_FAILURES: Final = 6
-PROBE_TIMEOUT_S: Final = 5
-
-DRAIN_S: Final = 60
-"""Grace for requests in flight; the longest decode of the conversation trace takes under 50 s."""
 NO_DEADLINE_S: Final = 2**31 - 1
 """Kubernetes reads this as "no progress deadline": a pod may wait behind the power gate for as long as power is short."""
 REVISIONS_KEPT: Final = 3
-
-KV_ROLE: Final = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
-_OWN_FLAGS: Final = ("--port", "--tensor-parallel-size", "-tp", "--kv-transfer-config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +33,9 @@ class RenderContext:
     """What the release decides. Our own image is of the operator's version; as built here, until somebody says where it lies:
     without a registry its name would be somebody else's on docker.io."""
 
-    vllm_image: str = "vllm/vllm-openai:v0.12.0"
+    vllm_image: str = "vllm/vllm-openai:v0.32.0"
     emulated_image: str = f"localhost/splitwatt-engine:{__version__}"
+    router_image: str = DEFAULT_VLLM_ROUTER_IMAGE
 
 
 def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
@@ -86,74 +43,21 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
 
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
-    objects = [_cluster_service(cluster)]
+    objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router_image)]
     for role in Role:
-        objects += [_deployment(cluster, role, context), _role_service(cluster, role), _disruption_budget(cluster, role)]
-    return tuple(_stamped(manifest) for manifest in objects)
-
-
-def object_name(cluster: str, role: Role | None = None) -> str:
-    """The name of a cluster's objects: `NAME` or `NAME-ROLE`, as a DNS label of at most 63 characters.
-
-    A name that is too long, or no DNS label, is cut and gets a hash of the whole, so that two never meet.
-    """
-    whole = cluster if role is None else f"{cluster}-{role.value}"
-    if len(whole) <= MAX_LABEL_CHARS and _DNS_LABEL.fullmatch(whole):
-        return whole
-    tail = "" if role is None else f"-{role.value}"
-    base = re.sub(r"[^-a-z0-9]", "-", cluster.lower())
-    if not base[:1].isalpha():
-        base = f"c{base}"
-    room = MAX_LABEL_CHARS - len(tail) - NAME_HASH_CHARS - 1
-    return f"{base[:room].rstrip('-')}-{digest(whole)[:NAME_HASH_CHARS]}{tail}"
-
-
-def selector_labels(cluster: str, role: Role) -> dict[str, str]:
-    """What selects one role's pods. Immutable in a Deployment, so it holds nothing that a release might change."""
-    return {LABEL_CLUSTER: cluster_label(cluster), LABEL_ROLE: role.value}
-
-
-def selector_text(cluster: str, role: Role) -> str:
-    """The same as a string, as the scale subresource wants it."""
-    return ",".join(f"{key}={value}" for key, value in sorted(selector_labels(cluster, role).items()))
+        selector = selector_labels(cluster.name, role)
+        objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
+    return tuple(stamped(manifest) for manifest in objects)
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _object(cluster: ClusterSpec, api_version: str, kind: str, role: Role | None, spec: Mapping[str, Any]) -> Manifest:
-    labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_CLUSTER: cluster_label(cluster.name)}
-    if role is not None:
-        labels |= {LABEL_ROLE: role.value, LABEL_LLMD_ROLE: role.value}
-    return {
-        "apiVersion": api_version,
-        "kind": kind,
-        "metadata": {
-            "namespace": cluster.namespace,
-            "name": object_name(cluster.name, role),
-            "labels": labels,
-            "ownerReferences": [
-                {
-                    "apiVersion": GROUP_VERSION,
-                    "kind": "InferenceCluster",
-                    "name": cluster.name,
-                    "uid": cluster.uid,
-                    "controller": True,
-                    "blockOwnerDeletion": True,
-                }
-            ],
-        },
-        "spec": dict(spec),
-    }
-
-
-def _stamped(manifest: Manifest) -> Manifest:
-    metadata = {**manifest["metadata"], "annotations": {ANNOTATION_RENDERED: digest(manifest)}}
-    return {**manifest, "metadata": metadata}
-
-
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    template = lay_over(_template(cluster, role, context), cluster.role(role).template, where=f"spec.{role.value}.template")
+    image = context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
+    template = lay_over(
+        pod_template(cluster, role, image=image), cluster.role(role).template, where=f"spec.{role.value}.template"
+    )
     spec = {
         "replicas": cluster.role(role).replicas,
         "selector": {"matchLabels": selector_labels(cluster.name, role)},
@@ -162,16 +66,17 @@ def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Man
         "revisionHistoryLimit": REVISIONS_KEPT,
         "template": template,
     }
-    return _object(cluster, "apps/v1", "Deployment", role, spec)
+    return made(cluster, "apps/v1", "Deployment", role, {"spec": spec})
 
 
 def _cluster_service(cluster: ClusterSpec) -> Manifest:
+    routed = cluster.router.type is not RouterType.NONE
     spec = {
         "type": "ClusterIP",
-        "selector": selector_labels(cluster.name, Role.DECODE),
-        "ports": [_service_port(PORT_HTTP, cluster.engine.port)],
+        "selector": router_labels(cluster.name) if routed else selector_labels(cluster.name, Role.DECODE),
+        "ports": [service_port(PORT_HTTP, cluster.engine.port)],
     }
-    return _object(cluster, "v1", "Service", None, spec)
+    return made(cluster, "v1", "Service", None, {"spec": spec})
 
 
 def _role_service(cluster: ClusterSpec, role: Role) -> Manifest:
@@ -179,108 +84,8 @@ def _role_service(cluster: ClusterSpec, role: Role) -> Manifest:
         "clusterIP": "None",
         "selector": selector_labels(cluster.name, role),
         "ports": [
-            _service_port(PORT_HTTP, cluster.engine.port),
-            _service_port(PORT_KV, cluster.kv_transfer.side_channel_port),
+            service_port(PORT_HTTP, cluster.engine.port),
+            service_port(PORT_KV, cluster.kv_transfer.side_channel_port),
         ],
     }
-    return _object(cluster, "v1", "Service", role, spec)
-
-
-def _service_port(name: str, port: int) -> dict[str, Any]:
-    return {"name": name, "port": port, "protocol": "TCP", "targetPort": name}
-
-
-def _disruption_budget(cluster: ClusterSpec, role: Role) -> Manifest:
-    spec = {
-        "maxUnavailable": 1,
-        "selector": {"matchLabels": selector_labels(cluster.name, role)},
-        # A pod that waits behind the gate is never ready; it must not keep a node from being drained.
-        "unhealthyPodEvictionPolicy": "AlwaysAllow",
-    }
-    return _object(cluster, "policy/v1", "PodDisruptionBudget", role, spec)
-
-
-# ----------------------------------------------------------------------------------------------------------------- pods
-
-
-def _template(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    labels = selector_labels(cluster.name, role) | {LABEL_LLMD_ROLE: role.value, LABEL_MANAGED_BY: MANAGED_BY}
-    spec: dict[str, Any] = {
-        "schedulingGates": [{"name": GATE_POWER}],
-        "containers": [_engine(cluster, role, context)],
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHM_SIZE}}],
-        "tolerations": [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}],
-        "terminationGracePeriodSeconds": DRAIN_S,
-        "automountServiceAccountToken": False,
-        # A Service named `vllm` would otherwise set VLLM_PORT, which the engine reads as its own setting.
-        "enableServiceLinks": False,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-    }
-    if selector := dict(cluster.role(role).node_selector):
-        spec["nodeSelector"] = selector
-    return {"metadata": {"labels": labels}, "spec": spec}
-
-
-def _engine(cluster: ClusterSpec, role: Role, context: RenderContext) -> dict[str, Any]:
-    gpus = str(cluster.role(role).gpus_per_replica)
-    container: dict[str, Any] = {
-        "name": ENGINE_CONTAINER,
-        "image": _image(cluster, context),
-        "args": engine_args(cluster, role),
-        "env": [
-            {"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(cluster.kv_transfer.side_channel_port)},
-        ],
-        "ports": [
-            {"name": PORT_HTTP, "containerPort": cluster.engine.port, "protocol": "TCP"},
-            {"name": PORT_KV, "containerPort": cluster.kv_transfer.side_channel_port, "protocol": "TCP"},
-        ],
-        "resources": {"requests": {GPU_RESOURCE: gpus}, "limits": {GPU_RESOURCE: gpus}},
-        "startupProbe": _probe(STARTUP_PERIOD_S, STARTUP_FAILURES),
-        "readinessProbe": _probe(READY_PERIOD_S, READY_FAILURES),
-        "livenessProbe": _probe(LIVE_PERIOD_S, LIVE_FAILURES),
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-        "securityContext": {"allowPrivilegeEscalation": False},
-    }
-    if cluster.engine.type is EngineType.VLLM:
-        container["command"] = ["vllm", "serve"]  # said outright: the image's entry point changed between releases
-    return container
-
-
-def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
-    """The engine's command line. The emulated engine takes the same one.
-
-    Raises SpecError when the user's arguments name a flag that is rendered.
-    """
-    for arg in cluster.engine.args:
-        flag = arg.split("=", 1)[0]
-        if flag in _OWN_FLAGS or flag.startswith("--kv-transfer-config."):
-            raise SpecError(f"spec.engine.args must not set {flag}; it follows from gpusPerReplica, port and kvTransfer")
-    transfer: dict[str, Any] = {"kv_connector": cluster.kv_transfer.connector, "kv_role": KV_ROLE[role]}
-    if cluster.kv_transfer.extra_config:
-        transfer["kv_connector_extra_config"] = dict(cluster.kv_transfer.extra_config)
-    return [
-        cluster.model,
-        "--port",
-        str(cluster.engine.port),
-        "--tensor-parallel-size",
-        str(cluster.role(role).gpus_per_replica),
-        "--kv-transfer-config",
-        json.dumps(transfer, sort_keys=True, separators=(",", ":")),
-        *cluster.engine.args,
-    ]
-
-
-def _image(cluster: ClusterSpec, context: RenderContext) -> str:
-    if cluster.engine.image is not None:
-        return cluster.engine.image
-    return context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
-
-
-def _probe(period_s: int, failures: int) -> dict[str, Any]:
-    return {
-        "httpGet": {"path": PROBE_PATH, "port": PORT_HTTP},
-        "periodSeconds": period_s,
-        "failureThreshold": failures,
-        "timeoutSeconds": PROBE_TIMEOUT_S,
-    }
+    return made(cluster, "v1", "Service", role, {"spec": spec})

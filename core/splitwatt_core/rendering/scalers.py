@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import GROUP_VERSION
-from splitwatt_core.rendering.render import object_name
+from splitwatt_core.rendering.objects import object_name
 
 
 @dataclass(frozen=True, slots=True)

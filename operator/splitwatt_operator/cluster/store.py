@@ -37,6 +37,9 @@ class Kind(StrEnum):
     DEPLOYMENT = "Deployment"
     SERVICE = "Service"
     PDB = "PodDisruptionBudget"
+    SERVICE_ACCOUNT = "ServiceAccount"
+    ROLE = "Role"
+    ROLE_BINDING = "RoleBinding"
 
 
 OWN_STATUS: Final = (Kind.BUDGET,)

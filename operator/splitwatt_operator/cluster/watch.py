@@ -72,6 +72,9 @@ WATCHED: Final = (
     Watched(Kind.DEPLOYMENT, resources.DEPLOYMENTS, _OWNED),
     Watched(Kind.SERVICE, resources.SERVICES, _OWNED),
     Watched(Kind.PDB, resources.POD_DISRUPTION_BUDGETS, _OWNED),
+    Watched(Kind.SERVICE_ACCOUNT, resources.SERVICE_ACCOUNTS, _OWNED),
+    Watched(Kind.ROLE, resources.ROLES, _OWNED),
+    Watched(Kind.ROLE_BINDING, resources.ROLE_BINDINGS, _OWNED),
 )
 
 

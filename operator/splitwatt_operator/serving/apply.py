@@ -27,7 +27,9 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 
 log = logging.getLogger(__name__)
 
-OWNED_KINDS: Final = (Kind.DEPLOYMENT, Kind.SERVICE, Kind.PDB)
+OWNED_KINDS: Final = (
+    Kind.DEPLOYMENT, Kind.SERVICE, Kind.PDB, Kind.SERVICE_ACCOUNT, Kind.ROLE, Kind.ROLE_BINDING,
+)  # fmt: skip
 REPAIR_PAUSE_S: Final = 1.0
 """Before the second repair of one object in a row; doubled each time, so that two writers who disagree do not spin."""
 LONGEST_REPAIR_PAUSE_S: Final = 60.0

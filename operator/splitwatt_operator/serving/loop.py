@@ -2,7 +2,7 @@
 
 A change of a cluster, of an object it owns or of its admission puts the cluster into a work queue; a few workers render
 it, bring the objects to what was rendered, and write the status. One bad cluster waits for its next try while the others
-go on. Power admission runs beside it, and so does the look at latencies.
+go on. Power admission runs beside it, and so do the look at latencies and the proof that KV caches move.
 
 Protected: without the Lease nothing is sent and nothing forgotten, it waits for the next look; and deletion needs nobody:
 what a cluster owns goes by garbage collection.
@@ -21,7 +21,8 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
-from splitwatt_core.rendering.render import RenderContext, object_name, render
+from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
+from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
@@ -31,6 +32,7 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
@@ -91,6 +93,7 @@ class Serving:
         self._applier = Applier(reader, pen, store)
         self._scalers = Scalers(reader)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
+        self._prober = Prober(store, view, self._queue.add)
         self._admitter = Admitter(
             store=store, view=view, keeper=keeper, reader=reader, pen=pen, recorder=recorder, changed=self._queue.add,
         )  # fmt: skip
@@ -104,7 +107,9 @@ class Serving:
     async def run(self) -> None:
         workers = {f"worker{i}": self._work() for i in range(WORKERS)}
         try:
-            await first_to_end(pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), **workers)
+            await first_to_end(
+                pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), prober=self._prober.run(), **workers
+            )
         finally:
             self._queue.close()
 
@@ -199,11 +204,14 @@ class Serving:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
+        parts = {p: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, p), spec.namespace) for p in (*Role, ROUTER_PART)}
         return status_of(
             spec,
-            {role: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, role), spec.namespace) for role in Role},
+            {role: parts[role] for role in Role},
+            parts[ROUTER_PART],
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
+            proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
             scaled=scaled,
             invalid=seen.sentence,
@@ -237,7 +245,7 @@ class Serving:
         return None
 
     def _forget(self, name: ClusterName) -> None:
-        self._applier.forget(name.namespace, [object_name(name.name, role) for role in (None, *Role)])
+        self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
         self._scalers.forget(name)
         self._queue.forget(name)
         self._written.pop(name, None)

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from splitwatt_api import convert
 from splitwatt_core.admission.standing import ClusterStanding
-from splitwatt_core.clusters import ClusterSpec, Role
+from splitwatt_core.clusters import ClusterSpec, Role, RouterType
 from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
-from splitwatt_core.rendering.render import selector_text
+from splitwatt_core.rendering.objects import selector_text
+from splitwatt_core.serving.provable import why_not
 
 from splitwatt_operator.cluster.store import JsonObject
 from splitwatt_operator.serving.slo import Latency
@@ -26,9 +27,11 @@ NUMBERS: Final = ("powerFloorWatts", "ttftP99Milliseconds", "tbtP99Milliseconds"
 def status_of(
     spec: ClusterSpec,
     deployments: Mapping[Role, JsonObject | None],
+    router: JsonObject | None,
     *,
     standing: ClusterStanding | None,
     latency: Latency,
+    proof: Condition,
     problems: Sequence[str],
     scaled: Sequence[str] = (),
     previous: Mapping[str, Any],
@@ -38,11 +41,13 @@ def status_of(
 ) -> dict[str, Any]:
     """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `scaled`:
     sentences about others who scale them. `invalid`: why it is served by a former spec, and `generation` the newest, where
-    that is not the spec's own."""
+    that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in Role}
     power = _power_condition(standing)
-    conditions = [_ready(invalid, problems, power, roles), *roles.values(), power, _slo_condition(spec, latency)]
+    routing = _router_condition(spec, router)
+    ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
+    conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
     status: dict[str, Any] = {
@@ -117,6 +122,24 @@ def _role_condition(spec: ClusterSpec, role: Role, deployment: JsonObject | None
     return Condition(kind, True, "AllReplicasReady", message)
 
 
+def _router_condition(spec: ClusterSpec, deployment: JsonObject | None) -> Condition:
+    """One router that is ready is enough to be reached."""
+    kind = "RouterReady"
+    if spec.router.type is RouterType.NONE:
+        return Condition(
+            kind, None, "NoRouter", "spec.router.type is None: decode pods read the prompts themselves, and nothing is split."
+        )
+    if deployment is None:
+        return Condition(kind, False, "NotCreated", "The Deployment of the router does not exist yet.")
+    if not all(spec.role(role).replicas for role in Role):
+        return Condition(kind, None, "ScaledToZero", "A router is ready once it knows a replica of each role.")
+    ready, wanted = deployment.get("status", {}).get("readyReplicas", 0), spec.router.replicas
+    message = f"{ready} of {wanted} routers are ready."
+    if not ready:
+        return Condition(kind, False, "RouterNotReady", message)
+    return Condition(kind, True, "RouterReady", message)
+
+
 def _power_condition(standing: ClusterStanding | None) -> Condition:
     if standing is None:
         return Condition("PowerAdmitted", None, "NotDecided", "Power admission has not looked at this cluster yet.")
@@ -141,7 +164,16 @@ def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
     return Condition("SLOAttained", True, "Attained", f"{words}.")
 
 
-def _ready(invalid: str, problems: Sequence[str], power: Condition, roles: Mapping[Role, Condition]) -> Condition:
+def _ready(
+    invalid: str,
+    problems: Sequence[str],
+    *,
+    power: Condition,
+    roles: Mapping[Role, Condition],
+    router: Condition,
+    proof: Condition | None,
+) -> Condition:
+    """`proof` None: none is owed."""
     if invalid:
         return Condition("Ready", False, "InvalidSpec", invalid)
     if problems:
@@ -151,4 +183,10 @@ def _ready(invalid: str, problems: Sequence[str], power: Condition, roles: Mappi
     if not all(condition.status for condition in roles.values()):
         words = " ".join(f"{role.value}: {c.message}" for role, c in roles.items() if not c.status)
         return Condition("Ready", False, "RolesNotReady", words)
-    return Condition("Ready", True, "Serving", "Every replica of both roles is ready.")
+    if router.status is False:
+        return Condition("Ready", False, "RouterNotReady", router.message)
+    if proof is not None and not proof.status:
+        return Condition("Ready", False, "KVTransferNotVerified", proof.message)
+    if router.status is None:
+        return Condition("Ready", True, "Serving", f"Every replica of both roles is ready. {router.message}")
+    return Condition("Ready", True, "Serving", "Every replica of both roles is ready, and so is the router.")

@@ -18,7 +18,7 @@ import httpx
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
 from splitwatt_core.clusters import Role as ServingRole
 from splitwatt_core.names import LABEL_RACK
-from splitwatt_core.rendering.render import PROBE_PATH, engine_args
+from splitwatt_core.rendering.engine import PROBE_PATH, engine_args
 from splitwatt_nvml_twin.build import LIBRARY_NAME, ensure_library
 from splitwatt_nvml_twin.handle import STATE_FILE_VARIABLE, NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM

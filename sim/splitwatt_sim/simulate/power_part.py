@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field
-from splitwatt_api.convert import PRIORITY
+from splitwatt_api.convert_cluster import PRIORITY
 from splitwatt_api.inference_cluster import PriorityWord
 from splitwatt_core.budget.tree import MAX_LIMIT_W, BudgetSpec, MeterSpec, Selector, Tree, build_tree
 from splitwatt_core.gpus.profiles import Profile

@@ -1,0 +1,104 @@
+"""What every rendered object has: a name, labels, an owner, and the hash of what was rendered.
+
+Invariant: names and selectors follow from the cluster's name alone. A Deployment's selector can never change, so neither may
+they from release to release.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from splitwatt_core.clusters import MAX_LABEL_CHARS, NAME_HASH_CHARS, ClusterSpec, Role, cluster_label
+from splitwatt_core.names import (
+    ANNOTATION_RENDERED,
+    GROUP_VERSION,
+    LABEL_CLUSTER,
+    LABEL_LLMD_ROLE,
+    LABEL_MANAGED_BY,
+    LABEL_ROLE,
+    MANAGED_BY,
+)
+from splitwatt_core.rendering.drift import digest
+
+Manifest = dict[str, Any]
+
+ROUTER_PART: Final = "router"
+"""As `object_name` takes it, beside the roles."""
+PARTS: Final = (None, *Role, ROUTER_PART)
+"""Whatever of a cluster may have objects of its own; None is the cluster itself."""
+
+_DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def object_name(cluster: str, part: Role | str | None = None) -> str:
+    """The name of a cluster's objects: `NAME` or `NAME-PART`, as a DNS label of at most 63 characters.
+
+    A name that is too long, or no DNS label, is cut and gets a hash of the whole, so that two never meet.
+    """
+    tail = "" if part is None else f"-{part}"
+    whole = f"{cluster}{tail}"
+    if len(whole) <= MAX_LABEL_CHARS and _DNS_LABEL.fullmatch(whole):
+        return whole
+    base = re.sub(r"[^-a-z0-9]", "-", cluster.lower())
+    if not base[:1].isalpha():
+        base = f"c{base}"
+    room = MAX_LABEL_CHARS - len(tail) - NAME_HASH_CHARS - 1
+    return f"{base[:room].rstrip('-')}-{digest(whole)[:NAME_HASH_CHARS]}{tail}"
+
+
+def selector_labels(cluster: str, role: Role) -> dict[str, str]:
+    """What selects one role's pods. Immutable in a Deployment, so it holds nothing that a release might change."""
+    return {LABEL_CLUSTER: cluster_label(cluster), LABEL_ROLE: role.value}
+
+
+def selector_text(cluster: str, role: Role) -> str:
+    """The same as a string, as the scale subresource wants it."""
+    return ",".join(f"{key}={value}" for key, value in sorted(selector_labels(cluster, role).items()))
+
+
+def made(cluster: ClusterSpec, api_version: str, kind: str, part: Role | str | None, content: Mapping[str, Any]) -> Manifest:
+    """An object of this cluster, owned by it. `content`: all but what every object has."""
+    labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_CLUSTER: cluster_label(cluster.name)}
+    if isinstance(part, Role):
+        labels |= {LABEL_ROLE: part.value, LABEL_LLMD_ROLE: part.value}
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "namespace": cluster.namespace,
+            "name": object_name(cluster.name, part),
+            "labels": labels,
+            "ownerReferences": [
+                {
+                    "apiVersion": GROUP_VERSION,
+                    "kind": "InferenceCluster",
+                    "name": cluster.name,
+                    "uid": cluster.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        **content,
+    }
+
+
+def stamped(manifest: Manifest) -> Manifest:
+    metadata = {**manifest["metadata"], "annotations": {ANNOTATION_RENDERED: digest(manifest)}}
+    return {**manifest, "metadata": metadata}
+
+
+def service_port(name: str, port: int) -> dict[str, Any]:
+    return {"name": name, "port": port, "protocol": "TCP", "targetPort": name}
+
+
+def disruption_budget(cluster: ClusterSpec, part: Role | str, selector: Mapping[str, str]) -> Manifest:
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": dict(selector)},
+        # A pod that waits behind the gate is never ready; it must not keep a node from being drained.
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return made(cluster, "policy/v1", "PodDisruptionBudget", part, {"spec": spec})

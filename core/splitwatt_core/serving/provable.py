@@ -1,0 +1,24 @@
+"""Of which clusters a probe can prove that KV caches move."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
+
+COUNTED_CONNECTORS: Final = ("NixlConnector",)
+"""Those of vLLM's connectors that count what they move."""
+
+
+def why_not(cluster: ClusterSpec) -> tuple[str, str] | None:
+    """(reason, sentence) where nothing can be proven, and nothing need be; None where a proof is owed."""
+    if cluster.router.type is RouterType.NONE:
+        return "NoRouter", "spec.router.type is None: no KV cache is asked for, and decode pods read the prompts themselves."
+    if cluster.engine.type is EngineType.EMULATED:
+        return "Emulated", "Emulated engines move no KV cache."
+    if cluster.kv_transfer.connector not in COUNTED_CONNECTORS:
+        told = f"{cluster.kv_transfer.connector} does not count what it moves; {', '.join(COUNTED_CONNECTORS)} does."
+        return "NotCounted", told
+    if not all(cluster.role(role).replicas for role in Role):
+        return "ScaledToZero", "A KV cache moves between a prefill and a decode replica; one of the roles has none."
+    return None
