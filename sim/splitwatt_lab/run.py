@@ -174,10 +174,13 @@ class _Pass:
         self.live.happenings.append(Happening(time.time() - self.begun_s, what))
 
     def _cut(self) -> None:
-        name = f"rack-{self.site.spec.rack_names[0]}"
+        """Of the rack that serves most, where the cut is felt most; the other one keeps room for who comes."""
+        pods = self.site.get("/api/v1/pods")["items"]
+        rack = scenario.busiest_rack(self.site.spec, [pod["spec"].get("nodeName", "") for pod in pods])
+        name = f"rack-{rack}"
         before_w = self.judge.views[name].limit_w
         after_w = round(before_w * scenario.CUT_RATIO)
-        nodes = [node.name for node in self.site.node_specs if node.rack == self.site.spec.rack_names[0]]
+        nodes = [node.name for node in self.site.node_specs if node.rack == rack]
         self.watcher = Watcher(self.site, nodes)
         self.watcher.start()
         patch = json.dumps({"spec": {"limitWatts": after_w}})

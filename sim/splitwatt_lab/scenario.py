@@ -7,6 +7,8 @@ their shape (2 racks of 4 nodes of 8 GPUs); for another shape the same files are
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -102,6 +104,13 @@ def clusters(spec: SiteSpec) -> tuple[Manifest, Manifest]:
         wanted = chat["spec"][role]["replicas"]
         chat["spec"][role]["replicas"] = max(1, wanted * available // half)
     return chat, batch
+
+
+def busiest_rack(spec: SiteSpec, nodes_of_pods: Iterable[str]) -> str:
+    """Where most pods run, by the node of each ("" for one that waits); of alike ones the first."""
+    racks = {node.name: node.rack for node in spec.nodes()}
+    serving = Counter(racks.get(node, "") for node in nodes_of_pods)
+    return max(spec.rack_names, key=lambda rack: serving[rack])
 
 
 def namespaces(docs: list[Manifest]) -> list[Manifest]:

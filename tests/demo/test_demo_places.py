@@ -1,8 +1,8 @@
 """The demo's two InferenceClusters on its racks, without a demo: whatever is born first and wherever the scheduler binds, both
-are served after rack a1's limit was cut.
+are served after the limit of the rack that serves most was cut.
 
 The manifests are the demo's own; snapshot and plan are the operator's. What is simulated: births in any order with looks of
-admission between them, a scheduler that picks any node of the leaf that fits, and meters that disagree a little.
+admission between them, a scheduler that picks any node of the leaf that fits, and racks of which one seems to have more room.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from splitwatt_lab import scenario
 from splitwatt_lab.site import SiteSpec
 
 MODEL, IDLE_W, CLIFF_W = "NVIDIA H100 80GB HBM3", 200, 350
-METERS_DIFFER_W = 300.0
 
 
 def whole(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +43,7 @@ class Racks:
 
     spec: SiteSpec
     chance: random.Random
+    differ_w: float
     pods: dict[PodName, Pod] = field(default_factory=dict)
     clusters: dict[ClusterName, ClusterSpec] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Racks:
             node.name: NodeFact(node.name, {LABEL_RACK: node.rack, LABEL_POOL: node.pool}, "b", gpus=node.gpus)
             for node in self.spec.nodes()
         }
-        self.noise_w = {name: self.chance.uniform(0.0, METERS_DIFFER_W) for name in self.budgets}
+        self.noise_w = {name: self.chance.uniform(0.0, self.differ_w) for name in self.budgets}
 
     def _below(self, budget: BudgetSpec) -> list[tuple[NodeFact, BudgetSpec]]:
         leaves = [b for b in self.budgets.values() if b.selector is not None and budget.name in (b.name, b.parent)]
@@ -145,15 +145,15 @@ class Racks:
         return [str(p.name) for p in self.pods.values() if p.gated and p.name.namespace == spec.namespace]
 
 
-@pytest.mark.parametrize("nodes_per_rack", [2, 4])
-def test_both_clusters_are_served_whatever_comes_first(nodes_per_rack: int) -> None:
+@pytest.mark.parametrize(("nodes_per_rack", "differ_w"), [(2, 300.0), (4, 1000.0)])
+def test_both_clusters_are_served_whatever_comes_first(nodes_per_rack: int, differ_w: float) -> None:
     spec = SiteSpec(nodes_per_rack=nodes_per_rack)
     for seed in range(150):
-        racks = Racks(spec, random.Random(seed))
+        racks = Racks(spec, random.Random(seed), differ_w)
         chat, batch = scenario.clusters(spec)
         served = racks.serve(chat)
         assert racks.waiting(served) == [], f"seed {seed}: {racks.plan.verdicts[served.id].message}"
-        cut = racks.budgets["rack-a1"]
-        racks.budgets["rack-a1"] = replace(cut, limit_w=round(cut.limit_w * scenario.CUT_RATIO))
+        cut = racks.budgets[f"rack-{scenario.busiest_rack(spec, [pod.node or '' for pod in racks.pods.values()])}"]
+        racks.budgets[cut.name] = replace(cut, limit_w=round(cut.limit_w * scenario.CUT_RATIO))
         second = racks.serve(batch)
         assert racks.waiting(second) == [], f"seed {seed}: {racks.plan.verdicts[second.id].message}"
