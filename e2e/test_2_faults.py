@@ -1,11 +1,15 @@
-"""Pods killed, a kubelet restarted, a node without power, DNS gone: budgets are kept throughout, and requests are answered."""
+"""Pods killed, rolled and evicted, the API server away, a kubelet restarted, a node without power, DNS gone: budgets are kept
+throughout, and requests are answered."""
 
 from __future__ import annotations
 
+import json
 import time
 
+import httpx
 import pytest
 from ground import rack, serving
+from ground.caps import Highest
 from ground.furnish import NAMESPACE
 from ground.site import OPERATOR_LEASE, Site
 from ground.traffic import Traffic
@@ -17,13 +21,18 @@ LOOSE_W, TIGHT_W = 2800, 900
 BACK_S = 120.0
 SILENCE_S = 120.0
 """Without DNS: a Lease of 15 s would run out eight times."""
+AWAY_S = 45.0
+"""The API server: three times the Lease, and shorter than the minute after which an operator that writes nothing is ended."""
+SETTLED_S = 3.0
+"""From the API server's end until what was on its way is through."""
 
 
 @pytest.fixture(scope="module")
 def chat(installed: Site) -> Site:
+    installed.judge()  # left out where nobody could judge
     serving.make_namespace(installed)
     installed.limit(rack.NAME, rack.limit_w(installed, above_least_w=LOOSE_W))
-    serving.serve(installed, serving.inference_cluster("chat", prefill=1, decode=1))
+    serving.serve(installed, serving.inference_cluster(installed, "chat", prefill=1, decode=1))
     return installed
 
 
@@ -66,6 +75,51 @@ def test_an_operator_that_is_killed_reigns_again_under_one_term_more(chat: Site,
         chat.await_("it reigns", lambda: chat.term > term, timeout_s=BACK_S)
         chat.await_ready("pb", rack.NAME, timeout_s=BACK_S)
     assert chat.term == term + 1
+    assert not asked.failed(), asked.failed()[:3]
+
+
+def test_agents_and_operator_are_rolled(chat: Site, judged: Judge) -> None:
+    with traffic(chat) as asked:
+        for what in ("ds/splitwatt-agent", "deploy/splitwatt-operator"):
+            chat.cluster.kubectl("rollout", "restart", what, "-n", NAMESPACE)
+            chat.cluster.kubectl("rollout", "status", what, "-n", NAMESPACE, f"--timeout={BACK_S:g}s")
+        settle(chat)
+    assert not asked.failed(), asked.failed()[:3]
+
+
+@pytest.mark.parametrize("component", ["agent", "operator"])
+def test_pods_that_are_evicted_come_back(chat: Site, judged: Judge, component: str) -> None:
+    """As a drain does it."""
+    pods = chat.pods(component)
+    before = {pod["metadata"]["uid"] for pod in pods}
+    with traffic(chat) as asked:
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": NAMESPACE}}
+            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/eviction"
+            answer = chat.cluster.http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+            assert answer.status_code == httpx.codes.CREATED, answer.text
+        chat.await_("new pods are ready", lambda: all_ready(chat, component, but_not=before), timeout_s=BACK_S)
+        settle(chat)
+    assert not asked.failed(), asked.failed()[:3]
+
+
+def test_the_api_server_is_away(chat: Site, judged: Judge) -> None:
+    term = chat.term
+    uids = {pod["metadata"]["uid"] for pod in (*chat.pods("operator"), *chat.pods("agent"))}
+    with traffic(chat) as asked:
+        chat.cluster.stop_api_server()
+        try:
+            time.sleep(SETTLED_S)
+            with Highest(chat) as highest:
+                time.sleep(AWAY_S)
+        finally:
+            chat.cluster.start_api_server()
+        chat.await_("it reigns again", lambda: chat.term > term, timeout_s=BACK_S)
+        settle(chat)
+    assert not highest.raised(), highest.raised()
+    assert chat.term == term + 1, "one reign ended, one began"
+    assert {pod["metadata"]["uid"] for pod in (*chat.pods("operator"), *chat.pods("agent"))} == uids
     assert not asked.failed(), asked.failed()[:3]
 
 
@@ -116,6 +170,12 @@ def test_a_node_loses_power_and_comes_back(chat: Site) -> None:
     judge.stop()
     assert asked.requests and not asked.failed(), asked.failed()[:3]
     assert not any(count.either_over_s for count in judge.counts.values())
+
+
+def settle(site: Site) -> None:
+    for node in site.cluster.nodes():
+        site.await_ready("np", node, timeout_s=BACK_S)
+    site.await_ready("pb", rack.NAME, timeout_s=BACK_S)
 
 
 def all_ready(site: Site, component: str, *, but_not: set[str]) -> bool:

@@ -21,7 +21,7 @@ EDITED = {"example.com/edited": "by a person"}
 @pytest.fixture(scope="module")
 def served(installed: Site) -> Site:
     serving.make_namespace(installed)
-    serving.serve(installed, serving.inference_cluster("chat", prefill=1, decode=1))
+    serving.serve(installed, serving.inference_cluster(installed, "chat", prefill=1, decode=1))
     return installed
 
 

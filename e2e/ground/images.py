@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from splitwatt_core import __version__
 from splitwatt_lab.errors import LabError
 
 from ground import rootfs
 
-REGISTRY: Final = "localhost"
 OUT: Final = Path("out") / "images"
-AGENT: Final = f"{REGISTRY}/splitwatt-agent:{__version__}"
-ENGINE: Final = f"{REGISTRY}/splitwatt-engine:{__version__}"
 
 
 def ensure(repository: Path) -> Sequence[Path]:

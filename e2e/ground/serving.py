@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from splitwatt_core.names import GROUP_VERSION, LABEL_CLUSTER, LABEL_POOL
 
-from ground import images
-from ground.nvidia import HANDLER
 from ground.site import Site
 
 NAMESPACE: Final = "serving"
@@ -23,16 +21,17 @@ def make_namespace(site: Site, name: str = NAMESPACE) -> None:
 
 
 def inference_cluster(
-    name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
+    site: Site, name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
 ) -> Mapping[str, Any]:
     """`prefill` and `decode` replicas of `gpus` each. Pods get the simulated NVML as a site's get the driver's."""
+    runtime = {"runtimeClassName": site.cluster.runtime_class} if site.cluster.runtime_class else {}
 
     def pool(replicas: int) -> Mapping[str, Any]:
         return {
             "replicas": replicas,
             "gpusPerReplica": gpus,
             "nodeSelector": {LABEL_POOL: POOL},
-            "template": {"spec": {"runtimeClassName": HANDLER}},
+            "template": {"spec": runtime},
         }
 
     return {
@@ -41,7 +40,7 @@ def inference_cluster(
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "model": {"name": MODEL},
-            "engine": {"type": "Emulated", "image": images.ENGINE},
+            "engine": {"type": "Emulated", "image": site.cluster.image("engine")},
             "priority": priority,
             "prefill": pool(prefill),
             "decode": pool(decode),

@@ -16,12 +16,15 @@ from splitwatt_lab.judge import Judge
 from splitwatt_lab.wiring import Feed, Wiring
 
 from ground import images
-from ground.cluster import Cluster
-from ground.furnish import NAMESPACE, Metering, install_device_plugin
-from ground.nvidia import HANDLER
+from ground.cluster import Cluster, NotHereError
+from ground.furnish import NAMESPACE, Metering
+from ground.gpus import install_device_plugin
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 README: Final = REPOSITORY / "README.md"
+_WRITTEN_CHART: Final = "helm/splitwatt"
+CHART: Final = REPOSITORY / _WRITTEN_CHART
+INSTALL_S: Final = 180
 _BLOCK: Final = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 RELEASE: Final = "splitwatt"
 OPERATOR_LEASE: Final = "splitwatt-operator"
@@ -56,30 +59,43 @@ class Site:
     """`await_` and `get` look at the cluster; `install` types the README's commands."""
 
     def __init__(self, cluster: Cluster) -> None:
+        """A cluster that has a Prometheus already has all the rest too."""
         self.cluster = cluster
-        cluster.load(images.archives(REPOSITORY))
-        install_device_plugin(cluster)
-        self.metering = Metering(cluster)
+        self._metering: Metering | None = None
+        if cluster.prometheus_url is None:
+            cluster.load(images.archives(REPOSITORY))
+            install_device_plugin(cluster)
+            self._metering = Metering(cluster)
+
+    @property
+    def metering(self) -> Metering:
+        """Raises NotHereError where meters are somebody's own."""
+        if self._metering is None:
+            raise NotHereError("the meters of this cluster are its owner's: this scenario runs on node and kind alone")
+        return self._metering
 
     def close(self) -> None:
-        self.metering.close()
+        if self._metering is not None:
+            self._metering.close()
 
     # ------------------------------------------------------------------------------------------------ README
 
-    def install(self, *extra: str, wait: bool = True, release: str = RELEASE) -> None:
+    def install(self, *extra: str, wait: bool = True, release: str = RELEASE, chart: Path = CHART) -> None:
         """Every command under "Install" but the one that builds images: with the registry and the Prometheus of this site, and
-        the RuntimeClass that nodes here need. `extra` is added to Helm's; `release` replaces its name. Raises LabError."""
+        the RuntimeClass that nodes here need. `extra` is added to Helm's; `release` replaces its name, `chart` its chart. Raises
+        LabError."""
         for words in (each for block in written("Install", "sh") for each in commands_of(block)):
-            here = [release if word == RELEASE else self._here(word) for word in words]
+            here = [release if word == RELEASE else self._here(word, chart) for word in words]
             if here[0] == "helm":
-                until = ["--wait", "--timeout=180s"] if wait else []
-                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={HANDLER}", *extra, *until)
+                until = ["--wait", f"--timeout={INSTALL_S}s"] if wait else []
+                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={self.cluster.runtime_class}", *extra, *until)
             elif here[0] == "kubectl":
                 self.cluster.kubectl(*here[1:])
 
-    def _here(self, word: str) -> str:
-        word = _WRITTEN_REGISTRY.sub(images.REGISTRY, word).replace(_WRITTEN_PROMETHEUS, self.metering.url)
-        return str(REPOSITORY / word) if word.startswith("helm/") else word
+    def _here(self, word: str, chart: Path) -> str:
+        prometheus = self.cluster.prometheus_url or self.metering.url
+        word = _WRITTEN_REGISTRY.sub(self.cluster.registry, word).replace(_WRITTEN_PROMETHEUS, prometheus)
+        return str(chart) if word == _WRITTEN_CHART else str(REPOSITORY / word) if word.startswith("helm/") else word
 
     def apply(self, *documents: Mapping[str, Any]) -> None:
         items = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
@@ -108,8 +124,10 @@ class Site:
         twins = {node: self.cluster.twin(node) for node in nodes}
 
         def budgets() -> Sequence[Mapping[str, Any]]:
-            answer: dict[str, Any] = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets").raise_for_status().json()
-            return list(answer["items"])
+            answer = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets")
+            if answer.is_server_error:  # kubectl's proxy, while the API server is away
+                raise LabError(f"the API server does not answer: {answer.text[:200]}")
+            return list(answer.raise_for_status().json()["items"])
 
         return Judge(twins=twins, wiring=wiring, plant=self.metering.plant, budgets=budgets)
 

@@ -109,8 +109,10 @@ def test_a_cluster_of_somebodys_is_left_alone_until_they_say_so(
     monkeypatch.setattr(any_ground.KubeconfigCluster, "kubectl", kubectl)
     monkeypatch.setattr(any_ground, "ensure_tools", lambda: toolchain.Tools({}, ()))
     with pytest.raises(LabError, match="nothing was touched: add --may-change"):
-        any_ground.KubeconfigCluster(kubeconfig, tmp_path, may_change=False, address_of_host="")
-    assert [words[0] for words in asked] == ["config"], "it only read the kubeconfig"
+        any_ground.KubeconfigCluster(kubeconfig, tmp_path, any_ground.Theirs())
+    with pytest.raises(LabError, match="nothing was touched: --registry says"):
+        any_ground.KubeconfigCluster(kubeconfig, tmp_path, any_ground.Theirs(may_change=True))
+    assert [words[0] for words in asked] == ["config", "config"], "it only read the kubeconfig"
     assert "context prod, server https://prod:6443" in capsys.readouterr().err
 
 
