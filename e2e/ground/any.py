@@ -62,7 +62,9 @@ class KubeconfigCluster(Commands):
         if not theirs.may_change:
             raise LabError("nothing was touched: add --may-change when this cluster may be changed so")
         if not theirs.registry or not theirs.prometheus_url:
-            raise LabError("nothing was touched: --registry says where `make images` pushed to, --prometheus who scrapes the cluster")
+            raise LabError(
+                "nothing was touched: --registry says where `make images` pushed to, --prometheus who scrapes the cluster"
+            )
 
     def load(self, archives: Sequence[Path]) -> None:
         self._not_here("images come from a registry")

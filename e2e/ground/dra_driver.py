@@ -61,7 +61,9 @@ def api(method: str, path: str, body: Any = None) -> Any:
     headers = {"Authorization": f"Bearer {(_ACCOUNT / 'token').read_text()}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(host + path, data=data, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=REQUEST_S, context=ssl.create_default_context(cafile=_ACCOUNT / "ca.crt")) as said:
+    with urllib.request.urlopen(
+        request, timeout=REQUEST_S, context=ssl.create_default_context(cafile=_ACCOUNT / "ca.crt")
+    ) as said:
         return json.load(said)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, start_http_server

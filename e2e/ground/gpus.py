@@ -97,7 +97,7 @@ def offer_by_claim(cluster: Cluster, node: str, uuid: str) -> None:
     name = "gpu-dra-driver"
     who = {"kind": "ServiceAccount", "name": name, "namespace": SYSTEM}
     rbac = "rbac.authorization.k8s.io"
-    rights = [
+    rights: list[Mapping[str, Any]] = [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": SYSTEM}},
         {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": name}, "rules": list(_RULES)},
         {

@@ -135,7 +135,9 @@ def on_theirs(command: Sequence[str], env: Mapping[str, str]) -> int:
     scratch = OUT / "theirs"
     subprocess.run(["rm", "-rf", str(scratch)], check=True)
     scratch.mkdir(parents=True)
-    return subprocess.run(command, env={**os.environ, **env, SCRATCH_VARIABLE: str(scratch)}, cwd=REPOSITORY, check=False).returncode
+    return subprocess.run(
+        command, env={**os.environ, **env, SCRATCH_VARIABLE: str(scratch)}, cwd=REPOSITORY, check=False
+    ).returncode
 
 
 def names_tests(arguments: Sequence[str]) -> bool:
