@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from ground import rack, serving
+from ground import dns, rack, serving
 from ground.caps import Highest
 from ground.furnish import NAMESPACE
 from ground.site import OPERATOR_LEASE, Site
@@ -21,6 +21,7 @@ LOOSE_W, TIGHT_W = 2800, 900
 BACK_S = 120.0
 SILENCE_S = 120.0
 """Without DNS: a Lease of 15 s would run out eight times."""
+NEVER_S = 45.0
 AWAY_S = 45.0
 """The API server: three times the Lease, and shorter than the minute after which an operator that writes nothing is ended."""
 SETTLED_S = 3.0
@@ -137,21 +138,41 @@ def test_a_kubelet_restarts(chat: Site, judged: Judge) -> None:
     assert caps.keys() == chat.enforced_w().keys()
 
 
-def test_the_term_stays_while_no_name_resolves(chat: Site, judged: Judge) -> None:
-    """Prometheus by a name, and nobody behind the cluster's DNS address."""
+def test_the_term_stays_while_dns_is_gone(chat: Site, judged: Judge) -> None:
+    """Prometheus by the README's name. First nobody knows it, from the operator's start on; then it is known, and then CoreDNS
+    has no pod for two minutes."""
     site = chat
-    name = "http://prometheus.monitoring.svc:9090"
-    site.install(f"--set=operator.prometheusUrl={name}")
+    had_dns = site.cluster.kubectl("get", "deploy", dns.NAME, "-n", dns.SYSTEM, check=False).returncode == 0
+    if had_dns:
+        dns.scale(site, 0)
+    site.install(f"--set=operator.prometheusUrl={dns.PROMETHEUS_URL}")
     site.await_(
-        "the operator asks by that name", lambda: any(name in each for each in operator_arguments(site)), timeout_s=BACK_S
+        "the operator asks by that name",
+        lambda: any(dns.PROMETHEUS_URL in each for each in operator_arguments(site)),
+        timeout_s=BACK_S,
     )
     site.await_("it reigns", lambda: lease_is_held(site), timeout_s=BACK_S)
-    term, until_s = site.term, time.monotonic() + SILENCE_S
+    the_term_stays(site, NEVER_S)
+    dns.name_prometheus(site)
+    dns.install(site)
+    site.await_("meters are heard", lambda: meters_are_heard(site), timeout_s=BACK_S)
+    dns.scale(site, 0)
+    the_term_stays(site, SILENCE_S)
+    dns.scale(site, 1)
+    site.await_("meters are heard again", lambda: meters_are_heard(site), timeout_s=BACK_S)
+    assert [status["restartCount"] for pod in site.pods("operator") for status in pod["status"]["containerStatuses"]] == [0]
+    site.install()
+
+
+def the_term_stays(site: Site, for_s: float) -> None:
+    term, until_s = site.term, time.monotonic() + for_s
     while time.monotonic() < until_s:
         assert site.term == term, "the operator lost its Lease while the API server was well"
         time.sleep(2)
-    assert [status["restartCount"] for pod in site.pods("operator") for status in pod["status"]["containerStatuses"]] == [0]
-    site.install()
+
+
+def meters_are_heard(site: Site) -> bool:
+    return site.condition("pb", rack.NAME, condition="TelemetryFresh").get("status") == "True"
 
 
 def test_a_node_loses_power_and_comes_back(chat: Site) -> None:

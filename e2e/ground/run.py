@@ -25,7 +25,7 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.toolbuild import Console, ensure_tools
 from splitwatt_lab.toolchain import cache_directory
 
-from ground import host, images, inside, kind, leftovers, tools
+from ground import dns, host, images, inside, kind, leftovers, tools
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 OUT: Final = REPOSITORY / "out" / "e2e"
@@ -69,6 +69,7 @@ def prepare(ground: str, *, images_as_they_are: bool) -> Mapping[str, str]:
     with timed("tools"):
         ensure_tools(Console())
         tools.ensure(names=tools.FOR_NODE if ground == "node" else None, progress=Console())
+        dns.program(Console())
     if not images_as_they_are:
         with timed("images"):
             images.ensure(REPOSITORY)

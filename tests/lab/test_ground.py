@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import tarfile
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ground import any as any_ground
-from ground import archive, host, node_config, nvidia, run, site, tools
+from ground import archive, caps, fixtures, host, node_config, nvidia, run, site, tools
+from ground.cluster import NotHereError
 from splitwatt_lab import toolchain
 from splitwatt_lab.errors import LabError
 from support.some import some
+from support.waiting import eventually
 
 
 def test_the_programs_of_a_node_are_a_set_of_their_own() -> None:
@@ -118,3 +121,22 @@ def test_a_cluster_of_somebodys_is_left_alone_until_they_say_so(
 
 def test_pytest_is_sent_to_the_scenarios_unless_files_are_named() -> None:
     assert run.names_tests(["-q", "e2e/soak.py::test_x"]) and not run.names_tests(["-k", "no-such-file", "-q"])
+
+
+@pytest.mark.parametrize("hook", [fixtures.pytest_runtest_setup, fixtures.pytest_runtest_call])
+def test_a_scenario_that_needs_what_a_ground_lacks_is_told_as_not_run(hook: Callable[[], Generator[None, object, None]]) -> None:
+    for error, becomes in ((NotHereError("not ours to restart"), pytest.skip.Exception), (ValueError("broken"), ValueError)):
+        playing = hook()
+        next(playing)
+        with pytest.raises(becomes, match=str(error)):
+            playing.throw(error)
+
+
+def test_a_cap_that_rose_is_named_with_its_watts(monkeypatch: pytest.MonkeyPatch) -> None:
+    watts = iter([[200.0, 300.0], *[[250.0, 300.0]] * 3, *[[200.0, 300.0]] * 1000])
+    monkeypatch.setattr(caps, "PERIOD_S", 0.001)
+    monkeypatch.setattr(caps, "caps_w", lambda _: {("n", slot): w for slot, w in enumerate(next(watts))})
+    with caps.Highest(cast(Any, None)) as highest:
+        eventually("it looked", lambda: highest.looks > 3)
+    assert highest.raised() == ["n/0 from 200 to 250 W"]
+    assert not highest.raised(but_not={("n", 0)})
