@@ -106,9 +106,8 @@ class KindCluster(Commands):
             time.sleep(0.5)
 
     def start_api_server(self) -> None:
-        started_s = time.time()
         self._podman("exec", CONTROL_PLANE, "mv", _LAID_ASIDE, _MANIFEST)
-        self._await_nodes((CONTROL_PLANE, *WORKERS), since_s=started_s)
+        self._await_nodes((CONTROL_PLANE, *WORKERS))
 
     def restart_kubelet(self, node: str) -> None:
         asked_s = time.time()
