@@ -13,6 +13,7 @@ from splitwatt_lab.errors import LabError
 from ground import rootfs
 
 OUT: Final = Path("out") / "images"
+BUILD_S: Final = 3600.0
 
 
 def ensure(repository: Path) -> Sequence[Path]:
@@ -21,7 +22,7 @@ def ensure(repository: Path) -> Sequence[Path]:
     env = {**os.environ, **rootfs.storage()}
     command: list[str | Path] = [sys.executable, "-m", "splitwatt_lab.images", "--engine=buildah", "--own-base"]
     # The machine's network as it is: a bridge of the build's own would stay behind.
-    rootfs.run([*command, "--image-args=--network=host --layers"], what="make images", env=env)
+    rootfs.run([*command, "--image-args=--network=host --layers"], what="make images", env=env, timeout_s=BUILD_S)
     return archives(repository)
 
 
