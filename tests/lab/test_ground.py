@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Generator
@@ -140,3 +141,12 @@ def test_a_cap_that_rose_is_named_with_its_watts(monkeypatch: pytest.MonkeyPatch
         eventually("it looked", lambda: highest.looks > 3)
     assert highest.raised() == ["n/0 from 200 to 250 W"]
     assert not highest.raised(but_not={("n", 0)})
+
+
+def test_the_matrix_has_a_row_for_each_scenario() -> None:
+    folder = Path(site.__file__).resolve().parents[1]
+    files = some([*sorted(folder.glob("test_*.py")), folder / "soak.py"])
+    names = [name for file in files for name in re.findall(r"^def test_(\w+)\(", file.read_text(), re.MULTILINE)]
+    table = (folder / "VERSION-MATRIX.md").read_text().partition("| scenario |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (.+?) \|", table.partition("|---|---|---|")[2], re.MULTILINE)
+    assert rows == [name.replace("_", " ") for name in names]
