@@ -91,7 +91,15 @@ class NodeCluster(Commands):
         self._plane.kill(Component.API_SERVER)
 
     def start_api_server(self) -> None:
-        self._plane.start(Component.API_SERVER)
+        """Again and again, as a kubelet would: one that does not reach etcd within 20 s ends."""
+        deadline_s = time.monotonic() + READY_S
+        while True:
+            try:
+                self._plane.start(Component.API_SERVER)
+                break
+            except LabError:
+                if time.monotonic() > deadline_s:
+                    raise
         self._await_node()
 
     def restart_kubelet(self, node: str) -> None:
