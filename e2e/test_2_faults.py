@@ -13,6 +13,7 @@ from ground.caps import Highest
 from ground.furnish import NAMESPACE
 from ground.site import OPERATOR_LEASE, Site
 from ground.traffic import Traffic
+from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_lab.judge import Judge
 
 PER_S = 3.0
@@ -179,11 +180,14 @@ def test_a_node_loses_power_and_comes_back(chat: Site) -> None:
     """What its pods were asked meanwhile is lost; what is promised is watts."""
     site, node = chat, chat.cluster.nodes()[-1]
     judge = site.judge()
+    on_it = sum(pod["spec"]["nodeName"] == node for pod in serving.living(site, f"{LABEL_CLUSTER}=chat"))
+    lost_s = time.time()
     site.cluster.restart_node(node)
     site.await_(
         "the agent follows the new boot", lambda: boot_of(site, node) == site.cluster.twin(node).boot_id, timeout_s=BACK_S
     )
     site.await_ready("np", node, timeout_s=BACK_S)
+    site.await_("its engines serve again", lambda: serving.serving_since(site, "chat", lost_s) >= on_it, timeout_s=BACK_S)
     site.await_ready("ic/chat", "-n", serving.NAMESPACE, timeout_s=BACK_S)
     judge.start()
     with traffic(site) as asked:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
-from splitwatt_core.names import GROUP_VERSION, LABEL_CLUSTER, LABEL_POOL
+from splitwatt_core.names import GROUP_VERSION, LABEL_CLUSTER, LABEL_POOL, LABEL_ROLE
 
 from ground.site import Site
 
@@ -57,11 +58,27 @@ def serve(site: Site, *clusters: Mapping[str, Any]) -> float:
     return took_s
 
 
+def living(site: Site, selector: str, *, namespace: str = NAMESPACE) -> Sequence[Mapping[str, Any]]:
+    """Pods that have not ended and are not about to: a node that lost power leaves failed ones behind."""
+    pods = site.get("pods", "-n", namespace, "-l", selector)["items"]
+    return [each for each in pods if each["status"].get("phase") == "Running" and "deletionTimestamp" not in each["metadata"]]
+
+
+def serving_since(site: Site, name: str, since_s: float, *, namespace: str = NAMESPACE) -> int:
+    """How many of its pods are Ready and began at Unix time `since_s` or later."""
+    count = 0
+    for pod in living(site, f"{LABEL_CLUSTER}={name}", namespace=namespace):
+        ready = next((each for each in pod["status"]["conditions"] if each["type"] == "Ready"), {"status": "False"})
+        starts = [status["state"].get("running", {}).get("startedAt") for status in pod["status"]["containerStatuses"]]
+        fresh = all(at is not None and datetime.fromisoformat(at).timestamp() >= int(since_s) for at in starts)
+        count += ready["status"] == "True" and fresh
+    return count
+
+
 def gpus_of(site: Site, name: str, role: str, *, namespace: str = NAMESPACE) -> Mapping[str, list[int]]:
     """Slots of the GPUs that a role's pods hold, by node: what the kubelet gave each, as the pod itself was told."""
     held: dict[str, list[int]] = {}
-    selector = f"{LABEL_CLUSTER}={name},splitwatt.io/role={role}"
-    for pod in site.get("pods", "-n", namespace, "-l", selector)["items"]:
+    for pod in living(site, f"{LABEL_CLUSTER}={name},{LABEL_ROLE}={role}", namespace=namespace):
         node = pod["spec"]["nodeName"]
         words = ("exec", "-n", namespace, pod["metadata"]["name"], "--", "printenv", "NVIDIA_VISIBLE_DEVICES")
         uuids = site.cluster.kubectl(*words).stdout.strip().split(",")
