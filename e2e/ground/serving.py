@@ -68,10 +68,10 @@ def serving_since(site: Site, name: str, since_s: float, *, namespace: str = NAM
     """How many of its pods are Ready and began at Unix time `since_s` or later."""
     count = 0
     for pod in living(site, f"{LABEL_CLUSTER}={name}", namespace=namespace):
-        ready = next((each for each in pod["status"]["conditions"] if each["type"] == "Ready"), {"status": "False"})
-        starts = [status["state"].get("running", {}).get("startedAt") for status in pod["status"]["containerStatuses"]]
+        says = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+        starts = [status["state"].get("running", {}).get("startedAt") for status in pod["status"].get("containerStatuses", ())]
         fresh = all(at is not None and datetime.fromisoformat(at).timestamp() >= int(since_s) for at in starts)
-        count += ready["status"] == "True" and fresh
+        count += says.get("Ready") == "True" and fresh
     return count
 
 
