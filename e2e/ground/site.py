@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ RELEASE: Final = "splitwatt"
 OPERATOR_LEASE: Final = "splitwatt-operator"
 OURS: Final = ("operator", "agent")
 BUDGET_S: Final = 60.0
-_POLL_S: Final = 0.25
+_POLL_S: Final = 0.5
+"""kubectl is a heavy way to ask."""
 _WRITTEN_REGISTRY: Final = re.compile(r"registry\.example(\.com/\w+)?")
 _WRITTEN_PROMETHEUS: Final = "http://prometheus.monitoring.svc:9090"
 
@@ -125,16 +127,29 @@ class Site:
 
         def budgets() -> Sequence[Mapping[str, Any]]:
             answer = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets")
-            if answer.is_server_error:  # kubectl's proxy, while the API server is away
-                raise LabError(f"the API server does not answer: {answer.text[:200]}")
-            return list(answer.raise_for_status().json()["items"])
+            if not answer.is_success:  # kubectl's proxy while the API server is away, which as it comes back knows no rights yet
+                raise LabError(f"the API server does not tell: {answer.text[:200]}")
+            return list(answer.json()["items"])
 
         return Judge(twins=twins, wiring=wiring, plant=self.metering.plant, budgets=budgets)
 
     @property
+    def lease(self) -> Mapping[str, Any]:
+        """The spec of the operator's Lease; empty while nobody tells."""
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{OPERATOR_LEASE}"
+        answer = self.cluster.http.get(path)
+        found: Mapping[str, Any] = answer.json()["spec"] if answer.is_success else {}
+        return found
+
+    @property
     def term(self) -> int:
-        """Of the operator's Lease: one more for each reign."""
-        return int(self.get("lease", OPERATOR_LEASE, "-n", NAMESPACE)["spec"]["leaseTransitions"])
+        """One more for each operator that takes the Lease."""
+        return int(self.lease["leaseTransitions"])
+
+    def renewed_since(self, since_s: float) -> bool:
+        """The Lease was renewed after Unix time `since_s`: somebody reigns."""
+        at = self.lease.get("renewTime")
+        return at is not None and datetime.fromisoformat(at).timestamp() > since_s
 
     def get(self, *what: str) -> dict[str, Any]:
         """An object, or a List. Raises LabError when there is none."""
