@@ -76,7 +76,7 @@ def churn(site: Site, turn: int) -> None:
 def test_nothing_grows_over_half_an_hour(installed: Site, judged: Judge) -> None:
     site = installed
     serving.make_namespace(site)
-    serving.serve(site, serving.inference_cluster("chat", prefill=1, decode=1))
+    serving.serve(site, serving.inference_cluster(site, "chat", prefill=1, decode=1))
     looks: list[Look] = []
     until_s = time.monotonic() + 60 * MINUTES
     with Traffic(site.cluster, namespace=serving.NAMESPACE, name="chat", per_s=2.0) as asked:

@@ -34,7 +34,7 @@ def test_the_readme_installs_and_a_first_budget_is_kept(site: Site) -> None:
 def test_pods_that_the_kubelet_gave_gpus_to_are_capped_by_their_role(installed: Site, judged: Judge) -> None:
     site = installed
     serving.make_namespace(site)
-    took_s = serving.serve(site, serving.inference_cluster("chat", prefill=1, decode=1))
+    took_s = serving.serve(site, serving.inference_cluster(site, "chat", prefill=1, decode=1))
     print(f"chat is Ready {took_s:.1f} s after it was applied")
     held = {role: serving.gpus_of(site, "chat", role) for role in ("prefill", "decode")}
     slots = [(node, slot) for role in held.values() for node, gpus in role.items() for slot in gpus]

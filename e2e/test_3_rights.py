@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import httpx
-from ground import images, serving
+from ground import serving
 from ground.furnish import NAMESPACE
 from ground.site import Site
 from splitwatt_lab.judge import Judge
@@ -109,7 +109,7 @@ def test_a_plan_is_made_on_the_cluster_from_a_claim(installed: Site, tmp_path: P
     site.apply(*volume(node))
     sweep = tmp_path / "sweep.yaml"
     where = ("--namespace", "lab", "--claim", "results")
-    image = f"{images.REGISTRY}/splitwatt-sim:{images.__version__}"
+    image = site.cluster.image("sim")
     written = splitwatt(*PLAN, "--on-kubernetes", "--shards", str(SHARDS), "--image", image, *where, "--output", str(sweep))
     job = next(word for word in written.split() if word.startswith("job/"))
     site.cluster.kubectl("apply", "--server-side", "-f", sweep)
@@ -133,7 +133,7 @@ def make_folder(site: Site, node: str) -> None:
     script = f"import os; os.makedirs('/host/{FOLDER}', exist_ok=True); os.chmod('/host/{FOLDER}', 0o777)"
     container = {
         "name": "make",
-        "image": images.AGENT,
+        "image": site.cluster.image("agent"),
         "command": ["python", "-c", script],
         "volumeMounts": [{"name": "host", "mountPath": "/host"}],
     }

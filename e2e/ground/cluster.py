@@ -8,23 +8,40 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import httpx
+from splitwatt_core import __version__
 from splitwatt_lab.errors import LabError
 from splitwatt_nvml_twin.handle import NodeTwin
 
 GPUS: Final = 8
 """Of each simulated node."""
 COMMAND_S: Final = 300.0
+REGISTRY: Final = "localhost"
+"""Of images that are laid on the nodes: nothing is pulled from it."""
+HANDLER: Final = "nvidia"
+"""The RuntimeClass by which pods get the driver."""
+
+
+class NotHereError(LabError):
+    """This ground does not have what the scenario needs; the scenario is left out, with this sentence."""
 
 
 class Cluster(Protocol):
-    """A cluster with simulated GPUs. `address_of_host`: this machine, as pods dial it."""
+    """A cluster with GPUs. `runtime_class`: by which pods get the driver, empty: by none. `prometheus_url`: as pods dial it; None
+    where the scenarios bring one, with meters, on this machine, which pods dial at `address_of_host`."""
 
     kubeconfig: Path
     scratch: Path
     address_of_host: str
+    registry: str
+    runtime_class: str
+    prometheus_url: str | None
 
     @property
     def http(self) -> httpx.Client: ...
+
+    def image(self, name: str) -> str:
+        """Of ours: `agent`, `operator`, `engine` or `sim`, as pods name it."""
+        ...
 
     def kubectl(
         self, *arguments: str | Path, stdin: str | None = None, check: bool = True, timeout_s: float = COMMAND_S
@@ -36,6 +53,10 @@ class Cluster(Protocol):
         """Images (docker archives) onto every node."""
         ...
 
+    def tag(self, image: str, other: str) -> None:
+        """A second name for an image, on every node."""
+        ...
+
     def nodes(self) -> Sequence[str]:
         """Those with GPUs."""
         ...
@@ -43,6 +64,12 @@ class Cluster(Protocol):
     def twin(self, node: str) -> NodeTwin:
         """The truth of a node's simulated GPUs."""
         ...
+
+    def stop_api_server(self) -> None:
+        """Nobody answers at its address until it is started again."""
+        ...
+
+    def start_api_server(self) -> None: ...
 
     def restart_kubelet(self, node: str) -> None: ...
 
@@ -57,8 +84,20 @@ class Commands:
     """kubectl and helm on one kubeconfig. They see nothing of the user's own settings. `http` is the API server for who asks many
     times a second, by `kubectl proxy`, so that any way of logging in will do."""
 
-    def __init__(self, *, tools: Mapping[str, Path], kubeconfig: Path, home: Path) -> None:
+    def __init__(
+        self,
+        *,
+        tools: Mapping[str, Path],
+        kubeconfig: Path,
+        home: Path,
+        registry: str = REGISTRY,
+        runtime_class: str = HANDLER,
+        prometheus_url: str | None = None,
+    ) -> None:
         self._tools = tools
+        self.registry = registry
+        self.runtime_class = runtime_class
+        self.prometheus_url = prometheus_url
         self.kubeconfig = kubeconfig
         self._home = home
         home.mkdir(parents=True, exist_ok=True)
@@ -82,6 +121,9 @@ class Commands:
             url = f"http://{said.strip().rsplit(' ', 1)[-1]}"
             self._http = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
         return self._http
+
+    def image(self, name: str) -> str:
+        return f"{self.registry}/splitwatt-{name}:{__version__}"
 
     def end_proxy(self) -> None:
         if self._proxy is not None:

@@ -1,67 +1,52 @@
 """A device plugin that tells the kubelet of the node's GPUs: what NVIDIA's does, in small. Runs in the agent's image.
 
-One resource, `nvidia.com/gpu`, whose devices are the UUIDs that NVML knows. It registers with the kubelet, and again whenever
-the kubelet has forgotten it, which shows in its own socket being gone (a kubelet empties the folder as it starts). Imports
-nothing of ours: it is the machine's part, and runs from a ConfigMap.
+One resource, whose devices are the UUIDs that NVML knows; or those named in DEVICES, each offered REPLICAS times, as NVIDIA's
+offers a GPU that is shared by time slicing. It registers with the kubelet, and again whenever the kubelet has forgotten it,
+which shows in its own socket being gone (a kubelet empties the folder as it starts). Imports nothing of the product: it is the
+machine's part, and runs from a ConfigMap.
 Source: k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1/api.proto.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pynvml
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server, Stream
 
+from ground.wire import TEXT, Field, message_classes
+
 FOLDER = Path("/var/lib/kubelet/device-plugins")
-SOCKET = FOLDER / "splitwatt-e2e.sock"
-RESOURCE = "nvidia.com/gpu"
+RESOURCE = os.environ.get("RESOURCE", "nvidia.com/gpu")
+SOCKET = FOLDER / f"splitwatt-e2e-{RESOURCE.rpartition('/')[2]}.sock"
 VERSION = "v1beta1"
+REPLICA = "::"
+"""Between a UUID and the number of a replica."""
 LOOK_S = 1.0
 
-FIELDS = {
-    # message: (field, number, message type, or None for a string, repeated)
-    "Empty": (),
-    "DevicePluginOptions": (),
-    "RegisterRequest": (("version", 1, None, False), ("endpoint", 2, None, False), ("resource_name", 3, None, False)),
-    "Device": (("ID", 1, None, False), ("health", 2, None, False)),
-    "ListAndWatchResponse": (("devices", 1, "Device", True),),
-    "ContainerAllocateRequest": (("devices_ids", 1, None, True),),
-    "AllocateRequest": (("container_requests", 1, "ContainerAllocateRequest", True),),
-    # A map is a repeated pair on the wire.
-    "Pair": (("key", 1, None, False), ("value", 2, None, False)),
-    "ContainerAllocateResponse": (("envs", 1, "Pair", True),),
-    "AllocateResponse": (("container_responses", 1, "ContainerAllocateResponse", True),),
+MESSAGES: dict[str, list[Field]] = {
+    "Empty": [],
+    "DevicePluginOptions": [],
+    "RegisterRequest": [("version", 1, TEXT, False), ("endpoint", 2, TEXT, False), ("resource_name", 3, TEXT, False)],
+    "Device": [("ID", 1, TEXT, False), ("health", 2, TEXT, False)],
+    "ListAndWatchResponse": [("devices", 1, "Device", True)],
+    "ContainerAllocateRequest": [("devices_ids", 1, TEXT, True)],
+    "AllocateRequest": [("container_requests", 1, "ContainerAllocateRequest", True)],
+    "Pair": [("key", 1, TEXT, False), ("value", 2, TEXT, False)],
+    "ContainerAllocateResponse": [("envs", 1, "Pair", True)],
+    "AllocateResponse": [("container_responses", 1, "ContainerAllocateResponse", True)],
 }
-
-
-def message_classes() -> dict[str, Any]:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    proto = descriptor_pb2.FileDescriptorProto(name="device-plugin.proto", package=VERSION, syntax="proto3")
-    for message, fields in FIELDS.items():
-        entry = proto.message_type.add(name=message)
-        for name, number, kind, repeated in fields:
-            field = entry.field.add(name=name, number=number)
-            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            field.type = kinds.TYPE_STRING if kind is None else kinds.TYPE_MESSAGE
-            if kind is not None:
-                field.type_name = f".{VERSION}.{kind}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(proto)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{VERSION}.{name}")) for name in FIELDS}
-
-
-M = message_classes()
+M = message_classes(VERSION, MESSAGES)
 
 
 class Plugin:
-    def __init__(self, uuids: list[str]) -> None:
-        self._uuids = uuids
+    def __init__(self, devices: list[str]) -> None:
+        self._devices = devices
 
     def __mapping__(self) -> dict[str, Handler]:
         service = f"/{VERSION}.DevicePlugin"
@@ -78,7 +63,7 @@ class Plugin:
 
     async def _list(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
-        devices = [M["Device"](ID=uuid, health="Healthy") for uuid in self._uuids]
+        devices = [M["Device"](ID=device, health="Healthy") for device in self._devices]
         await stream.send_message(M["ListAndWatchResponse"](devices=devices))
         await asyncio.Event().wait()
 
@@ -87,7 +72,8 @@ class Plugin:
         assert request is not None
         answer = M["AllocateResponse"]()
         for container in request.container_requests:
-            answer.container_responses.add().envs.add(key="NVIDIA_VISIBLE_DEVICES", value=",".join(container.devices_ids))
+            uuids = ",".join(device.partition(REPLICA)[0] for device in container.devices_ids)
+            answer.container_responses.add().envs.add(key="NVIDIA_VISIBLE_DEVICES", value=uuids)
         await stream.send_message(answer)
 
 
@@ -101,10 +87,17 @@ async def register() -> None:
     print(f"registered {RESOURCE}", flush=True)  # noqa: T201 - a pod's log
 
 
+def offered() -> list[str]:
+    replicas = int(os.environ.get("REPLICAS", "0"))
+    if not replicas:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(at) for at in range(pynvml.nvmlDeviceGetCount())]
+        return [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
+    return [f"{uuid}{REPLICA}{number}" for uuid in os.environ["DEVICES"].split(",") for number in range(replicas)]
+
+
 async def main() -> None:
-    pynvml.nvmlInit()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(at) for at in range(pynvml.nvmlDeviceGetCount())]
-    plugin = Plugin([pynvml.nvmlDeviceGetUUID(handle) for handle in handles])
+    plugin = Plugin(offered())
     while True:
         SOCKET.unlink(missing_ok=True)
         server = Server([plugin])

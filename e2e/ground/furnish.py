@@ -1,4 +1,4 @@
-"""What a site has before Splitwatt comes: a device plugin, meters, and a Prometheus that finds pods by their Services.
+"""What a site has before Splitwatt comes: meters, and a Prometheus that finds pods by their Services.
 
 Prometheus and the meter run on this machine and are dialled by pods at `Cluster.address_of_host`. Debian's Prometheus is too old
 to ask Kubernetes for targets itself, so they are written to it from EndpointSlices, once a second.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -27,55 +26,12 @@ from splitwatt_lab.processes import ProcessGroup
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_nvml_twin.plant import RackPlant
 
-from ground import device_plugin, nvidia
 from ground.cluster import Cluster
-from ground.images import AGENT
 
 NAMESPACE: Final = "splitwatt-system"
 LOOK_S: Final = 1.0
 _PORTS: Final = ("metrics", "http")
-_PLUGIN: Final = "gpu-device-plugin"
 _SERVICES: Final[Mapping[str, str]] = {"splitwatt-operator": "operator", "splitwatt-agent": "agent"}
-
-
-def install_device_plugin(cluster: Cluster, *, image: str = AGENT) -> None:
-    """In kube-system, on every node with GPUs; waits until each node offers them."""
-    script = Path(device_plugin.__file__).read_text()
-    labels = {"app": _PLUGIN}
-    meta = {"name": _PLUGIN, "namespace": "kube-system"}
-    container = {
-        "name": "plugin",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "/script/device_plugin.py"],
-        "volumeMounts": [
-            {"name": "script", "mountPath": "/script"},
-            {"name": "sockets", "mountPath": str(device_plugin.FOLDER)},
-        ],
-    }
-    pod = {
-        "runtimeClassName": nvidia.HANDLER,
-        "priorityClassName": "system-node-critical",
-        "nodeSelector": {"nvidia.com/gpu.present": "true"},
-        "tolerations": [{"operator": "Exists"}],
-        "terminationGracePeriodSeconds": 1,
-        "containers": [container],
-        "volumes": [
-            {"name": "script", "configMap": {"name": _PLUGIN}},
-            {"name": "sockets", "hostPath": {"path": str(device_plugin.FOLDER), "type": "Directory"}},
-        ],
-    }
-    daemon_set = {
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": meta,
-        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
-    }
-    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"device_plugin.py": script}}
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": [config, daemon_set]}))
-    for node in cluster.nodes():
-        offered = "jsonpath={.status.allocatable.nvidia\\.com/gpu}=8"
-        cluster.kubectl("wait", f"node/{node}", f"--for={offered}", "--timeout=120s")
 
 
 class Meters:

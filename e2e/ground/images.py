@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from splitwatt_core import __version__
 from splitwatt_lab.errors import LabError
 
 from ground import rootfs
 
-REGISTRY: Final = "localhost"
 OUT: Final = Path("out") / "images"
-AGENT: Final = f"{REGISTRY}/splitwatt-agent:{__version__}"
-ENGINE: Final = f"{REGISTRY}/splitwatt-engine:{__version__}"
+BUILD_S: Final = 3600.0
 
 
 def ensure(repository: Path) -> Sequence[Path]:
@@ -25,7 +22,7 @@ def ensure(repository: Path) -> Sequence[Path]:
     env = {**os.environ, **rootfs.storage()}
     command: list[str | Path] = [sys.executable, "-m", "splitwatt_lab.images", "--engine=buildah", "--own-base"]
     # The machine's network as it is: a bridge of the build's own would stay behind.
-    rootfs.run([*command, "--image-args=--network=host --layers"], what="make images", env=env)
+    rootfs.run([*command, "--image-args=--network=host --layers"], what="make images", env=env, timeout_s=BUILD_S)
     return archives(repository)
 
 

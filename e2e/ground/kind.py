@@ -36,6 +36,10 @@ _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _DROP_IN: Final = f"""[Service]
 ExecStartPre=/bin/sh -c 'grep -q " {_BOOT_ID} " /proc/self/mounts || mount --bind {IN_NODE}/boot_id {_BOOT_ID}'
 """
+_MANIFEST: Final = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+_LAID_ASIDE: Final = "/etc/kubernetes/kube-apiserver.yaml"
+_QUIET_LOOKS: Final = 4
+"""In a row without an API server, until the kubelet is believed to start none."""
 _CRI: Final = 'plugins."io.containerd.grpc.v1.cri"'
 _CONTAINERD: Final = f"""[{_CRI}]
   restrict_oom_score_adj = true
@@ -79,11 +83,31 @@ class KindCluster(Commands):
         for each in archives:
             self._kind("load", "image-archive", each)
 
+    def tag(self, image: str, other: str) -> None:
+        for node in (CONTROL_PLANE, *WORKERS):
+            self._podman("exec", node, "ctr", "-n", "k8s.io", "images", "tag", "--force", image, other)
+
     def nodes(self) -> Sequence[str]:
         return list(WORKERS)
 
     def twin(self, node: str) -> NodeTwin:
         return self._twins[node]
+
+    def stop_api_server(self) -> None:
+        """Its manifest is laid aside, so that the kubelet starts none, and what runs is killed."""
+        self._podman("exec", CONTROL_PLANE, "mv", _MANIFEST, _LAID_ASIDE)
+        deadline_s = time.monotonic() + READY_S
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            if time.monotonic() > deadline_s:
+                raise LabError("the API server still runs without its manifest")
+            killed = self._podman("exec", CONTROL_PLANE, "sh", "-c", "pkill -9 kube-apiserver && echo killed || true")
+            quiet = 0 if "killed" in killed else quiet + 1
+            time.sleep(0.5)
+
+    def start_api_server(self) -> None:
+        self._podman("exec", CONTROL_PLANE, "mv", _LAID_ASIDE, _MANIFEST)
+        self._await_nodes((CONTROL_PLANE, *WORKERS))
 
     def restart_kubelet(self, node: str) -> None:
         asked_s = time.time()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.processes import Process, ProcessGroup
@@ -76,12 +77,30 @@ class NodeCluster(Commands):
         for each in archives:
             self._ctr("-n", "k8s.io", "images", "import", str(each))
 
+    def tag(self, image: str, other: str) -> None:
+        self._ctr("-n", "k8s.io", "images", "tag", "--force", image, other)
+
     def nodes(self) -> Sequence[str]:
         return [NAME]
 
     def twin(self, node: str) -> NodeTwin:
         assert node == NAME
         return self._twin
+
+    def stop_api_server(self) -> None:
+        self._plane.kill(Component.API_SERVER)
+
+    def start_api_server(self) -> None:
+        """Again and again, as a kubelet would: one that does not reach etcd within 20 s ends."""
+        deadline_s = time.monotonic() + READY_S
+        while True:
+            try:
+                self._plane.start(Component.API_SERVER)
+                break
+            except LabError:
+                if time.monotonic() > deadline_s:
+                    raise
+        self._await_node()
 
     def restart_kubelet(self, node: str) -> None:
         assert node == NAME

@@ -17,9 +17,8 @@ from splitwatt_nvml_twin.build import LIBRARY_NAME, ensure_library
 from splitwatt_nvml_twin.handle import STATE_FILE_VARIABLE, NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 
-from ground.cluster import GPUS
+from ground.cluster import GPUS, HANDLER
 
-HANDLER: Final = "nvidia"
 IN_POD: Final = "/run/nvml-twin"
 STATE_FILE: Final = "state"
 BOOT_ID_FILE: Final = "boot_id"

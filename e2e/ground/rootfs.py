@@ -38,12 +38,17 @@ def storage() -> Mapping[str, str]:
     return {**os.environ, "CONTAINERS_STORAGE_CONF": str(config)}
 
 
-def run(command: Sequence[str | Path], *, what: str, env: Mapping[str, str] | None = None) -> str:
+def run(command: Sequence[str | Path], *, what: str, env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> str:
     """What it printed. Raises LabError with its last words."""
     words = [str(word) for word in command]
-    result = subprocess.run(
-        words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    try:
+        result = subprocess.run(
+            words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(
+            f"{what} did not end within {timeout_s:g} s; run it again on a freer machine, what is done is kept"
+        ) from error
     if result.returncode != 0:
         last = " ".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-3:])
         raise LabError(f"{what} failed: {last}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -24,14 +25,14 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.toolbuild import Console, ensure_tools
 from splitwatt_lab.toolchain import cache_directory
 
-from ground import host, images, inside, kind, leftovers, tools
+from ground import dns, host, images, inside, kind, leftovers, tools
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 OUT: Final = REPOSITORY / "out" / "e2e"
 GROUND_VARIABLE: Final = "SPLITWATT_E2E_ON"
 SCRATCH_VARIABLE: Final = "SPLITWATT_E2E_SCRATCH"
 NODE_IMAGE_VARIABLE: Final = "SPLITWATT_E2E_NODE_IMAGE"
-MAY_CHANGE_VARIABLE: Final = "SPLITWATT_E2E_MAY_CHANGE"
+THEIRS_VARIABLE: Final = "SPLITWATT_E2E_THEIRS"
 OWN_GROUNDS: Final = ("node", "kind")
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -68,6 +69,7 @@ def prepare(ground: str, *, images_as_they_are: bool) -> Mapping[str, str]:
     with timed("tools"):
         ensure_tools(Console())
         tools.ensure(names=tools.FOR_NODE if ground == "node" else None, progress=Console())
+        dns.program(Console())
     if not images_as_they_are:
         with timed("images"):
             images.ensure(REPOSITORY)
@@ -129,6 +131,16 @@ def _in_namespaces(scratch: Path, command: Sequence[str], env: Mapping[str, str]
             continue  # pytest got it too, and tidies up
 
 
+def on_theirs(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """On the cluster of a kubeconfig, with no namespaces of our own; logs stay. Its exit code."""
+    scratch = OUT / "theirs"
+    subprocess.run(["rm", "-rf", str(scratch)], check=True)
+    scratch.mkdir(parents=True)
+    return subprocess.run(
+        command, env={**os.environ, **env, SCRATCH_VARIABLE: str(scratch)}, cwd=REPOSITORY, check=False
+    ).returncode
+
+
 def names_tests(arguments: Sequence[str]) -> bool:
     """Some of pytest's arguments are files; else it would take the tests of the whole repository."""
     return any((REPOSITORY / each.split("::")[0]).exists() for each in arguments if not each.startswith("-"))
@@ -137,7 +149,11 @@ def names_tests(arguments: Sequence[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ground.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--on", default="kind", metavar="GROUND", help="node, kind, or the path of a kubeconfig (default: kind)")
-    parser.add_argument("--may-change", action="store_true", help="the cluster of the kubeconfig may be changed")
+    theirs = parser.add_argument_group("of the cluster of a kubeconfig")
+    theirs.add_argument("--may-change", action="store_true", help="it may be changed, as the warnings say")
+    theirs.add_argument("--registry", default="", help="where our images were pushed, and it pulls from")
+    theirs.add_argument("--prometheus", default="", metavar="URL", help="who scrapes it and its meters, as its pods dial it")
+    theirs.add_argument("--runtime-class", default="", metavar="NAME", help="by which pods get NVIDIA's driver, if by one")
     parser.add_argument("--prepare", action="store_true", help="only make everything ready")
     parser.add_argument("--as-is", action="store_true", help="take the images that lie in out/images")
     parser.add_argument("--keep", action="store_true", help="keep the logs below out/e2e/kept")
@@ -159,8 +175,11 @@ def main() -> int:
     ]
     try:
         if given.on not in OWN_GROUNDS:
-            env[MAY_CHANGE_VARIABLE] = "yes" if given.may_change else ""
-            return subprocess.run(command, env={**os.environ, **env}, cwd=REPOSITORY, check=False).returncode
+            env[THEIRS_VARIABLE] = json.dumps({
+                "may_change": given.may_change, "registry": given.registry, "prometheus_url": given.prometheus,
+                "runtime_class": given.runtime_class,
+            })  # fmt: skip
+            return on_theirs(command, env)
         with alone():
             env |= prepare(ground, images_as_they_are=given.as_is)
             os.chdir(REPOSITORY)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
-from splitwatt_core.names import GROUP_VERSION, LABEL_CLUSTER, LABEL_POOL
+from splitwatt_core.names import GROUP_VERSION, LABEL_CLUSTER, LABEL_POOL, LABEL_ROLE
 
-from ground import images
-from ground.nvidia import HANDLER
 from ground.site import Site
 
 NAMESPACE: Final = "serving"
@@ -23,16 +22,17 @@ def make_namespace(site: Site, name: str = NAMESPACE) -> None:
 
 
 def inference_cluster(
-    name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
+    site: Site, name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
 ) -> Mapping[str, Any]:
     """`prefill` and `decode` replicas of `gpus` each. Pods get the simulated NVML as a site's get the driver's."""
+    runtime = {"runtimeClassName": site.cluster.runtime_class} if site.cluster.runtime_class else {}
 
     def pool(replicas: int) -> Mapping[str, Any]:
         return {
             "replicas": replicas,
             "gpusPerReplica": gpus,
             "nodeSelector": {LABEL_POOL: POOL},
-            "template": {"spec": {"runtimeClassName": HANDLER}},
+            "template": {"spec": runtime},
         }
 
     return {
@@ -41,7 +41,7 @@ def inference_cluster(
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "model": {"name": MODEL},
-            "engine": {"type": "Emulated", "image": images.ENGINE},
+            "engine": {"type": "Emulated", "image": site.cluster.image("engine")},
             "priority": priority,
             "router": {"type": "None"},  # the driver asks the engines' pods themselves, and vllm-router's image is not here
             "prefill": pool(prefill),
@@ -59,11 +59,27 @@ def serve(site: Site, *clusters: Mapping[str, Any]) -> float:
     return took_s
 
 
+def living(site: Site, selector: str, *, namespace: str = NAMESPACE) -> Sequence[Mapping[str, Any]]:
+    """Pods that have not ended and are not about to: a node that lost power leaves failed ones behind."""
+    pods = site.get("pods", "-n", namespace, "-l", selector)["items"]
+    return [each for each in pods if each["status"].get("phase") == "Running" and "deletionTimestamp" not in each["metadata"]]
+
+
+def serving_since(site: Site, name: str, since_s: float, *, namespace: str = NAMESPACE) -> int:
+    """How many of its pods are Ready and began at Unix time `since_s` or later."""
+    count = 0
+    for pod in living(site, f"{LABEL_CLUSTER}={name}", namespace=namespace):
+        says = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+        starts = [status["state"].get("running", {}).get("startedAt") for status in pod["status"].get("containerStatuses", ())]
+        fresh = all(at is not None and datetime.fromisoformat(at).timestamp() >= int(since_s) for at in starts)
+        count += says.get("Ready") == "True" and fresh
+    return count
+
+
 def gpus_of(site: Site, name: str, role: str, *, namespace: str = NAMESPACE) -> Mapping[str, list[int]]:
     """Slots of the GPUs that a role's pods hold, by node: what the kubelet gave each, as the pod itself was told."""
     held: dict[str, list[int]] = {}
-    selector = f"{LABEL_CLUSTER}={name},splitwatt.io/role={role}"
-    for pod in site.get("pods", "-n", namespace, "-l", selector)["items"]:
+    for pod in living(site, f"{LABEL_CLUSTER}={name},{LABEL_ROLE}={role}", namespace=namespace):
         node = pod["spec"]["nodeName"]
         words = ("exec", "-n", namespace, pod["metadata"]["name"], "--", "printenv", "NVIDIA_VISIBLE_DEVICES")
         uuids = site.cluster.kubectl(*words).stdout.strip().split(",")

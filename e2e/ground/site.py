@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +17,22 @@ from splitwatt_lab.judge import Judge
 from splitwatt_lab.wiring import Feed, Wiring
 
 from ground import images
-from ground.cluster import Cluster
-from ground.furnish import NAMESPACE, Metering, install_device_plugin
-from ground.nvidia import HANDLER
+from ground.cluster import Cluster, NotHereError
+from ground.furnish import NAMESPACE, Metering
+from ground.gpus import install_device_plugin
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 README: Final = REPOSITORY / "README.md"
+_WRITTEN_CHART: Final = "helm/splitwatt"
+CHART: Final = REPOSITORY / _WRITTEN_CHART
+INSTALL_S: Final = 180
 _BLOCK: Final = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 RELEASE: Final = "splitwatt"
 OPERATOR_LEASE: Final = "splitwatt-operator"
 OURS: Final = ("operator", "agent")
 BUDGET_S: Final = 60.0
-_POLL_S: Final = 0.25
+_POLL_S: Final = 0.5
+"""kubectl is a heavy way to ask."""
 _WRITTEN_REGISTRY: Final = re.compile(r"registry\.example(\.com/\w+)?")
 _WRITTEN_PROMETHEUS: Final = "http://prometheus.monitoring.svc:9090"
 
@@ -56,30 +61,43 @@ class Site:
     """`await_` and `get` look at the cluster; `install` types the README's commands."""
 
     def __init__(self, cluster: Cluster) -> None:
+        """A cluster that has a Prometheus already has all the rest too."""
         self.cluster = cluster
-        cluster.load(images.archives(REPOSITORY))
-        install_device_plugin(cluster)
-        self.metering = Metering(cluster)
+        self._metering: Metering | None = None
+        if cluster.prometheus_url is None:
+            cluster.load(images.archives(REPOSITORY))
+            install_device_plugin(cluster)
+            self._metering = Metering(cluster)
+
+    @property
+    def metering(self) -> Metering:
+        """Raises NotHereError where meters are somebody's own."""
+        if self._metering is None:
+            raise NotHereError("the meters of this cluster are its owner's: this scenario runs on node and kind alone")
+        return self._metering
 
     def close(self) -> None:
-        self.metering.close()
+        if self._metering is not None:
+            self._metering.close()
 
     # ------------------------------------------------------------------------------------------------ README
 
-    def install(self, *extra: str, wait: bool = True, release: str = RELEASE) -> None:
+    def install(self, *extra: str, wait: bool = True, release: str = RELEASE, chart: Path = CHART) -> None:
         """Every command under "Install" but the one that builds images: with the registry and the Prometheus of this site, and
-        the RuntimeClass that nodes here need. `extra` is added to Helm's; `release` replaces its name. Raises LabError."""
+        the RuntimeClass that nodes here need. `extra` is added to Helm's; `release` replaces its name, `chart` its chart. Raises
+        LabError."""
         for words in (each for block in written("Install", "sh") for each in commands_of(block)):
-            here = [release if word == RELEASE else self._here(word) for word in words]
+            here = [release if word == RELEASE else self._here(word, chart) for word in words]
             if here[0] == "helm":
-                until = ["--wait", "--timeout=180s"] if wait else []
-                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={HANDLER}", *extra, *until)
+                until = ["--wait", f"--timeout={INSTALL_S}s"] if wait else []
+                self.cluster.helm(*here[1:], f"--set=agent.runtimeClassName={self.cluster.runtime_class}", *extra, *until)
             elif here[0] == "kubectl":
                 self.cluster.kubectl(*here[1:])
 
-    def _here(self, word: str) -> str:
-        word = _WRITTEN_REGISTRY.sub(images.REGISTRY, word).replace(_WRITTEN_PROMETHEUS, self.metering.url)
-        return str(REPOSITORY / word) if word.startswith("helm/") else word
+    def _here(self, word: str, chart: Path) -> str:
+        prometheus = self.cluster.prometheus_url or self.metering.url
+        word = _WRITTEN_REGISTRY.sub(self.cluster.registry, word).replace(_WRITTEN_PROMETHEUS, prometheus)
+        return str(chart) if word == _WRITTEN_CHART else str(REPOSITORY / word) if word.startswith("helm/") else word
 
     def apply(self, *documents: Mapping[str, Any]) -> None:
         items = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
@@ -108,15 +126,30 @@ class Site:
         twins = {node: self.cluster.twin(node) for node in nodes}
 
         def budgets() -> Sequence[Mapping[str, Any]]:
-            answer: dict[str, Any] = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets").raise_for_status().json()
-            return list(answer["items"])
+            answer = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets")
+            if not answer.is_success:  # kubectl's proxy while the API server is away, which as it comes back knows no rights yet
+                raise LabError(f"the API server does not tell: {answer.text[:200]}")
+            return list(answer.json()["items"])
 
         return Judge(twins=twins, wiring=wiring, plant=self.metering.plant, budgets=budgets)
 
     @property
+    def lease(self) -> Mapping[str, Any]:
+        """The spec of the operator's Lease; empty while nobody tells."""
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{OPERATOR_LEASE}"
+        answer = self.cluster.http.get(path)
+        found: Mapping[str, Any] = answer.json()["spec"] if answer.is_success else {}
+        return found
+
+    @property
     def term(self) -> int:
-        """Of the operator's Lease: one more for each reign."""
-        return int(self.get("lease", OPERATOR_LEASE, "-n", NAMESPACE)["spec"]["leaseTransitions"])
+        """One more for each operator that takes the Lease."""
+        return int(self.lease["leaseTransitions"])
+
+    def renewed_since(self, since_s: float) -> bool:
+        """The Lease was renewed after Unix time `since_s`: somebody reigns."""
+        at = self.lease.get("renewTime")
+        return at is not None and datetime.fromisoformat(at).timestamp() > since_s
 
     def get(self, *what: str) -> dict[str, Any]:
         """An object, or a List. Raises LabError when there is none."""

@@ -49,6 +49,7 @@ CONTROLLERS: Final = (
     "persistentvolume-binder-controller",
     "pod-garbage-collector-controller",
     "replicaset-controller",
+    "resourceclaim-controller",
     "resourcequota-controller",
     "root-ca-certificate-publisher-controller",
     "serviceaccount-controller",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ground import any as any_ground
-from ground import archive, host, node_config, nvidia, run, site, tools
+from ground import archive, caps, fixtures, host, node_config, nvidia, run, site, tools
+from ground.cluster import NotHereError
 from splitwatt_lab import toolchain
 from splitwatt_lab.errors import LabError
 from support.some import some
+from support.waiting import eventually
 
 
 def test_the_programs_of_a_node_are_a_set_of_their_own() -> None:
@@ -109,10 +113,40 @@ def test_a_cluster_of_somebodys_is_left_alone_until_they_say_so(
     monkeypatch.setattr(any_ground.KubeconfigCluster, "kubectl", kubectl)
     monkeypatch.setattr(any_ground, "ensure_tools", lambda: toolchain.Tools({}, ()))
     with pytest.raises(LabError, match="nothing was touched: add --may-change"):
-        any_ground.KubeconfigCluster(kubeconfig, tmp_path, may_change=False, address_of_host="")
-    assert [words[0] for words in asked] == ["config"], "it only read the kubeconfig"
+        any_ground.KubeconfigCluster(kubeconfig, tmp_path, any_ground.Theirs())
+    with pytest.raises(LabError, match="nothing was touched: --registry says"):
+        any_ground.KubeconfigCluster(kubeconfig, tmp_path, any_ground.Theirs(may_change=True))
+    assert [words[0] for words in asked] == ["config", "config"], "it only read the kubeconfig"
     assert "context prod, server https://prod:6443" in capsys.readouterr().err
 
 
 def test_pytest_is_sent_to_the_scenarios_unless_files_are_named() -> None:
     assert run.names_tests(["-q", "e2e/soak.py::test_x"]) and not run.names_tests(["-k", "no-such-file", "-q"])
+
+
+@pytest.mark.parametrize("hook", [fixtures.pytest_runtest_setup, fixtures.pytest_runtest_call])
+def test_a_scenario_that_needs_what_a_ground_lacks_is_told_as_not_run(hook: Callable[[], Generator[None, object, None]]) -> None:
+    for error, becomes in ((NotHereError("not ours to restart"), pytest.skip.Exception), (ValueError("broken"), ValueError)):
+        playing = hook()
+        next(playing)
+        with pytest.raises(becomes, match=str(error)):
+            playing.throw(error)
+
+
+def test_a_cap_that_rose_is_named_with_its_watts(monkeypatch: pytest.MonkeyPatch) -> None:
+    watts = iter([[200.0, 300.0], *[[250.0, 300.0]] * 3, *[[200.0, 300.0]] * 1000])
+    monkeypatch.setattr(caps, "PERIOD_S", 0.001)
+    monkeypatch.setattr(caps, "caps_w", lambda _: {("n", slot): w for slot, w in enumerate(next(watts))})
+    with caps.Highest(cast(Any, None)) as highest:
+        eventually("it looked", lambda: highest.looks > 3)
+    assert highest.raised() == ["n/0 from 200 to 250 W"]
+    assert not highest.raised(but_not={("n", 0)})
+
+
+def test_the_matrix_has_a_row_for_each_scenario() -> None:
+    folder = Path(site.__file__).resolve().parents[1]
+    files = some([*sorted(folder.glob("test_*.py")), folder / "soak.py"])
+    names = [name for file in files for name in re.findall(r"^def test_(\w+)\(", file.read_text(), re.MULTILINE)]
+    table = (folder / "VERSION-MATRIX.md").read_text().partition("| scenario |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (.+?) \|", table.partition("|---|---|---|")[2], re.MULTILINE)
+    assert rows == [name.replace("_", " ") for name in names]
