@@ -141,6 +141,20 @@ def on_theirs(command: Sequence[str], env: Mapping[str, str]) -> int:
     ).returncode
 
 
+def failed_before() -> list[str]:
+    """The scenarios that failed in the last run, as pytest's arguments. Raises LabError where there was none."""
+    results = OUT.parent / "e2e.json"
+    try:
+        scenarios = json.loads(results.read_text().splitlines()[-1])["scenarios"]
+    except (OSError, IndexError, ValueError, KeyError) as error:
+        raise LabError(f"{results} tells of no run before: leave --failed out") from error
+    names = sorted({name.split("[")[0] for name, row in scenarios.items() if row["passed"] is False})
+    if not names:
+        raise LabError(f"nothing failed in the last run of {results}: leave --failed out")
+    say(f"once more, on a cluster of its own: {', '.join(names)}")
+    return ["-k", " or ".join(names)]
+
+
 def names_tests(arguments: Sequence[str]) -> bool:
     """Some of pytest's arguments are files; else it would take the tests of the whole repository."""
     return any((REPOSITORY / each.split("::")[0]).exists() for each in arguments if not each.startswith("-"))
@@ -156,24 +170,16 @@ def main() -> int:
     theirs.add_argument("--runtime-class", default="", metavar="NAME", help="by which pods get NVIDIA's driver, if by one")
     parser.add_argument("--prepare", action="store_true", help="only make everything ready")
     parser.add_argument("--as-is", action="store_true", help="take the images that lie in out/images")
+    parser.add_argument("--failed", action="store_true", help="play what failed in the last run")
     parser.add_argument("--keep", action="store_true", help="keep the logs below out/e2e/kept")
     given, rest = parser.parse_known_args()
     ground = given.on if given.on in OWN_GROUNDS else str(Path(given.on).resolve())
     env = {GROUND_VARIABLE: ground, "PYTHONPATH": f"{REPOSITORY / 'e2e'}:{REPOSITORY / 'tests'}"}
     OUT.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "ground.fixtures",
-        f"--junitxml={OUT / 'junit.xml'}",
-        *rest,
-        *([] if names_tests(rest) else ["e2e"]),
-    ]
     try:
+        rest += failed_before() if given.failed else []
+        plugins = ["-p", "no:cacheprovider", "-p", "ground.fixtures", f"--junitxml={OUT / 'junit.xml'}"]
+        command = [sys.executable, "-m", "pytest", *plugins, *rest, *([] if names_tests(rest) else ["e2e"])]
         if given.on not in OWN_GROUNDS:
             env[THEIRS_VARIABLE] = json.dumps({
                 "may_change": given.may_change, "registry": given.registry, "prometheus_url": given.prometheus,

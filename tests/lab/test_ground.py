@@ -125,6 +125,19 @@ def test_pytest_is_sent_to_the_scenarios_unless_files_are_named() -> None:
 
 
 @pytest.mark.parametrize("hook", [fixtures.pytest_runtest_setup, fixtures.pytest_runtest_call])
+def test_what_failed_is_played_again_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "OUT", tmp_path / "e2e")
+    with pytest.raises(LabError, match="no run before"):
+        run.failed_before()
+    rows = {"test_a": {"passed": True}, "test_b[x]": {"passed": False}, "test_c": {"passed": None}, "test_d": {"passed": False}}
+    lines = [json.dumps({"scenarios": {"test_z": {"passed": False}}}), json.dumps({"scenarios": rows})]
+    (tmp_path / "e2e.json").write_text("\n".join(lines) + "\n")
+    assert run.failed_before() == ["-k", "test_b or test_d"]
+    (tmp_path / "e2e.json").write_text(json.dumps({"scenarios": {"test_a": {"passed": True}}}))
+    with pytest.raises(LabError, match="nothing failed"):
+        run.failed_before()
+
+
 def test_a_scenario_that_needs_what_a_ground_lacks_is_told_as_not_run(hook: Callable[[], Generator[None, object, None]]) -> None:
     for error, becomes in ((NotHereError("not ours to restart"), pytest.skip.Exception), (ValueError("broken"), ValueError)):
         playing = hook()
