@@ -124,7 +124,6 @@ def test_pytest_is_sent_to_the_scenarios_unless_files_are_named() -> None:
     assert run.names_tests(["-q", "e2e/soak.py::test_x"]) and not run.names_tests(["-k", "no-such-file", "-q"])
 
 
-@pytest.mark.parametrize("hook", [fixtures.pytest_runtest_setup, fixtures.pytest_runtest_call])
 def test_what_failed_is_played_again_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "OUT", tmp_path / "e2e")
     with pytest.raises(LabError, match="no run before"):
@@ -138,6 +137,7 @@ def test_what_failed_is_played_again_and_nothing_else(tmp_path: Path, monkeypatc
         run.failed_before()
 
 
+@pytest.mark.parametrize("hook", [fixtures.pytest_runtest_setup, fixtures.pytest_runtest_call])
 def test_a_scenario_that_needs_what_a_ground_lacks_is_told_as_not_run(hook: Callable[[], Generator[None, object, None]]) -> None:
     for error, becomes in ((NotHereError("not ours to restart"), pytest.skip.Exception), (ValueError("broken"), ValueError)):
         playing = hook()
