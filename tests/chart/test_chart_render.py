@@ -85,8 +85,27 @@ def test_everything_about_prometheus_reaches_the_operator(render: Render, monkey
     assert [v["name"] for v in plain["spec"]["template"]["spec"]["volumes"]] == ["tmp"]
 
 
+def annotated(found: Mapping[tuple[str, str], dict[str, Any]]) -> set[str]:
+    services = {name: doc for (kind, name), doc in found.items() if kind == "Service"}
+    return {name for name, doc in services.items() if "prometheus.io/scrape" in doc["metadata"].get("annotations", {})}
+
+
+def test_each_pod_is_scraped_one_way(render: Render) -> None:
+    """By a PodMonitor or by annotations that a Prometheus follows: two series of one agent are an error."""
+    both = {"splitwatt-agent", "splitwatt-operator"}
+    plain, monitored = render(), render(MONITORING)
+    off = render(MONITORING, values={"metrics": {"podMonitor": {"enabled": False}}})
+    assert annotated(plain) == annotated(off) == both and annotated(monitored) == set()
+    for component, kind in (("agent", "DaemonSet"), ("operator", "Deployment")):
+        name = f"splitwatt-{component}"
+        assert ("PodMonitor", name) not in plain and ("PodMonitor", name) not in off
+        pod = monitored[kind, name]["spec"]["template"]
+        monitor = monitored["PodMonitor", name]["spec"]
+        assert monitor["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        assert monitor["podMetricsEndpoints"][0]["port"] in [port["name"] for port in container(monitored[kind, name])["ports"]]
+
+
 def test_agents_are_scraped_every_second_where_the_prometheus_operator_runs(render: Render) -> None:
-    assert ("PodMonitor", "splitwatt-agent") not in render()
     found = render(MONITORING, values={"metrics": {"podMonitor": {"labels": {"release": "p"}}}})
     monitor, agent = found["PodMonitor", "splitwatt-agent"], found["DaemonSet", "splitwatt-agent"]
     assert monitor["metadata"]["labels"]["release"] == "p"

@@ -63,8 +63,13 @@ nodeAffinity:
       - matchExpressions: [{key: kubernetes.azure.com/accelerator, operator: In, values: [nvidia]}]
 {{- end }}
 
+{{/* "true" where PodMonitors are rendered: then the Services carry no annotations, or who follows both would scrape twice. */}}
+{{- define "splitwatt.monitored" -}}
+{{- and .Values.metrics.podMonitor.enabled (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") -}}
+{{- end }}
+
 {{- define "splitwatt.scrape" -}}
-{{- if .root.Values.metrics.scrapeAnnotations -}}
+{{- if and .root.Values.metrics.scrapeAnnotations (ne (include "splitwatt.monitored" .root) "true") -}}
 annotations:
   prometheus.io/scrape: "true"
   prometheus.io/port: {{ .port | quote }}
