@@ -182,8 +182,8 @@ class Site:
         return {node: [mw / 1000 for mw in self.cluster.twin(node).read_enforced_mw()] for node in self.cluster.nodes()}
 
     def await_(self, what: str, holds: Callable[[], bool], *, timeout_s: float) -> float:
-        """Poll until it holds; the seconds that took. Raises LabError that says what did not happen. A look that fails is one that
-        did not see it yet: an API server that is busy may let one time out."""
+        """Poll until it holds; the seconds that took. Raises LabError that says what did not happen. A look that fails has not
+        seen it yet: an API server that is busy may let one time out."""
         started_s = time.monotonic()
         while True:
             said = ""
