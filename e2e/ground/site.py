@@ -182,13 +182,21 @@ class Site:
         return {node: [mw / 1000 for mw in self.cluster.twin(node).read_enforced_mw()] for node in self.cluster.nodes()}
 
     def await_(self, what: str, holds: Callable[[], bool], *, timeout_s: float) -> float:
-        """Poll until it holds; the seconds that took. Raises LabError that says what did not happen."""
+        """Poll until it holds; the seconds that took. Raises LabError that says what did not happen. A look that fails has not
+        seen it yet: an API server that is busy may let one time out."""
         started_s = time.monotonic()
-        while not holds():
+        while True:
+            said = ""
+            try:
+                if holds():
+                    return time.monotonic() - started_s
+            except NotHereError:
+                raise
+            except LabError as error:
+                said = f" ({error})"
             if time.monotonic() - started_s > timeout_s:
-                raise LabError(f"after {timeout_s:g} s still not: {what}")
+                raise LabError(f"after {timeout_s:g} s still not: {what}{said}")
             time.sleep(_POLL_S)
-        return time.monotonic() - started_s
 
 
 def collect(cluster: Cluster, folder: Path) -> None:
