@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
-from splitwatt_core.rendering.router import router_objects
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.images import bases, engines
-from splitwatt_lab.images.catalogue import CONTAINERFILE, IMAGES
 from splitwatt_lab.images.command import main, parse
-from splitwatt_lab.site import repository
 
 Install = Callable[..., None]
 
@@ -93,26 +87,6 @@ def test_variables_of_make_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> 
     assert (given.engine, given.registry, given.base, given.build_base) == ("buildah", "registry.example/team", "a", "")
     assert given.image_args == ["--volume", "/a b:/c", "--squash"]
     assert parse(["--image-args=", "--registry=r"]).image_args == []
-
-
-def test_each_image_is_a_target_that_runs_as_nobody_but_for_the_agent() -> None:
-    stages = re.findall(
-        r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", (repository() / CONTAINERFILE).read_text(), re.DOTALL | re.MULTILINE
-    )
-    users = {name: found[-1] for name, body in stages if (found := re.findall(r"^USER (\S+)$", body, re.MULTILINE))}
-    assert users == {image.name: "0:0" if image.name == "agent" else "65532:65532" for image in IMAGES}
-
-
-def test_the_routers_image_has_the_command_that_is_rendered() -> None:
-    """It stands instead of the image's own, so that the publisher's image and ours are exchanged by their names alone."""
-    pool = RoleSpec(replicas=1, gpus_per_replica=1)
-    engine = EngineSpec(EngineType.EMULATED)
-    cluster = ClusterSpec(namespace="n", name="c", uid="u", generation=1, model="m", engine=engine, prefill=pool, decode=pool)
-    rendered = [each for each in router_objects(cluster, image="i") if each["kind"] == "Deployment"]
-    (command,) = rendered[0]["spec"]["template"]["spec"]["containers"][0]["command"]
-    program = repository() / "images" / command
-    assert os.access(program, os.X_OK), "and it is executable, for COPY keeps the mode"
-    assert f"COPY images/{command} /usr/local/bin/{command}\n" in (repository() / CONTAINERFILE).read_text()
 
 
 def test_a_base_of_other_packages_is_another_base() -> None:
