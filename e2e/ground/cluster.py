@@ -40,7 +40,7 @@ class Cluster(Protocol):
     def http(self) -> httpx.Client: ...
 
     def image(self, name: str) -> str:
-        """Of ours: `agent`, `operator`, `engine` or `sim`, as pods name it."""
+        """Of ours: `agent`, `operator`, `engine`, `router` or `sim`, as pods name it."""
         ...
 
     def kubectl(

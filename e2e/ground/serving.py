@@ -22,9 +22,18 @@ def make_namespace(site: Site, name: str = NAMESPACE) -> None:
 
 
 def inference_cluster(
-    site: Site, name: str, *, prefill: int, decode: int, gpus: int = 2, priority: str = "High", namespace: str = NAMESPACE
+    site: Site,
+    name: str,
+    *,
+    prefill: int,
+    decode: int,
+    gpus: int = 2,
+    priority: str = "High",
+    namespace: str = NAMESPACE,
+    routed: bool = False,
 ) -> Mapping[str, Any]:
-    """`prefill` and `decode` replicas of `gpus` each. Pods get the simulated NVML as a site's get the driver's."""
+    """`prefill` and `decode` replicas of `gpus` each. Pods get the simulated NVML as a site's get the driver's. Where it is not
+    `routed`, the driver asks the engines' pods themselves."""
     runtime = {"runtimeClassName": site.cluster.runtime_class} if site.cluster.runtime_class else {}
 
     def pool(replicas: int) -> Mapping[str, Any]:
@@ -43,7 +52,7 @@ def inference_cluster(
             "model": {"name": MODEL},
             "engine": {"type": "Emulated", "image": site.cluster.image("engine")},
             "priority": priority,
-            "router": {"type": "None"},  # the driver asks the engines' pods themselves, and vllm-router's image is not here
+            "router": {"type": "VLLM", "image": site.cluster.image("router")} if routed else {"type": "None"},
             "prefill": pool(prefill),
             "decode": pool(decode),
         },

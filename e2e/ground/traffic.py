@@ -1,7 +1,7 @@
 """A load driver that forgets no request: what was asked, of whom, when, and what came of it.
 
 Open loop: requests start at a steady rate, whatever becomes of those before. Each goes to the next ready endpoint of the
-cluster's pods, as a client with a list of addresses would send it; nothing is asked twice.
+cluster's pods, or of the Service before its routers, as a client with a list of addresses would send it; nothing is asked twice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from splitwatt_core.names import LABEL_CLUSTER, LABEL_ROLE
 from splitwatt_lab.errors import LabError
 
 from ground.cluster import Cluster
+from ground.serving import MODEL
 
 MAX_IN_FLIGHT: Final = 64
 REQUEST_S: Final = 60.0
 LOOK_S: Final = 0.5
+SERVICE: Final = "kubernetes.io/service-name"
+"""By which an EndpointSlice says whose it is."""
 NO_PODS: Final = "no ready pod"
 
 
@@ -42,15 +45,26 @@ class Asked:
 
 
 class Traffic:
-    """Between entering and leaving the block. `requests` may be read at any time."""
+    """Between entering and leaving the block. `requests` may be read at any time. `routed`: they go to the cluster's routers."""
 
-    def __init__(self, cluster: Cluster, *, namespace: str, name: str, per_s: float, tokens: int = 16, prompt: int = 64) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        namespace: str,
+        name: str,
+        per_s: float,
+        tokens: int = 16,
+        prompt: int = 64,
+        routed: bool = False,
+    ) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._name = name
         self._every_s = 1.0 / per_s
         self._tokens = tokens
-        self._body = {"prompt": list(range(prompt)), "max_tokens": tokens}
+        self._labels = f"{SERVICE}={name}" if routed else f"{LABEL_CLUSTER}={name},{LABEL_ROLE}"
+        self._body = {"model": MODEL, "prompt": list(range(prompt)), "max_tokens": tokens}
         self._pods: Sequence[tuple[str, str]] = ()
         self._turn = itertools.count()
         self._stop = threading.Event()
@@ -102,8 +116,7 @@ class Traffic:
             self._failure = error
 
     def _look(self) -> None:
-        labels = f"{LABEL_CLUSTER}={self._name},{LABEL_ROLE}"
-        words = ("get", "endpointslices", "-n", self._namespace, "-l", labels, "-o", "json")
+        words = ("get", "endpointslices", "-n", self._namespace, "-l", self._labels, "-o", "json")
         found = self._cluster.kubectl(*words, check=False)
         if found.returncode == 0:
             self._pods = sorted({pod for piece in json.loads(found.stdout)["items"] for pod in _ready(piece)})

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import splitwatt_agent.__main__ as agent_main
+from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE
+from splitwatt_operator import options as operator_options
 from support.some import some
 
 from .conftest import CHART, Helm, Render
@@ -29,6 +31,8 @@ def container_of(pod: Mapping[str, Any]) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------------ images
 
+REGISTRY = "registry.example.com/team"
+"""Of what is rendered where nobody says otherwise."""
 DIGEST = f"sha256:{'ab' * 32}"
 
 
@@ -76,6 +80,30 @@ def test_no_image_of_somebody_elses_is_pulled(helm: Helm, values: Mapping[str, A
 def test_the_operator_is_told_where_the_emulated_engine_lies(render: Render, values: Mapping[str, Any], said: list[str]) -> None:
     pod = render(values=values)["Deployment", "splitwatt-operator"]["spec"]["template"]
     assert [argument for argument in container_of(pod)["args"] if argument.startswith("--engine-image")] == said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, []),  # the publisher's, which the operator knows
+        ({"router": {"image": {"repository": "splitwatt-router"}}}, [f"{REGISTRY}/splitwatt-router:0.1.0"]),
+        ({"router": {"image": {"repository": "r.io/vllm-router", "tag": "v0.1.17"}}}, ["r.io/vllm-router:v0.1.17"]),
+        (
+            {"router": {"image": {"repository": "splitwatt-router", "digest": DIGEST}}},
+            [f"{REGISTRY}/splitwatt-router:0.1.0@{DIGEST}"],
+        ),
+        ({"router": None}, []),  # as `helm upgrade --reuse-values` from a chart without it
+    ],
+    ids=["publisher's", "below the registry", "elsewhere", "pinned", "unknown"],
+)
+def test_the_operator_is_told_where_the_router_lies(render: Render, values: Mapping[str, Any], said: list[str]) -> None:
+    """A cluster that names no image gets what the operator was told, else what its publisher has."""
+    pod = render(values=values)["Deployment", "splitwatt-operator"]["spec"]["template"]
+    given = operator_options.parse(container_of(pod)["args"])
+    assert [given.context.router_image] == (said or [DEFAULT_VLLM_ROUTER_IMAGE])
+    assert [argument for argument in container_of(pod)["args"] if argument.startswith("--router-image")] == [
+        f"--router-image={image}" for image in said
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- nodes
@@ -267,6 +295,7 @@ def test_pull_secrets_reach_both(render: Render) -> None:
         ({"agent": {"extraVolumeMounts": [{"name": "a", "mountPath": "b"}]}}, "mountPath': 'b' does not match"),
         ({"agent": {"podAnnotations": {"a": True}}}, "/agent/podAnnotations/a': got boolean, want string"),
         ({"agent": {"image": {"digest": "abc"}}}, "/agent/image/digest': 'abc' does not match"),
+        ({"router": {"image": "r.io/router:1"}}, "/router/image': got string, want object"),
         ({"operator": {"runAsUser": 0}}, "/operator/runAsUser': minimum: got 0, want 1"),
     ],
     ids=lambda value: str(value)[:50],

@@ -72,7 +72,7 @@ def test_an_own_base_wants_mmdebstrap(
 
 
 def test_what_contradicts_itself_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--own-base", "--base", "a"], ["--fresh-base", "--build-base", "a"], ["--only", "router"]):
+    for arguments in (["--own-base", "--base", "a"], ["--fresh-base", "--build-base", "a"], ["--only", "vllm"]):
         with pytest.raises(SystemExit) as end:
             parse(arguments)
         assert end.value.code == 2

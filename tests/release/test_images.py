@@ -13,6 +13,8 @@ from typing import Any, Final
 import pytest
 from packaging.requirements import Requirement
 from splitwatt_core import __version__
+from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
+from splitwatt_core.rendering.router import router_objects
 from splitwatt_lab.images.catalogue import CONTAINERFILE, IMAGES
 from support.imports import REPOSITORY, modules, packages, reached, within
 
@@ -22,6 +24,8 @@ RUNS: Final = {
     "sim": ["splitwatt_cli", "splitwatt_sim"],
     "engine": ["splitwatt_twin.pod"],
 }
+OTHERS: Final = ("router",)
+"""Images in which nothing of ours runs: none of our packages is copied."""
 TEXT: Final = (REPOSITORY / CONTAINERFILE).read_text(encoding="utf-8")
 PROJECT: Final[dict[str, Any]] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -45,7 +49,7 @@ def ours(starts: list[str]) -> set[str]:
 
 
 def test_every_image_is_looked_at() -> None:
-    assert sorted(RUNS) == sorted(image.name for image in IMAGES)
+    assert sorted([*RUNS, *OTHERS]) == sorted(image.name for image in IMAGES)
 
 
 @pytest.mark.parametrize("image", RUNS)
@@ -55,7 +59,7 @@ def test_an_image_copies_what_it_runs(image: str) -> None:
     assert {REPOSITORY / path for path in folders} <= set(packages().values())
 
 
-@pytest.mark.parametrize("image", RUNS)
+@pytest.mark.parametrize("image", [*RUNS, *OTHERS])
 def test_an_edit_of_a_source_installs_nothing_anew(image: str) -> None:
     """The layer of what others made reads the pins alone, and takes all of them from constraints.txt."""
     assert copied(stage("requirements")) == ["pyproject.toml", "images/requirements.py"]
@@ -63,9 +67,12 @@ def test_an_edit_of_a_source_installs_nothing_anew(image: str) -> None:
     assert copied(stage(f"{image}-libraries")) == ["images/trim.py"]
     assert f"COPY --from=requirements /requirements/{image}.txt ./" in stage(f"{image}-libraries")
     installs = re.findall(r'^RUN \["/tools/bin/pip", "install", (.*)\]$', TEXT, re.MULTILINE)
-    assert len(installs) == 1 + 2 * len(RUNS)
+    assert len(installs) == 1 + 2 * len(RUNS) + len(OTHERS)
     assert all('"-c", "constraints.txt"' in line or '"--no-deps", "--no-build-isolation"' in line for line in installs)
-    assert stage(image).index(f"{image}-libraries") < stage(image).index(f"{image}-package")
+    if image in RUNS:
+        assert stage(image).index(f"{image}-libraries") < stage(image).index(f"{image}-package")
+    else:
+        assert "-package" not in stage(image)
 
 
 def test_requirements_are_those_of_the_project(tmp_path: Path) -> None:
@@ -73,7 +80,7 @@ def test_requirements_are_those_of_the_project(tmp_path: Path) -> None:
     script = REPOSITORY / "images" / "requirements.py"
     subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=60)
     extras = PROJECT["project"]["optional-dependencies"]
-    for image in RUNS:
+    for image in [*RUNS, *OTHERS]:
         lines = (tmp_path / f"{image}.txt").read_text(encoding="utf-8").splitlines()
         assert lines == extras[image]
         assert "splitwatt" not in {Requirement(line).name for line in lines}, "pip would look for our own package elsewhere"
@@ -96,9 +103,25 @@ def test_the_planner_is_started_by_a_program_of_the_image() -> None:
     assert (REPOSITORY / "images" / "splitwatt").stat().st_mode & 0o111 == 0o111
 
 
+def test_the_routers_image_has_the_program_that_is_rendered() -> None:
+    """Its name stands instead of the image's own entry point, so that the publisher's image and ours may be exchanged."""
+    pool, engine = RoleSpec(replicas=1, gpus_per_replica=1), EngineSpec(EngineType.EMULATED)
+    cluster = ClusterSpec(namespace="n", name="c", uid="u", generation=1, model="m", engine=engine, prefill=pool, decode=pool)
+    (deployment,) = [each for each in router_objects(cluster, image="i") if each["kind"] == "Deployment"]
+    (program,) = deployment["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert f"COPY images/{program} /usr/local/bin/{program}\n" in stage("router") and f'ENTRYPOINT ["{program}"]' in stage(
+        "router"
+    )
+    said = subprocess.run(
+        [sys.executable, REPOSITORY / "images" / program, "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout.startswith(f"usage: {program} ")
+    assert (REPOSITORY / "images" / program).stat().st_mode & 0o111 == 0o111
+
+
 def test_all_but_the_agent_run_as_nobody() -> None:
-    users = {image: re.findall(r"^USER (\S+)$", stage(image), re.MULTILINE) for image in RUNS}
-    assert users == {"agent": ["0:0"], "operator": ["65532:65532"], "engine": ["65532:65532"], "sim": ["65532:65532"]}
+    users = {image: re.findall(r"^USER (\S+)$", stage(image), re.MULTILINE) for image in [*RUNS, *OTHERS]}
+    assert users == {image: ["0:0"] if image == "agent" else ["65532:65532"] for image in users}
 
 
 def test_a_build_is_sent_what_it_copies_and_nothing_else() -> None:

@@ -28,4 +28,4 @@ class Image:
         return root / OUT / f"splitwatt-{self.name}.tar"
 
 
-IMAGES: Final = tuple(Image(name) for name in ("operator", "agent", "engine", "sim"))
+IMAGES: Final = tuple(Image(name) for name in ("operator", "agent", "engine", "router", "sim"))

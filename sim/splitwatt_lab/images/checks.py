@@ -2,12 +2,14 @@
 
 Operator and agent work together, on a real control plane and one node of simulated GPUs: the operator takes the Lease and
 grants caps below a budget, the agent sets them, and the GPUs themselves say so. The operator's Prometheus has a name that
-nobody knows, as in a cluster whose DNS is not there yet.
+nobody knows, as in a cluster whose DNS is not there yet. The router stands before two emulated engines, which are processes
+beside it, and is told of them by its arguments: how it finds pods is `make e2e`'s to see.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
 from splitwatt_core.clusters import Role as ServingRole
-from splitwatt_core.names import LABEL_RACK
+from splitwatt_core.names import LABEL_RACK, M_VLLM_GENERATION_TOKENS, M_VLLM_PROMPT_TOKENS
 from splitwatt_core.rendering.engine import PROBE_PATH, engine_args
 from splitwatt_nvml_twin.build import LIBRARY_NAME, ensure_library
 from splitwatt_nvml_twin.handle import STATE_FILE_VARIABLE, NodeTwin
@@ -29,6 +32,7 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.images.containers import Container
 from splitwatt_lab.images.engines import ContainerEngine
 from splitwatt_lab.ports import LOOPBACK, free_port
+from splitwatt_lab.processes import ProcessGroup
 
 UID: Final = 65532
 GPUS: Final = 4
@@ -41,6 +45,10 @@ ACCOUNT: Final = "images"
 LIBRARY_FOLDER: Final = "/usr/local/lib/nvidia"
 PLAN: Final = ("plan", "--servers", "3", "--seconds", "20", "--step", "20", "--jobs", "1", "--out", "/tmp/plan")
 PLAN_S: Final = 600.0
+PROMPT: Final = tuple(range(200))
+TOKENS: Final = 8
+WHAT_RUNS: Final = {"router": "vllm-router"}
+"""The package in an image that has none of ours."""
 VERSIONS: Final = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()))"
 
 
@@ -67,6 +75,9 @@ def check(images: Images, engine: ContainerEngine, root: Path, *, stage: Callabl
     if "engine" in images:
         stage("starting an engine and asking it for a completion")
         seen["engine"] = _engine(images["engine"], engine, root)
+    if "router" in images:
+        stage("starting a router before two engines and asking it for a completion")
+        seen["router"] = _router(images["router"], engine, root)
     if "sim" in images:
         stage("planning for a small fleet")
         seen["sim"] = _sim(images["sim"], engine, root)
@@ -90,11 +101,12 @@ def _as_constrained(name: str, image: str, engine: ContainerEngine, root: Path) 
         if "==" in line:
             key, _, version = line.partition("==")
             tested[_canonical(key)] = version
+    what_runs = WHAT_RUNS.get(name, "splitwatt")
     found = dict(pair.split("==") for pair in said)
     other = [f"{key} {version}" for key, version in found.items() if tested.get(_canonical(key), version) != version]
     extra = [key for key in found if _canonical(key) not in tested and key != "splitwatt"]
-    if other or extra or "splitwatt" not in found:
-        raise LabError(f"{image} has other packages than constraints.txt: {', '.join([*other, *extra]) or 'no splitwatt'}")
+    if other or extra or what_runs not in found:
+        raise LabError(f"{image} has other packages than constraints.txt: {', '.join([*other, *extra]) or f'no {what_runs}'}")
 
 
 def _canonical(name: str) -> str:
@@ -126,6 +138,46 @@ def _engine(image: str, engine: ContainerEngine, root: Path) -> Started:
         if "vllm:" not in httpx.get(f"{url}/metrics", timeout=5.0, trust_env=False).text:
             raise LabError(f"{image} shows none of vLLM's metrics")
         return Started(start_s, container.eventually("it goes on", lambda: True), container.peak_mb())
+
+
+def _router(image: str, engine: ContainerEngine, root: Path) -> Started:
+    role, port, metrics_port = RoleSpec(replicas=1, gpus_per_replica=1), free_port(), free_port()
+    cluster = ClusterSpec(
+        namespace="serving", name="chat", uid="u", generation=1, model="meta-llama/Llama-3.1-8B-Instruct",
+        prefill=role, decode=role, engine=EngineSpec(EngineType.EMULATED, port=free_port()),
+    )  # fmt: skip
+    hosts = {ServingRole.PREFILL: "127.0.0.2", ServingRole.DECODE: "127.0.0.3"}
+    urls = {each: f"http://{host}:{cluster.engine.port}" for each, host in hosts.items()}
+    arguments = [
+        *("--host", LOOPBACK, "--port", str(port), "--prometheus-host", LOOPBACK, "--prometheus-port", str(metrics_port)),
+        *("--vllm-pd-disaggregation", "--kv-connector", "nixl"),
+        *("--prefill", urls[ServingRole.PREFILL], "--decode", urls[ServingRole.DECODE]),
+    ]
+    with tempfile.TemporaryDirectory(prefix="splitwatt-images-") as folder, ProcessGroup(Path(folder)) as group:
+        for each, host in hosts.items():
+            command = [sys.executable, "-m", "splitwatt_twin.pod", *engine_args(cluster, each), "--host", host]
+            process = group.start(each.value, command, env={"VLLM_NIXL_SIDE_CHANNEL_HOST": host})
+            process.await_ready(lambda url=urls[each]: _answers(f"{url}{PROBE_PATH}"), timeout_s=60.0)  # type: ignore[misc]
+        options = ["--user", f"{UID}:{UID}"]
+        with Container(engine, image, arguments, options=options, log=_log(root, "router")) as container:
+            url = f"http://{LOOPBACK}:{port}"
+            start_s = container.eventually("it is alive", lambda: _answers(f"{url}/liveness"))
+            container.eventually("it knows both engines", lambda: _answers(f"{url}/readiness"))
+            asked = {"model": cluster.model, "prompt": PROMPT, "max_tokens": TOKENS}
+            answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=30.0, trust_env=False)
+            if not answer.is_success:
+                raise LabError(f"{image} answered {answer.status_code}: {answer.text[:200]}")
+            seen = {each.value: _tokens(url) for each, url in urls.items()}
+            if seen != {"prefill": (len(PROMPT), 1), "decode": (0, TOKENS)}:
+                raise LabError(f"{image} splits nothing: prompt tokens read and tokens written are {seen}")
+            return Started(start_s, container.eventually("it goes on", lambda: True), container.peak_mb())
+
+
+def _tokens(url: str) -> tuple[int, int]:
+    """Of the prompts that an engine read, and of what it wrote."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=5.0, trust_env=False).text)
+    counted = {sample.name: int(sample.value) for family in families for sample in family.samples}
+    return counted[M_VLLM_PROMPT_TOKENS], counted[M_VLLM_GENERATION_TOKENS]
 
 
 def _sim(image: str, engine: ContainerEngine, root: Path) -> Started:
