@@ -21,7 +21,7 @@ from ground.cluster import Commands, NotHereError
 
 WARNINGS: Final = """\
 This run changes the cluster of {kubeconfig} (context {context}, server {server}):
-  - it installs Splitwatt's chart with its CustomResourceDefinitions, which stay, and namespaces splitwatt-system and serving;
+  - it installs Splitwatt's chart with its CustomResourceDefinitions, which stay, and namespaces splitwatt-system, serving, lab;
   - it sets power limits of every GPU on nodes labelled nvidia.com/gpu.present=true, and leaves the last ones when it ends;
   - it applies the README's PowerBudgets: nodes labelled splitwatt.io/rack=a1 get caps by them;
   - it kills Splitwatt's pods. It restarts no node and no kubelet here. Splitwatt and its budgets stay when it ends.

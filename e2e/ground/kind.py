@@ -94,7 +94,7 @@ class KindCluster(Commands):
         return self._twins[node]
 
     def stop_api_server(self) -> None:
-        """Its manifest is laid aside, so that the kubelet starts none, and what runs is killed before the kubelet can ask it to end:
+        """Its manifest is laid aside, so that the kubelet starts none, and what runs is killed before the kubelet can ask it to:
         it would take its address out of the Service then, and kube-proxy needs up to a minute to find it again."""
         self._podman("exec", CONTROL_PLANE, "sh", "-c", f"mv {_MANIFEST} {_LAID_ASIDE} && pkill -9 kube-apiserver")
         deadline_s = time.monotonic() + READY_S

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from splitwatt_lab.toolbuild import Console, ensure_tools
 from splitwatt_lab.toolchain import cache_directory
 
 from ground import dns, host, images, inside, kind, leftovers, tools
+from ground.any import KubeconfigCluster, Theirs
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 OUT: Final = REPOSITORY / "out" / "e2e"
@@ -131,11 +133,14 @@ def _in_namespaces(scratch: Path, command: Sequence[str], env: Mapping[str, str]
             continue  # pytest got it too, and tidies up
 
 
-def on_theirs(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """On the cluster of a kubeconfig, with no namespaces of our own; logs stay. Its exit code."""
+def on_theirs(kubeconfig: Path, theirs: Theirs, command: Sequence[str], env: Mapping[str, str]) -> int:
+    """On the cluster of a kubeconfig, without namespaces of our own; logs stay. The exit code. Raises LabError where its
+    owner did not say enough: the warnings must be read before anything begins, and pytest would swallow them."""
     scratch = OUT / "theirs"
     subprocess.run(["rm", "-rf", str(scratch)], check=True)
     scratch.mkdir(parents=True)
+    KubeconfigCluster(kubeconfig, scratch, theirs).close()
+    env = {**env, THEIRS_VARIABLE: json.dumps(asdict(theirs))}
     return subprocess.run(
         command, env={**os.environ, **env, SCRATCH_VARIABLE: str(scratch)}, cwd=REPOSITORY, check=False
     ).returncode
@@ -181,11 +186,8 @@ def main() -> int:
         plugins = ["-p", "no:cacheprovider", "-p", "ground.fixtures", f"--junitxml={OUT / 'junit.xml'}"]
         command = [sys.executable, "-m", "pytest", *plugins, *rest, *([] if names_tests(rest) else ["e2e"])]
         if given.on not in OWN_GROUNDS:
-            env[THEIRS_VARIABLE] = json.dumps({
-                "may_change": given.may_change, "registry": given.registry, "prometheus_url": given.prometheus,
-                "runtime_class": given.runtime_class,
-            })  # fmt: skip
-            return on_theirs(command, env)
+            theirs_says = Theirs(given.may_change, given.registry, given.prometheus, given.runtime_class)
+            return on_theirs(Path(ground), theirs_says, command, env)
         with alone():
             env |= prepare(ground, images_as_they_are=given.as_is)
             os.chdir(REPOSITORY)
