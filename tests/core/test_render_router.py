@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def pod(spec: ClusterSpec) -> dict[str, Any]:
 
 def parsed(spec: ClusterSpec) -> argparse.Namespace:
     """By vllm-router's own parser, which ends the process on a word that it does not know."""
-    router_args_module = pytest.importorskip("vllm_router.router_args")
+    router_args_module = importlib.import_module("vllm_router.router_args")
     parser = argparse.ArgumentParser()
     router_args_module.RouterArgs.add_cli_args(parser, use_router_prefix=False)
     return parser.parse_args(router_args(spec))
