@@ -47,6 +47,9 @@ def objects(plane: GuardedPlane, kind: str, *more: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def plane(guarded: GuardedPlane) -> Iterator[GuardedPlane]:
     yield guarded
+    # Nodes are objects alone here: no kubelet says of a pod that was bound to one that it ended, which uninstalling waits for.
+    guarded.kubectl("delete", "nodes", "--all", timeout_s=PATIENCE_S)
+    guarded.kubectl("delete", "pods", "--all", "-n", NAMESPACE, "--force", "--grace-period=0", timeout_s=PATIENCE_S)
     # Cluster-wide names are few: each test leaves none of them behind.
     for release in json.loads(guarded.shell("helm list -A -o json").stdout):
         guarded.shell(f"helm uninstall {release['name']} -n {release['namespace']}")

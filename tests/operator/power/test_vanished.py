@@ -35,6 +35,8 @@ def test_a_leaf_that_is_deleted_counts_on_and_nothing_rises_until_it_is_back(dat
     for budget in (row, a, b):
         datacenter.await_condition(budget, "Ready", "True")
     datacenter.eventually("the watts are used", lambda: sum(datacenter.caps_w()) * 1.04 + 4000 > ROW_W - 4000 - 100)
+    # The row's own word follows its caps: it is written once a step.
+    datacenter.eventually("the row says so", lambda: datacenter.status(row)["chargeWatts"] > ROW_W - 4000 - 100)
     before, charge_w = datacenter.caps_w(), datacenter.status(row)["chargeWatts"]
     manifest = datacenter.get(f"/apis/splitwatt.io/v1alpha1/powerbudgets/{a}")
     datacenter.plane.kubectl("delete", "pb", a)
