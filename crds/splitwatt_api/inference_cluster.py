@@ -1,12 +1,13 @@
-"""`InferenceCluster` (ic): one served model, split into a prefill and a decode pool.
+"""`InferenceCluster` (ic): one served model, split into a prefill and a decode pool, or served whole by a mixed one.
 
 The pools are the product's first half: prefill wants watts, decode wants memory, so each has its own replicas, nodes and
-power ceiling. Defaults fill all but the model, the engine and the two pools. `kubectl scale ic` moves decode replicas.
+power ceiling. Defaults fill all but the model, the engine and the pools. `kubectl scale ic` moves decode replicas.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import combinations
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
@@ -16,7 +17,10 @@ from splitwatt_core.clusters import (
     DEFAULT_SIDE_CHANNEL_PORT,
     MAX_ENGINE_ARGS,
     MAX_REPLICAS,
+    OVERFLOW_SENTENCE,
+    PAIR,
     EngineType,
+    Role,
 )
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, MAX_PRIORITY, MIN_PRIORITY
 
@@ -87,7 +91,7 @@ class ModelRef(Wire):
 
 
 class Engine(Wire):
-    """The inference engine of both pools."""
+    """The inference engine of all pools."""
 
     type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))] = Field(
         description="VLLM, or Emulated: our own small engine for simulated GPUs."
@@ -131,7 +135,7 @@ class Slo(Wire):
 
 
 class RolePool(Wire):
-    """One pool of replicas that does one phase."""
+    """One pool of replicas: of those that do one phase, or of those that do both."""
 
     replicas: int = Field(
         ge=0,
@@ -159,7 +163,7 @@ class RolePool(Wire):
         le=MAX_WAIT_S,
         strict=True,
         description="The most that a pod which is told to go waits for its requests to end; absent: 60 for prefill, 300 for "
-        "decode. KV caches are fetched from a prefill pod for 30 s after its answer.",
+        "decode and mixed. KV caches are fetched from a prefill pod for 30 s after its answer.",
     )
     template: PodTemplate | None = Field(default=None, description="An overlay on the pool's pods.")
 
@@ -191,37 +195,60 @@ class PullSecret(Wire):
     name: ObjectName = Field(description="Name of the Secret.")
 
 
+POOLS: Final = tuple(role.value for role in Role)
+
+
+def _divide(one: str, other: str) -> CelRule:
+    """Of pools that are both there; halves of a pair alone are refused by another rule, before defaults are filled in."""
+    here, there = f"self.{one}.gpusPerReplica", f"self.{other}.gpusPerReplica"
+    there_are = " || ".join(f"!has(self.{pool})" for pool in dict.fromkeys((*PAIR, one, other)))
+    return CelRule(
+        f"{there_are} || {here} % {there} == 0 || {there} % {here} == 0",
+        f"{one}.gpusPerReplica and {other}.gpusPerReplica must divide one another: make one a multiple of the other",
+        field_path=f".{other}.gpusPerReplica",
+    )
+
+
 class InferenceClusterSpec(Wire):
     """What the team that serves the model asks for."""
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
+            *(_divide(one, other) for one, other in combinations(POOLS, 2)),
             CelRule(
-                "self.prefill.gpusPerReplica % self.decode.gpusPerReplica == 0 || "
-                "self.decode.gpusPerReplica % self.prefill.gpusPerReplica == 0",
-                "prefill.gpusPerReplica and decode.gpusPerReplica must divide one another: make one a multiple of the other",
-                field_path=".decode.gpusPerReplica",
-            )
+                "has(self.prefill) == has(self.decode)",
+                "prefill and decode are two halves: give both, or neither of them and mixed",
+                field_path=".decode",
+            ),
+            CelRule("has(self.prefill) || has(self.mixed)", "give pools: prefill and decode, or mixed"),
+            CelRule(
+                "!has(self.mixed) || !has(self.prefill) || self.router.type != 'VLLM'", OVERFLOW_SENTENCE, field_path=".mixed"
+            ),
         )
     )
 
     model: ModelRef = Field(description="The model that is served.")
-    engine: Engine = Field(description="The inference engine of both pools.")
+    engine: Engine = Field(description="The inference engine of all pools.")
     priority: Priority = Field(
         default=PriorityWord.HIGH,
         description="Who keeps watts when they are short: High (100), Low (0) or a class of your own; higher keeps more.",
     )
     slo: Slo = Field(default_factory=Slo, description="What the service promises.", json_schema_extra={"default": {}})
-    prefill: RolePool = Field(description="The pool that reads prompts; it follows TTFT.")
-    decode: RolePool = Field(description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas.")
+    prefill: RolePool | None = Field(default=None, description="The pool that reads prompts; it follows TTFT.")
+    decode: RolePool | None = Field(
+        default=None, description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas."
+    )
+    mixed: RolePool | None = Field(
+        default=None,
+        description="The pool whose replicas read prompts and write tokens by themselves. Without the two others: the cluster is "
+        "not split. Beside them: takes what they have no room for, where a router of your own sends it there.",
+    )
     kv_transfer: KvTransfer = Field(
         default_factory=KvTransfer,
         description="How the KV cache gets from prefill to decode.",
         json_schema_extra={"default": {}},
     )
-    router: Router = Field(
-        default_factory=Router, description="Who stands before the two pools.", json_schema_extra={"default": {}}
-    )
+    router: Router = Field(default_factory=Router, description="Who stands before the pools.", json_schema_extra={"default": {}})
     priority_class_name: ObjectName | None = Field(
         default=None, description="PriorityClass of engines' and router's pods: who is scheduled first, and who is preempted."
     )
@@ -248,6 +275,7 @@ class InferenceClusterStatus(Wire):
     observed_generation: Generation | None = Field(default=None, description="The metadata.generation acted on.")
     prefill: RoleStatus | None = Field(default=None, description="How the prefill pool stands.")
     decode: RoleStatus | None = Field(default=None, description="How the decode pool stands.")
+    mixed: RoleStatus | None = Field(default=None, description="How the mixed pool stands.")
     power_floor_watts: Told | None = Field(
         default=None, description="Watts at the meter reserved for the admitted replicas' floors."
     )
@@ -259,13 +287,13 @@ class InferenceClusterStatus(Wire):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Ready, PrefillReady, DecodeReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
+        description="Ready, PrefillReady, DecodeReady, MixedReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
         "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
     )
 
 
 class InferenceCluster(Wire):
-    """A large language model served by split prefill and decode pools inside power budgets."""
+    """A large language model served by split prefill and decode pools, or by a mixed one, inside power budgets."""
 
     api_version: Literal["splitwatt.io/v1alpha1"] = "splitwatt.io/v1alpha1"
     kind: Literal["InferenceCluster"] = "InferenceCluster"

@@ -113,6 +113,8 @@ KINDS: Final = (
             Column("P-Ready", ".status.prefill.readyReplicas", description="Ready prefill replicas."),
             Column("Decode", ".spec.decode.replicas", description="Wanted decode replicas."),
             Column("D-Ready", ".status.decode.readyReplicas", description="Ready decode replicas."),
+            Column("Mixed", ".spec.mixed.replicas", description="Wanted mixed replicas.", wide=True),
+            Column("M-Ready", ".status.mixed.readyReplicas", description="Ready mixed replicas.", wide=True),
             condition("Power", "PowerAdmitted", "Whether the floors of all replicas are reserved."),
             Column("Floor W", ".status.powerFloorWatts", description="Watts reserved for them.", wide=True),
             Column("TTFT P99 ms", ".status.ttftP99Milliseconds", description="Time to the first token."),

@@ -220,6 +220,16 @@ def test_scale_moves_decode_replicas_alone(objects: ControlPlane, namespace: str
     assert scale["status"]["selector"] == "splitwatt.io/cluster=chat"
 
 
+def test_an_unsplit_cluster_has_no_scale_and_is_not_split_by_one(objects: ControlPlane, namespace: str) -> None:
+    spec = {"model": {"name": "m"}, "engine": {"type": "VLLM"}, "mixed": {"replicas": 2}}
+    create(objects, "InferenceCluster", "chat", spec, namespace)
+    told = objects.kubectl("scale", "ic", "chat", "-n", namespace, "--replicas=5", check=False)
+    assert told.returncode != 0 and "prefill and decode are two halves" in told.stderr, told.stderr
+    assert "no such key" not in told.stderr, "one clear sentence"
+    found = read(objects, "ic", "chat", "-n", namespace)
+    assert "decode" not in found["spec"] and found["spec"]["mixed"]["replicas"] == 2
+
+
 def test_columns_show_the_numbers(objects: ControlPlane) -> None:
     create(objects, "PowerBudget", "row-z", {"limitWatts": 50_000})
     status = {

@@ -13,10 +13,10 @@ from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
-from splitwatt_core.clusters import ClusterName, LabelOwners, Role, RoleSpec, cluster_label
+from splitwatt_core.clusters import PAIR, ClusterName, LabelOwners, Role, RoleSpec, cluster_label
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.protocol.contract import GpuStatus, Mode, Workload
-from support.served import cluster
+from support.served import cluster, unsplit
 
 H100 = "NVIDIA H100 80GB HBM3"
 KIND = f"{H100} 200-700 W"
@@ -80,7 +80,7 @@ def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
 @pytest.mark.parametrize("role", list(Role))
 def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: int | None) -> None:
     pool = RoleSpec(1, 8, power_ceiling_w=ceiling_w)
-    spec = cluster("chat", prefill=pool, decode=pool)
+    spec = unsplit("chat", pool) if role is Role.MIXED else cluster("chat", prefill=pool, decode=pool)
     mine = pod(role)
     [need] = snapshot_of(site(mine, clusters={spec.id: spec})).waiting
     fact = pod_fact(mine, spec)
@@ -117,7 +117,7 @@ def test_a_quota_is_decided_first_and_nothing_is_reserved_for_a_pod_that_waits_f
     assert "p waits behind kueue.x-k8s.io/admission" in verdict.message
     assert len(plan_admission(snapshot_of(site(replace(first, other_gates=()), second))).admissions) == 2
     grown = cluster("chat", decode=RoleSpec(2, 8))
-    past = [pod(role, role.value, gated=False, leaf="rack-a", node=f"n{i + 1}") for i, role in enumerate(Role)]
+    past = [pod(role, role.value, gated=False, leaf="rack-a", node=f"n{i + 1}") for i, role in enumerate(PAIR)]
     later = site(*past, pod(Role.DECODE, "d2", **kueue), clusters={grown.id: grown})
     [verdict] = plan_admission(snapshot_of(later)).verdicts.values()
     assert (verdict.reason, "d2" in verdict.message) == ("WaitingForOtherGates", True)
@@ -159,7 +159,7 @@ def test_a_long_name_is_the_same_cluster_everywhere() -> None:
     name = "long-" + "x" * 95
     low = RoleSpec(1, 8, power_ceiling_w=300)
     spec = replace(cluster(name, prefill=low, decode=low), priority=100)
-    pods = [pod(role, role.value, of=name) for role in Role]
+    pods = [pod(role, role.value, of=name) for role in PAIR]
     whole = site(*pods, clusters={spec.id: spec}, owners=LabelOwners({spec.id: 0.0}))
     plan = plan_admission(snapshot_of(whole))
     assert len(plan.admissions) == 2

@@ -139,3 +139,13 @@ def test_absurd_numbers_of_routers_are_refused() -> None:
     for replicas in (0, 17):
         with pytest.raises(SpecError, match=f"router.replicas must be between 1 and 16, not {replicas}"):
             RouterSpec(replicas=replicas)
+
+
+def test_before_an_unsplit_cluster_it_sends_requests_whole_to_its_mixed_engines() -> None:
+    whole = cluster(prefill=None, decode=None, mixed=RoleSpec(1, 8))
+    args = parsed(whole)
+    assert not args.vllm_pd_disaggregation and args.service_discovery
+    assert args.selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=mixed"]
+    assert not args.prefill_selector and not args.decode_selector and "--kv-connector" not in router_args(whole)
+    assert (args.service_discovery_namespace, args.service_discovery_port) == ("serving", 9000)
+    assert not parsed(cluster()).selector

@@ -21,7 +21,7 @@ from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import AdmissionPlan
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
-from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, Role, cluster_label
+from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, cluster_label
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.names import LABEL_POOL, LABEL_RACK
 from splitwatt_core.protocol.contract import GpuStatus
@@ -116,7 +116,7 @@ class Racks:
         """The InferenceCluster is applied: its pods are born in any order, with looks and binds between."""
         made = cluster_from_wire(whole(manifest))
         self.clusters[made.id] = made
-        births = [(role, i) for role in Role for i in range(made.role(role).replicas)]
+        births = [(role, i) for role in made.roles for i in range(made.role(role).replicas)]
         self.chance.shuffle(births)
         for second, (role, i) in enumerate(births):
             name = PodName(made.namespace, f"{made.name}-{role.value}-{i}")

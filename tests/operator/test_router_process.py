@@ -18,16 +18,26 @@ from support.waiting import eventually
 PROMPT = list(range(700))
 
 
+POOL = RoleSpec(replicas=1, gpus_per_replica=1)
+
+
 @pytest.fixture
 def routed(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[RoutedCluster]:
-    pool = RoleSpec(replicas=1, gpus_per_replica=1)
+    yield from a_cluster(control_plane, namespace, tmp_path, prefill=POOL, decode=POOL)
+
+
+@pytest.fixture
+def unsplit(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[RoutedCluster]:
+    yield from a_cluster(control_plane, namespace, tmp_path, mixed=POOL)
+
+
+def a_cluster(plane: ControlPlane, namespace: str, directory: Path, **pools: RoleSpec) -> Iterator[RoutedCluster]:
     spec = ClusterSpec(
         namespace=namespace, name="chat", uid="u", generation=1, model="meta-llama/Llama-3.1-8B-Instruct",
-        engine=EngineSpec(EngineType.EMULATED, port=free_port()), prefill=pool, decode=pool,
-        router=RouterSpec(metrics_port=free_port()),
+        engine=EngineSpec(EngineType.EMULATED, port=free_port()), router=RouterSpec(metrics_port=free_port()), **pools,
     )  # fmt: skip
-    with ProcessGroup(tmp_path) as group:
-        cluster = RoutedCluster(control_plane, group, spec)
+    with ProcessGroup(directory) as group:
+        cluster = RoutedCluster(plane, group, spec)
         cluster.apply_rights()
         yield cluster
         cluster.close()
@@ -75,3 +85,32 @@ def test_engines_come_and_go_without_a_failed_request(routed: RoutedCluster) -> 
         return before == [routed.counts(name) for name in first]
 
     eventually("who leaves is asked no more", the_leaving_rest)
+
+
+def test_an_unsplit_cluster_is_sent_each_request_whole_and_in_turn(unsplit: RoutedCluster) -> None:
+    unsplit.router()
+    assert not unsplit.answers(f"{unsplit.url}/readiness"), "nobody is there yet"
+    mixed = [unsplit.engine(Role.MIXED, "127.0.0.8"), unsplit.engine(Role.MIXED, "127.0.0.9")]
+    unsplit.await_routed()
+
+    def both_were_asked() -> bool:
+        answer = unsplit.ask(prompt=PROMPT, max_tokens=20)
+        assert answer.status_code == 200, answer.text
+        return all(unsplit.counts(name)[M_VLLM_PROMPT_TOKENS] > 0 for name in mixed)
+
+    eventually("both are asked", both_were_asked)
+    before = [unsplit.counts(name) for name in mixed]
+    for _ in range(4):
+        assert unsplit.ask(prompt=PROMPT, max_tokens=20).status_code == 200
+    for counts, name in zip(before, mixed, strict=True):
+        now = unsplit.counts(name)
+        assert now[M_VLLM_PROMPT_TOKENS] - counts[M_VLLM_PROMPT_TOKENS] == 2 * 700, "it reads whole prompts itself"
+        assert now[M_VLLM_GENERATION_TOKENS] - counts[M_VLLM_GENERATION_TOKENS] == 2 * 20, "and writes their answers"
+    unsplit.leave(mixed[0])
+
+    def the_leaving_rests() -> bool:
+        at = unsplit.counts(mixed[0])
+        assert [unsplit.ask(prompt=PROMPT, max_tokens=4).status_code for _ in range(4)] == [200] * 4
+        return at == unsplit.counts(mixed[0])
+
+    eventually("who leaves is asked no more", the_leaving_rests)

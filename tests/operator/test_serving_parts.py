@@ -261,7 +261,7 @@ def conditions(
 ) -> dict[str, tuple[str, str, str]]:
     status = status_of(
         spec or cluster(),
-        {Role.PREFILL: prefill, Role.DECODE: rest.get("decode", deployment(0, updated=0))},
+        {Role.PREFILL: prefill, Role.DECODE: rest.get("decode", deployment(0, updated=0)), Role.MIXED: rest.get("mixed")},
         rest.get("router", deployment(1)),
         standing=standing,
         latency=rest.get("latency", Latency()),
@@ -304,6 +304,35 @@ def test_ready_needs_the_router_that_clients_are_led_to() -> None:
     none = conditions(spec=replace(spec, router=RouterSpec(RouterType.NONE)), router=None, **both)
     assert none["RouterReady"][:2] == ("Unknown", "NoRouter")
     assert none["Ready"][0] == "True" and "nothing is split" in none["Ready"][2]
+
+
+def test_an_unsplit_cluster_says_how_its_one_pool_stands() -> None:
+    spec = cluster(prefill=None, decode=None, mixed=RoleSpec(2, 8))
+    standing = ClusterStanding(ADMITTED.verdict, {Role.MIXED: 2}, 0.0)
+    status = status_of(
+        spec, {Role.PREFILL: None, Role.DECODE: None, Role.MIXED: deployment(1)}, deployment(1), standing=standing,
+        latency=Latency(), proof=UNPROVEN, problems=[], previous={}, now_s=0.0,
+    )  # fmt: skip
+    numbers = {"replicas": 2, "readyReplicas": 1, "admittedReplicas": 2}
+    assert status["mixed"] == {**numbers, "labelSelector": "splitwatt.io/cluster=chat,splitwatt.io/role=mixed"}
+    assert not {"prefill", "decode"} & status.keys()
+    found = conditions(spec=spec, prefill=None, mixed=deployment(1))
+    assert found["MixedReady"] == ("False", "ReplicasNotReady", "1 of 2 replicas are ready.")
+    assert found["Ready"][:2] == ("False", "RolesNotReady") and not {"PrefillReady", "DecodeReady"} & found.keys()
+    ready = conditions(spec=spec, prefill=None, mixed=deployment(2))
+    assert ready["Ready"] == ("True", "Serving", "Every replica is ready, and so is the router."), "no proof is owed"
+    assert conditions(spec=spec, prefill=None, mixed=deployment(2), router=deployment(0))["Ready"][1] == "RouterNotReady"
+    own = replace(spec, router=RouterSpec(RouterType.NONE))
+    assert "clients reach the mixed pods" in conditions(spec=own, prefill=None, mixed=deployment(2))["RouterReady"][2]
+    asleep = replace(spec, mixed=RoleSpec(0, 8))
+    assert conditions(spec=asleep, prefill=None, mixed=deployment(0, updated=0))["RouterReady"][:2] == ("Unknown", "ScaledToZero")
+
+
+def test_a_third_pool_beside_two_is_waited_for_too() -> None:
+    spec = cluster(decode=RoleSpec(2, 8), mixed=RoleSpec(2, 8), router=RouterSpec(RouterType.NONE))
+    both: dict[str, Any] = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
+    assert conditions(**both, mixed=deployment(1))["Ready"] == ("False", "RolesNotReady", "mixed: 1 of 2 replicas are ready.")
+    assert conditions(**both, mixed=deployment(2))["Ready"][2].startswith("Every replica of all roles is ready.")
 
 
 def test_ready_needs_the_proof_where_one_is_owed() -> None:
@@ -380,5 +409,5 @@ def test_a_cluster_served_by_its_former_spec_says_so_and_is_not_called_ready() -
 def test_one_query_asks_for_all_clusters() -> None:
     assert p99_query("vllm:time_to_first_token_seconds", Role.PREFILL) == (
         "histogram_quantile(0.99, sum by (namespace, cluster, le) "
-        '(rate(vllm:time_to_first_token_seconds_bucket{role="prefill"}[1m])))'
+        '(rate(vllm:time_to_first_token_seconds_bucket{role=~"prefill|mixed"}[1m])))'
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,18 @@ from support.exporter import Exporter
 PATIENCE_S = 60.0
 CLUSTER = "chat-" + "x" * 95
 """Its label is not its name."""
+WHOLE = "whole"
+"""One that is not split."""
 BUCKETS_S = (0.1, 0.2, 0.6, 1.0)
 TTFT_MS, TBT_MS = 596, 99
 """Prometheus interpolates within a bucket: 99 % of the way through (0.2, 0.6] and (0, 0.1]."""
-PARTIAL = (Latency(), Latency(ttft_p99_ms=TTFT_MS), Latency(tbt_p99_ms=TBT_MS))
-"""What may be read before both histograms were scraped twice."""
+WHOLE_TTFT_MS, WHOLE_TBT_MS = 996, 199
+"""And through (0.6, 1.0] and (0.1, 0.2]."""
 
 
 class Engines(Exporter):
-    """Two engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1]."""
+    """Engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1], and of one that is not
+    split in the buckets above."""
 
     def __init__(self) -> None:
         started_s = time.monotonic()
@@ -34,12 +38,15 @@ class Engines(Exporter):
 
     def text(self, count: float) -> str:
         rows = []
-        for metric, role, upper_s in (
-            ("vllm:time_to_first_token_seconds", "prefill", 0.6),
-            ("vllm:inter_token_latency_seconds", "decode", 0.1),
+        for metric, cluster, role, upper_s in (
+            ("vllm:time_to_first_token_seconds", CLUSTER, "prefill", 0.6),
+            ("vllm:time_to_first_token_seconds", WHOLE, "mixed", 1.0),
+            ("vllm:inter_token_latency_seconds", CLUSTER, "decode", 0.1),
+            ("vllm:inter_token_latency_seconds", WHOLE, "mixed", 0.2),
         ):
-            labels = f'namespace="s",cluster="{cluster_label(CLUSTER)}",role="{role}",pod="chat-{role}-0"'
-            rows.append(f"# TYPE {metric} histogram")
+            labels = f'namespace="s",cluster="{cluster_label(cluster)}",role="{role}",pod="{cluster}-{role}-0"'
+            if role != "mixed":
+                rows.append(f"# TYPE {metric} histogram")
             for le in (*BUCKETS_S, "+Inf"):
                 below = count if float(le) >= upper_s else 0.0
                 rows.append(f'{metric}_bucket{{{labels},le="{le}"}} {below}')
@@ -57,7 +64,8 @@ def engines() -> Iterator[Engines]:
 async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(engines: Engines, tmp_path: Path) -> None:
     changed: list[ClusterName] = []
     chat = ClusterName("s", CLUSTER)
-    owners = LabelOwners({chat: 0.0})
+    whole = ClusterName("s", WHOLE)
+    owners = LabelOwners({chat: 0.0, whole: 0.0})
     with ProcessGroup(tmp_path / "processes") as group:
         server = PrometheusServer(group, tmp_path / "prometheus")
         server.set_targets("twin", {engines.address: {}})
@@ -66,11 +74,11 @@ async def test_latencies_are_read_by_cluster_and_forgotten_when_nobody_answers(e
             meter = SloMeter(client, lambda: owners, changed.append)
             await meter.read()
             async with asyncio.timeout(PATIENCE_S):
-                while meter.latencies.get(chat, Latency()) in PARTIAL:
+                while None in (*astuple(meter.latencies.get(chat, Latency())), *astuple(meter.latencies.get(whole, Latency()))):
                     await asyncio.sleep(0.2)
                     await meter.read()
-            assert meter.latencies == {chat: Latency(TTFT_MS, TBT_MS)}
-            assert set(changed) == {chat}
+            assert meter.latencies == {chat: Latency(TTFT_MS, TBT_MS), whole: Latency(WHOLE_TTFT_MS, WHOLE_TBT_MS)}
+            assert set(changed) == {chat, whole}
             group.close()
             await meter.read()
             assert meter.latencies == {}

@@ -60,11 +60,15 @@ class Pod:
 
 
 def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
-    """What caps and floors are decided by. None for a pod that has no role. One whose cluster is unknown keeps its phase."""
+    """What caps and floors are decided by. None for a pod that has no role. One whose cluster is unknown keeps its phase, and so
+    does one of a pool that was taken out of its cluster: a ceiling that is gone with it raises nothing."""
     if pod.role is None:
         return None
-    if cluster is None:
-        return PodFact(pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True, group=pod.group)
+    mixed = pod.role is Role.MIXED
+    if cluster is None or pod.role not in cluster.roles:
+        return PodFact(
+            pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True, group=pod.group, mixed=mixed
+        )  # fmt: skip
     return PodFact(
         namespace=pod.name.namespace,
         name=pod.name.name,
@@ -73,6 +77,7 @@ def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
         model=cluster.model,
         power_ceiling_w=cluster.role(pod.role).power_ceiling_w,
         group=pod.group,
+        mixed=mixed,
     )
 
 

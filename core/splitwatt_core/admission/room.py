@@ -15,7 +15,7 @@ from typing import Final
 
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import MAX_DEPTH
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import PAIR, ClusterName, Role
 from splitwatt_core.columns import TOLERANCE_W
 
 ALIKE: Final = 2.0 / 3.0
@@ -106,9 +106,9 @@ class House:
         return Offer(key, found, dearest, max(dearest.values(), key=price, default=None))
 
     def partner(self, need: PodNeed) -> PodNeed | None:
-        """A pod of its cluster's other role, as far as one is known."""
-        roles = self._roles.get(need.cluster, {}) if need.cluster is not None else {}
-        return next((other for role, other in roles.items() if role is not need.role), None)
+        """A pod of the other role of its pair, as far as one is known. A mixed pod has none."""
+        roles = self._roles.get(need.cluster, {}) if need.cluster is not None and need.role in PAIR else {}
+        return next((other for role, other in roles.items() if role is not need.role and role in PAIR), None)
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""

@@ -85,7 +85,7 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
         budgets=_budgets(site),
         nodes=(*_nodes(site, kinds), *_nodes_to_come(site)),
         clusters=tuple(
-            ClusterWant(name, spec.priority, {role: spec.role(role).replicas for role in Role})
+            ClusterWant(name, spec.priority, {role: spec.role(role).replicas for role in spec.roles})
             for name, spec in sorted(site.clusters.items())
             if name not in site.leaving
         ),
@@ -185,12 +185,12 @@ class _Floors:
     def __init__(self, profiles: Sequence[Profile], kinds: set[GpuKind]) -> None:
         self._profiles = profiles
         self._kinds = sorted(kinds, key=str)
-        self._known: dict[tuple[Phase, str, int | None], Mapping[str, float]] = {}
+        self._known: dict[tuple[Phase, bool, str, int | None], Mapping[str, float]] = {}
 
     def of(self, pod: Pod, cluster: ClusterSpec | None) -> Mapping[str, float]:
         fact = pod_fact(pod, cluster)
         assert fact is not None, "pods without a role are left out before"
-        key = (fact.phase, fact.model, fact.power_ceiling_w)
+        key = (fact.phase, fact.mixed, fact.model, fact.power_ceiling_w)
         if key not in self._known:
             demands = {kind: demand_of_pod(kind, fact, profiles=self._profiles) for kind in self._kinds}
             self._known[key] = {str(kind): float(demand.cliff_w) for kind, demand in demands.items()}

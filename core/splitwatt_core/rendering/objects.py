@@ -62,7 +62,7 @@ def made(cluster: ClusterSpec, api_version: str, kind: str, part: Role | str | N
     """An object of this cluster, owned by it. `content`: all but what every object has."""
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_CLUSTER: cluster_label(cluster.name)}
     if isinstance(part, Role):
-        labels |= {LABEL_ROLE: part.value, LABEL_LLMD_ROLE: part.value}
+        labels |= {LABEL_ROLE: part.value, LABEL_LLMD_ROLE: part.llmd}
     return {
         "apiVersion": api_version,
         "kind": kind,

@@ -3,7 +3,8 @@
 Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
 KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`) and one Service, the
 way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request without KV
-parameters computes the prompt itself, so that without a router nothing is split.
+parameters computes the prompt itself, so that without a router nothing is split. Of an unsplit cluster it leads to the mixed
+pods.
 
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
@@ -18,7 +19,7 @@ from typing import Final
 
 from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
-from splitwatt_core.rendering.engine import PORT_HTTP, PORT_KV, pod_template
+from splitwatt_core.rendering.engine import PORT_HTTP, engine_ports, pod_template
 from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
@@ -44,7 +45,7 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
     objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router_image)]
-    for role in Role:
+    for role in cluster.roles:
         selector = selector_labels(cluster.name, role)
         objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
     return tuple(stamped(manifest) for manifest in objects)
@@ -71,9 +72,10 @@ def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Man
 
 def _cluster_service(cluster: ClusterSpec) -> Manifest:
     routed = cluster.router.type is not RouterType.NONE
+    way_in = Role.DECODE if cluster.split else Role.MIXED
     spec = {
         "type": "ClusterIP",
-        "selector": router_labels(cluster.name) if routed else selector_labels(cluster.name, Role.DECODE),
+        "selector": router_labels(cluster.name) if routed else selector_labels(cluster.name, way_in),
         "ports": [service_port(PORT_HTTP, cluster.engine.port)],
     }
     return made(cluster, "v1", "Service", None, {"spec": spec})
@@ -83,9 +85,6 @@ def _role_service(cluster: ClusterSpec, role: Role) -> Manifest:
     spec = {
         "clusterIP": "None",
         "selector": selector_labels(cluster.name, role),
-        "ports": [
-            service_port(PORT_HTTP, cluster.engine.port),
-            service_port(PORT_KV, cluster.kv_transfer.side_channel_port),
-        ],
+        "ports": [service_port(name, port) for name, port in engine_ports(cluster).items()],
     }
     return made(cluster, "v1", "Service", role, {"spec": spec})

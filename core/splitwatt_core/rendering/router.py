@@ -1,4 +1,6 @@
 """The router before a cluster's pools: vllm-router, which asks a prefill engine first and hands its answer on to a decode one.
+Before an unsplit cluster it sends each request whole to a mixed engine. It does either, never both: it takes a pod for prefill or
+for decode, or takes one kind of pods, so that it cannot send what two pools have no room for to a third.
 
 It finds the engines by itself: it watches the pods of its namespace under an account of its own, and takes those with the
 labels of a role once they are ready. RBAC knows no labels, so what it may see are all pods of that one namespace; it may
@@ -80,17 +82,31 @@ def router_args(cluster: ClusterSpec) -> list[str]:
     return [
         *("--host", "0.0.0.0"),
         *("--port", str(ROUTER_PORT)),
-        "--vllm-pd-disaggregation",
-        *("--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")),
+        *_mode(cluster),
         "--service-discovery",
         *("--service-discovery-namespace", cluster.namespace),
         *("--service-discovery-port", str(cluster.engine.port)),
-        *("--prefill-selector", *_words(selector_labels(cluster.name, Role.PREFILL))),
-        *("--decode-selector", *_words(selector_labels(cluster.name, Role.DECODE))),
+        *_engines(cluster),
         *("--prometheus-host", "0.0.0.0"),
         *("--prometheus-port", str(cluster.router.metrics_port)),
         *defaults,
         *cluster.router.args,
+    ]
+
+
+def _mode(cluster: ClusterSpec) -> list[str]:
+    """Without a word it sends each request whole to one engine."""
+    if not cluster.split:
+        return []
+    return ["--vllm-pd-disaggregation", "--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")]
+
+
+def _engines(cluster: ClusterSpec) -> list[str]:
+    if not cluster.split:
+        return ["--selector", *_words(selector_labels(cluster.name, Role.MIXED))]
+    return [
+        *("--prefill-selector", *_words(selector_labels(cluster.name, Role.PREFILL))),
+        *("--decode-selector", *_words(selector_labels(cluster.name, Role.DECODE))),
     ]
 
 

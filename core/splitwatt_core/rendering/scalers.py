@@ -2,7 +2,7 @@
 
 A rendered Deployment follows its InferenceCluster, so a HorizontalPodAutoscaler on it is put back each time it acts. The
 InferenceCluster has a scale of its own, which is decode's replicas; a CustomResourceDefinition has one scale and no more, so
-prefill has none.
+prefill and mixed have none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Autoscaler:
 
 def advice(autoscaler: Autoscaler, cluster: ClusterSpec) -> str | None:
     """What to change about an autoscaler in the cluster's namespace; None when it scales nothing that we render."""
-    roles = {object_name(cluster.name, role): role for role in Role}
+    roles = {object_name(cluster.name, role): role for role in cluster.roles}
     role = roles.get(autoscaler.target_name) if autoscaler.target_kind == "Deployment" else None
     if role is None:
         return None
@@ -33,7 +33,7 @@ def advice(autoscaler: Autoscaler, cluster: ClusterSpec) -> str | None:
     instead = (
         f"aim it at the InferenceCluster, whose scale is decode's replicas ({aim})"
         if role is Role.DECODE
-        else f"delete it and set spec.prefill.replicas; an autoscaler can scale decode alone ({aim})"
+        else f"delete it and set spec.{role.value}.replicas; an autoscaler can scale decode alone ({aim})"
     )
     return (
         f"HorizontalPodAutoscaler {autoscaler.name} scales Deployment {autoscaler.target_name}, which follows InferenceCluster "

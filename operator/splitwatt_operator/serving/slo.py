@@ -1,7 +1,8 @@
 """How fast the clusters answer, from their engines' own histograms in Prometheus.
 
-TTFT is judged on the prefill engines, which see a request arrive, TBT on the decode engines. One query each serves all
-clusters. No data, no answer and zero are different: without samples there is no number, and SLOAttained is Unknown.
+TTFT is judged on the prefill engines, which see a request arrive, TBT on the decode engines, and both on mixed ones. One query
+each serves all clusters. No data, no answer and zero are different: without samples there is no number, and SLOAttained is
+Unknown.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Latency:
 
 
 def p99_query(metric: str, role: Role, matchers: Sequence[str] = ()) -> str:
-    """The 99th percentile in seconds, by namespace and cluster; `matchers`: those of every query."""
-    buckets = with_matchers(f'{metric}_bucket{{{L_ROLE}="{role.value}"}}', matchers)
+    """The 99th percentile in seconds, by namespace and cluster, over engines of this role and mixed ones; `matchers`: those of
+    every query."""
+    buckets = with_matchers(f'{metric}_bucket{{{L_ROLE}=~"{role.value}|{Role.MIXED.value}"}}', matchers)
     rate = f"rate({buckets}[{WINDOW}])"
     return f"histogram_quantile(0.99, sum by ({L_NAMESPACE}, {L_CLUSTER}, le) ({rate}))"
 

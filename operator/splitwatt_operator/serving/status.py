@@ -43,7 +43,7 @@ def status_of(
     sentences about others who scale them. `invalid`: why it is served by a former spec, and `generation` the newest, where
     that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
-    roles = {role: _role_condition(spec, role, deployments[role]) for role in Role}
+    roles = {role: _role_condition(spec, role, deployments[role]) for role in spec.roles}
     power = _power_condition(standing)
     routing = _router_condition(spec, router)
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
@@ -54,7 +54,7 @@ def status_of(
         "observedGeneration": observed,
         "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),
     }
-    for role in Role:
+    for role in spec.roles:
         numbers = (deployments[role] or {}).get("status", {})
         status[role.value] = {
             "replicas": numbers.get("replicas", 0),
@@ -126,12 +126,11 @@ def _router_condition(spec: ClusterSpec, deployment: JsonObject | None) -> Condi
     """One router that is ready is enough to be reached."""
     kind = "RouterReady"
     if spec.router.type is RouterType.NONE:
-        return Condition(
-            kind, None, "NoRouter", "spec.router.type is None: decode pods read the prompts themselves, and nothing is split."
-        )
+        who = "decode pods read the prompts themselves, and nothing is split" if spec.split else "clients reach the mixed pods"
+        return Condition(kind, None, "NoRouter", f"spec.router.type is None: {who}.")
     if deployment is None:
         return Condition(kind, False, "NotCreated", "The Deployment of the router does not exist yet.")
-    if not all(spec.role(role).replicas for role in Role):
+    if not all(spec.role(role).replicas for role in spec.roles):
         return Condition(kind, None, "ScaledToZero", "A router is ready once it knows a replica of each role.")
     ready, wanted = deployment.get("status", {}).get("readyReplicas", 0), spec.router.replicas
     message = f"{ready} of {wanted} routers are ready."
@@ -187,6 +186,7 @@ def _ready(
         return Condition("Ready", False, "RouterNotReady", router.message)
     if proof is not None and not proof.status:
         return Condition("Ready", False, "KVTransferNotVerified", proof.message)
+    of = {1: "Every replica", 2: "Every replica of both roles"}.get(len(roles), "Every replica of all roles")
     if router.status is None:
-        return Condition("Ready", True, "Serving", f"Every replica of both roles is ready. {router.message}")
-    return Condition("Ready", True, "Serving", "Every replica of both roles is ready, and so is the router.")
+        return Condition("Ready", True, "Serving", f"{of} is ready. {router.message}")
+    return Condition("Ready", True, "Serving", f"{of} is ready, and so is the router.")
