@@ -92,6 +92,7 @@ class LabelOwners:
 
 class EngineType(StrEnum):
     VLLM = "VLLM"
+    SGLANG = "SGLang"
     EMULATED = "Emulated"
 
 
@@ -180,6 +181,7 @@ class RouterType(StrEnum):
     """Who stands before the pools. Without one there is no split: a decode engine computes the prompts that it is sent."""
 
     VLLM = "VLLM"
+    SGLANG = "SGLang"
     NONE = "None"
 
 

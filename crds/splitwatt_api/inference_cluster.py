@@ -89,8 +89,8 @@ class ModelRef(Wire):
 class Engine(Wire):
     """The inference engine of both pools."""
 
-    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))] = Field(
-        description="VLLM, or Emulated: our own small engine for simulated GPUs."
+    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "SGLang", "Emulated")))] = Field(
+        description="VLLM; SGLang, which needs router.type SGLang or None; or Emulated: our own small engine for simulated GPUs."
     )
     image: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
@@ -201,7 +201,12 @@ class InferenceClusterSpec(Wire):
                 "self.decode.gpusPerReplica % self.prefill.gpusPerReplica == 0",
                 "prefill.gpusPerReplica and decode.gpusPerReplica must divide one another: make one a multiple of the other",
                 field_path=".decode.gpusPerReplica",
-            )
+            ),
+            CelRule(
+                "self.router.type == 'None' || (self.router.type == 'SGLang') == (self.engine.type == 'SGLang')",
+                "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",
+                field_path=".router.type",
+            ),
         )
     )
 
@@ -260,7 +265,8 @@ class InferenceClusterStatus(Wire):
     conditions: Conditions = Field(
         default_factory=list,
         description="Ready, PrefillReady, DecodeReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
-        "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
+        "ScaledElsewhere while an autoscaler aims at a rendered Deployment; EngineChecked while something of the engine's "
+        "command line cannot be judged.",
     )
 
 

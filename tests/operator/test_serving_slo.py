@@ -26,17 +26,18 @@ PARTIAL = (Latency(), Latency(ttft_p99_ms=TTFT_MS), Latency(tbt_p99_ms=TBT_MS))
 
 
 class Engines(Exporter):
-    """Two engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1]."""
+    """Two engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1]. `kind`: as its metrics
+    begin; vLLM and SGLang have the same names behind it."""
 
-    def __init__(self) -> None:
-        started_s = time.monotonic()
+    def __init__(self, kind: str) -> None:
+        self._kind, started_s = kind, time.monotonic()
         super().__init__(lambda: self.text(10 * (time.monotonic() - started_s)))
 
     def text(self, count: float) -> str:
         rows = []
         for metric, role, upper_s in (
-            ("vllm:time_to_first_token_seconds", "prefill", 0.6),
-            ("vllm:inter_token_latency_seconds", "decode", 0.1),
+            (f"{self._kind}:time_to_first_token_seconds", "prefill", 0.6),
+            (f"{self._kind}:inter_token_latency_seconds", "decode", 0.1),
         ):
             labels = f'namespace="s",cluster="{cluster_label(CLUSTER)}",role="{role}",pod="chat-{role}-0"'
             rows.append(f"# TYPE {metric} histogram")
@@ -47,9 +48,9 @@ class Engines(Exporter):
         return "\n".join([*rows, ""])
 
 
-@pytest.fixture
-def engines() -> Iterator[Engines]:
-    made = Engines()
+@pytest.fixture(params=["vllm", "sglang"])
+def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
+    made = Engines(request.param)
     yield made
     made.close()
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from splitwatt_core.clusters import ClusterSpec, Role, RouterType, SpecError, cluster_label
+from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
 from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_ROUTER, MANAGED_BY
+from splitwatt_core.rendering import sglang
 from splitwatt_core.rendering.engine import of_all_pods
 from splitwatt_core.rendering.objects import ROUTER_PART, Manifest, disruption_budget, made, object_name, selector_labels
 from splitwatt_core.rendering.overlay import lay_over
@@ -40,11 +41,12 @@ DRAIN_S: Final = 120
 _OWN_FLAGS: Final = (
     "--host", "--port", "--vllm-pd-disaggregation", "--kv-connector", "--service-discovery", "--service-discovery-port",
     "--service-discovery-namespace", "--prefill-selector", "--decode-selector", "--selector", "--prometheus-host",
-    "--prometheus-port", "--prefill", "--decode", "--worker-urls",
+    "--prometheus-port", "--prefill", "--decode", "--worker-urls", *sglang.ROUTER_OWN_FLAGS,
 )  # fmt: skip
 _DEFAULTS: Final = {"--policy": POLICY, "--health-check-interval-secs": str(HEALTH_INTERVAL_S)}
 _KV_CONNECTORS: Final = {"NixlConnector": "nixl", "MooncakeConnector": "mooncake"}
 """vLLM's connector to the router's word for its way of asking. Others are asked as NIXL is."""
+_SGLANG_SPLITS: Final = ("--pd-disaggregation",)
 _PODS: Final = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
 
 
@@ -57,6 +59,11 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
     """None at all without a router. `image`: the release's default. Raises SpecError."""
     if cluster.router.type is RouterType.NONE:
         return []
+    if (cluster.router.type is RouterType.SGLANG) is not (cluster.engine.type is EngineType.SGLANG):
+        raise SpecError(
+            f"spec.router.type {cluster.router.type} cannot split for engine.type {cluster.engine.type}: SGLang's engines stand "
+            "behind router.type SGLang or None, all others behind any but SGLang"
+        )
     account = object_name(cluster.name, ROUTER_PART)
     role_ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": cluster.namespace}
@@ -71,7 +78,10 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
 
 
 def router_args(cluster: ClusterSpec) -> list[str]:
-    """vllm-router's command line. Raises SpecError when the user's arguments name a flag that is rendered."""
+    """The router's command line; sglang-router, from which vllm-router was made, has the same words for all but splitting.
+
+    Raises SpecError when the user's arguments name a flag that is rendered.
+    """
     given = [arg.split("=", 1)[0].replace("_", "-") for arg in cluster.router.args]
     for flag in given:
         if flag in _OWN_FLAGS:
@@ -80,8 +90,7 @@ def router_args(cluster: ClusterSpec) -> list[str]:
     return [
         *("--host", "0.0.0.0"),
         *("--port", str(ROUTER_PORT)),
-        "--vllm-pd-disaggregation",
-        *("--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")),
+        *(_SGLANG_SPLITS if cluster.router.type is RouterType.SGLANG else _splits(cluster)),
         "--service-discovery",
         *("--service-discovery-namespace", cluster.namespace),
         *("--service-discovery-port", str(cluster.engine.port)),
@@ -92,6 +101,10 @@ def router_args(cluster: ClusterSpec) -> list[str]:
         *defaults,
         *cluster.router.args,
     ]
+
+
+def _splits(cluster: ClusterSpec) -> list[str]:
+    return ["--vllm-pd-disaggregation", "--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")]
 
 
 def _words(labels: Mapping[str, str]) -> list[str]:
@@ -116,7 +129,7 @@ def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
     container = {
         "name": ROUTER_CONTAINER,
         "image": cluster.router.image or image,
-        "command": ["vllm-router"],
+        "command": list(sglang.ROUTER_COMMAND) if cluster.router.type is RouterType.SGLANG else ["vllm-router"],
         "args": router_args(cluster),
         "ports": [
             {"name": PORT_HTTP, "containerPort": ROUTER_PORT, "protocol": "TCP"},
