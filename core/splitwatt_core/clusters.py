@@ -92,6 +92,7 @@ class LabelOwners:
 
 class EngineType(StrEnum):
     VLLM = "VLLM"
+    SGLANG = "SGLang"
     EMULATED = "Emulated"
 
 
@@ -196,14 +197,16 @@ class RouterType(StrEnum):
     """Who stands before the pools. Without one there is no split: a decode engine computes the prompts that it is sent."""
 
     VLLM = "VLLM"
+    SGLANG = "SGLang"
     NONE = "None"
 
 
+ONE_KIND_ROUTERS: Final = (RouterType.VLLM, RouterType.SGLANG)
+"""They take a pod for one of prefill and decode, or know one kind of pods alone (src/service_discovery.rs of either)."""
 OVERFLOW_SENTENCE: Final = (
-    "router.type VLLM asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set router.type None "
-    "and bring a router that sends to all three"
+    "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
+    "router.type None and bring a router that sends to all three"
 )
-"""vllm-router takes a pod for one of prefill and decode, or knows one kind of pods alone (its src/service_discovery.rs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +264,7 @@ class ClusterSpec:
             raise SpecError("prefill and decode are two halves: give both, or neither of them and mixed")
         if self.prefill is None and self.mixed is None:
             raise SpecError("a cluster has prefill and decode, or mixed: give its replicas")
-        if self.prefill is not None and self.mixed is not None and self.router.type is RouterType.VLLM:
+        if self.prefill is not None and self.mixed is not None and self.router.type in ONE_KIND_ROUTERS:
             raise SpecError(OVERFLOW_SENTENCE)
 
     @property

@@ -93,8 +93,8 @@ class ModelRef(Wire):
 class Engine(Wire):
     """The inference engine of all pools."""
 
-    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))] = Field(
-        description="VLLM, or Emulated: our own small engine for simulated GPUs."
+    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "SGLang", "Emulated")))] = Field(
+        description="VLLM; SGLang, which needs router.type SGLang or None; or Emulated: our own small engine for simulated GPUs."
     )
     image: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
@@ -222,7 +222,14 @@ class InferenceClusterSpec(Wire):
             ),
             CelRule("has(self.prefill) || has(self.mixed)", "give pools: prefill and decode, or mixed"),
             CelRule(
-                "!has(self.mixed) || !has(self.prefill) || self.router.type != 'VLLM'", OVERFLOW_SENTENCE, field_path=".mixed"
+                "!has(self.mixed) || !has(self.prefill) || !(self.router.type in ['VLLM', 'SGLang'])",
+                OVERFLOW_SENTENCE,
+                field_path=".mixed",
+            ),
+            CelRule(
+                "self.router.type == 'None' || (self.router.type == 'SGLang') == (self.engine.type == 'SGLang')",
+                "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",
+                field_path=".router.type",
             ),
         )
     )
@@ -288,7 +295,8 @@ class InferenceClusterStatus(Wire):
     conditions: Conditions = Field(
         default_factory=list,
         description="Ready, PrefillReady, DecodeReady, MixedReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
-        "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
+        "ScaledElsewhere while an autoscaler aims at a rendered Deployment; EngineChecked while something of the engine's "
+        "command line cannot be judged.",
     )
 
 

@@ -176,12 +176,11 @@ CASES = [
     ("leaf", {"meter.expectedSeries": 0}, "spec.meter.expectedSeries in body should be greater than or equal to 1"),
     ("leaf", {"meter.aggregate": "Max"}, 'supported values: "Sum"'),
     # Clusters.
-    ("cluster", {"engine.type": "SGLang"}, "engine.type must be VLLM or Emulated (SGLang comes later), not 'SGLang'"),
     ("cluster", {"mixed": {"replicas": 1, "gpus": 1}}, 'unknown field "spec.mixed.gpus"'),
     (
         "cluster",
         {"mixed": POOL},
-        "router.type VLLM asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set router.type",
+        "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or",
     ),
     (
         "cluster",
@@ -191,6 +190,9 @@ CASES = [
     ("cluster", {"prefill": GONE, "mixed": POOL}, "prefill and decode are two halves: give both, or neither of them and mixed"),
     ("cluster", {"prefill": GONE, "decode": GONE}, "give pools: prefill and decode, or mixed"),
     ("cluster", {"prefill": GONE, "decode": GONE, "mixed": {}}, "spec.mixed.replicas: Required value"),
+    ("cluster", {"engine.type": "TGI"}, "engine.type must be VLLM, SGLang or Emulated, not 'TGI'"),
+    ("cluster", {"engine.type": "SGLang"}, "engine.type SGLang needs router.type SGLang or None"),
+    ("cluster", {"router.type": "SGLang"}, "no other engine stands behind router.type SGLang"),
     ("cluster", {"priority": "Urgent"}, "priority must be High, Low, or a whole number from -1000 to 1000"),
     ("cluster", {"priority": 5000}, "priority must be High, Low, or a whole number from -1000 to 1000"),
     ("cluster", {"decode.replicas": -1}, "spec.decode.replicas in body should be greater than or equal to 0"),
@@ -207,7 +209,7 @@ CASES = [
     ("cluster", {"decode.template.spce": {}}, 'unknown field "spec.decode.template.spce"'),
     ("cluster", {"engine.args": ["x"] * 65}, "must have at most 64 items"),
     ("cluster", {"decode.gpusPerReplica": 3}, "must divide one another: make one a multiple of the other"),
-    ("cluster", {"router.type": "SGLang"}, "router.type must be VLLM or None (LLMD comes later), not 'SGLang'"),
+    ("cluster", {"router.type": "Nginx"}, "router.type must be VLLM, SGLang or None (LLMD comes later), not 'Nginx'"),
     ("cluster", {"router.replicas": 0}, "spec.router.replicas in body should be greater than or equal to 1"),
     ("cluster", {"router.metricsPort": 0}, "spec.router.metricsPort in body should be greater than or equal to 1"),
     ("cluster", {"router.resources.cpu": 1}, 'unknown field "spec.router.resources.cpu"'),

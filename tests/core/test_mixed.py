@@ -90,7 +90,8 @@ def test_a_cluster_is_split_or_unsplit_and_has_a_third_pool_only_where_a_router_
         with pytest.raises(SpecError, match=r"two halves|prefill and decode, or mixed"):
             cluster(**pools, router=RouterSpec(router))
         return
-    spec = cluster(**pools, router=RouterSpec(router))
+    engine_type = EngineType.SGLANG if router is RouterType.SGLANG else EngineType.VLLM
+    spec = cluster(**pools, engine=EngineSpec(engine_type), router=RouterSpec(router))
     assert set(spec.roles) == given_pools and spec.split is (Role.DECODE in given_pools)
     assert all(spec.role(role) is (pools[role.value] or NO_POOL) for role in Role)
     rendered = {labels[LABEL_ROLE] for m in objects(spec).values() if LABEL_ROLE in (labels := m["metadata"]["labels"])}

@@ -70,7 +70,11 @@ def test_a_spec_that_cannot_be_rendered_leaves_the_former_one_in_force(site: Sit
     site.kubectl("scale", "deployment", "chat-decode", "--replicas=5")
     eventually("replicas are back", lambda: (site.get("deployment", "chat-decode") or {})["spec"]["replicas"] == 1)
     assert site.running("chat", "decode") == 1
-    right = {"spec": {"engine": {"args": []}, "decode": {"replicas": 1}}}
+    unknown = {"spec": {"engine": {"type": "VLLM", "args": ["--max-model-length=8192"]}}}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps(unknown))
+    near = "did you mean --max-model-len?"
+    eventually("its sentence", lambda: near in site.await_condition("chat", "Ready", "False", "InvalidSpec")["message"])
+    right = {"spec": {"engine": {"type": "Emulated", "args": []}, "decode": {"replicas": 1}}}
     site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps(right))
     site.await_condition("chat", "Ready", "True")
 

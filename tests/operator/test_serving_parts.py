@@ -267,6 +267,7 @@ def conditions(
         latency=rest.get("latency", Latency()),
         proof=rest.get("proof", UNPROVEN),
         problems=rest.get("problems", []),
+        unjudged=rest.get("unjudged", ()),
         previous={},
         now_s=0.0,
     )
@@ -347,6 +348,13 @@ def test_ready_needs_the_proof_where_one_is_owed() -> None:
     spared: dict[str, Any]
     for spared in ({"router": RouterSpec(RouterType.NONE)}, {"engine": EngineSpec(EngineType.EMULATED)}):
         assert conditions(**{**both, "spec": replace(spec, **spared)})["Ready"][0] == "True"
+
+
+def test_what_engines_alone_know_is_said_and_stands_in_nothings_way() -> None:
+    told = conditions(prefill=deployment(2), unjudged=["The flags of x are not known."])
+    assert told["EngineChecked"] == ("Unknown", "NotKnown", "The flags of x are not known.")
+    known = conditions(prefill=deployment(2))
+    assert "EngineChecked" not in known and known["Ready"] == told["Ready"]
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,19 @@ WHOLE_TTFT_MS, WHOLE_TBT_MS = 996, 199
 
 class Engines(Exporter):
     """Engines that finish requests all the time: every TTFT lies in (0.2, 0.6], every TBT in (0, 0.1], and of one that is not
-    split in the buckets above."""
+    split in the buckets above. `kind`: as its metrics begin; vLLM and SGLang have the same names behind it."""
 
-    def __init__(self) -> None:
-        started_s = time.monotonic()
+    def __init__(self, kind: str) -> None:
+        self._kind, started_s = kind, time.monotonic()
         super().__init__(lambda: self.text(10 * (time.monotonic() - started_s)))
 
     def text(self, count: float) -> str:
         rows = []
         for metric, cluster, role, upper_s in (
-            ("vllm:time_to_first_token_seconds", CLUSTER, "prefill", 0.6),
-            ("vllm:time_to_first_token_seconds", WHOLE, "mixed", 1.0),
-            ("vllm:inter_token_latency_seconds", CLUSTER, "decode", 0.1),
-            ("vllm:inter_token_latency_seconds", WHOLE, "mixed", 0.2),
+            (f"{self._kind}:time_to_first_token_seconds", CLUSTER, "prefill", 0.6),
+            (f"{self._kind}:time_to_first_token_seconds", WHOLE, "mixed", 1.0),
+            (f"{self._kind}:inter_token_latency_seconds", CLUSTER, "decode", 0.1),
+            (f"{self._kind}:inter_token_latency_seconds", WHOLE, "mixed", 0.2),
         ):
             labels = f'namespace="s",cluster="{cluster_label(cluster)}",role="{role}",pod="{cluster}-{role}-0"'
             if role != "mixed":
@@ -54,9 +54,9 @@ class Engines(Exporter):
         return "\n".join([*rows, ""])
 
 
-@pytest.fixture
-def engines() -> Iterator[Engines]:
-    made = Engines()
+@pytest.fixture(params=["vllm", "sglang"])
+def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
+    made = Engines(request.param)
     yield made
     made.close()
 

@@ -56,6 +56,13 @@ class RoutedCluster:
         self.set_ready(name, address)
         return name
 
+    def join(self, role: Role, address: str) -> str:
+        """A pod of this role whose engine runs at `address` already, and is Ready; its name."""
+        name = f"{self.spec.name}-{role}-{address.rpartition('.')[2]}"
+        self._pod(name, self.objects["Deployment", object_name(self.spec.name, role)]["spec"]["template"])
+        self.set_ready(name, address)
+        return name
+
     def set_ready(self, name: str, address: str, *, ready: bool = True) -> None:
         conditions = [{"type": "Ready", "status": str(ready)}]
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": conditions}
@@ -72,13 +79,14 @@ class RoutedCluster:
         """The rendered command, at ports of its own."""
         deployment = self.objects["Deployment", object_name(self.spec.name, ROUTER_PART)]["spec"]["template"]["spec"]
         container, port = deployment["containers"][0], free_port()
-        assert container["command"] == ["vllm-router"]
+        assert container["command"] in (["vllm-router"], ["python3", "-m", "sglang_router.launch_router"])
+        command = [sys.executable, *container["command"][1:]] if len(container["command"]) > 1 else [str(ROUTER)]
         args = list(container["args"])
         args[args.index("--host") + 1] = args[args.index("--prometheus-host") + 1] = "127.0.0.1"
         args[args.index("--port") + 1] = str(port)
         account = self.plane.token_kubeconfig(self.spec.namespace, deployment["serviceAccountName"])
         self.url = f"http://127.0.0.1:{port}"
-        process = self.group.start("router", [str(ROUTER), *args], env={"KUBECONFIG": str(account)})
+        process = self.group.start("router", [*command, *args], env={"KUBECONFIG": str(account)})
         process.await_ready(lambda: self.answers(f"{self.url}/liveness"), timeout_s=PATIENCE_S)
         return process
 

@@ -16,7 +16,9 @@ from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, SpecError
 from splitwatt_core.names import GATE_POWER, GPU_RESOURCE, LABEL_LLMD_ROLE, LABEL_MANAGED_BY, MANAGED_BY
+from splitwatt_core.rendering import sglang
 from splitwatt_core.rendering.objects import Manifest, selector_labels
+from splitwatt_core.rendering.vllm_flags import refuse_own
 
 ENGINE_CONTAINER: Final = "engine"
 PORT_HTTP: Final = "http"
@@ -60,6 +62,8 @@ while time.monotonic() - begun_s < most_s and busy():
 """
 """Until the engine has no request, within bounds. Python is there: the engine is made of it."""
 
+_BUSY: Final = '"vllm:num_requests_running", "vllm:num_requests_waiting"'
+
 MODEL_DIR: Final = "/models/served"
 CACHE_DIR: Final = "/models/cache"
 
@@ -67,7 +71,8 @@ KV_ROLE: Final = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer", Role.
 """A mixed engine beside the two others reads prompts for decode engines and writes answers to what prefill engines read, as
 its router says (llm-d takes it for both). Of an unsplit cluster it has no connector: nobody is there to hand a KV cache to, and
 one registers the whole cache, wants a layout of its own and opens a port."""
-_OWN_FLAGS: Final = ("--port", "--tensor-parallel-size", "-tp", "--kv-transfer-config")
+VLLM_COMMAND: Final = ["vllm", "serve"]
+"""Said outright: the image's entry point changed between releases."""
 
 
 def pod_template(cluster: ClusterSpec, role: Role, *, image: str) -> Manifest:
@@ -89,7 +94,10 @@ def pod_template(cluster: ClusterSpec, role: Role, *, image: str) -> Manifest:
     }
     if selector := dict(cluster.role(role).node_selector):
         spec["nodeSelector"] = selector
-    return {"metadata": {"labels": labels}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": labels}
+    if cluster.engine.type is EngineType.SGLANG and (noted := sglang.pod_annotations(cluster, role)):
+        metadata["annotations"] = noted
+    return {"metadata": metadata, "spec": spec}
 
 
 def of_all_pods(cluster: ClusterSpec) -> dict[str, Any]:
@@ -121,7 +129,10 @@ def _container(
         "securityContext": {"allowPrivilegeEscalation": False},
     }
     if cluster.engine.type is EngineType.VLLM:
-        container["command"] = ["vllm", "serve"]  # said outright: the image's entry point changed between releases
+        container["command"] = list(VLLM_COMMAND)
+    if cluster.engine.type is EngineType.SGLANG:
+        container["command"] = list(sglang.COMMAND)
+        container["env"] = [*sglang.ENV, *env]
     return container
 
 
@@ -183,10 +194,6 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
 
     Raises SpecError when the user's arguments name a flag that is rendered, and for groups whose KV caches do not fit.
     """
-    given = [arg.split("=", 1)[0] for arg in cluster.engine.args]
-    for flag in given:
-        if flag in _OWN_FLAGS or flag.startswith("--kv-transfer-config."):
-            raise SpecError(f"spec.engine.args must not set {flag}; it follows from gpusPerReplica, port and kvTransfer")
     for one, other in combinations(cluster.roles, 2):
         gpus, others = cluster.role(one).gpus_per_replica, cluster.role(other).gpus_per_replica
         if max(gpus, others) % min(gpus, others):
@@ -195,6 +202,10 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
                 "fetches the KV cache of whole attention heads"
             )
     model = _model(cluster)
+    if cluster.engine.type is EngineType.SGLANG:
+        return sglang.engine_args(cluster, role, model)
+    given = [arg.split("=", 1)[0] for arg in cluster.engine.args]
+    refuse_own(cluster.engine.args)
     named = any(flag.replace("_", "-") == "--served-model-name" for flag in given)
     return [
         model,
@@ -253,4 +264,9 @@ def _pre_stop(cluster: ClusterSpec, role: Role) -> dict[str, Any]:
         return {"sleep": {"seconds": LEAVE_S}}
     least_s = _kv_lease_s(cluster) if _fetched_from(cluster, role) else LEAVE_S
     page = f"http://localhost:{cluster.engine.port}/metrics"
-    return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, page, str(least_s), str(_drain_s(cluster, role))]}}
+    script = (
+        DRAIN_SCRIPT
+        if cluster.engine.type is EngineType.VLLM
+        else DRAIN_SCRIPT.replace(_BUSY, json.dumps(sglang.BUSY_METRICS)[1:-1])
+    )
+    return {"exec": {"command": ["python3", "-c", script, page, str(least_s), str(_drain_s(cluster, role))]}}

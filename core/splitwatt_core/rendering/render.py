@@ -19,6 +19,7 @@ from typing import Final
 
 from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
+from splitwatt_core.rendering import engine_check, sglang
 from splitwatt_core.rendering.engine import PORT_HTTP, engine_ports, pod_template
 from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
@@ -37,6 +38,14 @@ class RenderContext:
     vllm_image: str = "vllm/vllm-openai:v0.32.0"
     emulated_image: str = f"localhost/splitwatt-engine:{__version__}"
     router_image: str = DEFAULT_VLLM_ROUTER_IMAGE
+    sglang_image: str = sglang.DEFAULT_IMAGE
+    sglang_router_image: str = sglang.DEFAULT_ROUTER_IMAGE
+
+    def engine(self, engine: EngineType) -> str:
+        return {EngineType.VLLM: self.vllm_image, EngineType.SGLANG: self.sglang_image}.get(engine, self.emulated_image)
+
+    def router(self, router: RouterType) -> str:
+        return self.sglang_router_image if router is RouterType.SGLANG else self.router_image
 
 
 def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
@@ -44,21 +53,29 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
 
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
-    objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router_image)]
+    objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router(cluster.router.type))]
     for role in cluster.roles:
         selector = selector_labels(cluster.name, role)
         objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
     return tuple(stamped(manifest) for manifest in objects)
 
 
+def unjudged(cluster: ClusterSpec, context: RenderContext) -> list[str]:
+    """What nobody can say of a cluster that can be rendered before its engines run, in sentences."""
+    return engine_check.unjudged(cluster, [_template(cluster, role, context) for role in cluster.roles])
+
+
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
+def _template(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+    made_ready = pod_template(cluster, role, image=context.engine(cluster.engine.type))
+    return lay_over(made_ready, cluster.role(role).template, where=f"spec.{role.value}.template")
+
+
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    image = context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
-    template = lay_over(
-        pod_template(cluster, role, image=image), cluster.role(role).template, where=f"spec.{role.value}.template"
-    )
+    template = _template(cluster, role, context)
+    engine_check.check(cluster, role, template)
     spec = {
         "replicas": cluster.role(role).replicas,
         "selector": {"matchLabels": selector_labels(cluster.name, role)},

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from splitwatt_core.clusters import ClusterSpec, Role, RouterType, SpecError, cluster_label
+from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
 from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_ROUTER, MANAGED_BY
+from splitwatt_core.rendering import sglang
 from splitwatt_core.rendering.engine import of_all_pods
 from splitwatt_core.rendering.objects import ROUTER_PART, Manifest, disruption_budget, made, object_name, selector_labels
 from splitwatt_core.rendering.overlay import lay_over
@@ -42,7 +43,7 @@ DRAIN_S: Final = 120
 _OWN_FLAGS: Final = (
     "--host", "--port", "--vllm-pd-disaggregation", "--kv-connector", "--service-discovery", "--service-discovery-port",
     "--service-discovery-namespace", "--prefill-selector", "--decode-selector", "--selector", "--prometheus-host",
-    "--prometheus-port", "--prefill", "--decode", "--worker-urls",
+    "--prometheus-port", "--prefill", "--decode", "--worker-urls", *sglang.ROUTER_OWN_FLAGS,
 )  # fmt: skip
 _DEFAULTS: Final = {"--policy": POLICY, "--health-check-interval-secs": str(HEALTH_INTERVAL_S)}
 _KV_CONNECTORS: Final = {"NixlConnector": "nixl", "MooncakeConnector": "mooncake"}
@@ -59,6 +60,11 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
     """None at all without a router. `image`: the release's default. Raises SpecError."""
     if cluster.router.type is RouterType.NONE:
         return []
+    if (cluster.router.type is RouterType.SGLANG) is not (cluster.engine.type is EngineType.SGLANG):
+        raise SpecError(
+            f"spec.router.type {cluster.router.type} cannot split for engine.type {cluster.engine.type}: SGLang's engines stand "
+            "behind router.type SGLang or None, all others behind any but SGLang"
+        )
     account = object_name(cluster.name, ROUTER_PART)
     role_ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": cluster.namespace}
@@ -73,7 +79,10 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
 
 
 def router_args(cluster: ClusterSpec) -> list[str]:
-    """vllm-router's command line. Raises SpecError when the user's arguments name a flag that is rendered."""
+    """The router's command line; sglang-router, from which vllm-router was made, has the same words for all but splitting.
+
+    Raises SpecError when the user's arguments name a flag that is rendered.
+    """
     given = [arg.split("=", 1)[0].replace("_", "-") for arg in cluster.router.args]
     for flag in given:
         if flag in _OWN_FLAGS:
@@ -98,6 +107,8 @@ def _mode(cluster: ClusterSpec) -> list[str]:
     """Without a word it sends each request whole to one engine."""
     if not cluster.split:
         return []
+    if cluster.router.type is RouterType.SGLANG:
+        return ["--pd-disaggregation"]
     return ["--vllm-pd-disaggregation", "--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")]
 
 
@@ -132,7 +143,7 @@ def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
     container = {
         "name": ROUTER_CONTAINER,
         "image": cluster.router.image or image,
-        "command": ["vllm-router"],
+        "command": list(sglang.ROUTER_COMMAND) if cluster.router.type is RouterType.SGLANG else ["vllm-router"],
         "args": router_args(cluster),
         "ports": [
             {"name": PORT_HTTP, "containerPort": ROUTER_PORT, "protocol": "TCP"},

@@ -18,6 +18,11 @@ def why_not(cluster: ClusterSpec) -> tuple[str, str] | None:
         return "NoRouter", "spec.router.type is None: no KV cache is asked for, and decode pods read the prompts themselves."
     if cluster.engine.type is EngineType.EMULATED:
         return "Emulated", "Emulated engines move no KV cache."
+    if cluster.engine.type is EngineType.SGLANG:
+        return (
+            "NotCounted",
+            "No counter of SGLang is known that tells a KV cache that came from a prompt that decode read itself.",
+        )
     if cluster.kv_transfer.connector not in COUNTED_CONNECTORS:
         told = f"{cluster.kv_transfer.connector} does not count what it moves; {', '.join(COUNTED_CONNECTORS)} does."
         return "NotCounted", told

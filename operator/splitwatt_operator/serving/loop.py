@@ -22,7 +22,7 @@ from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
-from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.render import RenderContext, render, unjudged
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
@@ -214,6 +214,7 @@ class Serving:
             proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
             scaled=scaled,
+            unjudged=unjudged(spec, self._context),
             invalid=seen.sentence,
             generation=seen.generation,
             previous=obj.get("status") or {},

@@ -1,8 +1,8 @@
 """How fast the clusters answer, from their engines' own histograms in Prometheus.
 
 TTFT is judged on the prefill engines, which see a request arrive, TBT on the decode engines, and both on mixed ones. One query
-each serves all clusters. No data, no answer and zero are different: without samples there is no number, and SLOAttained is
-Unknown.
+each for vLLM's names and for SGLang's serves all clusters. No data, no answer and zero are different: without samples there is no
+number, and SLOAttained is Unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 from splitwatt_api.promql import with_matchers
 from splitwatt_core.clusters import ClusterName, LabelOwners, Role
-from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_VLLM_TBT, M_VLLM_TTFT
+from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_SGLANG_TBT, M_SGLANG_TTFT, M_VLLM_TBT, M_VLLM_TTFT
 
 from splitwatt_operator.telemetry.prometheus import PrometheusClient, QueryError
 
@@ -66,10 +66,13 @@ class SloMeter:
             return
         before = self.latencies
         try:
-            ttft, tbt = await asyncio.gather(
+            ttft, tbt, sglang_ttft, sglang_tbt = await asyncio.gather(
                 self._p99_ms(self._prometheus, M_VLLM_TTFT, Role.PREFILL),
                 self._p99_ms(self._prometheus, M_VLLM_TBT, Role.DECODE),
+                self._p99_ms(self._prometheus, M_SGLANG_TTFT, Role.PREFILL),
+                self._p99_ms(self._prometheus, M_SGLANG_TBT, Role.DECODE),
             )
+            ttft, tbt = sglang_ttft | ttft, sglang_tbt | tbt
             self.latencies = {name: Latency(ttft.get(name), tbt.get(name)) for name in ttft.keys() | tbt.keys()}
         except QueryError as error:
             log.warning("latencies unknown: %s", error)

@@ -34,14 +34,15 @@ def status_of(
     proof: Condition,
     problems: Sequence[str],
     scaled: Sequence[str] = (),
+    unjudged: Sequence[str] = (),
     previous: Mapping[str, Any],
     now_s: float,
     invalid: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
     """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `scaled`:
-    sentences about others who scale them. `invalid`: why it is served by a former spec, and `generation` the newest, where
-    that is not the spec's own. `proof`: what is known of its KV transfer."""
+    sentences about others who scale them. `unjudged`: about what its engines alone know. `invalid`: why it is served by a former
+    spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in spec.roles}
     power = _power_condition(standing)
@@ -50,6 +51,8 @@ def status_of(
     conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
+    if unjudged:
+        conditions.append(Condition("EngineChecked", None, "NotKnown", " ".join(unjudged)))
     status: dict[str, Any] = {
         "observedGeneration": observed,
         "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),
