@@ -180,6 +180,7 @@ class RouterType(StrEnum):
     """Who stands before the pools. Without one there is no split: a decode engine computes the prompts that it is sent."""
 
     VLLM = "VLLM"
+    LLMD = "LLMD"
     NONE = "None"
 
 

@@ -193,7 +193,7 @@ CASES = [
     ("cluster", {"decode.template.spce": {}}, 'unknown field "spec.decode.template.spce"'),
     ("cluster", {"engine.args": ["x"] * 65}, "must have at most 64 items"),
     ("cluster", {"decode.gpusPerReplica": 3}, "must divide one another: make one a multiple of the other"),
-    ("cluster", {"router.type": "SGLang"}, "router.type must be VLLM or None (LLMD comes later), not 'SGLang'"),
+    ("cluster", {"router.type": "SGLang"}, "router.type must be VLLM, LLMD or None, not 'SGLang'"),
     ("cluster", {"router.replicas": 0}, "spec.router.replicas in body should be greater than or equal to 1"),
     ("cluster", {"router.metricsPort": 0}, "spec.router.metricsPort in body should be greater than or equal to 1"),
     ("cluster", {"router.resources.cpu": 1}, 'unknown field "spec.router.resources.cpu"'),

@@ -1,9 +1,9 @@
 """From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
 
 Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
-KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`) and one Service, the
-way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request without KV
-parameters computes the prompt itself, so that without a router nothing is split.
+KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`, `rendering.llmd`) and one
+Service, the way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request
+without KV parameters computes the prompt itself, so that without a router nothing is split.
 
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
@@ -19,6 +19,7 @@ from typing import Final
 from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
 from splitwatt_core.rendering.engine import PORT_HTTP, PORT_KV, pod_template
+from splitwatt_core.rendering.llmd import ENVOY_IMAGE, PICKER_IMAGE, SIDECAR_IMAGE, behind, llmd_objects, with_sidecar
 from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
@@ -36,6 +37,9 @@ class RenderContext:
     vllm_image: str = "vllm/vllm-openai:v0.32.0"
     emulated_image: str = f"localhost/splitwatt-engine:{__version__}"
     router_image: str = DEFAULT_VLLM_ROUTER_IMAGE
+    llmd_picker_image: str = PICKER_IMAGE
+    llmd_sidecar_image: str = SIDECAR_IMAGE
+    envoy_image: str = ENVOY_IMAGE
 
 
 def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
@@ -44,6 +48,7 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
     objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router_image)]
+    objects += llmd_objects(cluster, picker_image=context.llmd_picker_image, envoy_image=context.envoy_image)
     for role in Role:
         selector = selector_labels(cluster.name, role)
         objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
@@ -55,9 +60,8 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
 
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
     image = context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
-    template = lay_over(
-        pod_template(cluster, role, image=image), cluster.role(role).template, where=f"spec.{role.value}.template"
-    )
+    pod = with_sidecar(pod_template(behind(cluster, role), role, image=image), cluster, role, image=context.llmd_sidecar_image)
+    template = lay_over(pod, cluster.role(role).template, where=f"spec.{role.value}.template")
     spec = {
         "replicas": cluster.role(role).replicas,
         "selector": {"matchLabels": selector_labels(cluster.name, role)},
