@@ -308,7 +308,6 @@ def test_the_operator_makes_pods_without_a_gate_that_ask_for_no_gpu(
         {"apiGroups": [""], "resources": ["pods", "services"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"]},
         {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["patch"]},
-        {"apiGroups": ["", "llm-d.ai"], "resources": ["pods"], "verbs": ["get"]},
     ],
 )
 def test_a_router_may_see_pods_and_no_more(operator: Caller, rendered: dict[str, dict[str, Any]], rule: dict[str, Any]) -> None:
