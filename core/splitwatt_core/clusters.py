@@ -198,6 +198,7 @@ class RouterType(StrEnum):
 
     VLLM = "VLLM"
     SGLANG = "SGLang"
+    LLMD = "LLMD"
     NONE = "None"
 
 
@@ -207,6 +208,10 @@ OVERFLOW_SENTENCE: Final = (
     "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
     "router.type None and bring a router that sends to all three"
 )
+PAIR_ALONE_SENTENCE: Final = (
+    "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None"
+)
+"""Its picker's configuration, as rendered, chooses a decode pod for each request, and a sidecar stands beside these alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +271,8 @@ class ClusterSpec:
             raise SpecError("a cluster has prefill and decode, or mixed: give its replicas")
         if self.prefill is not None and self.mixed is not None and self.router.type in ONE_KIND_ROUTERS:
             raise SpecError(OVERFLOW_SENTENCE)
+        if self.mixed is not None and self.router.type is RouterType.LLMD:
+            raise SpecError(PAIR_ALONE_SENTENCE)
 
     @property
     def id(self) -> ClusterName:

@@ -19,6 +19,7 @@ from splitwatt_core.clusters import (
     MAX_REPLICAS,
     OVERFLOW_SENTENCE,
     PAIR,
+    PAIR_ALONE_SENTENCE,
     EngineType,
     Role,
 )
@@ -226,6 +227,7 @@ class InferenceClusterSpec(Wire):
                 OVERFLOW_SENTENCE,
                 field_path=".mixed",
             ),
+            CelRule("!has(self.mixed) || self.router.type != 'LLMD'", PAIR_ALONE_SENTENCE, field_path=".mixed"),
             CelRule(
                 "self.router.type == 'None' || (self.router.type == 'SGLang') == (self.engine.type == 'SGLang')",
                 "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",

@@ -58,6 +58,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--router-image", type=_image, default=RenderContext().router_image, metavar="IMAGE",
         help="image of `router: {type: VLLM}` where a cluster names none (%(default)s)",
     )  # fmt: skip
+    for flag, image, what in (
+        ("--llmd-picker-image", RenderContext().llmd_picker_image, "of llm-d's endpoint picker, where a cluster names none"),
+        ("--llmd-sidecar-image", RenderContext().llmd_sidecar_image, "of llm-d's routing sidecar on decode pods"),
+        ("--envoy-image", RenderContext().envoy_image, "of the Envoy beside llm-d's endpoint picker"),
+    ):
+        parser.add_argument(flag, type=_image, default=image, metavar="IMAGE", help=f"image {what} (%(default)s)")
     parser.add_argument(
         "--listen", default="0.0.0.0:9400", metavar="HOST:PORT", help="address of /metrics and /healthz (%(default)s)"
     )
@@ -79,7 +85,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         decision_log=given.decision_log,
         log_level=given.log_level,
         agent_silent_s=given.agent_silence_seconds,
-        context=RenderContext(emulated_image=given.engine_image, router_image=given.router_image),
+        context=RenderContext(
+            emulated_image=given.engine_image,
+            router_image=given.router_image,
+            llmd_picker_image=given.llmd_picker_image,
+            llmd_sidecar_image=given.llmd_sidecar_image,
+            envoy_image=given.envoy_image,
+        ),
         publish_profiles=given.publish_profiles,
         identity=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
     )

@@ -76,7 +76,7 @@ def ensure_built(tools: Sequence[Tool], folder: Path, progress: Progress = silen
 
 
 def _build_all(missing: Sequence[Tool], folder: Path, progress: Progress) -> dict[str, Path]:
-    go = _require_go([tool.name for tool in missing])
+    go = require_go([tool.name for tool in missing])
     built: dict[str, Path] = {}
     with _locked(folder, progress):
         for leftover in folder.glob(f"{_SCRATCH}*"):  # of a build that was killed: the lock is ours now
@@ -127,7 +127,7 @@ def _cached_stages() -> Sequence[Path]:
     stages = stages_in(folder)
     if stages is not None:
         return stages
-    go = _require_go(["kwok's Stage files"])
+    go = require_go(["kwok's Stage files"])
     source = _kwok_module_folder(go) / "kustomize" / "stage"
     target = folder / STAGES_FOLDER
     target.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,8 @@ def _kwok_module_folder(go: str) -> Path:
     return Path(json.loads(result.stdout)["Dir"])
 
 
-def _require_go(wanted: Sequence[str]) -> str:
+def require_go(wanted: Sequence[str]) -> str:
+    """The program, or LabError that says for what it is missing."""
     go = shutil.which("go")
     if go is None:
         raise LabError(

@@ -209,7 +209,12 @@ CASES = [
     ("cluster", {"decode.template.spce": {}}, 'unknown field "spec.decode.template.spce"'),
     ("cluster", {"engine.args": ["x"] * 65}, "must have at most 64 items"),
     ("cluster", {"decode.gpusPerReplica": 3}, "must divide one another: make one a multiple of the other"),
-    ("cluster", {"router.type": "Nginx"}, "router.type must be VLLM, SGLang or None (LLMD comes later), not 'Nginx'"),
+    ("cluster", {"router.type": "Nginx"}, "router.type must be VLLM, SGLang, LLMD or None, not 'Nginx'"),
+    (
+        "cluster",
+        {"mixed": POOL, "router.type": "LLMD"},
+        "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None",
+    ),
     ("cluster", {"router.replicas": 0}, "spec.router.replicas in body should be greater than or equal to 1"),
     ("cluster", {"router.metricsPort": 0}, "spec.router.metricsPort in body should be greater than or equal to 1"),
     ("cluster", {"router.resources.cpu": 1}, 'unknown field "spec.router.resources.cpu"'),

@@ -6,7 +6,7 @@ import json
 import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 import yaml
 from splitwatt_api.convert import cluster_from_wire
 from splitwatt_core.budget.tree import Selector
+from splitwatt_core.clusters import RouterSpec, RouterType
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
 from splitwatt_core.protocol.contract import Status as NodeStatus
 from splitwatt_core.protocol.contract import status_to_wire
@@ -21,6 +22,7 @@ from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.install import NAMESPACE
 from splitwatt_operator.serving.admission import gate_patch
+from support.upstream import install
 from support.waiting import eventually
 
 from .conftest import NODES, with_namespace
@@ -33,6 +35,7 @@ JSON_PATCH = "application/json-patch+json"
 PLURALS = {
     "Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets",
     "ServiceAccount": "serviceaccounts", "Role": "roles", "RoleBinding": "rolebindings",
+    "InferencePool": "inferencepools",
 }  # fmt: skip
 KINDS = pytest.mark.parametrize("kind", PLURALS)
 
@@ -80,8 +83,8 @@ def test_every_policy_is_bound_and_compiles_without_a_warning(installed: Control
     eventually("every policy is type-checked", looked_at)
     policies = installed.http.get(f"{root}ies").json()["items"]
     bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
-    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 8
-    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 8
+    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 9
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 9
 
 
 # ------------------------------------------------------------------------------------------------------------ the agent
@@ -161,7 +164,9 @@ def operator(installed: ControlPlane) -> Caller:
 
 @pytest.fixture(scope="module")
 def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
-    """By kind: what the operator's own code renders for a cluster that is there; `router`: the Deployment without a gate."""
+    """By kind: what the operator's own code renders for a cluster that is there; `router`: the Deployment without a gate. The
+    pool, and the Role `llmd`, are what another router needs."""
+    install(installed, "InferencePool")
     with_namespace(installed, SERVING)
     role = {"replicas": 1, "gpusPerReplica": 2}
     spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
@@ -171,7 +176,11 @@ def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
     eventually("pods may be made", lambda: installed.http.get(account).status_code == 200)
     manifests = [dict(manifest) for manifest in render(cluster_from_wire(made), RenderContext())]
     router = next(m for m in manifests if m["kind"] == "Deployment" and m["metadata"]["name"] == "chat-router")
-    return {manifest["kind"]: manifest for manifest in manifests} | {"router": router}
+    cluster_of = cluster_from_wire(made)
+    other = render(replace(cluster_of, router=RouterSpec(RouterType.LLMD)), RenderContext())
+    llmd = {m["kind"]: dict(m) for m in other if m["kind"] in ("InferencePool", "Role")}
+    own = {manifest["kind"]: manifest for manifest in manifests}
+    return own | {"router": router, "InferencePool": llmd["InferencePool"], "llmd": llmd["Role"]}
 
 
 def path_of(manifest: Mapping[str, Any], name: str | None = None) -> str:
@@ -298,12 +307,20 @@ def test_the_operator_makes_pods_without_a_gate_that_ask_for_no_gpu(
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
         {"apiGroups": [""], "resources": ["pods", "services"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"]},
+        {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["patch"]},
     ],
 )
 def test_a_router_may_see_pods_and_no_more(operator: Caller, rendered: dict[str, dict[str, Any]], rule: dict[str, Any]) -> None:
     """The operator itself may do each of these, so that RBAC alone would let it give them away."""
-    role = {**rendered["Role"], "rules": [*rendered["Role"]["rules"], rule]}
-    refused(operator.patch(path_of(role), role), "only a Role that lets a router get, list and watch pods")
+    for role in (rendered["Role"], rendered["llmd"]):
+        given = {**role, "rules": [*role["rules"], rule]}
+        refused(operator.patch(path_of(given), given), "only a Role that lets a router get, list and watch pods")
+
+
+def test_llmds_picker_may_read_its_pool_too(operator: Caller, rendered: dict[str, dict[str, Any]]) -> None:
+    """RBAC takes it, for the operator may do the same."""
+    taken(operator.patch(path_of(rendered["llmd"]), rendered["llmd"]))
+    taken(operator.http.delete(path_of(rendered["llmd"])))
 
 
 @pytest.mark.usefixtures("bound_role")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import splitwatt_agent.__main__ as agent_main
+from splitwatt_core.rendering.render import RenderContext
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE
 from splitwatt_operator import options as operator_options
 from support.some import some
@@ -104,6 +105,19 @@ def test_the_operator_is_told_where_the_router_lies(render: Render, values: Mapp
     assert [argument for argument in container_of(pod)["args"] if argument.startswith("--router-image")] == [
         f"--router-image={image}" for image in said
     ]
+
+
+def test_the_operator_is_told_where_llmds_images_lie(render: Render) -> None:
+    images = {"picker": "r.io/picker:1", "sidecar": "r.io/sidecar:1", "envoy": "r.io/envoy:1"}
+    for given, said in (({}, {}), (images, images), ({"envoy": "r.io/envoy:1"}, {"envoy": "r.io/envoy:1"}), (None, {})):
+        values: dict[str, Any] = {"router": {"llmdImages": given}}
+        context = operator_options.parse(
+            container_of(render(values=values)["Deployment", "splitwatt-operator"]["spec"]["template"])["args"]
+        ).context
+        kept = RenderContext()
+        assert context.llmd_picker_image == said.get("picker", kept.llmd_picker_image)
+        assert context.llmd_sidecar_image == said.get("sidecar", kept.llmd_sidecar_image)
+        assert context.envoy_image == said.get("envoy", kept.envoy_image)
 
 
 # ------------------------------------------------------------------------------------------------------------- nodes

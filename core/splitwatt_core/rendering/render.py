@@ -1,10 +1,10 @@
 """From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
 
 Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
-KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`) and one Service, the
-way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request without KV
-parameters computes the prompt itself, so that without a router nothing is split. Of an unsplit cluster it leads to the mixed
-pods.
+KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`, `rendering.llmd`) and one
+Service, the way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request
+without KV parameters computes the prompt itself, so that without a router nothing is split. Of an unsplit cluster it leads to the
+mixed pods.
 
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
@@ -21,6 +21,7 @@ from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
 from splitwatt_core.rendering import engine_check, sglang
 from splitwatt_core.rendering.engine import PORT_HTTP, engine_ports, pod_template
+from splitwatt_core.rendering.llmd import ENVOY_IMAGE, PICKER_IMAGE, SIDECAR_IMAGE, behind, llmd_objects, with_sidecar
 from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
@@ -40,6 +41,9 @@ class RenderContext:
     router_image: str = DEFAULT_VLLM_ROUTER_IMAGE
     sglang_image: str = sglang.DEFAULT_IMAGE
     sglang_router_image: str = sglang.DEFAULT_ROUTER_IMAGE
+    llmd_picker_image: str = PICKER_IMAGE
+    llmd_sidecar_image: str = SIDECAR_IMAGE
+    envoy_image: str = ENVOY_IMAGE
 
     def engine(self, engine: EngineType) -> str:
         return {EngineType.VLLM: self.vllm_image, EngineType.SGLANG: self.sglang_image}.get(engine, self.emulated_image)
@@ -54,6 +58,7 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
     objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router(cluster.router.type))]
+    objects += llmd_objects(cluster, picker_image=context.llmd_picker_image, envoy_image=context.envoy_image)
     for role in cluster.roles:
         selector = selector_labels(cluster.name, role)
         objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
@@ -69,8 +74,9 @@ def unjudged(cluster: ClusterSpec, context: RenderContext) -> list[str]:
 
 
 def _template(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    made_ready = pod_template(cluster, role, image=context.engine(cluster.engine.type))
-    return lay_over(made_ready, cluster.role(role).template, where=f"spec.{role.value}.template")
+    bare = pod_template(behind(cluster, role), role, image=context.engine(cluster.engine.type))
+    pod = with_sidecar(bare, cluster, role, image=context.llmd_sidecar_image)
+    return lay_over(pod, cluster.role(role).template, where=f"spec.{role.value}.template")
 
 
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:

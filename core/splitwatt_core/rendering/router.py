@@ -14,7 +14,7 @@ Source: vllm-router 0.1.17, its command line and src/service_discovery.rs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
@@ -57,7 +57,7 @@ def router_labels(cluster: str) -> dict[str, str]:
 
 
 def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
-    """None at all without a router. `image`: the release's default. Raises SpecError."""
+    """None at all for another router, or none. `image`: the release's default. Raises SpecError."""
     if cluster.router.type is RouterType.NONE:
         return []
     if (cluster.router.type is RouterType.SGLANG) is not (cluster.engine.type is EngineType.SGLANG):
@@ -65,16 +65,25 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
             f"spec.router.type {cluster.router.type} cannot split for engine.type {cluster.engine.type}: SGLang's engines stand "
             "behind router.type SGLang or None, all others behind any but SGLang"
         )
+    if cluster.router.type is RouterType.LLMD:
+        return []
+    return [
+        *rights_of(cluster, [_PODS]),
+        _deployment(cluster, image),
+        disruption_budget(cluster, ROUTER_PART, router_labels(cluster.name)),
+    ]
+
+
+def rights_of(cluster: ClusterSpec, rules: Sequence[Mapping[str, Any]]) -> list[Manifest]:
+    """A router's account, and what it may."""
     account = object_name(cluster.name, ROUTER_PART)
     role_ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
     subject = {"kind": "ServiceAccount", "name": account, "namespace": cluster.namespace}
     rbac = "rbac.authorization.k8s.io/v1"
     return [
         made(cluster, "v1", "ServiceAccount", ROUTER_PART, {"automountServiceAccountToken": False}),
-        made(cluster, rbac, "Role", ROUTER_PART, {"rules": [_PODS]}),
+        made(cluster, rbac, "Role", ROUTER_PART, {"rules": [dict(rule) for rule in rules]}),
         made(cluster, rbac, "RoleBinding", ROUTER_PART, {"roleRef": role_ref, "subjects": [subject]}),
-        _deployment(cluster, image),
-        disruption_budget(cluster, ROUTER_PART, router_labels(cluster.name)),
     ]
 
 
@@ -149,7 +158,7 @@ def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
             {"name": PORT_HTTP, "containerPort": ROUTER_PORT, "protocol": "TCP"},
             {"name": PORT_METRICS, "containerPort": cluster.router.metrics_port, "protocol": "TCP"},
         ],
-        "resources": _resources(cluster),
+        "resources": resources_of(cluster, RESOURCES),
         "readinessProbe": _probe("/readiness", period_s=3, failures=2),
         "livenessProbe": _probe("/liveness", period_s=10, failures=6),
         "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_S}}},
@@ -168,13 +177,14 @@ def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
     }
 
 
-def _resources(cluster: ClusterSpec) -> dict[str, Any]:
+def resources_of(cluster: ClusterSpec, default: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user asks for, else `default`. Raises SpecError when it names a GPU."""
     given = cluster.router.resources
     for kind in ("requests", "limits"):
         for name in given.get(kind) or {}:
             if str(name).startswith("nvidia.com/"):
                 raise SpecError(f"spec.router.resources.{kind} must not ask for {name}; routers get no GPU")
-    return dict(given) or RESOURCES
+    return dict(given or default)
 
 
 def _probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:

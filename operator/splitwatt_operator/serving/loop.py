@@ -21,6 +21,7 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
+from splitwatt_core.rendering.llmd import POOL_KIND
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
 from splitwatt_core.rendering.render import RenderContext, render, unjudged
 from splitwatt_shell.supervise import first_to_end
@@ -32,6 +33,7 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.scalers import Scalers
@@ -91,6 +93,7 @@ class Serving:
         self._context = context
         self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
+        self._pools = Pools(reader, pen)
         self._scalers = Scalers(reader)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._prober = Prober(store, view, self._queue.add)
@@ -181,25 +184,40 @@ class Serving:
         if refusal is not None or seen.fact is None:
             return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
         spec = seen.fact
-        outcome = await self._applier.bring(spec.uid, render(spec, self._context))
+        manifests = render(spec, self._context)
+        outcome = await self._applier.bring(spec.uid, [m for m in manifests if m["kind"] != POOL_KIND])
+        pool = PoolReport(unsent=True)
+        if not outcome.unsent:
+            pool = await self._pools.bring(spec, next((m for m in manifests if m["kind"] == POOL_KIND), None))
+        if pool.repaired:
+            outcome.repaired.append(f"{POOL_KIND} {object_name(name.name)}")
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
             )
-        if outcome.unsent:
+        if pool.unsent:
             return LEASE_PAUSE_S
         scaled = await self._scalers.look(spec, outcome.repaired)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
-        for problem in outcome.problems:
+        for problem in (*outcome.problems, *([pool.problem] if pool.problem else [])):
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(obj, self._status(obj, seen, spec, outcome.problems, scaled))
+        due_s = await self._show(
+            obj, self._status(obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled)
+        )
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, due_s, self._scalers.again_s(name))
+        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, self._scalers.again_s(name))
 
     def _status(
-        self, obj: JsonObject, seen: Seen[ClusterSpec], spec: ClusterSpec, problems: list[str], scaled: Sequence[str]
+        self,
+        obj: JsonObject,
+        seen: Seen[ClusterSpec],
+        spec: ClusterSpec,
+        *,
+        problems: list[str],
+        pool_problem: str,
+        scaled: Sequence[str],
     ) -> dict[str, Any]:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
@@ -213,6 +231,7 @@ class Serving:
             latency=self._slo.latencies.get(spec.id, Latency()),
             proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
+            pool_problem=pool_problem,
             scaled=scaled,
             unjudged=unjudged(spec, self._context),
             invalid=seen.sentence,
@@ -247,6 +266,7 @@ class Serving:
 
     def _forget(self, name: ClusterName) -> None:
         self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
+        self._pools.forget(name)
         self._scalers.forget(name)
         self._queue.forget(name)
         self._written.pop(name, None)

@@ -33,6 +33,7 @@ def status_of(
     latency: Latency,
     proof: Condition,
     problems: Sequence[str],
+    pool_problem: str = "",
     scaled: Sequence[str] = (),
     unjudged: Sequence[str] = (),
     previous: Mapping[str, Any],
@@ -40,13 +41,14 @@ def status_of(
     invalid: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered. `scaled`:
-    sentences about others who scale them. `unjudged`: about what its engines alone know. `invalid`: why it is served by a former
-    spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
+    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered; `pool_problem`:
+    about the InferencePool that its router needs. `scaled`: sentences about others who scale them. `unjudged`: about what its
+    engines alone know. `invalid`: why it is served by a former spec, and `generation` the newest, where that is not the spec's
+    own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in spec.roles}
     power = _power_condition(standing)
-    routing = _router_condition(spec, router)
+    routing = _router_condition(spec, router, pool_problem)
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
     conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
     if scaled:
@@ -125,15 +127,17 @@ def _role_condition(spec: ClusterSpec, role: Role, deployment: JsonObject | None
     return Condition(kind, True, "AllReplicasReady", message)
 
 
-def _router_condition(spec: ClusterSpec, deployment: JsonObject | None) -> Condition:
+def _router_condition(spec: ClusterSpec, deployment: JsonObject | None, pool_problem: str) -> Condition:
     """One router that is ready is enough to be reached."""
     kind = "RouterReady"
+    if pool_problem:
+        return Condition(kind, False, "NoInferencePool", pool_problem)
     if spec.router.type is RouterType.NONE:
         who = "decode pods read the prompts themselves, and nothing is split" if spec.split else "clients reach the mixed pods"
         return Condition(kind, None, "NoRouter", f"spec.router.type is None: {who}.")
     if deployment is None:
         return Condition(kind, False, "NotCreated", "The Deployment of the router does not exist yet.")
-    if not all(spec.role(role).replicas for role in spec.roles):
+    if spec.router.type is not RouterType.LLMD and not all(spec.role(role).replicas for role in spec.roles):
         return Condition(kind, None, "ScaledToZero", "A router is ready once it knows a replica of each role.")
     ready, wanted = deployment.get("status", {}).get("readyReplicas", 0), spec.router.replicas
     message = f"{ready} of {wanted} routers are ready."
