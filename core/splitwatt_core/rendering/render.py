@@ -61,20 +61,21 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
 
 def unjudged(cluster: ClusterSpec, context: RenderContext) -> list[str]:
     """What nobody can say of a cluster that can be rendered before its engines run, in sentences."""
-    return engine_check.unjudged(cluster, [_template(cluster, role, context) for role in Role])
+    return engine_check.unjudged(cluster, [_templates(cluster, role, context)[1] for role in Role])
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _template(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    made_ready = pod_template(cluster, role, image=context.engine(cluster.engine.type))
-    return lay_over(made_ready, cluster.role(role).template, where=f"spec.{role.value}.template")
+def _templates(cluster: ClusterSpec, role: Role, context: RenderContext) -> tuple[Manifest, Manifest]:
+    """The pod template as it is rendered, and with the user's laid over it."""
+    plain = pod_template(cluster, role, image=context.engine(cluster.engine.type))
+    return plain, lay_over(plain, cluster.role(role).template, where=f"spec.{role.value}.template")
 
 
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    template = _template(cluster, role, context)
-    engine_check.check(cluster, role, template)
+    plain, template = _templates(cluster, role, context)
+    engine_check.check(cluster, role, plain, template)
     spec = {
         "replicas": cluster.role(role).replicas,
         "selector": {"matchLabels": selector_labels(cluster.name, role)},
