@@ -72,6 +72,14 @@ def test_a_small_cluster_is_filled_in(objects: ControlPlane, namespace: str) -> 
     assert made["kvTransfer"] == {"connector": "NixlConnector", "sideChannelPort": 5600, "onFailure": "Recompute"}
 
 
+@pytest.mark.parametrize("router", ["SGLang", "None"])
+def test_sglang_stands_behind_its_own_router_or_none(objects: ControlPlane, namespace: str, router: str) -> None:
+    pool = {"replicas": 1, "gpusPerReplica": 8}
+    spec = {"model": {"name": "m"}, "engine": {"type": "SGLang"}, "prefill": pool, "decode": pool, "router": {"type": router}}
+    made = create(objects, "InferenceCluster", f"sglang-{router.lower()}", spec, namespace)["spec"]
+    assert (made["engine"]["type"], made["router"]["type"]) == ("SGLang", router)
+
+
 def test_a_small_budget_is_filled_in(objects: ControlPlane) -> None:
     selector = {"matchLabels": {"rack": "x"}}
     made = create(

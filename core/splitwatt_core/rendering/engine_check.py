@@ -8,20 +8,21 @@ from typing import Any, Final
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role
 from splitwatt_core.rendering import sglang, vllm_flags
 from splitwatt_core.rendering.command_line import known, versions
-from splitwatt_core.rendering.engine import ENGINE_CONTAINER, VLLM_COMMAND, engine_args
+from splitwatt_core.rendering.engine import ENGINE_CONTAINER, VLLM_COMMAND
 from splitwatt_core.rendering.objects import Manifest
 
 PUBLISHED: Final = {vllm_flags.ENGINE: "vllm/vllm-openai", sglang.ENGINE: "lmsysorg/sglang"}
 """Whose tags name the version."""
 
 
-def check(cluster: ClusterSpec, role: Role, template: Manifest) -> None:
-    """`template`: the pod's, the user's overlay laid over it. Raises SpecError for what would never start."""
+def check(cluster: ClusterSpec, role: Role, plain: Manifest, template: Manifest) -> None:
+    """`plain`: the pod's template as it is rendered; `template`: with the user's laid over it. Raises SpecError for what would
+    never start."""
     container = _engine(template)
     args, image = container.get("args"), str(container.get("image", ""))
     if not isinstance(args, list) or not all(isinstance(arg, str) for arg in args):
         return
-    ours = args == engine_args(cluster, role)
+    ours = args == _engine(plain).get("args")
     where, users = ("spec.engine.args", cluster.engine.args) if ours else (f"spec.{role.value}.template", ())
     gpus = cluster.role(role).gpus_per_replica
     match cluster.engine.type:

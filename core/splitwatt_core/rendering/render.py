@@ -67,21 +67,22 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
 
 def unjudged(cluster: ClusterSpec, context: RenderContext) -> list[str]:
     """What nobody can say of a cluster that can be rendered before its engines run, in sentences."""
-    return engine_check.unjudged(cluster, [_template(cluster, role, context) for role in cluster.roles])
+    return engine_check.unjudged(cluster, [_templates(cluster, role, context)[1] for role in cluster.roles])
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _template(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+def _templates(cluster: ClusterSpec, role: Role, context: RenderContext) -> tuple[Manifest, Manifest]:
+    """The pod template as it is rendered, and with the user's laid over it."""
     bare = pod_template(behind(cluster, role), role, image=context.engine(cluster.engine.type))
-    pod = with_sidecar(bare, cluster, role, image=context.llmd_sidecar_image)
-    return lay_over(pod, cluster.role(role).template, where=f"spec.{role.value}.template")
+    plain = with_sidecar(bare, cluster, role, image=context.llmd_sidecar_image)
+    return plain, lay_over(plain, cluster.role(role).template, where=f"spec.{role.value}.template")
 
 
 def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    template = _template(cluster, role, context)
-    engine_check.check(cluster, role, template)
+    plain, template = _templates(cluster, role, context)
+    engine_check.check(cluster, role, plain, template)
     spec = {
         "replicas": cluster.role(role).replicas,
         "selector": {"matchLabels": selector_labels(cluster.name, role)},
