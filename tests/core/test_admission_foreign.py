@@ -113,7 +113,7 @@ def test_rules_decide_who_comes_first_beside_a_cluster() -> None:
 
 def test_below_two_roots_it_goes_only_where_it_has_a_phase_and_counts_by_the_dearest_floor() -> None:
     small = GpuStatus("GPU-n2", model="A small one", min_w=100, max_w=300)
-    sites = {
+    sites: dict[str, Any] = {
         "nodes": {n: NodeFact(n, {"rack": rack}, "b", gpus=8) for n, rack in (("n1", "a"), ("n2", "b"))},
         "gpus": {"n1": (GpuStatus("GPU-n1", model=H100, min_w=200, max_w=700),), "n2": (small,)},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_CLUSTER, LABEL_RACK
@@ -12,7 +13,7 @@ ONE_W = GPUS * (CLIFF_W - MIN_W)
 """What one of these pods has reserved."""
 
 
-def ask(site: Site, name: str, *, asks: bool = True, **labels: str) -> None:
+def ask(site: Site, name: str, labels: Mapping[str, str], *, asks: bool = True) -> None:
     """A pod of somebody else's for all GPUs of a node of this site, behind our gate. `asks`: with the empty cluster label."""
     gpus = {"nvidia.com/gpu": str(GPUS)}
     container = {"name": "engine", "image": "none", "resources": {"requests": gpus, "limits": gpus}}
@@ -49,13 +50,13 @@ def said(site: Site, reason: str, name: str) -> str:
 def test_it_waits_for_its_floor_is_told_why_and_goes_where_the_watts_are(site: Site, operator: OperatorProcess) -> None:
     site.add_nodes(3)
     site.limit(idle_w(3) + ONE_W)
-    ask(site, "first", **{"llm-d.ai/role": "decode"})
+    ask(site, "first", {"llm-d.ai/role": "decode"})
     assert node_of(site, "first").startswith(site.rack)
     assert pod(site, "first")["metadata"]["annotations"][ANNOTATION_BUDGET] == site.rack
     assert f"first in {site.rack} (1200 W)" in said(site, "PowerReserved", "first")
 
-    ask(site, "second", **{"nvidia.com/dynamo-component-type": "prefill"})
-    ask(site, "train", app="train")
+    ask(site, "second", {"nvidia.com/dynamo-component-type": "prefill"})
+    ask(site, "train", {"app": "train"})
     assert "prefill 1200 W (8 GPUs) in" in said(site, "InsufficientPower", "second")
     assert "set the label llm-d.ai/role" in said(site, "NoPhase", "train")
     operator.crash()
@@ -82,8 +83,8 @@ def test_nobody_else_is_gated_or_let_in(site: Site) -> None:
     site.add_nodes(2)
     site.limit(idle_w(2) + PAIR_W)
     site.foreign("plain", node=0, **{"llm-d.ai/role": "decode"})
-    ask(site, "silent", asks=False, **{"llm-d.ai/role": "decode"})
-    ask(site, "asks", **{"llm-d.ai/role": "decode"})
+    ask(site, "silent", {"llm-d.ai/role": "decode"}, asks=False)
+    ask(site, "asks", {"llm-d.ai/role": "decode"})
     node_of(site, "asks")
     assert gated(site, "silent")
     for name in ("plain", "silent"):
