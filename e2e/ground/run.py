@@ -26,7 +26,7 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.toolbuild import Console, ensure_tools
 from splitwatt_lab.toolchain import cache_directory
 
-from ground import dns, host, images, inside, kind, leftovers, tools
+from ground import dns, host, images, inside, kind, leftovers, lws, tools
 from ground.any import KubeconfigCluster, Theirs
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -72,6 +72,8 @@ def prepare(ground: str, *, images_as_they_are: bool) -> Mapping[str, str]:
         ensure_tools(Console())
         tools.ensure(names=tools.FOR_NODE if ground == "node" else None, progress=Console())
         dns.program(Console())
+        if ground == "kind":
+            lws.ensure(Console())
     if not images_as_they_are:
         with timed("images"):
             images.ensure(REPOSITORY)

@@ -127,8 +127,7 @@ def _cached_stages() -> Sequence[Path]:
     stages = stages_in(folder)
     if stages is not None:
         return stages
-    go = require_go(["kwok's Stage files"])
-    source = _kwok_module_folder(go) / "kustomize" / "stage"
+    source = module_folder(PINS / "kwok", KWOK_MODULE, wanted="kwok's Stage files") / "kustomize" / "stage"
     target = folder / STAGES_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     for file in STAGE_FILES:
@@ -141,10 +140,12 @@ def _cached_stages() -> Sequence[Path]:
     return stages
 
 
-def _kwok_module_folder(go: str) -> Path:
+def module_folder(pins: Path, module: str, *, wanted: str) -> Path:
+    """The sources of a module at the version that the go.mod in `pins` names, for what of it is `wanted`. Raises LabError."""
+    go = require_go([wanted])
     result = subprocess.run(
-        [go, "mod", "download", "-json", KWOK_MODULE],
-        cwd=PINS / "kwok",
+        [go, "mod", "download", "-json", module],
+        cwd=pins,
         env={**os.environ, **BUILD_ENVIRONMENT},
         capture_output=True,
         text=True,
@@ -152,7 +153,7 @@ def _kwok_module_folder(go: str) -> Path:
     )
     if result.returncode != 0:
         reason = (json.loads(result.stdout).get("Error") if result.stdout else None) or result.stderr.strip()
-        raise LabError(f"kwok's Stage files could not be fetched: {reason}")
+        raise LabError(f"{wanted} could not be fetched: {reason}")
     return Path(json.loads(result.stdout)["Dir"])
 
 

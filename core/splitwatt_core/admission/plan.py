@@ -104,7 +104,7 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
         if want.cluster not in verdicts:
             behind = blocked.get(want.cluster, [])
             verdicts[want.cluster] = _behind_others(behind) if behind else _all_admitted(want)
-    return AdmissionPlan(tuple(admissions), verdicts)
+    return AdmissionPlan(tuple(admissions), {**verdicts, **snapshot.refused})
 
 
 def _pair_of(want: ClusterWant) -> set[Role]:

@@ -34,7 +34,8 @@ class Pod:
     `version`: its resourceVersion. `label`: the cluster label's value. `role` None: none that we know. `gated`: behind the
     power gate. `other_gates`: the other scheduling gates that it has. `leaf`: the budget that its annotation names, `node`:
     where it is bound. `rules`: which nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted. `group`: of
-    which replica it is a part, where that is of several pods.
+    which replica it is a part, where that is of several pods. `labels`: of one whose cluster label is empty, so that it is of no
+    InferenceCluster and asks for itself (`foreign`); None of all others.
     """
 
     name: PodName
@@ -52,6 +53,7 @@ class Pod:
     ended: bool = False
     terminating: bool = False
     group: str = ""
+    labels: Mapping[str, str] | None = None
 
     @property
     def waits_for(self) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ class House:
     def offer_to(self, need: PodNeed) -> Offer:
         """Pods that get one offer are interchangeable for placement."""
         if need.uid not in self._by_pod:
-            key = (need.gpus, repr(need.rules), tuple(sorted(need.floor_w.items())))
+            key = (need.gpus, repr(need.rules), tuple(sorted(need.floor_w.items())), need.leaves)
             if key not in self._offers:
                 self._offers[key] = self._offer(key, need)
             self._by_pod[need.uid] = self._offers[key]

@@ -108,13 +108,14 @@ def node(obj: JsonObject) -> NodeFact:
 def pod(obj: JsonObject) -> Pod:
     meta, spec = obj["metadata"], obj["spec"]
     labels = meta.get("labels") or {}
+    foreign = LABEL_CLUSTER in labels and not labels[LABEL_CLUSTER]
     gates = [str(gate.get("name")) for gate in spec.get("schedulingGates") or ()]
     return Pod(
         name=PodName(meta["namespace"], meta["name"]),
         uid=meta["uid"],
         version=version_of(obj),
         label=labels.get(LABEL_CLUSTER, ""),
-        role=next((role for role in Role if role.value == labels.get(LABEL_ROLE)), None),
+        role=None if foreign else next((role for role in Role if role.value == labels.get(LABEL_ROLE)), None),
         gpus=gpus_of(spec),
         created_s=unix_s(meta["creationTimestamp"]),
         gated=GATE_POWER in gates,
@@ -125,6 +126,7 @@ def pod(obj: JsonObject) -> Pod:
         ended=(obj.get("status") or {}).get("phase") in ENDED_PHASES,
         terminating=bool(meta.get("deletionTimestamp")),
         group=group_of(labels),
+        labels=labels if foreign else None,
     )
 
 

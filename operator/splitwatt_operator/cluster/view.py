@@ -121,6 +121,8 @@ class View:
             Kind.POD: self.pods,
             Kind.PROFILE: self.offered,
         }
+        self.spaces: Mapping[str, Mapping[str, str]] = {}
+        """Labels of namespaces, as `owners` read them last."""
         self._departed: dict[tuple[str, str], ClusterSpec] = {}
         """By namespace and label: deleted clusters whose pods are still there, and run by the last spec."""
         self._created_s: dict[ClusterName, float] = {}
