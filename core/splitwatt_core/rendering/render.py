@@ -5,6 +5,9 @@ KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a rou
 way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request without KV
 parameters computes the prompt itself, so that without a router nothing is split.
 
+What changes the engines makes a new revision (`rendering.revision`), which gets Deployments and routers of its own beside the
+former ones; how many replicas each has meanwhile is `serving.rollout`'s to say.
+
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
 
@@ -19,8 +22,17 @@ from typing import Final
 from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
 from splitwatt_core.rendering.engine import PORT_HTTP, PORT_KV, pod_template
-from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
+from splitwatt_core.rendering.objects import (
+    ROUTER_PART,
+    Manifest,
+    disruption_budget,
+    made,
+    selector_labels,
+    service_port,
+    stamped,
+)
 from splitwatt_core.rendering.overlay import lay_over
+from splitwatt_core.rendering.revision import Home, Placement, RouterHome, labelled_with, names_for, revision_of
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
 
 NO_DEADLINE_S: Final = 2**31 - 1
@@ -38,35 +50,55 @@ class RenderContext:
     router_image: str = DEFAULT_VLLM_ROUTER_IMAGE
 
 
-def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
-    """Every object of the cluster, each with the hash of its own content as an annotation.
+def pod_templates(cluster: ClusterSpec, context: RenderContext) -> dict[Role, Manifest]:
+    """By role, before anybody says of which revision they are. Raises SpecError."""
+    image = context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
+    return {
+        role: lay_over(pod_template(cluster, role, image=image), cluster.role(role).template, where=f"spec.{role.value}.template")
+        for role in Role
+    }
+
+
+def render(cluster: ClusterSpec, context: RenderContext, placement: Placement | None = None) -> tuple[Manifest, ...]:
+    """Every object of the cluster, each with the hash of its own content as an annotation. `placement` None: it is new, or all of
+    it is of one revision under its first names.
 
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
-    objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router_image)]
+    templates = pod_templates(cluster, context)
+    revision = revision_of(templates)
+    at = _first_placement(cluster, revision) if placement is None else placement
+    objects = [_cluster_service(cluster), *router_objects(cluster, at.routers, image=context.router_image)]
     for role in Role:
         selector = selector_labels(cluster.name, role)
-        objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
+        if role in at.homes:
+            objects.append(_deployment(cluster, role, templates[role], at, revision))
+        objects += [_role_service(cluster, role), disruption_budget(cluster, role, selector)]
     return tuple(stamped(manifest) for manifest in objects)
+
+
+def _first_placement(cluster: ClusterSpec, revision: str) -> Placement:
+    homes = {role: Home(names_for(cluster.name, role, revision)[0]) for role in Role}
+    router = RouterHome(revision, names_for(cluster.name, ROUTER_PART, revision)[0], homes)
+    return Placement(homes, {role: cluster.role(role).replicas for role in Role}, (router,))
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    image = context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
-    template = lay_over(
-        pod_template(cluster, role, image=image), cluster.role(role).template, where=f"spec.{role.value}.template"
-    )
+def _deployment(cluster: ClusterSpec, role: Role, template: Manifest, at: Placement, revision: str) -> Manifest:
+    home = at.homes[role]
+    if home.labelled:
+        template = labelled_with(template, revision)
     spec = {
-        "replicas": cluster.role(role).replicas,
-        "selector": {"matchLabels": selector_labels(cluster.name, role)},
+        "replicas": at.replicas[role],
+        "selector": {"matchLabels": selector_labels(cluster.name, role) | home.own_labels(cluster.name, role, revision)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
         "progressDeadlineSeconds": NO_DEADLINE_S,
         "revisionHistoryLimit": REVISIONS_KEPT,
         "template": template,
     }
-    return made(cluster, "apps/v1", "Deployment", role, {"spec": spec})
+    return labelled_with(made(cluster, "apps/v1", "Deployment", role, {"spec": spec}, name=home.name), revision)
 
 
 def _cluster_service(cluster: ClusterSpec) -> Manifest:

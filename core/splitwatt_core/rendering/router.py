@@ -4,6 +4,9 @@ It finds the engines by itself: it watches the pods of its namespace under an ac
 labels of a role once they are ready. RBAC knows no labels, so what it may see are all pods of that one namespace; it may
 change nothing.
 
+A router stands before engines of one revision and asks no others. All routers of a cluster are behind its Service, and one that
+knows no pair is not ready: so a request is read and answered by engines that understand each other.
+
 Its pods ask for no GPU and have no gate. They carry neither the cluster's label nor a role's, so that nobody takes them for
 engines: no watt is reserved for them.
 
@@ -12,14 +15,15 @@ Source: vllm-router 0.1.17, its command line and src/service_discovery.rs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, Role, RouterType, SpecError, cluster_label
-from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_ROUTER, MANAGED_BY
+from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_REVISION, LABEL_ROUTER, MANAGED_BY
 from splitwatt_core.rendering.engine import of_all_pods
 from splitwatt_core.rendering.objects import ROUTER_PART, Manifest, disruption_budget, made, object_name, selector_labels
 from splitwatt_core.rendering.overlay import lay_over
+from splitwatt_core.rendering.revision import RouterHome, engine_labels, labelled_with
 
 DEFAULT_VLLM_ROUTER_IMAGE: Final = "vllm/vllm-router:v0.1.17"
 
@@ -53,8 +57,9 @@ def router_labels(cluster: str) -> dict[str, str]:
     return {LABEL_ROUTER: cluster_label(cluster)}
 
 
-def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
-    """None at all without a router. `image`: the release's default. Raises SpecError."""
+def router_objects(cluster: ClusterSpec, homes: Sequence[RouterHome], *, image: str) -> list[Manifest]:
+    """None at all without a router. `homes`: the Deployments that are to be rendered. `image`: the release's default. Raises
+    SpecError."""
     if cluster.router.type is RouterType.NONE:
         return []
     account = object_name(cluster.name, ROUTER_PART)
@@ -65,13 +70,14 @@ def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
         made(cluster, "v1", "ServiceAccount", ROUTER_PART, {"automountServiceAccountToken": False}),
         made(cluster, rbac, "Role", ROUTER_PART, {"rules": [_PODS]}),
         made(cluster, rbac, "RoleBinding", ROUTER_PART, {"roleRef": role_ref, "subjects": [subject]}),
-        _deployment(cluster, image),
+        *(_deployment(cluster, home, image) for home in homes),
         disruption_budget(cluster, ROUTER_PART, router_labels(cluster.name)),
     ]
 
 
-def router_args(cluster: ClusterSpec) -> list[str]:
-    """vllm-router's command line. Raises SpecError when the user's arguments name a flag that is rendered."""
+def router_args(cluster: ClusterSpec, home: RouterHome) -> list[str]:
+    """vllm-router's command line: it finds engines of the home's revision alone. Raises SpecError when the user's arguments name
+    a flag that is rendered."""
     given = [arg.split("=", 1)[0].replace("_", "-") for arg in cluster.router.args]
     for flag in given:
         if flag in _OWN_FLAGS:
@@ -85,8 +91,8 @@ def router_args(cluster: ClusterSpec) -> list[str]:
         "--service-discovery",
         *("--service-discovery-namespace", cluster.namespace),
         *("--service-discovery-port", str(cluster.engine.port)),
-        *("--prefill-selector", *_words(selector_labels(cluster.name, Role.PREFILL))),
-        *("--decode-selector", *_words(selector_labels(cluster.name, Role.DECODE))),
+        *("--prefill-selector", *_engines(cluster, home, Role.PREFILL)),
+        *("--decode-selector", *_engines(cluster, home, Role.DECODE)),
         *("--prometheus-host", "0.0.0.0"),
         *("--prometheus-port", str(cluster.router.metrics_port)),
         *defaults,
@@ -94,13 +100,17 @@ def router_args(cluster: ClusterSpec) -> list[str]:
     ]
 
 
-def _words(labels: Mapping[str, str]) -> list[str]:
+def _engines(cluster: ClusterSpec, home: RouterHome, role: Role) -> list[str]:
+    labels: Mapping[str, str] = engine_labels(selector_labels(cluster.name, role), home.engines[role], home.revision)
     return [f"{key}={value}" for key, value in labels.items()]
 
 
-def _deployment(cluster: ClusterSpec, image: str) -> Manifest:
+def _deployment(cluster: ClusterSpec, home: RouterHome, image: str) -> Manifest:
     labels = router_labels(cluster.name)
-    template = {"metadata": {"labels": labels | {LABEL_MANAGED_BY: MANAGED_BY}}, "spec": _pod(cluster, image)}
+    if home.name != object_name(cluster.name, ROUTER_PART):
+        labels |= {LABEL_REVISION: home.revision}
+    said = {**router_labels(cluster.name), LABEL_REVISION: home.revision, LABEL_MANAGED_BY: MANAGED_BY}
+    template = {"metadata": {"labels": said}, "spec": _pod(cluster, home, image)}
     spec = {
         "replicas": cluster.router.replicas,
         "selector": {"matchLabels": labels},
@@ -109,15 +119,15 @@ def _deployment(cluster: ClusterSpec, image: str) -> Manifest:
         "revisionHistoryLimit": 3,
         "template": lay_over(template, cluster.router.template, where="spec.router.template", gated=False),
     }
-    return made(cluster, "apps/v1", "Deployment", ROUTER_PART, {"spec": spec})
+    return labelled_with(made(cluster, "apps/v1", "Deployment", ROUTER_PART, {"spec": spec}, name=home.name), home.revision)
 
 
-def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
+def _pod(cluster: ClusterSpec, home: RouterHome, image: str) -> dict[str, Any]:
     container = {
         "name": ROUTER_CONTAINER,
         "image": cluster.router.image or image,
         "command": ["vllm-router"],
-        "args": router_args(cluster),
+        "args": router_args(cluster, home),
         "ports": [
             {"name": PORT_HTTP, "containerPort": ROUTER_PORT, "protocol": "TCP"},
             {"name": PORT_METRICS, "containerPort": cluster.router.metrics_port, "protocol": "TCP"},

@@ -4,6 +4,9 @@ An object is applied when what we render for it changed, when it is gone, or whe
 the API server answered to our last apply (`rendering.drift`). The first look after a start applies everything once: an
 apply that changes nothing writes nothing.
 
+A Deployment of a former revision is not rendered any more: it is kept as it is, or scaled. One that is deleted stays until its
+pods are gone, which is how everybody sees that a router is asked no more.
+
 Invariant: only objects of this very InferenceCluster are touched. An object of the same name that belongs to anyone else
 is left alone and reported; for two controllers on one object the API server would refuse the write as well.
 """
@@ -12,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
-from splitwatt_client.resources import resource_of
+from splitwatt_client.resources import DEPLOYMENTS, resource_of
 from splitwatt_core.names import ANNOTATION_RENDERED
 from splitwatt_core.rendering.drift import fingerprint
 
@@ -72,10 +75,22 @@ class Applier:
         self._store = store
         self._applied: dict[tuple[Kind, Key], _Applied] = {}
 
-    async def bring(self, uid: str, manifests: Sequence[Mapping[str, Any]]) -> ApplyReport:
-        """Apply what differs, then remove what is owned by the cluster `uid` and no longer rendered."""
+    async def bring(
+        self,
+        uid: str,
+        manifests: Sequence[Mapping[str, Any]],
+        *,
+        keep: Collection[tuple[Kind, Key]] = (),
+        scale: Mapping[Key, int] | None = None,
+    ) -> ApplyReport:
+        """Tell Deployments their replicas (`scale`), apply what differs, then remove what is owned by the cluster `uid` and
+        neither rendered nor to `keep`."""
         outcome = ApplyReport()
-        wanted: set[tuple[Kind, Key]] = set()
+        wanted: set[tuple[Kind, Key]] = set(keep)
+        for key, replicas in (scale or {}).items():
+            await self._scale(key, replicas, outcome)
+            if outcome.unsent:
+                return outcome
         for manifest in manifests:
             key = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
             wanted.add((Kind(manifest["kind"]), key))
@@ -134,6 +149,26 @@ class Applier:
             outcome.repaired.append(f"{kind.value} {key.name}")
         self._applied[kind, key] = now
 
+    async def _scale(self, key: Key, replicas: int, outcome: ApplyReport) -> None:
+        """Bound to the number that was decided on."""
+        live = self._store.get(Kind.DEPLOYMENT, key.name, key.namespace)
+        if live is None:
+            return
+        self._applied.pop((Kind.DEPLOYMENT, key), None)
+        patch = [
+            {"op": "test", "path": "/metadata/uid", "value": live["metadata"]["uid"]},
+            {"op": "test", "path": "/spec/replicas", "value": live["spec"]["replicas"]},
+            {"op": "replace", "path": "/spec/replicas", "value": replicas},
+        ]
+        match await self._pen.patch(DEPLOYMENTS, key.name, patch, namespace=key.namespace):
+            case Stored(answer):
+                self._store.apply(Kind.DEPLOYMENT, answer)
+            case NotSent():
+                outcome.unsent = True
+            case Rejected() | OutcomeUnknown() as error:
+                outcome.problems.append(f"Deployment {key.name} was not scaled to {replicas}: {error}")
+                outcome.failed = True
+
     async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: ApplyReport) -> None:
         for kind in OWNED_KINDS:
             for live in self._store.all(kind):
@@ -141,7 +176,8 @@ class Applier:
                 key = Key(meta["namespace"], meta["name"])
                 if controller_uid(live) != uid or (kind, key) in wanted or meta.get("deletionTimestamp"):
                     continue
-                match await self._pen.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"]):
+                last = kind is Kind.DEPLOYMENT
+                match await self._pen.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"], last=last):
                     case Stored():
                         self._applied.pop((kind, key), None)
                         log.info("removed %s, no longer rendered", kind.value, extra={"object": key.name})

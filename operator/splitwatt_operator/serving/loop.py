@@ -22,7 +22,8 @@ from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
-from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.render import RenderContext, pod_templates, render
+from splitwatt_core.serving.rollout import RolloutPlan
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
@@ -34,6 +35,7 @@ from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
+from splitwatt_operator.serving.revisions import survey, together
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
@@ -181,7 +183,9 @@ class Serving:
         if refusal is not None or seen.fact is None:
             return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
         spec = seen.fact
-        outcome = await self._applier.bring(spec.uid, render(spec, self._context))
+        rollout = survey(self._store, spec, pod_templates(spec, self._context))
+        manifests = render(spec, self._context, rollout.placement)
+        outcome = await self._applier.bring(spec.uid, manifests, keep=rollout.keep, scale=rollout.scale)
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
@@ -193,22 +197,33 @@ class Serving:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
         for problem in outcome.problems:
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(obj, self._status(obj, seen, spec, outcome.problems, scaled))
+        due_s = await self._show(
+            obj, self._status(obj, seen, spec, problems=outcome.problems, scaled=scaled, rollout=rollout.plan)
+        )
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
         return _sooner(RECHECK_S, outcome.retry_s, due_s, self._scalers.again_s(name))
 
     def _status(
-        self, obj: JsonObject, seen: Seen[ClusterSpec], spec: ClusterSpec, problems: list[str], scaled: Sequence[str]
+        self,
+        obj: JsonObject,
+        seen: Seen[ClusterSpec],
+        spec: ClusterSpec,
+        *,
+        problems: list[str],
+        scaled: Sequence[str],
+        rollout: RolloutPlan,
     ) -> dict[str, Any]:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
-        parts = {p: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, p), spec.namespace) for p in (*Role, ROUTER_PART)}
+        now = survey(self._store, spec, pod_templates(spec, self._context))
+        parts = {part: together(now.of(part), now.newest) for part in (*Role, ROUTER_PART)}
         return status_of(
             spec,
             {role: parts[role] for role in Role},
             parts[ROUTER_PART],
+            rollout=rollout,
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
             proof=self._prober.condition(spec, obj.get("status") or {}),
