@@ -129,7 +129,6 @@ def _kept(scene: _Scene) -> str:
         if not scene.serving(newest):
             return best
         spent = any(scene.lacks(role) and not scene.gives(best, role) for role in scene.roles)
-        spent |= any(_over(scene, role) > 0 and not scene.gives(best, role) for role in scene.roles)
         if scene.share(newest) < KEPT_FROM and not (spent and scene.share(newest) >= scene.share(best)):
             return best
         return newest
