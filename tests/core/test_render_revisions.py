@@ -9,7 +9,7 @@ import pytest
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, KvTransferSpec, ModelSource, Role, RoleSpec, SpecError
 from splitwatt_core.names import LABEL_REVISION
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render
-from splitwatt_core.rendering.revision import Home, Placement, RouterHome, revision_of
+from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, revision_of
 
 POOL = RoleSpec(2, 8)
 
@@ -101,7 +101,7 @@ def test_a_second_revision_gets_deployments_and_a_router_of_its_own() -> None:
     routers = (RouterHome(mine, f"chat-router-{mine}", homes),)
     made = {
         m["metadata"]["name"]: m
-        for m in render(spec, RenderContext(), Placement(homes, {Role.PREFILL: 1, Role.DECODE: 2}, routers))
+        for m in render(spec, RenderContext(), RenderPlan(homes, {Role.PREFILL: 1, Role.DECODE: 2}, routers))
         if m["kind"] == "Deployment"
     }
     assert made.keys() == {f"chat-prefill-{mine}", "chat-decode", f"chat-router-{mine}"}
@@ -117,5 +117,5 @@ def test_a_second_revision_gets_deployments_and_a_router_of_its_own() -> None:
 
 def test_a_role_without_a_free_name_waits() -> None:
     homes = {Role.PREFILL: Home("chat-prefill")}
-    made = render(cluster(), RenderContext(), Placement(homes, {Role.PREFILL: 2, Role.DECODE: 2}))
+    made = render(cluster(), RenderContext(), RenderPlan(homes, {Role.PREFILL: 2, Role.DECODE: 2}))
     assert [m["metadata"]["name"] for m in made if m["kind"] == "Deployment"] == ["chat-prefill"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_core.clusters import Role
-from splitwatt_core.serving.rollout import Pool, RevisionState, RolloutPlan, plan_rollout
+from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 from support.sizes import sized
 
 P, D = Role.PREFILL, Role.DECODE
@@ -20,7 +20,7 @@ class Fleet:
 
     replicas: dict[Role, int]
     newest: str
-    pools: dict[str, dict[Role, Pool]] = field(default_factory=dict)
+    pools: dict[str, dict[Role, PoolState]] = field(default_factory=dict)
     routers: dict[str, int] = field(default_factory=dict)
     """Ready routers of each revision whose Deployment is there; -1: told to go, and its pods are still amid requests."""
     with_router: bool = True
@@ -38,9 +38,9 @@ class Fleet:
         plan = plan_rollout(self.state(), newest=self.newest, replicas=self.replicas, with_router=self.with_router)
         for revision, wanted in plan.replicas.items():
             for role, count in wanted.items():
-                before = self.pools.setdefault(revision, {}).get(role, Pool())
+                before = self.pools.setdefault(revision, {}).get(role, PoolState())
                 # a ReplicaSet takes those first that are not ready
-                self.pools[revision][role] = Pool(count, min(before.ready, count))
+                self.pools[revision][role] = PoolState(count, min(before.ready, count))
         for revision in [r for r, by in self.pools.items() if r != self.newest and not any(p.wanted for p in by.values())]:
             del self.pools[revision]
         for revision in plan.routers - self.routers.keys():
@@ -57,12 +57,12 @@ class Fleet:
                 self.routers[revision] = 0
 
     def pair(self, revision: str) -> bool:
-        return all(self.pools.get(revision, {}).get(role, Pool()).ready > 0 for role in Role if self.replicas[role])
+        return all(self.pools.get(revision, {}).get(role, PoolState()).ready > 0 for role in Role if self.replicas[role])
 
     def start(self, revision: str, role: Role) -> None:
-        pool = self.pools[revision].get(role, Pool())
+        pool = self.pools[revision].get(role, PoolState())
         if revision not in self.broken and pool.ready < pool.wanted:
-            self.pools[revision][role] = Pool(pool.wanted, pool.ready + 1)
+            self.pools[revision][role] = PoolState(pool.wanted, pool.ready + 1)
 
     def route(self, revision: str) -> None:
         if self.routers.get(revision) == 0 and self.pair(revision):
@@ -88,7 +88,7 @@ class Fleet:
         }
 
     def held(self, role: Role) -> int:
-        return sum(by.get(role, Pool()).wanted for by in self.pools.values())
+        return sum(by.get(role, PoolState()).wanted for by in self.pools.values())
 
     def finish(self) -> int:
         """The steps until nothing but the newest is left."""
@@ -100,7 +100,7 @@ class Fleet:
         raise AssertionError(f"not done: {self}")
 
     def done(self) -> bool:
-        whole = {role: Pool(count, count) for role, count in self.replicas.items()}
+        whole = {role: PoolState(count, count) for role, count in self.replicas.items()}
         routers = {self.newest} if self.with_router else set()
         return self.pools == {self.newest: whole} and set(self.routers) == routers and bool(self.serving())
 
@@ -121,21 +121,21 @@ def test_two_and_two_move_one_by_one_and_the_routers_first() -> None:
     fleet = running(2, 2)
     fleet.newest = "b"
     fleet.step()
-    assert fleet.pools["a"] == {P: Pool(1, 1), D: Pool(1, 1)} and fleet.held(P) == 1
+    assert fleet.pools["a"] == {P: PoolState(1, 1), D: PoolState(1, 1)} and fleet.held(P) == 1
     fleet.step()
-    assert fleet.pools["b"] == {P: Pool(1, 0), D: Pool(1, 0)}
+    assert fleet.pools["b"] == {P: PoolState(1, 0), D: PoolState(1, 0)}
     fleet.start("b", P)
     fleet.step()
-    assert fleet.pools["a"] == {P: Pool(1, 1), D: Pool(1, 1)} and "b" not in fleet.routers, "b has no pair yet"
+    assert fleet.pools["a"] == {P: PoolState(1, 1), D: PoolState(1, 1)} and "b" not in fleet.routers, "b has no pair yet"
     fleet.start("b", D)
     fleet.step()
     assert fleet.routers == {"a": 1, "b": 0}
     fleet.step()
-    assert fleet.pools["a"] == {P: Pool(1, 1), D: Pool(1, 1)}, "b's router takes no request yet"
+    assert fleet.pools["a"] == {P: PoolState(1, 1), D: PoolState(1, 1)}, "b's router takes no request yet"
     fleet.route("b")
     fleet.step()
     assert fleet.routers == {"a": -1, "b": 1}
-    assert fleet.pools["a"] == {P: Pool(1, 1), D: Pool(1, 1)}, "a's router may be amid a request"
+    assert fleet.pools["a"] == {P: PoolState(1, 1), D: PoolState(1, 1)}, "a's router may be amid a request"
     fleet.gone("a")
     fleet.step()
     assert "a" not in fleet.pools
@@ -147,12 +147,12 @@ def test_one_of_a_role_is_an_interruption_and_is_told() -> None:
     fleet.newest = "b"
     plan = fleet.step()
     assert plan.interrupted and "prefill has one replica" in plan.sentence
-    assert fleet.pools["a"] == {P: Pool(1, 1), D: Pool(1, 1)}, "decode moves one first"
+    assert fleet.pools["a"] == {P: PoolState(1, 1), D: PoolState(1, 1)}, "decode moves one first"
     fleet.step()
-    assert fleet.pools["a"][P] == Pool(1, 1)
+    assert fleet.pools["a"][P] == PoolState(1, 1)
     fleet.start("b", D)
     fleet.step()
-    assert fleet.pools["a"][P] == Pool(0, 0), "then prefill, for as long as it takes to start"
+    assert fleet.pools["a"][P] == PoolState(0, 0), "then prefill, for as long as it takes to start"
     fleet.finish()
 
 
@@ -162,7 +162,7 @@ def test_a_revision_that_does_not_start_stops_and_the_former_serves_on() -> None
     for _ in range(30):
         fleet.step()
         fleet.settle()
-    assert fleet.pools["a"] == {P: Pool(2, 2), D: Pool(3, 3)} and fleet.serving() == {"a"}
+    assert fleet.pools["a"] == {P: PoolState(2, 2), D: PoolState(3, 3)} and fleet.serving() == {"a"}
     fleet.newest = "c"
     fleet.finish()
 
@@ -203,7 +203,7 @@ def test_no_role_runs_ahead_of_the_other() -> None:
     for _ in range(30):
         fleet.step()
         fleet.start("b", P)
-    assert fleet.pools == {"a": {P: Pool(6, 6), D: Pool(7, 7)}, "b": {P: Pool(2, 2), D: Pool(1, 0)}}
+    assert fleet.pools == {"a": {P: PoolState(6, 6), D: PoolState(7, 7)}, "b": {P: PoolState(2, 2), D: PoolState(1, 0)}}
 
 
 def test_of_two_that_serve_the_former_is_kept_until_the_newest_has_as_much() -> None:
@@ -229,7 +229,7 @@ def test_a_router_that_nobody_reaches_for_a_moment_is_not_taken_away() -> None:
         fleet.start("b", P)
         fleet.start("b", D)
     fleet.routers = {"a": 0}
-    fleet.pools = {revision: {P: Pool(n, n), D: Pool(n, n)} for revision, n in (("a", 1), ("b", 2))}
+    fleet.pools = {revision: {P: PoolState(n, n), D: PoolState(n, n)} for revision, n in (("a", 1), ("b", 2))}
     assert fleet.step().routers == {"a", "b"}
 
 
@@ -254,7 +254,7 @@ def happen(fleet: Fleet, name: str, number: int) -> None:
                 (revision, role)
                 for revision, by in sorted(fleet.pools.items())
                 for role in Role
-                if revision not in fleet.broken and by.get(role, Pool()).ready < by.get(role, Pool()).wanted
+                if revision not in fleet.broken and by.get(role, PoolState()).ready < by.get(role, PoolState()).wanted
             ]
             if able:
                 fleet.start(*able[number % len(able)])

@@ -32,7 +32,7 @@ from splitwatt_core.rendering.objects import (
     stamped,
 )
 from splitwatt_core.rendering.overlay import lay_over
-from splitwatt_core.rendering.revision import Home, Placement, RouterHome, labelled_with, names_for, revision_of
+from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, labelled_with, names_for, revision_of
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
 
 NO_DEADLINE_S: Final = 2**31 - 1
@@ -59,15 +59,15 @@ def pod_templates(cluster: ClusterSpec, context: RenderContext) -> dict[Role, Ma
     }
 
 
-def render(cluster: ClusterSpec, context: RenderContext, placement: Placement | None = None) -> tuple[Manifest, ...]:
-    """Every object of the cluster, each with the hash of its own content as an annotation. `placement` None: it is new, or all of
+def render(cluster: ClusterSpec, context: RenderContext, plan: RenderPlan | None = None) -> tuple[Manifest, ...]:
+    """Every object of the cluster, each with the hash of its own content as an annotation. `plan` None: it is new, or all of
     it is of one revision under its first names.
 
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
     templates = pod_templates(cluster, context)
     revision = revision_of(templates)
-    at = _first_placement(cluster, revision) if placement is None else placement
+    at = _first_plan(cluster, revision) if plan is None else plan
     objects = [_cluster_service(cluster), *router_objects(cluster, at.routers, image=context.router_image)]
     for role in Role:
         selector = selector_labels(cluster.name, role)
@@ -77,16 +77,16 @@ def render(cluster: ClusterSpec, context: RenderContext, placement: Placement | 
     return tuple(stamped(manifest) for manifest in objects)
 
 
-def _first_placement(cluster: ClusterSpec, revision: str) -> Placement:
+def _first_plan(cluster: ClusterSpec, revision: str) -> RenderPlan:
     homes = {role: Home(names_for(cluster.name, role, revision)[0]) for role in Role}
     router = RouterHome(revision, names_for(cluster.name, ROUTER_PART, revision)[0], homes)
-    return Placement(homes, {role: cluster.role(role).replicas for role in Role}, (router,))
+    return RenderPlan(homes, {role: cluster.role(role).replicas for role in Role}, (router,))
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _deployment(cluster: ClusterSpec, role: Role, template: Manifest, at: Placement, revision: str) -> Manifest:
+def _deployment(cluster: ClusterSpec, role: Role, template: Manifest, at: RenderPlan, revision: str) -> Manifest:
     home = at.homes[role]
     if home.labelled:
         template = labelled_with(template, revision)

@@ -78,7 +78,7 @@ class RouterHome:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class RenderPlan:
     """What is to be rendered while the cluster rolls out: the newest revision's engines with so many `replicas`, and `routers`.
     A role without a home waits until a name is free."""
 

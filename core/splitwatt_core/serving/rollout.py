@@ -31,7 +31,7 @@ KEPT_FROM: Final = Fraction(2, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PoolState:
     """One role's Deployment of one revision: the replicas that it is told to have, and those of them that are ready."""
 
     wanted: int = 0
@@ -42,13 +42,13 @@ class Pool:
 class RevisionState:
     """`routed`: its router's Deployment is there, or its pods still are; `routers_ready`: those that take requests."""
 
-    pools: Mapping[Role, Pool]
+    pools: Mapping[Role, PoolState]
     routed: bool = False
     routers_ready: int = 0
 
-    def pool(self, role: Role) -> Pool:
-        pool = self.pools.get(role, Pool())
-        return Pool(pool.wanted, min(pool.wanted, pool.ready))
+    def pool(self, role: Role) -> PoolState:
+        pool = self.pools.get(role, PoolState())
+        return PoolState(pool.wanted, min(pool.wanted, pool.ready))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
-from splitwatt_operator.serving.revisions import survey, together
+from splitwatt_operator.serving.revisions import revisions_of, together
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
@@ -183,8 +183,8 @@ class Serving:
         if refusal is not None or seen.fact is None:
             return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
         spec = seen.fact
-        rollout = survey(self._store, spec, pod_templates(spec, self._context))
-        manifests = render(spec, self._context, rollout.placement)
+        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        manifests = render(spec, self._context, rollout.rendered)
         outcome = await self._applier.bring(spec.uid, manifests, keep=rollout.keep, scale=rollout.scale)
         for what in outcome.repaired:
             self._recorder.note(
@@ -217,7 +217,7 @@ class Serving:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
-        now = survey(self._store, spec, pod_templates(spec, self._context))
+        now = revisions_of(self._store, spec, pod_templates(spec, self._context))
         parts = {part: together(now.of(part), now.newest) for part in (*Role, ROUTER_PART)}
         return status_of(
             spec,

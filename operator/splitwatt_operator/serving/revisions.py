@@ -13,8 +13,8 @@ from typing import Any, Final
 from splitwatt_core.clusters import ClusterSpec, Role, RouterType, cluster_label
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_REVISION, LABEL_ROLE, LABEL_ROUTER
 from splitwatt_core.rendering.objects import ROUTER_PART
-from splitwatt_core.rendering.revision import Home, Placement, RouterHome, kv_content, names_for, revision_of
-from splitwatt_core.serving.rollout import Pool, RevisionState, RolloutPlan, plan_rollout
+from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, kv_content, names_for, revision_of
+from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store
 from splitwatt_operator.serving.apply import controller_uid
@@ -23,7 +23,7 @@ POD_HASH: Final = "pod-template-hash"
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveDeployment:
     """One Deployment of the cluster. `going`: told to go, and its pods may still be there."""
 
     part: Role | str
@@ -49,23 +49,23 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Revisions:
     """`newest`: the revision that is asked for. `plan`: what is next."""
 
     newest: str
-    live: Sequence[Live]
+    live: Sequence[LiveDeployment]
     plan: RolloutPlan
-    placement: Placement
+    rendered: RenderPlan
     scale: Mapping[Key, int] = field(default_factory=dict)
     """Former revisions' Deployments that are told another number of replicas."""
     keep: frozenset[tuple[Kind, Key]] = frozenset()
     """Those that are not rendered and stay all the same."""
 
-    def of(self, part: Role | str) -> list[Live]:
+    def of(self, part: Role | str) -> list[LiveDeployment]:
         return [each for each in self.live if each.part == part]
 
 
-def survey(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]]) -> Survey:
+def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]]) -> Revisions:
     """Cost: the store's Deployments, and its pods where some are not labelled."""
     newest = revision_of(templates)
     live = _live(store, spec, templates, newest)
@@ -75,7 +75,7 @@ def survey(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str
     replicas = {role: spec.role(role).replicas for role in Role}
     states = {
         revision: RevisionState(
-            {Role(each.part): Pool(each.wanted, _ready(each)) for each in engines if each.revision == revision},
+            {Role(each.part): PoolState(each.wanted, _ready(each)) for each in engines if each.revision == revision},
             with_router and any(each.revision == revision for each in routers),
             sum(_ready(each) for each in routers if each.revision == revision and not each.going),
         )
@@ -89,11 +89,11 @@ def survey(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str
             homes[role] = home
     former = [each for each in engines if each.revision != newest]
     rendered, kept_routers = _routers(spec, plan, newest, homes, engines=engines, routers=routers, taken=taken)
-    return Survey(
+    return Revisions(
         newest,
         live,
         plan,
-        Placement(homes, plan.replicas[newest], rendered),
+        RenderPlan(homes, plan.replicas[newest], rendered),
         {each.key: to for each in former if (to := plan.replicas[each.revision][Role(each.part)]) != each.wanted},
         frozenset(
             (Kind.DEPLOYMENT, each.key)
@@ -105,8 +105,8 @@ def survey(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str
 
 def _routers(
     spec: ClusterSpec, plan: RolloutPlan, newest: str, homes: Mapping[Role, Home], *,
-    engines: Sequence[Live], routers: Sequence[Live], taken: set[str],
-) -> tuple[tuple[RouterHome, ...], list[Live]]:  # fmt: skip
+    engines: Sequence[LiveDeployment], routers: Sequence[LiveDeployment], taken: set[str],
+) -> tuple[tuple[RouterHome, ...], list[LiveDeployment]]:  # fmt: skip
     """(those to render, those that stay as they are)."""
     rendered, stay = [], []
     for revision in sorted(plan.routers):
@@ -122,7 +122,7 @@ def _routers(
     return tuple(rendered), stay
 
 
-def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], newest: str) -> list[Live]:
+def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], newest: str) -> list[LiveDeployment]:
     found = []
     for obj in store.all(Kind.DEPLOYMENT):
         if obj["metadata"]["namespace"] == spec.namespace and _theirs(obj, spec):
@@ -139,7 +139,7 @@ def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str,
     theirs = _nameless_revision(nameless, templates, newest)
     return sorted(
         (
-            Live(part, (obj["metadata"].get("labels") or {}).get(LABEL_REVISION, theirs), _home_of(store, obj, part),
+            LiveDeployment(part, (obj["metadata"].get("labels") or {}).get(LABEL_REVISION, theirs), _home_of(store, obj, part),
                  obj, "deletionTimestamp" in obj["metadata"])
             for part, obj in found
         ),
@@ -182,7 +182,7 @@ def _home_of(store: Store, obj: JsonObject, part: Role | str) -> Home:
     return Home(meta["name"], labelled=False, pod_hash=hashes.pop() if len(hashes) == 1 else "")
 
 
-def _home(engines: Iterable[Live], role: Role, revision: str) -> Home | None:
+def _home(engines: Iterable[LiveDeployment], role: Role, revision: str) -> Home | None:
     return next((each.home for each in engines if each.part == role and each.revision == revision), None)
 
 
@@ -190,7 +190,7 @@ def _free(spec: ClusterSpec, part: Role | str, revision: str, taken: set[str]) -
     return next((Home(name) for name in names_for(spec.name, part, revision) if name not in taken), None)
 
 
-def _ready(live: Live) -> int:
+def _ready(live: LiveDeployment) -> int:
     ready: int = (live.obj.get("status") or {}).get("readyReplicas", 0)
     return ready
 
@@ -198,7 +198,7 @@ def _ready(live: Live) -> int:
 # -------------------------------------------------------------------------------------------------------------- for the status
 
 
-def together(deployments: Sequence[Live], newest: str) -> JsonObject | None:
+def together(deployments: Sequence[LiveDeployment], newest: str) -> JsonObject | None:
     """One part's Deployments as if they were one, of which those of the newest revision are up to date; None without any."""
     staying = [each for each in deployments if not each.going]
     if not staying:
