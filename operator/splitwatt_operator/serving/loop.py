@@ -192,7 +192,7 @@ class Serving:
             )
         if outcome.unsent:
             return LEASE_PAUSE_S
-        scaled = await self._scalers.look(spec, outcome.repaired)
+        scaled = await self._scalers.look(spec, outcome.repaired, rollout.named)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
         for problem in outcome.problems:

@@ -61,6 +61,10 @@ class Revisions:
     keep: frozenset[tuple[Kind, Key]] = frozenset()
     """Those that are not rendered and stay all the same."""
 
+    @property
+    def named(self) -> dict[str, Role]:
+        return {each.home.name: Role(each.part) for each in self.live if each.part in set(Role)}
+
     def of(self, part: Role | str) -> list[LiveDeployment]:
         return [each for each in self.live if each.part == part]
 
