@@ -154,7 +154,7 @@ def test_one_and_one_is_told_to_be_interrupted(site: Site) -> None:
     site.await_condition("chat", "Ready", "True")
     engine_args(site, "--max-num-seqs=64")
     told = site.await_condition("chat", "RollingOut", "True", "ServingInterrupted")
-    assert "prefill and decode has one replica" in told["message"]
+    assert "prefill and decode have one replica each" in told["message"]
     eventually("rolled", lambda: rolled(site, "--max-num-seqs=64"))
 
 

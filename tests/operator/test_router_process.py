@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
@@ -137,7 +138,9 @@ def test_an_engine_that_is_lost_fails_what_it_holds_and_the_next_are_answered(ro
     engines = {(r, i): routed.engine(r, f"127.0.0.{30 + i + 2 * (r is Role.DECODE)}") for r in Role for i in (0, 1)}
     routed.await_routed()
     assert [routed.ask(prompt=PROMPT, max_tokens=2).status_code for _ in range(4)] == [200] * 4
-    amid = {"prompt": [7] * 16_000, "max_tokens": 4} if role is Role.PREFILL else {"prompt": PROMPT, "max_tokens": 300}
+    amid: dict[str, Any] = (
+        {"prompt": [7] * 16_000, "max_tokens": 4} if role is Role.PREFILL else {"prompt": PROMPT, "max_tokens": 300}
+    )
     with ThreadPoolExecutor(8) as pool:
         flying = [pool.submit(routed.ask, **amid) for _ in range(8)]
         time.sleep(1.0)

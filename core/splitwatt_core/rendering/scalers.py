@@ -25,8 +25,8 @@ class Autoscaler:
 
 
 def advice(autoscaler: Autoscaler, cluster: ClusterSpec, deployments: Mapping[str, Role] | None = None) -> str | None:
-    """What to change about an autoscaler in the cluster's namespace; None when it scales nothing that we render. `deployments`: the
-    names that they have now, None for the first ones."""
+    """What to change about an autoscaler in the cluster's namespace; None when it scales nothing that we render. `deployments`:
+    the names that they have now, beside the first ones."""
     roles = {object_name(cluster.name, role): role for role in Role} | dict(deployments or {})
     role = roles.get(autoscaler.target_name) if autoscaler.target_kind == "Deployment" else None
     if role is None:

@@ -224,8 +224,11 @@ def _sentence(scene: _Scene, kept: str, single: list[Role]) -> str:
     )
     if single:
         roles = " and ".join(role.value for role in single)
+        one = "has one replica" if len(single) == 1 else "have one replica each"
         return (
-            f"{words} Serving is interrupted: {roles} has one replica, which makes room for the new one before that is ready; "
-            "two of each role are rolled without an interruption."
+            f"{words} Serving is interrupted: {roles} {one}, which makes room for the new one before that is "
+            "ready; two of each role are rolled without an interruption."
         )
-    return f"{words} Requests are served by {kept}." if scene.serving(kept) else words
+    if scene.with_router and scene.pair(scene.newest) and scene.revisions[scene.newest].routed and not newest.routers_ready:
+        words = f"{words} The router of {scene.newest} is not ready yet."
+    return f"{words} {kept} serves." if scene.serving(kept) else words

@@ -22,7 +22,7 @@ from typing import Any, Final
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import DEPLOYMENTS, resource_of
-from splitwatt_core.names import ANNOTATION_RENDERED
+from splitwatt_core.names import ANNOTATION_RENDERED, LABEL_REVISION
 from splitwatt_core.rendering.drift import fingerprint
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store, version_of
@@ -66,6 +66,14 @@ class ApplyReport:
     unsent: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """To a Deployment that is not rendered any more: how many replicas it has, and of which revision it is."""
+
+    replicas: int
+    revision: str
+
+
 class Applier:
     """One for all clusters. Calls for one cluster must not overlap."""
 
@@ -81,14 +89,14 @@ class Applier:
         manifests: Sequence[Mapping[str, Any]],
         *,
         keep: Collection[tuple[Kind, Key]] = (),
-        scale: Mapping[Key, int] | None = None,
+        tell: Mapping[Key, Told] | None = None,
     ) -> ApplyReport:
-        """Tell Deployments their replicas (`scale`), apply what differs, then remove what is owned by the cluster `uid` and
+        """Tell former Deployments what is theirs, apply what differs, then remove what is owned by the cluster `uid` and
         neither rendered nor to `keep`."""
         outcome = ApplyReport()
         wanted: set[tuple[Kind, Key]] = set(keep)
-        for key, replicas in (scale or {}).items():
-            await self._scale(key, replicas, outcome)
+        for key, told in (tell or {}).items():
+            await self._tell(key, told, outcome)
             if outcome.unsent:
                 return outcome
         for manifest in manifests:
@@ -107,9 +115,10 @@ class Applier:
 
     def forget(self, namespace: str, names: Sequence[str]) -> None:
         """The cluster is gone; its objects go by garbage collection."""
-        for kind in OWNED_KINDS:
-            for name in names:
-                self._applied.pop((kind, Key(namespace, name)), None)
+        keys = [(kind, Key(namespace, name)) for kind in OWNED_KINDS for name in names]
+        owners = {known.owner for key in keys if (known := self._applied.get(key)) is not None}
+        for key in [key for key, known in self._applied.items() if known.owner in owners]:
+            del self._applied[key]
 
     async def _one(self, uid: str, manifest: Mapping[str, Any], key: Key, outcome: ApplyReport) -> None:
         kind, rendered = Kind(manifest["kind"]), manifest["metadata"]["annotations"][ANNOTATION_RENDERED]
@@ -149,7 +158,7 @@ class Applier:
             outcome.repaired.append(f"{kind.value} {key.name}")
         self._applied[kind, key] = now
 
-    async def _scale(self, key: Key, replicas: int, outcome: ApplyReport) -> None:
+    async def _tell(self, key: Key, told: Told, outcome: ApplyReport) -> None:
         """Bound to the number that was decided on."""
         live = self._store.get(Kind.DEPLOYMENT, key.name, key.namespace)
         if live is None:
@@ -158,7 +167,8 @@ class Applier:
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": live["metadata"]["uid"]},
             {"op": "test", "path": "/spec/replicas", "value": live["spec"]["replicas"]},
-            {"op": "replace", "path": "/spec/replicas", "value": replicas},
+            {"op": "replace", "path": "/spec/replicas", "value": told.replicas},
+            {"op": "add", "path": f"/metadata/labels/{LABEL_REVISION.replace('/', '~1')}", "value": told.revision},
         ]
         match await self._pen.patch(DEPLOYMENTS, key.name, patch, namespace=key.namespace):
             case Stored(answer):
@@ -166,7 +176,7 @@ class Applier:
             case NotSent():
                 outcome.unsent = True
             case Rejected() | OutcomeUnknown() as error:
-                outcome.problems.append(f"Deployment {key.name} was not scaled to {replicas}: {error}")
+                outcome.problems.append(f"Deployment {key.name} was not scaled to {told.replicas}: {error}")
                 outcome.failed = True
 
     async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: ApplyReport) -> None:

@@ -185,7 +185,7 @@ class Serving:
         spec = seen.fact
         rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
         manifests = render(spec, self._context, rollout.rendered)
-        outcome = await self._applier.bring(spec.uid, manifests, keep=rollout.keep, scale=rollout.scale)
+        outcome = await self._applier.bring(spec.uid, manifests, keep=rollout.keep, tell=rollout.tell)
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."

@@ -17,7 +17,7 @@ from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, kv_c
 from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store
-from splitwatt_operator.serving.apply import controller_uid
+from splitwatt_operator.serving.apply import Told, controller_uid
 
 POD_HASH: Final = "pod-template-hash"
 
@@ -56,8 +56,8 @@ class Revisions:
     live: Sequence[LiveDeployment]
     plan: RolloutPlan
     rendered: RenderPlan
-    scale: Mapping[Key, int] = field(default_factory=dict)
-    """Former revisions' Deployments that are told another number of replicas."""
+    tell: Mapping[Key, Told] = field(default_factory=dict)
+    """What is told to former revisions' Deployments."""
     keep: frozenset[tuple[Kind, Key]] = frozenset()
     """Those that are not rendered and stay all the same."""
 
@@ -98,7 +98,12 @@ def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mappi
         live,
         plan,
         RenderPlan(homes, plan.replicas[newest], rendered),
-        {each.key: to for each in former if (to := plan.replicas[each.revision][Role(each.part)]) != each.wanted},
+        {
+            each.key: Told(to, each.revision)
+            for each in former
+            if (to := plan.replicas[each.revision][Role(each.part)]) != each.wanted
+            or not (each.obj["metadata"].get("labels") or {}).get(LABEL_REVISION)
+        },
         frozenset(
             (Kind.DEPLOYMENT, each.key)
             for each in (*former, *kept_routers)
@@ -135,15 +140,11 @@ def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str,
                 found.append((ROUTER_PART, obj))
             elif selects.get(LABEL_ROLE) in set(Role):
                 found.append((Role(selects[LABEL_ROLE]), obj))
-    nameless = {
-        Role(part): obj
-        for part, obj in found
-        if part in set(Role) and LABEL_REVISION not in (obj["metadata"].get("labels") or {})
-    }
+    nameless = {Role(part): obj for part, obj in found if part in set(Role) and not _named(obj)}
     theirs = _nameless_revision(nameless, templates, newest)
     return sorted(
         (
-            LiveDeployment(part, (obj["metadata"].get("labels") or {}).get(LABEL_REVISION, theirs), _home_of(store, obj, part),
+            LiveDeployment(part, _named(obj) or theirs, _home_of(store, obj, part),
                  obj, "deletionTimestamp" in obj["metadata"])
             for part, obj in found
         ),
@@ -153,6 +154,12 @@ def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str,
 
 def _selects(deployment: JsonObject) -> Mapping[str, str]:
     return (deployment["spec"].get("selector") or {}).get("matchLabels") or {}
+
+
+def _named(deployment: JsonObject) -> str:
+    """By its label, or its pods' where somebody took it; "" when it was made before revisions were named."""
+    labels = (deployment["metadata"].get("labels") or {}, deployment["spec"]["template"]["metadata"].get("labels") or {})
+    return next((of[LABEL_REVISION] for of in labels if LABEL_REVISION in of), "")
 
 
 def _theirs(obj: JsonObject, spec: ClusterSpec) -> bool:
