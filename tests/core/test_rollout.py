@@ -245,10 +245,11 @@ EVENTS = st.one_of(
 """The number says which of those that can."""
 
 
-def happen(fleet: Fleet, name: str, number: int) -> None:
+def happen(fleet: Fleet, name: str, number: int, *, least: int) -> None:
+    """`least`: replicas that a role is scaled to."""
     match name:
         case "step":
-            assert not fleet.step().interrupted
+            fleet.step()
         case "start":
             able = [
                 (revision, role)
@@ -265,7 +266,7 @@ def happen(fleet: Fleet, name: str, number: int) -> None:
         case "newest":
             fleet.newest = "abc"[number % 3]
         case _:
-            fleet.replicas[Role(name)] = 2 + number % 5
+            fleet.replicas[Role(name)] = least + number % 5
 
 
 @settings(max_examples=sized(4000), deadline=None)
@@ -281,8 +282,22 @@ def test_somebody_serves_at_every_moment_and_no_role_grows_beyond_what_is_asked(
     fleet.broken = broken
     for name, number in (("newest", 1), *events):
         held = {role: fleet.held(role) for role in Role}
-        happen(fleet, name, number)
+        happen(fleet, name, number, least=2)
         assert fleet.serving(), (name, number, fleet)
         assert all(fleet.held(role) <= max(held[role], fleet.replicas[role]) for role in Role)
     fleet.broken = set()
+    fleet.finish()
+
+
+@settings(max_examples=sized(2000), deadline=None)
+@given(events=st.lists(EVENTS, max_size=60), with_router=st.booleans())
+def test_a_rollout_ends_whatever_a_role_is_scaled_to(events: list[tuple[str, int]], with_router: bool) -> None:
+    """To nothing and to one, too; told to be interrupted only where a role has one."""
+    fleet = running(2, 2, with_router=with_router)
+    for name, number in events:
+        held = {role: fleet.held(role) for role in Role}
+        happen(fleet, name, number, least=0)
+        assert all(fleet.held(role) <= max(held[role], fleet.replicas[role]) for role in Role)
+        plan = plan_rollout(fleet.state(), newest=fleet.newest, replicas=fleet.replicas, with_router=with_router)
+        assert plan.interrupted <= (1 in fleet.replicas.values())
     fleet.finish()
