@@ -260,7 +260,7 @@ class InferenceClusterStatus(Wire):
     conditions: Conditions = Field(
         default_factory=list,
         description="Ready, PrefillReady, DecodeReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
-        "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
+        "RollingOut while two revisions are there, ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
     )
 
 
