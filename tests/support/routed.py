@@ -46,7 +46,7 @@ class RoutedCluster:
 
     def engine(self, role: Role, address: str, *, args: Sequence[str] = (), pod: str = "") -> str:
         """A pod of this role that runs at `address` and is Ready; its name."""
-        name = pod or f"{self.spec.name}-{role}-{address.rpartition('.')[2]}"
+        name = pod or f"{self.revision}{self.spec.name}-{role}-{address.rpartition('.')[2]}"
         template = self.objects["Deployment", object_name(self.spec.name, role)]["spec"]["template"]
         command = [sys.executable, "-m", "splitwatt_twin.pod", *template["spec"]["containers"][0]["args"], "--host", address]
         process = self.group.start(name, [*command, *args], env={"VLLM_NIXL_SIDE_CHANNEL_HOST": address})
