@@ -202,8 +202,9 @@ class RouterType(StrEnum):
     NONE = "None"
 
 
-ONE_KIND_ROUTERS: Final = (RouterType.VLLM, RouterType.SGLANG)
-"""They take a pod for one of prefill and decode, or know one kind of pods alone (src/service_discovery.rs of either)."""
+LABEL_ROUTERS: Final = (RouterType.VLLM, RouterType.SGLANG)
+"""They find engines by labels, so each revision has its own; and take a pod for one of prefill and decode, or know one kind of
+pods alone (src/service_discovery.rs of either)."""
 OVERFLOW_SENTENCE: Final = (
     "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
     "router.type None and bring a router that sends to all three"
@@ -269,7 +270,7 @@ class ClusterSpec:
             raise SpecError("prefill and decode are two halves: give both, or neither of them and mixed")
         if self.prefill is None and self.mixed is None:
             raise SpecError("a cluster has prefill and decode, or mixed: give its replicas")
-        if self.prefill is not None and self.mixed is not None and self.router.type in ONE_KIND_ROUTERS:
+        if self.prefill is not None and self.mixed is not None and self.router.type in LABEL_ROUTERS:
             raise SpecError(OVERFLOW_SENTENCE)
         if self.mixed is not None and self.router.type is RouterType.LLMD:
             raise SpecError(PAIR_ALONE_SENTENCE)

@@ -26,6 +26,8 @@ LABEL_ROLE: Final = "splitwatt.io/role"
 # On the router's pods, which have neither of the two above: they are of the cluster, and no consumer of power.
 LABEL_ROUTER: Final = "splitwatt.io/router"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
+# On Deployments and their pods: engines of one revision understand each other's KV caches.
+LABEL_REVISION: Final = "splitwatt.io/revision"
 # On pods of any kind, by their owner: pods of a namespace with the same value are one replica and get one common cap.
 LABEL_GROUP: Final = "splitwatt.io/group"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"

@@ -297,8 +297,8 @@ class InferenceClusterStatus(Wire):
     conditions: Conditions = Field(
         default_factory=list,
         description="Ready, PrefillReady, DecodeReady, MixedReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
-        "ScaledElsewhere while an autoscaler aims at a rendered Deployment; EngineChecked while something of the engine's "
-        "command line cannot be judged.",
+        "RollingOut while two revisions are there, ScaledElsewhere while an autoscaler aims at a rendered Deployment, "
+        "EngineChecked while something of the engine's command line cannot be judged.",
     )
 
 

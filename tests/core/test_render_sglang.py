@@ -25,7 +25,6 @@ from splitwatt_core.clusters import (
 from splitwatt_core.rendering.command_line import FlagError, KnownFlags, known
 from splitwatt_core.rendering.engine import engine_args
 from splitwatt_core.rendering.render import RenderContext, render, unjudged
-from splitwatt_core.rendering.router import router_args
 from splitwatt_core.rendering.sglang import version_of
 from splitwatt_core.serving.provable import why_not
 from support.some import some
@@ -160,11 +159,12 @@ def test_its_router_takes_what_is_rendered() -> None:
     module = importlib.import_module("sglang_router.router_args")
     parser = argparse.ArgumentParser()
     module.RouterArgs.add_cli_args(parser, use_router_prefix=False)
-    args = parser.parse_args(router_args(cluster()))
+    args = parser.parse_args(part(cluster(), "router")["spec"]["containers"][0]["args"])
+    of = f"splitwatt.io/revision={part(cluster(), 'router')['metadata']['labels']['splitwatt.io/revision']}"
     assert args.pd_disaggregation and args.service_discovery and not args.mini_lb
     assert (args.service_discovery_namespace, args.service_discovery_port) == ("serving", 9000)
-    assert args.prefill_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=prefill"]
-    assert args.decode_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=decode"]
+    assert args.prefill_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=prefill", of]
+    assert args.decode_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=decode", of]
     [container] = part(cluster(), "router")["spec"]["containers"]
     assert container["command"] == ["python3", "-m", "sglang_router.launch_router"]
     assert container["image"] == CONTEXT.sglang_router_image

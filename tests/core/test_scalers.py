@@ -25,6 +25,13 @@ def test_each_role_has_its_own_advice(name: str) -> None:
     assert "spec.prefill.replicas" in (said[Role.PREFILL] or "") and "aim it at" in (said[Role.DECODE] or "")
 
 
+def test_a_later_revisions_deployment_is_known_by_its_name() -> None:
+    later = Autoscaler("hpa", "Deployment", "chat-decode-1a2b3c4d")
+    text = advice(later, cluster("chat"), {"chat-decode-1a2b3c4d": Role.DECODE})
+    assert text is not None and "Deployment chat-decode-1a2b3c4d" in text and "aim it at" in text
+    assert advice(later, cluster("chat")) is None
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -68,7 +68,7 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     port, side = free_port(), free_port()
     objects, changed = Objects(), []  # type: ignore[var-annotated]
     pool = {"replicas": 1, "gpusPerReplica": 1}
-    objects.cluster(
+    cluster = objects.cluster(
         engine={"type": "VLLM", "port": port}, prefill=pool, decode=pool, kvTransfer={"sideChannelPort": side},
     )  # fmt: skip
     prober = Prober(objects.store, objects.view, changed.append)
@@ -85,7 +85,9 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
                 assert router.running, router.log.read_text()
                 await asyncio.sleep(0.1)
         objects.put(Kind.SERVICE, "chat", meta={"namespace": "s"}, spec={"clusterIP": "127.0.0.1"})
-        objects.put(Kind.DEPLOYMENT, "chat-router", status={"readyReplicas": 1})
+        owned = {"ownerReferences": [{"controller": True, "uid": cluster["metadata"]["uid"]}]}
+        selects = {"selector": {"matchLabels": {"splitwatt.io/router": "chat"}}}
+        objects.put(Kind.DEPLOYMENT, "chat-router", meta=owned, spec=selects, status={"readyReplicas": 1})
         for role, engine in (("prefill", prefill), ("decode", decode)):
             labels = {"splitwatt.io/cluster": "chat", "splitwatt.io/role": role}
             ready = {"podIP": engine.host, "conditions": [{"type": "Ready", "status": "True"}]}

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
@@ -14,6 +21,8 @@ from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import ProcessGroup
 from support.routed import RoutedCluster
 from support.waiting import eventually
+
+log = logging.getLogger(__name__)
 
 PROMPT = list(range(700))
 
@@ -114,3 +123,72 @@ def test_an_unsplit_cluster_is_sent_each_request_whole_and_in_turn(unsplit: Rout
         return at == unsplit.counts(mixed[0])
 
     eventually("who leaves is asked no more", the_leaving_rests)
+
+
+def test_a_router_hands_nothing_on_to_engines_of_another_revision(routed: RoutedCluster) -> None:
+    """Two revisions side by side: what one understands, the other would read again."""
+    engine = replace(routed.spec.engine, args=("--block-size=32",))
+    spec = replace(routed.spec, engine=engine, router=RouterSpec(metrics_port=free_port()))
+    later = RoutedCluster(routed.plane, routed.group, spec, revision="later-")
+    routed.router()
+    later.router()
+    first = routed.engine(Role.PREFILL, "127.0.0.21"), routed.engine(Role.DECODE, "127.0.0.22")
+    routed.await_routed()
+    second = [later.engine(Role.PREFILL, "127.0.0.23")]
+    time.sleep(2)
+    assert not later.answers(f"{later.url}/readiness"), "the decode engine that is there is of the other revision"
+    second.append(later.engine(Role.DECODE, "127.0.0.24"))
+    later.await_routed()
+    for each in (routed, later):
+        assert [each.ask(prompt=PROMPT, max_tokens=4).status_code for _ in range(8)] == [200] * 8
+    for cluster, (prefill, decode) in ((routed, first), (later, second)):
+        assert cluster.counts(prefill)[M_VLLM_PROMPT_TOKENS] == 8 * 700
+        assert cluster.counts(decode)[M_VLLM_PROMPT_TOKENS] == 0, "no prompt was read twice"
+        assert cluster.counts(decode)[M_VLLM_GENERATION_TOKENS] == 8 * 4
+    across = {"do_remote_decode": True, "do_remote_prefill": False}
+    where = routed.ask_engine(first[0], prompt=PROMPT, max_tokens=1, kv_transfer_params=across)["kv_transfer_params"]
+    later.ask_engine(second[1], prompt=PROMPT, max_tokens=4, kv_transfer_params=where)
+    assert later.counts(second[1])[M_VLLM_PROMPT_TOKENS] == 700, "one that goes across is read again, which is seen"
+    later.close()
+
+
+def test_a_router_that_is_told_to_go_ends_what_it_has_begun(routed: RoutedCluster) -> None:
+    """Its preStop hook is over by then, and it is asked no more."""
+    router = routed.router()
+    routed.engine(Role.PREFILL, "127.0.0.25"), routed.engine(Role.DECODE, "127.0.0.26")
+    routed.await_routed()
+    body = {"model": routed.spec.model, "prompt": PROMPT, "max_tokens": 400, "stream": True}
+    words, told = 0, False
+    with routed.http.stream("POST", f"{routed.url}/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                words += sum(len(choice["text"].split()) for choice in json.loads(line[6:])["choices"])
+            if words and not told:
+                router.send(signal.SIGTERM)
+                told = True
+    assert (words, told) == (400, True)
+    eventually("it ends", lambda: not router.running)
+
+
+@pytest.mark.parametrize("role", [Role.DECODE, Role.PREFILL])
+def test_an_engine_that_is_lost_fails_what_it_holds_and_the_next_are_answered(routed: RoutedCluster, role: Role) -> None:
+    """Lost with its KV caches. Its pod is still there and said to be Ready, as until its kubelet or a probe finds out."""
+    routed.router()
+    engines = {(r, i): routed.engine(r, f"127.0.0.{30 + i + 2 * (r is Role.DECODE)}") for r in Role for i in (0, 1)}
+    routed.await_routed()
+    assert [routed.ask(prompt=PROMPT, max_tokens=2).status_code for _ in range(4)] == [200] * 4
+    amid: dict[str, Any] = (
+        {"prompt": [7] * 16_000, "max_tokens": 4} if role is Role.PREFILL else {"prompt": PROMPT, "max_tokens": 300}
+    )
+    with ThreadPoolExecutor(8) as pool:
+        flying = [pool.submit(routed.ask, **amid) for _ in range(8)]
+        time.sleep(1.0)
+        assert not any(each.done() for each in flying)
+        routed.group[engines[role, 0]].kill()
+        answers = [each.result() for each in flying]
+    seen = Counter(each.status_code for each in answers)
+    after = Counter(routed.ask(prompt=PROMPT, max_tokens=2).status_code for _ in range(8))
+    said = sorted({answer.text[:90] for answer in answers if not answer.is_success})
+    log.info("%s lost amid 8 requests: clients saw %s, %s; then %s", role.value, dict(seen), said, dict(after))
+    assert after == {200: 8}
+    assert seen[200] >= 4 and sum(seen.values()) == 8

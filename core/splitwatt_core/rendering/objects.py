@@ -58,8 +58,10 @@ def selector_text(cluster: str, role: Role) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(selector_labels(cluster, role).items()))
 
 
-def made(cluster: ClusterSpec, api_version: str, kind: str, part: Role | str | None, content: Mapping[str, Any]) -> Manifest:
-    """An object of this cluster, owned by it. `content`: all but what every object has."""
+def made(
+    cluster: ClusterSpec, api_version: str, kind: str, part: Role | str | None, content: Mapping[str, Any], *, name: str = ""
+) -> Manifest:
+    """An object of this cluster, owned by it. `content`: all but what every object has. `name` "": the part's."""
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_CLUSTER: cluster_label(cluster.name)}
     if isinstance(part, Role):
         labels |= {LABEL_ROLE: part.value, LABEL_LLMD_ROLE: part.llmd}
@@ -68,7 +70,7 @@ def made(cluster: ClusterSpec, api_version: str, kind: str, part: Role | str | N
         "kind": kind,
         "metadata": {
             "namespace": cluster.namespace,
-            "name": object_name(cluster.name, part),
+            "name": name or object_name(cluster.name, part),
             "labels": labels,
             "ownerReferences": [
                 {

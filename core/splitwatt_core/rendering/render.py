@@ -6,6 +6,9 @@ Service, the way in for clients. It leads to the router, or without one to the d
 without KV parameters computes the prompt itself, so that without a router nothing is split. Of an unsplit cluster it leads to the
 mixed pods.
 
+What changes the engines makes a new revision (`rendering.revision`), which gets Deployments and routers of its own beside the
+former ones; how many replicas each has meanwhile is `serving.rollout`'s to say.
+
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
 
@@ -22,8 +25,17 @@ from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
 from splitwatt_core.rendering import engine_check, sglang
 from splitwatt_core.rendering.engine import PORT_HTTP, engine_ports, pod_template
 from splitwatt_core.rendering.llmd import ENVOY_IMAGE, PICKER_IMAGE, SIDECAR_IMAGE, behind, llmd_objects, with_sidecar
-from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
+from splitwatt_core.rendering.objects import (
+    ROUTER_PART,
+    Manifest,
+    disruption_budget,
+    made,
+    selector_labels,
+    service_port,
+    stamped,
+)
 from splitwatt_core.rendering.overlay import lay_over
+from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, labelled_with, names_for, revision_of
 from splitwatt_core.rendering.router import DEFAULT_VLLM_ROUTER_IMAGE, router_labels, router_objects
 
 NO_DEADLINE_S: Final = 2**31 - 1
@@ -52,22 +64,42 @@ class RenderContext:
         return self.sglang_router_image if router is RouterType.SGLANG else self.router_image
 
 
-def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]:
-    """Every object of the cluster, each with the hash of its own content as an annotation.
+def pod_templates(cluster: ClusterSpec, context: RenderContext) -> dict[Role, Manifest]:
+    """By role, before anybody says of which revision they are. Raises SpecError."""
+    return {role: _templates(cluster, role, context)[1] for role in cluster.roles}
+
+
+def render(cluster: ClusterSpec, context: RenderContext, plan: RenderPlan | None = None) -> tuple[Manifest, ...]:
+    """Every object of the cluster, each with the hash of its own content as an annotation. `plan` None: it is new, or all of
+    it is of one revision under its first names.
 
     Raises SpecError when the cluster asks for something that cannot be rendered.
     """
-    objects = [_cluster_service(cluster), *router_objects(cluster, image=context.router(cluster.router.type))]
+    templates = {}
+    for role in cluster.roles:
+        plain, templates[role] = _templates(cluster, role, context)
+        engine_check.check(cluster, role, plain, templates[role])
+    revision = revision_of(templates)
+    at = _first_plan(cluster, revision) if plan is None else plan
+    objects = [_cluster_service(cluster), *router_objects(cluster, at.routers, image=context.router(cluster.router.type))]
     objects += llmd_objects(cluster, picker_image=context.llmd_picker_image, envoy_image=context.envoy_image)
     for role in cluster.roles:
         selector = selector_labels(cluster.name, role)
-        objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
+        if role in at.homes:
+            objects.append(_deployment(cluster, role, templates[role], at, revision))
+        objects += [_role_service(cluster, role), disruption_budget(cluster, role, selector)]
     return tuple(stamped(manifest) for manifest in objects)
 
 
 def unjudged(cluster: ClusterSpec, context: RenderContext) -> list[str]:
     """What nobody can say of a cluster that can be rendered before its engines run, in sentences."""
-    return engine_check.unjudged(cluster, [_templates(cluster, role, context)[1] for role in cluster.roles])
+    return engine_check.unjudged(cluster, list(pod_templates(cluster, context).values()))
+
+
+def _first_plan(cluster: ClusterSpec, revision: str) -> RenderPlan:
+    homes = {role: Home(names_for(cluster.name, role, revision)[0]) for role in cluster.roles}
+    router = RouterHome(revision, names_for(cluster.name, ROUTER_PART, revision)[0], homes)
+    return RenderPlan(homes, {role: cluster.role(role).replicas for role in cluster.roles}, (router,))
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
@@ -80,18 +112,19 @@ def _templates(cluster: ClusterSpec, role: Role, context: RenderContext) -> tupl
     return plain, lay_over(plain, cluster.role(role).template, where=f"spec.{role.value}.template")
 
 
-def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
-    plain, template = _templates(cluster, role, context)
-    engine_check.check(cluster, role, plain, template)
+def _deployment(cluster: ClusterSpec, role: Role, template: Manifest, at: RenderPlan, revision: str) -> Manifest:
+    home = at.homes[role]
+    if home.labelled:
+        template = labelled_with(template, revision)
     spec = {
-        "replicas": cluster.role(role).replicas,
-        "selector": {"matchLabels": selector_labels(cluster.name, role)},
+        "replicas": at.replicas[role],
+        "selector": {"matchLabels": selector_labels(cluster.name, role) | home.own_labels(cluster.name, role, revision)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
         "progressDeadlineSeconds": NO_DEADLINE_S,
         "revisionHistoryLimit": REVISIONS_KEPT,
         "template": template,
     }
-    return made(cluster, "apps/v1", "Deployment", role, {"spec": spec})
+    return labelled_with(made(cluster, "apps/v1", "Deployment", role, {"spec": spec}, name=home.name), revision)
 
 
 def _cluster_service(cluster: ClusterSpec) -> Manifest:

@@ -7,6 +7,7 @@ prefill and mixed have none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitwatt_core.clusters import ClusterSpec, Role
@@ -23,9 +24,10 @@ class Autoscaler:
     target_name: str
 
 
-def advice(autoscaler: Autoscaler, cluster: ClusterSpec) -> str | None:
-    """What to change about an autoscaler in the cluster's namespace; None when it scales nothing that we render."""
-    roles = {object_name(cluster.name, role): role for role in cluster.roles}
+def advice(autoscaler: Autoscaler, cluster: ClusterSpec, deployments: Mapping[str, Role] | None = None) -> str | None:
+    """What to change about an autoscaler in the cluster's namespace; None when it scales nothing that we render. `deployments`:
+    the names that they have now, beside the first ones."""
+    roles = {object_name(cluster.name, role): role for role in cluster.roles} | dict(deployments or {})
     role = roles.get(autoscaler.target_name) if autoscaler.target_kind == "Deployment" else None
     if role is None:
         return None

@@ -23,7 +23,8 @@ from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_core.rendering.llmd import POOL_KIND
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
-from splitwatt_core.rendering.render import RenderContext, render, unjudged
+from splitwatt_core.rendering.render import RenderContext, pod_templates, render, unjudged
+from splitwatt_core.serving.rollout import RolloutPlan
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
@@ -36,6 +37,7 @@ from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
+from splitwatt_operator.serving.revisions import revisions_of, together
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
@@ -184,8 +186,10 @@ class Serving:
         if refusal is not None or seen.fact is None:
             return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
         spec = seen.fact
-        manifests = render(spec, self._context)
-        outcome = await self._applier.bring(spec.uid, [m for m in manifests if m["kind"] != POOL_KIND])
+        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        manifests = render(spec, self._context, rollout.rendered)
+        ordinary = [m for m in manifests if m["kind"] != POOL_KIND]
+        outcome = await self._applier.bring(spec.uid, ordinary, keep=rollout.keep, tell=rollout.tell)
         pool = PoolReport(unsent=True)
         if not outcome.unsent:
             pool = await self._pools.bring(spec, next((m for m in manifests if m["kind"] == POOL_KIND), None))
@@ -197,13 +201,16 @@ class Serving:
             )
         if pool.unsent:
             return LEASE_PAUSE_S
-        scaled = await self._scalers.look(spec, outcome.repaired)
+        scaled = await self._scalers.look(spec, outcome.repaired, rollout.named)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
         for problem in (*outcome.problems, *([pool.problem] if pool.problem else [])):
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
         due_s = await self._show(
-            obj, self._status(obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled)
+            obj,
+            self._status(
+                obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled, rollout=rollout.plan
+            ),
         )
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
@@ -218,15 +225,18 @@ class Serving:
         problems: list[str],
         pool_problem: str,
         scaled: Sequence[str],
+        rollout: RolloutPlan,
     ) -> dict[str, Any]:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
-        parts = {p: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, p), spec.namespace) for p in (*Role, ROUTER_PART)}
+        now = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        parts = {part: together(now.of(part), now.newest) for part in (*Role, ROUTER_PART)}
         return status_of(
             spec,
             {role: parts[role] for role in Role},
             parts[ROUTER_PART],
+            rollout=rollout,
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
             proof=self._prober.condition(spec, obj.get("status") or {}),

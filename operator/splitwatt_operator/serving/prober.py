@@ -19,13 +19,14 @@ from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.conditions import Condition, condition_from_wire
-from splitwatt_core.rendering.objects import ROUTER_PART, object_name, selector_labels
+from splitwatt_core.rendering.objects import object_name, selector_labels
 from splitwatt_core.serving.kv_proof import Circumstances, KvCounters, KvReason, KvVerdict, Looks, judge
 from splitwatt_core.serving.provable import why_not
 
 from splitwatt_operator.cluster.store import JsonObject, Kind, Store
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.serving.engines import UNREACHABLE, Answer, Engines, closed
+from splitwatt_operator.serving.revisions import routers_ready
 
 log = logging.getLogger(__name__)
 
@@ -197,9 +198,8 @@ class Prober:
     def _way_in(self, spec: ClusterSpec) -> str | None:
         """The address of the Service that clients use; None while no router is ready behind it."""
         service = self._store.get(Kind.SERVICE, object_name(spec.name), spec.namespace)
-        router = self._store.get(Kind.DEPLOYMENT, object_name(spec.name, ROUTER_PART), spec.namespace)
         host = ((service or {}).get("spec") or {}).get("clusterIP")
-        if not host or not (router or {}).get("status", {}).get("readyReplicas"):
+        if not host or not routers_ready(self._store, spec):
             return None
         return _url(host, spec.engine.port)
 

@@ -16,6 +16,7 @@ from splitwatt_core.conditions import Condition, ConditionChange, change_of, con
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.objects import selector_text
 from splitwatt_core.serving.provable import why_not
+from splitwatt_core.serving.rollout import RolloutPlan
 
 from splitwatt_operator.cluster.store import JsonObject
 from splitwatt_operator.serving.slo import Latency
@@ -36,6 +37,7 @@ def status_of(
     pool_problem: str = "",
     scaled: Sequence[str] = (),
     unjudged: Sequence[str] = (),
+    rollout: RolloutPlan | None = None,
     previous: Mapping[str, Any],
     now_s: float,
     invalid: str = "",
@@ -43,14 +45,17 @@ def status_of(
 ) -> dict[str, Any]:
     """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered; `pool_problem`:
     about the InferencePool that its router needs. `scaled`: sentences about others who scale them. `unjudged`: about what its
-    engines alone know. `invalid`: why it is served by a former spec, and `generation` the newest, where that is not the spec's
-    own. `proof`: what is known of its KV transfer."""
+    engines alone know. `rollout`: how it goes on from one revision to the next. `invalid`: why it is served by a former spec, and
+    `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
     roles = {role: _role_condition(spec, role, deployments[role]) for role in spec.roles}
     power = _power_condition(standing)
     routing = _router_condition(spec, router, pool_problem)
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
     conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
+    if rollout is not None and rollout.sentence:
+        reason = "ServingInterrupted" if rollout.interrupted else "PairsKept"
+        conditions.append(Condition("RollingOut", True, reason, rollout.sentence))
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
     if unjudged:
