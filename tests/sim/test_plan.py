@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,7 +234,7 @@ def test_what_no_table_knows_is_refused(model: str, gpu: str, cap_w: int | None,
 # ------------------------------------------------------------------------------------------------------------- objects
 
 
-def objects(design: PlanDesign) -> list[dict[str, object]]:
+def objects(design: PlanDesign) -> list[dict[str, Any]]:
     return manifests(design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN)
 
 

@@ -47,7 +47,9 @@ def test_requests_and_tokens_are_conserved(
         stats = EngineStats()
         prefill = PrefillEngine(name=name, pace=Pace(), stats=stats)
         decode = DecodeEngine(name=name, pace=Pace(), kv_capacity_tokens=CAPACITY, stats=stats)
-        engine = {"prefill": prefill, "decode": decode, "mixed": MixedEngine(prefill, decode)}[role]
+        kinds: dict[str, PrefillEngine | DecodeEngine | MixedEngine]
+        kinds = {"prefill": prefill, "decode": decode, "mixed": MixedEngine(prefill, decode)}
+        engine = kinds[role]
         engines[role].append(engine)
         every.append(engine)
         fleet.add(KEY, engine, link=link)
