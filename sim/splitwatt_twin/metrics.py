@@ -17,6 +17,7 @@ from splitwatt_core import names
 from splitwatt_twin.cluster import Cluster
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.meter_faults import MeterSeries
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, PodKey
 from splitwatt_twin.stats import EngineStats, Histogram
 
@@ -32,7 +33,7 @@ class ReplicaView:
     cluster: ClusterKey
     role: str
     model: str
-    engine: PrefillEngine | DecodeEngine
+    engine: PrefillEngine | DecodeEngine | MixedEngine
 
     @property
     def labels(self) -> list[str]:
@@ -85,10 +86,10 @@ class EngineReading:
 
 def _reading(view: ReplicaView) -> EngineReading:
     engine = view.engine
-    decodes = isinstance(engine, DecodeEngine)
     return EngineReading(
         labels=view.labels, running=engine.running, waiting=engine.waiting, stats=engine.stats,
-        kv_usage=engine.kv_usage if isinstance(engine, DecodeEngine) else 0.0, prefills=not decodes, decodes=decodes,
+        kv_usage=0.0 if isinstance(engine, PrefillEngine) else engine.kv_usage,
+        prefills=not isinstance(engine, DecodeEngine), decodes=not isinstance(engine, PrefillEngine),
     )  # fmt: skip
 
 

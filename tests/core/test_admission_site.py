@@ -12,9 +12,9 @@ from splitwatt_core.admission.site import snapshot_of
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
-from splitwatt_core.clusters import PAIR, ClusterName, LabelOwners, Role, RoleSpec
-from splitwatt_core.gpus.profiles import builtin
-from splitwatt_core.protocol.contract import GpuStatus, Mode, Workload
+from splitwatt_core.clusters import PAIR, ClusterName, LabelOwners, Role, RoleSpec, RouterSpec, RouterType
+from splitwatt_core.gpus.profiles import builtin, find
+from splitwatt_core.protocol.contract import GpuStatus, Mode, Phase, Workload
 from support.admission_site import CLIFF_W, H100, KIND, leaf, pod, site
 from support.served import cluster, unsplit
 
@@ -59,6 +59,21 @@ def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: in
     demand = demand_of_pod(GpuKind(H100, 200, 700, 700), fact, profiles=builtin())
     assert need.floor_w == {KIND: demand.cliff_w}
     assert demand.cliff_w == {None: 350, 500: 350, 300: 300, 100: 200}[ceiling_w]
+
+
+def test_a_mixed_pods_floor_is_its_own_beside_a_prefill_pods_of_the_same_cluster() -> None:
+    """Of a GPU whose decode collapses before its prefill does."""
+    h100 = find(builtin(), H100)
+    assert h100 is not None
+    phases = tuple(
+        replace(row, cliff_w=row.natural_w, latency_points=((row.natural_w, 1000),)) if row.phase is Phase.DECODE else row
+        for row in h100.phases
+    )
+    chat = replace(cluster("chat"), mixed=RoleSpec(1, 8), router=RouterSpec(RouterType.NONE))
+    pods = [pod(role, role.value) for role in Role]
+    snapshot = snapshot_of(site(*pods, clusters={chat.id: chat}, profiles=(replace(h100, phases=phases),)))
+    floors_w = {need.role: need.floor_w[KIND] for need in snapshot.waiting}
+    assert floors_w[Role.PREFILL] == CLIFF_W < floors_w[Role.DECODE] == floors_w[Role.MIXED]
 
 
 def test_a_reservation_stays_until_the_floor_room_counts_it() -> None:

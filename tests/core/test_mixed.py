@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import Pod, PodName, pod_fact
+from splitwatt_core.admission.room import House
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, ClusterWant, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import PodFact
@@ -266,3 +267,10 @@ def test_no_pair_waits_for_a_mixed_pod_and_no_mixed_pod_for_a_pair() -> None:
 def test_a_mixed_pod_does_not_stand_for_half_a_pair() -> None:
     house = rack(ALL, need(Role.PREFILL), need(Role.DECODE), room=1.5, held=(HeldPod(need(Role.MIXED), "rack", node="n0"),))
     assert admitted(house) == [], "one alone of the two would serve nobody"
+
+
+def test_a_pod_is_placed_with_the_other_half_of_its_pair_in_mind_and_a_mixed_one_with_nobody() -> None:
+    mixed, prefill, decode = need(Role.MIXED), need(Role.PREFILL), need(Role.DECODE)
+    house = House(rack(ALL, mixed, prefill, decode, room=9))
+    assert (house.partner(prefill), house.partner(decode), house.partner(mixed)) == (decode, prefill, None)
+    assert House(rack(ALL, mixed, prefill, room=9)).partner(prefill) is None

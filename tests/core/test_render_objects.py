@@ -57,7 +57,7 @@ def engine_of(spec: ClusterSpec, role: Role) -> dict[str, Any]:
 
 
 def with_overlay(overlay: dict[str, Any]) -> ClusterSpec:
-    return cluster(prefill=replace(cluster().prefill, template=overlay))
+    return cluster(prefill=replace(cluster().role(Role.PREFILL), template=overlay))
 
 
 def test_the_objects_of_a_cluster() -> None:
@@ -176,7 +176,7 @@ def test_rendering_is_deterministic_and_its_hash_follows_its_content() -> None:
     assert render(cluster(), CONTEXT) == render(cluster(), CONTEXT)
     key = ("Deployment", "chat-decode")
     before = objects(cluster())[key]["metadata"]["annotations"]
-    scaled = objects(cluster(decode=replace(cluster().decode, replicas=4)))
+    scaled = objects(cluster(decode=replace(cluster().role(Role.DECODE), replicas=4)))
     assert scaled[key]["metadata"]["annotations"] != before
     assert scaled["Service", "chat"] == objects(cluster())["Service", "chat"]
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from splitwatt_api.convert import cluster_from_wire
+from splitwatt_core.clusters import Role
+from splitwatt_lab.errors import LabError
 from splitwatt_lab.scenario import clusters, example_paths
-from splitwatt_lab.site import SiteSpec
+from splitwatt_lab.site import POOLS, SiteSpec
 from support.some import some
 
 
@@ -24,3 +27,15 @@ def test_the_demo_serves_the_examples_with_emulated_engines() -> None:
 def test_replicas_fit_the_nodes_of_another_site(gpus: int) -> None:
     for doc in some(clusters(SiteSpec(gpus_per_node=gpus))):
         assert [doc["spec"][role]["gpusPerReplica"] for role in ("prefill", "decode")] == [gpus, gpus]
+
+
+def test_a_third_pool_stands_on_nodes_that_nobody_else_wants() -> None:
+    chat, batch = clusters(SiteSpec(mixed=1))
+    assert chat["spec"]["mixed"] == {**chat["spec"]["prefill"], "replicas": 1} and "mixed" not in batch["spec"]
+    assert chat["spec"]["router"] == {"type": "None"}, "vllm-router knows no third pool"
+    assert cluster_from_wire(chat).roles == tuple(Role)
+    wanted = chat["spec"]["prefill"]["replicas"] + batch["spec"]["prefill"]["replicas"]
+    assert wanted + 1 == sum(node.pool == POOLS[0] for node in SiteSpec().nodes()), "and not one more"
+    with pytest.raises(LabError, match=r"--mixed 2 wants as many prefill nodes .* and 1 are left: give fewer"):
+        clusters(SiteSpec(mixed=2))
+    assert clusters(SiteSpec(mixed=3, nodes_per_rack=8))[0]["spec"]["mixed"]["replicas"] == 3

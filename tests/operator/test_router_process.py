@@ -40,7 +40,7 @@ def unsplit(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iter
     yield from a_cluster(control_plane, namespace, tmp_path, mixed=POOL)
 
 
-def a_cluster(plane: ControlPlane, namespace: str, directory: Path, **pools: RoleSpec) -> Iterator[RoutedCluster]:
+def a_cluster(plane: ControlPlane, namespace: str, directory: Path, **pools: Any) -> Iterator[RoutedCluster]:
     spec = ClusterSpec(
         namespace=namespace, name="chat", uid="u", generation=1, model="meta-llama/Llama-3.1-8B-Instruct",
         engine=EngineSpec(EngineType.EMULATED, port=free_port()), router=RouterSpec(metrics_port=free_port()), **pools,

@@ -10,7 +10,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from splitwatt_sim.plan.command_options import JobOptions, OutputOptions, PlanOptions, PowerUnits, SearchOptions, ShardOptions
+from splitwatt_sim.plan.command_options import (
+    Before,
+    JobOptions,
+    OutputOptions,
+    PlanOptions,
+    PowerUnits,
+    SearchOptions,
+    ShardOptions,
+)
 from splitwatt_sim.plan.options import GPUS_2026
 from splitwatt_sim.plan.resolve import DEFAULT_GPU
 from splitwatt_sim.plan.shards import MAX_SHARDS, Shard
@@ -165,6 +173,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_list_arguments(parser, search)
     add_output_arguments(parser, output)
     add("--servers-per-rack", type=count, metavar="N", help="also say what each rack of the best design is charged and draws")
+    add(
+        "--router", type=Before, choices=list(Before), default=whole.router,
+        help="who stands before the pools; own: a third pool goes into plan.yaml where it helps (%(default)s)",
+    )  # fmt: skip
     add("--jobs", dest="processes", type=count, default=whole.processes, help="processes (%(default)s)")
     sweep = parser.add_argument_group("a sweep in shards", "Give every other option alike to each shard and to the merge.")
     ways = sweep.add_mutually_exclusive_group()
@@ -228,6 +240,7 @@ def options_of(args: argparse.Namespace) -> PlanOptions:
         sharding=taken(ShardOptions, args),
         job=taken(JobOptions, args),
         servers_per_rack=args.servers_per_rack,
+        router=args.router,
         on_kubernetes=args.on_kubernetes,
         power_units=PowerUnits(args.power_units),
         processes=args.processes,
@@ -258,7 +271,7 @@ def said_again(options: PlanOptions, *, requests: str | None, profiles: Sequence
     """A command line, from `plan` on, that asks for the same search; files under the paths that they have where it is typed.
     `with_output`: and that makes the same of it."""
     line = ["plan", *said(options.search, requests=requests, profiles=tuple(profiles))]
-    return [*line, *said(options.output), *said(options, only=("servers_per_rack",))] if with_output else line
+    return [*line, *said(options.output), *said(options, only=("servers_per_rack", "router"))] if with_output else line
 
 
 def _word(value: object) -> str:
