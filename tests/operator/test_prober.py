@@ -147,14 +147,26 @@ async def test_what_a_healthy_decode_engine_never_counts_is_probed_at_once(scene
     """A silent network: no pod changes, and a client's request is answered all the same."""
     await quiet(scene, monkeypatch)
     scene.decode.fetch = "recompute"
-    asked = len(scene.prefill.asked)
-    await asyncio.sleep(1)
-    assert len(scene.prefill.asked) == asked and scene.condition()[0] is True, "nobody has asked yet"
+    assert not await asks_within(scene, 1.0) and scene.condition()[0] is True, "nobody has asked yet"
+    await ask_as_a_client(scene)
+    assert (await scene.until("DecodeRecomputes"))[0] is False
+
+
+async def test_a_break_right_after_the_first_proof_is_seen_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody has looked at the counters again."""
+    monkeypatch.setattr(prober_of, "AGAIN_S", 1000.0)
+    monkeypatch.setattr(prober_of, "SOON_S", 2.0)
+    await scene.until("Verified")
+    scene.decode.fetch = "recompute"
+    await ask_as_a_client(scene)
+    assert (await scene.until("DecodeRecomputes"))[0] is False
+
+
+async def ask_as_a_client(scene: Scene) -> None:
     async with httpx.AsyncClient() as http:
         body = {"model": "m", "prompt": "of a client " * 80, "max_tokens": 2}
         answer = await http.post(f"http://127.0.0.1:{scene.prefill.port}/v1/completions", json=body, timeout=PATIENCE_S)
     assert answer.status_code == 200
-    assert (await scene.until("DecodeRecomputes"))[0] is False
 
 
 async def quiet(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

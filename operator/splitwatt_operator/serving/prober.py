@@ -80,8 +80,8 @@ class _Probe:
     answer: Answer
     block_bytes: int | None
 
-    async def judged(self, engines: Engines, around: Circumstances) -> KvVerdict:
-        """Looked at again while the engines do not count the request yet. Raises one of UNREACHABLE."""
+    async def judged(self, engines: Engines, around: Circumstances) -> tuple[KvVerdict, Mapping[str, KvCounters]]:
+        """And what was counted. Looked at again while the engines do not count the request yet. Raises one of UNREACHABLE."""
         for look in range(LOOKS):
             after = await engines.counters(self.urls)
             verdict = judge(
@@ -94,7 +94,7 @@ class _Probe:
             if verdict.reason is not KvReason.NOT_COUNTED or look == LOOKS - 1:
                 break
             await asyncio.sleep(COUNTED_S)
-        return verdict
+        return verdict, after
 
 
 class Prober:
@@ -163,15 +163,16 @@ class Prober:
     async def _prove(self, engines: Engines, spec: ClusterSpec, known: _Known, lives: Lives) -> None:
         try:
             async with self._turns:
-                verdict = await self._probe(engines, spec, known)
+                found = await self._probe(engines, spec, known)
         except UNREACHABLE as error:
             log.info("not probed: %s", error, extra={"cluster": str(spec.id)})
             return
         except Exception:  # one cluster's odd answers must not end the operator
             log.exception("probing failed", extra={"cluster": str(spec.id)})
             return
-        if verdict is None:
+        if found is None:
             return
+        verdict, known.counted = found
         known.generation, known.lives = spec.generation, lives
         known.every_s = AGAIN_S if verdict.verified else SOON_S
         if verdict.verified:
@@ -184,7 +185,9 @@ class Prober:
         if before != known.verdict:
             self._changed(spec.id)
 
-    async def _probe(self, engines: Engines, spec: ClusterSpec, known: _Known) -> KvVerdict | None:
+    async def _probe(
+        self, engines: Engines, spec: ClusterSpec, known: _Known
+    ) -> tuple[KvVerdict, Mapping[str, KvCounters]] | None:
         """None while there is nobody to ask. Raises one of UNREACHABLE."""
         prefill, decode = (self._engines(spec, role) for role in (Role.PREFILL, Role.DECODE))
         way_in = self._way_in(spec)
@@ -197,7 +200,7 @@ class Prober:
         body = {"model": spec.served_name, "prompt": words, "max_tokens": TOKENS, "temperature": 0}
         answer = await engines.complete(way_in, body, within_s=ANSWER_S)
         probe = _Probe(urls, before, answer, known.block_bytes if known.generation == spec.generation else None)
-        verdict = await probe.judged(engines, Circumstances({}))
+        verdict, after = await probe.judged(engines, Circumstances({}))
         if verdict.verified is False:
             both = {name: _url(host, port) for name, host in (prefill | decode).items()}
             shown = await engines.counters({name: both[name] for name in prefill})
@@ -207,8 +210,8 @@ class Prober:
                 closed=await closed(prefill, side),
                 side_channel_port=side,
             )
-            verdict = await probe.judged(engines, around)
-        return verdict
+            verdict, after = await probe.judged(engines, around)
+        return verdict, after
 
     def _living(self) -> Mapping[tuple[str, str], Lives]:
         """By namespace and cluster label."""
