@@ -171,7 +171,7 @@ def test_real_vllm_moves_kv_caches_and_what_breaks_it_is_told_within_a_minute(re
     told(site, "DecodeRecomputes", since_s=since_s)
     assert text == real.ask(real.url("prefill"), asked)[0], "a request that was recomputed is answered as well"
 
-    # The side channel alone is refused, to an engine that has not spoken to it before.
+    # The side channel alone is refused, to an engine that has not spoken to it before. (The former one would not have healed.)
     mended(real)
     broken(real, "tcp", "dport", str(SIDE_CHANNEL))
     renewed(real, "decode")
