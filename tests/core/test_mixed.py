@@ -40,9 +40,9 @@ from splitwatt_core.serving.provable import why_not
 POOL = RoleSpec(2, 8, {"splitwatt.io/pool": "h100"})
 OWN_ROUTER = RouterSpec(RouterType.NONE)
 UNCHANGED = {
-    "Deployment chat-decode": "44cf47f616c1fb32",
-    "Deployment chat-prefill": "afe7dcb647d7d7bd",
-    "Deployment chat-router": "be3b985c8a84314a",
+    "Deployment chat-decode": "a35a31a350d59fb0",
+    "Deployment chat-prefill": "68708eac51413b37",
+    "Deployment chat-router": "14301f1697e13fd5",
     "PodDisruptionBudget chat-decode": "bf81ff39cac2b823",
     "PodDisruptionBudget chat-prefill": "11fa3d3eda596ab9",
     "PodDisruptionBudget chat-router": "f03acb9d3d987d80",

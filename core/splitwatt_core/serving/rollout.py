@@ -107,18 +107,18 @@ def plan_rollout(
 
     Invariant: from a state where some revision serves and no role has one replica, each step leaves a pair with its router.
     """
-    replicas = {role: replicas.get(role, 0) for role in Role}
-    scene = _Scene({newest: RevisionState({}), **revisions}, newest, replicas, with_router)
+    scene = _Scene({newest: RevisionState({}), **revisions}, newest, {role: replicas.get(role, 0) for role in Role}, with_router)
     if not scene.olds:
         return RolloutPlan({newest: dict(replicas)}, frozenset({newest} if with_router else ()), newest)
     single = [role for role in scene.roles if scene.replicas[role] == 1 and scene.lacks(role)]
     kept = _kept(scene)
     breaks = bool(single) and kept != newest and _rest_is_there(scene, single)
     routers = _routers(scene, kept, early=bool(single)) if with_router else frozenset()
-    following = {revision: {role: state.pool(role).wanted for role in Role} for revision, state in scene.revisions.items()}
+    there = [role for role in Role if role in replicas or any(role in state.pools for state in scene.revisions.values())]
+    following = {revision: {role: state.pool(role).wanted for role in there} for revision, state in scene.revisions.items()}
     # A router that comes takes its part of the requests before their engines go on moving.
     calm = not (newest in routers and kept != newest and scene.pair(newest) and not scene.serving(newest))
-    for role in Role:
+    for role in there:
         _move(scene, role, kept, following, breaks=breaks and role in single, calm=calm)
     return RolloutPlan(following, routers, kept, bool(single), _sentence(scene, kept, single))
 

@@ -76,7 +76,7 @@ def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mappi
     engines = [each for each in live if isinstance(each.part, Role) and not each.going]
     routers = [each for each in live if each.part == ROUTER_PART]
     with_router = spec.router.type in LABEL_ROUTERS
-    replicas = {role: spec.role(role).replicas for role in Role}
+    replicas = {role: spec.role(role).replicas for role in spec.roles}
     states = {
         revision: RevisionState(
             {Role(each.part): PoolState(each.wanted, _ready(each)) for each in engines if each.revision == revision},
