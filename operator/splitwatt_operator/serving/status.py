@@ -58,6 +58,7 @@ def status_of(
     for role in Role:
         numbers = (deployments[role] or {}).get("status", {})
         status[role.value] = {
+            "wantedReplicas": spec.role(role).replicas,
             "replicas": numbers.get("replicas", 0),
             "readyReplicas": numbers.get("readyReplicas", 0),
             "admittedReplicas": 0 if standing is None else standing.admitted.get(role, 0),
