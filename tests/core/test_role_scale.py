@@ -27,7 +27,7 @@ class World:
             self.scale = ScaleFact(self.declared, self.declared, "u")
         elif not heard(self.declared, self.scale):
             forgot = self.scale.declared is None
-            self.scale = replace(self.scale, declared=self.declared, **({} if forgot else {"replicas": self.declared}))
+            self.scale = replace(self.scale, declared=self.declared, replicas=self.scale.replicas if forgot else self.declared)
         return replicas_in_force(self.declared, self.scale)
 
 

@@ -209,7 +209,7 @@ def test_a_fleet_without_decode_machines_serves_all_in_its_mixed_pool() -> None:
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1 / 4096]), HAND_OFFS)
 @example(SEED_ROWS, (1, 1, 1), 0, 1 / 4096, (1 / 1024, 0.0, np.inf, 0.0))
 def test_in_exact_numbers_it_gives_the_very_times_and_energy_of_the_specification(
-    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float]
+    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float, float]
 ) -> None:
     pools = pools_of(shape, fitted(EXACT, rows, spare=spare, kv_s=kv_s, hand_off=hand_off))
     got, want = run(pools, rows), run_plain(pools, arrivals(rows))
@@ -221,7 +221,7 @@ def test_in_exact_numbers_it_gives_the_very_times_and_energy_of_the_specificatio
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1.7e-6]), HAND_OFFS)
 @example(SEED_ROWS, (1, 1, 1), 0, 1.7e-6, (1 / 1024, 0.0, np.inf, 0.0))
 def test_in_any_numbers_it_agrees_with_the_specification(
-    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float]
+    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float, float]
 ) -> None:
     pools = pools_of(shape, fitted(UNEVEN, rows, spare=spare, kv_s=kv_s, hand_off=hand_off))
     rows = [(0.731 * at_s, prompt, output) for at_s, prompt, output in rows]

@@ -15,7 +15,12 @@ from splitwatt_core.gpus.hardware import builtin
 from splitwatt_sim.fleet.run import run_fleet
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL, Failure, Pool
 from splitwatt_sim.latencies import Latencies, judged_ttft_ms_p99
+from splitwatt_sim.plan.arguments import said
+from splitwatt_sim.plan.command_options import SearchOptions
 from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, server_kind
+from splitwatt_sim.plan.resolve import search_of
+from splitwatt_sim.plan.shards import fingerprint
+from splitwatt_sim.plan.sweep import items
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.kinds import Links, links_of
 from support.fleet_scenes import ROUND, Row, arrivals
@@ -104,17 +109,27 @@ def test_a_link_of_two_seconds_misses_a_goal_of_one_and_a_half(
     assert under_law["ttft_user_ms_p99"] > 2000 and under_law["slos_missed"] == 1
 
 
-def test_a_plan_over_a_slow_link_does_not_split(tmp_path: Path) -> None:
-    def planned(*link: str) -> str:
-        out = tmp_path / ("link" if link else "none")
-        limits = ["--watts", "45000", "--ttft-p99-ms", "1500", "--seconds", "20", "--step", "20", "--check", "1", "--jobs", "1"]
-        assert main(["plan", *limits, *link, "--out", str(out)]) == 0
-        text = (out / "plan.json").read_text()
-        return "split" if json.loads(text)["decode_servers"] else "unsplit"
+def test_over_a_slow_link_no_split_is_a_plan() -> None:
+    def holding(**link: float) -> dict[str, int]:
+        """How many pairs of servers hold a goal of 1.5 s at some rate."""
+        asked = SearchOptions(servers=3, ttft_p99_ms=1500.0, list_s=20.0, step_rps=20.0, **link)  # type: ignore[arg-type]
+        found = [item.servers.decode is not None for item in items(search_of(asked)) if item.search() is not None]
+        return {"split": sum(found), "unsplit": len(found) - sum(found)}
 
-    assert planned() == "split"
-    assert planned("--kv-link-latency-ms", "2000") == "unsplit"
-    assert planned("--kv-link-gbytes", "50", "--kv-link-latency-ms", "0") == "split"
+    measured = holding()
+    assert min(measured.values()) > 0
+    assert holding(kv_latency_ms=2000.0) == {"split": 0, "unsplit": measured["unsplit"]}
+    assert holding(kv_gigabytes_per_s=50.0) == measured, "as fast as it was measured"
+
+
+def test_a_plan_says_its_link_again_and_shards_of_another_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = SearchOptions(servers=3, kv_gigabytes_per_s=12.5, kv_latency_ms=3.0)
+    assert said(asked)[2:] == ["--kv-link-gbytes", "12.5", "--kv-link-latency-ms", "3"]
+    mine, other = (fingerprint(search_of(options)) for options in (asked, replace(asked, kv_latency_ms=4.0)))
+    assert mine.differs(other) == "--kv-link-latency-ms 4, not 3" and mine.short != other.short
+    with pytest.raises(SystemExit):
+        main(["plan", "--servers", "3", "--kv-link-latency-ms", "-1"])
+    assert "must be a number from 0, not -1" in capsys.readouterr().err
 
 
 def test_goals_of_a_plan_are_users_goals() -> None:

@@ -39,7 +39,10 @@ def positive(text: str) -> float:
 
 
 def not_below_0(text: str) -> float:
-    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else positive(text)
+    try:
+        return 0.0 if float(text) == 0.0 else positive(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text}") from None
 
 
 def watts(text: str) -> float:
