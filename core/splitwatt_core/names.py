@@ -48,6 +48,9 @@ ANNOTATION_MEMORY: Final = "splitwatt.io/memory-gibibytes"
 # On a PowerProfile: which spec the operator published, so that a changed one is known for a person's.
 ANNOTATION_PUBLISHED: Final = "splitwatt.io/published"
 
+# On a RoleScale: the InferenceCluster's replicas of that role when the two last agreed.
+ANNOTATION_DECLARED_REPLICAS: Final = "splitwatt.io/declared-replicas"
+
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 
 # Labels of metrics.

@@ -142,7 +142,7 @@ class RolePool(Wire):
         ge=0,
         le=MAX_REPLICAS,
         strict=True,
-        description="How many replicas.",
+        description="How many replicas. Of prefill the most recent change wins, of this or of its RoleScale.",
         json_schema_extra={"format": "int32"},
     )
     gpus_per_replica: int = Field(
@@ -272,6 +272,7 @@ class InferenceClusterSpec(Wire):
 class RoleStatus(Wire):
     """How one pool stands."""
 
+    wanted_replicas: Count = Field(default=0, description="Replicas in force: of the spec, or of the RoleScale.")
     replicas: Count = Field(default=0, description="Pods that exist.")
     ready_replicas: Count = Field(default=0, description="Pods that are ready.")
     admitted_replicas: Count = Field(default=0, description="Pods whose power floor is reserved.")

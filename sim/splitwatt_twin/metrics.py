@@ -72,15 +72,15 @@ class TwinCollector(Collector):
 
 @dataclass(frozen=True, slots=True)
 class EngineReading:
-    """One engine as vLLM's metrics show it. A role shows what it decides: prefill the first token, decode the gaps between
-    the others; whoever does both shows both."""
+    """One engine as vLLM's metrics show it. TTFT is each engine's own: at prefill until the prompt is read, at decode from a
+    request's coming, the KV cache's way included, to the end of its first step, at mixed engines until
+    the prompt is read. The gaps between tokens are of those that write answers."""
 
     labels: Sequence[str]
     running: int
     waiting: int
     kv_usage: float
     stats: EngineStats
-    prefills: bool
     decodes: bool
 
 
@@ -89,7 +89,7 @@ def _reading(view: ReplicaView) -> EngineReading:
     return EngineReading(
         labels=view.labels, running=engine.running, waiting=engine.waiting, stats=engine.stats,
         kv_usage=0.0 if isinstance(engine, PrefillEngine) else engine.kv_usage,
-        prefills=not isinstance(engine, DecodeEngine), decodes=not isinstance(engine, PrefillEngine),
+        decodes=not isinstance(engine, PrefillEngine),
     )  # fmt: skip
 
 
@@ -118,10 +118,9 @@ def engine_metrics(readings: Sequence[EngineReading], *, labels: Sequence[str], 
         success.add_metric([*r.labels, finished_reason], r.stats.successes)
     yield success
 
-    prefills = [r for r in readings if r.prefills]
     decodes = [r for r in readings if r.decodes]
     histograms: tuple[tuple[str, str, Sequence[EngineReading], Callable[[EngineStats], Histogram]], ...] = (
-        (names.M_VLLM_TTFT, "Time to first token.", prefills, lambda s: s.ttft),
+        (names.M_VLLM_TTFT, "Time to first token.", readings, lambda s: s.ttft),
         (names.M_VLLM_TBT, "Time between tokens.", decodes, lambda s: s.tbt),
         (names.M_VLLM_E2E, "End-to-end request latency.", decodes, lambda s: s.e2e),
     )

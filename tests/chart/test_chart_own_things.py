@@ -19,6 +19,7 @@ from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
 from splitwatt_core.protocol.contract import Status as NodeStatus
 from splitwatt_core.protocol.contract import status_to_wire
 from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.role_scale import role_scale
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.install import NAMESPACE
 from splitwatt_operator.serving.admission import gate_patch
@@ -272,6 +273,27 @@ def test_the_operator_makes_nothing_that_no_cluster_controls(
     let_go = changed(rendered[kind], **metadata)
     refused(operator.http.put(path_of(let_go), json=let_go), "cannot update resource")
     taken(operator.http.delete(path_of(rendered[kind])))
+
+
+def test_the_operator_makes_and_scales_role_scales_of_clusters_alone(installed: ControlPlane, operator: Caller) -> None:
+    with_namespace(installed, SERVING)
+    role = {"replicas": 1, "gpusPerReplica": 2}
+    spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
+    cluster = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "InferenceCluster", "metadata": {"name": "scaled"}, "spec": spec}
+    clusters, scales = (f"{OURS}/namespaces/{SERVING}/{plural}" for plural in ("inferenceclusters", "rolescales"))
+    made = installed.http.post(clusters, json=cluster).raise_for_status().json()
+    own = role_scale(cluster_from_wire(made), 1)
+    told = [{"op": "replace", "path": "/spec/replicas", "value": 2}]
+    path = f"{scales}/{own['metadata']['name']}"
+    taken(operator.http.post(scales, json=own, params={"fieldManager": operator.manager}))
+    assert taken(operator.patch(path, told, JSON_PATCH))["spec"]["replicas"] == 2
+    theirs = {**own, "metadata": {"name": "theirs", "namespace": SERVING}}
+    refused(operator.http.post(scales, json=theirs), "only a RoleScale that an InferenceCluster controls")
+    installed.http.post(scales, json=theirs).raise_for_status()
+    refused(operator.patch(f"{scales}/theirs", told, JSON_PATCH), "only a RoleScale that it rendered")
+    installed.http.delete(f"{clusters}/scaled").raise_for_status()
+    eventually("the cluster's own went with it", lambda: installed.http.get(path).status_code == 404)
+    assert installed.http.delete(f"{scales}/theirs").status_code == 200, "and nobody else's did"
 
 
 def test_the_operator_makes_no_pods_that_are_born_without_the_gate(operator: Caller, rendered: dict[str, dict[str, Any]]) -> None:

@@ -17,12 +17,12 @@ def test_each_role_has_its_own_advice(name: str) -> None:
     said = {role: advice(Autoscaler("hpa", "Deployment", object_name(name, role)), spec) for role in spec.roles}
     for role, text in said.items():
         assert text is not None and object_name(name, role) in text
-        assert f"kind: InferenceCluster, name: {name}" in text and "HorizontalPodAutoscaler hpa" in text
+        aim = f"RoleScale, name: {object_name(name, role)}" if role is Role.PREFILL else f"InferenceCluster, name: {name}"
+        assert f"kind: {aim})" in text and "HorizontalPodAutoscaler hpa" in text
     whole = unsplit(name)
     mixed = advice(Autoscaler("hpa", "Deployment", object_name(name, Role.MIXED)), whole)
     assert mixed is not None and "spec.mixed.replicas" in mixed
     assert advice(Autoscaler("hpa", "Deployment", object_name(name, Role.MIXED)), spec) is None, "it has no such Deployment"
-    assert "spec.prefill.replicas" in (said[Role.PREFILL] or "") and "aim it at" in (said[Role.DECODE] or "")
 
 
 def test_a_later_revisions_deployment_is_known_by_its_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
-from splitwatt_core.names import M_VLLM_GENERATION_TOKENS, M_VLLM_PROMPT_TOKENS
+from splitwatt_core.names import M_VLLM_GENERATION_TOKENS, M_VLLM_PROMPT_TOKENS, M_VLLM_TTFT
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import ProcessGroup
@@ -63,13 +64,16 @@ def test_a_prompt_is_read_by_prefill_and_written_by_decode(routed: RoutedCluster
     read, wrote = routed.counts(prefill), routed.counts(decode)
     assert (read[M_VLLM_PROMPT_TOKENS], read[M_VLLM_GENERATION_TOKENS]) == (700, 1)
     assert (wrote[M_VLLM_PROMPT_TOKENS], wrote[M_VLLM_GENERATION_TOKENS]) == (0, 20)
+    assert read[f"{M_VLLM_TTFT}_count"] == wrote[f"{M_VLLM_TTFT}_count"] == 1, "each has its part of what the user waited"
 
     chat = routed.ask("/v1/chat/completions", messages=[{"role": "user", "content": "x" * 400}], max_tokens=8, stream=True)
     assert chat.status_code == 200
     frames = [json.loads(line[6:]) for line in chat.text.splitlines() if line.startswith("data: {")]
     text = "".join(choice["delta"].get("content") or "" for frame in frames for choice in frame["choices"])
     assert text.split() == ["watt"] * 8
-    assert routed.answers(f"http://127.0.0.1:{routed.spec.router.metrics_port}/metrics")
+    shown = routed.http.get(f"http://127.0.0.1:{routed.spec.router.metrics_port}/metrics").text
+    assert "vllm_router_pd_request_duration_seconds_bucket" in shown
+    assert not re.search("ttft|first_token", shown), "a router that shows TTFT would be the better witness (docs/slo.md)"
 
 
 def test_engines_come_and_go_without_a_failed_request(routed: RoutedCluster) -> None:

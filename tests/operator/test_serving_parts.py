@@ -28,6 +28,7 @@ from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.rendering.objects import object_name
 from splitwatt_core.rendering.render import RenderContext
+from splitwatt_core.serving.latency import LEVELS
 from splitwatt_operator.cluster.store import Change, Key, Kind
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
@@ -36,7 +37,7 @@ from splitwatt_operator.serving import queue as serving_queue
 from splitwatt_operator.serving.admission import gate_patch
 from splitwatt_operator.serving.loop import Serving
 from splitwatt_operator.serving.queue import WorkQueue
-from splitwatt_operator.serving.slo import Latency, p99_query
+from splitwatt_operator.serving.slo import Latency, quantile_query
 from splitwatt_operator.serving.status import invalid_status, status_of, waits_s
 from support.objects import Objects
 
@@ -357,13 +358,24 @@ def test_what_engines_alone_know_is_said_and_stands_in_nothings_way() -> None:
     assert "EngineChecked" not in known and known["Ready"] == told["Ready"]
 
 
+def measured(prefill_s: float | None, decode_s: float | None, tbt_ms: int | None) -> Latency:
+    """Engines whose every request took the same; None: no request came."""
+    seconds = {Role.PREFILL: prefill_s, Role.DECODE: decode_s}
+    return Latency({role: dict.fromkeys(LEVELS, s) for role, s in seconds.items() if s is not None}, tbt_ms)
+
+
 @pytest.mark.parametrize(
     ("latency", "status", "words"),
     [
-        (Latency(1500, 90), "True", "TTFT P99 1500 ms of 2000 ms, TBT P99 90 ms of 100 ms."),
-        (Latency(2500, 90), "False", "TTFT P99 2500 ms of 2000 ms"),
-        (Latency(2500, None), "False", "TBT P99 unknown of 100 ms"),
-        (Latency(1500, None), "Unknown", "no requests in the last minute"),
+        (measured(0.9, 0.6, 90), "True", "TTFT P99 at most 1500 ms of 2000 ms (prompt at prefill engines, then KV transfer and"),
+        (measured(0.9, 0.6, 90), "True", "TBT P99 90 ms of 100 ms (at decode engines)."),
+        (measured(0.4, 2.1, 90), "False", "TTFT P99 at least 2100 and at most 2500 ms of 2000 ms"),
+        (measured(1.2, 1.2, 90), "Unknown", "do not tell on which side it is"),
+        (measured(1.2, 1.2, 190), "False", "TBT P99 190 ms of 100 ms"),
+        (measured(0.4, 2.1, None), "False", "TBT P99 unknown of 100 ms"),
+        (measured(0.9, 0.6, None), "Unknown", "no requests in the last minute"),
+        (measured(0.9, None, 90), "Unknown", "TTFT P99 unknown of 2000 ms (it takes the prefill and the decode engines'"),
+        (measured(None, 0.6, 90), "Unknown", "TTFT P99 unknown of 2000 ms"),
         (Latency(), "Unknown", "TTFT P99 unknown of 2000 ms"),
     ],
 )
@@ -414,8 +426,21 @@ def test_a_cluster_served_by_its_former_spec_says_so_and_is_not_called_ready() -
     assert status["prefill"]["readyReplicas"] == 2
 
 
-def test_one_query_asks_for_all_clusters() -> None:
-    assert p99_query("vllm:time_to_first_token_seconds", Role.PREFILL) == (
-        "histogram_quantile(0.99, sum by (namespace, cluster, le) "
-        '(rate(vllm:time_to_first_token_seconds_bucket{role=~"prefill|mixed"}[1m])))'
+def test_without_a_router_of_ours_decode_may_read_the_prompts_and_a_router_of_their_own_may_split() -> None:
+    own = cluster(slo=SloSpec(2000, None), router=RouterSpec(RouterType.NONE))
+    for latency, words in (
+        (measured(None, 0.6, None), "TTFT P99 600 ms of 2000 ms (at decode engines, no prompt came to prefill)."),
+        (measured(0.9, 0.6, None), "TTFT P99 at most 1500 ms"),
+    ):
+        row = conditions(prefill=deployment(2), spec=own, latency=latency)["SLOAttained"]
+        assert row[0] == "True" and row[2].startswith(words)
+
+
+def test_one_query_asks_for_all_clusters_and_knows_pods_by_their_labels_or_their_names() -> None:
+    pod = "(.+)-(prefill|decode|mixed)(?:-[0-9a-f]{8})?-[a-z0-9]+-[a-z0-9]+"
+    bare = f'rate(m_bucket{{role="",pod=~"{pod}"}}[1m])'
+    named = f'label_replace(label_replace({bare}, "cluster", "$1", "pod", "{pod}"), "role", "$2", "pod", "{pod}")'
+    buckets = f'sum by (namespace, cluster, role, le) (rate(m_bucket{{role=~"prefill|decode|mixed"}}[1m]) or {named})'
+    assert quantile_query("m", tuple(Role), (0.99, 0.5)) == " or ".join(
+        f'label_replace(histogram_quantile({level}, {buckets}), "splitwatt_level", "{level}", "", "")' for level in (0.99, 0.5)
     )

@@ -248,7 +248,9 @@ def test_metrics_have_vllms_names_and_the_racks_meter(lab: Lab) -> None:
     assert decode["e2e_request_latency_seconds_count"] == decode["request_success_total"]
     assert decode["num_requests_running"] > 0 and 0 < decode["kv_cache_usage_perc"] < 1
     assert prefill["prompt_tokens_total"] > 1000 and {"num_requests_waiting", "kv_cache_usage_perc"} <= set(prefill)
-    assert "time_to_first_token_seconds_count" not in decode, "a role shows what it decides"
+    came = lab.fleet.cluster(CHAT).counts.arrived
+    assert 0 < decode["time_to_first_token_seconds_count"] <= came, "once for each sequence, when its first step is done"
+    assert decode["time_to_first_token_seconds_sum"] > 0
     labels = samples["vllm:num_requests_running", "b-2"].labels
     assert labels == {
         "namespace": "serving", "pod": "b-2", "cluster": "chat", "role": "decode", "model_name": MODEL,

@@ -2,7 +2,7 @@
 
 A rendered Deployment follows its InferenceCluster, so a HorizontalPodAutoscaler on it is put back each time it acts. The
 InferenceCluster has a scale of its own, which is decode's replicas; a CustomResourceDefinition has one scale and no more, so
-prefill and mixed have none.
+prefill's is a RoleScale, and mixed has none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from splitwatt_core.clusters import ClusterSpec, Role
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.objects import object_name
+from splitwatt_core.rendering.role_scale import SCALED_ROLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,16 @@ def advice(autoscaler: Autoscaler, cluster: ClusterSpec, deployments: Mapping[st
     role = roles.get(autoscaler.target_name) if autoscaler.target_kind == "Deployment" else None
     if role is None:
         return None
-    aim = f"scaleTargetRef apiVersion: {GROUP_VERSION}, kind: InferenceCluster, name: {cluster.name}"
+    if role is SCALED_ROLE:
+        kind, name, why = "RoleScale", object_name(cluster.name, role), f"which is the scale of {role.value}'s replicas"
+    elif role is Role.DECODE:
+        kind, name, why = "InferenceCluster", cluster.name, f"whose scale is {role.value}'s replicas"
+    else:
+        kind = ""
     instead = (
-        f"aim it at the InferenceCluster, whose scale is decode's replicas ({aim})"
-        if role is Role.DECODE
-        else f"delete it and set spec.{role.value}.replicas; an autoscaler can scale decode alone ({aim})"
+        f"aim it at the {kind}, {why} (scaleTargetRef apiVersion: {GROUP_VERSION}, kind: {kind}, name: {name})"
+        if kind
+        else f"delete it and set spec.{role.value}.replicas, which no autoscaler can"
     )
     return (
         f"HorizontalPodAutoscaler {autoscaler.name} scales Deployment {autoscaler.target_name}, which follows InferenceCluster "

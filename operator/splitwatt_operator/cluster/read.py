@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from splitwatt_api import convert
+from splitwatt_api.role_scale import RoleScale
 from splitwatt_core.admission.pods import Pod, PodName
 from splitwatt_core.admission.scheduling import NodeRules, NodeTerm, Toleration
 from splitwatt_core.budget.facts import NodeFact, Taint
@@ -27,6 +28,7 @@ from splitwatt_core.names import (
     MANAGED_BY,
 )
 from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.role_scale import ScaleFact
 
 from splitwatt_operator.cluster.store import JsonObject, version_of
 from splitwatt_operator.recorder import Subject
@@ -71,6 +73,13 @@ def budget_reader(policies: Collection[str]) -> Callable[[JsonObject], BudgetSpe
         return spec
 
     return read
+
+
+def role_scale(obj: JsonObject) -> ScaleFact:
+    """Raises as an unreadable object does."""
+    wire = RoleScale.from_wire(obj, lenient=True)
+    owner = next((ref["uid"] for ref in obj["metadata"].get("ownerReferences") or () if ref.get("controller")), None)
+    return ScaleFact(wire.spec.replicas, wire.declared, owner)
 
 
 def cluster(obj: JsonObject) -> ClusterSpec:

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     LEASE = "Lease"
     POD = "Pod"
     CLUSTER = "InferenceCluster"
+    ROLE_SCALE = "RoleScale"
     BUDGET = "PowerBudget"
     NODE_POWER = "NodePower"
     PROFILE = "PowerProfile"

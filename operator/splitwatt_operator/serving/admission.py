@@ -40,7 +40,7 @@ from splitwatt_operator.serving.site import site_of
 
 log = logging.getLogger(__name__)
 
-WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER)
+WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER, Kind.ROLE_SCALE)
 PERIOD_S: Final = 1.0
 """Nodes, budgets and floor room move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25

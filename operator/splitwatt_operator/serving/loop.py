@@ -38,6 +38,7 @@ from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.revisions import revisions_of, together
+from splitwatt_operator.serving.role_scales import RoleScales
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
@@ -97,6 +98,7 @@ class Serving:
         self._applier = Applier(reader, pen, store)
         self._pools = Pools(reader, pen)
         self._scalers = Scalers(reader)
+        self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._prober = Prober(store, view, self._queue.add)
         self._admitter = Admitter(
@@ -121,7 +123,7 @@ class Serving:
     # ------------------------------------------------------------------------------------------------------- who is due
 
     async def _pump(self) -> None:
-        changes = self._store.subscribe((Kind.CLUSTER, *OWNED_KINDS))
+        changes = self._store.subscribe((Kind.CLUSTER, Kind.ROLE_SCALE, *OWNED_KINDS))
         try:
             while True:
                 await changes.wake.wait()
@@ -143,6 +145,9 @@ class Serving:
                 return ()
             self._asked[name] = asked
             return (name,)
+        if kind is Kind.ROLE_SCALE:
+            of = self._view.cluster_of_scale(key)
+            return () if of is None else (of,)
         before = self._owner.get(change)
         owner = None
         if obj is None:
@@ -201,6 +206,8 @@ class Serving:
             )
         if pool.unsent:
             return LEASE_PAUSE_S
+        declared = self._view.declared_replicas(name)
+        scale_due_s = None if declared is None else await self._role_scales.keep(spec, declared)
         scaled = await self._scalers.look(spec, outcome.repaired, rollout.named)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
@@ -214,7 +221,7 @@ class Serving:
         )
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, self._scalers.again_s(name))
+        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, scale_due_s, self._scalers.again_s(name))
 
     def _status(
         self,

@@ -224,6 +224,14 @@ def together(deployments: Sequence[LiveDeployment], newest: str) -> JsonObject |
     return {"metadata": {"generation": ours["metadata"].get("generation", 0)}, "status": status | kept}
 
 
+def replicas_of(store: Store, spec: ClusterSpec, role: Role) -> int:
+    """Pods that a role has, of all revisions."""
+    found = (
+        obj for obj in store.all(Kind.DEPLOYMENT) if controller_uid(obj) == spec.uid and _selects(obj).get(LABEL_ROLE) == role
+    )
+    return sum((obj.get("status") or {}).get("replicas", 0) for obj in found)
+
+
 def routers_ready(store: Store, spec: ClusterSpec) -> bool:
     """Whether the cluster's Service leads anywhere."""
     return any(

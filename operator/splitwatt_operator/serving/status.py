@@ -15,6 +15,7 @@ from splitwatt_core.clusters import ClusterSpec, Role, RouterType
 from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.rendering.objects import selector_text
+from splitwatt_core.serving.latency import attained, said
 from splitwatt_core.serving.provable import why_not
 from splitwatt_core.serving.rollout import RolloutPlan
 
@@ -67,6 +68,7 @@ def status_of(
     for role in spec.roles:
         numbers = (deployments[role] or {}).get("status", {})
         status[role.value] = {
+            "wantedReplicas": spec.role(role).replicas,
             "replicas": numbers.get("replicas", 0),
             "readyReplicas": numbers.get("readyReplicas", 0),
             "admittedReplicas": 0 if standing is None else standing.admitted.get(role, 0),
@@ -74,8 +76,8 @@ def status_of(
         }
     if standing is not None:
         status["powerFloorWatts"] = round(standing.floor_w)
-    if latency.ttft_p99_ms is not None:
-        status["ttftP99Milliseconds"] = latency.ttft_p99_ms
+    if (ttft := latency.ttft(spec)) is not None:
+        status["ttftP99Milliseconds"] = ttft.most_ms
     if latency.tbt_p99_ms is not None:
         status["tbtP99Milliseconds"] = latency.tbt_p99_ms
     return status
@@ -160,19 +162,28 @@ def _power_condition(standing: ClusterStanding | None) -> Condition:
 
 def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
     """False as soon as one promise is broken; Unknown while one that was made cannot be judged."""
-    asked = [
-        ("TTFT", spec.slo.ttft_p99_ms, latency.ttft_p99_ms),
-        ("TBT", spec.slo.tbt_p99_ms, latency.tbt_p99_ms),
-    ]
-    asked = [row for row in asked if row[1] is not None]
-    if not asked:
+    ttft, tbt_ms = latency.ttft(spec), latency.tbt_p99_ms
+    kept: list[bool | None] = []
+    words: list[str] = []
+    unmeasured = False
+    if (limit_ms := spec.slo.ttft_p99_ms) is not None:
+        kept.append(attained(limit_ms, ttft))
+        words.append(said(limit_ms, ttft))
+        unmeasured |= ttft is None
+    if (limit_ms := spec.slo.tbt_p99_ms) is not None:
+        kept.append(None if tbt_ms is None else tbt_ms <= limit_ms)
+        words.append(f"TBT P99 {'unknown' if tbt_ms is None else f'{tbt_ms} ms'} of {limit_ms} ms (at {"decode" if spec.split else "mixed"} engines)")
+        unmeasured |= tbt_ms is None
+    if not kept:
         return Condition("SLOAttained", None, "NoSLO", "spec.slo asks for nothing.")
-    words = ", ".join(f"{name} P99 {'unknown' if got is None else f'{got} ms'} of {limit} ms" for name, limit, got in asked)
-    if any(got is not None and limit is not None and got > limit for _, limit, got in asked):
-        return Condition("SLOAttained", False, "Missed", f"{words}.")
-    if any(got is None for _, _, got in asked):
-        return Condition("SLOAttained", None, "NoData", f"{words}: no requests in the last minute, or no metrics.")
-    return Condition("SLOAttained", True, "Attained", f"{words}.")
+    sentence = ", ".join(words)
+    if False in kept:
+        return Condition("SLOAttained", False, "Missed", f"{sentence}.")
+    if unmeasured:
+        return Condition("SLOAttained", None, "NoData", f"{sentence}: no requests in the last minute, or no metrics.")
+    if None in kept:
+        return Condition("SLOAttained", None, "Undecided", f"{sentence}: the histograms do not tell on which side it is.")
+    return Condition("SLOAttained", True, "Attained", f"{sentence}.")
 
 
 def _ready(

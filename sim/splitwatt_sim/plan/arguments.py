@@ -46,6 +46,13 @@ def positive(text: str) -> float:
     return value
 
 
+def not_below_0(text: str) -> float:
+    try:
+        return 0.0 if float(text) == 0.0 else positive(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text}") from None
+
+
 def watts(text: str) -> float:
     form = re.fullmatch(r"([0-9.eE+]+) ?(k|M)?W?", text)
     if form is None:
@@ -170,6 +177,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slo", choices=("splitwise",), help="Splitwise's nine slowdowns; needs a model with tables of 2023")
     add("--ttft-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 2000, with bloom-176b Splitwise's nine SLOs")
     add("--tbt-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 100, with bloom-176b Splitwise's nine SLOs")
+    add(
+        "--kv-link-gbytes", dest="kv_gigabytes_per_s", type=positive, metavar="GB/S",
+        help="speed of each server's link for KV caches; caches then move after the prefill, whole; default: as measured",
+    )  # fmt: skip
+    add("--kv-link-latency-ms", dest="kv_latency_ms", type=not_below_0, metavar="MS", help="on top for each cache (0)")
     add_list_arguments(parser, search)
     add_output_arguments(parser, output)
     add("--servers-per-rack", type=count, metavar="N", help="also say what each rack of the best design is charged and draws")

@@ -54,6 +54,8 @@ class SearchOptions:
     model: str = MODEL_2026
     ttft_p99_ms: float | None = None
     tbt_p99_ms: float | None = None
+    kv_gigabytes_per_s: float | None = None
+    kv_latency_ms: float | None = None
     margin_percent: float = 3.0
     list_s: float = 120.0
     step_rps: float = 5.0
