@@ -6,7 +6,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Level, Look, Panel, PanelSet, Query, Row, Threshold, Unit
+from splitwatt_panels.model import Drawing, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
 from splitwatt_panels.promql import BUDGET, JOB, budget
 
 _LIMIT: Final = budget(names.M_BUDGET_LIMIT_WATTS)
@@ -16,10 +16,10 @@ _DRAW: Final = budget(names.M_BUDGET_MEASURED_WATTS)
 _POSTURE: Final = budget(names.M_BUDGET_POSTURE)
 _FRESH: Final = budget(names.M_BUDGET_TELEMETRY_FRESH)
 _POSTURES: Final = ((0, "Adopting"), (1, "Normal"), (2, "Trim"), (3, "Shed"), (4, "Brake"))
-_POSTURE_LEVELS: Final = (Threshold(2, Level.WARNING), Threshold(4, Level.BAD))
-_ANY_IS_BAD: Final = (Threshold(1, Level.BAD),)
+_POSTURE_LEVELS: Final = (PanelStep(2, Tone.WARNING), PanelStep(4, Tone.BAD))
+_ANY_IS_BAD: Final = (PanelStep(1, Tone.BAD),)
 
-_NOW: Final = Row(
+_NOW: Final = PanelRow(
     "Now",
     (
         Panel(
@@ -28,7 +28,7 @@ _NOW: Final = Row(
             "Budgets whose meter reads more than the limit in force.",
             "The promise itself. Anything but 0 for longer than ten seconds is a fault to look into at once.",
             (Query(f"sum({_DRAW} > bool {_IN_FORCE})", "above"),),
-            Look.NUMBER,
+            Drawing.NUMBER,
             thresholds=_ANY_IS_BAD,
         ),
         Panel(
@@ -37,9 +37,9 @@ _NOW: Final = Row(
             "Share of the limit in force that is not charged, of the tightest budget.",
             "What is left for pods that wait and for caps to rise. Near 0 the fleet works, and nothing more fits in.",
             (Query(f"min(({_IN_FORCE} - {_CHARGE}) / {_IN_FORCE})", "headroom"),),
-            Look.NUMBER,
-            base=Level.BAD,
-            thresholds=(Threshold(0, Level.WARNING), Threshold(0.02, Level.GOOD)),
+            Drawing.NUMBER,
+            base=Tone.BAD,
+            thresholds=(PanelStep(0, Tone.WARNING), PanelStep(0.02, Tone.GOOD)),
         ),
         Panel(
             "Highest posture",
@@ -47,7 +47,7 @@ _NOW: Final = Row(
             "The sharpest posture of any budget: Normal, Trim, Shed or Brake.",
             "Above Trim, Splitwatt is taking watts back because a meter showed too many.",
             (Query(f"max({_POSTURE})", "posture"),),
-            Look.NUMBER,
+            Drawing.NUMBER,
             thresholds=_POSTURE_LEVELS,
             states=_POSTURES,
         ),
@@ -57,14 +57,14 @@ _NOW: Final = Row(
             "Share of budgets whose telemetry is fresh and plausible.",
             "Below 100 % some budget raises nothing, and stands on what was declared instead of what is drawn.",
             (Query(f"avg({_FRESH})", "fresh"),),
-            Look.NUMBER,
-            base=Level.WARNING,
-            thresholds=(Threshold(1, Level.GOOD),),
+            Drawing.NUMBER,
+            base=Tone.WARNING,
+            thresholds=(PanelStep(1, Tone.GOOD),),
         ),
     ),
 )
 
-_WATTS: Final = Row(
+_WATTS: Final = PanelRow(
     "Watts",
     (
         Panel(
@@ -86,8 +86,8 @@ _WATTS: Final = Row(
             "Limit in force less charge, and less draw.",
             "The first is room for caps and pods. A large second beside a small first is stranded: caps that nobody uses.",
             (Query(f"{_IN_FORCE} - {_CHARGE}", "{{budget}} charge"), Query(f"{_IN_FORCE} - {_DRAW}", "{{budget}} draw")),
-            base=Level.BAD,
-            thresholds=(Threshold(0, Level.GOOD),),
+            base=Tone.BAD,
+            thresholds=(PanelStep(0, Tone.GOOD),),
         ),
         Panel(
             "Draw above the limit in force",
@@ -108,7 +108,7 @@ _WATTS: Final = Row(
     ),
 )
 
-_STATE: Final = Row(
+_STATE: Final = PanelRow(
     "State",
     (
         Panel(
@@ -117,7 +117,7 @@ _STATE: Final = Row(
             "The posture of each budget over time.",
             "Shows when a meter made Splitwatt take watts back, and how long until it let go.",
             (Query(_POSTURE, "{{budget}}"),),
-            Look.STATES,
+            Drawing.STATES,
             thresholds=_POSTURE_LEVELS,
             states=_POSTURES,
         ),
@@ -135,9 +135,9 @@ _STATE: Final = Row(
             "1 while a budget's meter is fresh and plausible.",
             "When it falls, caps rise no more; the condition TelemetryFresh says why.",
             (Query(_FRESH, "{{budget}}"),),
-            Look.STATES,
-            base=Level.BAD,
-            thresholds=(Threshold(1, Level.GOOD),),
+            Drawing.STATES,
+            base=Tone.BAD,
+            thresholds=(PanelStep(1, Tone.GOOD),),
             states=((0, "No"), (1, "Yes")),
         ),
         Panel(

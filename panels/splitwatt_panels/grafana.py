@@ -13,17 +13,17 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_model
 from grafana_foundation_sdk.models import dashboard as model
 
-from splitwatt_panels.model import Level, Look, Panel, PanelSet, Threshold, Variable
+from splitwatt_panels.model import Drawing, Panel, PanelSet, PanelStep, Tone, Variable
 
 TAG: Final = "splitwatt"
 SCHEMA_VERSION: Final = 41
 """Of Grafana 11.6; later versions bring it up by themselves."""
 _DATASOURCE: Final = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
-_COLOURS: Final[Mapping[Level, str]] = {Level.GOOD: "green", Level.WARNING: "orange", Level.BAD: "red"}
+_COLOURS: Final[Mapping[Tone, str]] = {Tone.GOOD: "green", Tone.WARNING: "orange", Tone.BAD: "red"}
 _WIDTH: Final = 24
 _PER_ROW: Final = 4
 """Numbers side by side; of what has a time axis, half as many."""
-_HEIGHTS: Final[Mapping[Look, int]] = {Look.NUMBER: 4, Look.LINES: 8, Look.STATES: 8}
+_HEIGHTS: Final[Mapping[Drawing, int]] = {Drawing.NUMBER: 4, Drawing.LINES: 8, Drawing.STATES: 8}
 
 _AnyPanel = stat.Panel | timeseries.Panel | statetimeline.Panel
 
@@ -72,9 +72,9 @@ def _lines(panels: Sequence[Panel]) -> list[list[Panel]]:
     """Panels that stand side by side: of one height, numbers among numbers."""
     lines: list[list[Panel]] = []
     for panel in panels:
-        number = panel.look is Look.NUMBER
+        number = panel.look is Drawing.NUMBER
         fits = _PER_ROW if number else _PER_ROW // 2
-        if lines and len(lines[-1]) < fits and (lines[-1][0].look is Look.NUMBER) == number:
+        if lines and len(lines[-1]) < fits and (lines[-1][0].look is Drawing.NUMBER) == number:
             lines[-1].append(panel)
         else:
             lines.append([panel])
@@ -99,12 +99,12 @@ def _variable(variable: Variable) -> Builder[model.VariableModel]:
 def _panel(panel: Panel) -> _AnyPanel:
     built: _AnyPanel
     match panel.look:
-        case Look.NUMBER:
+        case Drawing.NUMBER:
             reduce = common.ReduceDataOptions().calcs(["lastNotNull"]).values(False)
             built = stat.Panel().graph_mode(common_model.BigValueGraphMode.AREA).reduce_options(reduce)
-        case Look.STATES:
+        case Drawing.STATES:
             built = statetimeline.Panel().fill_opacity(70).show_value(common_model.VisibilityMode.AUTO).merge_values(True)
-        case Look.LINES:
+        case Drawing.LINES:
             legend = common.VizLegendOptions().show_legend(True).placement(common_model.LegendPlacement.BOTTOM)
             legend = legend.display_mode(common_model.LegendDisplayMode.TABLE).calcs(["lastNotNull", "min", "max"])
             tooltip = common.VizTooltipOptions().mode(common_model.TooltipDisplayMode.MULTI)
@@ -128,7 +128,7 @@ def _panel(panel: Panel) -> _AnyPanel:
     return built
 
 
-def _thresholds(base: Level, steps: Sequence[Threshold]) -> builders.ThresholdsConfig:
+def _thresholds(base: Tone, steps: Sequence[PanelStep]) -> builders.ThresholdsConfig:
     rows = [model.Threshold(value=None, color=_COLOURS[base])]
     rows += [model.Threshold(value=step.value, color=_COLOURS[step.level]) for step in steps]
     return builders.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(rows)

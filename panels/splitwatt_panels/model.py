@@ -26,7 +26,7 @@ class Unit(StrEnum):
     BYTES_PER_SECOND = "Bps"
 
 
-class Look(StrEnum):
+class Drawing(StrEnum):
     """How a panel is drawn."""
 
     LINES = "lines"
@@ -34,7 +34,7 @@ class Look(StrEnum):
     STATES = "states"
 
 
-class Level(StrEnum):
+class Tone(StrEnum):
     """What a value means, whatever colour a program gives it."""
 
     GOOD = "good"
@@ -43,11 +43,11 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Threshold:
+class PanelStep:
     """From `value` on it is `level`."""
 
     value: float
-    level: Level
+    level: Tone
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ class Panel:
     description: str
     why: str
     queries: tuple[Query, ...]
-    look: Look = Look.LINES
-    base: Level = Level.GOOD
-    thresholds: tuple[Threshold, ...] = ()
+    look: Drawing = Drawing.LINES
+    base: Tone = Tone.GOOD
+    thresholds: tuple[PanelStep, ...] = ()
     states: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PanelRow:
     title: str
     panels: tuple[Panel, ...]
 
@@ -98,7 +98,7 @@ class PanelSet:
     title: str
     description: str
     variables: tuple[Variable, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PanelRow, ...]
 
     @property
     def uid(self) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Level, Look, Panel, PanelSet, Query, Row, Threshold, Unit
+from splitwatt_panels.model import Drawing, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
 from splitwatt_panels.promql import JOB, NODE, PHASE_OF_ROLE, ROLE, agent, per_second
 
 _POWER: Final = agent(names.M_GPU_POWER_WATTS, PHASE_OF_ROLE)
@@ -16,10 +16,10 @@ _MANAGEMENT: Final = agent(names.M_GPU_MANAGEMENT_CAP_WATTS, PHASE_OF_ROLE)
 _LIVE: Final = agent(names.M_AGENT_WATCH_LIVE)
 _FOREIGN: Final = agent(names.M_AGENT_CONDITION, 'condition="ForeignLimit"')
 _HELD: Final = agent(names.M_AGENT_CONDITION, 'condition=~"Ready|CapsEnforced"')
-_ANY_WARNS: Final = (Threshold(1, Level.WARNING),)
-_YES: Final = (Threshold(1, Level.GOOD),)
+_ANY_WARNS: Final = (PanelStep(1, Tone.WARNING),)
+_YES: Final = (PanelStep(1, Tone.GOOD),)
 
-_CAPS: Final = Row(
+_CAPS: Final = PanelRow(
     "Caps",
     (
         Panel(
@@ -49,7 +49,7 @@ _CAPS: Final = Row(
             "By how much a GPU's enforced limit is above its granted cap, the worst of each node; 0 while none is.",
             "A cap that is not obeyed: its GPU is charged what it may draw, and others pay for it.",
             (Query(f"clamp_min(max by (node) ({_ENFORCED} - {_GRANTED}), 0)", "{{node}}"),),
-            thresholds=(Threshold(1, Level.BAD),),
+            thresholds=(PanelStep(1, Tone.BAD),),
         ),
         Panel(
             "Enforced below the limit set",
@@ -91,7 +91,7 @@ _CAPS: Final = Row(
     ),
 )
 
-_OBEDIENCE: Final = Row(
+_OBEDIENCE: Final = PanelRow(
     "Agents",
     (
         Panel(
@@ -100,8 +100,8 @@ _OBEDIENCE: Final = Row(
             "Share of GPUs that can be read and obey.",
             "The others are charged the most that they may draw.",
             (Query(f"avg({agent(names.M_GPU_HEALTHY)})", "healthy"),),
-            Look.NUMBER,
-            base=Level.BAD,
+            Drawing.NUMBER,
+            base=Tone.BAD,
             thresholds=_YES,
         ),
         Panel(
@@ -110,7 +110,7 @@ _OBEDIENCE: Final = Row(
             "Seconds since the newest sample of each agent was scraped.",
             "Older than operator.agentSilenceSeconds (5), an agent shows no life, and nothing of its node is lowered or raised.",
             (Query(f"time() - max by (node) (timestamp({_LIVE}))", "{{node}}"),),
-            thresholds=(Threshold(5, Level.WARNING),),
+            thresholds=(PanelStep(5, Tone.WARNING),),
         ),
         Panel(
             "Wait from grant to readback",
@@ -118,7 +118,7 @@ _OBEDIENCE: Final = Row(
             "How long the newest grant of a GPU waits to be read back, the longest of each node; 0 once it was.",
             "Until then the GPU is charged the higher of its old and new caps, and watts cannot move.",
             (Query(f"max by (node) ({agent(names.M_GPU_UNACKED_SECONDS)})", "{{node}}"),),
-            thresholds=(Threshold(2, Level.WARNING), Threshold(30, Level.BAD)),
+            thresholds=(PanelStep(2, Tone.WARNING), PanelStep(30, Tone.BAD)),
         ),
         Panel(
             "Foreign limits",
@@ -145,7 +145,7 @@ _OBEDIENCE: Final = Row(
                 Query(f"min by (node) ({_LIVE})", "{{node}} watch"),
                 Query(f"min by (node) ({agent(names.M_AGENT_POD_RESOURCES_UP)})", "{{node}} PodResources"),
             ),
-            base=Level.BAD,
+            base=Tone.BAD,
             thresholds=_YES,
         ),
         Panel(
@@ -154,7 +154,7 @@ _OBEDIENCE: Final = Row(
             "Calls that reported success and left a higher limit, per second.",
             "A driver that says yes and does nothing. Such a GPU counts as not capped.",
             (Query(per_second(agent(names.M_GPU_CAP_MISMATCH), "node"), "{{node}}"),),
-            thresholds=(Threshold(0.001, Level.WARNING),),
+            thresholds=(PanelStep(0.001, Tone.WARNING),),
         ),
         Panel(
             "NVML errors",

@@ -6,7 +6,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Level, Look, Panel, PanelSet, Query, Row, Threshold, Unit
+from splitwatt_panels.model import Drawing, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
 from splitwatt_panels.promql import JOB, RANGE, operator, per_second
 
 _ACTIVE: Final = operator(names.M_OPERATOR_ACTIVE)
@@ -20,7 +20,7 @@ def _decision(share: float) -> str:
     return f"histogram_quantile({share}, sum by (le) (rate({_BUCKETS}[{RANGE}])))"
 
 
-_REIGN: Final = Row(
+_REIGN: Final = PanelRow(
     "Reign",
     (
         Panel(
@@ -29,9 +29,9 @@ _REIGN: Final = Row(
             "Replicas of the operator that hold the Lease and decide.",
             "One. None: caps stay as they are, and nothing is raised or admitted. Two for a moment is a failover.",
             (Query(f"sum({_ACTIVE})", "active"),),
-            Look.NUMBER,
-            base=Level.BAD,
-            thresholds=(Threshold(1, Level.GOOD), Threshold(2, Level.WARNING)),
+            Drawing.NUMBER,
+            base=Tone.BAD,
+            thresholds=(PanelStep(1, Tone.GOOD), PanelStep(2, Tone.WARNING)),
         ),
         Panel(
             "Term",
@@ -50,7 +50,7 @@ _REIGN: Final = Row(
     ),
 )
 
-_LOOPS: Final = Row(
+_LOOPS: Final = PanelRow(
     "Loops",
     (
         Panel(
@@ -59,7 +59,7 @@ _LOOPS: Final = Row(
             "How long one decision over all budgets takes: the middle one and the 99th of 100.",
             "The loop has one second. Beyond it cuts of limits are obeyed later.",
             (Query(_decision(0.5), "P50"), Query(_decision(0.99), "P99")),
-            thresholds=(Threshold(0.5, Level.WARNING), Threshold(1, Level.BAD)),
+            thresholds=(PanelStep(0.5, Tone.WARNING), PanelStep(1, Tone.BAD)),
         ),
         Panel(
             "Decisions",
@@ -85,7 +85,7 @@ _LOOPS: Final = Row(
     ),
 )
 
-_API: Final = Row(
+_API: Final = PanelRow(
     "API server and telemetry",
     (
         Panel(
@@ -108,7 +108,7 @@ _API: Final = Row(
             "Prometheus queries of the operator that failed, per second.",
             "Meters grow stale by them: nothing is raised meanwhile.",
             (Query(per_second(operator(names.M_QUERY_FAILURES)), "failed"),),
-            thresholds=(Threshold(0.1, Level.WARNING),),
+            thresholds=(PanelStep(0.1, Tone.WARNING),),
         ),
         Panel(
             "Words that were not told",

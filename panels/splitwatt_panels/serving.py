@@ -6,7 +6,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Level, Panel, PanelSet, Query, Row, Threshold, Unit
+from splitwatt_panels.model import Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
 from splitwatt_panels.promql import (
     CLUSTER,
     JOB,
@@ -47,7 +47,7 @@ def _pods(state: str) -> str:
     return cluster(names.M_CLUSTER_PODS, 'role=~"$role"', f'state="{state}"')
 
 
-_LATENCY: Final = Row(
+_LATENCY: Final = PanelRow(
     "Latency",
     (
         Panel(
@@ -75,7 +75,7 @@ _LATENCY: Final = Row(
     ),
 )
 
-_WORK: Final = Row(
+_WORK: Final = PanelRow(
     "Tokens and watts",
     (
         Panel(
@@ -109,7 +109,7 @@ _WORK: Final = Row(
     ),
 )
 
-_LOAD: Final = Row(
+_LOAD: Final = PanelRow(
     "Load",
     (
         Panel(
@@ -135,12 +135,12 @@ _LOAD: Final = Row(
             "The fullest engine of each role.",
             "At 100 % requests are put off or computed again, at the price of TBT.",
             (Query(f"max by ({', '.join(_PER_ROLE)}) ({engine(names.M_VLLM_KV_USAGE)})", _OF_ROLE),),
-            thresholds=(Threshold(0.9, Level.WARNING),),
+            thresholds=(PanelStep(0.9, Tone.WARNING),),
         ),
     ),
 )
 
-_PODS: Final = Row(
+_PODS: Final = PanelRow(
     "Pods",
     (
         Panel(
@@ -149,7 +149,7 @@ _PODS: Final = Row(
             "Pods that are wanted and were not let past the gate splitwatt.io/power.",
             "They wait for watts, GPUs or their turn; the condition PowerAdmitted says for what.",
             (Query(f"clamp_min({_pods('Wanted')} - ignoring (state) {_pods('Admitted')}, 0)", _OF_ROLE),),
-            thresholds=(Threshold(1, Level.WARNING),),
+            thresholds=(PanelStep(1, Tone.WARNING),),
         ),
         Panel(
             "Pods wanted and ready",
@@ -164,7 +164,7 @@ _PODS: Final = Row(
             "How many InferenceClusters say False, by condition. Unknown counts as neither.",
             "Names the kind of trouble; kubectl describe ic says the sentence.",
             (Query(f"sum by (condition) ({cluster(names.M_CLUSTER_CONDITION)} == bool 0)", "{{condition}}"),),
-            thresholds=(Threshold(1, Level.WARNING),),
+            thresholds=(PanelStep(1, Tone.WARNING),),
         ),
     ),
 )

@@ -7,7 +7,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Level, Look, Panel, PanelSet, Query, Row, Threshold, Unit
+from splitwatt_panels.model import Drawing, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
 from splitwatt_panels.promql import CLUSTER, JOB, NAMESPACE, cluster, per_second
 
 _WHOSE: Final = ("namespace", "cluster")
@@ -17,7 +17,7 @@ _KV_FETCH: Final = "vllm:num_requests_kv_fetch_by_stage"
 _DECODE: Final = 'role="decode"'
 _COMPUTED: Final = 'source="local_compute"'
 
-_TRANSFERS: Final = Row(
+_TRANSFERS: Final = PanelRow(
     "Transfers",
     (
         Panel(
@@ -40,7 +40,7 @@ _TRANSFERS: Final = Row(
             "Transfers that failed per second, handshakes and notifications among them.",
             "Each is a prompt that decode reads again, or a request that is lost.",
             (Query(per_second(cluster(f"{names.M_VLLM_NIXL_FAILED}_total"), *_WHOSE), _OF),),
-            thresholds=(Threshold(0.001, Level.BAD),),
+            thresholds=(PanelStep(0.001, Tone.BAD),),
         ),
         Panel(
             "Requests that fetch a KV cache",
@@ -52,7 +52,7 @@ _TRANSFERS: Final = Row(
     ),
 )
 
-_PROMPTS: Final = Row(
+_PROMPTS: Final = PanelRow(
     "Prompts in decode engines",
     (
         Panel(
@@ -68,7 +68,7 @@ _PROMPTS: Final = Row(
                     _OF,
                 ),
             ),
-            thresholds=(Threshold(0.05, Level.WARNING), Threshold(0.5, Level.BAD)),
+            thresholds=(PanelStep(0.05, Tone.WARNING), PanelStep(0.5, Tone.BAD)),
         ),
         Panel(
             "Prompt tokens by source",
@@ -84,9 +84,9 @@ _PROMPTS: Final = Row(
             "No: its reason says what is wrong (docs/router.md). A gap is Unknown, where there is nothing to prove or no "
             "verdict.",
             (Query(cluster(names.M_CLUSTER_CONDITION, 'condition="KVTransferVerified"'), _OF),),
-            Look.STATES,
-            base=Level.BAD,
-            thresholds=(Threshold(1, Level.GOOD),),
+            Drawing.STATES,
+            base=Tone.BAD,
+            thresholds=(PanelStep(1, Tone.GOOD),),
             states=((0, "No"), (1, "Yes")),
         ),
     ),

@@ -12,7 +12,7 @@ from splitwatt_lab import prometheus
 from splitwatt_panels import promql
 from splitwatt_panels.alerts import ALERTS
 from splitwatt_panels.generate import ROOT, RULES
-from splitwatt_panels.model import Alert, Level, Look, Panel, PanelSet, Unit
+from splitwatt_panels.model import Alert, Drawing, Panel, PanelSet, Tone, Unit
 from splitwatt_panels.sets import SETS
 
 PANELS = [(panels, panel) for panels in SETS for panel in panels.panels]
@@ -35,10 +35,10 @@ def test_a_panel_says_what_it_shows_and_why(panels: PanelSet, panel: Panel) -> N
     assert all(query.legend for query in panel.queries)
     values = [step.value for step in panel.thresholds]
     assert values == sorted(values)
-    if panel.look is Look.STATES:
+    if panel.look is Drawing.STATES:
         assert panel.states, "a state without a word is a number"
-    if panel.base is not Level.GOOD:
-        assert any(step.level is Level.GOOD for step in panel.thresholds), "nothing would ever be good"
+    if panel.base is not Tone.GOOD:
+        assert any(step.level is Tone.GOOD for step in panel.thresholds), "nothing would ever be good"
 
 
 @EACH_PANEL
