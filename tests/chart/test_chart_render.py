@@ -221,12 +221,13 @@ def test_switches_switch_off(render: Render) -> None:
         "admission": {"agentPolicy": False, "operatorPolicy": False},
         "networkPolicy": {"enabled": False},
         "metrics": {"scrapeAnnotations": False, "prometheusRule": {"enabled": False}, "podMonitor": {"enabled": False}},
+        "dashboards": {"enabled": False},
     }
     found = render(MONITORING, values=off)
     kinds = {kind for kind, _ in found}
     gone = {
         "CustomResourceDefinition", "ResourceQuota", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
-        "PrometheusRule", "PodMonitor", "NetworkPolicy",
+        "PrometheusRule", "PodMonitor", "NetworkPolicy", "ConfigMap",
     }  # fmt: skip
     assert not kinds & gone
     assert gone <= {kind for kind, _ in render(MONITORING)}
