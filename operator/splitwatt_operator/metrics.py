@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
@@ -12,6 +12,7 @@ from splitwatt_core import names
 from splitwatt_core.budget.keeper import BudgetReport
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role, cluster_label
 from splitwatt_core.conditions import condition_from_wire
+from splitwatt_core.protocol.contract import Spec
 
 
 def _fresh(report: BudgetReport) -> float:
@@ -46,6 +47,7 @@ class _Budgets(Collector):
 
     def __init__(self) -> None:
         self.reports: Mapping[str, BudgetReport] = {}
+        self.specs: Callable[[], Iterable[Spec]] = tuple
 
     def collect(self) -> Iterator[Metric]:
         for name, text, value in _OF_BUDGETS:
@@ -60,6 +62,21 @@ class _Budgets(Collector):
             for condition in report.conditions:
                 conditions.add_metric([budget, condition.type], _said(condition.status))
         yield conditions
+        caps = GaugeMetricFamily(
+            names.M_BUDGET_CAP_WATTS, "Granted caps of the GPUs here and below, with losses", labels=[names.L_BUDGET]
+        )
+        for budget, cap_w in self._cap_sums().items():
+            caps.add_metric([budget], cap_w)
+        yield caps
+
+    def _cap_sums(self) -> Mapping[str, float]:
+        """A budget on two ways counts a node once."""
+        sums = dict.fromkeys(self.reports, 0.0)
+        for spec in self.specs() if sums else ():
+            cap_w = sum(grant.cap_w for grant in spec.gpus) * (100 + (spec.overhead_percent or 0)) / 100
+            for budget in set(spec.budgets) & sums.keys():
+                sums[budget] += cap_w
+        return sums
 
 
 class _Clusters(Collector):
@@ -143,6 +160,10 @@ class Metrics:
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
         self._budgets.reports = reports
+
+    def caps_from(self, specs: Callable[[], Iterable[Spec]]) -> None:
+        """Where the specs of all NodePowers are found when somebody scrapes."""
+        self._budgets.specs = specs
 
     def show_cluster(self, name: ClusterName, spec: ClusterSpec | None, status: Mapping[str, Any]) -> None:
         """`status` as it is to be written; `spec` by which it is served, None where none could ever be read."""

@@ -68,15 +68,17 @@ _WATTS: Final = PanelRow(
     "Watts",
     (
         Panel(
-            "Limit, charge and draw",
+            "Limit, caps, charge and draw",
             Unit.WATTS,
-            "The limit that was asked for, the one in force, what the ledger charges, and what the meter reads.",
+            "The limit that was asked for, the one in force, what the ledger charges, the GPUs' granted caps with losses "
+            "(without the watts that are declared beside them, which are in the charge), and what the meter reads.",
             "Draw stays below charge, and charge below the limit in force: where two lines cross, look here first. A gap in "
             "the draw is a meter without a reading, never zero watts.",
             (
                 Query(_LIMIT, "{{budget}} limit"),
                 Query(_IN_FORCE, "{{budget}} limit in force"),
                 Query(_CHARGE, "{{budget}} charge"),
+                Query(budget(names.M_BUDGET_CAP_WATTS), "{{budget}} caps"),
                 Query(_DRAW, "{{budget}} draw"),
             ),
         ),

@@ -12,6 +12,7 @@ from splitwatt_core.budget.tree import new_limit
 from splitwatt_core.clusters import ClusterName, SloSpec, cluster_label
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition, condition_to_wire
+from splitwatt_core.protocol.contract import Grant, Phase, Spec
 from splitwatt_operator.metrics import Metrics
 from support.served import cluster
 
@@ -41,6 +42,24 @@ def test_a_budgets_conditions_are_one_zero_or_nothing_that_can_be_compared() -> 
     assert said(metrics, names.M_BUDGET_GPUS, budget="a") == 16.0
     metrics.show_budgets({})
     assert said(metrics, names.M_BUDGET_CONDITION, budget="a", condition="CapsEnforced") is None
+
+
+def test_a_budgets_caps_are_those_of_all_below_with_losses_each_node_once() -> None:
+    def spec(node: str, *budgets: str, caps_w: tuple[int, ...], overhead: int | None) -> Spec:
+        grants = tuple(Grant(f"{node}-{at}", 1, cap_w, cap_w, cap_w, Phase.DECODE) for at, cap_w in enumerate(caps_w))
+        return Spec(term=1, for_uid=node, budgets=budgets, overhead_percent=overhead, gpus=grants)
+
+    metrics = Metrics()
+    metrics.caps_from(lambda: (
+        spec("n1", "rack-1", "row", caps_w=(400, 300), overhead=10),
+        spec("n2", "rack-2", "row", "rack-2", "row", caps_w=(200,), overhead=None),
+        spec("n3", "gone", caps_w=(700,), overhead=0),
+    ))  # fmt: skip
+    metrics.show_budgets({name: report(name=name) for name in ("row", "rack-1", "rack-2", "empty")})
+    found = {name: said(metrics, names.M_BUDGET_CAP_WATTS, budget=name) for name in ("row", "rack-1", "rack-2", "empty", "gone")}
+    assert found == {"row": 970.0, "rack-1": 770.0, "rack-2": 200.0, "empty": 0.0, "gone": None}
+    metrics.end_reign()
+    assert said(metrics, names.M_BUDGET_CAP_WATTS, budget="row") is None
 
 
 def test_a_cluster_shows_who_waits_at_the_gate_and_what_is_promised() -> None:
