@@ -12,7 +12,7 @@ from splitwatt_core.budget.tree import new_limit
 from splitwatt_core.clusters import ClusterName, SloSpec, cluster_label
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition, condition_to_wire
-from splitwatt_core.protocol.contract import Grant, Phase, Spec
+from splitwatt_core.protocol.contract import Grant, Spec
 from splitwatt_operator.metrics import Metrics
 from support.served import cluster
 
@@ -46,7 +46,7 @@ def test_a_budgets_conditions_are_one_zero_or_nothing_that_can_be_compared() -> 
 
 def test_a_budgets_caps_are_those_of_all_below_with_losses_each_node_once() -> None:
     def spec(node: str, *budgets: str, caps_w: tuple[int, ...], overhead: int | None) -> Spec:
-        grants = tuple(Grant(f"{node}-{at}", 1, cap_w, cap_w, cap_w, Phase.DECODE) for at, cap_w in enumerate(caps_w))
+        grants = tuple(Grant(f"{node}-{at}", 1, cap_w, cap_w, cap_w) for at, cap_w in enumerate(caps_w))
         return Spec(term=1, for_uid=node, budgets=budgets, overhead_percent=overhead, gpus=grants)
 
     metrics = Metrics()

@@ -106,7 +106,7 @@ def test_an_edited_object_is_its_clusters_whatever_its_name_or_label() -> None:
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(Metrics(), instance="t")
     serving = Serving(
         objects.store, objects.view, None, None, keeper,  # type: ignore[arg-type]
-        recorder=recorder, prometheus=None, context=RenderContext(),
+        recorder=recorder, prometheus=None, context=RenderContext(), metrics=Metrics(),
     )  # fmt: skip
     objects.cluster(name)
     made = object_name(name, Role.DECODE)
@@ -142,7 +142,7 @@ async def test_a_status_that_may_have_landed_is_written_over() -> None:
     obj, api = objects.cluster(), Api()
     serving = Serving(
         objects.store, objects.view, None, Pen(api, Metrics(), held=lambda _: True), keeper,  # type: ignore[arg-type]
-        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(),
+        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(), metrics=Metrics(),
     )  # fmt: skip
 
     def status(watts: int) -> dict[str, Any]:
