@@ -16,6 +16,9 @@ What each panel shows, and what to do with it. The chart brings these as Grafana
 each links the others with the same choices and the same time.
 
 An empty panel means that nothing says so, and never zero: the job is not scraped, or no engine shows such a counter.
+
+Each query was answered by a real Prometheus that had scraped every metric (`tests/panels`). Nobody has looked at the dashboards
+in a running Grafana yet.
 """
 _ALERTS_HEAD = """# Alerts
 
