@@ -77,6 +77,7 @@ house: setup
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate
+	$(BIN)/python -m splitwatt_panels.generate
 
 # ENGINE=docker|podman|buildah, REGISTRY=registry.example.com/team, BASE=, BUILD_BASE=, IMAGE_ARGS=; ARGS="--own-base --check --report".
 images: setup

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from splitwatt_core.clusters import ClusterName
+from splitwatt_core.clusters import ClusterName, Role
 from splitwatt_lab.certs import Authority
 from splitwatt_operator.cluster.store import Key, Kind
 from support.objects import Objects
@@ -37,7 +37,7 @@ def wanted(objects: Objects) -> int:
     seen = objects.view.cluster(CHAT)
     assert seen is not None and seen.fact is not None
     assert objects.view.clusters.facts[Key(*CHAT)] == seen.fact, "all who look see one number"
-    return seen.fact.prefill.replicas
+    return seen.fact.role(Role.PREFILL).replicas
 
 
 def test_the_view_has_the_replicas_that_are_in_force() -> None:

@@ -107,7 +107,7 @@ def test_an_edited_object_is_its_clusters_whatever_its_name_or_label() -> None:
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(Metrics(), instance="t")
     serving = Serving(
         objects.store, objects.view, None, None, keeper,  # type: ignore[arg-type]
-        recorder=recorder, prometheus=None, context=RenderContext(),
+        recorder=recorder, prometheus=None, context=RenderContext(), metrics=Metrics(),
     )  # fmt: skip
     objects.cluster(name)
     made = object_name(name, Role.DECODE)
@@ -143,7 +143,7 @@ async def test_a_status_that_may_have_landed_is_written_over() -> None:
     obj, api = objects.cluster(), Api()
     serving = Serving(
         objects.store, objects.view, None, Pen(api, Metrics(), held=lambda _: True), keeper,  # type: ignore[arg-type]
-        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(),
+        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(), metrics=Metrics(),
     )  # fmt: skip
 
     def status(watts: int) -> dict[str, Any]:
@@ -315,7 +315,7 @@ def test_an_unsplit_cluster_says_how_its_one_pool_stands() -> None:
         spec, {Role.PREFILL: None, Role.DECODE: None, Role.MIXED: deployment(1)}, deployment(1), standing=standing,
         latency=Latency(), proof=UNPROVEN, problems=[], previous={}, now_s=0.0,
     )  # fmt: skip
-    numbers = {"replicas": 2, "readyReplicas": 1, "admittedReplicas": 2}
+    numbers = {"replicas": 2, "readyReplicas": 1, "admittedReplicas": 2, "wantedReplicas": 2}
     assert status["mixed"] == {**numbers, "labelSelector": "splitwatt.io/cluster=chat,splitwatt.io/role=mixed"}
     assert not {"prefill", "decode"} & status.keys()
     found = conditions(spec=spec, prefill=None, mixed=deployment(1))

@@ -27,6 +27,7 @@ STARTS: Final = {
     "twin": ["splitwatt_twin", "splitwatt_nvml_twin"],
     "lab": ["splitwatt_lab"],
     "papers": ["splitwatt_papers"],
+    "panels": ["splitwatt_panels"],
 }
 NOT_IMPORTED: Final = {
     "nvidia-nvml-dev": "brings nvml.h, which the C compiler reads",

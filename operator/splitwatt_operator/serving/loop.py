@@ -30,6 +30,7 @@ from splitwatt_shell.supervise import first_to_end
 from splitwatt_operator.cluster.read import subject_of
 from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
+from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
@@ -68,9 +69,12 @@ async def run(
     recorder: Recorder,
     prometheus: PrometheusClient | None = None,
     context: RenderContext,
+    metrics: Metrics,
 ) -> None:
     """Serve until cancelled. Without `prometheus` latencies stay unknown."""
-    serving = Serving(store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context)
+    serving = Serving(
+        store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context, metrics=metrics
+    )
     await serving.run()
 
 
@@ -88,12 +92,14 @@ class Serving:
         recorder: Recorder,
         prometheus: PrometheusClient | None,
         context: RenderContext,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._view = view
         self._pen = pen
         self._recorder = recorder
         self._context = context
+        self._metrics = metrics
         self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
         self._pools = Pools(reader, pen)
@@ -189,7 +195,9 @@ class Serving:
         if refusal is not None or seen.problem:
             self._recorder.note(subject_of(obj), reason="InvalidSpec", message=refusal or seen.sentence, warning=True)
         if refusal is not None or seen.fact is None:
-            return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
+            status = invalid_status(obj, refusal or seen.sentence, time.time())
+            self._metrics.show_cluster(name, None, status)
+            return _sooner(RECHECK_S, await self._show(obj, status))
         spec = seen.fact
         rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
         manifests = render(spec, self._context, rollout.rendered)
@@ -213,12 +221,11 @@ class Serving:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
         for problem in (*outcome.problems, *([pool.problem] if pool.problem else [])):
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(
-            obj,
-            self._status(
-                obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled, rollout=rollout.plan
-            ),
+        status = self._status(
+            obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled, rollout=rollout.plan
         )
+        self._metrics.show_cluster(name, spec, status)
+        due_s = await self._show(obj, status)
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
         return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, scale_due_s, self._scalers.again_s(name))
@@ -286,6 +293,7 @@ class Serving:
         self._pools.forget(name)
         self._scalers.forget(name)
         self._queue.forget(name)
+        self._metrics.forget_cluster(name)
         self._written.pop(name, None)
         self._asked.pop(name, None)
 

@@ -172,7 +172,8 @@ def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
         unmeasured |= ttft is None
     if (limit_ms := spec.slo.tbt_p99_ms) is not None:
         kept.append(None if tbt_ms is None else tbt_ms <= limit_ms)
-        words.append(f"TBT P99 {'unknown' if tbt_ms is None else f'{tbt_ms} ms'} of {limit_ms} ms (at {"decode" if spec.split else "mixed"} engines)")
+        who = "decode" if spec.split else "mixed"
+        words.append(f"TBT P99 {'unknown' if tbt_ms is None else f'{tbt_ms} ms'} of {limit_ms} ms (at {who} engines)")
         unmeasured |= tbt_ms is None
     if not kept:
         return Condition("SLOAttained", None, "NoSLO", "spec.slo asks for nothing.")
