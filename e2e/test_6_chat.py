@@ -19,6 +19,7 @@ from ground import chat, host, rack, rootfs, serving
 from ground.site import Site
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_ROLE, LABEL_ROUTER
 from splitwatt_core.serving.kv_proof import KvCounters, block_bytes
+from splitwatt_lab.errors import LabError
 from splitwatt_lab.judge import Judge
 from splitwatt_operator.serving.engines import counters_of
 
@@ -55,9 +56,9 @@ def clear(site: Site) -> None:
     site.await_("nothing of a former cluster is left", lambda: not site.get(*left)["items"], timeout_s=60)
 
 
-def end_pods(site: Site, selector: str = LABEL_CLUSTER) -> None:
+def end_pods(site: Site) -> None:
     """As a node that dies ends them: their hooks would wait for requests that nobody sends."""
-    site.cluster.kubectl("delete", "pod", "-n", serving.NAMESPACE, "-l", selector, "--grace-period=1", "--wait=false")
+    site.cluster.kubectl("delete", "pod", "-n", serving.NAMESPACE, "-l", LABEL_CLUSTER, "--grace-period=1", "--wait=false")
 
 
 def test_the_example_with_emulated_engines_answers_curl(alone: Site, judged: Judge) -> None:
@@ -77,8 +78,12 @@ class Engines:
     def __init__(self, site: Site, cluster: Mapping[str, Any]) -> None:
         self.site, self.applied = site, cluster
         self.model = cluster["spec"]["model"]["name"]
-        (router,) = serving.living(site, f"{LABEL_ROUTER}={NAME}")
-        self.way_in = f"http://{router['status']['podIP']}:{HTTP}"
+
+    @property
+    def way_in(self) -> str:
+        """The router's pod: its Service has an address of the cluster's own."""
+        (router,) = serving.living(self.site, f"{LABEL_ROUTER}={NAME}")
+        return f"http://{router['status']['podIP']}:{HTTP}"
 
     @property
     def laid_over(self) -> Mapping[str, Any]:
@@ -87,8 +92,11 @@ class Engines:
         return dict(container)
 
     def pod(self, role: str) -> Mapping[str, Any]:
-        (found,) = serving.living(self.site, f"{LABEL_CLUSTER}={NAME},{LABEL_ROLE}={role}")
-        return found
+        """Raises LabError while there is not exactly one."""
+        found = serving.living(self.site, selector(role))
+        if len(found) != 1:
+            raise LabError(f"{len(found)} pods of {role} live")
+        return found[0]
 
     def address(self, role: str) -> str:
         return str(self.pod(role)["status"]["podIP"])
@@ -113,6 +121,10 @@ class Engines:
         said = answer.json()
         assert said["usage"]["completion_tokens"] == TOKENS
         return said["choices"][0]["text"], said["usage"]["prompt_tokens"]
+
+
+def selector(role: str) -> str:
+    return f"{LABEL_CLUSTER}={NAME},{LABEL_ROLE}={role}"
 
 
 def prompt() -> str:
@@ -142,27 +154,34 @@ def proven(site: Site) -> Mapping[str, Any]:
 
 @pytest.fixture
 def real(alone: Site) -> Iterator[Engines]:
-    """One prefill and one decode engine, Ready, asked once by the README's words."""
+    """One prefill and one decode engine of the example, which start."""
     site = alone
     documents = chat.on_cpus(
         image=site.cluster.image("engine"), router=site.cluster.image("router"), runtime_class=site.cluster.runtime_class
     )
     site.apply(*chat.volumes(site, serving.NAMESPACE))
-    begun_s = time.monotonic()
     site.apply(*documents[1:])
-    cluster = documents[-1]
-    answer = chat.curl(site, model=cluster["spec"]["model"]["name"], timeout_s=READY_S)
-    print(f"real engines are Ready, and curl has its answer, {time.monotonic() - begun_s:.1f} s after they were applied")
-    assert answer["usage"]["completion_tokens"] == 8
-    yield Engines(site, cluster)
+    yield Engines(site, documents[-1])
     clear(site)
     site.cluster.kubectl("delete", "-n", serving.NAMESPACE, *(f"{kind}/{name}" for kind in ("pvc", "pv") for name in chat.CLAIMS))
 
 
 @pytest.mark.timeout(1800)
 def test_real_vllm_moves_kv_caches_and_what_breaks_it_is_told_within_a_minute(real: Engines, judged: Judge) -> None:
+    site, begun_s = real.site, time.monotonic()
+
+    # The side channel is refused from the start, and only that.
+    site.await_("a prefill pod runs", lambda: bool(real.address("prefill")), timeout_s=READY_S)
+    broken(real, "tcp", "dport", str(SIDE_CHANNEL))
+    ready(real, "prefill", "decode")
+    print(f"both engines are ready {time.monotonic() - begun_s:.1f} s after they were applied")
+    told(site, "SideChannelClosed", since_s=time.monotonic())
+    mended(real)
+    begun_s = time.monotonic()
+    answer = chat.curl(site, model=real.model, timeout_s=TOLD_S)
+    print(f"Ready, and curl has its answer, {time.monotonic() - begun_s:.1f} s after the side channel was open")
+    assert answer["usage"]["completion_tokens"] == 8
     moves(real)
-    site = real.site
 
     # Packets of KV caches are refused; HTTP and side channel work on. No pod changes: a client's request shows it.
     broken(real, "tcp", "dport", "!=", f"{{ {HTTP}, {SIDE_CHANNEL} }}")
@@ -170,12 +189,6 @@ def test_real_vllm_moves_kv_caches_and_what_breaks_it_is_told_within_a_minute(re
     text, _ = real.ask(real.way_in, asked := prompt())
     told(site, "DecodeRecomputes", since_s=since_s)
     assert text == real.ask(real.url("prefill"), asked)[0], "a request that was recomputed is answered as well"
-
-    # The side channel alone is refused, to an engine that has not spoken to it before. (The former one would not have healed.)
-    mended(real)
-    broken(real, "tcp", "dport", str(SIDE_CHANNEL))
-    renewed(real, "decode")
-    told(site, "SideChannelClosed", since_s=time.monotonic())
 
     # A prefill engine that says it is another version: its KV caches are refused.
     args = real.pod("prefill")["spec"]["containers"][0]["args"]
@@ -235,31 +248,24 @@ def mended(real: Engines) -> None:
 
 
 def overlay(real: Engines, **fields: Any) -> None:
-    """Over the prefill role's engine, beside what the example lays over it; waits for the pod that has it."""
-    was = real.pod("prefill")
+    """Over the prefill role's engine, beside what the example lays over it; waits until its pod is Ready."""
+    begun_s, was = time.monotonic(), real.pod("prefill")["metadata"]["name"]
     template = {"spec": {"containers": [{**real.laid_over, **fields}]}}
     patch = json.dumps({"spec": {"prefill": {"template": template}}})
     real.site.cluster.kubectl("patch", *OBJECT, "--type=merge", "-p", patch)
-    goes = ("pod", was["metadata"]["name"], "-n", serving.NAMESPACE)
-    real.site.await_("the former pod goes", lambda: "deletionTimestamp" in real.site.get(*goes)["metadata"], timeout_s=30)
-    renewed(real, "prefill")
+    real.site.await_("the former pod goes", lambda: was not in names(real.site, "prefill"), timeout_s=60)
+    real.site.cluster.kubectl("delete", "pod", was, "-n", serving.NAMESPACE, "--grace-period=1", "--ignore-not-found")
+    ready(real, "prefill")
+    print(f"another prefill engine is Ready after {time.monotonic() - begun_s:.1f} s")
 
 
-def renewed(real: Engines, role: str) -> None:
-    """Its pods are ended, and another one is Ready."""
-    selector = f"{LABEL_CLUSTER}={NAME},{LABEL_ROLE}={role}"
-    begun_s = time.time()
-    was = {each["metadata"]["uid"] for each in real.site.get("pods", "-n", serving.NAMESPACE, "-l", selector)["items"]}
-    end_pods(real.site, selector)
+def names(site: Site, role: str) -> list[str]:
+    return [each["metadata"]["name"] for each in serving.living(site, selector(role))]
 
-    def ready() -> bool:
-        says = [
-            condition["status"]
-            for pod in serving.living(real.site, selector)
-            for condition in pod["status"]["conditions"]
-            if condition["type"] == "Ready" and pod["metadata"]["uid"] not in was
-        ]
-        return says == ["True"]
 
-    real.site.await_(f"another {role} engine is Ready", ready, timeout_s=READY_S)
-    print(f"another {role} engine is Ready after {time.time() - begun_s:.1f} s")
+def ready(real: Engines, *roles: str) -> None:
+    def holds() -> bool:
+        found = [condition for role in roles for condition in real.pod(role)["status"]["conditions"]]
+        return [each["status"] for each in found if each["type"] == "Ready"] == ["True"] * len(roles)
+
+    real.site.await_(f"the engine of {' and '.join(roles)} is Ready", holds, timeout_s=READY_S)

@@ -97,7 +97,7 @@ def curl(site: Site, *, model: str, timeout_s: float) -> Mapping[str, Any]:
     with site.cluster.beside(*(word for word in forward[1:] if word != "&")) as said:
         if "Forwarding from" not in said:
             raise LabError(f"kubectl port-forward did not begin: {said}")
-        asks = [str(host.require("curl")), "-sS", f"--max-time={ANSWER_S}"]
+        asks = [str(host.require("curl")), "-sS", "--max-time", str(ANSWER_S)]
         asks += [word.replace(_NAMED_MODEL, model) for word in ask[1:]]
         result = subprocess.run(asks, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)  # and no proxy
     if result.returncode != 0:
