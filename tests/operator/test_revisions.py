@@ -10,7 +10,7 @@ from splitwatt_core.names import LABEL_REVISION
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render
 from splitwatt_core.rendering.revision import revision_of
 from splitwatt_operator.cluster.store import Key, Kind
-from splitwatt_operator.serving.apply import Told
+from splitwatt_operator.serving.apply import ForFormer
 from splitwatt_operator.serving.revisions import Revisions, revisions_of, together
 from support.objects import Objects
 
@@ -63,7 +63,7 @@ def test_a_new_revision_is_told_beside_the_former_under_names_that_are_free() ->
     found, of = look(objects, NEXT), name_of(NEXT)
     assert {home.name for home in found.rendered.homes.values()} == {f"chat-prefill-{of}", f"chat-decode-{of}"}
     assert found.rendered.replicas == {Role.PREFILL: 0, Role.DECODE: 0} and not found.rendered.routers
-    assert found.tell == {Key("s", f"chat-{role}"): Told(1, name_of(FIRST)) for role in Role}
+    assert found.tell == {Key("s", f"chat-{role}"): ForFormer(1, name_of(FIRST)) for role in Role}
     assert found.keep == {(Kind.DEPLOYMENT, Key("s", name)) for name in ("chat-prefill", "chat-decode", "chat-router")}
     status = together(found.of(Role.DECODE), found.newest)
     assert status is not None and status["status"] == {"replicas": 2, "readyReplicas": 2}, "none of them is up to date"
@@ -87,7 +87,7 @@ def test_a_router_that_is_told_to_go_still_holds_its_engines() -> None:
     found = look(objects, NEXT)
     assert found.plan.kept == name_of(NEXT) and not found.tell
     objects.remove(Kind.DEPLOYMENT, "chat-router")
-    assert look(objects, NEXT).tell == {Key("s", f"chat-{role}"): Told(0, name_of(FIRST)) for role in Role}
+    assert look(objects, NEXT).tell == {Key("s", f"chat-{role}"): ForFormer(0, name_of(FIRST)) for role in Role}
 
 
 def test_engines_that_name_no_revision_are_known_by_what_they_are_started_with() -> None:

@@ -67,7 +67,7 @@ class ApplyReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ForFormer:
     """To a Deployment that is not rendered any more: how many replicas it has, and of which revision it is."""
 
     replicas: int
@@ -89,7 +89,7 @@ class Applier:
         manifests: Sequence[Mapping[str, Any]],
         *,
         keep: Collection[tuple[Kind, Key]] = (),
-        tell: Mapping[Key, Told] | None = None,
+        tell: Mapping[Key, ForFormer] | None = None,
     ) -> ApplyReport:
         """Tell former Deployments what is theirs, apply what differs, then remove what is owned by the cluster `uid` and
         neither rendered nor to `keep`."""
@@ -158,7 +158,7 @@ class Applier:
             outcome.repaired.append(f"{kind.value} {key.name}")
         self._applied[kind, key] = now
 
-    async def _tell(self, key: Key, told: Told, outcome: ApplyReport) -> None:
+    async def _tell(self, key: Key, told: ForFormer, outcome: ApplyReport) -> None:
         """Bound to the number that was decided on."""
         live = self._store.get(Kind.DEPLOYMENT, key.name, key.namespace)
         if live is None:

@@ -17,7 +17,7 @@ from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, kv_c
 from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store
-from splitwatt_operator.serving.apply import Told, controller_uid
+from splitwatt_operator.serving.apply import ForFormer, controller_uid
 
 POD_HASH: Final = "pod-template-hash"
 
@@ -56,7 +56,7 @@ class Revisions:
     live: Sequence[LiveDeployment]
     plan: RolloutPlan
     rendered: RenderPlan
-    tell: Mapping[Key, Told] = field(default_factory=dict)
+    tell: Mapping[Key, ForFormer] = field(default_factory=dict)
     """What is told to former revisions' Deployments."""
     keep: frozenset[tuple[Kind, Key]] = frozenset()
     """Those that are not rendered and stay all the same."""
@@ -99,7 +99,7 @@ def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mappi
         plan,
         RenderPlan(homes, plan.replicas[newest], rendered),
         {
-            each.key: Told(to, each.revision)
+            each.key: ForFormer(to, each.revision)
             for each in former
             if (to := plan.replicas[each.revision][Role(each.part)]) != each.wanted
             or not (each.obj["metadata"].get("labels") or {}).get(LABEL_REVISION)
