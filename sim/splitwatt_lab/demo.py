@@ -59,7 +59,7 @@ class DemoCommand:
             "--mixed",
             type=_between(0, MAX_MIXED, int),
             default=0,
-            help="mixed servers beside the chat service's two pools (%(default)s)",
+            help="of the chat service's prefill servers, how many do both phases (%(default)s)",
         )
         number("--trace", type=Path, metavar="FILE", help="CSV with the Azure columns; default: a seeded generator")
         number(

@@ -106,20 +106,22 @@ def clusters(spec: SiteSpec) -> tuple[Manifest, Manifest]:
         wanted = chat["spec"][role]["replicas"]
         chat["spec"][role]["replicas"] = max(1, wanted * available // half)
     if spec.mixed:
-        _overflow(chat, spec.mixed, free=pools[0] - sum(doc["spec"]["prefill"]["replicas"] for doc in (chat, batch)))
+        _move(chat["spec"], spec.mixed)
     return chat, batch
 
 
-def _overflow(chat: Manifest, replicas: int, *, free: int) -> None:
-    """A third pool beside the conversation service's two, on prefill nodes that nobody else wants. The twin's own router knows
-    it; vllm-router does not. Raises LabError."""
-    if replicas > free:
+def _move(chat: dict[str, Any], servers: int) -> None:
+    """So many of the conversation service's prefill servers do both phases, beside its two pools; the watts of all floors stay.
+    The twin's own router knows a third pool; vllm-router does not. Raises LabError."""
+    prefill = chat["prefill"]
+    if servers >= prefill["replicas"]:
         raise LabError(
-            f"--mixed {replicas} wants as many prefill nodes beside those of both services, and {max(0, free)} are left: give "
-            "fewer, or more --nodes-per-rack"
+            f"--mixed {servers} leaves no prefill server: {prefill['replicas'] - 1} of the chat service's {prefill['replicas']} "
+            "may be mixed; give fewer, or more --nodes-per-rack"
         )
-    chat["spec"]["mixed"] = {**chat["spec"]["prefill"], "replicas": replicas}
-    chat["spec"]["router"] = {"type": RouterType.NONE.value}
+    chat["mixed"] = {**prefill, "replicas": servers}
+    chat["prefill"] = {**prefill, "replicas": prefill["replicas"] - servers}
+    chat["router"] = {"type": RouterType.NONE.value}
 
 
 def busiest_rack(spec: SiteSpec, nodes_of_pods: Iterable[str]) -> str:

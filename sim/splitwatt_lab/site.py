@@ -76,8 +76,8 @@ class LoadSpec:
 @dataclass(frozen=True, slots=True)
 class SiteSpec:
     """`operator_command`, `agent_command`: argv heads, so that a test can run a broken one. `agents` False: neither agents
-    nor GPUs are started, for whoever answers in their place; such a site takes no load. `mixed`: servers of the conversation
-    service beside its two pools."""
+    nor GPUs are started, for whoever answers in their place; such a site takes no load. `mixed`: so many of the
+    conversation service's prefill servers do both phases."""
 
     racks: int = 2
     nodes_per_rack: int = 4

@@ -145,9 +145,9 @@ class Racks:
         return [str(p.name) for p in self.pods.values() if p.gated and p.name.namespace == spec.namespace]
 
 
-@pytest.mark.parametrize(("nodes_per_rack", "differ_w"), [(2, 300.0), (4, 1000.0)])
-def test_both_clusters_are_served_whatever_comes_first(nodes_per_rack: int, differ_w: float) -> None:
-    spec = SiteSpec(nodes_per_rack=nodes_per_rack)
+@pytest.mark.parametrize(("nodes_per_rack", "mixed", "differ_w"), [(2, 0, 300.0), (4, 0, 1000.0), (4, 1, 1000.0)])
+def test_both_clusters_are_served_whatever_comes_first(nodes_per_rack: int, mixed: int, differ_w: float) -> None:
+    spec = SiteSpec(nodes_per_rack=nodes_per_rack, mixed=mixed)
     for seed in range(150):
         racks = Racks(spec, random.Random(seed), differ_w)
         chat, batch = scenario.clusters(spec)

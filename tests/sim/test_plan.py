@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_api.convert import cluster_from_wire
-from splitwatt_api.inference_cluster import InferenceCluster
-from splitwatt_api.power_budget import PowerBudget
-from splitwatt_api.power_profile import PowerProfile
 from splitwatt_cli.main import main
-from splitwatt_core.clusters import PAIR, Role, RouterType
-from splitwatt_core.names import LABEL_ROLE
 from splitwatt_core.protocol.contract import Phase
-from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
 from splitwatt_sim.plan import report
-from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
+from splitwatt_sim.plan.objects import PlanObjectsError, manifests
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, LatencySlo, caps_of, market, option_for, profile_named
 from splitwatt_sim.plan.search import (
     Found,
@@ -58,6 +50,10 @@ def option(gpu: str = "H100", cap_w: int = 700) -> Option:
 KNOWN = {name: Catalogue().gpu(name) for name in GPUS_2026}
 PREFILL, DECODE = option(), option(cap_w=380)
 GOAL = Goal(SIZES, seconds=20.0, seed=1, step_rps=10.0, misses=SLO.checker(MODEL_2026))
+
+
+def objects(design: PlanDesign) -> list[dict[str, Any]]:
+    return manifests(design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN)
 
 
 def holding(designs: list[PlanDesign], *, up_to_rps: int) -> float:
@@ -229,68 +225,6 @@ def test_the_market_pairs_every_prefill_with_every_decode_server_and_offers_unsp
 def test_what_no_table_knows_is_refused(model: str, gpu: str, cap_w: int | None, says: str) -> None:
     with pytest.raises(TableError, match=says):
         option_for(model, gpu, cap_w, longest_prompt=LONGEST)
-
-
-# ------------------------------------------------------------------------------------------------------------- objects
-
-
-def objects(design: PlanDesign) -> list[dict[str, Any]]:
-    return manifests(design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN)
-
-
-def test_the_objects_say_what_the_design_says() -> None:
-    design = PlanDesign(PREFILL, 3, option("H200", 280), 2)
-    written = list(yaml.safe_load_all(as_yaml(objects(design), header="two\nlines")))
-    assert [obj["kind"] for obj in written] == ["PowerBudget", "InferenceCluster"]
-    budget, cluster = PowerBudget.from_wire(written[0]), InferenceCluster.from_wire(written[1])
-    profiles = [PowerProfile.from_wire(obj).metadata.name for obj in profile_manifests(design, KNOWN)]
-    assert profiles == ["h100-sxm", "h200-sxm"]
-    assert budget.spec.limit_watts == math.ceil(design.charge_w)
-    assert said(cluster) == {"prefill": (3, 700), "decode": (2, 280)}
-    assert written[1]["spec"]["slo"] == {"ttftP99Milliseconds": 1_500, "tbtP99Milliseconds": 60}
-
-
-def said(cluster: InferenceCluster) -> dict[str, tuple[int, int | None]]:
-    """Pool: replicas and ceiling."""
-    pools = {role.value: getattr(cluster.spec, role.value) for role in Role}
-    return {role: (pool.replicas, pool.power_ceiling_watts) for role, pool in pools.items() if pool is not None}
-
-
-def test_an_unsplit_design_is_a_mixed_pool_behind_vllm_router() -> None:
-    _, written = objects(PlanDesign(PREFILL, 3))
-    cluster = InferenceCluster.from_wire(written)
-    assert said(cluster) == {"mixed": (3, 700)} and cluster.spec.router.type is RouterType.VLLM
-    assert written["spec"]["mixed"]["nodeSelector"] == {"splitwatt.io/pool": "chat-mixed"}
-
-
-@given(
-    prefill=st.integers(1, 1000), decode=st.just(0) | st.integers(1, 1000), mixed=st.integers(0, 4),
-    gpus=st.tuples(*[st.sampled_from(["H100", "H200"])] * 3),
-)  # fmt: skip
-def test_every_design_is_written_as_it_is_and_can_be_rendered(
-    prefill: int, decode: int, mixed: int, gpus: tuple[str, str, str]
-) -> None:
-    third = option(gpus[2], 500) if decode and mixed else None
-    design = PlanDesign(
-        option(gpus[0], 600), prefill, option(gpus[1], 300) if decode else None, decode, third, mixed if third else 0
-    )  # fmt: skip
-    budget, cluster = objects(design)
-    spec = cluster_from_wire(cluster)
-    read = {part: (spec.role(role).replicas, spec.role(role).power_ceiling_w) for part, role in PART_ROLES[spec.roles].items()}
-    assert read == {part: (servers, bought.cap_w) for part, bought, servers in design.parts}
-    assert (spec.router.type is RouterType.NONE) is (third is not None), "vllm-router knows no third pool"
-    assert budget["spec"]["limitWatts"] == math.ceil(design.charge_w)
-    names = {profile["metadata"]["name"] for profile in profile_manifests(design, KNOWN)}
-    assert len(names) == len({bought.gpu for _, bought, _ in design.parts})
-    rendered = {m["metadata"]["labels"].get(LABEL_ROLE) for m in render(spec, RenderContext())}
-    assert rendered - {None} == {role.value for role in spec.roles}
-
-
-PART_ROLES: dict[tuple[Role, ...], dict[str, Role]] = {
-    (Role.MIXED,): {"unsplit": Role.MIXED},
-    PAIR: {role.value: role for role in PAIR},
-    tuple(Role): {role.value: role for role in Role},
-}
 
 
 # ------------------------------------------------------------------------------------------------------------- command
