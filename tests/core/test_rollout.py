@@ -301,3 +301,12 @@ def test_a_rollout_ends_whatever_a_role_is_scaled_to(events: list[tuple[str, int
         plan = plan_rollout(fleet.state(), newest=fleet.newest, replicas=fleet.replicas, with_router=with_router)
         assert plan.interrupted <= (1 in fleet.replicas.values())
     fleet.finish()
+
+
+def test_from_split_to_unsplit_serving_is_interrupted_and_that_is_said() -> None:
+    old = RevisionState({P: PoolState(2, 2), D: PoolState(3, 3)}, routed=True, routers_ready=1)
+    plan = plan_rollout({"a": old}, newest="b", replicas={Role.MIXED: 2})
+    assert plan.interrupted and "prefill and decode go before the others are ready" in plan.sentence
+    assert plan.replicas["b"][Role.MIXED] == 2 and plan.replicas["a"] == {P: 0, D: 0, Role.MIXED: 0}
+    there = RevisionState({Role.MIXED: PoolState(2, 2)}, routed=True, routers_ready=1)
+    assert not plan_rollout({"a": old, "b": there}, newest="b", replicas={Role.MIXED: 2}).interrupted

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
+from splitwatt_core.clusters import PAIR, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
 from splitwatt_core.names import M_VLLM_GENERATION_TOKENS, M_VLLM_PROMPT_TOKENS, M_VLLM_TTFT
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
@@ -178,7 +178,7 @@ def test_a_router_that_is_told_to_go_ends_what_it_has_begun(routed: RoutedCluste
 def test_an_engine_that_is_lost_fails_what_it_holds_and_the_next_are_answered(routed: RoutedCluster, role: Role) -> None:
     """Lost with its KV caches. Its pod is still there and said to be Ready, as until its kubelet or a probe finds out."""
     routed.router()
-    engines = {(r, i): routed.engine(r, f"127.0.0.{30 + i + 2 * (r is Role.DECODE)}") for r in Role for i in (0, 1)}
+    engines = {(r, i): routed.engine(r, f"127.0.0.{30 + i + 2 * (r is Role.DECODE)}") for r in PAIR for i in (0, 1)}
     routed.await_routed()
     assert [routed.ask(prompt=PROMPT, max_tokens=2).status_code for _ in range(4)] == [200] * 4
     amid: dict[str, Any] = (

@@ -120,7 +120,8 @@ def plan_rollout(
     calm = not (newest in routers and kept != newest and scene.pair(newest) and not scene.serving(newest))
     for role in there:
         _move(scene, role, kept, following, breaks=breaks and role in single, calm=calm)
-    return RolloutPlan(following, routers, kept, bool(single), _sentence(scene, kept, single))
+    left = [role for role in _left(scene) if role not in replicas]
+    return RolloutPlan(following, routers, kept, bool(single or left), _sentence(scene, kept, single, left))
 
 
 def _kept(scene: _Scene) -> str:
@@ -218,12 +219,23 @@ def _turn(scene: _Scene, role: Role) -> bool:
     return all(mine <= Fraction(newest.pool(other).ready + 1, scene.replicas[other]) for other in others)
 
 
-def _sentence(scene: _Scene, kept: str, single: list[Role]) -> str:
+def _left(scene: _Scene) -> list[Role]:
+    """Roles that the former have replicas of, while the newest does not serve yet."""
+    if scene.serving(scene.newest):
+        return []
+    held = {role for revision in scene.olds for role, pool in scene.revisions[revision].pools.items() if pool.wanted}
+    return [role for role in Role if role in held]
+
+
+def _sentence(scene: _Scene, kept: str, single: list[Role], left: list[Role]) -> str:
     newest = scene.revisions[scene.newest]
     moved = " and ".join(f"{newest.pool(role).ready} of {scene.replicas[role]} {role.value}" for role in scene.roles)
     words = (
         f"Revision {scene.newest} has {moved} replicas ready; {', '.join(scene.olds)} {'goes' if len(scene.olds) == 1 else 'go'}."
     )
+    if left:
+        goes = " and ".join(role.value for role in left)
+        return f"{words} Serving is interrupted: {goes} {'goes' if len(left) == 1 else 'go'} before the others are ready."
     if single:
         roles = " and ".join(role.value for role in single)
         one = "has one replica" if len(single) == 1 else "have one replica each"
