@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ground import chat, no_cuda, vllm
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import PAIR, ClusterName
 from splitwatt_core.rendering.engine import engine_args
 from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_lab.errors import LabError
@@ -81,7 +81,7 @@ def test_real_engines_run_what_the_example_renders() -> None:
     objects.cluster(**cluster["spec"])
     seen = objects.view.cluster(ClusterName("s", "chat"))
     assert seen is not None and seen.fact is not None
-    for role in Role:
+    for role in PAIR:
         made = render(seen.fact, RenderContext())
         (deployment,) = (
             each for each in made if each["metadata"]["name"] == f"chat-{role.value}" and each["kind"] == "Deployment"

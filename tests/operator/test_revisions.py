@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec
+from splitwatt_core.clusters import PAIR, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec
 from splitwatt_core.names import LABEL_REVISION
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render
 from splitwatt_core.rendering.revision import revision_of
@@ -63,7 +63,7 @@ def test_a_new_revision_is_told_beside_the_former_under_names_that_are_free() ->
     found, of = look(objects, NEXT), name_of(NEXT)
     assert {home.name for home in found.rendered.homes.values()} == {f"chat-prefill-{of}", f"chat-decode-{of}"}
     assert found.rendered.replicas == {Role.PREFILL: 0, Role.DECODE: 0} and not found.rendered.routers
-    assert found.tell == {Key("s", f"chat-{role}"): ForFormer(1, name_of(FIRST)) for role in Role}
+    assert found.tell == {Key("s", f"chat-{role}"): ForFormer(1, name_of(FIRST)) for role in PAIR}
     assert found.keep == {(Kind.DEPLOYMENT, Key("s", name)) for name in ("chat-prefill", "chat-decode", "chat-router")}
     status = together(found.of(Role.DECODE), found.newest)
     assert status is not None and status["status"] == {"replicas": 2, "readyReplicas": 2}, "none of them is up to date"
@@ -73,21 +73,21 @@ def test_a_router_that_is_told_to_go_still_holds_its_engines() -> None:
     objects = Objects()
     stand(objects, FIRST)
     both = look(objects, NEXT).rendered
-    stand(objects, NEXT, replace(both, replicas=dict.fromkeys(Role, 1)))
-    for role in Role:
+    stand(objects, NEXT, replace(both, replicas=dict.fromkeys(PAIR, 1)))
+    for role in PAIR:
         objects.put(
             Kind.DEPLOYMENT, f"chat-{role}", meta=_meta(objects, f"chat-{role}"),
             spec=_spec(objects, f"chat-{role}") | {"replicas": 1}, status={"replicas": 1, "readyReplicas": 1},
         )  # fmt: skip
     router = look(objects, NEXT).rendered.routers
     assert [home.revision for home in router] == [name_of(NEXT)]
-    stand(objects, NEXT, replace(both, replicas=dict.fromkeys(Role, 1), routers=router))
+    stand(objects, NEXT, replace(both, replicas=dict.fromkeys(PAIR, 1), routers=router))
     leaving = _meta(objects, "chat-router") | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
     objects.put(Kind.DEPLOYMENT, "chat-router", meta=leaving, spec=_spec(objects, "chat-router"), status={"readyReplicas": 1})
     found = look(objects, NEXT)
     assert found.plan.kept == name_of(NEXT) and not found.tell
     objects.remove(Kind.DEPLOYMENT, "chat-router")
-    assert look(objects, NEXT).tell == {Key("s", f"chat-{role}"): ForFormer(0, name_of(FIRST)) for role in Role}
+    assert look(objects, NEXT).tell == {Key("s", f"chat-{role}"): ForFormer(0, name_of(FIRST)) for role in PAIR}
 
 
 def test_engines_that_name_no_revision_are_known_by_what_they_are_started_with() -> None:

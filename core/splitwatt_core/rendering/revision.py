@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from splitwatt_core.clusters import Role, SpecError
+from splitwatt_core.clusters import PAIR, Role, SpecError
 from splitwatt_core.names import LABEL_REVISION
 from splitwatt_core.rendering.drift import digest
 from splitwatt_core.rendering.objects import Manifest, object_name
@@ -45,8 +45,10 @@ def kv_content(template: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def revision_of(templates: Mapping[Role, Mapping[str, Any]]) -> str:
-    """The revision that these pod templates are of, as a label value."""
-    return digest({role.value: kv_content(template) for role, template in templates.items()})[:REVISION_CHARS]
+    """The revision that these pod templates are of, as a label value. A mixed pool beside the pair makes none: it comes, goes and
+    changes without the pair's engines being started anew."""
+    pair = {role: template for role, template in templates.items() if role in PAIR} or templates
+    return digest({role.value: kv_content(template) for role, template in pair.items()})[:REVISION_CHARS]
 
 
 def names_for(cluster: str, part: Role | str, revision: str) -> tuple[str, str]:
