@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
+from splitwatt_core.clusters import PAIR, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec
 from splitwatt_core.names import M_VLLM_PROMPT_TOKENS
 from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 from splitwatt_lab.controlplane import ControlPlane
@@ -24,7 +24,7 @@ from support.waiting import eventually
 EVERY_S = 0.25
 LEAVE_S = 5.0
 """Of an engine's and a router's preStop hook."""
-TWO = dict.fromkeys(Role, 2)
+TWO = dict.fromkeys(PAIR, 2)
 
 
 class Rack:
@@ -33,7 +33,7 @@ class Rack:
 
     def __init__(self, *clusters: RoutedCluster) -> None:
         self.clusters = {cluster.revision: cluster for cluster in clusters}
-        self.engines: dict[str, dict[Role, list[str]]] = {revision: {role: [] for role in Role} for revision in self.clusters}
+        self.engines: dict[str, dict[Role, list[str]]] = {revision: {role: [] for role in PAIR} for revision in self.clusters}
         self.routers: dict[str, Process] = {}
         self.leaving: dict[str, float] = {}
         self.read_by_decode = 0
@@ -146,7 +146,7 @@ def test_two_and_two_are_rolled_and_each_request_is_answered(rack: Rack) -> None
     eventually("a serves", lambda: rack.reached() == ["a"])
     with Clients(rack) as clients:
         deadline_s = time.monotonic() + 240
-        while set(rack.routers) != {"b"} or rack.engines["a"] != {role: [] for role in Role} or rack.reached() != ["b"]:
+        while set(rack.routers) != {"b"} or rack.engines["a"] != {role: [] for role in PAIR} or rack.reached() != ["b"]:
             assert time.monotonic() < deadline_s, (rack.engines, rack.routers)
             rack.do(plan_rollout(rack.state(), newest="b", replicas=TWO))
             time.sleep(0.5)

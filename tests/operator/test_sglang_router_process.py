@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, KvTransferSpec, Role, RoleSpec, RouterSpec, RouterType
+from splitwatt_core.clusters import (
+    PAIR,
+    ClusterSpec,
+    EngineSpec,
+    EngineType,
+    KvTransferSpec,
+    Role,
+    RoleSpec,
+    RouterSpec,
+    RouterType,
+)
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_lab.processes import ProcessGroup
@@ -36,7 +46,7 @@ def routed(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Itera
 def test_both_engines_get_the_request_and_decode_the_address_of_the_kv_cache(routed: RoutedCluster) -> None:
     router, port = routed.router(), routed.spec.engine.port
     assert not routed.answers(f"{routed.url}/readiness"), "nobody is there yet"
-    engines = {role: BootstrapEngine(f"127.0.0.{8 + at}", port, role.value) for at, role in enumerate(Role)}
+    engines = {role: BootstrapEngine(f"127.0.0.{8 + at}", port, role.value) for at, role in enumerate(PAIR)}
     try:
         for role, engine in engines.items():
             routed.join(role, engine.host)
