@@ -131,8 +131,7 @@ def test_a_split_cluster_becomes_unsplit_in_one_apply(site: Site) -> None:
     assert cluster is not None and cluster["status"]["mixed"]["admittedReplicas"] == 2
     assert not {"prefill", "decode"} & cluster["status"].keys()
     assert not {"PrefillReady", "DecodeReady"} & {row["type"] for row in cluster["status"]["conditions"]}
-    found = json.loads(site.kubectl("get", "deployment", "-l", "splitwatt.io/cluster=chat", "-o", "json").stdout)["items"]
-    (router,) = (each for each in found if "-router" in each["metadata"]["name"])
+    (router,) = (each for each in site.list("deployment") if "chat-router" in each["metadata"]["name"])
     args = router["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[args.index("--selector") + 1 :][:2] == ["splitwatt.io/cluster=chat", "splitwatt.io/role=mixed"]
 

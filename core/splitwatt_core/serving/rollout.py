@@ -82,7 +82,8 @@ class _Scene:
         return self.pair(revision) and (not self.with_router or self.revisions[revision].routers_ready > 0)
 
     def share(self, revision: str) -> Fraction:
-        """Of the replicas that are asked for, those that are its own and ready, in the role that has least. Where none is asked for, all are there."""
+        """Of the replicas that are asked for, those that are its own and ready, in the role that has least. All, where none is
+        asked for."""
         pool = self.revisions[revision].pool
         return min((Fraction(pool(role).ready, self.replicas[role]) for role in self.roles), default=Fraction(1))
 
