@@ -22,6 +22,7 @@ from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_core.rendering.role_scale import role_scale
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.install import NAMESPACE
+from splitwatt_operator.cluster.slim import slim
 from splitwatt_operator.serving.admission import gate_patch
 from support.upstream import install
 from support.waiting import eventually
@@ -237,7 +238,7 @@ def test_the_operator_is_refused_what_others_made_and_a_person_is_not(
     path = path_of(theirs)
     installed.kubectl("apply", "-f", "-", stdin=json.dumps(theirs))
     says = f"the operator may change or delete only a {kind} that it rendered for an InferenceCluster"
-    refused(operator.patch(path, {**theirs, "metadata": {**theirs["metadata"], "annotations": {"a": "b"}}}), says)
+    refused(operator.patch(path, {**theirs, "metadata": {**theirs["metadata"], "annotations": {APPLIED: "{}"}}}), says)
     # Nor can it make it its own first.
     refused(operator.patch(path, changed(rendered[kind], name="theirs")), says)
     refused(operator.patch(path, [{"op": "add", "path": "/metadata/labels/a", "value": "b"}], JSON_PATCH), says)
@@ -372,6 +373,9 @@ def test_a_routers_role_is_given_to_its_own_account_alone(
 # -------------------------------------------------------------------------------------------------------- gates of pods
 
 
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
 @pytest.fixture
 def pod(installed: ControlPlane, rendered: dict[str, dict[str, Any]]) -> Iterator[Callable[..., dict[str, Any]]]:
     names: list[str] = []
@@ -379,7 +383,7 @@ def pod(installed: ControlPlane, rendered: dict[str, dict[str, Any]]) -> Iterato
     def make(gates: Sequence[dict[str, str]] = (GATE,)) -> dict[str, Any]:
         names.append(f"pod-{uuid.uuid4().hex[:8]}")
         spec = {"schedulingGates": list(gates), "containers": [{"name": "a", "image": "a"}]}
-        metadata = {"name": names[-1], "labels": {"app": "a"}, "annotations": {"a": "b"}}
+        metadata = {"name": names[-1], "labels": {"app": "a"}, "annotations": {APPLIED: "{}"}}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         made: dict[str, Any] = installed.http.post(f"/api/v1/namespaces/{SERVING}/pods", json=body).raise_for_status().json()
         return made
@@ -397,10 +401,10 @@ def pod_path(made: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize("gates", [[GATE], [GATE, {"name": "kueue.x-k8s.io/admission"}]], ids=["ours alone", "beside another's"])
 def test_the_operator_lifts_its_gate(operator: Caller, pod: Callable[..., dict[str, Any]], gates: list[dict[str, str]]) -> None:
     made = pod(gates)
-    patch = gate_patch(made, leaf="rack-a1", selector=Selector({"splitwatt.io/rack": "a1"}))
+    patch = gate_patch(dict(slim("Pod", made)), leaf="rack-a1", selector=Selector({"splitwatt.io/rack": "a1"}))
     lifted = taken(operator.patch(pod_path(made), patch, JSON_PATCH))
     assert lifted["spec"].get("schedulingGates", []) == gates[1:]
-    assert lifted["metadata"]["annotations"] == {"a": "b", ANNOTATION_BUDGET: "rack-a1"}
+    assert lifted["metadata"]["annotations"] == {APPLIED: "{}", ANNOTATION_BUDGET: "rack-a1"}, "also what the store leaves out"
     says = "the operator may change only a pod that waits behind the gate"
     again = [{"op": "add", "path": "/metadata/annotations/c", "value": "d"}]
     refused(operator.patch(pod_path(made), again, JSON_PATCH), says)
@@ -418,8 +422,8 @@ LIFT = {"op": "replace", "path": "/spec/schedulingGates", "value": [{"name": "b/
         [{"op": "replace", "path": "/spec/schedulingGates", "value": [GATE]}],
         [LIFT, {"op": "replace", "path": "/metadata/labels/app", "value": "mine"}],
         [LIFT, {"op": "add", "path": "/metadata/labels/b", "value": "mine"}],
-        [LIFT, {"op": "replace", "path": "/metadata/annotations/a", "value": "mine"}],
-        [LIFT, {"op": "remove", "path": "/metadata/annotations/a"}],
+        [LIFT, {"op": "replace", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration", "value": "mine"}],
+        [LIFT, {"op": "remove", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration"}],
         [LIFT, {"op": "add", "path": "/metadata/annotations/c", "value": "mine"}],
         [LIFT, {"op": "add", "path": "/metadata/finalizers", "value": ["mine.io/mine"]}],
         [LIFT, {"op": "add", "path": "/metadata/ownerReferences", "value": controlled_by("ReplicaSet", "apps/v1")}],

@@ -179,7 +179,10 @@ def test_the_gates_patch_is_bound_narrows_every_term_and_keeps_other_gates() -> 
     assert patch[1] == {"op": "test", "path": "/metadata/resourceVersion", "value": "7"}
     by_path = {row["path"]: row for row in patch[2:]}
     assert by_path["/spec/schedulingGates"]["value"] == [{"name": "queue"}]
-    assert by_path["/metadata/annotations"]["value"] == {"theirs": "x", "splitwatt.io/power-budget": "rack-a"}
+    assert (
+        by_path["/metadata/annotations/splitwatt.io~1power-budget"]["value"] == "rack-a"
+        and "/metadata/annotations" not in by_path
+    )
     affinity = by_path["/spec/affinity"]["value"]
     assert affinity["podAntiAffinity"] == {"kept": True}
     assert affinity["nodeAffinity"]["preferred"] == "kept"
@@ -202,6 +205,7 @@ def test_the_last_gate_is_removed_and_a_leaf_of_all_nodes_narrows_nothing() -> N
     paths = {row["path"]: row for row in gate_patch(pod, leaf="all", selector=Selector())}
     assert paths["/spec/schedulingGates"]["op"] == "remove"
     assert "/spec/affinity" not in paths
+    assert paths["/metadata/annotations"]["value"] == {"splitwatt.io/power-budget": "all"}
 
 
 def test_the_planned_node_is_a_wish_and_a_term_that_matches_nothing_stays_so() -> None:

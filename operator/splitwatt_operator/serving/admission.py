@@ -202,14 +202,19 @@ def gate_patch(pod: JsonObject, *, leaf: str, selector: Selector, node: str = ""
             {"weight": WISH_WEIGHT, "preference": {"matchFields": [wish]}},
         ]
     affinity["nodeAffinity"] = node_affinity
-    annotations = {**(meta.get("annotations") or {}), ANNOTATION_BUDGET: leaf}
+    # One key alone: annotations that the store leaves out are the pod's all the same, and it keeps them.
+    noted: dict[str, Any] = (
+        {"op": "add", "path": f"/metadata/annotations/{ANNOTATION_BUDGET.replace('/', '~1')}", "value": leaf}
+        if "annotations" in meta
+        else {"op": "add", "path": "/metadata/annotations", "value": {ANNOTATION_BUDGET: leaf}}
+    )
     patch: list[dict[str, Any]] = [
         {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
         {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]},
         {"op": "replace", "path": "/spec/schedulingGates", "value": gates}
         if gates
         else {"op": "remove", "path": "/spec/schedulingGates"},
-        {"op": "add", "path": "/metadata/annotations", "value": annotations},
+        noted,
     ]
     if narrowing or node:
         patch.append({"op": "add", "path": "/spec/affinity", "value": affinity})
