@@ -247,7 +247,8 @@ def test_flags_are_spelt_as_vllm_lets_them_be_spelt() -> None:
     ]  # fmt: skip
     assert parse(line) == EngineSettings(
         model=MODEL, served_names=("a", "b"), host="0.0.0.0", port=8000, gpus=4, memory_share=0.9, model_tokens=131_072,
-        kv_role="kv_both", kv_hash=parse(["--model", MODEL]).kv_hash, recompute=False, ignored=("--enable-prefix-caching", "--seed", "--lora-modules", "--compilation-config"),
+        kv_role="kv_both", kv_hash=parse(["--model", MODEL]).kv_hash, recompute=False,
+        ignored=("--enable-prefix-caching", "--seed", "--lora-modules", "--compilation-config"),
     )  # fmt: skip
 
 
