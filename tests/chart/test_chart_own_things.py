@@ -86,7 +86,7 @@ def test_every_policy_is_bound_and_compiles_without_a_warning(installed: Control
     policies = installed.http.get(f"{root}ies").json()["items"]
     bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
     assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 10
-    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 9
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 10
 
 
 # ------------------------------------------------------------------------------------------------------------ the agent
