@@ -422,7 +422,10 @@ LIFT = {"op": "replace", "path": "/spec/schedulingGates", "value": [{"name": "b/
         [{"op": "replace", "path": "/spec/schedulingGates", "value": [GATE]}],
         [LIFT, {"op": "replace", "path": "/metadata/labels/app", "value": "mine"}],
         [LIFT, {"op": "add", "path": "/metadata/labels/b", "value": "mine"}],
-        [LIFT, {"op": "replace", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration", "value": "mine"}],
+        [
+            LIFT,
+            {"op": "replace", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration", "value": "mine"},
+        ],
         [LIFT, {"op": "remove", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration"}],
         [LIFT, {"op": "add", "path": "/metadata/annotations/c", "value": "mine"}],
         [LIFT, {"op": "add", "path": "/metadata/finalizers", "value": ["mine.io/mine"]}],
