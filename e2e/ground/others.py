@@ -137,6 +137,13 @@ def owners(site: Site, node: str, uuid: str) -> Sequence[str]:
 
 
 def free(site: Site, node: str) -> tuple[int, str]:
-    """The last GPU of a node that nobody holds: slot and UUID."""
-    uuids = site.cluster.twin(node).uuids
-    return next((slot, uuid) for slot, uuid in reversed(list(enumerate(uuids))) if not owners(site, node, uuid))
+    """The last GPU of a node that nobody holds, once who had it has left: slot and UUID."""
+    slots = list(enumerate(site.cluster.twin(node).uuids))[::-1]
+    unheld: list[tuple[int, str]] = []
+
+    def one_is() -> bool:
+        unheld.extend((slot, uuid) for slot, uuid in slots if not owners(site, node, uuid))
+        return bool(unheld)
+
+    site.await_(f"a GPU of {node} that nobody holds", one_is, timeout_s=READY_S)
+    return unheld[0]
