@@ -41,10 +41,37 @@ def test_the_whole_lies_between_the_bounds_whatever_its_parts_have_to_do_with_ea
     both: tuple[list[int], list[int]],
 ) -> None:
     prefill, decode = both
-    whole_ms = 1000 * quantile([p + d for p, d in zip(prefill, decode, strict=True)], 0.99)
+    whole_ms = round(1000 * quantile([p + d for p, d in zip(prefill, decode, strict=True)], 0.99))
     got = ttft_of({Role.PREFILL: seen(prefill), Role.DECODE: seen(decode)}, handed_on=True)
     assert got is not None and got.at == BOTH
-    assert got.least_ms - 1e-6 <= whole_ms <= got.most_ms + 1e-6
+    assert got.least_ms <= whole_ms <= got.most_ms
+
+
+@given(requests(), st.lists(MS, min_size=1, max_size=400))
+def test_what_mixed_engines_answered_is_within_the_bounds_too(both: tuple[list[int], list[int]], alone: list[int]) -> None:
+    prefill, decode = both
+    whole_ms = round(1000 * quantile([*(p + d for p, d in zip(prefill, decode, strict=True)), *alone], 0.99))
+    got = ttft_of({Role.PREFILL: seen(prefill), Role.DECODE: seen(decode), Role.MIXED: seen(alone)}, handed_on=True)
+    assert got is not None and got.at == (*BOTH, Role.MIXED)
+    assert got.least_ms <= whole_ms <= got.most_ms
+    unsplit = ttft_of({Role.MIXED: seen(alone)}, handed_on=True)
+    alone_ms = round(1000 * quantile(alone, 0.99))
+    assert unsplit == Ttft(alone_ms, alone_ms, (Role.MIXED,)) and "at mixed engines" in said(1, unsplit)
+    assert ttft_of({Role.PREFILL: seen(prefill), Role.MIXED: seen(alone)}, handed_on=True) is None, "decode's part is missing"
+
+
+@given(requests(), st.lists(st.booleans(), min_size=100, max_size=100))
+def test_where_decode_reads_some_prompts_itself_prefills_part_is_no_lower_bound(
+    both: tuple[list[int], list[int]], read_by_prefill: list[bool]
+) -> None:
+    prefill, decode = both
+    came = [read_by_prefill[at % 100] for at in range(len(decode))]
+    if not any(came):
+        return
+    whole = [p * c + d for p, d, c in zip(prefill, decode, came, strict=True)]
+    at_prefill = [p for p, c in zip(prefill, came, strict=True) if c]
+    got = ttft_of({Role.PREFILL: seen(at_prefill), Role.DECODE: seen(decode)}, handed_on=False)
+    assert got is not None and got.least_ms <= round(1000 * quantile(whole, 0.99)) <= got.most_ms
 
 
 def test_the_sum_of_two_99th_percentiles_would_be_no_bound() -> None:

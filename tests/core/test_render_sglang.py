@@ -172,6 +172,14 @@ def test_its_router_takes_what_is_rendered() -> None:
     assert part(own, "router")["spec"]["containers"][0]["image"] == "mine:2"
 
 
+def test_an_unsplit_cluster_is_told_of_no_halves_and_its_router_of_none() -> None:
+    spec = cluster(prefill=None, decode=None, mixed=RoleSpec(2, 4))
+    words = part(spec, "mixed")["spec"]["containers"][0]["args"]
+    assert not [word for word in words if word.startswith("--disaggregation")]
+    routed = part(spec, "router")["spec"]["containers"][0]["args"]
+    assert "--selector" in routed and "--pd-disaggregation" not in routed and "--prefill-selector" not in routed
+
+
 def test_without_a_router_clients_reach_decode() -> None:
     bare = cluster(router=RouterSpec(RouterType.NONE))
     assert not [m for m in render(bare, CONTEXT) if m["metadata"]["name"] == "chat-router"]
