@@ -310,3 +310,11 @@ def test_from_split_to_unsplit_serving_is_interrupted_and_that_is_said() -> None
     assert plan.replicas["b"][Role.MIXED] == 2 and plan.replicas["a"] == {P: 0, D: 0, Role.MIXED: 0}
     there = RevisionState({Role.MIXED: PoolState(2, 2)}, routed=True, routers_ready=1)
     assert not plan_rollout({"a": old, "b": there}, newest="b", replicas={Role.MIXED: 2}).interrupted
+
+
+def test_a_cluster_scaled_to_nothing_amid_a_rollout_ends_it() -> None:
+    nothing = dict.fromkeys(PAIR, 0)
+    old = RevisionState({role: PoolState() for role in PAIR}, routed=True, routers_ready=1)
+    assert "b" in plan_rollout({"a": old}, newest="b", replicas=nothing).routers, "else the former's router would stay for ever"
+    there = RevisionState({}, routed=True, routers_ready=1)
+    assert plan_rollout({"a": old, "b": there}, newest="b", replicas=nothing).routers == {"b"}
