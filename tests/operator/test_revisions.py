@@ -11,7 +11,7 @@ from splitwatt_core.rendering.render import RenderContext, pod_templates, render
 from splitwatt_core.rendering.revision import revision_of
 from splitwatt_operator.cluster.store import Key, Kind
 from splitwatt_operator.serving.apply import ForFormer
-from splitwatt_operator.serving.revisions import Revisions, revisions_of, together
+from splitwatt_operator.serving.revisions import Revisions, replicas_of, revisions_of, together
 from support.objects import Objects
 
 POOL = RoleSpec(2, 8)
@@ -128,3 +128,12 @@ def _spec(objects: Objects, name: str) -> dict[str, Any]:
     found = objects.store.get(Kind.DEPLOYMENT, name, "s")
     assert found is not None
     return dict(found["spec"])
+
+
+def test_a_scale_counts_the_pods_of_all_revisions_of_its_own_role() -> None:
+    objects = Objects()
+    stand(objects, FIRST)
+    assert replicas_of(objects.store, FIRST, Role.PREFILL) == POOL.replicas
+    stand(objects, NEXT, replace(look(objects, NEXT).rendered, replicas=dict.fromkeys(PAIR, 1)))
+    assert replicas_of(objects.store, NEXT, Role.PREFILL) == POOL.replicas + 1
+    assert replicas_of(objects.store, replace(FIRST, uid="another"), Role.PREFILL) == 0
