@@ -58,6 +58,7 @@ test-papers: setup
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
 	$(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && $(BIN)/python docs/house.py --check
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/release/test_lengths.py
 
 bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)

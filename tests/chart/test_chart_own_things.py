@@ -1,38 +1,32 @@
-"""Own things only: what the agents' and the operator's real tokens are refused although RBAC, which knows no owners, gives it."""
+"""Own things only: what the operator's real token is refused although RBAC, which knows no owners, gives it."""
 
 from __future__ import annotations
 
 import json
-import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
-import yaml
 from splitwatt_api.convert import cluster_from_wire
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import RouterSpec, RouterType
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
-from splitwatt_core.protocol.contract import Status as NodeStatus
-from splitwatt_core.protocol.contract import status_to_wire
 from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_core.rendering.role_scale import role_scale
 from splitwatt_lab.controlplane import ControlPlane
-from splitwatt_lab.install import NAMESPACE
 from splitwatt_operator.cluster.slim import slim
 from splitwatt_operator.serving.admission import gate_patch
+from support.callers import Caller, caller, refused, taken
 from support.upstream import install
 from support.waiting import eventually
 
-from .conftest import NODES, with_namespace
+from .conftest import with_namespace
 
 OURS = "/apis/splitwatt.io/v1alpha1"
 SERVING = "serving"
 GATE = {"name": GATE_POWER}
-APPLY = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 PLURALS = {
     "Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets",
@@ -40,40 +34,6 @@ PLURALS = {
     "InferencePool": "inferencepools",
 }  # fmt: skip
 KINDS = pytest.mark.parametrize("kind", PLURALS)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The API server under one token of a service account."""
-
-    http: httpx.Client
-    manager: str
-
-    def patch(self, path: str, body: Any, kind: str = APPLY) -> httpx.Response:
-        params = {"fieldManager": self.manager, "force": "true"} if kind == APPLY else {"fieldManager": self.manager}
-        return self.http.patch(path, params=params, content=json.dumps(body), headers={"Content-Type": kind})
-
-
-def caller(plane: ControlPlane, account: str, *, bound_to: Mapping[str, Any] | None = None) -> Caller:
-    """`bound_to`: the Node or pod that the token names."""
-    spec = {"expirationSeconds": 3600, **({"boundObjectRef": dict(bound_to)} if bound_to else {})}
-    url = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-    token = plane.http.post(url, json=body).raise_for_status().json()["status"]["token"]
-    config = yaml.safe_load(plane.token_kubeconfig(NAMESPACE, account).read_text())
-    trust = ssl.create_default_context(cafile=config["clusters"][0]["cluster"]["certificate-authority"])
-    return Caller(httpx.Client(base_url=plane.url, verify=trust, headers={"Authorization": f"Bearer {token}"}), account)
-
-
-def refused(answer: httpx.Response, says: str) -> None:
-    assert answer.status_code == 403, answer.text
-    assert says in answer.json()["message"]
-
-
-def taken(answer: httpx.Response) -> dict[str, Any]:
-    assert answer.status_code in (200, 201), answer.text
-    body: dict[str, Any] = answer.json()
-    return body
 
 
 def test_every_policy_is_bound_and_compiles_without_a_warning(installed: ControlPlane) -> None:
@@ -87,76 +47,6 @@ def test_every_policy_is_bound_and_compiles_without_a_warning(installed: Control
     bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
     assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 10
     assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 10
-
-
-# ------------------------------------------------------------------------------------------------------------ the agent
-
-
-@pytest.fixture
-def node_powers(installed: ControlPlane) -> Iterator[ControlPlane]:
-    for name in NODES:
-        body = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}}
-        installed.kubectl("create", "-f", "-", stdin=json.dumps(body))
-    yield installed
-    installed.kubectl("delete", "nodepowers", *NODES)
-
-
-def of_node(plane: ControlPlane, name: str) -> dict[str, Any]:
-    node = plane.http.get(f"/api/v1/nodes/{name}").json()
-    return {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
-
-
-def of_pod_on(plane: ControlPlane, node: str) -> dict[str, Any]:
-    """A pod of the agents' account on a node, as the DaemonSet would make it."""
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": f"agent-{node}", "namespace": NAMESPACE},
-        "spec": {"serviceAccountName": "splitwatt-agent", "nodeName": node, "containers": [{"name": "a", "image": "a"}]},
-    }
-    made = plane.http.post(f"/api/v1/namespaces/{NAMESPACE}/pods", json=pod).raise_for_status().json()
-    return {"apiVersion": "v1", "kind": "Pod", "name": made["metadata"]["name"], "uid": made["metadata"]["uid"]}
-
-
-def status_of(name: str) -> dict[str, Any]:
-    status = status_to_wire(NodeStatus(observed_term=1))
-    return {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}, "status": status}
-
-
-@pytest.mark.parametrize("binding", [of_node, of_pod_on], ids=["bound to a node", "bound to a pod"])
-def test_an_agent_writes_its_own_nodes_status_alone(
-    node_powers: ControlPlane, binding: Callable[[ControlPlane, str], dict[str, Any]]
-) -> None:
-    agent = caller(node_powers, "splitwatt-agent", bound_to=binding(node_powers, "n1"))
-    answer = taken(agent.patch(f"{OURS}/nodepowers/n1/status", status_of("n1")))
-    assert answer["status"]["observedTerm"] == 1
-    says = "the agent of node n1 may write only the NodePower of that name, not n2"
-    refused(agent.patch(f"{OURS}/nodepowers/n2/status", status_of("n2")), says)
-
-
-def test_an_agent_writes_no_spec_not_even_its_own(node_powers: ControlPlane) -> None:
-    agent = caller(node_powers, "splitwatt-agent", bound_to=of_node(node_powers, "n1"))
-    before = node_powers.http.get(f"{OURS}/nodepowers/n1").json().get("spec")
-    whole = {**status_of("n1"), "spec": {"term": 9, "mode": "Strict", "forUID": "x"}}
-    for name in ("n1", "n2", "n3"):
-        refused(agent.patch(f"{OURS}/nodepowers/{name}", {**whole, "metadata": {"name": name}}), "cannot patch resource")
-    refused(agent.http.put(f"{OURS}/nodepowers/n1", json=whole), "cannot update resource")
-    refused(agent.http.delete(f"{OURS}/nodepowers/n1"), "cannot delete resource")
-    # Through the status a spec does not come either.
-    agent.patch(f"{OURS}/nodepowers/n1/status", whole)
-    assert node_powers.http.get(f"{OURS}/nodepowers/n1").json().get("spec") == before
-
-
-def test_a_token_of_no_node_speaks_for_none(node_powers: ControlPlane) -> None:
-    answer = caller(node_powers, "splitwatt-agent").patch(f"{OURS}/nodepowers/n1/status", status_of("n1"))
-    refused(answer, "the agent's token names no node")
-
-
-def test_others_are_not_bound_by_the_agents_policy(node_powers: ControlPlane) -> None:
-    node_powers.kubectl("label", "nodepower", "n1", "note=by-the-administrator")
-
-
-# --------------------------------------------------------------------------------------------------------- the operator
 
 
 @pytest.fixture(scope="module")
