@@ -34,7 +34,8 @@ EXAMPLES: Final = "examples.md"
 VALUES: Final = "reference/values.md"
 LISTS: Final = {"runbooks": "Runbooks", "decisions": "Decisions", "reproduce": "Reproduced"}
 """Folders whose first page is a list of what lies in them."""
-_LINK: Final = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+_LINK: Final = re.compile(r"`[^`]*`|(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+"""A link, or a piece of code, in which nothing is one."""
 _FENCE: Final = re.compile(r"^ *(```|~~~).*?^ *\1\s*$", re.MULTILINE | re.DOTALL)
 
 
@@ -50,7 +51,9 @@ def pages(repo_url: str = "") -> dict[str, str]:
         found[there] = _linked(f"docs/{there}", there, repo_url)
     found |= {EXAMPLES: _examples(), VALUES: _values()}
     for folder, title in LISTS.items():
-        rows = (f"- [{_title(text)}]({posixpath.basename(path)})" for path, text in found.items() if path.startswith(f"{folder}/"))
+        rows = (
+            f"- [{_title(text)}]({posixpath.basename(path)})" for path, text in found.items() if path.startswith(f"{folder}/")
+        )
         found[f"{folder}/index.md"] = f"# {title}\n\n" + "\n".join(rows) + "\n"
     return found
 
@@ -73,7 +76,7 @@ def _linked(origin: str, src: str, repo_url: str) -> str:
 
     def link(found: re.Match[str]) -> str:
         mark, text, target = found.groups()
-        path, _, anchor = target.partition("#")
+        path, _, anchor = (target or "").partition("#")
         if not path or "://" in path or path.startswith("mailto:"):
             return found.group(0)
         there = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
