@@ -106,6 +106,8 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
     out: Path = args.out.resolve()
     headless = args.headless or not console.is_terminal
     results: list[PassResult] = []
+    for line in introduction(timeline):
+        console.print(line, soft_wrap=True, markup=False)
     for policy in [args.policy, *([args.compare] if args.compare else [])]:
         logs = out / f"logs-{policy}"
         shutil.rmtree(logs, ignore_errors=True)
@@ -135,6 +137,17 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
         },
     )
     return verdict(results, page, console)
+
+
+def introduction(timeline: Timeline) -> list[str]:
+    """What the demo will do by itself, and what is the reader's to touch."""
+    return [
+        f"The demo's own: load that rises from {timeline.rise_s:.0f} s on; the rack that serves most is cut by 20 % at "
+        f"{timeline.cut_s:.0f} s; a second InferenceCluster at {timeline.second_cluster_s:.0f} s; an agent killed at "
+        f"{timeline.kill_s:.0f} s.",
+        "Yours meanwhile: patch or delete any PowerBudget, InferenceCluster, pod or label; what you change is told and judged, "
+        "and a rack that you set lower is not cut again. Budgets that you make besides are not judged.",
+    ]
 
 
 def check_trace(path: Path, console: Console, *, unit: TraceUnit | None = None) -> None:

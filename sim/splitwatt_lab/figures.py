@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from splitwatt_lab.run import PassResult, count_row
 
@@ -38,6 +39,43 @@ def latency_rows(result: PassResult) -> list[dict[str, Any]]:
     return rows
 
 
+def nameplate_w(result: PassResult) -> dict[str, int]:
+    """By budget, what its GPUs at their default limits may draw at the meter, with all that is declared: as the judge saw it
+    before any cap was set."""
+    seen: dict[str, float] = {}
+    for sample in result.samples:
+        if not sample.in_force:
+            seen[sample.budget] = max(seen.get(sample.budget, 0.0), sample.capped_w)
+    return {name: round(watts) for name, watts in sorted(seen.items())}
+
+
+def first_limits_w(result: PassResult) -> dict[str, int]:
+    """By budget, the limit that it began with."""
+    first: dict[str, int] = {}
+    for sample in result.samples:
+        first.setdefault(sample.budget, sample.limit_w)
+    return dict(sorted(first.items()))
+
+
+def promises(result: PassResult) -> list[dict[str, Any]]:
+    """Each promised P99 beside what was served: cluster, figure, promised_ms, served_ms (None: nothing was), kept."""
+    found = []
+    for row in latency_rows(result):
+        for figure, promised_ms in result.slos.get(row["cluster"], {}).items():
+            served_ms = row[f"{figure}_p99"]
+            kept = served_ms is not None and served_ms <= promised_ms
+            found.append(
+                {
+                    "cluster": row["cluster"],
+                    "figure": figure,
+                    "promised_ms": promised_ms,
+                    "served_ms": served_ms,
+                    "kept": kept,
+                }
+            )
+    return found
+
+
 def as_json(result: PassResult) -> dict[str, Any]:
     """One pass as report.json holds it, without its long series."""
     tokens = sum(r["output"] for r in result.requests)
@@ -47,6 +85,9 @@ def as_json(result: PassResult) -> dict[str, Any]:
         "gpus": result.gpus,
         "budget_violations_s": round(result.violations_s, 3),
         "problems": result.problems,
+        "promises": promises(result),
+        "nameplate_w": nameplate_w(result),
+        "limits_w": first_limits_w(result),
         "budgets": {name: count_row(count) for name, count in sorted(result.counts.items())},
         "adoption_s": result.adoption_s,
         "patch_to_enforced_s": None if result.patch_to_enforced_s is None else round(result.patch_to_enforced_s, 3),
@@ -69,8 +110,12 @@ def _png(figure: Figure) -> str:
 
 
 def _mark(axes: Axes, result: PassResult) -> None:
-    for happening in result.happenings:
-        axes.axvline(happening.at_s, color="#9ca3af", linewidth=0.8, linestyle=":")
+    """Each happening by its number in the report's list."""
+    for number, happening in enumerate(result.happenings, 1):
+        axes.axvline(happening.at_s, color="#6b7280", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            str(number), (happening.at_s, 0.02), xycoords=("data", "axes fraction"), fontsize=7, color="#374151", ha="left"
+        )
 
 
 def power_plot(result: PassResult, budget: str) -> str:
@@ -99,6 +144,7 @@ def power_plot(result: PassResult, budget: str) -> str:
     if in_force:
         axes.set_ylim(0.9 * low_kw, max(in_force + [s.true_w / 1e3 for s in samples if s.in_force]) * 1.15)
     axes.set_ylabel("kW at the meter")
+    axes.set_xlabel("seconds since the first request")
     axes.set_title(budget, loc="left", fontsize=10)
     axes.legend(loc="upper right", fontsize=7, ncols=4, framealpha=0.9)
     axes.grid(alpha=0.25)
@@ -149,7 +195,14 @@ def latency_plot(result: PassResult, name: str, label: str) -> str:
                 linewidth=1.2,
                 label=f"{cluster} p{level}",
             )
+        promised_ms = result.slos.get(cluster, {}).get(name)
+        if promised_ms is not None:
+            axes.axhline(promised_ms, color=f"C{k}", linewidth=1.0, linestyle="-.", label=f"{cluster} promises p99")
     _mark(axes, result)
+    # A promise is often far above what is served.
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel("seconds since the first request")
     axes.set_ylabel(f"{label}, ms")
     axes.legend(fontsize=7, ncols=2)
     axes.grid(alpha=0.25)

@@ -173,6 +173,9 @@ class Judge:
         self._limits = LimitsInForce()
         self._waiting: deque[_Look] = deque()
         self.views: dict[str, Declared] = {}
+        """As each was last read; those that are gone, too."""
+        self.there: frozenset[str] = frozenset()
+        """What the last reading found."""
         self.counts: dict[str, Count] = {}
         self.samples: list[BudgetLook] = []
         self.latest: dict[str, BudgetLook] = {}
@@ -234,6 +237,7 @@ class Judge:
             return False
         views = [declared(obj) for obj in items if obj["metadata"]["name"] in self.wiring.feeds]
         self.views.update({view.name: view for view in views})
+        self.there = frozenset(view.name for view in views)
         self._limits.read(views, asked_s=asked_s, answered_s=time.time())
         self._judge(asked_s)
         return True

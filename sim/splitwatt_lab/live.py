@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import httpx
@@ -31,12 +31,15 @@ MAX_DONE: Final = 6
 CONTEXT_EVERY_S: Final = 1.5
 BAR: Final = 28
 TABLE_LINES: Final = 4
+WIDE_COLUMNS: Final = 110
+"""Narrower windows get no bars, and panels below one another."""
 
 
 class LiveView:
     """Draws a `Live` pass. Use as a context manager; call it with each state."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._rich = RichLive(console=console, refresh_per_second=2, screen=False, transient=False)
         self._recent: deque[dict[str, Any]] = deque(maxlen=20_000)
         self._offset = 0
@@ -70,24 +73,39 @@ class LiveView:
             ),
             Layout(name="bottom"),
         )
-        layout["bottom"].split_row(
-            Layout(Panel(Group(self._caps(live), Text(), self._latency()), title="caps and latency", title_align="left")),
-            Layout(Panel(self._happened(live), title="what happened", title_align="left")),
-        )
+        middle = Group(self._caps(live), Text(), self._latency())
+        caps = Layout(Panel(middle, title="caps and latency", title_align="left"))
+        happened = Layout(Panel(self._happened(live), title="what happened", title_align="left"))
+        if self._wide:
+            layout["bottom"].split_row(caps, happened)
+        else:
+            layout["bottom"].split_column(caps, happened)
+            caps.ratio = 2
         return layout
+
+    @property
+    def _wide(self) -> bool:
+        return self._console.width >= WIDE_COLUMNS
 
     # --------------------------------------------------------------------------------------------------------- panels
 
     def _budgets(self, live: Live) -> Table:
-        table = Table(expand=True, box=None)
-        for name in ("budget", "limit W", "true W", "caps W", "charge W", "meter W", "posture", "over s"):
+        table = Table(expand=self._wide, box=None)
+        for name in ("budget", "limit W", "draw W", "caps W", "charge W", "meter W", "posture", "over s"):
             table.add_column(name, justify="left" if name in ("budget", "posture") else "right")
-        table.add_column("true draw of the limit in force", ratio=1)
+        if self._wide:
+            table.add_column("draw/limit", justify="right")
+            table.add_column("", ratio=1)
         for name, sample in sorted(live.judge.latest.items(), key=lambda item: _root_first(live, item[0])):
             view, count = live.judge.views[name], live.judge.counts.get(name) or Count()
             status = view.status
             over = sample.true_w > sample.limit_w or sample.capped_w > sample.limit_w
             pending = f" -> {view.limit_w}" if view.limit_w != sample.limit_w else ""
+            bar = ProgressBar(
+                total=max(sample.limit_w, 1),
+                completed=min(sample.true_w, sample.limit_w),
+                complete_style="red" if over and sample.in_force else "cyan",
+            )
             table.add_row(
                 name,
                 f"{sample.limit_w}{pending}",
@@ -97,11 +115,7 @@ class LiveView:
                 self._now(BUDGET_MEASURED, name),
                 str(status.get("posture", "-")),
                 Text(f"{count.either_over_s:.1f}", style="bold red" if count.either_over_s else "green"),
-                ProgressBar(
-                    total=max(sample.limit_w, 1),
-                    completed=min(sample.true_w, sample.limit_w),
-                    complete_style="red" if over and sample.in_force else "cyan",
-                ),
+                *((f"{sample.true_w / max(sample.limit_w, 1):.0%}", bar) if self._wide else ()),
             )
         return table
 
@@ -113,8 +127,8 @@ class LiveView:
     def _caps(self, live: Live) -> Table:
         """Enforced caps of each rack's GPUs by what they run: least, mean and most watts."""
         table = Table(expand=True, box=None)
-        for name in ("rack", "role", "GPUs", "cap W", "", ""):
-            table.add_column(name, justify="right" if name in ("GPUs", "cap W") else "left")
+        for name in ("rack", "role", "GPUs", "cap W", *([""] if self._wide else ()), ""):
+            table.add_column(name, justify="right" if name in ("GPUs", "cap W") else "left", no_wrap=True)
         groups: dict[tuple[str, str], list[int]] = {}
         for node in live.site.node_specs:
             look = live.judge.looks.get(node.name)
@@ -127,13 +141,14 @@ class LiveView:
             mean_w = sum(caps) / len(caps)
             spread = "" if min(caps) == max(caps) else f"{min(caps)}-{max(caps)}"
             bar = "█" * round(BAR * mean_w / 700)
-            table.add_row(rack, role, str(len(caps)), f"{mean_w:.0f}", Text(bar, style="yellow"), spread)
+            bars = [Text(bar, style="yellow")] if self._wide else []
+            table.add_row(rack, role, str(len(caps)), f"{mean_w:.0f}", *bars, spread)
         return table
 
     def _latency(self) -> Table:
         table = Table(expand=True, box=None)
         for name in ("cluster", "requests/s", "TTFT p50/p99 ms", "TBT p50/p99 ms"):
-            table.add_column(name, justify="left" if name == "cluster" else "right")
+            table.add_column(name, justify="left" if name == "cluster" else "right", no_wrap=True)
         now_s = time.time()
         rows: dict[str, list[dict[str, Any]]] = {}
         for row in self._recent:
@@ -146,8 +161,8 @@ class LiveView:
         return table
 
     def _happened(self, live: Live) -> Text:
-        """What was done, then the operator's Events, newest first, a line each."""
-        text = Text(no_wrap=True, overflow="ellipsis")
+        """What was done, then the operator's Events, newest first. Long ones go on in the next line: their numbers stand last."""
+        text = Text(overflow="fold")
         for happening in live.happenings[-MAX_DONE:]:
             text.append(f"{happening.at_s:5.0f} s  {happening.what}\n", style="bold")
         text.append("\n")
@@ -183,7 +198,12 @@ class LiveView:
             self._roles[obj["metadata"]["name"]] = {uuid: phases.get(uuid, "Unassigned") for uuid in order}
         ours = [e for e in events if str(e.get("reportingController", "")).startswith("splitwatt")]
         ours.sort(key=lambda e: e.get("eventTime") or "")
-        self._events = [f"{e['regarding'].get('name', '')}: {e.get('reason', '')} {e.get('note', '')}" for e in ours]
+        self._events = [_event_line(e) for e in ours]
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    clock = str(event.get("eventTime") or "")[11:19]
+    return f"{clock} {event['regarding'].get('name', '')}: {event.get('reason', '')} {event.get('note', '')}".lstrip()
 
 
 def _root_first(live: Live, name: str) -> tuple[bool, str]:
@@ -220,11 +240,13 @@ class HeadlessView:
 
     def __call__(self, live: Live) -> None:
         for happening in live.happenings[self._told :]:
-            self._console.print(f"{happening.at_s:6.1f} s  {happening.what}", highlight=False)
+            self._console.print(f"{happening.at_s:6.1f} s  {happening.what}", highlight=False, soft_wrap=True)
         self._told = len(live.happenings)
         if live.clock_s is None or time.monotonic() - self._last_s < self.EVERY_S:
             return
         self._last_s = time.monotonic()
         words = [f"{name} {s.true_w:.0f}/{s.limit_w} W (caps {s.capped_w:.0f})" for name, s in sorted(live.judge.latest.items())]
         over_s = live.judge.violations_s()
-        self._console.print(f"{live.clock_s:6.1f} s  {'  '.join(words)}  over {over_s:.1f} s{silence(live)}", highlight=False)
+        self._console.print(
+            f"{live.clock_s:6.1f} s  {'  '.join(words)}  over {over_s:.1f} s{silence(live)}", highlight=False, soft_wrap=True
+        )

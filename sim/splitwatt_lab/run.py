@@ -56,6 +56,8 @@ class PassResult:
     violations_s: float = 0.0
     problems: list[str] = field(default_factory=list)
     """Why this pass proves nothing, whatever was counted: a sentence each."""
+    slos: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By namespace/name of a cluster, the P99 that it promises in ms, of "ttft_ms" and "tbt_ms"."""
 
 
 class Watcher(threading.Thread):
@@ -127,6 +129,10 @@ class _Pass:
         self.patch_s: float | None = None
         self.watcher: Watcher | None = None
         self.begun_s = 0.0
+        self.limits_w: dict[str, int] = {}
+        """As they were last seen."""
+        self.own_w: dict[str, int] = {}
+        """What the demo itself set one to."""
 
     def play(self) -> PassResult:
         site, spec = self.site, self.site.spec
@@ -158,6 +164,7 @@ class _Pass:
             if clock_s >= t.end_s and not script and not self._unserved():
                 break
             self.live.clock_s = clock_s
+            self._told_by_others()
             while script and script[0][0] <= clock_s:
                 script.pop(0)[1]()
             self._require_running()
@@ -173,25 +180,58 @@ class _Pass:
     def _note(self, what: str) -> None:
         self.live.happenings.append(Happening(time.time() - self.begun_s, what))
 
+    def _told_by_others(self) -> None:
+        """What a person changed meanwhile stands among the happenings: it is judged like the demo's own."""
+        there = self.judge.there
+        now_w = {name: view.limit_w for name, view in self.judge.views.items() if name in there}
+        for name in sorted(now_w.keys() | self.limits_w.keys()):
+            before_w, limit_w = self.limits_w.get(name), now_w.get(name)
+            if before_w == limit_w or not self.limits_w or (name in self.own_w and limit_w == self.own_w.pop(name)):
+                continue
+            if limit_w is None:
+                self._note(f"{name}: deleted by somebody; its nodes count on, and its last limit is judged")
+            elif before_w is None:
+                self._note(f"{name}: there again")
+            else:
+                self._note(f"{name}: limit set from {before_w} W to {limit_w} W by somebody")
+        self.limits_w = now_w
+
     def _cut(self) -> None:
-        """Of the rack that serves most, where the cut is felt most; the other one keeps room for who comes."""
+        """Of the rack that serves most, where the cut is felt most; the other one keeps room for who comes. What somebody set
+        lower, or took away, is left alone."""
         pods = self.site.get("/api/v1/pods")["items"]
         rack = scenario.busiest_rack(self.site.spec, [pod["spec"].get("nodeName", "") for pod in pods])
         name = f"rack-{rack}"
+        if name not in self.judge.there:
+            self._note(f"{name}: is gone, so nothing is cut")
+            return
         before_w = self.judge.views[name].limit_w
-        after_w = round(before_w * scenario.CUT_RATIO)
+        after_w = round(scenario.limits_w(self.site.spec)[name] * scenario.CUT_RATIO)
+        if before_w <= after_w:
+            self._note(f"{name}: stands at {before_w} W already, so nothing is cut")
+            return
         nodes = [node.name for node in self.site.node_specs if node.rack == rack]
         self.watcher = Watcher(self.site, nodes)
         self.watcher.start()
+        self.own_w[name] = after_w
         patch = json.dumps({"spec": {"limitWatts": after_w}})
         # Counted from before the patch is sent: kubectl's own start is part of what a person waits for.
         self.patch_s = time.time()
-        self.site.kubectl("patch", "pb", name, "--type=merge", "-p", patch)
+        try:
+            self.site.kubectl("patch", "pb", name, "--type=merge", "-p", patch)
+        except LabError as error:
+            # A person may have deleted it a moment ago; the demo is theirs.
+            self._note(f"{name}: could not be cut: {error}")
+            return
         self._note(f"{name}: limit cut from {before_w} W to {after_w} W")
 
     def _second(self, batch: scenario.Manifest) -> None:
-        self.site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml([batch]))
         name = f"{batch['metadata']['namespace']}/{batch['metadata']['name']}"
+        try:
+            self.site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml([batch]))
+        except LabError as error:
+            self._note(f"{name}: could not be applied: {error}")
+            return
         self._note(f"a second InferenceCluster arrives: {name}, low priority")
 
     def _kill(self, node: str) -> None:
@@ -249,6 +289,7 @@ class _Pass:
             gpus=sum(node.gpus for node in site.node_specs),
             kubectl_view=seen,
             violations_s=judge.violations_s(),
+            slos=slos(scenario.clusters(site.spec)),
             problems=[*complaints(judge.counts, list(judge.wiring.feeds), ended_s - self.begun_s), *unserved],
         )
 
@@ -258,6 +299,13 @@ class _Pass:
             "avg by (role) (splitwatt_gpu_enforced_cap_watts)", self.begun_s, ended_s, step_s=1.0
         )
         return {labels.get("role", "?"): rows for labels, rows in answer}
+
+
+def slos(clusters: Sequence[scenario.Manifest]) -> dict[str, dict[str, int]]:
+    """What each promises: {"namespace/name": {"ttft_ms": ms, "tbt_ms": ms}}, without what it does not promise."""
+    fields = {"ttft_ms": "ttftP99Milliseconds", "tbt_ms": "tbtP99Milliseconds"}
+    promised = {f"{c['metadata']['namespace']}/{c['metadata']['name']}": c["spec"].get("slo", {}) for c in clusters}
+    return {name: {ours: slo[theirs] for ours, theirs in fields.items() if theirs in slo} for name, slo in promised.items()}
 
 
 def read_requests(results: Path) -> list[dict[str, Any]]:

@@ -84,6 +84,11 @@ def budgets(spec: SiteSpec, policy: str) -> list[Manifest]:
     return [top, *leaves]
 
 
+def limits_w(spec: SiteSpec) -> dict[str, int]:
+    """What `budgets` sets, by budget."""
+    return {doc["metadata"]["name"]: doc["spec"]["limitWatts"] for doc in budgets(spec, "Uniform")}
+
+
 def wiring(spec: SiteSpec) -> Wiring:
     """What hangs behind the feeds that `budgets` sets limits for."""
     row = next(d["metadata"]["name"] for d in _documents("budgets.yaml") if "parent" not in d["spec"])

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from splitwatt_lab.toolbuild import Console, ensure_tools
+
 
 def test_a_sound_operator_keeps_every_budget(tmp_path: Path) -> None:
     splitwatt = Path(sys.executable).with_name("splitwatt")
@@ -25,3 +27,31 @@ def test_a_sound_operator_keeps_every_budget(tmp_path: Path) -> None:
     assert all(count["charge_over_s"] == 0 for count in budgets.values())
     assert report["patch_to_enforced_s"] is not None, "the cut bit: a cap had to fall"
     assert report["clusters"], "requests were served"
+
+
+def test_a_readers_hands_are_told_and_break_neither_the_demo_nor_a_budget(tmp_path: Path) -> None:
+    """Before the demo cuts a rack somebody lowers one, deletes the other and a pod."""
+    splitwatt = Path(sys.executable).with_name("splitwatt")
+    command = [str(splitwatt), "demo", "--headless", "--minutes", "1", "--out", str(tmp_path)]
+    kubectl = [str(ensure_tools(Console())["kubectl"]), f"--kubeconfig={tmp_path / 'logs-PhaseAware' / 'admin.kubeconfig'}"]
+
+    def types(*words: str) -> str:
+        return subprocess.run([*kubectl, *words], capture_output=True, text=True, timeout=60, check=True).stdout
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
+        assert demo.stdout is not None
+        said = []
+        for line in demo.stdout:
+            said.append(line)
+            if "load begins to rise" in line:
+                types("patch", "pb", "rack-a2", "--type=merge", "-p", '{"spec": {"limitWatts": 20000}}')
+                types("delete", "pb", "rack-a1", "--wait=false")
+                types("delete", "pod", "-n", "serving", "-l", "splitwatt.io/role=decode", "--wait=false")
+    text = "".join(said)
+    assert demo.returncode == 0, text
+    assert "rack-a2: limit set from 26000 W to 20000 W by somebody" in text
+    assert "rack-a1: deleted by somebody; its nodes count on, and its last limit is judged" in text
+    assert "rack-a1: is gone, so nothing is cut" in text or "rack-a2: stands at 20000 W already, so nothing is cut" in text
+    assert "budget violations: 0.0 s" in text
+    report = json.loads((tmp_path / "report.json").read_text())["passes"][0]
+    assert all(count["judged_s"] > 20 for count in report["budgets"].values())
