@@ -30,6 +30,7 @@ DEFAULT_ROUTER_METRICS_PORT: Final = 29000
 """vllm-router's own default."""
 
 MAX_REPLICAS: Final = 1000
+MAX_NODES_PER_REPLICA: Final = 16
 MAX_ROUTER_REPLICAS: Final = 16
 MAX_ENGINE_ARGS: Final = 64
 
@@ -111,7 +112,8 @@ class RoleSpec:
     """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `rendering.overlay`.
 
     `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy. `drain_s`: the most
-    that a pod which is told to go waits for its requests to end; None: the release's.
+    that a pod which is told to go waits for its requests to end; None: the release's. `nodes_per_replica`: a replica has a pod on
+    each, with `gpus_per_replica` GPUs.
     """
 
     replicas: int
@@ -120,8 +122,16 @@ class RoleSpec:
     power_ceiling_w: int | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     drain_s: int | None = None
+    nodes_per_replica: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """Of one replica, on all its nodes."""
+        return self.gpus_per_replica * self.nodes_per_replica
 
     def __post_init__(self) -> None:
+        if not 1 <= self.nodes_per_replica <= MAX_NODES_PER_REPLICA:
+            raise SpecError(f"nodesPerReplica must be between 1 and {MAX_NODES_PER_REPLICA}, not {self.nodes_per_replica}")
         if not 0 <= self.replicas <= MAX_REPLICAS:
             raise SpecError(f"replicas must be between 0 and {MAX_REPLICAS}, not {self.replicas}")
         if not 1 <= self.gpus_per_replica <= MAX_GPUS_PER_NODE:

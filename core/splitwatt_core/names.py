@@ -25,6 +25,9 @@ LABEL_CLUSTER: Final = "splitwatt.io/cluster"
 LABEL_ROLE: Final = "splitwatt.io/role"
 # On the router's pods, which have neither of the two above: they are of the cluster, and no consumer of power.
 LABEL_ROUTER: Final = "splitwatt.io/router"
+# On pods of a replica over several nodes that are not its leader, instead of the role's: they answer nobody, and draw power all
+# the same. The value is the role.
+LABEL_WORKER: Final = "splitwatt.io/worker-of"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
 # On pods of any kind, by their owner: pods of a namespace with the same value are one replica and get one common cap.
 LABEL_GROUP: Final = "splitwatt.io/group"

@@ -15,6 +15,7 @@ from splitwatt_core.clusters import (
     DEFAULT_ENGINE_PORT,
     DEFAULT_SIDE_CHANNEL_PORT,
     MAX_ENGINE_ARGS,
+    MAX_NODES_PER_REPLICA,
     MAX_REPLICAS,
     EngineType,
 )
@@ -145,7 +146,14 @@ class RolePool(Wire):
         ge=1,
         le=MAX_GPUS_PER_NODE,
         strict=True,
-        description="GPUs of one replica, on one node, sharing one power cap.",
+        description="GPUs of one replica on each of its nodes; they share one power cap.",
+    )
+    nodes_per_replica: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES_PER_REPLICA,
+        strict=True,
+        description="Nodes of one replica. More than 1: a LeaderWorkerSet, whose pods start together or not at all.",
     )
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = Field(
         default_factory=dict, description="Labels of the nodes this pool may use."
@@ -197,9 +205,10 @@ class InferenceClusterSpec(Wire):
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
             CelRule(
-                "self.prefill.gpusPerReplica % self.decode.gpusPerReplica == 0 || "
-                "self.decode.gpusPerReplica % self.prefill.gpusPerReplica == 0",
-                "prefill.gpusPerReplica and decode.gpusPerReplica must divide one another: make one a multiple of the other",
+                "[self.prefill.gpusPerReplica * self.prefill.nodesPerReplica].all(p, "
+                "[self.decode.gpusPerReplica * self.decode.nodesPerReplica].all(d, p % d == 0 || d % p == 0))",
+                "prefill.gpusPerReplica and decode.gpusPerReplica, each times its nodesPerReplica, must divide one another: make "
+                "one a multiple of the other",
                 field_path=".decode.gpusPerReplica",
             )
         )

@@ -52,6 +52,7 @@ def test_watts_and_times_carry_their_unit() -> None:
         "replicas", "gpusPerReplica", "readyReplicas", "admittedReplicas", "port", "sideChannelPort", "metricsPort", "nodes",
         "gpus", "observedGeneration", "term", "observedTerm", "grant", "ackedGrant", "expectedSeries", "amount", "gpuCount",
         "healthyGpuCount", "watts", "numerator", "denominator", "maxNodes", "gpusPerNode", "priority",
+            "nodesPerReplica",
     }  # fmt: skip
     integers = [
         f"{kind.name}{path}" for kind in KINDS for path, node in nodes(structural(kind.model)) if node.get("type") == "integer"

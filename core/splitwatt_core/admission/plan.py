@@ -11,7 +11,8 @@ past its gate whose GPUs it does not count yet stays reserved (assume), so the s
 
 **Order.** Gangs are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
 cluster's first prefill and decode pod are one gang: both are admitted, or neither, so that half-admitted clusters cannot
-wait for each other; further replicas, each a gang of one, follow when every role of the cluster stands.
+wait for each other; further replicas, each a gang of its own, follow when every role of the cluster stands. A replica over
+several nodes is all pods of its group (`admission.replicas`): they leave their gates together, or none does.
 
 **No overtaking.** A gang that has to wait, but would fit if others left, keeps back the nodes it could use and the budgets that
 are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
@@ -26,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from splitwatt_core.admission.replicas import replicas_of
 from splitwatt_core.admission.room import House, KeptBack, Room
 from splitwatt_core.admission.shortage import refusal
 from splitwatt_core.admission.snapshot import (
@@ -35,6 +37,7 @@ from splitwatt_core.admission.snapshot import (
     AdmissionVerdict,
     BlockedPod,
     ClusterWant,
+    HeldPod,
     PodNeed,
 )
 from splitwatt_core.clusters import ClusterName, Role
@@ -125,27 +128,33 @@ def _gangs(
     waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):
         waiting.setdefault((need.cluster, need.role), []).append(need)
-    past: dict[tuple[ClusterName | None, Role], int] = {}
-    for held in snapshot.held:
-        if not held.terminating:
-            past[held.need.cluster, held.need.role] = past.get((held.need.cluster, held.need.role), 0) + 1
+    held: dict[tuple[ClusterName | None, Role], list[HeldPod]] = {}
+    for pod in snapshot.held:
+        held.setdefault((pod.need.cluster, pod.need.role), []).append(pod)
     gangs: list[_Gang] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
     for want in snapshot.clusters:
+        found = {
+            role: replicas_of(
+                waiting.get((want.cluster, role), ()), held.get((want.cluster, role), ()), nodes=want.nodes_of(role)
+            )
+            for role in Role
+        }
+        gangs += [_Gang(want, PAIR_LAG, rest) for role in Role for rest in found[role].rests]
         missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
-        queues = {role: list(waiting.get((want.cluster, role), ())) for role in Role}
+        queues = {role: list(found[role].whole) for role in Role}
         absent = [role for role in missing if not queues[role]]
         if absent:
             behind = [b for b in snapshot.blocked if b.need.cluster == want.cluster and b.need.role in absent]
             verdicts[want.cluster] = _behind_others(behind) if behind else _unborn(absent)
             continue
         if missing:
-            gangs.append(_Gang(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
+            gangs.append(_Gang(want, PAIR_LAG, tuple(need for role in missing for need in queues[role].pop(0))))
         for role, queue in queues.items():
-            admitted = past.get((want.cluster, role), 0) + (1 if role in missing else 0)
+            admitted = found[role].past + (1 if role in missing else 0)
             replicas = want.replicas.get(role, 0)
-            for ordinal, need in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
-                gangs.append(_Gang(want, ordinal / replicas, (need,)))
+            for ordinal, replica in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
+                gangs.append(_Gang(want, ordinal / replicas, replica))
     return sorted(gangs, key=lambda gang: gang.order), verdicts
 
 

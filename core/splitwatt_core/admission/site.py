@@ -85,7 +85,12 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
         budgets=_budgets(site),
         nodes=(*_nodes(site, kinds), *_nodes_to_come(site)),
         clusters=tuple(
-            ClusterWant(name, spec.priority, {role: spec.role(role).replicas for role in Role})
+            ClusterWant(
+                name,
+                spec.priority,
+                {role: spec.role(role).replicas for role in Role},
+                {role: spec.role(role).nodes_per_replica for role in Role},
+            )
             for name, spec in sorted(site.clusters.items())
             if name not in site.leaving
         ),
@@ -209,4 +214,5 @@ def _need(pod: Pod, role: Role, site: Site, floors: _Floors) -> PodNeed:
         floor_w=floors.of(pod, spec),
         rules=pod.rules,
         created_s=pod.created_s,
+        group=pod.group if spec is not None and spec.role(role).nodes_per_replica > 1 else "",
     )

@@ -177,11 +177,11 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
     for flag in given:
         if flag in _OWN_FLAGS or flag.startswith("--kv-transfer-config."):
             raise SpecError(f"spec.engine.args must not set {flag}; it follows from gpusPerReplica, port and kvTransfer")
-    prefill, decode = cluster.prefill.gpus_per_replica, cluster.decode.gpus_per_replica
+    prefill, decode = cluster.prefill.gpus, cluster.decode.gpus
     if max(prefill, decode) % min(prefill, decode):
         raise SpecError(
-            f"spec.prefill.gpusPerReplica {prefill} and spec.decode.gpusPerReplica {decode} must divide one another: a GPU "
-            "fetches the KV cache of whole attention heads"
+            f"spec.prefill.gpusPerReplica {prefill} and spec.decode.gpusPerReplica {decode} must divide one another, over all "
+            "nodes of a replica: a GPU fetches the KV cache of whole attention heads"
         )
     model = _model(cluster)
     named = any(flag.replace("_", "-") == "--served-model-name" for flag in given)
@@ -196,7 +196,7 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
         "--port",
         str(cluster.engine.port),
         "--tensor-parallel-size",
-        str(cluster.role(role).gpus_per_replica),
+        str(cluster.role(role).gpus),
         "--kv-transfer-config",
         json.dumps(transfer, sort_keys=True, separators=(",", ":")),
         *cluster.engine.args,

@@ -1,6 +1,7 @@
 """From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
 
-Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
+Per role: a Deployment (for replicas over several nodes a LeaderWorkerSet, `rendering.groups`) whose pods are born behind the
+power gate, a headless Service (a router picks single replicas, and
 KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`, `rendering.llmd`) and one
 Service, the way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request
 without KV parameters computes the prompt itself, so that without a router nothing is split.
@@ -19,6 +20,7 @@ from typing import Final
 from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
 from splitwatt_core.rendering.engine import PORT_HTTP, PORT_KV, pod_template
+from splitwatt_core.rendering.groups import group_objects, spans_nodes
 from splitwatt_core.rendering.llmd import ENVOY_IMAGE, PICKER_IMAGE, SIDECAR_IMAGE, behind, llmd_objects, with_sidecar
 from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, selector_labels, service_port, stamped
 from splitwatt_core.rendering.overlay import lay_over
@@ -51,16 +53,23 @@ def render(cluster: ClusterSpec, context: RenderContext) -> tuple[Manifest, ...]
     objects += llmd_objects(cluster, picker_image=context.llmd_picker_image, envoy_image=context.envoy_image)
     for role in Role:
         selector = selector_labels(cluster.name, role)
-        objects += [_deployment(cluster, role, context), _role_service(cluster, role), disruption_budget(cluster, role, selector)]
+        pods = group_objects(cluster, role, _pod(cluster, role, context)) if spans_nodes(cluster, role) else None
+        objects += [_deployment(cluster, role, context)] if pods is None else pods
+        objects += [_role_service(cluster, role), disruption_budget(cluster, role, selector)]
     return tuple(stamped(manifest) for manifest in objects)
 
 
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+def _pod(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+    """Without the user's overlay."""
     image = context.vllm_image if cluster.engine.type is EngineType.VLLM else context.emulated_image
-    pod = with_sidecar(pod_template(behind(cluster, role), role, image=image), cluster, role, image=context.llmd_sidecar_image)
+    return with_sidecar(pod_template(behind(cluster, role), role, image=image), cluster, role, image=context.llmd_sidecar_image)
+
+
+def _deployment(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+    pod = _pod(cluster, role, context)
     template = lay_over(pod, cluster.role(role).template, where=f"spec.{role.value}.template")
     spec = {
         "replicas": cluster.role(role).replicas,

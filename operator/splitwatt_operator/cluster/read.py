@@ -24,6 +24,7 @@ from splitwatt_core.names import (
     LABEL_CLUSTER,
     LABEL_MANAGED_BY,
     LABEL_ROLE,
+    LABEL_WORKER,
     MANAGED_BY,
 )
 from splitwatt_core.rendering.render import RenderContext, render
@@ -114,7 +115,7 @@ def pod(obj: JsonObject) -> Pod:
         uid=meta["uid"],
         version=version_of(obj),
         label=labels.get(LABEL_CLUSTER, ""),
-        role=next((role for role in Role if role.value == labels.get(LABEL_ROLE)), None),
+        role=next((role for role in Role if role.value == labels.get(LABEL_ROLE, labels.get(LABEL_WORKER))), None),
         gpus=gpus_of(spec),
         created_s=unix_s(meta["creationTimestamp"]),
         gated=GATE_POWER in gates,

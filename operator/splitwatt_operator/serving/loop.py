@@ -21,7 +21,6 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
-from splitwatt_core.rendering.llmd import POOL_KIND
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
 from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_shell.supervise import first_to_end
@@ -33,12 +32,12 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
-from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
+from splitwatt_operator.serving.unwatched import UNWATCHED_KINDS, AllBrought, UnwatchedObjects
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class Serving:
         self._context = context
         self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
-        self._pools = Pools(reader, pen)
+        self._unwatched = UnwatchedObjects(reader, pen)
         self._scalers = Scalers(reader)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._prober = Prober(store, view, self._queue.add)
@@ -185,29 +184,26 @@ class Serving:
             return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
         spec = seen.fact
         manifests = render(spec, self._context)
-        outcome = await self._applier.bring(spec.uid, [m for m in manifests if m["kind"] != POOL_KIND])
-        pool = PoolReport(unsent=True)
-        if not outcome.unsent:
-            pool = await self._pools.bring(spec, next((m for m in manifests if m["kind"] == POOL_KIND), None))
-        if pool.repaired:
-            outcome.repaired.append(f"{POOL_KIND} {object_name(name.name)}")
+        outcome = await self._applier.bring(spec.uid, [m for m in manifests if m["kind"] not in UNWATCHED_KINDS])
+        if outcome.unsent:
+            return LEASE_PAUSE_S
+        others = await self._unwatched.bring(spec, {(m["kind"], m["metadata"]["name"]): m for m in manifests})
+        outcome.repaired += [f"{r.live['kind']} {r.live['metadata']['name']}" for r in others.all if r.repaired and r.live]
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
             )
-        if pool.unsent:
+        if others.unsent:
             return LEASE_PAUSE_S
         scaled = await self._scalers.look(spec, outcome.repaired)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
-        for problem in (*outcome.problems, *([pool.problem] if pool.problem else [])):
+        for problem in (*outcome.problems, *others.problems):
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(
-            obj, self._status(obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled)
-        )
+        due_s = await self._show(obj, self._status(obj, seen, spec, problems=outcome.problems, others=others, scaled=scaled))
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, self._scalers.again_s(name))
+        return _sooner(RECHECK_S, outcome.retry_s, others.again_s, due_s, self._scalers.again_s(name))
 
     def _status(
         self,
@@ -216,7 +212,7 @@ class Serving:
         spec: ClusterSpec,
         *,
         problems: list[str],
-        pool_problem: str,
+        others: AllBrought,
         scaled: Sequence[str],
     ) -> dict[str, Any]:
         standing = self._admitter.standings.get(spec.id)
@@ -225,13 +221,14 @@ class Serving:
         parts = {p: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, p), spec.namespace) for p in (*Role, ROUTER_PART)}
         return status_of(
             spec,
-            {role: parts[role] for role in Role},
+            {role: others.groups[role].live or parts[role] for role in Role},
             parts[ROUTER_PART],
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
             proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
-            pool_problem=pool_problem,
+            pool_problem=others.pool.problem,
+            group_problems={role: report.problem for role, report in others.groups.items()},
             scaled=scaled,
             invalid=seen.sentence,
             generation=seen.generation,
@@ -265,7 +262,7 @@ class Serving:
 
     def _forget(self, name: ClusterName) -> None:
         self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
-        self._pools.forget(name)
+        self._unwatched.forget(name)
         self._scalers.forget(name)
         self._queue.forget(name)
         self._written.pop(name, None)

@@ -26,7 +26,7 @@ NUMBERS: Final = ("powerFloorWatts", "ttftP99Milliseconds", "tbtP99Milliseconds"
 
 def status_of(
     spec: ClusterSpec,
-    deployments: Mapping[Role, JsonObject | None],
+    workloads: Mapping[Role, JsonObject | None],
     router: JsonObject | None,
     *,
     standing: ClusterStanding | None,
@@ -34,17 +34,21 @@ def status_of(
     proof: Condition,
     problems: Sequence[str],
     pool_problem: str = "",
+    group_problems: Mapping[Role, str] | None = None,
     scaled: Sequence[str] = (),
     previous: Mapping[str, Any],
     now_s: float,
     invalid: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered; `pool_problem`:
-    about the InferencePool that its router needs. `scaled`: sentences about others who scale them. `invalid`: why it is served by
-    a former spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
+    """The whole status of a cluster that is served. `workloads`: the Deployment or the LeaderWorkerSet of each role. `problems`:
+    sentences about objects that are not as rendered; `pool_problem`: about the InferencePool that its router needs;
+    `group_problems`: about a role's LeaderWorkerSet. `scaled`: sentences about others who scale them. `invalid`: why it is served
+    by a former spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
+    groups = group_problems or {}
+    problems = [*problems, *(sentence for sentence in groups.values() if sentence)]
     observed = spec.generation if generation is None else generation
-    roles = {role: _role_condition(spec, role, deployments[role]) for role in Role}
+    roles = {role: _role_condition(spec, role, workloads[role], groups.get(role, "")) for role in Role}
     power = _power_condition(standing)
     routing = _router_condition(spec, router, pool_problem)
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
@@ -56,7 +60,7 @@ def status_of(
         "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),
     }
     for role in Role:
-        numbers = (deployments[role] or {}).get("status", {})
+        numbers = (workloads[role] or {}).get("status", {})
         status[role.value] = {
             "replicas": numbers.get("replicas", 0),
             "readyReplicas": numbers.get("readyReplicas", 0),
@@ -105,14 +109,17 @@ def _still(status: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
 
 
-def _role_condition(spec: ClusterSpec, role: Role, deployment: JsonObject | None) -> Condition:
+def _role_condition(spec: ClusterSpec, role: Role, workload: JsonObject | None, problem: str) -> Condition:
+    """A LeaderWorkerSet counts groups, where a Deployment counts pods: replicas both."""
     kind = f"{role.value.capitalize()}Ready"
     wanted = spec.role(role).replicas
-    if deployment is None:
+    if problem:
+        return Condition(kind, False, "NoLeaderWorkerSet", problem)
+    if workload is None:
         return Condition(kind, False, "NotCreated", f"The Deployment of the {role.value} role does not exist yet.")
-    numbers = deployment.get("status", {})
+    numbers = workload.get("status") or {}
     ready, updated = numbers.get("readyReplicas", 0), numbers.get("updatedReplicas", 0)
-    current = numbers.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+    current = numbers.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
     if wanted == 0:
         return Condition(kind, True, "ScaledToZero", "No replicas are asked for.")
     message = f"{ready} of {wanted} replicas are ready."
