@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
 
 setup: .venv/.stamp
 
@@ -23,6 +23,11 @@ faults: controlplane
 
 test: controlplane
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
+
+# What failed in the last `make test`, one at a time.
+test-again: controlplane
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # The demo as a user plays it, alone on the machine.
@@ -53,6 +58,7 @@ test-papers: setup
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
 	$(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && $(BIN)/python docs/house.py --check
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/release/test_lengths.py
 
 bench: controlplane
 	$(BIN)/splitwatt bench $(ARGS)
@@ -72,6 +78,7 @@ house: setup
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate
+	$(BIN)/python -m splitwatt_panels.generate
 
 # ENGINE=docker|podman|buildah, REGISTRY=registry.example.com/team, BASE=, BUILD_BASE=, IMAGE_ARGS=; ARGS="--own-base --check --report".
 images: setup

@@ -37,6 +37,8 @@ LONGEST_FIRST = (
     "agent/test_lifecycle.py",
     "operator/power/test_apiserver.py",
     "operator/power/test_in_a_container.py",
+    "operator/test_router_process.py",
+    "operator/test_rollouts.py",
     "sim/test_plan_sweep.py",
     "operator/test_serving_schedulers.py",
 )

@@ -60,6 +60,10 @@ class AgentCollector(Collector):
         mismatch = CounterMetricFamily(
             names.M_GPU_CAP_MISMATCH, "Setter calls that reported success and left a higher limit.", labels=_GPU
         )
+        floor = GaugeMetricFamily(names.M_GPU_FLOOR_WATTS, "What it draws above a cap that was set; 0: caps hold.", labels=_GPU)
+        unacked = GaugeMetricFamily(
+            names.M_GPU_UNACKED_SECONDS, "How long its newest grant waits to be read back; 0: it was.", labels=_GPU
+        )
         for gpu in state.standing.gpus:
             uuid = gpu.uuid
             here = (self._node, uuid)
@@ -69,6 +73,9 @@ class AgentCollector(Collector):
             mismatch.add_metric(here, state.mismatches.get(uuid, 0))
             if grant is not None:
                 granted.add_metric(with_role, grant.cap_w)
+                since_s = state.unacked_since_s.get(uuid)
+                unacked.add_metric(here, 0.0 if since_s is None else time.monotonic() - since_s)
+            floor.add_metric(here, gpu.floor_w)
             reading = readings.get(uuid)
             if reading is None:
                 continue
@@ -84,7 +91,7 @@ class AgentCollector(Collector):
                 clock.add_metric(here, facts.sm_clock_mhz * 1e6)
             if facts is not None and facts.power_capped is not None:
                 capped.add_metric(here, float(facts.power_capped))
-        yield from (power, enforced, management, granted, energy, clock, capped, healthy, mismatch)
+        yield from (power, enforced, management, granted, energy, clock, capped, healthy, mismatch, floor, unacked)
         yield from self._own(state)
 
     def _own(self, state: ControlState) -> Iterable[Metric]:
@@ -97,7 +104,13 @@ class AgentCollector(Collector):
             writes.add_metric((*node, outcome), self._link.writes[outcome])
         live = GaugeMetricFamily(names.M_AGENT_WATCH_LIVE, "1 while the NodePower is watched.", labels=(names.L_NODE,))
         live.add_metric(node, float(self._link.live))
-        yield from (errors, writes, live)
+        conditions = GaugeMetricFamily(
+            names.M_AGENT_CONDITION, "A condition of the NodePower: 1 True, 0 False.", labels=(names.L_NODE, names.L_CONDITION)
+        )
+        for condition in () if state.report is None else state.report.conditions:
+            if condition.status is not None:
+                conditions.add_metric((*node, condition.type), float(condition.status))
+        yield from (errors, writes, live, conditions)
         if self._poll is not None:
             up = GaugeMetricFamily(
                 names.M_AGENT_POD_RESOURCES_UP, "1 while kubelet's PodResources answers.", labels=(names.L_NODE,)

@@ -93,18 +93,31 @@ class LabelOwners:
 
 class EngineType(StrEnum):
     VLLM = "VLLM"
+    SGLANG = "SGLang"
     EMULATED = "Emulated"
 
 
 class Role(StrEnum):
-    """Values of the labels splitwatt.io/role and llm-d.ai/role."""
+    """Values of the label splitwatt.io/role."""
 
     PREFILL = "prefill"
     DECODE = "decode"
+    MIXED = "mixed"
+    """It reads prompts and writes tokens by itself: every replica of an unsplit cluster, or what the two others overflow into."""
 
     @property
     def phase(self) -> Phase:
-        return Phase.PREFILL if self is Role.PREFILL else Phase.DECODE
+        """Mixed work reads prompts among other things, so it is protected as prefill is (`budget.demand`)."""
+        return Phase.DECODE if self is Role.DECODE else Phase.PREFILL
+
+    @property
+    def llmd(self) -> str:
+        """The value of the label llm-d.ai/role, by which llm-d's scheduler takes a pod for both of its lists, or for one."""
+        return "prefill-decode" if self is Role.MIXED else self.value
+
+
+PAIR: Final = (Role.PREFILL, Role.DECODE)
+"""Neither serves without the other; a mixed replica needs neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +149,10 @@ class RoleSpec:
             raise SpecError(f"replicas must be between 0 and {MAX_REPLICAS}, not {self.replicas}")
         if not 1 <= self.gpus_per_replica <= MAX_GPUS_PER_NODE:
             raise SpecError(f"gpusPerReplica must be between 1 and {MAX_GPUS_PER_NODE}, not {self.gpus_per_replica}")
+
+
+NO_POOL: Final = RoleSpec(replicas=0, gpus_per_replica=1)
+"""Of a role that a cluster does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +207,22 @@ class RouterType(StrEnum):
     """Who stands before the pools. Without one there is no split: a decode engine computes the prompts that it is sent."""
 
     VLLM = "VLLM"
+    SGLANG = "SGLang"
     LLMD = "LLMD"
     NONE = "None"
+
+
+LABEL_ROUTERS: Final = (RouterType.VLLM, RouterType.SGLANG)
+"""They find engines by labels, so each revision has its own; and take a pod for one of prefill and decode, or know one kind of
+pods alone (src/service_discovery.rs of either)."""
+OVERFLOW_SENTENCE: Final = (
+    "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
+    "router.type None and bring a router that sends to all three"
+)
+PAIR_ALONE_SENTENCE: Final = (
+    "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None"
+)
+"""Its picker's configuration, as rendered, chooses a decode pod for each request, and a sidecar stands beside these alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +255,8 @@ class SloSpec:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """One InferenceCluster. `uid` and `generation` come from its metadata."""
+    """One InferenceCluster. `uid` and `generation` come from its metadata. `prefill` and `decode`: both, or neither and `mixed`.
+    `mixed` beside them takes what they have no room for, where a router knows how to send it there."""
 
     namespace: str
     name: str
@@ -232,8 +264,9 @@ class ClusterSpec:
     generation: int
     model: str
     engine: EngineSpec
-    prefill: RoleSpec
-    decode: RoleSpec
+    prefill: RoleSpec | None = None
+    decode: RoleSpec | None = None
+    mixed: RoleSpec | None = None
     priority: int = PRIORITY_HIGH
     slo: SloSpec = field(default_factory=SloSpec)
     kv_transfer: KvTransferSpec = field(default_factory=KvTransferSpec)
@@ -241,6 +274,16 @@ class ClusterSpec:
     source: ModelSource = field(default_factory=ModelSource)
     priority_class: str | None = None
     image_pull_secrets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.prefill is None) != (self.decode is None):
+            raise SpecError("prefill and decode are two halves: give both, or neither of them and mixed")
+        if self.prefill is None and self.mixed is None:
+            raise SpecError("a cluster has prefill and decode, or mixed: give its replicas")
+        if self.prefill is not None and self.mixed is not None and self.router.type in LABEL_ROUTERS:
+            raise SpecError(OVERFLOW_SENTENCE)
+        if self.mixed is not None and self.router.type is RouterType.LLMD:
+            raise SpecError(PAIR_ALONE_SENTENCE)
 
     @property
     def id(self) -> ClusterName:
@@ -255,5 +298,19 @@ class ClusterSpec:
                 return value if given else next(iter(self.engine.args[at + 1 :]), self.model)
         return self.model
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Those that it has, whatever their replicas."""
+        return tuple(role for role in Role if self._pool(role) is not None)
+
+    @property
+    def split(self) -> bool:
+        """Whether prompts are read by one replica and answers written by another."""
+        return self.decode is not None
+
     def role(self, role: Role) -> RoleSpec:
-        return self.prefill if role is Role.PREFILL else self.decode
+        """NO_POOL for one that it has not."""
+        return self._pool(role) or NO_POOL
+
+    def _pool(self, role: Role) -> RoleSpec | None:
+        return {Role.PREFILL: self.prefill, Role.DECODE: self.decode, Role.MIXED: self.mixed}[role]

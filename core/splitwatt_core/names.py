@@ -28,7 +28,11 @@ LABEL_ROUTER: Final = "splitwatt.io/router"
 # On pods of a replica over several nodes that are not its leader, instead of the role's: they answer nobody, and draw power all
 # the same. The value is the role.
 LABEL_WORKER: Final = "splitwatt.io/worker-of"
+# On pods of such a replica: its nodes. Another number makes another revision.
+ANNOTATION_NODES: Final = "splitwatt.io/nodes-per-replica"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
+# On Deployments, LeaderWorkerSets and their pods: engines of one revision understand each other's KV caches.
+LABEL_REVISION: Final = "splitwatt.io/revision"
 # On pods of any kind, by their owner: pods of a namespace with the same value are one replica and get one common cap.
 LABEL_GROUP: Final = "splitwatt.io/group"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
@@ -49,6 +53,9 @@ ANNOTATION_MEMORY: Final = "splitwatt.io/memory-gibibytes"
 # On a PowerProfile: which spec the operator published, so that a changed one is known for a person's.
 ANNOTATION_PUBLISHED: Final = "splitwatt.io/published"
 
+# On a RoleScale: the InferenceCluster's replicas of that role when the two last agreed.
+ANNOTATION_DECLARED_REPLICAS: Final = "splitwatt.io/declared-replicas"
+
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 
 # Labels of metrics.
@@ -68,10 +75,14 @@ M_GPU_SM_CLOCK_HERTZ: Final = "splitwatt_gpu_sm_clock_hertz"
 M_GPU_HEALTHY: Final = "splitwatt_gpu_healthy"
 M_GPU_CAP_MISMATCH: Final = "splitwatt_gpu_cap_mismatch_total"
 M_GPU_POWER_CAPPED: Final = "splitwatt_gpu_power_capped"
+M_GPU_FLOOR_WATTS: Final = "splitwatt_gpu_floor_watts"
+M_GPU_UNACKED_SECONDS: Final = "splitwatt_gpu_unacknowledged_seconds"
 M_AGENT_NVML_ERRORS: Final = "splitwatt_agent_nvml_errors_total"
 M_AGENT_STATUS_WRITES: Final = "splitwatt_agent_status_writes_total"
 M_AGENT_WATCH_LIVE: Final = "splitwatt_agent_watch_live"
 M_AGENT_POD_RESOURCES_UP: Final = "splitwatt_agent_pod_resources_up"
+M_AGENT_CONDITION: Final = "splitwatt_agent_condition"
+L_CONDITION: Final = "condition"
 
 # The operator's metrics, per budget.
 M_BUDGET_LIMIT_WATTS: Final = "splitwatt_budget_limit_watts"
@@ -80,6 +91,15 @@ M_BUDGET_CHARGE_WATTS: Final = "splitwatt_budget_charge_watts"
 M_BUDGET_MEASURED_WATTS: Final = "splitwatt_budget_measured_watts"
 M_BUDGET_POSTURE: Final = "splitwatt_budget_posture"
 M_BUDGET_TELEMETRY_FRESH: Final = "splitwatt_budget_telemetry_fresh"
+M_BUDGET_CAP_WATTS: Final = "splitwatt_budget_cap_watts"
+M_BUDGET_SHORT_WATTS: Final = "splitwatt_budget_short_watts"
+M_BUDGET_GPUS: Final = "splitwatt_budget_gpus"
+M_BUDGET_CONDITION: Final = "splitwatt_budget_condition"
+M_CLUSTER_CONDITION: Final = "splitwatt_cluster_condition"
+M_CLUSTER_PODS: Final = "splitwatt_cluster_pods"
+M_CLUSTER_SLO_SECONDS: Final = "splitwatt_cluster_slo_seconds"
+L_STATE: Final = "state"
+L_LATENCY: Final = "latency"
 
 # The meter that the lab's simulated racks expose, named as a site's own PDU exporter might.
 M_RACK_POWER_WATTS: Final = "rack_power_watts"
@@ -102,6 +122,8 @@ M_VLLM_WAITING: Final = "vllm:num_requests_waiting"
 M_VLLM_KV_USAGE: Final = "vllm:kv_cache_usage_perc"
 M_VLLM_TTFT: Final = "vllm:time_to_first_token_seconds"
 M_VLLM_TBT: Final = "vllm:inter_token_latency_seconds"
+M_SGLANG_TTFT: Final = "sglang:time_to_first_token_seconds"
+M_SGLANG_TBT: Final = "sglang:inter_token_latency_seconds"
 M_VLLM_E2E: Final = "vllm:e2e_request_latency_seconds"
 M_VLLM_PROMPT_TOKENS: Final = "vllm:prompt_tokens_total"
 M_VLLM_GENERATION_TOKENS: Final = "vllm:generation_tokens_total"

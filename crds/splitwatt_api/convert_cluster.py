@@ -52,8 +52,9 @@ def cluster_to_core(cluster: InferenceCluster) -> ClusterSpec:
                 restart_s=engine.probes.restart_seconds,
             ),
         ),
-        prefill=_role(spec.prefill),
-        decode=_role(spec.decode),
+        prefill=None if spec.prefill is None else _role(spec.prefill),
+        decode=None if spec.decode is None else _role(spec.decode),
+        mixed=None if spec.mixed is None else _role(spec.mixed),
         priority=priority_to_core(spec.priority),
         slo=SloSpec(ttft_p99_ms=spec.slo.ttft_p99_milliseconds, tbt_p99_ms=spec.slo.tbt_p99_milliseconds),
         kv_transfer=KvTransferSpec(

@@ -1,12 +1,13 @@
-"""`InferenceCluster` (ic): one served model, split into a prefill and a decode pool.
+"""`InferenceCluster` (ic): one served model, split into a prefill and a decode pool, or served whole by a mixed one.
 
 The pools are the product's first half: prefill wants watts, decode wants memory, so each has its own replicas, nodes and
-power ceiling. Defaults fill all but the model, the engine and the two pools. `kubectl scale ic` moves decode replicas.
+power ceiling. Defaults fill all but the model, the engine and the pools. `kubectl scale ic` moves decode replicas.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import combinations
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
@@ -17,7 +18,11 @@ from splitwatt_core.clusters import (
     MAX_ENGINE_ARGS,
     MAX_NODES_PER_REPLICA,
     MAX_REPLICAS,
+    OVERFLOW_SENTENCE,
+    PAIR,
+    PAIR_ALONE_SENTENCE,
     EngineType,
+    Role,
 )
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, MAX_PRIORITY, MIN_PRIORITY
 
@@ -88,10 +93,10 @@ class ModelRef(Wire):
 
 
 class Engine(Wire):
-    """The inference engine of both pools."""
+    """The inference engine of all pools."""
 
-    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "Emulated"), later="SGLang"))] = Field(
-        description="VLLM, or Emulated: our own small engine for simulated GPUs."
+    type: Annotated[EngineType, Field(json_schema_extra=one_of("engine.type", ("VLLM", "SGLang", "Emulated")))] = Field(
+        description="VLLM; SGLang, which needs router.type SGLang or None; or Emulated: our own small engine for simulated GPUs."
     )
     image: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."
@@ -132,13 +137,13 @@ class Slo(Wire):
 
 
 class RolePool(Wire):
-    """One pool of replicas that does one phase."""
+    """One pool of replicas: of those that do one phase, or of those that do both."""
 
     replicas: int = Field(
         ge=0,
         le=MAX_REPLICAS,
         strict=True,
-        description="How many replicas.",
+        description="How many replicas. Of prefill the most recent change wins, of this or of its RoleScale.",
         json_schema_extra={"format": "int32"},
     )
     gpus_per_replica: int = Field(
@@ -167,7 +172,7 @@ class RolePool(Wire):
         le=MAX_WAIT_S,
         strict=True,
         description="The most that a pod which is told to go waits for its requests to end; absent: 60 for prefill, 300 for "
-        "decode. KV caches are fetched from a prefill pod for 30 s after its answer.",
+        "decode and mixed. KV caches are fetched from a prefill pod for 30 s after its answer.",
     )
     template: PodTemplate | None = Field(default=None, description="An overlay on the pool's pods.")
 
@@ -199,38 +204,69 @@ class PullSecret(Wire):
     name: ObjectName = Field(description="Name of the Secret.")
 
 
+POOLS: Final = tuple(role.value for role in Role)
+
+
+def _divide(one: str, other: str) -> CelRule:
+    """Of pools that are both there; halves of a pair alone are refused by another rule, before defaults are filled in."""
+    here, there = (f"self.{pool}.gpusPerReplica * self.{pool}.nodesPerReplica" for pool in (one, other))
+    there_are = " || ".join(f"!has(self.{pool})" for pool in dict.fromkeys((*PAIR, one, other)))
+    return CelRule(
+        f"{there_are} || [{here}].all(a, [{there}].all(b, a % b == 0 || b % a == 0))",
+        f"{one}.gpusPerReplica and {other}.gpusPerReplica, each times its nodesPerReplica, must divide one another: make one a "
+        "multiple of the other",
+        field_path=f".{other}.gpusPerReplica",
+    )
+
+
 class InferenceClusterSpec(Wire):
     """What the team that serves the model asks for."""
 
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
+            *(_divide(one, other) for one, other in combinations(POOLS, 2)),
             CelRule(
-                "[self.prefill.gpusPerReplica * self.prefill.nodesPerReplica].all(p, "
-                "[self.decode.gpusPerReplica * self.decode.nodesPerReplica].all(d, p % d == 0 || d % p == 0))",
-                "prefill.gpusPerReplica and decode.gpusPerReplica, each times its nodesPerReplica, must divide one another: make "
-                "one a multiple of the other",
-                field_path=".decode.gpusPerReplica",
-            )
+                "has(self.prefill) == has(self.decode)",
+                "prefill and decode are two halves: give both, or neither of them and mixed",
+                field_path=".decode",
+            ),
+            CelRule("has(self.prefill) || has(self.mixed)", "give pools: prefill and decode, or mixed"),
+            CelRule(
+                "!has(self.mixed) || !has(self.prefill) || !(self.router.type in ['VLLM', 'SGLang'])",
+                OVERFLOW_SENTENCE,
+                field_path=".mixed",
+            ),
+            CelRule("!has(self.mixed) || self.router.type != 'LLMD'", PAIR_ALONE_SENTENCE, field_path=".mixed"),
+            CelRule(
+                "self.router.type == 'None' || (self.router.type == 'SGLang') == (self.engine.type == 'SGLang')",
+                "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",
+                field_path=".router.type",
+            ),
         )
     )
 
     model: ModelRef = Field(description="The model that is served.")
-    engine: Engine = Field(description="The inference engine of both pools.")
+    engine: Engine = Field(description="The inference engine of all pools.")
     priority: Priority = Field(
         default=PriorityWord.HIGH,
         description="Who keeps watts when they are short: High (100), Low (0) or a class of your own; higher keeps more.",
     )
     slo: Slo = Field(default_factory=Slo, description="What the service promises.", json_schema_extra={"default": {}})
-    prefill: RolePool = Field(description="The pool that reads prompts; it follows TTFT.")
-    decode: RolePool = Field(description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas.")
+    prefill: RolePool | None = Field(default=None, description="The pool that reads prompts; it follows TTFT.")
+    decode: RolePool | None = Field(
+        default=None, description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas."
+    )
+    mixed: RolePool | None = Field(
+        default=None,
+        description="The pool whose replicas read prompts and write tokens by themselves. Without the two others: the cluster is "
+        "not split. Beside them: takes what they have no room for, where a router of your own sends it there.",
+    )
     kv_transfer: KvTransfer = Field(
         default_factory=KvTransfer,
         description="How the KV cache gets from prefill to decode.",
         json_schema_extra={"default": {}},
     )
-    router: Router = Field(
-        default_factory=Router, description="Who stands before the two pools.", json_schema_extra={"default": {}}
-    )
+    router: Router = Field(default_factory=Router, description="Who stands before the pools.", json_schema_extra={"default": {}})
     priority_class_name: ObjectName | None = Field(
         default=None, description="PriorityClass of engines' and router's pods: who is scheduled first, and who is preempted."
     )
@@ -245,6 +281,7 @@ class InferenceClusterSpec(Wire):
 class RoleStatus(Wire):
     """How one pool stands."""
 
+    wanted_replicas: Count = Field(default=0, description="Replicas in force: of the spec, or of the RoleScale.")
     replicas: Count = Field(default=0, description="Pods that exist.")
     ready_replicas: Count = Field(default=0, description="Pods that are ready.")
     admitted_replicas: Count = Field(default=0, description="Pods whose power floor is reserved.")
@@ -257,6 +294,7 @@ class InferenceClusterStatus(Wire):
     observed_generation: Generation | None = Field(default=None, description="The metadata.generation acted on.")
     prefill: RoleStatus | None = Field(default=None, description="How the prefill pool stands.")
     decode: RoleStatus | None = Field(default=None, description="How the decode pool stands.")
+    mixed: RoleStatus | None = Field(default=None, description="How the mixed pool stands.")
     power_floor_watts: Told | None = Field(
         default=None, description="Watts at the meter reserved for the admitted replicas' floors."
     )
@@ -268,13 +306,14 @@ class InferenceClusterStatus(Wire):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Ready, PrefillReady, DecodeReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
-        "ScaledElsewhere while an autoscaler aims at a rendered Deployment.",
+        description="Ready, PrefillReady, DecodeReady, MixedReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
+        "RollingOut while two revisions are there, ScaledElsewhere while an autoscaler aims at a rendered Deployment, "
+        "EngineChecked while something of the engine's command line cannot be judged.",
     )
 
 
 class InferenceCluster(Wire):
-    """A large language model served by split prefill and decode pools inside power budgets."""
+    """A large language model served by split prefill and decode pools, or by a mixed one, inside power budgets."""
 
     api_version: Literal["splitwatt.io/v1alpha1"] = "splitwatt.io/v1alpha1"
     kind: Literal["InferenceCluster"] = "InferenceCluster"

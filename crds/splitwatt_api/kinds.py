@@ -15,6 +15,7 @@ from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.node_power import NodePower
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_api.power_profile import PowerProfile
+from splitwatt_api.role_scale import RoleScale
 from splitwatt_api.schema import structural
 
 
@@ -109,16 +110,32 @@ KINDS: Final = (
         columns=(
             Column("Model", ".spec.model.name", "string", "The model that is served.", wide=True),
             Column("Priority", ".spec.priority", "string", "Who keeps watts when they are short.", wide=True),
-            Column("Prefill", ".spec.prefill.replicas", description="Wanted prefill replicas."),
+            Column("Prefill", ".status.prefill.wantedReplicas", description="Wanted prefill replicas."),
             Column("P-Ready", ".status.prefill.readyReplicas", description="Ready prefill replicas."),
             Column("Decode", ".spec.decode.replicas", description="Wanted decode replicas."),
             Column("D-Ready", ".status.decode.readyReplicas", description="Ready decode replicas."),
+            Column("Mixed", ".spec.mixed.replicas", description="Wanted mixed replicas.", wide=True),
+            Column("M-Ready", ".status.mixed.readyReplicas", description="Ready mixed replicas.", wide=True),
             condition("Power", "PowerAdmitted", "Whether the floors of all replicas are reserved."),
             Column("Floor W", ".status.powerFloorWatts", description="Watts reserved for them.", wide=True),
             Column("TTFT P99 ms", ".status.ttftP99Milliseconds", description="Time to the first token."),
             Column("TBT P99 ms", ".status.tbtP99Milliseconds", description="Time between tokens."),
             condition("SLO", "SLOAttained", "Whether the service keeps its promise.", wide=True),
             condition("Ready", "Ready", "Whether it serves."),
+            AGE,
+        ),
+    ),
+    CustomKind(
+        RoleScale,
+        "rolescales",
+        "rsc",
+        namespaced=True,
+        scale=(".spec.replicas", ".status.replicas", ".status.labelSelector"),
+        columns=(
+            Column("Cluster", ".spec.cluster", "string", "The InferenceCluster."),
+            Column("Role", ".spec.role", "string", "The role that is scaled."),
+            Column("Wanted", ".spec.replicas", description="Wanted replicas."),
+            Column("Pods", ".status.replicas", description="Pods that exist."),
             AGE,
         ),
     ),

@@ -118,10 +118,10 @@ class Resources(Wire):
 class Router(Wire):
     """Who takes the clients' requests, has a prefill engine read the prompt, and a decode engine write the answer."""
 
-    type: Annotated[RouterType, Field(json_schema_extra=one_of("router.type", ("VLLM", "LLMD", "None")))] = Field(
+    type: Annotated[RouterType, Field(json_schema_extra=one_of("router.type", ("VLLM", "SGLang", "LLMD", "None")))] = Field(
         default=RouterType.VLLM,
-        description="VLLM: vllm-router. LLMD: llm-d's router, where Kubernetes serves InferencePools. None: clients reach the "
-        "decode pods, which then read the prompts themselves.",
+        description="VLLM: vllm-router. SGLang: sglang-router, for engine.type SGLang. LLMD: llm-d's router, where Kubernetes "
+        "serves InferencePools. None: clients reach the decode pods, which then read the prompts themselves.",
     )
     image: str | None = Field(
         default=None, min_length=1, max_length=1024, description="Container image; absent: the release's default."

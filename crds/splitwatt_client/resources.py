@@ -39,6 +39,7 @@ class ResourceType:
 _OURS: Final = "splitwatt.io/v1alpha1"
 
 INFERENCE_CLUSTERS: Final = ResourceType(_OURS, "InferenceCluster", "inferenceclusters")
+ROLE_SCALES: Final = ResourceType(_OURS, "RoleScale", "rolescales")
 POWER_BUDGETS: Final = ResourceType(_OURS, "PowerBudget", "powerbudgets", namespaced=False)
 NODE_POWERS: Final = ResourceType(_OURS, "NodePower", "nodepowers", namespaced=False)
 POWER_PROFILES: Final = ResourceType(_OURS, "PowerProfile", "powerprofiles", namespaced=False)
@@ -70,8 +71,8 @@ RESOURCE_SLICES: Final = ResourceType("resource.k8s.io/v1", "ResourceSlice", "re
 _ALL: Final = {
     (r.api_version, r.kind): r
     for r in (
-        INFERENCE_CLUSTERS, POWER_BUDGETS, NODE_POWERS, POWER_PROFILES, NODES, NAMESPACES, PODS, SERVICES, CONFIG_MAPS,
-        SECRETS, SERVICE_ACCOUNTS, EVENTS, EVENTS_V1, DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, POD_DISRUPTION_BUDGETS,
+        INFERENCE_CLUSTERS, ROLE_SCALES, POWER_BUDGETS, NODE_POWERS, POWER_PROFILES, NODES, NAMESPACES, PODS, SERVICES,
+        CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, EVENTS_V1, DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, POD_DISRUPTION_BUDGETS,
         HORIZONTAL_POD_AUTOSCALERS, ROLES, ROLE_BINDINGS, LEASES, CUSTOM_RESOURCE_DEFINITIONS, RESOURCE_SLICES,
         INFERENCE_POOLS, LEADER_WORKER_SETS,
     )

@@ -79,6 +79,12 @@ class KubeconfigCluster(Commands):
     def twin(self, node: str) -> NodeTwin:
         self._not_here(f"the GPUs of {node} are not simulated")
 
+    def vllm(self) -> str:
+        self._not_here("no node has a folder of real vLLM")
+
+    def shell_of(self, address: str) -> Sequence[str]:
+        self._not_here("its pods live on other machines")
+
     def stop_api_server(self) -> None:
         self._not_here("the API server is not ours to stop")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import httpx
+import psutil
 from splitwatt_core import __version__
 from splitwatt_lab.errors import LabError
 from splitwatt_nvml_twin.handle import NodeTwin
@@ -17,6 +20,8 @@ GPUS: Final = 8
 COMMAND_S: Final = 300.0
 REGISTRY: Final = "localhost"
 """Of images that are laid on the nodes: nothing is pulled from it."""
+VLLM_VARIABLE: Final = "SPLITWATT_E2E_VLLM"
+"""Where the folder of real vLLM lies; empty when its scenarios are left out."""
 HANDLER: Final = "nvidia"
 """The RuntimeClass by which pods get the driver."""
 
@@ -49,6 +54,10 @@ class Cluster(Protocol):
 
     def helm(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]: ...
 
+    def beside(self, *arguments: str) -> AbstractContextManager[str]:
+        """kubectl that runs on until the block is left; the first line that it printed."""
+        ...
+
     def load(self, archives: Sequence[Path]) -> None:
         """Images (docker archives) onto every node."""
         ...
@@ -65,6 +74,14 @@ class Cluster(Protocol):
         """The truth of a node's simulated GPUs."""
         ...
 
+    def vllm(self) -> str:
+        """The folder of real vLLM (`ground.vllm`), as every node has it."""
+        ...
+
+    def shell_of(self, address: str) -> Sequence[str]:
+        """The words before a command that runs in the network of the pod at `address`."""
+        ...
+
     def stop_api_server(self) -> None:
         """Nobody answers at its address until it is started again."""
         ...
@@ -78,6 +95,32 @@ class Cluster(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def vllm_folder() -> Path:
+    """On this machine, as `run.prepare` left it. Raises NotHereError where its scenarios are left out."""
+    folder = os.environ.get(VLLM_VARIABLE)
+    if not folder:
+        raise NotHereError("real vLLM was left out by E2E_VLLM=0")
+    return Path(folder)
+
+
+def network_of(address: str) -> Sequence[str]:
+    """Of a pod of this machine. Raises LabError when no process lives there."""
+    seen: set[str] = set()
+    for process in psutil.process_iter():
+        try:
+            network = str(Path(f"/proc/{process.pid}/ns/net").readlink())
+        except OSError:
+            continue  # it ended
+        if network in seen:
+            continue
+        seen.add(network)
+        words = ["nsenter", "-t", str(process.pid), "-n"]
+        shown = subprocess.run([*words, "ip", "-4", "-o", "addr"], capture_output=True, text=True, check=False).stdout
+        if f" {address}/" in shown:
+            return words
+    raise LabError(f"no process of this machine has the address {address}")
 
 
 class Commands:
@@ -124,6 +167,23 @@ class Commands:
 
     def image(self, name: str) -> str:
         return f"{self.registry}/splitwatt-{name}:{__version__}"
+
+    @contextmanager
+    def beside(self, *arguments: str) -> Iterator[str]:
+        process = subprocess.Popen(
+            [self._tools["kubectl"], *arguments],
+            env={"HOME": str(self._home), "KUBECONFIG": str(self.kubeconfig)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline()
+        finally:
+            process.terminate()
+            process.communicate()
 
     def end_proxy(self) -> None:
         if self._proxy is not None:

@@ -35,7 +35,8 @@ _SERVICES: Final[Mapping[str, str]] = {"splitwatt-operator": "operator", "splitw
 
 
 class Meters:
-    """Each rack's true watts, as a meter exporter of the site tells them."""
+    """Each rack's true watts, as a meter exporter of the site tells them. `racks`: which nodes hang on each; who moves a node
+    moves it here too."""
 
     def __init__(self, cluster: Cluster, racks: Mapping[str, list[str]], plant: RackPlant) -> None:
         self._cluster = cluster

@@ -32,6 +32,8 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "ethtool": "ethtool",
     "socat": "socat",
     "ip": "iproute2",
+    "curl": "curl",
+    "nsenter": "util-linux",
     "mmdebstrap": "mmdebstrap",
     "buildah": "buildah",
     "podman": "podman",
@@ -43,7 +45,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
 
 IMAGES: Final = ("buildah", "mmdebstrap")
 NODE: Final = (
-    *("unshare", "ip", "containerd", "runc", "host-local", "iptables", "nft", "conntrack", "ethtool", "socat"),
+    *("unshare", "ip", "containerd", "runc", "host-local", "iptables", "nft", "conntrack", "ethtool", "socat", "curl", "nsenter"),
     *IMAGES,
 )
 KIND: Final = (*NODE, "podman", "netavark", "aardvark-dns")

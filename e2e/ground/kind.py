@@ -7,6 +7,7 @@ killed leaves no container and no volume. Pods' addresses are routed to this mac
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -20,7 +21,7 @@ from splitwatt_lab.toolbuild import ensure_tools
 from splitwatt_nvml_twin.handle import NodeTwin
 
 from ground import host, kind_image, node_config, nvidia, rootfs, tools
-from ground.cluster import Commands
+from ground.cluster import VLLM_VARIABLE, Commands, network_of, vllm_folder
 from ground.inside import ADDRESS
 
 NAME: Final = "e2e"
@@ -30,6 +31,7 @@ WORKERS: Final[Mapping[str, Mapping[str, str]]] = {
     f"{NAME}-worker2": {"splitwatt.io/rack": "a1", "splitwatt.io/pool": "h100"},
 }
 IN_NODE: Final = "/nvml-twin"
+VLLM_IN_NODE: Final = "/vllm"
 CREATE_S: Final = 600.0
 READY_S: Final = 180.0
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
@@ -92,6 +94,13 @@ class KindCluster(Commands):
 
     def twin(self, node: str) -> NodeTwin:
         return self._twins[node]
+
+    def vllm(self) -> str:
+        vllm_folder()
+        return VLLM_IN_NODE
+
+    def shell_of(self, address: str) -> Sequence[str]:
+        return network_of(address)
 
     def stop_api_server(self) -> None:
         """Its manifest is laid aside, so that the kubelet starts none, and what runs is killed before the kubelet can ask it to:
@@ -182,7 +191,9 @@ class KindCluster(Commands):
                 str(folder / "boot-id.conf"): "/etc/systemd/system/kubelet.service.d/20-boot-id.conf",
                 str(folder / "pods.conflist"): "/etc/cni/net.d/10-pods.conflist",
             }
-            extra = [{"hostPath": source, "containerPath": target} for source, target in mounts.items()]
+            extra: list[dict[str, Any]] = [{"hostPath": source, "containerPath": target} for source, target in mounts.items()]
+            if vllm := os.environ.get(VLLM_VARIABLE):
+                extra.append({"hostPath": vllm, "containerPath": VLLM_IN_NODE, "readOnly": True})
             return {"role": role, "labels": dict(labels), "extraMounts": extra}
 
         gpu = {"nvidia.com/gpu.present": "true"}

@@ -25,7 +25,7 @@ from splitwatt_lab.toolbuild import ensure_tools
 from splitwatt_nvml_twin.handle import NodeTwin
 
 from ground import archive, host, node_config, nvidia, tools
-from ground.cluster import Commands
+from ground.cluster import Commands, network_of, vllm_folder
 from ground.inside import ADDRESS
 
 NAME: Final = "node-1"
@@ -86,6 +86,12 @@ class NodeCluster(Commands):
     def twin(self, node: str) -> NodeTwin:
         assert node == NAME
         return self._twin
+
+    def vllm(self) -> str:
+        return str(vllm_folder())
+
+    def shell_of(self, address: str) -> Sequence[str]:
+        return network_of(address)
 
     def stop_api_server(self) -> None:
         self._plane.kill(Component.API_SERVER)

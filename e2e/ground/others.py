@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import httpx
+from splitwatt_core.names import GATE_POWER, LABEL_CLUSTER
 
-from ground.serving import MODEL, make_namespace
+from ground.serving import MODEL, living, make_namespace
 from ground.site import Site
 
 NAMESPACE: Final = "others"
@@ -27,9 +28,11 @@ def pod(
     resources: Mapping[str, int] | None = None,
     claim: str | None = None,
     visible: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    gated: bool = False,
 ) -> Mapping[str, Any]:
     """On `node`, with one GPU: by `resources`, by a ResourceClaim, or by nothing but the runtime class. `visible`: its UUID,
-    where nobody tells the container."""
+    where nobody tells the container. `gated`: it asks for power admission."""
     container: dict[str, Any] = {
         "name": "engine",
         "image": site.cluster.image("engine"),
@@ -50,7 +53,23 @@ def pod(
     if claim is not None:
         spec["resourceClaims"] = [{"name": "gpu", "resourceClaimName": claim}]
         container["resources"]["claims"] = [{"name": "gpu"}]
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
+    if gated:
+        spec["schedulingGates"] = [{"name": GATE_POWER}]
+    own = {LABEL_CLUSTER: ""} if gated else {}
+    meta = {"name": name, "namespace": NAMESPACE, "labels": {**(labels or {}), **own}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+
+
+def deployment(site: Site, name: str, *, node: str, **labels: str) -> Mapping[str, Any]:
+    """Of one replica with one GPU, whose pod has these labels and its own name."""
+    labels = {"app": name, **labels}
+    spec = pod(site, name, node=node, resources={"nvidia.com/gpu": 1})["spec"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": labels}, "spec": spec}},
+    }
 
 
 def start(site: Site, *pods: Mapping[str, Any]) -> None:
@@ -69,6 +88,15 @@ def told(site: Site, name: str) -> str:
     """The UUID that the kubelet gave to a pod."""
     words = ("exec", "-n", NAMESPACE, name, "--", "printenv", "NVIDIA_VISIBLE_DEVICES")
     return site.cluster.kubectl(*words).stdout.strip()
+
+
+def gpus(site: Site, selector: str) -> list[tuple[str, int]]:
+    """Node and slot of each GPU that the kubelet gave to running pods which this selects."""
+    held = []
+    for each in living(site, selector, namespace=NAMESPACE):
+        twin = site.cluster.twin(each["spec"]["nodeName"])
+        held += [(each["spec"]["nodeName"], twin.uuids.index(uuid)) for uuid in told(site, each["metadata"]["name"]).split(",")]
+    return held
 
 
 @contextmanager
@@ -109,6 +137,13 @@ def owners(site: Site, node: str, uuid: str) -> Sequence[str]:
 
 
 def free(site: Site, node: str) -> tuple[int, str]:
-    """The last GPU of a node that nobody holds: slot and UUID."""
-    uuids = site.cluster.twin(node).uuids
-    return next((slot, uuid) for slot, uuid in reversed(list(enumerate(uuids))) if not owners(site, node, uuid))
+    """The last GPU of a node that nobody holds, once who had it has left: slot and UUID."""
+    slots = list(enumerate(site.cluster.twin(node).uuids))[::-1]
+    unheld: list[tuple[int, str]] = []
+
+    def one_is() -> bool:
+        unheld.extend((slot, uuid) for slot, uuid in slots if not owners(site, node, uuid))
+        return bool(unheld)
+
+    site.await_(f"a GPU of {node} that nobody holds", one_is, timeout_s=READY_S)
+    return unheld[0]

@@ -26,8 +26,9 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.toolbuild import Console, ensure_tools
 from splitwatt_lab.toolchain import cache_directory
 
-from ground import dns, host, images, inside, kind, leftovers, tools
+from ground import dns, host, images, inside, kind, leftovers, lws, tools, vllm
 from ground.any import KubeconfigCluster, Theirs
+from ground.cluster import VLLM_VARIABLE
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 OUT: Final = REPOSITORY / "out" / "e2e"
@@ -72,13 +73,21 @@ def prepare(ground: str, *, images_as_they_are: bool) -> Mapping[str, str]:
         ensure_tools(Console())
         tools.ensure(names=tools.FOR_NODE if ground == "node" else None, progress=Console())
         dns.program(Console())
+        if ground == "kind":
+            lws.ensure(Console())
     if not images_as_they_are:
         with timed("images"):
             images.ensure(REPOSITORY)
-    if ground != "kind":
-        return {}
-    with timed("node image"):
-        return {NODE_IMAGE_VARIABLE: kind.node_image()}
+    told = {VLLM_VARIABLE: ""}
+    if vllm.wanted():
+        with timed("vLLM for CPUs"):
+            told[VLLM_VARIABLE] = str(vllm.ensure())
+    else:
+        say(f"the scenarios of real vLLM are left out: {vllm.LEFT_OUT_VARIABLE}=0")
+    if ground == "kind":
+        with timed("node image"):
+            told[NODE_IMAGE_VARIABLE] = kind.node_image()
+    return told
 
 
 def isolated(command: Sequence[str], *, env: Mapping[str, str], keep: bool) -> int:

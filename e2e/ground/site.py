@@ -119,11 +119,11 @@ class Site:
     # ------------------------------------------------------------------------------------------------ looking
 
     def judge(self) -> Judge:
-        """Of the README's feeds: row-a above rack-a1, on which every node hangs. It reads the GPUs themselves, and of the
-        budgets the limits alone."""
-        nodes = tuple(self.cluster.nodes())
-        wiring = Wiring([Feed("row-a"), Feed("rack-a1", parent="row-a", nodes=nodes)])
-        twins = {node: self.cluster.twin(node) for node in nodes}
+        """Of the README's feeds: row-a above rack-a1, on which every node hangs, or above the racks that a scenario made of it
+        (`Meters.racks`). It reads the GPUs themselves, and of the budgets the limits alone."""
+        racks = [Feed(f"rack-{name}", parent="row-a", nodes=tuple(nodes)) for name, nodes in self.metering.meters.racks.items()]
+        wiring = Wiring([Feed("row-a"), *racks])
+        twins = {node: self.cluster.twin(node) for node in self.cluster.nodes()}
 
         def budgets() -> Sequence[Mapping[str, Any]]:
             answer = self.cluster.http.get("/apis/splitwatt.io/v1alpha1/powerbudgets")

@@ -101,6 +101,7 @@ class Application:
             prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
             view = View(store)
+            metrics.caps_from(lambda: [np.spec for np in view.node_powers.facts.values() if np.spec is not None])
             realm = LastingParts(
                 store,
                 view,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from splitwatt_core import names
 from splitwatt_core.budget.keeper import BudgetReport
+from splitwatt_core.clusters import ClusterName, ClusterSpec, cluster_label
+from splitwatt_core.conditions import condition_from_wire
+from splitwatt_core.protocol.contract import Spec
 
 
 def _fresh(report: BudgetReport) -> float:
     return float(any(c.status for c in report.conditions if c.type == "TelemetryFresh"))
+
+
+def _said(status: bool | None) -> float:
+    """A condition: 1 True, 0 False, and NaN while it is Unknown, which is neither."""
+    return float("nan") if status is None else float(status)
 
 
 def _measured(report: BudgetReport) -> float:
@@ -26,6 +34,8 @@ _OF_BUDGETS: Final[Sequence[tuple[str, str, Callable[[BudgetReport], float]]]] =
     (names.M_BUDGET_LIMIT_IN_FORCE_WATTS, "Limit that is judged by now", lambda r: r.limit.in_force_w),
     (names.M_BUDGET_CHARGE_WATTS, "What the ledger counts, at the meter", lambda r: r.charge_w),
     (names.M_BUDGET_MEASURED_WATTS, "What the budget's meter shows", _measured),
+    (names.M_BUDGET_SHORT_WATTS, "Watts that miss even with every GPU at its minimum, 0: none", lambda r: r.short_w),
+    (names.M_BUDGET_GPUS, "GPUs that count here and below", lambda r: r.gpus),
     (names.M_BUDGET_POSTURE, "0 Adopting, 1 Normal, 2 Trim, 3 Shed, 4 Brake", lambda r: int(r.posture)),
     (names.M_BUDGET_TELEMETRY_FRESH, "1 while the budget's meter can be trusted", _fresh),
 )
@@ -37,6 +47,7 @@ class _Budgets(Collector):
 
     def __init__(self) -> None:
         self.reports: Mapping[str, BudgetReport] = {}
+        self.specs: Callable[[], Iterable[Spec]] = tuple
 
     def collect(self) -> Iterator[Metric]:
         for name, text, value in _OF_BUDGETS:
@@ -44,6 +55,63 @@ class _Budgets(Collector):
             for budget, report in self.reports.items():
                 family.add_metric([budget], value(report))
             yield family
+        conditions = GaugeMetricFamily(
+            names.M_BUDGET_CONDITION, "A condition of the status: 1 True, 0 False", labels=[names.L_BUDGET, names.L_CONDITION]
+        )
+        for budget, report in self.reports.items():
+            for condition in report.conditions:
+                conditions.add_metric([budget, condition.type], _said(condition.status))
+        yield conditions
+        caps = GaugeMetricFamily(
+            names.M_BUDGET_CAP_WATTS, "Granted caps of the GPUs here and below, with losses", labels=[names.L_BUDGET]
+        )
+        for budget, cap_w in self._cap_sums().items():
+            caps.add_metric([budget], cap_w)
+        yield caps
+
+    def _cap_sums(self) -> Mapping[str, float]:
+        """A budget on two ways counts a node once."""
+        sums = dict.fromkeys(self.reports, 0.0)
+        for spec in self.specs() if sums else ():
+            cap_w = sum(grant.cap_w for grant in spec.gpus) * (100 + (spec.overhead_percent or 0)) / 100
+            for budget in set(spec.budgets) & sums.keys():
+                sums[budget] += cap_w
+        return sums
+
+
+class _Clusters(Collector):
+    """The gauges of all InferenceClusters, made of their last statuses. Their label is the one that their engines carry."""
+
+    def __init__(self) -> None:
+        self.seen: dict[ClusterName, tuple[ClusterSpec | None, Mapping[str, Any]]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        of = [names.L_NAMESPACE, names.L_CLUSTER]
+        conditions = GaugeMetricFamily(
+            names.M_CLUSTER_CONDITION, "A condition of the status: 1 True, 0 False", labels=[*of, names.L_CONDITION]
+        )
+        pods = GaugeMetricFamily(
+            names.M_CLUSTER_PODS, "Pods of a role: Wanted, Admitted past their power gate, Ready",
+            labels=[*of, names.L_ROLE, names.L_STATE],
+        )  # fmt: skip
+        slo = GaugeMetricFamily(
+            names.M_CLUSTER_SLO_SECONDS, "What 99 of 100 requests are promised: TTFT, TBT", labels=[*of, names.L_LATENCY]
+        )
+        for name, (spec, status) in self.seen.items():
+            labels = [name.namespace, cluster_label(name.name)]
+            for condition in map(condition_from_wire, status.get("conditions", ())):
+                conditions.add_metric([*labels, condition.type], _said(condition.status))
+            if spec is None:
+                continue
+            for role in spec.roles:
+                told = status.get(role.value, {})
+                pods.add_metric([*labels, role.value, "Wanted"], spec.role(role).replicas)
+                pods.add_metric([*labels, role.value, "Admitted"], told.get("admittedReplicas", 0))
+                pods.add_metric([*labels, role.value, "Ready"], told.get("readyReplicas", 0))
+            for latency, limit_ms in (("TTFT", spec.slo.ttft_p99_ms), ("TBT", spec.slo.tbt_p99_ms)):
+                if limit_ms is not None:
+                    slo.add_metric([*labels, latency], limit_ms / 1000)
+        yield from (conditions, pods, slo)
 
 
 class Metrics:
@@ -58,6 +126,8 @@ class Metrics:
 
         self._budgets = _Budgets()
         registry.register(self._budgets)
+        self._clusters = _Clusters()
+        registry.register(self._clusters)
         self.api_writes = Counter(names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry)
         self.api_refusals = Counter(
             names.M_API_REFUSALS, "Writes that the API server refused", (names.L_KIND, names.L_CODE), registry=registry
@@ -90,3 +160,20 @@ class Metrics:
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
         self._budgets.reports = reports
+
+    def caps_from(self, specs: Callable[[], Iterable[Spec]]) -> None:
+        """Where the specs of all NodePowers are found when somebody scrapes."""
+        self._budgets.specs = specs
+
+    def show_cluster(self, name: ClusterName, spec: ClusterSpec | None, status: Mapping[str, Any]) -> None:
+        """`status` as it is to be written; `spec` by which it is served, None where none could ever be read."""
+        self._clusters.seen[name] = (spec, status)
+
+    def forget_cluster(self, name: ClusterName) -> None:
+        self._clusters.seen.pop(name, None)
+
+    def end_reign(self) -> None:
+        """What another replica decides from now on is not ours to show."""
+        self.active.set(0)
+        self._budgets.reports = {}
+        self._clusters.seen = {}

@@ -86,11 +86,14 @@ class Pen:
             lambda: self._connection.patch(resource, name, patch, namespace=namespace, field_manager=FIELD_MANAGER_OPERATOR),
         )
 
-    async def delete(self, resource: ResourceType, name: str, *, namespace: str | None = None, uid: str) -> Sent:
-        """Of the very object `uid`; one that is gone already counts as Stored."""
+    async def delete(
+        self, resource: ResourceType, name: str, *, namespace: str | None = None, uid: str, last: bool = False
+    ) -> Sent:
+        """Of the very object `uid`; one that is gone already counts as Stored. `last`: it stays until what it owns is gone."""
 
         async def delete() -> Object:
-            await self._connection.delete(resource, name, namespace=namespace, uid=uid)
+            propagation = "Foreground" if last else "Background"
+            await self._connection.delete(resource, name, namespace=namespace, uid=uid, propagation=propagation)
             return {}
 
         return await self._send(resource.kind, delete)

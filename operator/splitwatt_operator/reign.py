@@ -95,7 +95,7 @@ class Reign:
         try:
             await first_to_end(lease=self._lease.keep(), reign=self._parts())
         finally:
-            self._realm.metrics.active.set(0)
+            self._realm.metrics.end_reign()
             await self._performer.stop()
             await self._statuses.stop()
 
@@ -119,6 +119,7 @@ class Reign:
                 recorder=realm.recorder,
                 prometheus=realm.prometheus,
                 context=realm.context,
+                metrics=realm.metrics,
             ),
         )
 

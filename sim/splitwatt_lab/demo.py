@@ -20,7 +20,7 @@ from splitwatt_lab.errors import LabError
 from splitwatt_lab.live import HeadlessView, LiveView
 from splitwatt_lab.report import write_report
 from splitwatt_lab.run import PassResult, run_pass
-from splitwatt_lab.scenario import Timeline
+from splitwatt_lab.scenario import Timeline, clusters
 from splitwatt_lab.site import MAX_RACKS, LoadSpec, SiteSpec
 from splitwatt_lab.toolbuild import Console as BuildConsole
 
@@ -28,6 +28,7 @@ POLICIES: Final = ("PhaseAware", "Uniform", "Polca")
 REQUESTS_PER_S: Final = 5.5
 MIN_MINUTES: Final = 0.5
 """Shorter and the five happenings would step on each other's feet."""
+MAX_MIXED: Final = 100
 VIOLATED: Final = 1
 FAILED: Final = 2
 
@@ -54,6 +55,12 @@ class DemoCommand:
         number("--racks", type=_between(1, MAX_RACKS, int), default=2, help="racks (%(default)s)")
         number("--nodes-per-rack", type=_between(2, 40, int), default=4, help="GPU servers per rack (%(default)s)")
         number("--gpus-per-node", type=_between(1, 16, int), default=8, help="GPUs per server (%(default)s)")
+        number(
+            "--mixed",
+            type=_between(0, MAX_MIXED, int),
+            default=0,
+            help="of the chat service's prefill servers, how many do both phases (%(default)s)",
+        )
         number("--trace", type=Path, metavar="FILE", help="CSV with the Azure columns; default: a seeded generator")
         number(
             "--trace-unit", choices=[unit.value for unit in TraceUnit],
@@ -87,6 +94,7 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
         raise TraceError("--trace-unit is of --trace FILE: give that too, or leave it out")
     timeline = Timeline.of(args.minutes)
     spec = SiteSpec(
+        mixed=args.mixed,
         racks=args.racks,
         nodes_per_rack=args.nodes_per_rack,
         gpus_per_node=args.gpus_per_node,
@@ -94,6 +102,7 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
         load=LoadSpec(trace=args.trace, trace_unit=unit, requests_per_s=REQUESTS_PER_S, rate=timeline.rate),
         operator_command=operator_command or (sys.executable, "-m", "splitwatt_operator"),
     )
+    clusters(spec)  # what the site has no nodes for is told before anything is started
     out: Path = args.out.resolve()
     headless = args.headless or not console.is_terminal
     results: list[PassResult] = []
@@ -119,6 +128,7 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
             "racks": args.racks,
             "nodes_per_rack": args.nodes_per_rack,
             "gpus_per_node": args.gpus_per_node,
+            "mixed": args.mixed,
             "minutes": args.minutes,
             "trace": args.trace.name if args.trace else "seeded generator",
             "seed": args.seed,

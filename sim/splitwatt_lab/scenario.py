@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from splitwatt_core.clusters import RouterType
 from splitwatt_core.names import L_RACK, LABEL_RACK, M_RACK_POWER_WATTS
 
+from splitwatt_lab.errors import LabError
 from splitwatt_lab.site import POOLS, SiteSpec, repository
 from splitwatt_lab.wiring import Feed, Wiring
 
@@ -92,7 +94,7 @@ def wiring(spec: SiteSpec) -> Wiring:
 
 def clusters(spec: SiteSpec) -> tuple[Manifest, Manifest]:
     """The conversation service and the low-priority one. The example's replicas (2 prefill and 3 decode of 8 nodes) are
-    kept in proportion to the site's nodes of each pool; GPUs per replica are a node's."""
+    kept in proportion to the site's nodes of each pool; GPUs per replica are a node's. Raises LabError."""
     pools = [sum(node.pool == pool for node in spec.nodes()) for pool in POOLS]
     chat, batch = _documents("chat.yaml")[-1], _documents("batch.yaml")[-1]
     for doc in (chat, batch):
@@ -103,7 +105,23 @@ def clusters(spec: SiteSpec) -> tuple[Manifest, Manifest]:
     for role, available in zip(("prefill", "decode"), pools, strict=True):
         wanted = chat["spec"][role]["replicas"]
         chat["spec"][role]["replicas"] = max(1, wanted * available // half)
+    if spec.mixed:
+        _move(chat["spec"], spec.mixed)
     return chat, batch
+
+
+def _move(chat: dict[str, Any], servers: int) -> None:
+    """So many of the conversation service's prefill servers do both phases, beside its two pools; the watts of all floors stay.
+    The twin's own router knows a third pool; vllm-router does not. Raises LabError."""
+    prefill = chat["prefill"]
+    if servers >= prefill["replicas"]:
+        raise LabError(
+            f"--mixed {servers} leaves no prefill server: {prefill['replicas'] - 1} of the chat service's {prefill['replicas']} "
+            "may be mixed; give fewer, or more --nodes-per-rack"
+        )
+    chat["mixed"] = {**prefill, "replicas": servers}
+    chat["prefill"] = {**prefill, "replicas": prefill["replicas"] - servers}
+    chat["router"] = {"type": RouterType.NONE.value}
 
 
 def busiest_rack(spec: SiteSpec, nodes_of_pods: Iterable[str]) -> str:

@@ -76,7 +76,8 @@ class LoadSpec:
 @dataclass(frozen=True, slots=True)
 class SiteSpec:
     """`operator_command`, `agent_command`: argv heads, so that a test can run a broken one. `agents` False: neither agents
-    nor GPUs are started, for whoever answers in their place; such a site takes no load."""
+    nor GPUs are started, for whoever answers in their place; such a site takes no load. `mixed`: so many of the
+    conversation service's prefill servers do both phases."""
 
     racks: int = 2
     nodes_per_rack: int = 4
@@ -85,6 +86,7 @@ class SiteSpec:
     plant: RackPlant = field(default_factory=RackPlant)
     load: LoadSpec | None = field(default_factory=LoadSpec)
     agents: bool = True
+    mixed: int = 0
     seed: int = 1
     operator_command: Sequence[str] = (sys.executable, "-m", "splitwatt_operator")
     agent_command: Sequence[str] = (sys.executable, "-m", "splitwatt_agent")

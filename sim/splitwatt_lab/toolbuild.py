@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from splitwatt_lab.errors import LabError
 from splitwatt_lab.toolchain import (
@@ -127,8 +127,7 @@ def _cached_stages() -> Sequence[Path]:
     stages = stages_in(folder)
     if stages is not None:
         return stages
-    go = require_go(["kwok's Stage files"])
-    source = _kwok_module_folder(go) / "kustomize" / "stage"
+    source = module_folder(PINS / "kwok", KWOK_MODULE, wanted="kwok's Stage files") / "kustomize" / "stage"
     target = folder / STAGES_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     for file in STAGE_FILES:
@@ -141,19 +140,26 @@ def _cached_stages() -> Sequence[Path]:
     return stages
 
 
-def _kwok_module_folder(go: str) -> Path:
+def module_folder(pins: Path, module: str, *, wanted: str) -> Path:
+    """The sources of a module at the version that the go.mod in `pins` names, for what of it is `wanted`. Raises LabError."""
+    return Path(download(module, within=pins, wanted=wanted)["Dir"])
+
+
+def download(module: str, *, within: Path, wanted: str) -> Mapping[str, Any]:
+    """What `go mod download -json` answers, asked in the folder `within`: at the version that its go.mod names, or that `module`
+    itself does. Raises LabError."""
     result = subprocess.run(
-        [go, "mod", "download", "-json", KWOK_MODULE],
-        cwd=PINS / "kwok",
+        [require_go([wanted]), "mod", "download", "-json", module],
+        cwd=within,
         env={**os.environ, **BUILD_ENVIRONMENT},
         capture_output=True,
         text=True,
         check=False,
     )
+    answer: Mapping[str, Any] = json.loads(result.stdout) if result.stdout else {}
     if result.returncode != 0:
-        reason = (json.loads(result.stdout).get("Error") if result.stdout else None) or result.stderr.strip()
-        raise LabError(f"kwok's Stage files could not be fetched: {reason}")
-    return Path(json.loads(result.stdout)["Dir"])
+        raise LabError(f"{wanted} could not be fetched: {answer.get('Error') or result.stderr.strip()}")
+    return answer
 
 
 def require_go(wanted: Sequence[str]) -> str:

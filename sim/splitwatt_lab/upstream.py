@@ -5,9 +5,6 @@ Each module is fetched by `go mod download` and must have the hash that is pinne
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from splitwatt_lab.errors import LabError
-from splitwatt_lab.toolbuild import require_go
-from splitwatt_lab.toolchain import BUILD_ENVIRONMENT
+from splitwatt_lab.toolbuild import download
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +55,7 @@ def definition_file(definition: Definition) -> Path:
     """The definition as its project has it, in Go's module cache. Raises LabError with one sentence."""
     wanted = f"{definition.module}@{definition.version}"
     with tempfile.TemporaryDirectory() as nowhere:  # no go.mod of ours is asked, or changed
-        result = subprocess.run(
-            [require_go([wanted]), "mod", "download", "-json", wanted],
-            cwd=nowhere,
-            env={**os.environ, **BUILD_ENVIRONMENT},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    answer = json.loads(result.stdout) if result.stdout else {}
-    if result.returncode != 0:
-        raise LabError(f"{wanted} could not be fetched: {answer.get('Error') or result.stderr.strip()}")
+        answer = download(wanted, within=Path(nowhere), wanted=wanted)
     if answer["Sum"] != definition.sum:
         raise LabError(f"{wanted} has the hash {answer['Sum']}, but {definition.sum} is pinned: it is not what it was")
     return Path(answer["Dir"]) / definition.file

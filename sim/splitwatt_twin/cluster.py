@@ -3,10 +3,12 @@
 Theory (Splitwise, arXiv:2311.18677): a request joins the prefill replica with the fewest pending prompt tokens; the
 decode replica is the one with the smallest promised share of its KV cache. It is picked when the first token is there,
 not at arrival, so a replica that died meanwhile is never picked. KV hand-off: layers are sent while later ones are
-still computed, so above `OVERLAP_TOKENS` only a constant remainder is seen; shorter prompts are sent afterwards.
+still computed, so above `OVERLAP_TOKENS` only a constant remainder is seen; shorter prompts are sent afterwards. A mixed
+replica takes a request where there is no pair of the two, or where the best prompt queue is long or no decode replica has room,
+and then only if its own queue is the shorter one: the planner's rule (`splitwatt_sim.fleet.kernel.route`).
 
-Invariant: a request that was taken in is in exactly one place: the waiting room, one prefill replica, the waiting room
-for decode, one hand-off, one decode replica; it leaves as finished or as dropped with a reason, and both are counted.
+Invariant: a request that was taken in is in exactly one place: the waiting room, one prefill or mixed replica, the waiting
+room for decode, one hand-off, one decode replica; it leaves as finished or as dropped with a reason, and both are counted.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from enum import StrEnum
 from typing import Final
 
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, Request
 
 MAX_IN_SYSTEM: Final = 5_000
 """Requests of one cluster that wait or run; more are dropped and counted."""
+LONG_QUEUE_TOKENS: Final = 8192
+"""Of prompts before one prefill replica, beyond which a mixed one may be the better place."""
 OVERLAP_TOKENS: Final = 512
 """Splitwise sends the KV cache per layer above this many prompt tokens."""
 
@@ -77,6 +82,7 @@ class Cluster:
         self.in_system = 0
         self.prefills: dict[str, PrefillReplica] = {}
         self.decodes: dict[str, DecodeEngine] = {}
+        self.mixed: dict[str, MixedEngine] = {}
         self.waiting: deque[Request] = deque()
         self.waiting_decode: deque[tuple[Request, KvLink]] = deque()
         self._in_flight: dict[Request, DecodeEngine] = {}
@@ -86,6 +92,10 @@ class Cluster:
 
     @property
     def serving(self) -> bool:
+        return self._paired or bool(self.mixed)
+
+    @property
+    def _paired(self) -> bool:
         return bool(self.prefills) and bool(self.decodes)
 
     # ------------------------------------------------------------------------------------------------------ requests
@@ -112,21 +122,44 @@ class Cluster:
         if not self.serving:
             self.waiting.append(request)
             return
-        if all(request.kv_tokens > decode.kv_capacity_tokens for decode in self.decodes.values()):
-            self._drop(request, Drop.TOO_LONG)
+        decodes = [d for d in self.decodes.values() if request.kv_tokens <= d.kv_capacity_tokens]
+        engine = self._place(request, decodes)
+        if engine is None:
+            if decodes:
+                self.waiting.append(request)  # no prefill replica is there, and no mixed one is large enough
+            else:
+                self._drop(request, Drop.TOO_LONG)
             return
-        engine = min(self.prefills.values(), key=lambda r: (r.engine.pending_tokens, r.engine.name)).engine
         engine.submit(request, now_s)
         self._wake(engine)
+
+    def _place(self, request: Request, decodes: list[DecodeEngine]) -> PrefillEngine | None:
+        """Who reads the prompt; of a mixed replica its prefill half. `decodes`: those that could ever hold it."""
+        large = [m for m in self.mixed.values() if request.kv_tokens <= m.decode.kv_capacity_tokens]
+        mixed = min(large, key=lambda m: (m.pending, m.name), default=None)
+        prefills = (r.engine for r in self.prefills.values())
+        prefill = min(prefills, key=lambda e: (e.pending_tokens, e.name), default=None)
+        if prefill is None or not decodes:
+            return None if mixed is None else mixed.prefill
+        if mixed is not None and mixed.pending < prefill.pending_tokens:
+            long = prefill.pending_tokens + request.context_tokens > LONG_QUEUE_TOKENS
+            if long or all(d.committed_tokens + request.kv_tokens > d.kv_capacity_tokens for d in decodes):
+                return mixed.prefill
+        return prefill
 
     def prefilled(self, engine: PrefillEngine, done: list[Request], now_s: float) -> list[Request]:
         """A prefill batch ended. Returns the requests that were complete with one token."""
         complete: list[Request] = []
+        own = self.mixed.get(engine.name)
         for request in done:
             if request.remaining == 0:
                 request.finished_s = now_s
                 engine.stats.successes += 1
                 complete.append(request)
+            elif own is not None:
+                own.decode.commit(request)
+                own.decode.arrive(request, now_s)
+                self._wake(own.decode)
             else:
                 self._hand_over(request, self.prefills[engine.name].link, now_s)
         self.left(len(complete))
@@ -175,6 +208,10 @@ class Cluster:
             self._hand_over(request, link, now_s)
         self._drain(now_s)
 
+    def add_mixed(self, engine: MixedEngine, now_s: float) -> None:
+        self.mixed[engine.name] = engine
+        self._drain(now_s)
+
     def _drain(self, now_s: float) -> None:
         if not self.serving:
             return
@@ -190,6 +227,10 @@ class Cluster:
         elif (decode := self.decodes.pop(name, None)) is not None:
             held = decode.evict(now_s)
             self._wake(decode)
+        elif (mixed := self.mixed.pop(name, None)) is not None:
+            held = [*mixed.prefill.evict(), *mixed.decode.evict(now_s)]
+            for part in mixed.parts:
+                self._wake(part)
         else:
             return
         self.counts.requeued += len(held)
@@ -203,7 +244,7 @@ class Cluster:
 
     def abandon(self) -> None:
         """The cluster was deleted: its waiting requests are dropped. Its replicas must be gone before."""
-        assert not self.prefills and not self.decodes
+        assert not self.prefills and not self.decodes and not self.mixed
         for request in [*self.waiting, *(request for request, _ in self.waiting_decode)]:
             self._drop(request, Drop.CLUSTER_GONE)
         self.waiting.clear()

@@ -127,8 +127,12 @@ class _Stretch:
 class DecodeEngine:
     """`due_s`: end of the present stretch. `committed_tokens`: KV promised to running, waiting and coming requests."""
 
-    def __init__(self, *, name: str, pace: ReplicaSpeed, kv_capacity_tokens: int, stats: EngineStats) -> None:
+    def __init__(
+        self, *, name: str, pace: ReplicaSpeed, kv_capacity_tokens: int, stats: EngineStats, beside_prefill: bool = False
+    ) -> None:
+        """`beside_prefill`: prompts may be read by the same replica, which has counted their first token then."""
         assert kv_capacity_tokens > 0
+        self._beside_prefill = beside_prefill
         self.name = name
         self.stats = stats
         self.due_s = IDLE
@@ -227,7 +231,10 @@ class DecodeEngine:
             return
         fresh = len(self._fresh)
         for request in self._fresh:
-            self.stats.tbt.observe(stretch.end(1) - request.last_token_s)
+            waited_s = stretch.end(1) - request.last_token_s
+            self.stats.tbt.observe(waited_s)
+            if not self._beside_prefill or request.first_token_s is None:
+                self.stats.ttft.observe(waited_s)
         self._fresh = []
         if batch > fresh:
             self.stats.tbt.observe(stretch.first_s, batch - fresh)

@@ -17,12 +17,18 @@ from typing import Final
 from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import Cluster, KvLink
 from splitwatt_twin.engine import IDLE, DecodeEngine, PrefillEngine
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, Request
 
 MAX_EVENTS_PER_RUN: Final = 5_000
 """Events of one `run_until`, about 100 ms of work: a process that has fallen behind still answers others in between."""
 
 Engine = PrefillEngine | DecodeEngine
+
+
+def parts_of(engine: Engine | MixedEngine) -> tuple[Engine, ...]:
+    """What stands on the agenda by itself."""
+    return engine.parts if isinstance(engine, MixedEngine) else (engine,)
 
 
 class EngineFleet:
@@ -115,18 +121,22 @@ class EngineFleet:
 
     # ------------------------------------------------------------------------------------------------------ replicas
 
-    def add(self, key: ClusterKey, engine: Engine, *, link: KvLink) -> None:
+    def add(self, key: ClusterKey, engine: Engine | MixedEngine, *, link: KvLink) -> None:
         """A replica became ready. Call `run_until` with the present time before."""
         cluster = self.cluster(key)
-        self._owner[engine] = cluster
-        if isinstance(engine, PrefillEngine):
+        for part in parts_of(engine):
+            self._owner[part] = cluster
+        if isinstance(engine, MixedEngine):
+            cluster.add_mixed(engine, self.now_s)
+        elif isinstance(engine, PrefillEngine):
             cluster.add_prefill(engine, link, self.now_s)
         else:
             cluster.add_decode(engine, self.now_s)
 
-    def remove(self, engine: Engine) -> None:
+    def remove(self, engine: Engine | MixedEngine) -> None:
         """A replica is gone or unfit. Call `run_until` with the present time before."""
-        self._owner.pop(engine).remove(engine.name, self.now_s)
+        cluster, *_ = (self._owner.pop(part) for part in parts_of(engine))
+        cluster.remove(engine.name, self.now_s)
 
 
 class _Stream:

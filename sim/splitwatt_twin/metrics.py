@@ -17,6 +17,7 @@ from splitwatt_core import names
 from splitwatt_twin.cluster import Cluster
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.meter_faults import MeterSeries
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, PodKey
 from splitwatt_twin.stats import EngineStats, Histogram
 
@@ -32,7 +33,7 @@ class ReplicaView:
     cluster: ClusterKey
     role: str
     model: str
-    engine: PrefillEngine | DecodeEngine
+    engine: PrefillEngine | DecodeEngine | MixedEngine
 
     @property
     def labels(self) -> list[str]:
@@ -71,24 +72,24 @@ class TwinCollector(Collector):
 
 @dataclass(frozen=True, slots=True)
 class EngineReading:
-    """One engine as vLLM's metrics show it. A role shows what it decides: prefill the first token, decode the gaps between
-    the others; whoever does both shows both."""
+    """One engine as vLLM's metrics show it. TTFT is each engine's own: at prefill until the prompt is read, at decode from a
+    request's coming, the KV cache's way included, to the end of its first step, at mixed engines until
+    the prompt is read. The gaps between tokens are of those that write answers."""
 
     labels: Sequence[str]
     running: int
     waiting: int
     kv_usage: float
     stats: EngineStats
-    prefills: bool
     decodes: bool
 
 
 def _reading(view: ReplicaView) -> EngineReading:
     engine = view.engine
-    decodes = isinstance(engine, DecodeEngine)
     return EngineReading(
         labels=view.labels, running=engine.running, waiting=engine.waiting, stats=engine.stats,
-        kv_usage=engine.kv_usage if isinstance(engine, DecodeEngine) else 0.0, prefills=not decodes, decodes=decodes,
+        kv_usage=0.0 if isinstance(engine, PrefillEngine) else engine.kv_usage,
+        decodes=not isinstance(engine, PrefillEngine),
     )  # fmt: skip
 
 
@@ -117,10 +118,9 @@ def engine_metrics(readings: Sequence[EngineReading], *, labels: Sequence[str], 
         success.add_metric([*r.labels, finished_reason], r.stats.successes)
     yield success
 
-    prefills = [r for r in readings if r.prefills]
     decodes = [r for r in readings if r.decodes]
     histograms: tuple[tuple[str, str, Sequence[EngineReading], Callable[[EngineStats], Histogram]], ...] = (
-        (names.M_VLLM_TTFT, "Time to first token.", prefills, lambda s: s.ttft),
+        (names.M_VLLM_TTFT, "Time to first token.", readings, lambda s: s.ttft),
         (names.M_VLLM_TBT, "Time between tokens.", decodes, lambda s: s.tbt),
         (names.M_VLLM_E2E, "End-to-end request latency.", decodes, lambda s: s.e2e),
     )

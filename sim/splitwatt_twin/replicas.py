@@ -16,10 +16,11 @@ from splitwatt_core.clusters import Role
 
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
-from splitwatt_twin.fleet import Engine, EngineFleet
+from splitwatt_twin.fleet import Engine, EngineFleet, parts_of
 from splitwatt_twin.gpus import GpuGroup, NodeGpus
 from splitwatt_twin.kv import MIN_KV_TOKENS, kv_capacity_tokens, link_of, shape_of
 from splitwatt_twin.metrics import ReplicaView
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.podview import PodView, view
 from splitwatt_twin.requests import ClusterKey, PodKey
 from splitwatt_twin.stats import EngineStats
@@ -37,7 +38,7 @@ class Node:
 class _Replica:
     pod: PodView
     group: GpuGroup | None = None
-    engine: Engine | None = None
+    engine: Engine | MixedEngine | None = None
 
 
 class Replicas:
@@ -119,7 +120,7 @@ class Replicas:
     def _start(self, replica: _Replica, group: GpuGroup) -> None:
         pod, stats = replica.pod, EngineStats()
         shape = shape_of(pod.model)
-        engine: Engine
+        engine: Engine | MixedEngine
         if pod.role is Role.PREFILL:
             engine = PrefillEngine(name=pod.key.name, pace=group, stats=stats)
         else:
@@ -129,10 +130,14 @@ class Replicas:
                     "pod %s: %s leaves no room for a KV cache on %d GPUs; emulated with %d tokens",
                     pod.key, shape.name, len(group.gpus), MIN_KV_TOKENS,
                 )  # fmt: skip
-            engine = DecodeEngine(name=pod.key.name, pace=group, kv_capacity_tokens=max(MIN_KV_TOKENS, capacity), stats=stats)
+            engine = decode = DecodeEngine(
+                name=pod.key.name, pace=group, kv_capacity_tokens=max(MIN_KV_TOKENS, capacity), stats=stats
+            )  # fmt: skip
+            if pod.role is Role.MIXED:
+                engine = MixedEngine(PrefillEngine(name=pod.key.name, pace=group, stats=stats), decode)
         self._catch_up()
         replica.engine = engine
-        self._engines[engine] = replica
+        self._engines |= dict.fromkeys(parts_of(engine), replica)
         self._fleet.add(pod.cluster, engine, link=link_of(shape, profile_name=group.profile.name))
         log.info("pod %s serves %s as %s on %s GPUs %s", pod.key, pod.cluster, pod.role, pod.node, group.gpus)
 
@@ -142,7 +147,8 @@ class Replicas:
         engine, replica.engine = replica.engine, None
         self._catch_up()
         self._fleet.remove(engine)
-        del self._engines[engine]
+        for part in parts_of(engine):
+            del self._engines[part]
         if replica.group is not None:
             replica.group.rest()
         log.info("pod %s serves no longer", replica.pod.key)
@@ -157,7 +163,8 @@ class Replicas:
         """Puts the engine's present work on its GPUs."""
         replica = self._engines.get(engine)
         if replica is not None and replica.group is not None:
-            replica.group.work(engine)
+            shown = replica.engine.at_work if isinstance(replica.engine, MixedEngine) else engine
+            replica.group.work(shown)
 
     def rest(self) -> None:
         """All GPUs idle: the process ends."""

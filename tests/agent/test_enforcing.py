@@ -63,6 +63,10 @@ def test_metrics_say_what_the_gpus_do(bench: AgentBench) -> None:
     assert bench.gpu_metric(names.M_GPU_MANAGEMENT_CAP_WATTS, 1) == 300
     assert bench.gpu_metric(names.M_GPU_GRANTED_CAP_WATTS, 1) == 300
     assert bench.gpu_metric(names.M_GPU_HEALTHY, 0) == 1
+    assert bench.gpu_metric(names.M_GPU_UNACKED_SECONDS, 0) == 0, "it was read back"
+    assert bench.gpu_metric(names.M_GPU_FLOOR_WATTS, 1) == 0
+    enforced = (("condition", "CapsEnforced"), ("node", bench.node))
+    eventually("the agent's conditions are told", lambda: bench.metrics()[names.M_AGENT_CONDITION].get(enforced) == 1)
     eventually("energy is counted", lambda: (bench.gpu_metric(names.M_GPU_ENERGY_JOULES, 0) or 0) > 0)
     eventually("capped clocks are seen", lambda: bench.gpu_metric(names.M_GPU_POWER_CAPPED, 0) == 1)
     labels = next(iter(bench.metrics()[names.M_GPU_POWER_WATTS]))
@@ -78,6 +82,8 @@ def test_a_setter_that_does_nothing_is_noticed(bench: AgentBench) -> None:
     eventually("the lie is told", lambda: bench.line(0).get("health") == "CapNotEnforced")
     assert bench.acked(0) == 0
     assert bench.line(0)["managementCapWatts"] == 700
+    eventually("the wait is told", lambda: (bench.gpu_metric(names.M_GPU_UNACKED_SECONDS, 0) or 0) > 0.2)
+    assert bench.gpu_metric(names.M_GPU_UNACKED_SECONDS, 1) == 0
     condition: Any = eventually("a condition", lambda: (c := bench.condition("CapsEnforced")).get("status") == "False" and c)
     assert condition["reason"] == "CapNotEnforced"
     assert bench.twin.uuids[0] in condition["message"]

@@ -13,7 +13,7 @@ from splitwatt_api.convert_profile import profile_from_wire, profile_to_api
 from splitwatt_api.power_budget import PostureName
 from splitwatt_core.budget.facts import BudgetReport
 from splitwatt_core.budget.tree import Elastic, LimitState, MeterSpec, Requirement, Selector, WorkloadRule
-from splitwatt_core.clusters import EngineType, ModelSource, ProbeSpec, RouterSpec, RouterType
+from splitwatt_core.clusters import EngineType, ModelSource, ProbeSpec, Role, RouterSpec, RouterType, SpecError
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.gpus import profiles
@@ -278,8 +278,8 @@ def test_a_cluster_says_everything_to_the_core() -> None:
         ("--x",),
     )
     assert (core.slo.ttft_p99_ms, core.slo.tbt_p99_ms) == (2000, None)
-    assert (core.prefill.replicas, core.prefill.gpus_per_replica) == (2, 8)
-    decode = core.decode
+    prefill, decode = core.role(Role.PREFILL), core.role(Role.DECODE)
+    assert (prefill.replicas, prefill.gpus_per_replica) == (2, 8)
     assert (decode.replicas, decode.gpus_per_replica, decode.power_ceiling_w) == (3, 4, 500)
     assert decode.node_selector == {"pool": "d"}
     assert decode.template["spec"] == {"serviceAccountName": "s"}
@@ -311,7 +311,7 @@ def test_probes_and_drains_come_over_with_their_defaults() -> None:
         cluster(engine={"type": "VLLM", "probes": {"restartSeconds": 900}}, prefill={"replicas": 1, "drainSeconds": 45})
     )
     assert core.engine.probes == ProbeSpec(startup_s=3600, unready_s=30, restart_s=900)
-    assert (core.prefill.drain_s, core.decode.drain_s) == (45, None)
+    assert tuple(core.role(role).drain_s for role in core.roles) == (45, None)
 
 
 @pytest.mark.parametrize(("word", "rank"), [(None, 100), ("High", 100), ("Low", 0), (7, 7), (-1000, -1000)])
@@ -339,3 +339,15 @@ def test_no_number_without_a_grade() -> None:
     bare = replace(profiles.builtin()[0], sources={"idle_w": "somewhere"})
     with pytest.raises(ValueError, match="grade"):
         profile_to_api(bare)
+
+
+def test_a_mixed_pool_comes_over_alone_and_beside_the_two_others() -> None:
+    pool = {"replicas": 4, "gpusPerReplica": 2, "powerCeilingWatts": 600, "nodeSelector": {"pool": "m"}, "drainSeconds": 90}
+    whole = convert.cluster_from_wire(cluster(prefill=None, decode=None, mixed=pool))
+    assert whole.roles == (Role.MIXED,) and not whole.split
+    mixed = whole.role(Role.MIXED)
+    assert (mixed.replicas, mixed.gpus_per_replica, mixed.power_ceiling_w, mixed.drain_s) == (4, 2, 600, 90)
+    assert mixed.node_selector == {"pool": "m"}
+    assert convert.cluster_from_wire(cluster(mixed=pool, router={"type": "None"})).roles == tuple(Role)
+    with pytest.raises(SpecError, match="two halves"):
+        convert.cluster_from_wire(cluster(decode=None, mixed=pool))

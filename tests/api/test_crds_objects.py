@@ -72,6 +72,14 @@ def test_a_small_cluster_is_filled_in(objects: ControlPlane, namespace: str) -> 
     assert made["kvTransfer"] == {"connector": "NixlConnector", "sideChannelPort": 5600, "onFailure": "Recompute"}
 
 
+@pytest.mark.parametrize("router", ["SGLang", "None"])
+def test_sglang_stands_behind_its_own_router_or_none(objects: ControlPlane, namespace: str, router: str) -> None:
+    pool = {"replicas": 1, "gpusPerReplica": 8}
+    spec = {"model": {"name": "m"}, "engine": {"type": "SGLang"}, "prefill": pool, "decode": pool, "router": {"type": router}}
+    made = create(objects, "InferenceCluster", f"sglang-{router.lower()}", spec, namespace)["spec"]
+    assert (made["engine"]["type"], made["router"]["type"]) == ("SGLang", router)
+
+
 def test_a_small_budget_is_filled_in(objects: ControlPlane) -> None:
     selector = {"matchLabels": {"rack": "x"}}
     made = create(
@@ -218,6 +226,16 @@ def test_scale_moves_decode_replicas_alone(objects: ControlPlane, namespace: str
     scale = json.loads(objects.kubectl("get", "--raw", path).stdout)
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (5, 3)
     assert scale["status"]["selector"] == "splitwatt.io/cluster=chat"
+
+
+def test_an_unsplit_cluster_has_no_scale_and_is_not_split_by_one(objects: ControlPlane, namespace: str) -> None:
+    spec = {"model": {"name": "m"}, "engine": {"type": "VLLM"}, "mixed": {"replicas": 2}}
+    create(objects, "InferenceCluster", "chat", spec, namespace)
+    told = objects.kubectl("scale", "ic", "chat", "-n", namespace, "--replicas=5", check=False)
+    assert told.returncode != 0 and "prefill and decode are two halves" in told.stderr, told.stderr
+    assert "no such key" not in told.stderr, "one clear sentence"
+    found = read(objects, "ic", "chat", "-n", namespace)
+    assert "decode" not in found["spec"] and found["spec"]["mixed"]["replicas"] == 2
 
 
 def test_columns_show_the_numbers(objects: ControlPlane) -> None:

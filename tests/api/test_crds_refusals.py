@@ -45,6 +45,7 @@ CLUSTER = {
     "prefill": {"replicas": 1, "gpusPerReplica": 8},
     "decode": {"replicas": 1, "gpusPerReplica": 8},
 }
+POOL = {"replicas": 2, "gpusPerReplica": 8}
 GRANT = {"uuid": "GPU-1", "grant": 4_000_000_001, "capWatts": 400, "safeCapWatts": 350, "chargeWatts": 700}
 NODE = {"term": 4, "forUID": "u", "budgets": ["rack-a1"], "gpus": [GRANT]}
 PROFILE = {
@@ -175,8 +176,23 @@ CASES = [
     ("leaf", {"meter.expectedSeries": 0}, "spec.meter.expectedSeries in body should be greater than or equal to 1"),
     ("leaf", {"meter.aggregate": "Max"}, 'supported values: "Sum"'),
     # Clusters.
-    ("cluster", {"engine.type": "SGLang"}, "engine.type must be VLLM or Emulated (SGLang comes later), not 'SGLang'"),
-    ("cluster", {"mixed": {"replicas": 1}}, 'unknown field "spec.mixed"'),
+    ("cluster", {"mixed": {"replicas": 1, "gpus": 1}}, 'unknown field "spec.mixed.gpus"'),
+    (
+        "cluster",
+        {"mixed": POOL},
+        "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or",
+    ),
+    (
+        "cluster",
+        {"mixed": {**POOL, "gpusPerReplica": 3}, "router.type": "None"},
+        "decode.gpusPerReplica and mixed.gpusPerReplica must",
+    ),
+    ("cluster", {"prefill": GONE, "mixed": POOL}, "prefill and decode are two halves: give both, or neither of them and mixed"),
+    ("cluster", {"prefill": GONE, "decode": GONE}, "give pools: prefill and decode, or mixed"),
+    ("cluster", {"prefill": GONE, "decode": GONE, "mixed": {}}, "spec.mixed.replicas: Required value"),
+    ("cluster", {"engine.type": "TGI"}, "engine.type must be VLLM, SGLang or Emulated, not 'TGI'"),
+    ("cluster", {"engine.type": "SGLang"}, "engine.type SGLang needs router.type SGLang or None"),
+    ("cluster", {"router.type": "SGLang"}, "no other engine stands behind router.type SGLang"),
     ("cluster", {"priority": "Urgent"}, "priority must be High, Low, or a whole number from -1000 to 1000"),
     ("cluster", {"priority": 5000}, "priority must be High, Low, or a whole number from -1000 to 1000"),
     ("cluster", {"decode.replicas": -1}, "spec.decode.replicas in body should be greater than or equal to 0"),
@@ -187,13 +203,18 @@ CASES = [
     ),
     ("cluster", {"decode.gpusPerReplica": 65}, "spec.decode.gpusPerReplica in body should be less than or equal to 64"),
     ("cluster", {"decode.powerCeilingWatts": -1}, "should be greater than or equal to 1"),
-    ("cluster", {"decode": GONE}, "spec.decode: Required value"),
+    ("cluster", {"decode": GONE}, "prefill and decode are two halves: give both, or neither of them and mixed"),
     ("cluster", {"model": GONE}, "spec.model: Required value"),
     ("cluster", {"slo.ttftP99Milliseconds": 0}, "should be greater than or equal to 1"),
     ("cluster", {"decode.template.spce": {}}, 'unknown field "spec.decode.template.spce"'),
     ("cluster", {"engine.args": ["x"] * 65}, "must have at most 64 items"),
     ("cluster", {"decode.gpusPerReplica": 3}, "must divide one another: make one a multiple of the other"),
-    ("cluster", {"router.type": "SGLang"}, "router.type must be VLLM, LLMD or None, not 'SGLang'"),
+    ("cluster", {"router.type": "Nginx"}, "router.type must be VLLM, SGLang, LLMD or None, not 'Nginx'"),
+    (
+        "cluster",
+        {"mixed": POOL, "router.type": "LLMD"},
+        "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None",
+    ),
     ("cluster", {"router.replicas": 0}, "spec.router.replicas in body should be greater than or equal to 1"),
     ("cluster", {"router.metricsPort": 0}, "spec.router.metricsPort in body should be greater than or equal to 1"),
     ("cluster", {"router.resources.cpu": 1}, 'unknown field "spec.router.resources.cpu"'),
@@ -246,6 +267,19 @@ def test_a_plain_selector_is_taken(ask: Ask, selector: str) -> None:
 def test_a_priority_is_a_word_or_a_class(ask: Ask, priority: object) -> None:
     answer = ask(manifest("cluster", {"priority": priority}))
     assert answer.json()["spec"]["priority"] == priority
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prefill": GONE, "decode": GONE, "mixed": {"replicas": 0}},
+        {"prefill": GONE, "decode": GONE, "mixed": POOL, "router.type": "None"},
+        {"mixed": {**POOL, "gpusPerReplica": 4}, "router.type": "None"},
+    ],
+)
+def test_a_cluster_is_unsplit_or_has_a_third_pool_that_its_own_router_knows(ask: Ask, changes: Mapping[str, Any]) -> None:
+    answer = ask(manifest("cluster", changes))
+    assert answer.status_code == 201, answer.text
 
 
 def test_every_part_of_a_router_and_a_source_is_taken(ask: Ask) -> None:

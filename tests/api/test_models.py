@@ -61,7 +61,7 @@ def test_what_a_template_removes_with_null_survives() -> None:
             "spec": {"model": {"name": "m"}, "engine": {"type": "VLLM"}, "prefill": pool, "decode": pool},
         }
     )
-    assert cluster.spec.decode.template is not None
+    assert cluster.spec.decode is not None and cluster.spec.decode.template is not None
     assert cluster.spec.decode.template.to_wire()["spec"] == overlay["spec"]
 
 

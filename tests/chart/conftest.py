@@ -16,6 +16,7 @@ from splitwatt_lab.components import Component
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.install import NAMESPACE, install_chart
 from splitwatt_lab.toolbuild import Console, ensure_tools
+from support.waiting import eventually
 
 CHART = Path(__file__).resolve().parents[2] / "helm" / "splitwatt"
 PLATFORMS = sorted((CHART / "platforms").glob("*.yaml"))
@@ -82,7 +83,37 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane
     with ControlPlane(tmp_path_factory.mktemp("chart-plane"), progress=Console()) as plane:
         install_chart(plane, CHART)
         nodes.create(plane, [nodes.NodeSpec(name=name, labels={}, boot_id=nodes.new_boot_id()) for name in NODES])
+        policies_in_force(plane)
         yield plane
+
+
+PROBE = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: probe}
+spec:
+  matchConstraints:
+    resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps], resourceNames: [probe]}]
+  validations: [{expression: "false", message: seen}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: probe}
+spec: {policyName: probe, validationActions: [Deny]}
+"""
+
+
+def policies_in_force(plane: ControlPlane) -> None:
+    """Until the API server asks policies made after the chart's, and so the chart's: a moment after they are made."""
+    plane.kubectl("apply", "-f", "-", stdin=PROBE)
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe"}}
+
+    def asked() -> bool:
+        answer = plane.http.post("/api/v1/namespaces/default/configmaps", params={"dryRun": "All"}, json=body)
+        return answer.status_code == 422 and "seen" in answer.json()["message"]
+
+    eventually("the API server asks a policy", asked)
+    plane.kubectl("delete", "-f", "-", stdin=PROBE)
 
 
 PATIENCE_S = 300.0

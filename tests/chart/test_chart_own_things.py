@@ -1,36 +1,32 @@
-"""Own things only: what the agents' and the operator's real tokens are refused although RBAC, which knows no owners, gives it."""
+"""Own things only: what the operator's real token is refused although RBAC, which knows no owners, gives it."""
 
 from __future__ import annotations
 
 import json
-import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
-import yaml
 from splitwatt_api.convert import cluster_from_wire
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import EngineType, RouterSpec, RouterType
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
-from splitwatt_core.protocol.contract import Status as NodeStatus
-from splitwatt_core.protocol.contract import status_to_wire
 from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.role_scale import role_scale
 from splitwatt_lab.controlplane import ControlPlane
-from splitwatt_lab.install import NAMESPACE
+from splitwatt_operator.cluster.slim import slim
 from splitwatt_operator.serving.admission import gate_patch
+from support.callers import Caller, caller, refused, taken
 from support.upstream import install
 from support.waiting import eventually
 
-from .conftest import NODES, with_namespace
+from .conftest import with_namespace
 
 OURS = "/apis/splitwatt.io/v1alpha1"
 SERVING = "serving"
 GATE = {"name": GATE_POWER}
-APPLY = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 PLURALS = {
     "Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets",
@@ -38,40 +34,6 @@ PLURALS = {
     "InferencePool": "inferencepools", "LeaderWorkerSet": "leaderworkersets",
 }  # fmt: skip
 KINDS = pytest.mark.parametrize("kind", PLURALS)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The API server under one token of a service account."""
-
-    http: httpx.Client
-    manager: str
-
-    def patch(self, path: str, body: Any, kind: str = APPLY) -> httpx.Response:
-        params = {"fieldManager": self.manager, "force": "true"} if kind == APPLY else {"fieldManager": self.manager}
-        return self.http.patch(path, params=params, content=json.dumps(body), headers={"Content-Type": kind})
-
-
-def caller(plane: ControlPlane, account: str, *, bound_to: Mapping[str, Any] | None = None) -> Caller:
-    """`bound_to`: the Node or pod that the token names."""
-    spec = {"expirationSeconds": 3600, **({"boundObjectRef": dict(bound_to)} if bound_to else {})}
-    url = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-    token = plane.http.post(url, json=body).raise_for_status().json()["status"]["token"]
-    config = yaml.safe_load(plane.token_kubeconfig(NAMESPACE, account).read_text())
-    trust = ssl.create_default_context(cafile=config["clusters"][0]["cluster"]["certificate-authority"])
-    return Caller(httpx.Client(base_url=plane.url, verify=trust, headers={"Authorization": f"Bearer {token}"}), account)
-
-
-def refused(answer: httpx.Response, says: str) -> None:
-    assert answer.status_code == 403, answer.text
-    assert says in answer.json()["message"]
-
-
-def taken(answer: httpx.Response) -> dict[str, Any]:
-    assert answer.status_code in (200, 201), answer.text
-    body: dict[str, Any] = answer.json()
-    return body
 
 
 def test_every_policy_is_bound_and_compiles_without_a_warning(installed: ControlPlane) -> None:
@@ -83,78 +45,8 @@ def test_every_policy_is_bound_and_compiles_without_a_warning(installed: Control
     eventually("every policy is type-checked", looked_at)
     policies = installed.http.get(f"{root}ies").json()["items"]
     bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
-    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 10
-    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 10
-
-
-# ------------------------------------------------------------------------------------------------------------ the agent
-
-
-@pytest.fixture
-def node_powers(installed: ControlPlane) -> Iterator[ControlPlane]:
-    for name in NODES:
-        body = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}}
-        installed.kubectl("create", "-f", "-", stdin=json.dumps(body))
-    yield installed
-    installed.kubectl("delete", "nodepowers", *NODES)
-
-
-def of_node(plane: ControlPlane, name: str) -> dict[str, Any]:
-    node = plane.http.get(f"/api/v1/nodes/{name}").json()
-    return {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
-
-
-def of_pod_on(plane: ControlPlane, node: str) -> dict[str, Any]:
-    """A pod of the agents' account on a node, as the DaemonSet would make it."""
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": f"agent-{node}", "namespace": NAMESPACE},
-        "spec": {"serviceAccountName": "splitwatt-agent", "nodeName": node, "containers": [{"name": "a", "image": "a"}]},
-    }
-    made = plane.http.post(f"/api/v1/namespaces/{NAMESPACE}/pods", json=pod).raise_for_status().json()
-    return {"apiVersion": "v1", "kind": "Pod", "name": made["metadata"]["name"], "uid": made["metadata"]["uid"]}
-
-
-def status_of(name: str) -> dict[str, Any]:
-    status = status_to_wire(NodeStatus(observed_term=1))
-    return {"apiVersion": "splitwatt.io/v1alpha1", "kind": "NodePower", "metadata": {"name": name}, "status": status}
-
-
-@pytest.mark.parametrize("binding", [of_node, of_pod_on], ids=["bound to a node", "bound to a pod"])
-def test_an_agent_writes_its_own_nodes_status_alone(
-    node_powers: ControlPlane, binding: Callable[[ControlPlane, str], dict[str, Any]]
-) -> None:
-    agent = caller(node_powers, "splitwatt-agent", bound_to=binding(node_powers, "n1"))
-    answer = taken(agent.patch(f"{OURS}/nodepowers/n1/status", status_of("n1")))
-    assert answer["status"]["observedTerm"] == 1
-    says = "the agent of node n1 may write only the NodePower of that name, not n2"
-    refused(agent.patch(f"{OURS}/nodepowers/n2/status", status_of("n2")), says)
-
-
-def test_an_agent_writes_no_spec_not_even_its_own(node_powers: ControlPlane) -> None:
-    agent = caller(node_powers, "splitwatt-agent", bound_to=of_node(node_powers, "n1"))
-    before = node_powers.http.get(f"{OURS}/nodepowers/n1").json().get("spec")
-    whole = {**status_of("n1"), "spec": {"term": 9, "mode": "Strict", "forUID": "x"}}
-    for name in ("n1", "n2", "n3"):
-        refused(agent.patch(f"{OURS}/nodepowers/{name}", {**whole, "metadata": {"name": name}}), "cannot patch resource")
-    refused(agent.http.put(f"{OURS}/nodepowers/n1", json=whole), "cannot update resource")
-    refused(agent.http.delete(f"{OURS}/nodepowers/n1"), "cannot delete resource")
-    # Through the status a spec does not come either.
-    agent.patch(f"{OURS}/nodepowers/n1/status", whole)
-    assert node_powers.http.get(f"{OURS}/nodepowers/n1").json().get("spec") == before
-
-
-def test_a_token_of_no_node_speaks_for_none(node_powers: ControlPlane) -> None:
-    answer = caller(node_powers, "splitwatt-agent").patch(f"{OURS}/nodepowers/n1/status", status_of("n1"))
-    refused(answer, "the agent's token names no node")
-
-
-def test_others_are_not_bound_by_the_agents_policy(node_powers: ControlPlane) -> None:
-    node_powers.kubectl("label", "nodepower", "n1", "note=by-the-administrator")
-
-
-# --------------------------------------------------------------------------------------------------------- the operator
+    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 11
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 11
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +132,7 @@ def test_the_operator_is_refused_what_others_made_and_a_person_is_not(
     path = path_of(theirs)
     installed.kubectl("apply", "-f", "-", stdin=json.dumps(theirs))
     says = f"the operator may change or delete only a {kind} that it rendered for an InferenceCluster"
-    refused(operator.patch(path, {**theirs, "metadata": {**theirs["metadata"], "annotations": {"a": "b"}}}), says)
+    refused(operator.patch(path, {**theirs, "metadata": {**theirs["metadata"], "annotations": {APPLIED: "{}"}}}), says)
     # Nor can it make it its own first.
     refused(operator.patch(path, changed(rendered[kind], name="theirs")), says)
     refused(operator.patch(path, [{"op": "add", "path": "/metadata/labels/a", "value": "b"}], JSON_PATCH), says)
@@ -276,6 +168,27 @@ def test_the_operator_makes_nothing_that_no_cluster_controls(
     let_go = changed(rendered[kind], **metadata)
     refused(operator.http.put(path_of(let_go), json=let_go), "cannot update resource")
     taken(operator.http.delete(path_of(rendered[kind])))
+
+
+def test_the_operator_makes_and_scales_role_scales_of_clusters_alone(installed: ControlPlane, operator: Caller) -> None:
+    with_namespace(installed, SERVING)
+    role = {"replicas": 1, "gpusPerReplica": 2}
+    spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
+    cluster = {"apiVersion": "splitwatt.io/v1alpha1", "kind": "InferenceCluster", "metadata": {"name": "scaled"}, "spec": spec}
+    clusters, scales = (f"{OURS}/namespaces/{SERVING}/{plural}" for plural in ("inferenceclusters", "rolescales"))
+    made = installed.http.post(clusters, json=cluster).raise_for_status().json()
+    own = role_scale(cluster_from_wire(made), 1)
+    told = [{"op": "replace", "path": "/spec/replicas", "value": 2}]
+    path = f"{scales}/{own['metadata']['name']}"
+    taken(operator.http.post(scales, json=own, params={"fieldManager": operator.manager}))
+    assert taken(operator.patch(path, told, JSON_PATCH))["spec"]["replicas"] == 2
+    theirs = {**own, "metadata": {"name": "theirs", "namespace": SERVING}}
+    refused(operator.http.post(scales, json=theirs), "only a RoleScale that an InferenceCluster controls")
+    installed.http.post(scales, json=theirs).raise_for_status()
+    refused(operator.patch(f"{scales}/theirs", told, JSON_PATCH), "only a RoleScale that it rendered")
+    installed.http.delete(f"{clusters}/scaled").raise_for_status()
+    eventually("the cluster's own went with it", lambda: installed.http.get(path).status_code == 404)
+    assert installed.http.delete(f"{scales}/theirs").status_code == 200, "and nobody else's did"
 
 
 def test_the_operator_makes_no_pods_that_are_born_without_the_gate(operator: Caller, rendered: dict[str, dict[str, Any]]) -> None:
@@ -361,6 +274,9 @@ def test_a_routers_role_is_given_to_its_own_account_alone(
 # -------------------------------------------------------------------------------------------------------- gates of pods
 
 
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
 @pytest.fixture
 def pod(installed: ControlPlane, rendered: dict[str, dict[str, Any]]) -> Iterator[Callable[..., dict[str, Any]]]:
     names: list[str] = []
@@ -368,7 +284,7 @@ def pod(installed: ControlPlane, rendered: dict[str, dict[str, Any]]) -> Iterato
     def make(gates: Sequence[dict[str, str]] = (GATE,)) -> dict[str, Any]:
         names.append(f"pod-{uuid.uuid4().hex[:8]}")
         spec = {"schedulingGates": list(gates), "containers": [{"name": "a", "image": "a"}]}
-        metadata = {"name": names[-1], "labels": {"app": "a"}, "annotations": {"a": "b"}}
+        metadata = {"name": names[-1], "labels": {"app": "a"}, "annotations": {APPLIED: "{}"}}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         made: dict[str, Any] = installed.http.post(f"/api/v1/namespaces/{SERVING}/pods", json=body).raise_for_status().json()
         return made
@@ -386,10 +302,10 @@ def pod_path(made: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize("gates", [[GATE], [GATE, {"name": "kueue.x-k8s.io/admission"}]], ids=["ours alone", "beside another's"])
 def test_the_operator_lifts_its_gate(operator: Caller, pod: Callable[..., dict[str, Any]], gates: list[dict[str, str]]) -> None:
     made = pod(gates)
-    patch = gate_patch(made, leaf="rack-a1", selector=Selector({"splitwatt.io/rack": "a1"}))
+    patch = gate_patch(dict(slim("Pod", made)), leaf="rack-a1", selector=Selector({"splitwatt.io/rack": "a1"}))
     lifted = taken(operator.patch(pod_path(made), patch, JSON_PATCH))
     assert lifted["spec"].get("schedulingGates", []) == gates[1:]
-    assert lifted["metadata"]["annotations"] == {"a": "b", ANNOTATION_BUDGET: "rack-a1"}
+    assert lifted["metadata"]["annotations"] == {APPLIED: "{}", ANNOTATION_BUDGET: "rack-a1"}, "also what the store leaves out"
     says = "the operator may change only a pod that waits behind the gate"
     again = [{"op": "add", "path": "/metadata/annotations/c", "value": "d"}]
     refused(operator.patch(pod_path(made), again, JSON_PATCH), says)
@@ -407,8 +323,11 @@ LIFT = {"op": "replace", "path": "/spec/schedulingGates", "value": [{"name": "b/
         [{"op": "replace", "path": "/spec/schedulingGates", "value": [GATE]}],
         [LIFT, {"op": "replace", "path": "/metadata/labels/app", "value": "mine"}],
         [LIFT, {"op": "add", "path": "/metadata/labels/b", "value": "mine"}],
-        [LIFT, {"op": "replace", "path": "/metadata/annotations/a", "value": "mine"}],
-        [LIFT, {"op": "remove", "path": "/metadata/annotations/a"}],
+        [
+            LIFT,
+            {"op": "replace", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration", "value": "mine"},
+        ],
+        [LIFT, {"op": "remove", "path": "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration"}],
         [LIFT, {"op": "add", "path": "/metadata/annotations/c", "value": "mine"}],
         [LIFT, {"op": "add", "path": "/metadata/finalizers", "value": ["mine.io/mine"]}],
         [LIFT, {"op": "add", "path": "/metadata/ownerReferences", "value": controlled_by("ReplicaSet", "apps/v1")}],

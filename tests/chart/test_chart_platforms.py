@@ -23,7 +23,7 @@ from .conftest import CHART, PLATFORMS, REGISTRY, Helm, Render
 GOLDENS = Path(__file__).parent / "goldens"
 INSTALL_PAGE = CHART.parents[1] / "docs" / "install.md"
 ALIKE = {
-    "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "NetworkPolicy", "Service", "ServiceAccount",
+    "ConfigMap", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "NetworkPolicy", "Service", "ServiceAccount",
     "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
 }  # fmt: skip
 """Kinds in which no platform differs from another."""

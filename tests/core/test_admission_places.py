@@ -16,7 +16,7 @@ from splitwatt_core.admission.pods import PodName
 from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.admission.snapshot import AdmissionPlan, AdmissionSnapshot, BudgetRoom, ClusterWant, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import PAIR, ClusterName, Role
 
 CHAT = ClusterName("s", "chat")
 FLOOR_W, IDLE_W = 350.0, 200.0
@@ -105,7 +105,7 @@ def pairs(draw: st.DrawFn) -> AdmissionSnapshot:
     }
     pods = [
         need(role, gpus=draw(st.sampled_from([4, 8])), pool=draw(st.sampled_from([None, None, pool])))
-        for role, pool in zip(Role, "pd", strict=True)
+        for role, pool in zip(PAIR, "pd", strict=True)
     ]
     return house(watts, free, *pods)
 

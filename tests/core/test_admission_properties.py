@@ -25,9 +25,10 @@ from splitwatt_core.admission.snapshot import (
 )
 from splitwatt_core.budget.facts import CountedFloor
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import PAIR, ClusterName, Role
 
 FLOORS_W = {Role.PREFILL: {"h100": 450.0, "a100": 300.0}, Role.DECODE: {"h100": 350.0, "a100": 220.0}}
+FLOORS_W[Role.MIXED] = FLOORS_W[Role.PREFILL]
 IDLE_W = {"h100": 200.0, "a100": 100.0}
 
 
@@ -69,10 +70,11 @@ def houses(draw: st.DrawFn) -> AdmissionSnapshot:
     clusters, waiting = [], []
     for i in range(draw(st.integers(1, 4))):
         cluster = ClusterName("serving", f"c{i}")
-        replicas = {role: draw(st.integers(0, 3)) for role in Role}
+        roles = draw(st.sampled_from([PAIR, (Role.MIXED,), tuple(Role)]))
+        replicas = {role: draw(st.integers(0, 3)) for role in roles}
         clusters.append(ClusterWant(cluster, draw(st.sampled_from([0, 50, 100])), replicas))
         gpus = draw(st.sampled_from([1, 4, 8]))
-        for role in Role:
+        for role in roles:
             pool = draw(st.sampled_from([None, "p", "d"]))
             born = draw(st.integers(0, replicas[role]))
             for k in range(born):
@@ -172,12 +174,14 @@ def test_no_pod_is_sent_where_it_cannot_run(house: AdmissionSnapshot) -> None:
 
 @given(houses(), st.booleans())
 def test_a_cluster_has_both_roles_or_none(house: AdmissionSnapshot, bind: bool) -> None:
-    wanted = {c.cluster: {role for role in Role if c.replicas[role] > 0} for c in house.clusters}
+    """A mixed pod is no part of it: it comes as it fits."""
+    wanted = {c.cluster: {role for role in PAIR if c.replicas.get(role, 0) > 0} for c in house.clusters}
     roles: dict[ClusterName, set[Role]] = defaultdict(set)
     for _, admissions in rounds(house, bind):
         for a in admissions:
             assert a.need.cluster is not None, "a pod of nobody waits for nobody"
-            roles[a.need.cluster].add(a.need.role)
+            if a.need.role in PAIR:
+                roles[a.need.cluster].add(a.need.role)
         for cluster, present in roles.items():
             assert present == wanted[cluster]
 
@@ -202,7 +206,9 @@ def test_every_cluster_that_fits_alone_is_admitted_once_others_leave(house: Admi
     born = {
         c.cluster
         for c in house.clusters
-        if all(c.replicas[role] == 0 or any(n.cluster == c.cluster and n.role is role for n in house.waiting) for role in Role)
+        if all(
+            not n or any(pod.cluster == c.cluster and pod.role is role for pod in house.waiting) for role, n in c.replicas.items()
+        )
     }
     admissible = set()
     for want in house.clusters:
@@ -300,7 +306,7 @@ def test_observe_mode_holds_nothing_back() -> None:
 
 def test_a_waiting_unit_is_not_overtaken_by_a_smaller_one_behind_it() -> None:
     house = rack(2500.0)
-    batch = tuple(pod(BATCH, role, 0, gpus=1, pool=None) for role in Role)
+    batch = tuple(pod(BATCH, role, 0, gpus=1, pool=None) for role in PAIR)
     runner = pod(ClusterName("serving", "old"), Role.DECODE, 0, gpus=1, pool=None)
     house = replace(
         house,

@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from splitwatt_core.clusters import ClusterName, Role, RoleSpec, cluster_label
+from splitwatt_core.clusters import PAIR, ClusterName, Role, RoleSpec, cluster_label
 from support.served import CLIFF_W, GPUS, IDLE_W, LOSS, NOW_S, RACK_OF, RACKS, ROW, Answer, Fleet, cluster, reserved
 
 IDLE_ROW_W = LOSS * IDLE_W * GPUS * len(RACK_OF)
-PAIR_W = LOSS * sum((CLIFF_W[role] - IDLE_W) * GPUS for role in Role)
+PAIR_W = LOSS * sum((CLIFF_W[role] - IDLE_W) * GPUS for role in PAIR)
 ONE_PAIR_W = int(IDLE_ROW_W + PAIR_W) + 50
 
 
@@ -23,7 +23,7 @@ def with_pair(fleet: Fleet, name: str, pool: RoleSpec | None = None) -> ClusterN
     """A cluster whose first pair waits, seen by the operator. `pool`: of both roles, a replica of 8 GPUs if not given."""
     made = cluster(name, prefill=pool, decode=pool)
     fleet.serve(made)
-    for role in Role:
+    for role in PAIR:
         fleet.born(made, role)
     fleet.watch()
     return made.id
@@ -54,7 +54,7 @@ def test_a_quiet_fleet_admits_what_fits_and_not_one_pair_more() -> None:
 def test_a_pod_past_its_gate_stays_reserved_until_the_keeper_counted_it() -> None:
     """Between the loops: bound, reported by its agent, shown by the watch, but the keeper has not stepped."""
     small = RoleSpec(1, 4)
-    pair_w = LOSS * 4 * sum(CLIFF_W[role] - IDLE_W for role in Role)
+    pair_w = LOSS * 4 * sum(CLIFF_W[role] - IDLE_W for role in PAIR)
     fleet = Fleet(row_w=int(IDLE_ROW_W + pair_w) + 50)
     with_pair(fleet, "chat", small)
     fleet.keep()
@@ -172,7 +172,7 @@ def test_what_refuses_a_second_attempt_may_be_the_first() -> None:
     assert len(fleet.past()) == 2
     with_pair_later = cluster("batch")
     fleet.serve(with_pair_later)
-    for role in Role:
+    for role in PAIR:
         fleet.watch(fleet.born(with_pair_later, role).name)
     for _ in range(3):
         assert fleet.admit().admissions == ()
@@ -235,7 +235,7 @@ class Walk:
     def owner_applies(self) -> None:
         name, ceiling_w = self.random.choice(NAMES), self.random.choice((None, None, 300, 400))
         gpus = self.random.choice((2, 4, 8))
-        prefill, decode = (RoleSpec(self.random.randint(0, 2), gpus, power_ceiling_w=ceiling_w) for _ in Role)
+        prefill, decode = (RoleSpec(self.random.randint(0, 2), gpus, power_ceiling_w=ceiling_w) for _ in PAIR)
         self.fleet.serve(cluster(name, priority=100 if name == "chat" else 0, prefill=prefill, decode=decode))
 
     def owner_deletes(self) -> None:
@@ -243,7 +243,7 @@ class Walk:
 
     def controllers_create_pods(self) -> None:
         for spec in self.fleet.clusters.values():
-            for role in Role:
+            for role in PAIR:
                 here = sum(pod.label == cluster_label(spec.name) and pod.role is role for pod in self.fleet.pods.values())
                 for _ in range(spec.role(role).replicas - here):
                     self.fleet.born(spec, role)

@@ -7,45 +7,16 @@ from typing import Any
 
 import pytest
 from splitwatt_core.admission.plan import plan_admission
-from splitwatt_core.admission.pods import Pod, PodName, closed, pod_fact
-from splitwatt_core.admission.scheduling import NodeRules
-from splitwatt_core.admission.site import Site, snapshot_of
+from splitwatt_core.admission.pods import closed, pod_fact
+from splitwatt_core.admission.site import snapshot_of
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
-from splitwatt_core.clusters import ClusterName, LabelOwners, Role, RoleSpec, cluster_label
-from splitwatt_core.gpus.profiles import builtin
-from splitwatt_core.protocol.contract import GpuStatus, Mode, Workload
-from support.served import cluster
-
-H100 = "NVIDIA H100 80GB HBM3"
-KIND = f"{H100} 200-700 W"
-CLIFF_W = 350.0
-
-
-def leaf(name: str, rack: str, **spec: Any) -> BudgetSpec:
-    return BudgetSpec(name, f"u-{name}", 1, 20_000, selector=Selector({"rack": rack}), overhead_percent=4, **spec)
-
-
-def pod(role: Role | None, name: str = "p", *, of: str = "chat", **rest: Any) -> Pod:
-    fields = {"gpus": 8, "gated": True, "rules": NodeRules(Selector({"pool": "p"})), **rest}
-    return Pod(PodName("s", name), f"uid-{name}", 1, cluster_label(of), role, **fields)
-
-
-def site(*pods: Pod, **changes: Any) -> Site:
-    chat = cluster("chat")
-    whole: dict[str, Any] = {
-        "budgets": {"rack-a": leaf("rack-a", "a")},
-        "clusters": {chat.id: chat},
-        "owners": LabelOwners({chat.id: 0.0}),
-        "pods": {p.name: p for p in pods},
-        "nodes": {name: NodeFact(name, {"rack": "a", "pool": "p"}, "b", gpus=8) for name in ("n1", "n2")},
-        "gpus": {name: (GpuStatus(f"GPU-{name}", model=H100, min_w=200, max_w=700),) for name in ("n1", "n2")},
-        "profiles": builtin(),
-        "floor_room_w": {"rack-a": 1e4},
-        **changes,
-    }
-    return Site(**whole)
+from splitwatt_core.clusters import PAIR, ClusterName, LabelOwners, Role, RoleSpec, RouterSpec, RouterType
+from splitwatt_core.gpus.profiles import builtin, find
+from splitwatt_core.protocol.contract import GpuStatus, Mode, Phase, Workload
+from support.admission_site import CLIFF_W, H100, KIND, leaf, pod, site
+from support.served import cluster, unsplit
 
 
 def test_a_pod_on_its_way_out_is_admitted_no_more() -> None:
@@ -80,7 +51,7 @@ def test_gated_pods_wait_with_the_floors_of_the_nodes_gpus() -> None:
 @pytest.mark.parametrize("role", list(Role))
 def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: int | None) -> None:
     pool = RoleSpec(1, 8, power_ceiling_w=ceiling_w)
-    spec = cluster("chat", prefill=pool, decode=pool)
+    spec = unsplit("chat", pool) if role is Role.MIXED else cluster("chat", prefill=pool, decode=pool)
     mine = pod(role)
     [need] = snapshot_of(site(mine, clusters={spec.id: spec})).waiting
     fact = pod_fact(mine, spec)
@@ -88,6 +59,21 @@ def test_the_floor_is_the_one_that_caps_are_decided_by(role: Role, ceiling_w: in
     demand = demand_of_pod(GpuKind(H100, 200, 700, 700), fact, profiles=builtin())
     assert need.floor_w == {KIND: demand.cliff_w}
     assert demand.cliff_w == {None: 350, 500: 350, 300: 300, 100: 200}[ceiling_w]
+
+
+def test_a_mixed_pods_floor_is_its_own_beside_a_prefill_pods_of_the_same_cluster() -> None:
+    """Of a GPU whose decode collapses before its prefill does."""
+    h100 = find(builtin(), H100)
+    assert h100 is not None
+    phases = tuple(
+        replace(row, cliff_w=row.natural_w, latency_points=((row.natural_w, 1000),)) if row.phase is Phase.DECODE else row
+        for row in h100.phases
+    )
+    chat = replace(cluster("chat"), mixed=RoleSpec(1, 8), router=RouterSpec(RouterType.NONE))
+    pods = [pod(role, role.value) for role in Role]
+    snapshot = snapshot_of(site(*pods, clusters={chat.id: chat}, profiles=(replace(h100, phases=phases),)))
+    floors_w = {need.role: need.floor_w[KIND] for need in snapshot.waiting}
+    assert floors_w[Role.PREFILL] == CLIFF_W < floors_w[Role.DECODE] == floors_w[Role.MIXED]
 
 
 def test_a_reservation_stays_until_the_floor_room_counts_it() -> None:
@@ -117,7 +103,7 @@ def test_a_quota_is_decided_first_and_nothing_is_reserved_for_a_pod_that_waits_f
     assert "p waits behind kueue.x-k8s.io/admission" in verdict.message
     assert len(plan_admission(snapshot_of(site(replace(first, other_gates=()), second))).admissions) == 2
     grown = cluster("chat", decode=RoleSpec(2, 8))
-    past = [pod(role, role.value, gated=False, leaf="rack-a", node=f"n{i + 1}") for i, role in enumerate(Role)]
+    past = [pod(role, role.value, gated=False, leaf="rack-a", node=f"n{i + 1}") for i, role in enumerate(PAIR)]
     later = site(*past, pod(Role.DECODE, "d2", **kueue), clusters={grown.id: grown})
     [verdict] = plan_admission(snapshot_of(later)).verdicts.values()
     assert (verdict.reason, "d2" in verdict.message) == ("WaitingForOtherGates", True)
@@ -159,7 +145,7 @@ def test_a_long_name_is_the_same_cluster_everywhere() -> None:
     name = "long-" + "x" * 95
     low = RoleSpec(1, 8, power_ceiling_w=300)
     spec = replace(cluster(name, prefill=low, decode=low), priority=100)
-    pods = [pod(role, role.value, of=name) for role in Role]
+    pods = [pod(role, role.value, of=name) for role in PAIR]
     whole = site(*pods, clusters={spec.id: spec}, owners=LabelOwners({spec.id: 0.0}))
     plan = plan_admission(snapshot_of(whole))
     assert len(plan.admissions) == 2

@@ -79,6 +79,14 @@ def test_a_pair_of_somebody_elses_is_capped_as_decode_and_as_prefill() -> None:
     assert condition(operator, ROOT, "OwnersKnown").message == "every GPU has a known owner or is proven idle"
 
 
+def test_floors_of_somebody_elses_pods_are_counted_so_that_admission_reserves_them_no_more() -> None:
+    world = World(policy="PhaseAware", gpus_per_node=2, limit_w=2000)
+    run_pods(world, a0="d")
+    operator = told(world, owner("d", **{ROLE: "decode"}))
+    assert operator.keeper.floors_counted() == {("their", "d"): (2, 2 * 250.0)}
+    assert operator.keeper.floor_room_w(ROOT) == 2000 - 2 * 250 - 2 * MIN_W
+
+
 def test_without_a_word_of_it_a_pod_is_a_stranger_as_before_and_is_named() -> None:
     world = World(policy="PhaseAware", limit_w=2000)
     run_pods(world, a0="job")

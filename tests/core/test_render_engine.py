@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from splitwatt_core.clusters import (
+    PAIR,
     ClusterSpec,
     EngineSpec,
     EngineType,
@@ -156,7 +157,7 @@ def test_groups_that_share_out_the_heads_unevenly_are_refused(prefill: int, deco
 # ----------------------------------------------------------------------------------------------------------------- drain
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", PAIR)
 def test_a_pod_stays_until_its_requests_and_its_caches_are_done(role: Role) -> None:
     spec = cluster(prefill=RoleSpec(1, 8, drain_s=90), decode=RoleSpec(1, 8, drain_s=90))
     command = engine(spec, role)["lifecycle"]["preStop"]["exec"]["command"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec, RouterType, SpecError
 from splitwatt_core.rendering.objects import selector_labels
-from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.render import RenderContext, pod_templates, render
+from splitwatt_core.rendering.revision import revision_of
 
 GATE = [{"name": "splitwatt.io/power"}]
 
@@ -22,9 +24,19 @@ def objects(spec: ClusterSpec) -> dict[tuple[str, str], dict[str, Any]]:
     return {(m["kind"], m["metadata"]["name"]): m for m in render(spec, RenderContext())}
 
 
+def revision(spec: ClusterSpec) -> str:
+    return revision_of(pod_templates(spec, RenderContext()))
+
+
+def group_of(spec: ClusterSpec, role: Role = Role.DECODE) -> dict[str, Any]:
+    """The spec of the role's LeaderWorkerSet."""
+    found: dict[str, Any] = objects(spec)["LeaderWorkerSet", f"chat-{role}-{revision(spec)}"]["spec"]
+    return found
+
+
 def templates(spec: ClusterSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the decode role's leader and workers."""
-    whole = objects(spec)["LeaderWorkerSet", "chat-decode"]["spec"]["leaderWorkerTemplate"]
+    whole = group_of(spec)["leaderWorkerTemplate"]
     return whole["leaderTemplate"], whole["workerTemplate"]
 
 
@@ -43,7 +55,7 @@ WIDE = cluster(RoleSpec(3, 8, nodes_per_replica=4))
 
 def test_a_group_of_pods_for_each_replica_instead_of_a_deployment() -> None:
     made = objects(WIDE)
-    spec = made["LeaderWorkerSet", "chat-decode"]["spec"]
+    spec = group_of(WIDE)
     assert (spec["replicas"], spec["leaderWorkerTemplate"]["size"]) == (3, 4)
     assert ("Deployment", "chat-decode") not in made and ("Deployment", "chat-prefill") in made
     assert spec["rolloutStrategy"]["rollingUpdateConfiguration"] == {"maxUnavailable": 1, "maxSurge": 0}, "no GPUs beyond these"
@@ -106,10 +118,10 @@ def test_an_overlay_is_laid_over_all_pods_of_a_group_and_gets_none_past_the_gate
 def test_what_several_nodes_cannot_be_had_with_is_refused() -> None:
     wide = RoleSpec(1, 8, nodes_per_replica=2)
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"engine": EngineSpec(EngineType.EMULATED)}, "spec.decode.nodesPerReplica must be 1 for emulated engines"),
+        ({"engine": EngineSpec(EngineType.EMULATED)}, "spec.decode.nodesPerReplica must be 1 for engine.type Emulated"),
         ({"router": RouterSpec(RouterType.LLMD)}, "spec.decode.nodesPerReplica must be 1 before router LLMD"),
         ({"engine": EngineSpec(EngineType.VLLM, args=("--nnodes=3",))}, "spec.engine.args must not set --nnodes"),
-        ({"engine": EngineSpec(EngineType.VLLM, args=("-pp", "2"))}, "spec.engine.args must not set -pp"),
+        ({"prefill": wide, "engine": EngineSpec(EngineType.VLLM, args=("-pp", "2"))}, "spec.engine.args must not set -pp"),
         ({"prefill": RoleSpec(1, 3, nodes_per_replica=2)}, "must divide one another"),
     ]
     for changes, says in refused:
@@ -120,9 +132,39 @@ def test_what_several_nodes_cannot_be_had_with_is_refused() -> None:
             RoleSpec(1, 8, nodes_per_replica=nodes)
 
 
+def test_the_name_leaves_room_for_what_its_controller_puts_behind_it_and_is_no_services() -> None:
+    """A leader's name is a StatefulSet's, whose pods bear it in a label with a hash behind; and the controller takes a Service of
+    the set's name for its own, in which a leader that is not ready must be found."""
+    for name in ("chat", "a-cluster-with-a-name-of-more-than-sixty-three-characters.and-a-dot"):
+        spec = replace(WIDE, name=name)
+        made = objects(spec)
+        [group] = [name for kind, name in made if kind == "LeaderWorkerSet"]
+        assert len(f"{group}-999-0123456789") <= 63 and ("Service", group) not in made
+
+
+def test_other_nodes_make_a_revision_and_a_pool_on_one_node_keeps_its_own() -> None:
+    """Also where an overlay replaces the arguments."""
+    overlay = {"spec": {"containers": [{"name": "engine", "args": ["m"]}]}}
+    of = {nodes: revision(cluster(RoleSpec(1, 8, nodes_per_replica=nodes, template=overlay))) for nodes in (1, 2, 4)}
+    assert len(set(of.values())) == 3
+    made = objects(WIDE)
+    group = made["LeaderWorkerSet", f"chat-decode-{revision(WIDE)}"]
+    for labels in (group["metadata"]["labels"], *(template["metadata"]["labels"] for template in templates(WIDE))):
+        assert labels["splitwatt.io/revision"] == revision(WIDE)
+    assert "splitwatt.io/nodes-per-replica" not in str(made["Deployment", "chat-prefill"])
+
+
+def test_mixed_replicas_span_nodes_as_well() -> None:
+    spec = replace(WIDE, prefill=None, decode=None, mixed=RoleSpec(2, 8, nodes_per_replica=2))
+    group = group_of(spec, Role.MIXED)
+    args = args_of(group["leaderWorkerTemplate"]["leaderTemplate"])
+    assert group["replicas"] == 2 and told(args, "--tensor-parallel-size") == "16" and "--kv-transfer-config" not in args
+    [router] = [m for (kind, name), m in objects(spec).items() if (kind, name) == ("Deployment", "chat-router")]
+    assert f"splitwatt.io/revision={revision(spec)}" in router["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 def test_a_prefill_replica_on_two_nodes_feeds_a_decode_replica_on_one() -> None:
     spec = cluster(RoleSpec(1, 8), prefill=RoleSpec(1, 8, nodes_per_replica=2))
-    made = objects(spec)
-    args = args_of(made["LeaderWorkerSet", "chat-prefill"]["spec"]["leaderWorkerTemplate"]["leaderTemplate"])
+    args = args_of(group_of(spec, Role.PREFILL)["leaderWorkerTemplate"]["leaderTemplate"])
     assert told(args, "--tensor-parallel-size") == "16"
     assert json.loads(told(args, "--kv-transfer-config"))["kv_role"] == "kv_producer"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_core.clusters import (
+    PAIR,
     ClusterSpec,
     EngineSpec,
     EngineType,
     KvTransferSpec,
-    Role,
     RoleSpec,
     RouterSpec,
     RouterType,
@@ -79,7 +79,7 @@ def test_clients_come_to_envoy_envoy_asks_the_picker_and_the_picker_knows_both_p
     assert port_of(picker, "grpc") == pool["endpointPickerRef"]["port"]["number"] == ask["spec"]["ports"][0]["port"]
     assert pool["endpointPickerRef"]["name"] == "chat-router" and pool["endpointPickerRef"]["failureMode"] == "FailClose"
     assert (told["--pool-name"], told["--pool-namespace"]) == ("chat", "serving")
-    for role in Role:
+    for role in PAIR:
         assert pool["selector"]["matchLabels"].items() <= pod(cluster(), f"chat-{role}")["metadata"]["labels"].items()
     assert not pool["selector"]["matchLabels"].items() <= pod(cluster(), "chat-router")["metadata"]["labels"].items()
 
@@ -93,7 +93,7 @@ def test_a_prompt_that_decode_has_not_seen_goes_to_prefill() -> None:
         named = [plugin["pluginRef"] for plugin in profile["plugins"]]
         assert set(named) <= set(plugins) and f"{profile['name']}-filter" in named
     assert [profile["name"] for profile in config["schedulingProfiles"]] == ["prefill", "decode"]
-    for role in Role:  # the filters' own label
+    for role in PAIR:  # the filters' own label
         assert pod(cluster(), f"chat-{role}")["metadata"]["labels"]["llm-d.ai/role"] == role.value
 
 

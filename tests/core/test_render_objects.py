@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from splitwatt_core.clusters import (
     MAX_LABEL_CHARS,
+    PAIR,
     ClusterSpec,
     EngineSpec,
     EngineType,
@@ -23,6 +24,8 @@ from splitwatt_core.rendering.render import RenderContext, render
 from support.some import some
 
 CONTEXT = RenderContext(vllm_image="vllm:test", emulated_image="twin:test")
+REVISION = "781b2889"
+"""Of `cluster()`. Another one here means that every such cluster is rolled by the release."""
 
 
 def cluster(**changes: Any) -> ClusterSpec:
@@ -54,7 +57,7 @@ def engine_of(spec: ClusterSpec, role: Role) -> dict[str, Any]:
 
 
 def with_overlay(overlay: dict[str, Any]) -> ClusterSpec:
-    return cluster(prefill=replace(cluster().prefill, template=overlay))
+    return cluster(prefill=replace(cluster().role(Role.PREFILL), template=overlay))
 
 
 def test_the_objects_of_a_cluster() -> None:
@@ -81,6 +84,8 @@ def test_every_object_is_labelled_stamped_and_owned() -> None:
         if name not in ("chat", "chat-router"):
             role = name.removeprefix("chat-")
             expected |= {"splitwatt.io/role": role, "llm-d.ai/role": role}
+        if kind == "Deployment":
+            expected |= {"splitwatt.io/revision": REVISION}
         assert meta["labels"] == expected, kind
         assert meta["namespace"] == "serving"
         assert len(meta["annotations"]["splitwatt.io/rendered-hash"]) == 16
@@ -96,7 +101,7 @@ def test_every_object_is_labelled_stamped_and_owned() -> None:
         ]
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", PAIR)
 def test_pods_are_born_gated_labelled_and_on_their_pool(role: Role) -> None:
     deployment = objects(cluster())["Deployment", f"chat-{role.value}"]["spec"]
     selector = {"splitwatt.io/cluster": "chat", "splitwatt.io/role": role.value}
@@ -105,6 +110,7 @@ def test_pods_are_born_gated_labelled_and_on_their_pool(role: Role) -> None:
     assert deployment["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     pod = deployment["template"]
     assert pod["metadata"]["labels"] == selector | {
+        "splitwatt.io/revision": REVISION,
         "llm-d.ai/role": role.value,
         "app.kubernetes.io/managed-by": "splitwatt",
     }
@@ -170,7 +176,7 @@ def test_rendering_is_deterministic_and_its_hash_follows_its_content() -> None:
     assert render(cluster(), CONTEXT) == render(cluster(), CONTEXT)
     key = ("Deployment", "chat-decode")
     before = objects(cluster())[key]["metadata"]["annotations"]
-    scaled = objects(cluster(decode=replace(cluster().decode, replicas=4)))
+    scaled = objects(cluster(decode=replace(cluster().role(Role.DECODE), replicas=4)))
     assert scaled[key]["metadata"]["annotations"] != before
     assert scaled["Service", "chat"] == objects(cluster())["Service", "chat"]
 
@@ -179,7 +185,7 @@ def test_names_are_dns_labels_and_never_meet() -> None:
     assert object_name("chat", Role.PREFILL) == "chat-prefill"
     long = "a" * 80
     names = {object_name(n, r) for n in (long, long + "b", "a.b", "a-b", "1chat") for r in (None, *Role)}
-    assert len(names) == 15
+    assert len(names) == 20
     for name in names:
         assert len(name) <= MAX_LABEL_CHARS
         assert name[0].isalpha() and name.replace("-", "").isalnum() and name == name.lower()
@@ -223,7 +229,7 @@ def test_an_overlay_merges_containers_by_name_and_adds_tolerations() -> None:
     assert "livenessProbe" not in engine
     assert engine["image"] == "vllm:test"
     assert spec["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    assert pod_of(with_overlay(overlay), Role.DECODE) == pod_of(cluster(), Role.DECODE)
+    assert pod_of(with_overlay(overlay), Role.DECODE)["spec"] == pod_of(cluster(), Role.DECODE)["spec"]
 
 
 GPU_SIDECAR = {"name": "x", "resources": {"limits": {"nvidia.com/gpu": "1"}}}

@@ -18,7 +18,6 @@ from splitwatt_core.clusters import (
     SpecError,
 )
 from splitwatt_core.rendering.render import RenderContext, render
-from splitwatt_core.rendering.router import router_args
 from support.some import some
 
 
@@ -41,20 +40,26 @@ def pod(spec: ClusterSpec) -> dict[str, Any]:
     return found
 
 
+def arguments(spec: ClusterSpec) -> list[str]:
+    found: list[str] = pod(spec)["spec"]["containers"][0]["args"]
+    return found
+
+
 def parsed(spec: ClusterSpec) -> argparse.Namespace:
     """By vllm-router's own parser, which ends the process on a word that it does not know."""
     router_args_module = importlib.import_module("vllm_router.router_args")
     parser = argparse.ArgumentParser()
     router_args_module.RouterArgs.add_cli_args(parser, use_router_prefix=False)
-    return parser.parse_args(router_args(spec))
+    return parser.parse_args(arguments(spec))
 
 
 def test_the_router_asks_the_engines_of_its_own_cluster_both_roles_apart() -> None:
-    args = parsed(cluster())
+    args, revision = parsed(cluster()), pod(cluster())["metadata"]["labels"]["splitwatt.io/revision"]
     assert args.vllm_pd_disaggregation and args.service_discovery and args.kv_connector == "nixl"
     assert (args.service_discovery_namespace, args.service_discovery_port) == ("serving", 9000)
-    assert args.prefill_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=prefill"]
-    assert args.decode_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=decode"]
+    of = [f"splitwatt.io/revision={revision}"]
+    assert args.prefill_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=prefill", *of]
+    assert args.decode_selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=decode", *of]
     assert args.host == args.prometheus_host == "0.0.0.0", "its defaults are loopback"
     assert 2 <= args.health_check_interval_secs <= 5
     assert parsed(cluster(kv_transfer=KvTransferSpec("MooncakeConnector"))).kv_connector == "mooncake"
@@ -63,7 +68,7 @@ def test_the_router_asks_the_engines_of_its_own_cluster_both_roles_apart() -> No
 def test_a_users_arguments_stand_before_defaults_and_not_beside_them() -> None:
     """The router's other command line, in Rust, refuses a flag that comes twice."""
     given = ("--policy", "cache_aware", "--health_check_interval_secs=2")
-    args = router_args(cluster(RouterSpec(args=given)))
+    args = arguments(cluster(RouterSpec(args=given)))
     assert args.count("--policy") == 1 and not any(arg.startswith("--health-check-interval-secs") for arg in args)
     assert args[-3:] == list(given)
 
@@ -76,7 +81,9 @@ def test_what_follows_from_the_cluster_cannot_be_given(flag: str) -> None:
 
 def test_a_router_is_no_consumer_of_power() -> None:
     template = pod(cluster())
-    assert template["metadata"]["labels"] == {"splitwatt.io/router": "chat", "app.kubernetes.io/managed-by": "splitwatt"}
+    assert template["metadata"]["labels"].keys() == {
+        "splitwatt.io/router", "splitwatt.io/revision", "app.kubernetes.io/managed-by",
+    }  # fmt: skip
     assert "schedulingGates" not in template["spec"]
     [container] = template["spec"]["containers"]
     assert "nvidia.com/gpu" not in {**container["resources"]["requests"], **container["resources"]["limits"]}
@@ -139,3 +146,13 @@ def test_absurd_numbers_of_routers_are_refused() -> None:
     for replicas in (0, 17):
         with pytest.raises(SpecError, match=f"router.replicas must be between 1 and 16, not {replicas}"):
             RouterSpec(replicas=replicas)
+
+
+def test_before_an_unsplit_cluster_it_sends_requests_whole_to_its_mixed_engines() -> None:
+    whole = cluster(prefill=None, decode=None, mixed=RoleSpec(1, 8))
+    args, revision = parsed(whole), pod(whole)["metadata"]["labels"]["splitwatt.io/revision"]
+    assert not args.vllm_pd_disaggregation and args.service_discovery
+    assert args.selector == ["splitwatt.io/cluster=chat", "splitwatt.io/role=mixed", f"splitwatt.io/revision={revision}"]
+    assert not args.prefill_selector and not args.decode_selector and "--kv-connector" not in arguments(whole)
+    assert (args.service_discovery_namespace, args.service_discovery_port) == ("serving", 9000)
+    assert not parsed(cluster()).selector

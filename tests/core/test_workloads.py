@@ -40,13 +40,21 @@ def test_every_known_label_says_its_phase_and_no_rank(known: RoleLabel) -> None:
     beside = {known.beside: "x"} if known.beside else {}
     assert set(known.phases.values()) == {Phase.PREFILL, Phase.DECODE}
     for value, phase in known.phases.items():
-        assert pod_fact_of(labelled(**{known.key: value, **beside}), ()) == fact(phase)
+        assert pod_fact_of(labelled(**{known.key: value, **beside}), ()) == replace(fact(phase), mixed=value in known.both)
     assert pod_fact_of(labelled(**{known.key: "router", **beside}), ()) is None
 
 
-def test_an_engine_of_both_phases_is_taken_for_prefill() -> None:
+def test_an_engine_of_both_phases_is_prefill_as_a_mixed_pod_of_ours_is_until_a_rule_says_its_phase() -> None:
     for value in ("both", "prefill-decode", "encode-prefill-decode"):
-        assert pod_fact_of(labelled(**{LLMD: value}), ()) == fact(Phase.PREFILL)
+        pod = labelled(**{LLMD: value})
+        assert pod_fact_of(pod, ()) == replace(fact(Phase.PREFILL), mixed=True)
+        ranked, phased = (
+            WorkloadRule(Selector({LLMD: value}), priority=7),
+            WorkloadRule(Selector({LLMD: value}), phase=Phase.PREFILL),
+        )
+        assert pod_fact_of(pod, (ranked,)) == replace(fact(Phase.PREFILL, 7), mixed=True)
+        assert pod_fact_of(pod, (phased,)) == fact(Phase.PREFILL)
+    assert pod_fact_of(labelled(**{LLMD: "encode-prefill"}), ()) == fact(Phase.PREFILL)
 
 
 def test_a_label_that_anybody_might_use_counts_beside_its_projects_own_alone() -> None:

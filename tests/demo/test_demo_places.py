@@ -21,7 +21,7 @@ from splitwatt_core.admission.site import Site, snapshot_of
 from splitwatt_core.admission.snapshot import AdmissionPlan
 from splitwatt_core.budget.facts import CountedFloor, NodeFact
 from splitwatt_core.budget.tree import BudgetSpec, Selector
-from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, Role, cluster_label
+from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, cluster_label
 from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.names import LABEL_POOL, LABEL_RACK
 from splitwatt_core.protocol.contract import GpuStatus
@@ -116,7 +116,7 @@ class Racks:
         """The InferenceCluster is applied: its pods are born in any order, with looks and binds between."""
         made = cluster_from_wire(whole(manifest))
         self.clusters[made.id] = made
-        births = [(role, i) for role in Role for i in range(made.role(role).replicas)]
+        births = [(role, i) for role in made.roles for i in range(made.role(role).replicas)]
         self.chance.shuffle(births)
         for second, (role, i) in enumerate(births):
             name = PodName(made.namespace, f"{made.name}-{role.value}-{i}")
@@ -145,9 +145,9 @@ class Racks:
         return [str(p.name) for p in self.pods.values() if p.gated and p.name.namespace == spec.namespace]
 
 
-@pytest.mark.parametrize(("nodes_per_rack", "differ_w"), [(2, 300.0), (4, 1000.0)])
-def test_both_clusters_are_served_whatever_comes_first(nodes_per_rack: int, differ_w: float) -> None:
-    spec = SiteSpec(nodes_per_rack=nodes_per_rack)
+@pytest.mark.parametrize(("nodes_per_rack", "mixed", "differ_w"), [(2, 0, 300.0), (4, 0, 1000.0), (4, 1, 1000.0)])
+def test_both_clusters_are_served_whatever_comes_first(nodes_per_rack: int, mixed: int, differ_w: float) -> None:
+    spec = SiteSpec(nodes_per_rack=nodes_per_rack, mixed=mixed)
     for seed in range(150):
         racks = Racks(spec, random.Random(seed), differ_w)
         chat, batch = scenario.clusters(spec)

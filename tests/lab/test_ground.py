@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 from ground import any as any_ground
-from ground import archive, caps, fixtures, host, node_config, nvidia, run, site, tools
+from ground import archive, caps, fixtures, host, lws, node_config, nvidia, run, site, tools
 from ground.cluster import NotHereError
 from splitwatt_lab import toolchain
 from splitwatt_lab.errors import LabError
@@ -163,3 +164,31 @@ def test_the_matrix_has_a_row_for_each_scenario() -> None:
     table = (folder / "VERSION-MATRIX.md").read_text().partition("| scenario |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (.+?) \|", table.partition("|---|---|---|")[2], re.MULTILINE)
     assert rows == [name.replace("_", " ") for name in names]
+
+
+def test_leaderworkersets_own_manifests_are_fitted_and_no_other_is_touched() -> None:
+    container = {
+        "name": "manager",
+        "image": "theirs",
+        "resources": {"requests": {"cpu": 1}},
+        "readinessProbe": {"periodSeconds": 10},
+    }
+    pod = {"containers": [container], "securityContext": {"runAsNonRoot": True}}
+    deployment = {"kind": "Deployment", "spec": {"replicas": 2, "template": {"spec": pod}}}
+    definition = "kind: CustomResourceDefinition\nspec: {text: 'a line\n\n  ---\n\n  kind: Deployment'}\n"
+    made = lws.fitted(f"{definition}---\n{yaml.safe_dump(deployment)}---\nkind: Service\n")
+    parts = made.split("\n---\n")
+    assert parts[0] + "\n" == definition and parts[2] == "kind: Service\n"
+    fitted = json.loads(parts[1])["spec"]
+    [found] = fitted["template"]["spec"]["containers"]
+    assert (fitted["replicas"], found["image"], "resources" in found) == (1, lws.IMAGE, False)
+    assert fitted["template"]["spec"]["securityContext"] == {"runAsNonRoot": True, "runAsUser": 65532}
+
+
+def test_the_controller_of_leaderworkersets_is_built_apart_from_the_programs_of_a_node() -> None:
+    [tool] = lws.TOOLS
+    assert tool.version == "v0.9.0"
+    assert toolchain.tools_directory(lws.TOOLS, lws.PINS) not in (
+        toolchain.tools_directory(tools.TOOLS, tools.PINS),
+        toolchain.tools_directory(),
+    )

@@ -101,7 +101,7 @@ async def test_an_operator_deposed_in_the_middle_of_a_burst_sends_nothing_more(a
     store.apply(Kind.CLUSTER, await api.create(inference_cluster(namespace)))
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
     task = asyncio.create_task(
-        serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder, context=RenderContext())
+        serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder, context=RenderContext(), metrics=Metrics())
     )
     try:
         await eventually("three objects", lambda: sum(ink.sent().values()) >= 3)
@@ -131,7 +131,9 @@ async def test_a_sentence_that_was_not_sent_is_said_as_soon_as_the_lease_is_back
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(ink.metrics, instance="test")
     with caplog.at_level(logging.WARNING):
         task = asyncio.create_task(
-            serving.run(store, View(store), api, ink.pen(api), keeper, recorder=recorder, context=RenderContext())
+            serving.run(
+                store, View(store), api, ink.pen(api), keeper, recorder=recorder, context=RenderContext(), metrics=Metrics()
+            )
         )
         try:
             await eventually("it was looked at", lambda: any(r.name.endswith(".recorder") for r in caplog.records))

@@ -43,6 +43,13 @@ class Scene:
         row = self.prober.condition(seen.fact, seen_status(self.objects))
         return row.status, row.reason, row.message
 
+    def ready(self, role: str, name: str, *, restarts: int = 0) -> None:
+        engine = self.prefill if role == "prefill" else self.decode
+        labels = {"splitwatt.io/cluster": "chat", "splitwatt.io/role": role}
+        conditions = [{"type": "Ready", "status": "True"}]
+        status = {"podIP": engine.host, "conditions": conditions, "containerStatuses": [{"restartCount": restarts}]}
+        self.objects.put(Kind.POD, name, meta={"labels": labels}, spec={"containers": []}, status=status)
+
     async def until(self, reason: str) -> tuple[bool | None, str, str]:
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -68,7 +75,7 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     port, side = free_port(), free_port()
     objects, changed = Objects(), []  # type: ignore[var-annotated]
     pool = {"replicas": 1, "gpusPerReplica": 1}
-    objects.cluster(
+    cluster = objects.cluster(
         engine={"type": "VLLM", "port": port}, prefill=pool, decode=pool, kvTransfer={"sideChannelPort": side},
     )  # fmt: skip
     prober = Prober(objects.store, objects.view, changed.append)
@@ -85,12 +92,12 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
                 assert router.running, router.log.read_text()
                 await asyncio.sleep(0.1)
         objects.put(Kind.SERVICE, "chat", meta={"namespace": "s"}, spec={"clusterIP": "127.0.0.1"})
-        objects.put(Kind.DEPLOYMENT, "chat-router", status={"readyReplicas": 1})
-        for role, engine in (("prefill", prefill), ("decode", decode)):
-            labels = {"splitwatt.io/cluster": "chat", "splitwatt.io/role": role}
-            ready = {"podIP": engine.host, "conditions": [{"type": "Ready", "status": "True"}]}
-            objects.put(Kind.POD, f"chat-{role}-x", meta={"labels": labels}, spec={"containers": []}, status=ready)
+        owned = {"ownerReferences": [{"controller": True, "uid": cluster["metadata"]["uid"]}]}
+        selects = {"selector": {"matchLabels": {"splitwatt.io/router": "chat"}}}
+        objects.put(Kind.DEPLOYMENT, "chat-router", meta=owned, spec=selects, status={"readyReplicas": 1})
         made = Scene(objects, prober, prefill, decode, changed)
+        for role in ("prefill", "decode"):
+            made.ready(role, f"chat-{role}-x")
         made.condition()  # as the first look at the cluster asks for it
         task = asyncio.create_task(prober.run())
         yield made
@@ -122,6 +129,61 @@ async def test_a_transfer_is_proven_and_what_breaks_later_is_told(scene: Scene) 
     await scene.prefill.close_side_channel()
     _, _, message = await scene.until("SideChannelClosed")
     assert f"side channel port {scene.prefill.side_port} of prefill engine chat-prefill-x" in message
+
+
+@pytest.mark.parametrize("engine", ["comes", "restarts"])
+async def test_an_engine_that_is_another_one_is_probed_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    await quiet(scene, monkeypatch)
+    scene.decode.fetch = "recompute"
+    if engine == "comes":
+        scene.objects.remove(Kind.POD, "chat-decode-x")
+        scene.ready("decode", "chat-decode-y")
+    else:
+        scene.ready("decode", "chat-decode-x", restarts=1)
+    assert (await scene.until("DecodeRecomputes"))[0] is False
+
+
+async def test_what_a_healthy_decode_engine_never_counts_is_probed_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent network: no pod changes, and a client's request is answered all the same."""
+    await quiet(scene, monkeypatch)
+    scene.decode.fetch = "recompute"
+    assert not await asks_within(scene, 1.0) and scene.condition()[0] is True, "nobody has asked yet"
+    await ask_as_a_client(scene)
+    assert (await scene.until("DecodeRecomputes"))[0] is False
+
+
+async def test_a_break_right_after_the_first_proof_is_seen_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody has looked at the counters again."""
+    monkeypatch.setattr(prober_of, "AGAIN_S", 1000.0)
+    monkeypatch.setattr(prober_of, "SOON_S", 2.0)
+    await scene.until("Verified")
+    scene.decode.fetch = "recompute"
+    await ask_as_a_client(scene)
+    assert (await scene.until("DecodeRecomputes"))[0] is False
+
+
+async def ask_as_a_client(scene: Scene) -> None:
+    async with httpx.AsyncClient() as http:
+        body = {"model": "m", "prompt": "of a client " * 80, "max_tokens": 2}
+        answer = await http.post(f"http://127.0.0.1:{scene.prefill.port}/v1/completions", json=body, timeout=PATIENCE_S)
+    assert answer.status_code == 200
+
+
+async def quiet(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proven, and the next probe by the clock is far."""
+    monkeypatch.setattr(prober_of, "AGAIN_S", 1000.0)
+    await scene.until("Verified")
+    async with asyncio.timeout(PATIENCE_S):
+        while await asks_within(scene, 1.0):
+            pass
+
+
+async def asks_within(scene: Scene, seconds: float) -> int:
+    before = len(scene.prefill.asked)
+    await asyncio.sleep(seconds)
+    return len(scene.prefill.asked) - before
 
 
 async def test_a_transfer_that_fails_the_request_is_told(scene: Scene) -> None:

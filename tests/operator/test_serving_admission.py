@@ -36,6 +36,7 @@ def test_a_cluster_becomes_ready_pods_in_its_budget(site: Site) -> None:
             "replicas": 1,
             "readyReplicas": 1,
             "admittedReplicas": 1,
+            "wantedReplicas": 1,
             "labelSelector": f"splitwatt.io/cluster=chat,splitwatt.io/role={role}",
         }
     assert status["powerFloorWatts"] == 2 * GPUS * CLIFF_W

@@ -70,7 +70,11 @@ def test_a_spec_that_cannot_be_rendered_leaves_the_former_one_in_force(site: Sit
     site.kubectl("scale", "deployment", "chat-decode", "--replicas=5")
     eventually("replicas are back", lambda: (site.get("deployment", "chat-decode") or {})["spec"]["replicas"] == 1)
     assert site.running("chat", "decode") == 1
-    right = {"spec": {"engine": {"args": []}, "decode": {"replicas": 1}}}
+    unknown = {"spec": {"engine": {"type": "VLLM", "args": ["--max-model-length=8192"]}}}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps(unknown))
+    near = "did you mean --max-model-len?"
+    eventually("its sentence", lambda: near in site.await_condition("chat", "Ready", "False", "InvalidSpec")["message"])
+    right = {"spec": {"engine": {"type": "Emulated", "args": []}, "decode": {"replicas": 1}}}
     site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps(right))
     site.await_condition("chat", "Ready", "True")
 
@@ -105,6 +109,31 @@ def test_a_router_comes_with_its_rights_and_goes_with_them(site: Site) -> None:
     assert way_in is not None and way_in["spec"]["selector"] == {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "decode"}
     assert site.await_condition("chat", "RouterReady", "Unknown", "NoRouter")
     site.await_condition("chat", "Ready", "True")
+
+
+def test_a_split_cluster_becomes_unsplit_in_one_apply(site: Site) -> None:
+    """Its mixed pod waits behind the gate until the two others gave their GPUs and watts back."""
+    site.add_nodes(2)
+    site.limit(idle_w(2) + PAIR_W)
+    site.cluster("chat")
+    site.await_condition("chat", "Ready", "True")
+    spec = (site.get("ic", "chat") or {})["spec"]
+    unsplit = {"prefill": None, "decode": None, "mixed": {**spec["prefill"], "replicas": 2}}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps({"spec": unsplit}))
+    eventually("two mixed pods run", lambda: site.running("chat", "mixed") == 2)
+    for kind in ("deployment", "service", "poddisruptionbudget"):
+        for role in ("prefill", "decode"):
+            eventually("the former pools are gone", partial(lambda k, n: site.get(k, n) is None, kind, f"chat-{role}"))
+    site.await_condition("chat", "MixedReady", "True", "AllReplicasReady")
+    site.await_condition("chat", "Ready", "True")
+    assert site.condition("chat", "KVTransferVerified")["reason"] == "Unsplit"
+    cluster = site.get("ic", "chat")
+    assert cluster is not None and cluster["status"]["mixed"]["admittedReplicas"] == 2
+    assert not {"prefill", "decode"} & cluster["status"].keys()
+    assert not {"PrefillReady", "DecodeReady"} & {row["type"] for row in cluster["status"]["conditions"]}
+    (router,) = (each for each in site.list("deployment") if "chat-router" in each["metadata"]["name"])
+    args = router["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[args.index("--selector") + 1 :][:2] == ["splitwatt.io/cluster=chat", "splitwatt.io/role=mixed"]
 
 
 def test_a_foreign_object_of_the_same_name_is_left_alone(site: Site) -> None:

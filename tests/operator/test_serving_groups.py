@@ -30,29 +30,47 @@ def wide(site: Site, nodes: int) -> dict[str, Any]:
     return {**WIDE, "decode": {**pool, "nodesPerReplica": nodes}}
 
 
+def sets_of(site: Site) -> list[dict[str, Any]]:
+    path = f"/apis/leaderworkerset.x-k8s.io/v1/namespaces/{site.namespace}/leaderworkersets"
+    found: list[dict[str, Any]] = site.plane.http.get(path).raise_for_status().json()["items"]
+    return found
+
+
 def make_group(site: Site, number: int, *, only: int | None = None) -> None:
-    """Pods of one group of chat-decode, as LeaderWorkerSet's controller and webhook make them: templates and labels."""
-    found = eventually("the LeaderWorkerSet", lambda: site.get(SET, "chat-decode"))
-    whole = found["spec"]["leaderWorkerTemplate"]
+    """Pods of one group of decode's, as LeaderWorkerSet's controller and webhook make them: templates and labels."""
+    [found] = eventually("the LeaderWorkerSet", lambda: sets_of(site))
+    whole, its_name = found["spec"]["leaderWorkerTemplate"], found["metadata"]["name"]
     for index in range(whole["size"]):
         if only not in (None, index):
             continue
         template = json.loads(json.dumps(whole["workerTemplate" if index else "leaderTemplate"]))
-        name = f"chat-decode-{number}" + (f"-{index}" if index else "")
-        labels = {f"{LABEL}/name": "chat-decode", f"{LABEL}/group-index": str(number), f"{LABEL}/worker-index": str(index)}
+        name = f"{its_name}-{number}" + (f"-{index}" if index else "")
+        labels = {f"{LABEL}/name": its_name, f"{LABEL}/group-index": str(number), f"{LABEL}/worker-index": str(index)}
         meta = {
             "name": name,
             "namespace": site.namespace,
             "labels": {**template["metadata"]["labels"], **labels, f"{LABEL}/group-key": f"key-{site.rack}-{number}"},
-            "annotations": {f"{LABEL}/size": str(whole["size"])},
+            "annotations": {**template["metadata"]["annotations"], f"{LABEL}/size": str(whole["size"])},
         }
         site.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]})
 
 
 def gated(site: Site) -> list[str]:
-    """Of the group's pods, those behind the gate."""
-    pods = [pod for pod in site.list("pods") if pod["metadata"]["labels"].get(f"{LABEL}/name") == "chat-decode"]
-    return sorted(pod["metadata"]["name"] for pod in pods if pod["spec"].get("schedulingGates"))
+    """Of the groups' pods, those behind the gate, as group and index."""
+    pods = [
+        pod for pod in site.list("pods") if f"{LABEL}/name" in pod["metadata"]["labels"] and pod["spec"].get("schedulingGates")
+    ]
+    return sorted("-".join(pod["metadata"]["labels"][f"{LABEL}/{what}-index"] for what in ("group", "worker")) for pod in pods)
+
+
+def says(site: Site, number: int, *, ready: int) -> None:
+    """Of a set with so many replicas, as its controller would."""
+    for found in sets_of(site):
+        if found["spec"]["replicas"] == number:
+            status = {"replicas": number, "readyReplicas": ready, "updatedReplicas": number}
+            patch = json.dumps({"status": {**status, "observedGeneration": found["metadata"]["generation"]}})
+            name = found["metadata"]["name"]
+            site.kubectl("patch", SET, name, "--subresource=status", "--type=merge", "-p", patch)
 
 
 def test_without_the_definition_one_sentence_says_what_to_install(sets: Site) -> None:
@@ -75,7 +93,7 @@ def test_a_group_leaves_the_gate_whole_once_there_are_watts_for_all_of_it(sets: 
     assert "decode" in row["message"]
     make_group(sets, 0, only=1)
     sets.await_condition("chat", "PowerAdmitted", "False", "InsufficientPower")
-    assert gated(sets) == ["chat-decode-0", "chat-decode-0-1"]
+    assert gated(sets) == ["0-0", "0-1"]
 
     sets.limit(idle_w(3) + 3 * POD_W + 100)
     sets.await_condition("chat", "PowerAdmitted", "True")
@@ -83,14 +101,12 @@ def test_a_group_leaves_the_gate_whole_once_there_are_watts_for_all_of_it(sets: 
     status = eventually("one replica is admitted", lambda: _admitted_one(sets))
     assert status["decode"]["labelSelector"].endswith("splitwatt.io/role=decode")
 
-    numbers = {"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1, "observedGeneration": 1}
-    patch = json.dumps({"status": numbers})
-    sets.kubectl("patch", SET, "chat-decode", "--subresource=status", "--type=merge", "-p", patch)
+    says(sets, 1, ready=1)
     assert sets.await_condition("chat", "DecodeReady", "True")["message"] == "1 of 1 replicas are ready."
 
     def one_cap() -> bool:
         """Both nodes of the group give all their GPUs the same cap."""
-        nodes = [p["spec"].get("nodeName") for p in sets.list("pods") if p["metadata"]["name"].startswith("chat-decode-0")]
+        nodes = [p["spec"].get("nodeName") for p in sets.list("pods") if f"{LABEL}/name" in p["metadata"]["labels"]]
         lines = [
             gpu
             for node in nodes
@@ -114,12 +130,15 @@ def test_a_pool_comes_back_to_one_node(sets: Site) -> None:
     sets.add_nodes(2)
     sets.limit(idle_w(2) + 2 * POD_W)
     sets.cluster("chat", **wide(sets, 2))
-    eventually("the LeaderWorkerSet", lambda: sets.get(SET, "chat-decode"))
+    [found] = eventually("the LeaderWorkerSet", lambda: sets_of(sets))
     assert sets.get("deployment", "chat-decode") is None
     assert sets.get("pdb", "chat-decode-workers") is not None
-    sets.kubectl("patch", SET, "chat-decode", "--type=merge", "-p", '{"spec":{"replicas":7}}')
-    eventually("replicas are back", lambda: (sets.get(SET, "chat-decode") or {})["spec"]["replicas"] == 1)
+    sets.kubectl("patch", SET, found["metadata"]["name"], "--type=merge", "-p", '{"spec":{"replicas":7}}')
+    eventually("replicas are back", lambda: [each["spec"]["replicas"] for each in sets_of(sets)] == [1])
+    says(sets, 1, ready=0)
     sets.kubectl("patch", "ic", "chat", "--type=merge", "-p", '{"spec":{"decode":{"nodesPerReplica":1}}}')
-    eventually("the LeaderWorkerSet is gone", lambda: sets.get(SET, "chat-decode") is None)
+    eventually("it is told to go", lambda: [each["spec"]["replicas"] for each in sets_of(sets)] == [0])
+    says(sets, 0, ready=0)
+    eventually("the LeaderWorkerSet is gone", lambda: not sets_of(sets))
     eventually("and there is a Deployment", lambda: sets.get("deployment", "chat-decode"))
     eventually("and no budget for workers", lambda: sets.get("pdb", "chat-decode-workers") is None)

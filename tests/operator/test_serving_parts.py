@@ -28,6 +28,7 @@ from splitwatt_core.conditions import Condition
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.rendering.objects import object_name
 from splitwatt_core.rendering.render import RenderContext
+from splitwatt_core.serving.latency import LEVELS
 from splitwatt_operator.cluster.store import Change, Key, Kind
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import Pen
@@ -36,7 +37,7 @@ from splitwatt_operator.serving import queue as serving_queue
 from splitwatt_operator.serving.admission import gate_patch
 from splitwatt_operator.serving.loop import Serving
 from splitwatt_operator.serving.queue import WorkQueue
-from splitwatt_operator.serving.slo import Latency, p99_query
+from splitwatt_operator.serving.slo import Latency, quantile_query
 from splitwatt_operator.serving.status import invalid_status, status_of, waits_s
 from support.objects import Objects
 
@@ -106,7 +107,7 @@ def test_an_edited_object_is_its_clusters_whatever_its_name_or_label() -> None:
     keeper, recorder = Keeper(term=1, policies=POLICIES), Recorder(Metrics(), instance="t")
     serving = Serving(
         objects.store, objects.view, None, None, keeper,  # type: ignore[arg-type]
-        recorder=recorder, prometheus=None, context=RenderContext(),
+        recorder=recorder, prometheus=None, context=RenderContext(), metrics=Metrics(),
     )  # fmt: skip
     objects.cluster(name)
     made = object_name(name, Role.DECODE)
@@ -142,7 +143,7 @@ async def test_a_status_that_may_have_landed_is_written_over() -> None:
     obj, api = objects.cluster(), Api()
     serving = Serving(
         objects.store, objects.view, None, Pen(api, Metrics(), held=lambda _: True), keeper,  # type: ignore[arg-type]
-        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(),
+        recorder=Recorder(Metrics(), instance="t"), prometheus=None, context=RenderContext(), metrics=Metrics(),
     )  # fmt: skip
 
     def status(watts: int) -> dict[str, Any]:
@@ -178,7 +179,10 @@ def test_the_gates_patch_is_bound_narrows_every_term_and_keeps_other_gates() -> 
     assert patch[1] == {"op": "test", "path": "/metadata/resourceVersion", "value": "7"}
     by_path = {row["path"]: row for row in patch[2:]}
     assert by_path["/spec/schedulingGates"]["value"] == [{"name": "queue"}]
-    assert by_path["/metadata/annotations"]["value"] == {"theirs": "x", "splitwatt.io/power-budget": "rack-a"}
+    assert (
+        by_path["/metadata/annotations/splitwatt.io~1power-budget"]["value"] == "rack-a"
+        and "/metadata/annotations" not in by_path
+    )
     affinity = by_path["/spec/affinity"]["value"]
     assert affinity["podAntiAffinity"] == {"kept": True}
     assert affinity["nodeAffinity"]["preferred"] == "kept"
@@ -201,6 +205,7 @@ def test_the_last_gate_is_removed_and_a_leaf_of_all_nodes_narrows_nothing() -> N
     paths = {row["path"]: row for row in gate_patch(pod, leaf="all", selector=Selector())}
     assert paths["/spec/schedulingGates"]["op"] == "remove"
     assert "/spec/affinity" not in paths
+    assert paths["/metadata/annotations"]["value"] == {"splitwatt.io/power-budget": "all"}
 
 
 def test_the_planned_node_is_a_wish_and_a_term_that_matches_nothing_stays_so() -> None:
@@ -261,12 +266,13 @@ def conditions(
 ) -> dict[str, tuple[str, str, str]]:
     status = status_of(
         spec or cluster(),
-        {Role.PREFILL: prefill, Role.DECODE: rest.get("decode", deployment(0, updated=0))},
+        {Role.PREFILL: prefill, Role.DECODE: rest.get("decode", deployment(0, updated=0)), Role.MIXED: rest.get("mixed")},
         rest.get("router", deployment(1)),
         standing=standing,
         latency=rest.get("latency", Latency()),
         proof=rest.get("proof", UNPROVEN),
         problems=rest.get("problems", []),
+        unjudged=rest.get("unjudged", ()),
         previous={},
         now_s=0.0,
     )
@@ -306,6 +312,35 @@ def test_ready_needs_the_router_that_clients_are_led_to() -> None:
     assert none["Ready"][0] == "True" and "nothing is split" in none["Ready"][2]
 
 
+def test_an_unsplit_cluster_says_how_its_one_pool_stands() -> None:
+    spec = cluster(prefill=None, decode=None, mixed=RoleSpec(2, 8))
+    standing = ClusterStanding(ADMITTED.verdict, {Role.MIXED: 2}, 0.0)
+    status = status_of(
+        spec, {Role.PREFILL: None, Role.DECODE: None, Role.MIXED: deployment(1)}, deployment(1), standing=standing,
+        latency=Latency(), proof=UNPROVEN, problems=[], previous={}, now_s=0.0,
+    )  # fmt: skip
+    numbers = {"replicas": 2, "readyReplicas": 1, "admittedReplicas": 2, "wantedReplicas": 2}
+    assert status["mixed"] == {**numbers, "labelSelector": "splitwatt.io/cluster=chat,splitwatt.io/role=mixed"}
+    assert not {"prefill", "decode"} & status.keys()
+    found = conditions(spec=spec, prefill=None, mixed=deployment(1))
+    assert found["MixedReady"] == ("False", "ReplicasNotReady", "1 of 2 replicas are ready.")
+    assert found["Ready"][:2] == ("False", "RolesNotReady") and not {"PrefillReady", "DecodeReady"} & found.keys()
+    ready = conditions(spec=spec, prefill=None, mixed=deployment(2))
+    assert ready["Ready"] == ("True", "Serving", "Every replica is ready, and so is the router."), "no proof is owed"
+    assert conditions(spec=spec, prefill=None, mixed=deployment(2), router=deployment(0))["Ready"][1] == "RouterNotReady"
+    own = replace(spec, router=RouterSpec(RouterType.NONE))
+    assert "clients reach the mixed pods" in conditions(spec=own, prefill=None, mixed=deployment(2))["RouterReady"][2]
+    asleep = replace(spec, mixed=RoleSpec(0, 8))
+    assert conditions(spec=asleep, prefill=None, mixed=deployment(0, updated=0))["RouterReady"][:2] == ("Unknown", "ScaledToZero")
+
+
+def test_a_third_pool_beside_two_is_waited_for_too() -> None:
+    spec = cluster(decode=RoleSpec(2, 8), mixed=RoleSpec(2, 8), router=RouterSpec(RouterType.NONE))
+    both: dict[str, Any] = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
+    assert conditions(**both, mixed=deployment(1))["Ready"] == ("False", "RolesNotReady", "mixed: 1 of 2 replicas are ready.")
+    assert conditions(**both, mixed=deployment(2))["Ready"][2].startswith("Every replica of all roles is ready.")
+
+
 def test_ready_needs_the_proof_where_one_is_owed() -> None:
     spec = cluster(decode=RoleSpec(2, 8), engine=EngineSpec(EngineType.VLLM))
     both: dict[str, Any] = {"spec": spec, "prefill": deployment(2), "decode": deployment(2)}
@@ -320,13 +355,31 @@ def test_ready_needs_the_proof_where_one_is_owed() -> None:
         assert conditions(**{**both, "spec": replace(spec, **spared)})["Ready"][0] == "True"
 
 
+def test_what_engines_alone_know_is_said_and_stands_in_nothings_way() -> None:
+    told = conditions(prefill=deployment(2), unjudged=["The flags of x are not known."])
+    assert told["EngineChecked"] == ("Unknown", "NotKnown", "The flags of x are not known.")
+    known = conditions(prefill=deployment(2))
+    assert "EngineChecked" not in known and known["Ready"] == told["Ready"]
+
+
+def measured(prefill_s: float | None, decode_s: float | None, tbt_ms: int | None) -> Latency:
+    """Engines whose every request took the same; None: no request came."""
+    seconds = {Role.PREFILL: prefill_s, Role.DECODE: decode_s}
+    return Latency({role: dict.fromkeys(LEVELS, s) for role, s in seconds.items() if s is not None}, tbt_ms)
+
+
 @pytest.mark.parametrize(
     ("latency", "status", "words"),
     [
-        (Latency(1500, 90), "True", "TTFT P99 1500 ms of 2000 ms, TBT P99 90 ms of 100 ms."),
-        (Latency(2500, 90), "False", "TTFT P99 2500 ms of 2000 ms"),
-        (Latency(2500, None), "False", "TBT P99 unknown of 100 ms"),
-        (Latency(1500, None), "Unknown", "no requests in the last minute"),
+        (measured(0.9, 0.6, 90), "True", "TTFT P99 at most 1500 ms of 2000 ms (prompt at prefill engines, then KV transfer and"),
+        (measured(0.9, 0.6, 90), "True", "TBT P99 90 ms of 100 ms (at decode engines)."),
+        (measured(0.4, 2.1, 90), "False", "TTFT P99 at least 2100 and at most 2500 ms of 2000 ms"),
+        (measured(1.2, 1.2, 90), "Unknown", "do not tell on which side it is"),
+        (measured(1.2, 1.2, 190), "False", "TBT P99 190 ms of 100 ms"),
+        (measured(0.4, 2.1, None), "False", "TBT P99 unknown of 100 ms"),
+        (measured(0.9, 0.6, None), "Unknown", "no requests in the last minute"),
+        (measured(0.9, None, 90), "Unknown", "TTFT P99 unknown of 2000 ms (it takes the prefill and the decode engines'"),
+        (measured(None, 0.6, 90), "Unknown", "TTFT P99 unknown of 2000 ms"),
         (Latency(), "Unknown", "TTFT P99 unknown of 2000 ms"),
     ],
 )
@@ -377,8 +430,21 @@ def test_a_cluster_served_by_its_former_spec_says_so_and_is_not_called_ready() -
     assert status["prefill"]["readyReplicas"] == 2
 
 
-def test_one_query_asks_for_all_clusters() -> None:
-    assert p99_query("vllm:time_to_first_token_seconds", Role.PREFILL) == (
-        "histogram_quantile(0.99, sum by (namespace, cluster, le) "
-        '(rate(vllm:time_to_first_token_seconds_bucket{role="prefill"}[1m])))'
+def test_without_a_router_of_ours_decode_may_read_the_prompts_and_a_router_of_their_own_may_split() -> None:
+    own = cluster(slo=SloSpec(2000, None), router=RouterSpec(RouterType.NONE))
+    for latency, words in (
+        (measured(None, 0.6, None), "TTFT P99 600 ms of 2000 ms (at decode engines, no prompt came to prefill)."),
+        (measured(0.9, 0.6, None), "TTFT P99 at most 1500 ms"),
+    ):
+        row = conditions(prefill=deployment(2), spec=own, latency=latency)["SLOAttained"]
+        assert row[0] == "True" and row[2].startswith(words)
+
+
+def test_one_query_asks_for_all_clusters_and_knows_pods_by_their_labels_or_their_names() -> None:
+    pod = "(.+)-(prefill|decode|mixed)(?:-[0-9a-f]{8})?-[a-z0-9]+-[a-z0-9]+"
+    bare = f'rate(m_bucket{{role="",pod=~"{pod}"}}[1m])'
+    named = f'label_replace(label_replace({bare}, "cluster", "$1", "pod", "{pod}"), "role", "$2", "pod", "{pod}")'
+    buckets = f'sum by (namespace, cluster, role, le) (rate(m_bucket{{role=~"prefill|decode|mixed"}}[1m]) or {named})'
+    assert quantile_query("m", tuple(Role), (0.99, 0.5)) == " or ".join(
+        f'label_replace(histogram_quantile({level}, {buckets}), "splitwatt_level", "{level}", "", "")' for level in (0.99, 0.5)
     )

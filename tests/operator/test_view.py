@@ -199,7 +199,7 @@ def test_a_cluster_is_served_by_its_last_readable_spec() -> None:
         seen = objects.view.cluster(ClusterName("s", "chat"))
         assert seen is not None and seen.fact is not None
         assert seen.problem and seen.sentence == f"the former spec stays in force: {seen.problem}"
-        assert (seen.fact.prefill.replicas, loops.keeper.pods["p"].power_ceiling_w) == (1, 300)
+        assert (seen.fact.role(Role.PREFILL).replicas, loops.keeper.pods["p"].power_ceiling_w) == (1, 300)
         [want] = snapshot_of(loops.site()).clusters
         assert want.replicas[Role.PREFILL] == 1
 

@@ -76,11 +76,14 @@ def test_the_command_prints_the_designs_and_writes_what_can_be_applied(
     assert values["H100_prefill_servers"] == 6 and values["H100_decode_servers"] == 0
     assert 44 * values["HH_prefill_servers"] + 44 * values["HH_decode_servers"] == 264
     budget, cluster = yaml.safe_load_all((tmp_path / "plan.yaml").read_text())
-    servers = cluster["spec"]["prefill"]["replicas"], cluster["spec"]["decode"]["replicas"]
+    pools = [cluster["spec"].get(role, {"replicas": 0})["replicas"] for role in ("mixed", "prefill", "decode")]
+    servers = pools[0] or pools[1], pools[2]
     InferenceCluster.from_wire(cluster)
     PowerBudget.from_wire(budget)
     assert servers in {
-        (values[f"{name}_prefill_servers"], values[f"{name}_decode_servers"]) for name in ("HHcap", "HH", "HA", "AA")
+        (values[f"{name}_prefill_servers"], values[f"{name}_decode_servers"])
+        for name in (("H100", "A100") if pools[0] else ("HHcap", "HH", "HA", "AA"))
+        if f"{name}_prefill_servers" in values
     }
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
@@ -93,6 +96,7 @@ def test_the_command_prints_the_designs_and_writes_what_can_be_applied(
         (["--power-units", "splitwise", "--power-of", "H100:4", "--on-kubernetes"], "--on-kubernetes says nothing"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--merge", "shards"], "--merge says nothing"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--servers-per-rack", "2"], "--servers-per-rack says nothing"),
+        (["--power-units", "splitwise", "--power-of", "H100:4", "--router", "own"], "--router says nothing"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--seconds", "19"], "lists of 19 s hide queues"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--step", "0.001"], "give a larger --step"),
         (["--power-units", "splitwise", "--power-of", "H100:4", "--model", "foo"], "--model foo is not known; choose from"),

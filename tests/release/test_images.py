@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
-from splitwatt_core.rendering.router import router_objects
+from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_lab.images.catalogue import CONTAINERFILE, IMAGES
 from support.imports import REPOSITORY, modules, packages, reached, within
 
@@ -107,7 +107,11 @@ def test_the_routers_image_has_the_program_that_is_rendered() -> None:
     """Its name stands instead of the image's own entry point, so that the publisher's image and ours may be exchanged."""
     pool, engine = RoleSpec(replicas=1, gpus_per_replica=1), EngineSpec(EngineType.EMULATED)
     cluster = ClusterSpec(namespace="n", name="c", uid="u", generation=1, model="m", engine=engine, prefill=pool, decode=pool)
-    (deployment,) = [each for each in router_objects(cluster, image="i") if each["kind"] == "Deployment"]
+    (deployment,) = [
+        each
+        for each in render(cluster, RenderContext())
+        if each["metadata"]["name"] == "c-router" and each["kind"] == "Deployment"
+    ]
     (program,) = deployment["spec"]["template"]["spec"]["containers"][0]["command"]
     assert f"COPY images/{program} /usr/local/bin/{program}\n" in stage("router") and f'ENTRYPOINT ["{program}"]' in stage(
         "router"

@@ -16,6 +16,7 @@ from support.imports import REPOSITORY, imported, outside, packages, within
 from support.some import some
 
 PROJECT: Final[dict[str, Any]] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+REAL_VLLM: Final = REPOSITORY / "e2e" / "vllm"
 EXTRAS: Final[dict[str, list[str]]] = PROJECT["project"]["optional-dependencies"]
 STARTS: Final = {
     "agent": ["splitwatt_agent"],
@@ -26,6 +27,7 @@ STARTS: Final = {
     "twin": ["splitwatt_twin", "splitwatt_nvml_twin"],
     "lab": ["splitwatt_lab"],
     "papers": ["splitwatt_papers"],
+    "panels": ["splitwatt_panels"],
 }
 NOT_IMPORTED: Final = {
     "nvidia-nvml-dev": "brings nvml.h, which the C compiler reads",
@@ -73,11 +75,19 @@ def test_an_extra_declares_what_its_package_imports(extra: str) -> None:
     assert not idle, f"nothing imports {sorted(idle)}: take it out of the extra `{extra}`"
 
 
+def test_what_runs_beside_real_vllm_imports_what_is_installed_there() -> None:
+    there = {line.split("==")[0] for line in (REAL_VLLM / "requirements.txt").read_text().splitlines()}
+    tops = {name.split(".")[0] for file in REAL_VLLM.glob("*.py") for name in imported(file)} - set(sys.stdlib_module_names)
+    assert "torch" in tops and tops <= there
+
+
 def test_development_brings_what_the_tests_import() -> None:
     declared = _declared("dev", whole=True)
     checked = 0
     folders = [REPOSITORY / name for name in PROJECT["tool"]["pytest"]["ini_options"]["pythonpath"]]
     for file in sorted(file for folder in folders for file in folder.rglob("*.py")):
+        if file.parent == REAL_VLLM:
+            continue  # it runs where its own requirements are installed
         for top in {name.split(".")[0] for name in imported(file)}:
             beside = (file.parent / f"{top}.py").exists() or any((folder / top).is_dir() for folder in folders)
             if top.startswith("splitwatt_") or beside:

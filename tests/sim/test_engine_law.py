@@ -46,6 +46,7 @@ from support.fleet_scenes import (
     Row,
     arrivals,
     changes_of,
+    felt,
     fitted,
     pools_of,
     started,
@@ -89,8 +90,8 @@ def test_in_exact_numbers_failures_and_flips_give_the_very_run_of_the_specificat
     pools, rows, changes = scene
     got, want = run_fleet(pools, arrivals(rows), changes=changes), run_plain(pools, arrivals(rows), changes=changes)
     assert got.unfinished.tolist() == want.unfinished
-    for name, column in want.latencies.columns().items():
-        assert got.latencies.columns()[name].tolist() == column.tolist(), name
+    for name, column in felt(want.latencies).items():
+        assert felt(got.latencies)[name].tolist() == column.tolist(), name
     assert (got.energy_j, got.ends_s) == (want.energy_j, want.ends_s)
     assert (got.restarted, got.flips) == (want.restarted, want.flips)
 
@@ -100,8 +101,8 @@ def test_in_any_numbers_it_agrees_with_the_specification(scene: Scene) -> None:
     pools, rows, changes = scene
     got, want = run_fleet(pools, arrivals(rows), changes=changes), run_plain(pools, arrivals(rows), changes=changes)
     assert (got.unfinished.tolist(), got.restarted, got.flips) == (want.unfinished, want.restarted, want.flips)
-    for name, column in want.latencies.columns().items():
-        assert got.latencies.columns()[name] == pytest.approx(column, rel=1e-9, abs=1e-9), name
+    for name, column in felt(want.latencies).items():
+        assert felt(got.latencies)[name] == pytest.approx(column, rel=1e-9, abs=1e-9), name
     assert got.energy_j == pytest.approx(want.energy_j, rel=1e-9)
 
 
@@ -121,6 +122,7 @@ def test_every_request_is_done_once_or_is_nowhere_and_its_tokens_are_counted_onc
         assert r.left == (r.prompt if np.isnan(r.done_s) else 0)
     assert (requests.prompt_end_s > requests.arrival_s)[done].all()
     assert (requests.done_s >= requests.prompt_end_s)[done].all()
+    assert (requests.first_s >= requests.prompt_end_s)[done].all() and (requests.first_s <= requests.done_s)[done].all()
     if state.counters[RESTARTED] == 0:
         assert requests.prompt.tolist() == [prompt for _, prompt, _ in rows]
     for left in (state.pending, state.promised, machines.batch, machines.context, machines.kv_used, machines.coming):
@@ -172,7 +174,7 @@ def test_a_run_in_parts_is_the_run_at_once(scene: Scene, stops_s: list[float]) -
             break  # the whole run counts nothing beyond its end
         assert play_until(parts, stop_s) == COMPLETE
     assert play_until(parts, np.inf) == COMPLETE
-    for name in ("prompt_end_s", "done_s"):
+    for name in ("prompt_end_s", "first_s", "done_s"):
         assert parts.requests[name].tolist() == pytest.approx(whole.requests[name].tolist(), rel=0, abs=0, nan_ok=True)
     assert parts.machines.energy_j == pytest.approx(whole.machines.energy_j, rel=1e-12)
     assert parts.power_w == pytest.approx(whole.power_w, rel=1e-9, abs=1e-9)
@@ -183,7 +185,7 @@ def test_a_run_in_parts_is_the_run_at_once(scene: Scene, stops_s: list[float]) -
 def test_with_a_machine_for_each_request_and_phase_nobody_waits_longer_than_in_a_smaller_fleet(
     rows: list[Row], prefill: int, decode: int
 ) -> None:
-    kind = fitted(UNEVEN, rows, spare=MANY, kv_s=1.7e-6, hand_off=(1e-5, 0.005, 512.0))
+    kind = fitted(UNEVEN, rows, spare=MANY, kv_s=1.7e-6, hand_off=(1e-5, 0.005, 512.0, 0.0))
     few, many = (
         run_fleet(pools_of((p, 0, d), kind), arrivals(rows)).latencies for p, d in ((prefill, decode), (len(rows), len(rows)))
     )

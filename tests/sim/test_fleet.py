@@ -36,6 +36,7 @@ from support.fleet_scenes import (
     UNEVEN,
     Row,
     arrivals,
+    felt,
     fitted,
     pools_of,
     started,
@@ -206,27 +207,27 @@ def test_a_fleet_without_decode_machines_serves_all_in_its_mixed_pool() -> None:
 
 
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1 / 4096]), HAND_OFFS)
-@example(SEED_ROWS, (1, 1, 1), 0, 1 / 4096, (1 / 1024, 0.0, np.inf))
+@example(SEED_ROWS, (1, 1, 1), 0, 1 / 4096, (1 / 1024, 0.0, np.inf, 0.0))
 def test_in_exact_numbers_it_gives_the_very_times_and_energy_of_the_specification(
-    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float]
+    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float, float]
 ) -> None:
     pools = pools_of(shape, fitted(EXACT, rows, spare=spare, kv_s=kv_s, hand_off=hand_off))
     got, want = run(pools, rows), run_plain(pools, arrivals(rows))
-    for name, column in want.latencies.columns().items():
-        assert got.latencies.columns()[name].tolist() == column.tolist(), name
+    for name, column in felt(want.latencies).items():
+        assert felt(got.latencies)[name].tolist() == column.tolist(), name
     assert (got.energy_j, got.ends_s) == (want.energy_j, want.ends_s)
 
 
 @given(ROWS, SHAPES, SPARE, st.sampled_from([0.0, 1.7e-6]), HAND_OFFS)
-@example(SEED_ROWS, (1, 1, 1), 0, 1.7e-6, (1 / 1024, 0.0, np.inf))
+@example(SEED_ROWS, (1, 1, 1), 0, 1.7e-6, (1 / 1024, 0.0, np.inf, 0.0))
 def test_in_any_numbers_it_agrees_with_the_specification(
-    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float]
+    rows: list[Row], shape: tuple[int, int, int], spare: int, kv_s: float, hand_off: tuple[float, float, float, float]
 ) -> None:
     pools = pools_of(shape, fitted(UNEVEN, rows, spare=spare, kv_s=kv_s, hand_off=hand_off))
     rows = [(0.731 * at_s, prompt, output) for at_s, prompt, output in rows]
     got, want = run(pools, rows), run_plain(pools, arrivals(rows))
-    for name, column in want.latencies.columns().items():
-        assert got.latencies.columns()[name] == pytest.approx(column, rel=1e-9, abs=1e-9), name
+    for name, column in felt(want.latencies).items():
+        assert felt(got.latencies)[name] == pytest.approx(column, rel=1e-9, abs=1e-9), name
     assert got.energy_j == pytest.approx(want.energy_j, rel=1e-9)
 
 
@@ -237,7 +238,7 @@ def test_in_any_numbers_it_agrees_with_the_specification(
 def test_every_request_ends_its_tokens_are_counted_once_and_nothing_is_left_behind(
     rows: list[Row], shape: tuple[int, int, int], spare: int
 ) -> None:
-    state = state_after(pools_of(shape, fitted(UNEVEN, rows, spare=spare, kv_s=0.0, hand_off=(0.0, 0.1, 0.0))), rows)
+    state = state_after(pools_of(shape, fitted(UNEVEN, rows, spare=spare, kv_s=0.0, hand_off=(0.0, 0.1, 0.0, 0.0))), rows)
     assert state.counters[DONE] == len(rows)
     assert (state.requests.prompt_end_s > state.requests.arrival_s).all()
     assert (state.requests.done_s >= state.requests.prompt_end_s).all()
@@ -279,7 +280,7 @@ def test_each_second_holds_the_mean_of_what_was_drawn_in_it() -> None:
 def test_a_run_in_parts_is_the_run_at_once(
     rows: list[Row], shape: tuple[int, int, int], spare: int, stops_s: list[float]
 ) -> None:
-    pools = pools_of(shape, fitted(EXACT, rows, spare=spare, kv_s=1 / 4096, hand_off=(1 / 1024, 0.0, np.inf)))
+    pools = pools_of(shape, fitted(EXACT, rows, spare=spare, kv_s=1 / 4096, hand_off=(1 / 1024, 0.0, np.inf, 0.0)))
     whole, parts = state_after(pools, rows, seconds=20), started(pools, rows, seconds=20)
     for stop_s in stops_s:
         if stop_s >= whole.requests.done_s.max():

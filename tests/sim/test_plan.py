@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_api.inference_cluster import InferenceCluster
-from splitwatt_api.power_budget import PowerBudget
-from splitwatt_api.power_profile import PowerProfile
 from splitwatt_cli.main import main
 from splitwatt_core.protocol.contract import Phase
 from splitwatt_sim.fleet.run import FleetRun, run_fleet
 from splitwatt_sim.latencies import Latencies
 from splitwatt_sim.plan import report
-from splitwatt_sim.plan.objects import PlanObjectsError, as_yaml, manifests, profile_manifests
+from splitwatt_sim.plan.objects import PlanObjectsError, manifests
 from splitwatt_sim.plan.options import GPUS_2026, MODEL_2026, LatencySlo, caps_of, market, option_for, profile_named
 from splitwatt_sim.plan.search import (
     Found,
@@ -53,6 +50,10 @@ def option(gpu: str = "H100", cap_w: int = 700) -> Option:
 KNOWN = {name: Catalogue().gpu(name) for name in GPUS_2026}
 PREFILL, DECODE = option(), option(cap_w=380)
 GOAL = Goal(SIZES, seconds=20.0, seed=1, step_rps=10.0, misses=SLO.checker(MODEL_2026))
+
+
+def objects(design: PlanDesign) -> list[dict[str, Any]]:
+    return manifests(design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN)
 
 
 def holding(designs: list[PlanDesign], *, up_to_rps: int) -> float:
@@ -226,31 +227,6 @@ def test_what_no_table_knows_is_refused(model: str, gpu: str, cap_w: int | None,
         option_for(model, gpu, cap_w, longest_prompt=LONGEST)
 
 
-# ------------------------------------------------------------------------------------------------------------- objects
-
-
-def objects(design: PlanDesign) -> list[dict[str, object]]:
-    return manifests(design, name="chat", namespace="serving", model=MODEL_2026, slo=SLO, gpus=KNOWN)
-
-
-def test_the_objects_say_what_the_design_says() -> None:
-    design = PlanDesign(PREFILL, 3, option("H200", 280), 2)
-    written = list(yaml.safe_load_all(as_yaml(objects(design), header="two\nlines")))
-    assert [obj["kind"] for obj in written] == ["PowerBudget", "InferenceCluster"]
-    budget, cluster = PowerBudget.from_wire(written[0]), InferenceCluster.from_wire(written[1])
-    profiles = [PowerProfile.from_wire(obj).metadata.name for obj in profile_manifests(design, KNOWN)]
-    assert profiles == ["h100-sxm", "h200-sxm"]
-    assert budget.spec.limit_watts == math.ceil(design.charge_w)
-    assert (cluster.spec.prefill.replicas, cluster.spec.decode.replicas) == (3, 2)
-    assert (cluster.spec.prefill.power_ceiling_watts, cluster.spec.decode.power_ceiling_watts) == (700, 280)
-    assert written[1]["spec"]["slo"] == {"ttftP99Milliseconds": 1_500, "tbtP99Milliseconds": 60}
-
-
-def test_an_unsplit_design_is_not_written_as_something_else() -> None:
-    with pytest.raises(PlanObjectsError, match="unsplit, which an InferenceCluster cannot say yet"):
-        objects(PlanDesign(PREFILL, 3))
-
-
 # ------------------------------------------------------------------------------------------------------------- command
 
 
@@ -361,7 +337,8 @@ def test_objects_of_an_earlier_plan_do_not_stay(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("old", encoding="utf-8")
     one = ["--servers", "1", "--seconds", "20", "--step", "1", "--check", "1", "--jobs", "1", "--out", str(tmp_path)]
     assert main(["plan", *one]) == 0
-    assert not (tmp_path / "plan.yaml").exists(), "one server is unsplit, which has no objects"
+    _, cluster = yaml.safe_load_all((tmp_path / "plan.yaml").read_text(encoding="utf-8"))
+    assert cluster["spec"]["mixed"]["replicas"] == 1, "one server is unsplit"
 
 
 def test_an_earlier_plan_that_stays_beside_no_answer_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

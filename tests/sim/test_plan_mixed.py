@@ -15,7 +15,6 @@ from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
 from splitwatt_sim.plan import command
 from splitwatt_sim.plan import mixed as mixed_module
 from splitwatt_sim.plan.mixed import MAX_MOVED, Beside, cheaper, less_cost, more_rate, moved
-from splitwatt_sim.plan.objects import PlanObjectsError, manifests
 from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, option_for
 from splitwatt_sim.plan.search import Goal, Limits, Option, PlanDesign, largest_rate, least_design, robust_rate
 from splitwatt_sim.traces.resample import generated
@@ -145,14 +144,6 @@ def test_where_money_alone_is_limited_the_least_design_is_the_least_price() -> N
         assert limits.cost(found.design) == min(map(limits.cost, designs))
 
 
-def test_mixed_servers_are_not_written_as_something_else() -> None:
-    with pytest.raises(PlanObjectsError, match="mixed servers, which an InferenceCluster cannot say yet"):
-        manifests(
-            replace(SPLIT, mixed=FAST, mixed_servers=1), name="chat", namespace="serving", model=MODEL_2026, slo=SLO,
-            gpus={},
-        )  # fmt: skip
-
-
 def planned(folder: Path, *limits: str) -> dict[str, float]:
     common = ["--seconds", "60", "--check", "3", "--jobs", "1", "--out", str(folder)]
     assert main(["plan", *limits, *common]) == 0
@@ -177,12 +168,22 @@ def test_the_command_tells_of_mixed_servers_and_writes_what_can_be_applied(
     mixed = next(moved(looked[0][0]))
     assert 1 <= len(looked[0]) <= 3 and all(split.decode is not None for split in looked[0])
     assert f"with mixed servers: {mixed}: {figures['rate_requests_per_s'] + 5:g} requests/s on" in said
-    assert "an InferenceCluster cannot say mixed servers yet: plan.yaml holds the best split without them" in said
+    assert "to which vllm-router cannot send: with --router own it holds them" in said
     assert figures["mixed_servers"] == 1 and figures["with_mixed_prefill_servers"] == mixed.prefill_servers
     assert figures["with_mixed_robust_rate_requests_per_s"] == figures["robust_rate_requests_per_s"] + 5
     cluster = list(yaml.safe_load_all((tmp_path / "plan.yaml").read_text(encoding="utf-8")))[-1]
     assert set(cluster["spec"]) >= {"prefill", "decode"} and "mixed" not in cluster["spec"]
     assert cluster["spec"]["prefill"]["replicas"] == looked[0][0].prefill_servers
+
+    planned(tmp_path, "--watts", "45000", "--router", "own")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "plan.yaml holds the mixed servers: bring a router that sends to all three pools" in said
+    text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
+    assert text.startswith(f"# {mixed}\n# planned for {figures['robust_rate_requests_per_s'] + 5:g} requests/s")
+    assert "# Three pools: bring a router that sends to all three pools" in text
+    spec = list(yaml.safe_load_all(text))[-1]["spec"]
+    assert spec["router"] == {"type": "None"} and spec["mixed"]["replicas"] == mixed.mixed_servers == 1
+    assert (spec["prefill"]["replicas"], spec["decode"]["replicas"]) == (mixed.prefill_servers, mixed.decode_servers)
 
 
 @pytest.mark.parametrize("limits", [(), ("--usd-per-hour", "400"), ("--usd-per-hour", "400", "--watts", "90000")])

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 from splitwatt_cli.main import main
+from splitwatt_core.clusters import Role
 from splitwatt_lab.controlplane import ControlPlane
+from splitwatt_sim.plan.objects import as_yaml, manifests
+from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, option_for
+from splitwatt_sim.plan.search import PlanDesign
+from splitwatt_sim.servers.catalogue import Catalogue
 
 
 def test_the_api_server_accepts_a_plan(crds: ControlPlane, tmp_path: Path) -> None:
@@ -16,6 +23,24 @@ def test_the_api_server_accepts_a_plan(crds: ControlPlane, tmp_path: Path) -> No
     for kind in ("powerprofile", "powerbudget", "inferencecluster"):
         assert f"{kind}.splitwatt.io/" in taken
     assert "error" not in taken.lower()
+
+
+H100, LEAN = (option_for(MODEL_2026, "H100", cap_w, longest_prompt=512) for cap_w in (700, 380))
+
+
+@pytest.mark.parametrize(
+    ("design", "pools"),
+    [
+        (PlanDesign(H100, 3), {"mixed": 3}),
+        (PlanDesign(H100, 3, LEAN, 2, H100, 1), {"prefill": 3, "decode": 2, "mixed": 1}),
+    ],
+)
+def test_the_api_server_accepts_mixed_servers(crds: ControlPlane, design: PlanDesign, pools: dict[str, int]) -> None:
+    slo, known = LatencySlo(2_000.0, 100.0), {"H100": Catalogue().gpu("H100")}
+    written = manifests(design, name="chat", namespace="default", model=MODEL_2026, slo=slo, gpus=known)
+    answer = crds.kubectl("apply", "--dry-run=server", "-o", "json", "-f", "-", stdin=as_yaml(written, header="two\nlines"))
+    [cluster] = [obj for obj in json.loads(answer.stdout)["items"] if obj["kind"] == "InferenceCluster"]
+    assert {role: pool["replicas"] for role in Role if (pool := cluster["spec"].get(role)) is not None} == pools
 
 
 def test_the_api_server_accepts_the_example_of_a_server(crds: ControlPlane) -> None:

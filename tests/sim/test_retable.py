@@ -58,7 +58,7 @@ def fleet(roles: dict[int, int], rows: list[Row], kinds: tuple[ServerKind, ...] 
         seconds=seconds,
     )
     made.machines.kind[:] = 0
-    hand_off = [(k.hand_off_s_per_token, k.hand_off_fixed_s, k.overlap_from_tokens) for k in kinds]
+    hand_off = [(k.hand_off_s_per_token, k.hand_off_fixed_s, k.overlap_from_tokens, k.hand_off_latency_s) for k in kinds]
     return made._replace(
         prefill_s=np.array([k.prefill_s for k in kinds]),
         prefill_w=np.array([k.prefill_w for k in kinds]),

@@ -84,7 +84,8 @@ def test_a_rate_file_shapes_the_day(tmp_path: Path) -> None:
         ),
         (
             {"pool": []},
-            "pool: there is no such key; keys are model, requests, pools, slo, profiles, fitErrorPercent, failures, flips, power",
+            "pool: there is no such key; keys are model, requests, pools, slo, profiles, kvLink, fitErrorPercent, failures, "
+            "flips, power",
         ),
         ({"slo": {"ttft": 3}}, "slo.ttft: there is no such key; keys are ttftP99Milliseconds, tbtP99Milliseconds"),
         (
@@ -276,7 +277,7 @@ def test_the_command_runs_the_example(tmp_path: Path, capsys: pytest.CaptureFixt
         ("pools: [", "is not YAML"),
         ("pools: " + "[" * 2000 + "]" * 2000, "is not YAML"),
         ("seconds: 2026-13-45", "is not YAML"),
-        ("- 1", "must hold a mapping; its keys are model, requests, pools, slo, profiles, fitErrorPercent, failures"),
+        ("- 1", "must hold a mapping; its keys are model, requests, pools, slo, profiles, kvLink, fitErrorPercent, failures"),
         ("", "must hold a mapping; its keys are model"),
         ("pools: [{role: Mixed, gpu: H100, servers: 1}]", "give an SLO for TTFT or TBT in milliseconds"),
         ("pools: [{role: Mixed, gpu: K80, servers: 1}]", "there is no table of meta-llama/Llama-3.1-70B-Instruct on K80"),

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from splitwatt_sim.fleet.state import (
     DECODE,
     MAX_BATCH_SEQUENCES,
@@ -24,6 +25,7 @@ from splitwatt_sim.fleet.state import (
     ServerKind,
     new_fleet,
 )
+from splitwatt_sim.latencies import Latencies
 from splitwatt_sim.traces.arrivals import Arrivals
 
 Row = tuple[float, int, int]  # arrival in seconds, prompt tokens, output tokens
@@ -58,6 +60,12 @@ UNEVEN = replace(
 )
 
 
+def felt(latencies: Latencies) -> dict[str, NDArray[np.float64]]:
+    """What was felt, in every way that it is counted."""
+    assert latencies.ttft_user_ms is not None
+    return {**latencies.columns(), "ttft_user": latencies.ttft_user_ms}
+
+
 def arrivals(rows: list[Row]) -> Arrivals:
     arrival_s, prompt, output = zip(*rows, strict=True)
     return Arrivals(np.array(arrival_s, np.float64), np.array(prompt), np.array(output), "scene")
@@ -84,7 +92,10 @@ ROWS = st.lists(
 ).map(sorted)
 SHAPES = st.sampled_from([(0, 1, 0), (0, 3, 0), (1, 0, 1), (3, 0, 1), (1, 0, 3), (2, 0, 2), (1, 1, 1), (2, 1, 2)])
 """Prompt, mixed and decode machines."""
-HAND_OFFS = st.sampled_from([(0.0, 0.0, 0.0), (0.0, 1 / 64, 0.0), (1 / 1024, 0.0, np.inf), (1 / 256, 1 / 64, 512.0)])
+HAND_OFFS = st.sampled_from([
+    (0.0, 0.0, 0.0, 0.0), (0.0, 1 / 64, 0.0, 0.0), (1 / 1024, 0.0, np.inf, 0.0), (1 / 256, 1 / 64, 512.0, 0.0),
+    (1 / 1024, 0.0, np.inf, 1.5), (0.0, 0.0, np.inf, 0.125),
+])  # fmt: skip
 SPARE = st.sampled_from([0, 1, 300, MANY])
 """Tokens of KV cache beyond the longest request."""
 
@@ -93,12 +104,14 @@ def pools_of(shape: tuple[int, int, int], kind: ServerKind) -> list[Pool]:
     return [Pool(role, kind, servers) for role, servers in zip((PREFILL, MIXED, DECODE), shape, strict=True) if servers]
 
 
-def fitted(kind: ServerKind, rows: list[Row], *, spare: int, kv_s: float, hand_off: tuple[float, float, float]) -> ServerKind:
+def fitted(
+    kind: ServerKind, rows: list[Row], *, spare: int, kv_s: float, hand_off: tuple[float, float, float, float]
+) -> ServerKind:
     room = max(prompt + output for _, prompt, output in rows) + spare
-    per_token_s, fixed_s, overlap_from = hand_off
+    per_token_s, fixed_s, overlap_from, latency_s = hand_off
     return replace(
         kind, kv_room=room, kv_s=kv_s, hand_off_s_per_token=per_token_s, hand_off_fixed_s=fixed_s,
-        overlap_from_tokens=overlap_from,
+        overlap_from_tokens=overlap_from, hand_off_latency_s=latency_s,
     )  # fmt: skip
 
 

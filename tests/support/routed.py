@@ -28,10 +28,10 @@ _STRATEGIC: Final = "application/strategic-merge-patch+json"
 
 
 class RoutedCluster:
-    """Objects of `spec` on `plane`; `engine` and `router` start what its pods would run."""
+    """Objects of `spec` on `plane`; `engine` and `router` start what its pods would run. `revision`: goes before their names."""
 
-    def __init__(self, plane: ControlPlane, group: ProcessGroup, spec: ClusterSpec) -> None:
-        self.plane, self.group, self.spec = plane, group, spec
+    def __init__(self, plane: ControlPlane, group: ProcessGroup, spec: ClusterSpec, *, revision: str = "") -> None:
+        self.plane, self.group, self.spec, self.revision = plane, group, spec, revision
         self.objects = {(m["kind"], m["metadata"]["name"]): m for m in render(spec, RenderContext())}
         self.http = httpx.Client(timeout=PATIENCE_S)
         self.url = ""
@@ -46,13 +46,20 @@ class RoutedCluster:
 
     def engine(self, role: Role, address: str, *, args: Sequence[str] = (), pod: str = "") -> str:
         """A pod of this role that runs at `address` and is Ready; its name."""
-        name = pod or f"{self.spec.name}-{role}-{address.rpartition('.')[2]}"
+        name = pod or f"{self.revision}{self.spec.name}-{role}-{address.rpartition('.')[2]}"
         template = self.objects["Deployment", object_name(self.spec.name, role)]["spec"]["template"]
         command = [sys.executable, "-m", "splitwatt_twin.pod", *template["spec"]["containers"][0]["args"], "--host", address]
         process = self.group.start(name, [*command, *args], env={"VLLM_NIXL_SIDE_CHANNEL_HOST": address})
         self._engines[name] = f"http://{address}:{self.spec.engine.port}"
         process.await_ready(lambda: self.answers(f"{self._engines[name]}/health"), timeout_s=PATIENCE_S)
         self._pod(name, template)
+        self.set_ready(name, address)
+        return name
+
+    def join(self, role: Role, address: str) -> str:
+        """A pod of this role whose engine runs at `address` already, and is Ready; its name."""
+        name = f"{self.spec.name}-{role}-{address.rpartition('.')[2]}"
+        self._pod(name, self.objects["Deployment", object_name(self.spec.name, role)]["spec"]["template"])
         self.set_ready(name, address)
         return name
 
@@ -72,13 +79,14 @@ class RoutedCluster:
         """The rendered command, at ports of its own."""
         deployment = self.objects["Deployment", object_name(self.spec.name, ROUTER_PART)]["spec"]["template"]["spec"]
         container, port = deployment["containers"][0], free_port()
-        assert container["command"] == ["vllm-router"]
+        assert container["command"] in (["vllm-router"], ["python3", "-m", "sglang_router.launch_router"])
+        command = [sys.executable, *container["command"][1:]] if len(container["command"]) > 1 else [str(ROUTER)]
         args = list(container["args"])
         args[args.index("--host") + 1] = args[args.index("--prometheus-host") + 1] = "127.0.0.1"
         args[args.index("--port") + 1] = str(port)
         account = self.plane.token_kubeconfig(self.spec.namespace, deployment["serviceAccountName"])
         self.url = f"http://127.0.0.1:{port}"
-        process = self.group.start("router", [str(ROUTER), *args], env={"KUBECONFIG": str(account)})
+        process = self.group.start(f"{self.revision}router", [*command, *args], env={"KUBECONFIG": str(account)})
         process.await_ready(lambda: self.answers(f"{self.url}/liveness"), timeout_s=PATIENCE_S)
         return process
 
@@ -88,6 +96,12 @@ class RoutedCluster:
 
     def ask(self, path: str = "/v1/completions", **body: Any) -> httpx.Response:
         return self.http.post(f"{self.url}{path}", json={"model": self.spec.model, **body})
+
+    def ask_engine(self, name: str, **body: Any) -> dict[str, Any]:
+        """Past the router."""
+        answer = self.http.post(f"{self._engines[name]}/v1/completions", json={"model": self.spec.model, **body})
+        found: dict[str, Any] = answer.raise_for_status().json()
+        return found
 
     def counts(self, name: str) -> Mapping[str, float]:
         """An engine's counters, without labels."""

@@ -23,6 +23,7 @@ from splitwatt_core.budget.facts import NodeFact
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.budget.tree import BudgetSpec, Selector
 from splitwatt_core.clusters import (
+    PAIR,
     ClusterName,
     ClusterSpec,
     EngineSpec,
@@ -37,7 +38,7 @@ from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import GpuStatus, NodePower, Status, Workload
 
 GPUS = 8
-IDLE_W, CLIFF_W, MAX_W = 200, {Role.PREFILL: 450, Role.DECODE: 350}, 700
+IDLE_W, CLIFF_W, MAX_W = 200, {Role.PREFILL: 450, Role.DECODE: 350, Role.MIXED: 450}, 700
 ROW, LOSS = "row", 1.04
 MODEL = "Test GPU"
 PROFILE = Profile(
@@ -50,7 +51,7 @@ PROFILE = Profile(
     max_clock_mhz=2000,
     phases=tuple(
         PhaseProfile(role.phase, natural_w=640, cliff_w=CLIFF_W[role], latency_points=((CLIFF_W[role], 1300), (640, 1000)))
-        for role in Role
+        for role in PAIR
     ),
 )
 NOW_S = 1000.0
@@ -87,6 +88,10 @@ def cluster(name: str, *, priority: int = 100, prefill: RoleSpec | None = None, 
         decode=decode or RoleSpec(1, GPUS),
         priority=priority,
     )
+
+
+def unsplit(name: str, mixed: RoleSpec | None = None) -> ClusterSpec:
+    return replace(cluster(name), prefill=None, decode=None, mixed=mixed or RoleSpec(1, GPUS))
 
 
 class Fleet:

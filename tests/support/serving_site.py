@@ -233,10 +233,12 @@ class OperatorProcess:
         self._plane, self._group, self._namespace = plane, group, namespace
         self._starts = 0
         self.process: Process
+        self.url = ""
 
     def start(self) -> None:
         self._starts += 1
         port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self.process = self._group.start(
             f"operator-{self._starts}",
             [

@@ -8,6 +8,7 @@ from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.fleet import EngineFleet
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, Request
 from splitwatt_twin.stats import EngineStats
 
@@ -26,25 +27,29 @@ class Pace:
 REQUESTS = st.lists(st.tuples(st.floats(0, 0.2), st.integers(1, 3000), st.integers(1, 80)), min_size=1, max_size=60)
 # (seconds until it, role, what): a replica is added, or the oldest one of the role is lost.
 CHANGES = st.lists(
-    st.tuples(st.floats(0, 0.5), st.sampled_from(["prefill", "decode"]), st.sampled_from(["add", "lose"])), max_size=15
+    st.tuples(st.floats(0, 0.5), st.sampled_from(["prefill", "decode", "mixed"]), st.sampled_from(["add", "lose"])), max_size=15
 )
+BEGIN = st.sampled_from([("prefill", "decode"), ("mixed",), ("prefill", "decode", "mixed")])
 
 
-@given(REQUESTS, CHANGES)
-def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]], changes: list[tuple[float, str, str]]) -> None:
+@given(REQUESTS, CHANGES, BEGIN)
+def test_requests_and_tokens_are_conserved(
+    requests: list[tuple[float, int, int]], changes: list[tuple[float, str, str]], begin: tuple[str, ...]
+) -> None:
     done: list[Request] = []
     fleet = EngineFleet(now_s=0.0, finished=done.append, touched=lambda _: None)
     link = KvLink(bytes_per_token=327_680, gbit_per_s=400, remainder_s=0.005)
-    engines: dict[str, list[PrefillEngine | DecodeEngine]] = {"prefill": [], "decode": []}
-    every: list[PrefillEngine | DecodeEngine] = []
+    engines: dict[str, list[PrefillEngine | DecodeEngine | MixedEngine]] = {"prefill": [], "decode": [], "mixed": []}
+    every: list[PrefillEngine | DecodeEngine | MixedEngine] = []
 
     def add(role: str) -> None:
         name = f"{role}-{len(every)}"
-        engine: PrefillEngine | DecodeEngine
-        if role == "prefill":
-            engine = PrefillEngine(name=name, pace=Pace(), stats=EngineStats())
-        else:
-            engine = DecodeEngine(name=name, pace=Pace(), kv_capacity_tokens=CAPACITY, stats=EngineStats())
+        stats = EngineStats()
+        prefill = PrefillEngine(name=name, pace=Pace(), stats=stats)
+        decode = DecodeEngine(name=name, pace=Pace(), kv_capacity_tokens=CAPACITY, stats=stats)
+        kinds: dict[str, PrefillEngine | DecodeEngine | MixedEngine]
+        kinds = {"prefill": prefill, "decode": decode, "mixed": MixedEngine(prefill, decode)}
+        engine = kinds[role]
         engines[role].append(engine)
         every.append(engine)
         fleet.add(KEY, engine, link=link)
@@ -53,8 +58,8 @@ def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]
     for gap, prompt, output in requests:
         at_s += gap
         rows.append(Arrival(at_s, prompt, output))
-    add("prefill")
-    add("decode")
+    for role in begin:
+        add(role)
     fleet.start_load(KEY, iter(rows), origin_s=0.0)
     now_s = 0.0
     for gap, role, what in changes:
@@ -64,7 +69,8 @@ def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]
             add(role)
         elif engines[role]:
             fleet.remove(engines[role].pop(0))
-        for decode in engines["decode"]:
+        for engine in (*engines["decode"], *engines["mixed"]):
+            decode = engine.decode if isinstance(engine, MixedEngine) else engine
             assert isinstance(decode, DecodeEngine)
             assert decode._reserved_tokens <= CAPACITY and 0 <= decode.kv_usage <= 1
     for role in ("prefill", "decode"):
@@ -88,5 +94,6 @@ def test_requests_and_tokens_are_conserved(requests: list[tuple[float, int, int]
         assert r.arrived_s < r.first_token_s <= r.finished_s
     for engine in every:
         assert engine.running == engine.waiting == 0
-        if isinstance(engine, DecodeEngine) and engine in engines["decode"]:
-            assert engine.committed_tokens == 0 and engine._context_tokens == 0
+        decode_of = engine.decode if isinstance(engine, MixedEngine) else engine
+        if isinstance(decode_of, DecodeEngine) and (engine in engines["decode"] or engine in engines["mixed"]):
+            assert decode_of.committed_tokens == 0 and decode_of._context_tokens == 0

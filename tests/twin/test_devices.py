@@ -77,7 +77,7 @@ def test_pods_that_run_no_engine_are_none() -> None:
         {"status__phase": "Succeeded"},
         {"status__phase": "Failed"},
         {"metadata__labels": {"splitwatt.io/cluster": "chat"}},
-        {"metadata__labels": {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "mixed"}},
+        {"metadata__labels": {"splitwatt.io/cluster": "chat", "splitwatt.io/role": "router"}},
         {"metadata__labels": {"splitwatt.io/role": "decode"}},
         {"spec__containers": [{"name": "engine"}]},
     )

@@ -8,6 +8,7 @@ from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.cluster import MAX_IN_SYSTEM, Cluster, Drop, KvLink
 from splitwatt_twin.engine import DecodeEngine, PrefillEngine
 from splitwatt_twin.fleet import Engine, EngineFleet
+from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, Request
 from splitwatt_twin.stats import EngineStats
 
@@ -40,6 +41,13 @@ class Lab:
 
     def decode(self, name: str, capacity: int = 100_000) -> DecodeEngine:
         engine = DecodeEngine(name=name, pace=SteadyPace(), kv_capacity_tokens=capacity, stats=EngineStats())
+        self.fleet.add(KEY, engine, link=LINK)
+        return engine
+
+    def mixed(self, name: str, capacity: int = 100_000) -> MixedEngine:
+        stats = EngineStats()
+        prefill = PrefillEngine(name=name, pace=SteadyPace(), stats=stats)
+        engine = MixedEngine(prefill, DecodeEngine(name=name, pace=SteadyPace(), kv_capacity_tokens=capacity, stats=stats))
         self.fleet.add(KEY, engine, link=LINK)
         return engine
 
@@ -168,6 +176,46 @@ def test_losing_the_last_replica_keeps_requests_waiting_in_order() -> None:
     lab.prefill("p9"), lab.decode("d9")
     lab.finish()
     assert len(lab.done) == 5 and lab.cluster.in_system == 0
+
+
+def test_a_mixed_replica_reads_writes_and_hands_nothing_on() -> None:
+    lab = Lab(prefills=0, decodes=0)
+    mixed = lab.mixed("m0")
+    lab.load([(1.0, 1000, 11), (1.0, 1000, 1)])
+    lab.finish()
+    one, other = sorted(lab.done, key=lambda r: r.output_tokens)
+    assert (other.ttft_s, one.ttft_s) == (pytest.approx(0.1), pytest.approx(0.2))
+    assert other.e2e_s == pytest.approx(0.1 + 10 * 0.01), "its KV cache is where it was computed"
+    assert (other.prefill_pod, other.decode_pod, one.decode_pod) == ("m0", "m0", "")
+    assert (mixed.stats.generation_tokens, mixed.stats.successes, mixed.pending) == (12, 2, 0)
+
+
+def test_a_mixed_replica_takes_what_two_pools_have_no_room_for_while_its_own_queue_is_the_shorter_one() -> None:
+    lab = Lab()
+    lab.mixed("m0")
+    lab.load([(0.0, 4000, 2), (0.0, 4192, 2), (0.0, 1, 2), (0.0, 9000, 2), (0.0, 1, 2)])
+    lab.finish()
+    placed = {request.prompt_tokens: request.prefill_pod for request in lab.done}
+    assert placed[4000] == placed[4192] == "p0", "8192 are no long queue"
+    assert placed[9000] == "m0" and sorted(r.prefill_pod for r in lab.done if r.prompt_tokens == 1) == ["m0", "p0"]
+    full = Lab(capacity=1000)
+    full.mixed("m0")
+    full.load([(0.0, 600, 2), (0.0, 600, 2)])
+    full.fleet.run_until(0.0)
+    full.finish()
+    assert {request.decode_pod for request in full.done} == {"d0"}, "nothing is promised before the prompt is read"
+
+
+def test_a_lost_mixed_replica_loses_nothing_and_serves_while_half_a_pair_is_missing() -> None:
+    lab = Lab(decodes=0)
+    first, second = lab.mixed("m0"), lab.mixed("m1")
+    lab.load([(0.0, 1000, 200), (0.0, 1000, 200)])
+    lab.fleet.run_until(1.0)
+    assert first.decode.running == second.decode.running == 1, "without a decode replica there is no pair"
+    lab.fleet.remove(first)
+    lab.finish()
+    assert [request.generated for request in lab.done] == [200, 200] and lab.cluster.counts.requeued == 1
+    assert {request.decode_pod for request in lab.done} == {"m1"}
 
 
 def test_an_abandoned_cluster_drops_what_waits() -> None:

@@ -247,7 +247,8 @@ def test_flags_are_spelt_as_vllm_lets_them_be_spelt() -> None:
     ]  # fmt: skip
     assert parse(line) == EngineSettings(
         model=MODEL, served_names=("a", "b"), host="0.0.0.0", port=8000, gpus=4, memory_share=0.9, model_tokens=131_072,
-        kv_role="kv_both", ignored=("--enable-prefix-caching", "--seed", "--lora-modules", "--compilation-config"),
+        kv_role="kv_both", kv_hash=parse(["--model", MODEL]).kv_hash,
+        recompute=False, ignored=("--enable-prefix-caching", "--seed", "--lora-modules", "--compilation-config"),
     )  # fmt: skip
 
 
@@ -282,6 +283,25 @@ def test_a_bad_request_gets_one_sentence(body: Any, status: int, sentence: str) 
     with pytest.raises(Refusal) as refusal:
         read(body, chat=False, settings=settings, most_tokens=100)
     assert refusal.value.status == status and sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize("other", [["other/model"], [MODEL, "--block-size=32"], [MODEL, "--kv-cache-dtype", "fp8"]])
+def test_a_kv_cache_of_another_layout_is_not_taken(other: list[str]) -> None:
+    """As NIXL's handshake has it; what becomes of the request is kv_load_failure_policy's to say."""
+    where = {"do_remote_prefill": True, "remote_block_ids": [0], "remote_host": "h", "remote_port": 1}
+    theirs, mine = (f"{parse(line).kv_hash}:1" for line in (other, [MODEL, "--seed", "3"]))
+    recomputes = parse(rendered(Role.DECODE, port=8000))
+    fails = parse([MODEL, "--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":"kv_consumer"}'])
+
+    def asked(settings: EngineSettings, engine: str) -> bool:
+        body = {"prompt": "a", "kv_transfer_params": {**where, "remote_engine_id": engine}}
+        return read(body, chat=False, settings=settings, most_tokens=100).kv_arrives
+
+    assert asked(recomputes, mine) and asked(fails, mine)
+    assert not asked(recomputes, theirs), "the prompt is read again"
+    with pytest.raises(Refusal, match="KV load failed") as refusal:
+        asked(fails, theirs)
+    assert refusal.value.status == 500
 
 
 def test_a_chat_without_a_bound_gets_what_is_left() -> None:

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from splitwatt_nvml_twin.faults import Fault
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
+from splitwatt_twin.arrivals import Arrival
 from splitwatt_twin.config import parse
 from splitwatt_twin.devices import NodeDevices
 from splitwatt_twin.fleet import Engine, EngineFleet
@@ -72,6 +73,9 @@ class Lab:
 
     def serving(self) -> list[str]:
         return sorted(view.pod.name for view in self.replicas.views())
+
+    def demand_w(self, gpu: int) -> float:
+        return self.twins["n1"].read_all()[gpu].demand_w
 
     def demanding(self, node: str = "n1") -> list[int]:
         return [gpu for gpu, truth in enumerate(self.twins[node].read_all()) if truth.demand_w > 100]
@@ -152,6 +156,22 @@ def test_load_runs_on_the_assigned_gpus_only_and_ends_with_rest(lab: Lab) -> Non
     assert lab.demanding() == lab.demanding("n2") == []
 
 
+def test_a_mixed_pod_reads_and_writes_on_its_own_gpus(lab: Lab) -> None:
+    lab.replicas.synced([pod("m0", "mixed")])
+    lab.fleet.start_load(CHAT, iter([Arrival(1.0, 1000, 20)]), origin_s=0.0)
+    lab.to(1.0)
+    reading_w = lab.demand_w(0)
+    while not lab.fleet.clusters[CHAT].mixed["m0"].decode.running:
+        lab.to(lab.fleet.next_s)
+    assert lab.demand_w(7) < lab.demand_w(0) < reading_w, "it draws what the prompt wants, then what the tokens want"
+    lab.to(100.0)
+    assert len(lab.done) == 1 and lab.demand_w(0) == lab.demand_w(7)
+    [shown] = lab.replicas.views()
+    assert (shown.role, shown.labels[:2]) == ("mixed", ["serving", "m0"])
+    lab.replicas.gone(PodKey("serving", "m0"))
+    assert not lab.fleet.clusters[CHAT].serving
+
+
 def test_losing_a_gpu_moves_the_requests_and_its_return_brings_the_engine_back(lab: Lab) -> None:
     lab.replicas.synced([pod("a-1", "prefill"), pod("b-2", "decode"), pod("c-3", "decode", node="n2")])
     ours = load(lab, requests_per_s=10.0, duration_s=5, clusters={"serving/chat": {"share": 1.0}})
@@ -228,7 +248,9 @@ def test_metrics_have_vllms_names_and_the_racks_meter(lab: Lab) -> None:
     assert decode["e2e_request_latency_seconds_count"] == decode["request_success_total"]
     assert decode["num_requests_running"] > 0 and 0 < decode["kv_cache_usage_perc"] < 1
     assert prefill["prompt_tokens_total"] > 1000 and {"num_requests_waiting", "kv_cache_usage_perc"} <= set(prefill)
-    assert "time_to_first_token_seconds_count" not in decode, "a role shows what it decides"
+    came = lab.fleet.cluster(CHAT).counts.arrived
+    assert 0 < decode["time_to_first_token_seconds_count"] <= came, "once for each sequence, when its first step is done"
+    assert decode["time_to_first_token_seconds_sum"] > 0
     labels = samples["vllm:num_requests_running", "b-2"].labels
     assert labels == {
         "namespace": "serving", "pod": "b-2", "cluster": "chat", "role": "decode", "model_name": MODEL,

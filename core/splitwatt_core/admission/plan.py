@@ -11,8 +11,9 @@ past its gate whose GPUs it does not count yet stays reserved (assume), so the s
 
 **Order.** Gangs are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
 cluster's first prefill and decode pod are one gang: both are admitted, or neither, so that half-admitted clusters cannot
-wait for each other; further replicas, each a gang of its own, follow when every role of the cluster stands. A replica over
-several nodes is all pods of its group (`admission.replicas`): they leave their gates together, or none does.
+wait for each other; further replicas of the two, each a gang of its own, follow when both roles stand. A mixed replica serves by
+itself: it is a gang of its own, which waits for no pair and which no pair waits for. A replica over several nodes is all pods of
+its group (`admission.replicas`): they leave their gates together, or none does.
 
 **No overtaking.** A gang that has to wait, but would fit if others left, keeps back the nodes it could use and the budgets that
 are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
@@ -40,7 +41,7 @@ from splitwatt_core.admission.snapshot import (
     HeldPod,
     PodNeed,
 )
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import PAIR, ClusterName, Role
 from splitwatt_core.conditions import some
 
 PAIR_LAG: Final = 0.0
@@ -74,11 +75,11 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     admissions: list[Admission] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
     gangs, unborn = _gangs(snapshot, standing)
-    verdicts |= unborn
     hopeless: set[tuple[ClusterName, object]] = set()
     for gang in gangs:
         cluster = gang.want.cluster
-        if gang.lag > PAIR_LAG and not _wanted(gang.want) <= standing.get(cluster, set()):
+        paired = gang.pods[0].role in PAIR
+        if paired and gang.lag > PAIR_LAG and not _pair_of(gang.want) <= standing.get(cluster, set()):
             continue  # its first pair waits; that verdict stands
         alike = (cluster, house.offer_to(gang.pods[0]).key)
         if alike in hopeless:
@@ -101,15 +102,16 @@ def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
     blocked: dict[ClusterName | None, list[BlockedPod]] = {}
     for pod in snapshot.blocked:
         blocked.setdefault(pod.need.cluster, []).append(pod)
+    verdicts = unborn | verdicts  # what is short is the news, where another role's first pod is still to be created
     for want in snapshot.clusters:
         if want.cluster not in verdicts:
             behind = blocked.get(want.cluster, [])
             verdicts[want.cluster] = _behind_others(behind) if behind else _all_admitted(want)
-    return AdmissionPlan(tuple(admissions), verdicts)
+    return AdmissionPlan(tuple(admissions), {**verdicts, **snapshot.refused})
 
 
-def _wanted(want: ClusterWant) -> set[Role]:
-    return {role for role in Role if want.replicas.get(role, 0) > 0}
+def _pair_of(want: ClusterWant) -> set[Role]:
+    return {role for role in PAIR if want.replicas.get(role, 0) > 0}
 
 
 def _standing(snapshot: AdmissionSnapshot) -> dict[ClusterName, set[Role]]:
@@ -141,14 +143,16 @@ def _gangs(
             for role in Role
         }
         gangs += [_Gang(want, PAIR_LAG, rest) for role in Role for rest in found[role].rests]
-        missing = sorted(_wanted(want) - standing.get(want.cluster, set()), key=list(Role).index)
+        missing = sorted(_pair_of(want) - standing.get(want.cluster, set()), key=PAIR.index)
         queues = {role: list(found[role].whole) for role in Role}
-        absent = [role for role in missing if not queues[role]]
-        if absent:
-            behind = [b for b in snapshot.blocked if b.need.cluster == want.cluster and b.need.role in absent]
-            verdicts[want.cluster] = _behind_others(behind) if behind else _unborn(absent)
-            continue
-        if missing:
+        alone = {Role.MIXED} if want.replicas.get(Role.MIXED, 0) > 0 else set()
+        unborn = [role for role in (*missing, *alone - standing.get(want.cluster, set())) if not queues[role]]
+        if unborn:
+            behind = [b for b in snapshot.blocked if b.need.cluster == want.cluster and b.need.role in unborn]
+            verdicts[want.cluster] = _behind_others(behind) if behind else _unborn(unborn)
+        if any(role in PAIR for role in unborn):
+            queues = {role: queue for role, queue in queues.items() if role not in PAIR}
+        elif missing:
             gangs.append(_Gang(want, PAIR_LAG, tuple(need for role in missing for need in queues[role].pop(0))))
         for role, queue in queues.items():
             admitted = found[role].past + (1 if role in missing else 0)
@@ -179,7 +183,7 @@ def _keep_back(gang: _Gang, room: Room, kept: KeptBack) -> None:
 
 
 def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
-    counts = " and ".join(f"{want.replicas.get(role, 0)} {role.value}" for role in Role)
+    counts = " and ".join(f"{want.replicas[role]} {role.value}" for role in Role if role in want.replicas)
     return AdmissionVerdict(True, "Admitted", f"The floors of {counts} replicas are reserved.")
 
 

@@ -34,7 +34,8 @@ class Pod:
     `version`: its resourceVersion. `label`: the cluster label's value. `role` None: none that we know. `gated`: behind the
     power gate. `other_gates`: the other scheduling gates that it has. `leaf`: the budget that its annotation names, `node`:
     where it is bound. `rules`: which nodes it may run on. `ended`: Succeeded or Failed; `terminating`: being deleted. `group`: of
-    which replica it is a part, where that is of several pods.
+    which replica it is a part, where that is of several pods. `labels`: of one whose cluster label is empty, so that it is of no
+    InferenceCluster and asks for itself (`foreign`); None of all others.
     """
 
     name: PodName
@@ -52,6 +53,7 @@ class Pod:
     ended: bool = False
     terminating: bool = False
     group: str = ""
+    labels: Mapping[str, str] | None = None
 
     @property
     def waits_for(self) -> tuple[str, ...]:
@@ -60,11 +62,15 @@ class Pod:
 
 
 def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
-    """What caps and floors are decided by. None for a pod that has no role. One whose cluster is unknown keeps its phase."""
+    """What caps and floors are decided by. None for a pod that has no role. One whose cluster is unknown keeps its phase, and so
+    does one of a pool that was taken out of its cluster: a ceiling that is gone with it raises nothing."""
     if pod.role is None:
         return None
-    if cluster is None:
-        return PodFact(pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True, group=pod.group)
+    mixed = pod.role is Role.MIXED
+    if cluster is None or pod.role not in cluster.roles:
+        return PodFact(
+            pod.name.namespace, pod.name.name, pod.role.phase, PRIORITY_LOW, orphan=True, group=pod.group, mixed=mixed
+        )  # fmt: skip
     return PodFact(
         namespace=pod.name.namespace,
         name=pod.name.name,
@@ -73,6 +79,7 @@ def pod_fact(pod: Pod, cluster: ClusterSpec | None) -> PodFact | None:
         model=cluster.model,
         power_ceiling_w=cluster.role(pod.role).power_ceiling_w,
         group=pod.group,
+        mixed=mixed,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from splitwatt_core.admission.replicas import blocks_of
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import MAX_DEPTH
-from splitwatt_core.clusters import ClusterName, Role
+from splitwatt_core.clusters import PAIR, ClusterName, Role
 from splitwatt_core.columns import TOLERANCE_W
 
 ALIKE: Final = 2.0 / 3.0
@@ -85,7 +85,7 @@ class House:
     def offer_to(self, need: PodNeed) -> Offer:
         """Pods that get one offer are interchangeable for placement."""
         if need.uid not in self._by_pod:
-            key = (need.gpus, repr(need.rules), tuple(sorted(need.floor_w.items())))
+            key = (need.gpus, repr(need.rules), tuple(sorted(need.floor_w.items())), need.leaves)
             if key not in self._offers:
                 self._offers[key] = self._offer(key, need)
             self._by_pod[need.uid] = self._offers[key]
@@ -107,9 +107,9 @@ class House:
         return Offer(key, found, dearest, max(dearest.values(), key=price, default=None))
 
     def partner(self, need: PodNeed) -> PodNeed | None:
-        """A pod of its cluster's other role, as far as one is known."""
-        roles = self._roles.get(need.cluster, {}) if need.cluster is not None else {}
-        return next((other for role, other in roles.items() if role is not need.role), None)
+        """A pod of the other role of its pair, as far as one is known. A mixed pod has none."""
+        roles = self._roles.get(need.cluster, {}) if need.cluster is not None and need.role in PAIR else {}
+        return next((other for role, other in roles.items() if role is not need.role and role in PAIR), None)
 
     def usable(self, need: PodNeed) -> Mapping[str, tuple[NodeRoom, ...]]:
         """By leaf, the nodes that the pod could run on if they were empty."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from splitwatt_core.admission.foreign import pod_of
 from splitwatt_core.admission.replicas import blocks_of
 from splitwatt_core.admission.room import Choice, House, KeptBack, Room
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, AdmissionVerdict, NodeRoom, PodNeed
@@ -191,28 +192,28 @@ def _no_node(snapshot: AdmissionSnapshot, room: Room, need: PodNeed) -> Admissio
     house = room.house
     if house.usable(need) or house.growing(need):
         return None
-    role = need.role.value
-    matching = [n for n in snapshot.nodes if not n.to_come and need.rules.matches(n.name, n.labels)]
+    who = _who(need)
+    matching = [n for n in snapshot.nodes if not n.to_come and need.reaches(n)]
     if not matching:
         labels = ", ".join(f"{k}={v}" for k, v in sorted(need.rules.selector.match_labels.items())) or "any label"
         asked = labels + (" and the required node affinity of its template" if need.rules.terms else "")
         return AdmissionVerdict(
             False,
             "NoMatchingNodes",
-            f"The {role} role asks for nodes with {asked}, but no node of any leaf PowerBudget has them: change its "
+            f"{who} asks for nodes with {asked}, but no node of any leaf PowerBudget has them: change its "
             f"nodeSelector, label the nodes, or select them in a PowerBudget. {_growth(room, need).message}",
         )
     bare = [(n, taint) for n in matching if (taint := need.rules.untolerated(n.taints)) is not None and not n.closed]
     open_ = [n for n in matching if need.may_use(n)]
     if not open_:
-        return _all_shut(role, matching, bare)
+        return _all_shut(need, matching, bare)
     largest = max(n.gpus for n in open_)
     if largest < need.gpus:
         return AdmissionVerdict(
             False,
             "NoMatchingNodes",
-            f"The {role} role asks for {counted(need.gpus, 'GPU')} on one node, but the largest of {len(open_)} matching nodes "
-            f"has {largest}: lower gpusPerReplica or add larger nodes.",
+            f"{who} asks for {counted(need.gpus, 'GPU')} on one node, but the largest of {len(open_)} matching nodes "
+            f"has {largest}: {'lower gpusPerReplica' if _cluster(need) else 'ask for fewer'} or add larger nodes.",
         )
     faults = {n.leaf: fault for n in open_ if n.name in house.nodes and (fault := house.budgets[n.leaf].fault)}
     if faults:
@@ -225,26 +226,27 @@ def _no_node(snapshot: AdmissionSnapshot, room: Room, need: PodNeed) -> Admissio
     return AdmissionVerdict(
         False,
         "NoAgentReport",
-        f"None of {counted(len(open_), 'node')} for the {role} role has GPUs reported by its power agent yet.",
+        f"None of {counted(len(open_), 'node')} for {_who(need, start=False)} has GPUs reported by its power agent yet.",
     )
 
 
-def _all_shut(role: str, matching: Sequence[NodeRoom], bare: Sequence[tuple[NodeRoom, Taint]]) -> AdmissionVerdict:
+def _all_shut(need: PodNeed, matching: Sequence[NodeRoom], bare: Sequence[tuple[NodeRoom, Taint]]) -> AdmissionVerdict:
     """Every node that has the labels is cordoned, not Ready, or tainted against the pod."""
     if bare:
+        where = f"spec.{need.role.value}.template.spec" if _cluster(need) else "its spec"
         taints = some(sorted({str(taint) for _, taint in bare}))
         return AdmissionVerdict(
             False,
             "UntoleratedTaint",
-            f"The {role} role's pods do not tolerate {taints}, by which {some(sorted(node.name for node, _ in bare))} of "
-            f"{counted(len(matching), 'matching node')} keep them away: add tolerations to spec.{role}.template.spec, or take "
+            f"{_who(need)} does not tolerate {taints}, by which {some(sorted(node.name for node, _ in bare))} of "
+            f"{counted(len(matching), 'matching node')} keep it away: add tolerations to {where}, or take "
             "the taints off.",
         )
     shut = some([f"{n.name} ({n.closed})" for n in sorted(matching, key=lambda n: n.name)])
     return AdmissionVerdict(
         False,
         "NodesUnavailable",
-        f"No node for the {role} role takes pods: {shut}. Uncordon or repair one.",
+        f"No node for {_who(need, start=False)} takes pods: {shut}. Uncordon or repair one.",
     )
 
 
@@ -281,3 +283,15 @@ def _gpus_text(row: Shortage, *, start: str = "The") -> str:
 
 def _also_text(row: Shortage) -> str:
     return f"It would need {row.need_w:.0f} W there as well, and {row.where} has {row.left_w:.0f} W left above all floors."
+
+
+def _cluster(need: PodNeed) -> bool:
+    """Of an InferenceCluster, not for itself."""
+    return need.cluster is None or pod_of(need.cluster) is None
+
+
+def _who(need: PodNeed, *, start: bool = True) -> str:
+    """At the `start` of a sentence or within."""
+    if _cluster(need):
+        return f"{'The' if start else 'the'} {need.role.value} role"
+    return f"{'Pod' if start else 'pod'} {need.pod.name}"

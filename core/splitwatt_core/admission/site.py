@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from splitwatt_core.admission import foreign
 from splitwatt_core.admission.pods import Pod, PodName, closed, gpus_used, pod_fact
 from splitwatt_core.admission.snapshot import (
     NOT_COUNTED,
     AdmissionSnapshot,
+    AdmissionVerdict,
     BlockedPod,
     BudgetRoom,
     ClusterWant,
@@ -23,7 +25,7 @@ from splitwatt_core.admission.snapshot import (
     PodNeed,
 )
 from splitwatt_core.budget.demand import GpuKind, demand_of_pod
-from splitwatt_core.budget.facts import CountedFloor, NodeFact
+from splitwatt_core.budget.facts import CountedFloor, NodeFact, PodFact
 from splitwatt_core.budget.leaves import Leaves
 from splitwatt_core.budget.tree import BudgetSpec, Selector, Tree, build_tree
 from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, Role
@@ -39,7 +41,7 @@ class Site:
     `gpus`: by node, what its agent reported last. `profiles`: those in force, most specific first. From the keeper's last
     step: `floor_room_w` by budget (`Keeper.floor_room_w`), `counted` by pod (`Keeper.floors_counted`) and `awaited` by elastic
     leaf (`Keeper.nodes_awaited`). `assumed`: by pod uid, the leaf of a gate that was lifted, or may have been, and that no watch
-    has shown yet.
+    has shown yet. `spaces`: labels of namespaces, as far as they were read.
     """
 
     budgets: Mapping[str, BudgetSpec]
@@ -54,19 +56,35 @@ class Site:
     awaited: Mapping[str, int] = field(default_factory=dict)
     leaving: frozenset[ClusterName] = frozenset()
     assumed: Mapping[str, str] = field(default_factory=dict)
+    spaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def snapshot_of(site: Site) -> AdmissionSnapshot:
     """Pure: equal sites give equal snapshots. Cost: pods + nodes + budgets."""
     kinds = {name: kind for name, gpus in site.gpus.items() if (kind := _gpu_kind(gpus)) is not None}
     floors = _Floors(site.profiles, set(kinds.values()))
+    tree = build_tree(site.budgets)
     waiting, held, blocked = [], [], []
+    askers: list[ClusterWant] = []
+    refused: dict[ClusterName, AdmissionVerdict] = {}
     for pod in site.pods.values():
-        if pod.ended or pod.role is None:
+        if pod.ended or (pod.role is None and pod.labels is None):
             continue
-        need = _need(pod, pod.role, site, floors)
-        if pod.gated and pod.uid not in site.assumed:
+        waits = pod.gated and pod.uid not in site.assumed
+        if pod.role is not None:
+            need = _need(pod, pod.role, site, floors)
             served = need.cluster in site.clusters and need.cluster not in site.leaving
+        elif waits or pod.leaf is not None or pod.uid in site.assumed:
+            found = _classed(pod, site, tree, waits=waits)
+            if isinstance(found, AdmissionVerdict):
+                refused |= {} if pod.terminating else {foreign.asker_of(pod.name): found}
+                continue
+            need, served = _foreign_need(pod, found, tree, floors), True
+            if waits and not pod.terminating:
+                askers.append(ClusterWant(foreign.asker_of(pod.name), found.priority, {found.role: 1}))
+        else:
+            continue  # it never asked
+        if waits:
             if served and not pod.terminating and pod.waits_for:
                 blocked.append(BlockedPod(need, pod.waits_for))
             elif served and not pod.terminating:
@@ -82,26 +100,29 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
             )
         )
     return AdmissionSnapshot(
-        budgets=_budgets(site),
+        budgets=_budgets(site, tree),
         nodes=(*_nodes(site, kinds), *_nodes_to_come(site)),
-        clusters=tuple(
-            ClusterWant(
-                name,
-                spec.priority,
-                {role: spec.role(role).replicas for role in Role},
-                {role: spec.role(role).nodes_per_replica for role in Role},
-            )
-            for name, spec in sorted(site.clusters.items())
-            if name not in site.leaving
+        clusters=(
+            *(
+                ClusterWant(
+                    name,
+                    spec.priority,
+                    {role: spec.role(role).replicas for role in spec.roles},
+                    {role: spec.role(role).nodes_per_replica for role in spec.roles},
+                )
+                for name, spec in sorted(site.clusters.items())
+                if name not in site.leaving
+            ),
+            *askers,
         ),
         waiting=tuple(waiting),
         held=tuple(held),
         blocked=tuple(blocked),
+        refused=refused,
     )
 
 
-def _budgets(site: Site) -> tuple[BudgetRoom, ...]:
-    tree = build_tree(site.budgets)
+def _budgets(site: Site, tree: Tree) -> tuple[BudgetRoom, ...]:
     return tuple(
         BudgetRoom(
             name=name,
@@ -190,12 +211,10 @@ class _Floors:
     def __init__(self, profiles: Sequence[Profile], kinds: set[GpuKind]) -> None:
         self._profiles = profiles
         self._kinds = sorted(kinds, key=str)
-        self._known: dict[tuple[Phase, str, int | None], Mapping[str, float]] = {}
+        self._known: dict[tuple[Phase, bool, str, int | None], Mapping[str, float]] = {}
 
-    def of(self, pod: Pod, cluster: ClusterSpec | None) -> Mapping[str, float]:
-        fact = pod_fact(pod, cluster)
-        assert fact is not None, "pods without a role are left out before"
-        key = (fact.phase, fact.model, fact.power_ceiling_w)
+    def of(self, fact: PodFact) -> Mapping[str, float]:
+        key = (fact.phase, fact.mixed, fact.model, fact.power_ceiling_w)
         if key not in self._known:
             demands = {kind: demand_of_pod(kind, fact, profiles=self._profiles) for kind in self._kinds}
             self._known[key] = {str(kind): float(demand.cliff_w) for kind, demand in demands.items()}
@@ -205,14 +224,45 @@ class _Floors:
 def _need(pod: Pod, role: Role, site: Site, floors: _Floors) -> PodNeed:
     cluster = site.owners.of(pod.name.namespace, pod.label)
     spec = None if cluster is None else site.clusters.get(cluster)
+    fact = pod_fact(pod, spec)
+    assert fact is not None, "it has a role"
     return PodNeed(
         pod=pod.name,
         uid=pod.uid,
         cluster=cluster,
         role=role,
         gpus=pod.gpus,
-        floor_w=floors.of(pod, spec),
+        floor_w=floors.of(fact),
         rules=pod.rules,
         created_s=pod.created_s,
         group=pod.group if spec is not None and spec.role(role).nodes_per_replica > 1 else "",
+    )
+
+
+def _classed(pod: Pod, site: Site, tree: Tree, *, waits: bool) -> foreign.Classed | AdmissionVerdict:
+    """A foreign pod below every root, or past its gate below the one where it was sent."""
+    around = site.spaces.get(pod.name.namespace)
+    if waits:
+        return foreign.classed(pod, [site.budgets[root] for root in sorted(set(tree.root.values()))], around=around)
+    leaf = site.assumed.get(pod.uid, "") if pod.leaf is None else pod.leaf
+    return foreign.as_held(pod, site.budgets.get(tree.root.get(leaf, "")), around=around)
+
+
+def _foreign_need(pod: Pod, found: foreign.Classed, tree: Tree, floors: _Floors) -> PodNeed:
+    """With the dearest floor that it may have."""
+    floor_w: dict[str, float] = {}
+    for fact in found.facts:
+        for kind, watts in floors.of(fact).items():
+            floor_w[kind] = max(watts, floor_w.get(kind, 0.0))
+    everywhere = found.roots.issuperset(tree.root.values())
+    return PodNeed(
+        pod=pod.name,
+        uid=pod.uid,
+        cluster=foreign.asker_of(pod.name),
+        role=found.role,
+        gpus=pod.gpus,
+        floor_w=floor_w,
+        rules=pod.rules,
+        created_s=pod.created_s,
+        leaves=None if everywhere else frozenset(leaf for leaf, root in tree.root.items() if root in found.roots),
     )

@@ -64,7 +64,7 @@ class NodeRoom:
 class PodNeed:
     """What a pod asks for. `floor_w`: by GPU kind, the watts below which one of its GPUs must never be capped. `cluster`
     None: no InferenceCluster is known for it. `rules`: which nodes it may run on. `group`: of which replica it is a part, ""
-    where it is one by itself.
+    where it is one by itself. `leaves`: the only ones it may go to, None: any.
     """
 
     pod: PodName
@@ -76,10 +76,15 @@ class PodNeed:
     rules: NodeRules = field(default_factory=NodeRules)
     created_s: float = 0.0
     group: str = ""
+    leaves: frozenset[str] | None = None
+
+    def reaches(self, node: NodeRoom) -> bool:
+        """By labels, and by the leaves that it may go to."""
+        return (self.leaves is None or node.leaf in self.leaves) and self.rules.matches(node.name, node.labels)
 
     def may_use(self, node: NodeRoom) -> bool:
         """As kube-scheduler sees it, GPUs aside."""
-        return not node.closed and self.rules.matches(node.name, node.labels) and self.rules.untolerated(node.taints) is None
+        return not node.closed and self.reaches(node) and self.rules.untolerated(node.taints) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,18 @@ class ClusterWant:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmissionVerdict:
+    """The condition PowerAdmitted of one cluster. `reason` is one CamelCase word, `message` has the numbers."""
+
+    admitted: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionSnapshot:
-    """`waiting`: pods behind the gate. Pods of clusters that are not in `clusters` stay there."""
+    """`waiting`: pods behind the gate. Pods of clusters that are not in `clusters` stay there. `clusters`: those that want
+    replicas, and foreign pods that ask for themselves. `refused`: foreign pods that room is not looked for, and why."""
 
     budgets: tuple[BudgetRoom, ...]
     nodes: tuple[NodeRoom, ...]
@@ -129,6 +144,7 @@ class AdmissionSnapshot:
     waiting: tuple[PodNeed, ...]
     held: tuple[HeldPod, ...] = ()
     blocked: tuple[BlockedPod, ...] = ()
+    refused: Mapping[ClusterName, AdmissionVerdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +157,6 @@ class Admission:
     selector: Selector
     reservation_w: float
     node: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionVerdict:
-    """The condition PowerAdmitted of one cluster. `reason` is one CamelCase word, `message` has the numbers."""
-
-    admitted: bool
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

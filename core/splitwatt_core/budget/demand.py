@@ -106,7 +106,15 @@ def _held(kind: GpuKind, pod: PodFact, holding: Holding) -> Demand:
 
 
 def demand_of_pod(kind: GpuKind, pod: PodFact, *, profiles: Sequence[Profile]) -> Demand:
-    """The demand of a GPU that one pod of ours has to itself."""
+    """The demand of a GPU that one pod of ours has to itself. A mixed pod does both phases under one cap: it ranks as prefill,
+    and has the higher floor and the higher draw of the two, whatever its profile says of either."""
+    if pod.mixed:
+        prefill, decode = (
+            demand_of_pod(kind, replace(pod, phase=phase, mixed=False), profiles=profiles)
+            for phase in (Phase.PREFILL, Phase.DECODE)
+        )
+        natural_w, cliff_w = max(prefill.natural_w, decode.natural_w), max(prefill.cliff_w, decode.cliff_w)
+        return replace(prefill, natural_w=natural_w, cliff_w=cliff_w)
     found = profile_law.lookup(profiles, kind.model, pod.phase, model=pod.model)
     if found is not None:
         natural_w, cliff_w = found.natural_w, found.cliff_w

@@ -49,7 +49,8 @@ class PodFact:
     """A pod that holds GPUs, of ours or of somebody's whom labels or rules class (`workloads`): which phase it runs (Unassigned:
     nobody says), how it ranks, the served model, and the highest cap of its role. `orphan`: its cluster is gone, so what that
     asked for stands in the lines of its GPUs alone, if anywhere. `group`: pods of its namespace that say the same are one
-    replica. `unread`: nothing is known of it yet. `conflict`: what was said of it and does not count, in words."""
+    replica. `unread`: nothing is known of it yet. `conflict`: what was said of it and does not count, in words. `mixed`: it does
+    both phases by turns."""
 
     namespace: str
     name: str
@@ -61,6 +62,7 @@ class PodFact:
     group: str = ""
     unread: bool = False
     conflict: str = ""
+    mixed: bool = False
 
 
 class CountedFloor(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from splitwatt_core.budget.facts import CountedFloor, PodFact
+from splitwatt_core.budget.facts import CountedFloor
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.columns import FloatArray
 
@@ -25,7 +25,7 @@ class FloorRoom:
         return replace(self, left_w={name: watts for name, watts in self.left_w.items() if name != budget})
 
 
-def floor_room(m: Moment, *, allowance_w: FloatArray, pods: Mapping[tuple[str, str], PodFact]) -> FloorRoom:
+def floor_room(m: Moment, *, allowance_w: FloatArray) -> FloorRoom:
     """`allowance_w` float64[B]: meter watts that may be charged for GPUs below each budget."""
     fleet = m.fleet
     unkept_w = m.awaited_w() - m.kept_w()
@@ -35,8 +35,7 @@ def floor_room(m: Moment, *, allowance_w: FloatArray, pods: Mapping[tuple[str, s
     for account, counts, cliff_w in rows:
         for owner in account.owners if counts else ():
             key = (owner.namespace, owner.pod)
-            if key in pods:
-                gpus, floor_w = counted.get(key, (0, 0.0))
-                counted[key] = CountedFloor(gpus + 1, floor_w + cliff_w)
+            gpus, floor_w = counted.get(key, (0, 0.0))
+            counted[key] = CountedFloor(gpus + 1, floor_w + cliff_w)
     awaited = {name: count for name, count in zip(m.tree.order, m.awaited().tolist(), strict=True) if count}
     return FloorRoom(dict(zip(m.tree.order, left_w.tolist(), strict=True)), counted, awaited)

@@ -132,7 +132,7 @@ class Keeper(Heard):
             may_raise=may_raise,
         )
         writes = self._writes(moment, caps, clocks)
-        self._room = floor_room(moment, allowance_w=allowance_w, pods=self._pods)
+        self._room = floor_room(moment, allowance_w=allowance_w)
         reports, fresh_notes = report(
             Judgement(
                 moment,

@@ -2,7 +2,7 @@
 
 Each is set by its project's own controller or guide; none was made for us, so what they say is taken as the word of whoever
 owns the pod. It says a phase, a model and a group, never a priority. A value that is not listed here says nothing. An engine
-that does both phases is taken for prefill, which draws most.
+that does both phases is taken for prefill, as a mixed pod of ours is.
 
 Sources, by repository and path:
 
@@ -34,12 +34,13 @@ from splitwatt_core.protocol.contract import Phase
 @dataclass(frozen=True, slots=True)
 class RoleLabel:
     """`phases`: what each value of label `key` says. `beside`: a label that must be there as well, where `key` alone could be
-    anybody's."""
+    anybody's. `both`: the values of an engine that does both phases."""
 
     project: str
     key: str
     phases: Mapping[str, Phase]
     beside: str = ""
+    both: frozenset[str] = frozenset()
 
     def phase_of(self, labels: Mapping[str, str]) -> Phase | None:
         return self.phases.get(labels.get(self.key, "")) if not self.beside or self.beside in labels else None
@@ -54,18 +55,11 @@ class GroupLabels:
 
 
 _SPLIT: Final = MappingProxyType({"prefill": Phase.PREFILL, "decode": Phase.DECODE})
-_LLMD: Final = MappingProxyType(
-    {
-        **_SPLIT,
-        "both": Phase.PREFILL,
-        "prefill-decode": Phase.PREFILL,
-        "encode-prefill": Phase.PREFILL,
-        "encode-prefill-decode": Phase.PREFILL,
-    }
-)
+_LLMD_BOTH: Final = frozenset({"both", "prefill-decode", "encode-prefill-decode"})
+_LLMD: Final = MappingProxyType({**_SPLIT, "encode-prefill": Phase.PREFILL, **dict.fromkeys(_LLMD_BOTH, Phase.PREFILL)})
 
 ROLE_LABELS: Final = (
-    RoleLabel("llm-d, KServe", LABEL_LLMD_ROLE, _LLMD),
+    RoleLabel("llm-d, KServe", LABEL_LLMD_ROLE, _LLMD, both=_LLMD_BOTH),
     RoleLabel("Dynamo", "nvidia.com/dynamo-sub-component-type", _SPLIT),
     RoleLabel("Dynamo", "nvidia.com/dynamo-component-type", _SPLIT),
     RoleLabel("RBG", "rbg.workloads.x-k8s.io/role-name", _SPLIT),

@@ -65,6 +65,7 @@ def pod_fact_of(owner: OwnerFact, rules: Sequence[WorkloadRule]) -> PodFact | No
     """What caps of its GPUs are decided by, below a root with these rules. None: a stranger that is no part of a group."""
     roles = list(known_labels.roles_of(owner.labels))
     said = roles[0][1] if roles else Phase.UNASSIGNED
+    mixed = bool(roles) and owner.labels[roles[0][0].key] in roles[0][0].both
     group = known_labels.group_of(owner.labels)
     for number, rule in enumerate(rules):
         if rule.pods is not None and not rule.pods.matches(owner.labels):
@@ -82,11 +83,12 @@ def pod_fact_of(owner: OwnerFact, rules: Sequence[WorkloadRule]) -> PodFact | No
             rule.model or known_labels.model_of(owner.labels),
             group=group,
             conflict=_conflict(roles, rule=rule, number=number),
+            mixed=mixed and rule.phase is None,
         )
     if not roles and not group:
         return None
     model = known_labels.model_of(owner.labels) if roles else ""
-    return PodFact(owner.namespace, owner.name, said, PRIORITY_LOW, model, group=group, conflict=_conflict(roles))
+    return PodFact(owner.namespace, owner.name, said, PRIORITY_LOW, model, group=group, conflict=_conflict(roles), mixed=mixed)
 
 
 def as_written(fact: PodFact | None, key: PodKey, line: Grant | None) -> PodFact | None:

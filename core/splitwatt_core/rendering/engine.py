@@ -1,8 +1,8 @@
 """The pod of one engine: its command line, where its weights come from, when it counts as well, and how it goes.
 
 An engine that leaves is told by nobody that it shall: Kubernetes takes it out of the router's sight at once, then waits for its
-preStop hook, and only then ends the process. So the hook is what lets requests end. A prefill engine stays for the lease of its
-KV caches besides, for decode fetches them after the prompt was answered.
+preStop hook, and only then ends the process. So the hook is what lets requests end. An engine whose prompts others answer stays
+for the lease of its KV caches besides, for decode fetches them after the prompt was answered.
 
 Sources: vLLM's NixlConnector guide for flags and environment; vLLM 0.32, config/kv_transfer.py and the connector's
 base_scheduler.py for policy and lease.
@@ -11,11 +11,14 @@ base_scheduler.py for policy and lease.
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, SpecError
 from splitwatt_core.names import GATE_POWER, GPU_RESOURCE, LABEL_LLMD_ROLE, LABEL_MANAGED_BY, MANAGED_BY
+from splitwatt_core.rendering import sglang
 from splitwatt_core.rendering.objects import Manifest, selector_labels
+from splitwatt_core.rendering.vllm_flags import refuse_own
 
 ENGINE_CONTAINER: Final = "engine"
 PORT_HTTP: Final = "http"
@@ -35,7 +38,7 @@ KV_LEASE_S: Final = 30
 """NixlConnector's own: a prefill engine's KV caches may still be fetched for this long after its last answer."""
 KV_LEASE_KEY: Final = "kv_lease_duration"
 """Where kvTransfer.extraConfig says another one, in seconds."""
-DRAIN_S: Final = {Role.PREFILL: 60, Role.DECODE: 300}
+DRAIN_S: Final = {Role.PREFILL: 60, Role.DECODE: 300, Role.MIXED: 300}
 """At most, from being told to go: the longest decode of the conversation trace takes under 50 s, of a long answer minutes."""
 AFTER_DRAIN_S: Final = 15
 """For the process to end by itself."""
@@ -59,16 +62,22 @@ while time.monotonic() - begun_s < most_s and busy():
 """
 """Until the engine has no request, within bounds. Python is there: the engine is made of it."""
 
+_BUSY: Final = '"vllm:num_requests_running", "vllm:num_requests_waiting"'
+
 MODEL_DIR: Final = "/models/served"
 CACHE_DIR: Final = "/models/cache"
 
-KV_ROLE: Final = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
-_OWN_FLAGS: Final = ("--port", "--tensor-parallel-size", "-tp", "--kv-transfer-config")
+KV_ROLE: Final = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer", Role.MIXED: "kv_both"}
+"""A mixed engine beside the two others reads prompts for decode engines and writes answers to what prefill engines read, as
+its router says (llm-d takes it for both). Of an unsplit cluster it has no connector: nobody is there to hand a KV cache to, and
+one registers the whole cache, wants a layout of its own and opens a port."""
+VLLM_COMMAND: Final = ["vllm", "serve"]
+"""Said outright: the image's entry point changed between releases."""
 
 
 def pod_template(cluster: ClusterSpec, role: Role, *, image: str) -> Manifest:
     """`image`: the release's for this type of engine. Raises SpecError."""
-    labels = selector_labels(cluster.name, role) | {LABEL_LLMD_ROLE: role.value, LABEL_MANAGED_BY: MANAGED_BY}
+    labels = selector_labels(cluster.name, role) | {LABEL_LLMD_ROLE: role.llmd, LABEL_MANAGED_BY: MANAGED_BY}
     volumes, mounts, env = _weights(cluster)
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": SHM_SIZE}}
     spec: dict[str, Any] = {
@@ -85,7 +94,10 @@ def pod_template(cluster: ClusterSpec, role: Role, *, image: str) -> Manifest:
     }
     if selector := dict(cluster.role(role).node_selector):
         spec["nodeSelector"] = selector
-    return {"metadata": {"labels": labels}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": labels}
+    if cluster.engine.type is EngineType.SGLANG and (noted := sglang.pod_annotations(cluster, role)):
+        metadata["annotations"] = noted
+    return {"metadata": metadata, "spec": spec}
 
 
 def of_all_pods(cluster: ClusterSpec) -> dict[str, Any]:
@@ -106,15 +118,8 @@ def _container(
         "name": ENGINE_CONTAINER,
         "image": cluster.engine.image or image,
         "args": engine_args(cluster, role),
-        "env": [
-            {"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(cluster.kv_transfer.side_channel_port)},
-            *env,
-        ],
-        "ports": [
-            {"name": PORT_HTTP, "containerPort": cluster.engine.port, "protocol": "TCP"},
-            {"name": PORT_KV, "containerPort": cluster.kv_transfer.side_channel_port, "protocol": "TCP"},
-        ],
+        "env": [*(_side_channel(cluster) if cluster.split else ()), *env],
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in engine_ports(cluster).items()],
         "resources": {"requests": {GPU_RESOURCE: gpus}, "limits": {GPU_RESOURCE: gpus}},
         "startupProbe": _probe(STARTUP_PERIOD_S, probes.startup_s),
         "readinessProbe": _probe(READY_PERIOD_S, probes.unready_s),
@@ -124,8 +129,24 @@ def _container(
         "securityContext": {"allowPrivilegeEscalation": False},
     }
     if cluster.engine.type is EngineType.VLLM:
-        container["command"] = ["vllm", "serve"]  # said outright: the image's entry point changed between releases
+        container["command"] = list(VLLM_COMMAND)
+    if cluster.engine.type is EngineType.SGLANG:
+        container["command"] = list(sglang.COMMAND)
+        container["env"] = [*sglang.ENV, *env]
     return container
+
+
+def _side_channel(cluster: ClusterSpec) -> list[dict[str, Any]]:
+    return [
+        {"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(cluster.kv_transfer.side_channel_port)},
+    ]
+
+
+def engine_ports(cluster: ClusterSpec) -> dict[str, int]:
+    """By name. An engine without a connector has no side channel."""
+    side = {PORT_KV: cluster.kv_transfer.side_channel_port} if cluster.split else {}
+    return {PORT_HTTP: cluster.engine.port, **side}
 
 
 # --------------------------------------------------------------------------------------------------------------- weights
@@ -173,23 +194,20 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
 
     Raises SpecError when the user's arguments name a flag that is rendered, and for groups whose KV caches do not fit.
     """
-    given = [arg.split("=", 1)[0] for arg in cluster.engine.args]
-    for flag in given:
-        if flag in _OWN_FLAGS or flag.startswith("--kv-transfer-config."):
-            raise SpecError(f"spec.engine.args must not set {flag}; it follows from gpusPerReplica, port and kvTransfer")
-    prefill, decode = cluster.prefill.gpus, cluster.decode.gpus
-    if max(prefill, decode) % min(prefill, decode):
-        raise SpecError(
-            f"spec.prefill.gpusPerReplica {prefill} and spec.decode.gpusPerReplica {decode} must divide one another, over all "
-            "nodes of a replica: a GPU fetches the KV cache of whole attention heads"
-        )
+    for one, other in combinations(cluster.roles, 2):
+        gpus, others = cluster.role(one).gpus, cluster.role(other).gpus
+        if max(gpus, others) % min(gpus, others):
+            nodes = ", over all nodes of a replica" if any(cluster.role(r).nodes_per_replica > 1 for r in (one, other)) else ""
+            raise SpecError(
+                f"spec.{one}.gpusPerReplica {gpus} and spec.{other}.gpusPerReplica {others} must divide one another{nodes}: a "
+                "GPU fetches the KV cache of whole attention heads"
+            )
     model = _model(cluster)
+    if cluster.engine.type is EngineType.SGLANG:
+        return sglang.engine_args(cluster, role, model)
+    given = [arg.split("=", 1)[0] for arg in cluster.engine.args]
+    refuse_own(cluster.engine.args)
     named = any(flag.replace("_", "-") == "--served-model-name" for flag in given)
-    transfer: dict[str, Any] = {"kv_connector": cluster.kv_transfer.connector, "kv_role": KV_ROLE[role]}
-    if role is Role.DECODE:
-        transfer["kv_load_failure_policy"] = "recompute" if cluster.kv_transfer.recompute else "fail"
-    if cluster.kv_transfer.extra_config:
-        transfer["kv_connector_extra_config"] = dict(cluster.kv_transfer.extra_config)
     return [
         model,
         *(() if named or model == cluster.model else ("--served-model-name", cluster.model)),
@@ -197,10 +215,18 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
         str(cluster.engine.port),
         "--tensor-parallel-size",
         str(cluster.role(role).gpus),
-        "--kv-transfer-config",
-        json.dumps(transfer, sort_keys=True, separators=(",", ":")),
+        *(("--kv-transfer-config", _transfer(cluster, role)) if cluster.split else ()),
         *cluster.engine.args,
     ]
+
+
+def _transfer(cluster: ClusterSpec, role: Role) -> str:
+    transfer: dict[str, Any] = {"kv_connector": cluster.kv_transfer.connector, "kv_role": KV_ROLE[role]}
+    if role is not Role.PREFILL:
+        transfer["kv_load_failure_policy"] = "recompute" if cluster.kv_transfer.recompute else "fail"
+    if cluster.kv_transfer.extra_config:
+        transfer["kv_connector_extra_config"] = dict(cluster.kv_transfer.extra_config)
+    return json.dumps(transfer, sort_keys=True, separators=(",", ":"))
 
 
 def _probe(period_s: int, within_s: int) -> dict[str, Any]:
@@ -220,7 +246,12 @@ def _kv_lease_s(cluster: ClusterSpec) -> int:
 
 def _drain_s(cluster: ClusterSpec, role: Role) -> int:
     asked_s = cluster.role(role).drain_s or DRAIN_S[role]
-    return max(asked_s, _kv_lease_s(cluster)) if role is Role.PREFILL else asked_s
+    return max(asked_s, _kv_lease_s(cluster)) if _fetched_from(cluster, role) else asked_s
+
+
+def _fetched_from(cluster: ClusterSpec, role: Role) -> bool:
+    """Whether its KV caches may still be fetched after its answer."""
+    return cluster.split and role is not Role.DECODE
 
 
 def _grace_s(cluster: ClusterSpec, role: Role) -> int:
@@ -232,6 +263,11 @@ def _grace_s(cluster: ClusterSpec, role: Role) -> int:
 def _pre_stop(cluster: ClusterSpec, role: Role) -> dict[str, Any]:
     if cluster.engine.type is EngineType.EMULATED:
         return {"sleep": {"seconds": LEAVE_S}}
-    least_s = _kv_lease_s(cluster) if role is Role.PREFILL else LEAVE_S
+    least_s = _kv_lease_s(cluster) if _fetched_from(cluster, role) else LEAVE_S
     page = f"http://localhost:{cluster.engine.port}/metrics"
-    return {"exec": {"command": ["python3", "-c", DRAIN_SCRIPT, page, str(least_s), str(_drain_s(cluster, role))]}}
+    script = (
+        DRAIN_SCRIPT
+        if cluster.engine.type is EngineType.VLLM
+        else DRAIN_SCRIPT.replace(_BUSY, json.dumps(sglang.BUSY_METRICS)[1:-1])
+    )
+    return {"exec": {"command": ["python3", "-c", script, page, str(least_s), str(_drain_s(cluster, role))]}}

@@ -16,9 +16,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
-from splitwatt_core.names import LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_WORKER, MANAGED_BY
+from splitwatt_core.names import ANNOTATION_NODES, LABEL_CLUSTER, LABEL_MANAGED_BY, LABEL_WORKER, MANAGED_BY
 from splitwatt_core.rendering.objects import Manifest, disruption_budget, made, object_name
-from splitwatt_core.rendering.overlay import lay_over
 
 GROUP_API: Final = "leaderworkerset.x-k8s.io/v1"
 GROUP_KIND: Final = "LeaderWorkerSet"
@@ -44,31 +43,34 @@ def worker_labels(cluster: str, role: Role) -> dict[str, str]:
     return {LABEL_CLUSTER: cluster_label(cluster), LABEL_WORKER: role.value}
 
 
-def group_objects(cluster: ClusterSpec, role: Role, pod: Manifest) -> list[Manifest]:
-    """`pod`: the role's pod template as it is on one node, without the user's overlay. Raises SpecError."""
-    _check(cluster, role)
-    nodes, overlay, where = cluster.role(role).nodes_per_replica, cluster.role(role).template, f"spec.{role.value}.template"
+def group_set(cluster: ClusterSpec, role: Role, leaders: Manifest, workers: Manifest, *, name: str, replicas: int) -> Manifest:
+    """The LeaderWorkerSet of one revision, of these pod templates."""
     spec = {
-        "replicas": cluster.role(role).replicas,
+        "replicas": replicas,
         "startupPolicy": "LeaderCreated",
         "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": {"maxUnavailable": 1, "maxSurge": 0}},
         "networkConfig": {"subdomainPolicy": "Shared"},
         "leaderWorkerTemplate": {
-            "size": nodes,
+            "size": cluster.role(role).nodes_per_replica,
             "restartPolicy": "RecreateGroupOnPodRestart",
-            "leaderTemplate": lay_over(_leader(pod, nodes), overlay, where=where),
-            "workerTemplate": lay_over(_worker(pod, cluster, role), overlay, where=where),
+            "leaderTemplate": leaders,
+            "workerTemplate": workers,
         },
     }
+    return made(cluster, GROUP_API, GROUP_KIND, role, {"spec": spec}, name=name)
+
+
+def workers_budget(cluster: ClusterSpec, role: Role) -> Manifest:
+    """Of the pods that the role's own budget does not select."""
     budget = disruption_budget(cluster, role, worker_labels(cluster.name, role))
     budget["metadata"]["name"] = object_name(cluster.name, f"{role.value}-workers")
-    return [made(cluster, GROUP_API, GROUP_KIND, role, {"spec": spec}), budget]
+    return budget
 
 
 def _check(cluster: ClusterSpec, role: Role) -> None:
     where = f"spec.{role.value}.nodesPerReplica"
-    if cluster.engine.type is EngineType.EMULATED:
-        raise SpecError(f"{where} must be 1 for emulated engines; they run on one node")
+    if cluster.engine.type is not EngineType.VLLM:
+        raise SpecError(f"{where} must be 1 for engine.type {cluster.engine.type}; VLLM alone is rendered over several nodes")
     if cluster.router.type is RouterType.LLMD:
         raise SpecError(f"{where} must be 1 before router LLMD; set spec.router.type to VLLM for replicas over several nodes")
     for flag in (arg.split("=", 1)[0] for arg in cluster.engine.args):
@@ -76,19 +78,18 @@ def _check(cluster: ClusterSpec, role: Role) -> None:
             raise SpecError(f"spec.engine.args must not set {flag}; it follows from nodesPerReplica")
 
 
-def _with(pod: Manifest, container: dict[str, Any], **metadata: Any) -> Manifest:
-    return {**pod, "metadata": {**pod["metadata"], **metadata}, "spec": {**pod["spec"], "containers": [container]}}
-
-
-def _leader(pod: Manifest, nodes: int) -> Manifest:
+def leader(pod: Manifest, cluster: ClusterSpec, role: Role) -> Manifest:
+    """`pod`: the role's pod template as it is on one node, without the user's overlay. Raises SpecError."""
+    _check(cluster, role)
+    nodes = cluster.role(role).nodes_per_replica
     [container] = pod["spec"]["containers"]
     args = [*container["args"], "--nnodes", str(nodes), "--node-rank", "0", "--master-addr", _LEADER]
-    return _with(pod, {**container, "args": args})
+    return _with(pod, {**container, "args": args}, nodes)
 
 
-def _worker(pod: Manifest, cluster: ClusterSpec, role: Role) -> Manifest:
-    """It answers nobody, so nobody asks it. It goes when its leader has gone, whose requests it serves: it waits as long as that
-    may take."""
+def worker(pod: Manifest, cluster: ClusterSpec, role: Role) -> Manifest:
+    """Of the same `pod`. It answers nobody, so nobody asks it. It goes when its leader has gone, whose requests it serves: it
+    waits as long as that may take."""
     [container] = pod["spec"]["containers"]
     nodes = cluster.role(role).nodes_per_replica
     args = [*container["args"], "--nnodes", str(nodes), "--node-rank", _RANK, "--master-addr", _LEADER, "--headless"]
@@ -96,4 +97,13 @@ def _worker(pod: Manifest, cluster: ClusterSpec, role: Role) -> Manifest:
     grace_s = pod["spec"]["terminationGracePeriodSeconds"]
     waits = {"preStop": {"sleep": {"seconds": max(1, grace_s - WORKER_LEAVES_S)}}}
     labels = worker_labels(cluster.name, role) | {LABEL_MANAGED_BY: MANAGED_BY}
-    return _with(pod, {**kept, "args": args, "lifecycle": waits}, labels=labels)
+    return _with(pod, {**kept, "args": args, "lifecycle": waits}, nodes, labels=labels)
+
+
+def _with(pod: Manifest, container: dict[str, Any], nodes: int, **metadata: Any) -> Manifest:
+    noted = {**pod["metadata"].get("annotations", {}), ANNOTATION_NODES: str(nodes)}
+    return {
+        **pod,
+        "metadata": {**pod["metadata"], "annotations": noted, **metadata},
+        "spec": {**pod["spec"], "containers": [container]},
+    }

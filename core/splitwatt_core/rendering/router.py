@@ -1,8 +1,13 @@
 """The router before a cluster's pools: vllm-router, which asks a prefill engine first and hands its answer on to a decode one.
+Before an unsplit cluster it sends each request whole to a mixed engine. It does either, never both: it takes a pod for prefill or
+for decode, or takes one kind of pods, so that it cannot send what two pools have no room for to a third.
 
 It finds the engines by itself: it watches the pods of its namespace under an account of its own, and takes those with the
 labels of a role once they are ready. RBAC knows no labels, so what it may see are all pods of that one namespace; it may
 change nothing.
+
+A router stands before engines of one revision and asks no others. All routers of a cluster are behind its Service, and one that
+knows no pair is not ready: so a request is read and answered by engines that understand each other.
 
 Its pods ask for no GPU and have no gate. They carry neither the cluster's label nor a role's, so that nobody takes them for
 engines: no watt is reserved for them.
@@ -15,11 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from splitwatt_core.clusters import ClusterSpec, Role, RouterType, SpecError, cluster_label
-from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_ROUTER, MANAGED_BY
+from splitwatt_core.clusters import LABEL_ROUTERS, ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
+from splitwatt_core.names import GPU_RESOURCE, LABEL_MANAGED_BY, LABEL_REVISION, LABEL_ROUTER, MANAGED_BY
+from splitwatt_core.rendering import sglang
 from splitwatt_core.rendering.engine import of_all_pods
 from splitwatt_core.rendering.objects import ROUTER_PART, Manifest, disruption_budget, made, object_name, selector_labels
 from splitwatt_core.rendering.overlay import lay_over
+from splitwatt_core.rendering.revision import RouterHome, engine_labels, labelled_with
 
 DEFAULT_VLLM_ROUTER_IMAGE: Final = "vllm/vllm-router:v0.1.17"
 
@@ -40,7 +47,7 @@ DRAIN_S: Final = 120
 _OWN_FLAGS: Final = (
     "--host", "--port", "--vllm-pd-disaggregation", "--kv-connector", "--service-discovery", "--service-discovery-port",
     "--service-discovery-namespace", "--prefill-selector", "--decode-selector", "--selector", "--prometheus-host",
-    "--prometheus-port", "--prefill", "--decode", "--worker-urls",
+    "--prometheus-port", "--prefill", "--decode", "--worker-urls", *sglang.ROUTER_OWN_FLAGS,
 )  # fmt: skip
 _DEFAULTS: Final = {"--policy": POLICY, "--health-check-interval-secs": str(HEALTH_INTERVAL_S)}
 _KV_CONNECTORS: Final = {"NixlConnector": "nixl", "MooncakeConnector": "mooncake"}
@@ -53,13 +60,21 @@ def router_labels(cluster: str) -> dict[str, str]:
     return {LABEL_ROUTER: cluster_label(cluster)}
 
 
-def router_objects(cluster: ClusterSpec, *, image: str) -> list[Manifest]:
-    """None at all for another router, or none. `image`: the release's default. Raises SpecError."""
-    if cluster.router.type is not RouterType.VLLM:
+def router_objects(cluster: ClusterSpec, homes: Sequence[RouterHome], *, image: str) -> list[Manifest]:
+    """None at all for another router, or none. `homes`: the Deployments that are to be rendered. `image`: the release's default.
+    Raises SpecError."""
+    if cluster.router.type is RouterType.NONE:
+        return []
+    if (cluster.router.type is RouterType.SGLANG) is not (cluster.engine.type is EngineType.SGLANG):
+        raise SpecError(
+            f"spec.router.type {cluster.router.type} cannot split for engine.type {cluster.engine.type}: SGLang's engines stand "
+            "behind router.type SGLang or None, all others behind any but SGLang"
+        )
+    if cluster.router.type not in LABEL_ROUTERS:
         return []
     return [
         *rights_of(cluster, [_PODS]),
-        _deployment(cluster, image),
+        *(_deployment(cluster, home, image) for home in homes),
         disruption_budget(cluster, ROUTER_PART, router_labels(cluster.name)),
     ]
 
@@ -77,8 +92,9 @@ def rights_of(cluster: ClusterSpec, rules: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def router_args(cluster: ClusterSpec) -> list[str]:
-    """vllm-router's command line. Raises SpecError when the user's arguments name a flag that is rendered."""
+def router_args(cluster: ClusterSpec, home: RouterHome) -> list[str]:
+    """The router's command line: it finds engines of the home's revision alone. sglang-router, from which vllm-router was made,
+    has the same words for all but splitting. Raises SpecError when the user's arguments name a flag that is rendered."""
     given = [arg.split("=", 1)[0].replace("_", "-") for arg in cluster.router.args]
     for flag in given:
         if flag in _OWN_FLAGS:
@@ -87,13 +103,11 @@ def router_args(cluster: ClusterSpec) -> list[str]:
     return [
         *("--host", "0.0.0.0"),
         *("--port", str(ROUTER_PORT)),
-        "--vllm-pd-disaggregation",
-        *("--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")),
+        *_mode(cluster, home),
         "--service-discovery",
         *("--service-discovery-namespace", cluster.namespace),
         *("--service-discovery-port", str(cluster.engine.port)),
-        *("--prefill-selector", *_words(selector_labels(cluster.name, Role.PREFILL))),
-        *("--decode-selector", *_words(selector_labels(cluster.name, Role.DECODE))),
+        *_engines(cluster, home),
         *("--prometheus-host", "0.0.0.0"),
         *("--prometheus-port", str(cluster.router.metrics_port)),
         *defaults,
@@ -101,13 +115,35 @@ def router_args(cluster: ClusterSpec) -> list[str]:
     ]
 
 
-def _words(labels: Mapping[str, str]) -> list[str]:
+def _mode(cluster: ClusterSpec, home: RouterHome) -> list[str]:
+    """Without a word it sends each request whole to one engine."""
+    if Role.DECODE not in home.engines:
+        return []
+    if cluster.router.type is RouterType.SGLANG:
+        return ["--pd-disaggregation"]
+    return ["--vllm-pd-disaggregation", "--kv-connector", _KV_CONNECTORS.get(cluster.kv_transfer.connector, "nixl")]
+
+
+def _engines(cluster: ClusterSpec, home: RouterHome) -> list[str]:
+    if Role.DECODE not in home.engines:
+        return ["--selector", *_words(cluster, home, Role.MIXED)]
+    return [
+        *("--prefill-selector", *_words(cluster, home, Role.PREFILL)),
+        *("--decode-selector", *_words(cluster, home, Role.DECODE)),
+    ]
+
+
+def _words(cluster: ClusterSpec, home: RouterHome, role: Role) -> list[str]:
+    labels: Mapping[str, str] = engine_labels(selector_labels(cluster.name, role), home.engines[role], home.revision)
     return [f"{key}={value}" for key, value in labels.items()]
 
 
-def _deployment(cluster: ClusterSpec, image: str) -> Manifest:
+def _deployment(cluster: ClusterSpec, home: RouterHome, image: str) -> Manifest:
     labels = router_labels(cluster.name)
-    template = {"metadata": {"labels": labels | {LABEL_MANAGED_BY: MANAGED_BY}}, "spec": _pod(cluster, image)}
+    if home.name != object_name(cluster.name, ROUTER_PART):
+        labels |= {LABEL_REVISION: home.revision}
+    said = {**router_labels(cluster.name), LABEL_REVISION: home.revision, LABEL_MANAGED_BY: MANAGED_BY}
+    template = {"metadata": {"labels": said}, "spec": _pod(cluster, home, image)}
     spec = {
         "replicas": cluster.router.replicas,
         "selector": {"matchLabels": labels},
@@ -116,15 +152,15 @@ def _deployment(cluster: ClusterSpec, image: str) -> Manifest:
         "revisionHistoryLimit": 3,
         "template": lay_over(template, cluster.router.template, where="spec.router.template", gated=False),
     }
-    return made(cluster, "apps/v1", "Deployment", ROUTER_PART, {"spec": spec})
+    return labelled_with(made(cluster, "apps/v1", "Deployment", ROUTER_PART, {"spec": spec}, name=home.name), home.revision)
 
 
-def _pod(cluster: ClusterSpec, image: str) -> dict[str, Any]:
+def _pod(cluster: ClusterSpec, home: RouterHome, image: str) -> dict[str, Any]:
     container = {
         "name": ROUTER_CONTAINER,
         "image": cluster.router.image or image,
-        "command": ["vllm-router"],
-        "args": router_args(cluster),
+        "command": list(sglang.ROUTER_COMMAND) if cluster.router.type is RouterType.SGLANG else ["vllm-router"],
+        "args": router_args(cluster, home),
         "ports": [
             {"name": PORT_HTTP, "containerPort": ROUTER_PORT, "protocol": "TCP"},
             {"name": PORT_METRICS, "containerPort": cluster.router.metrics_port, "protocol": "TCP"},

@@ -7,6 +7,8 @@ when a new holder is named, and every `PERIOD_S` for labels that changed.
 Protected: a list that fails changes nothing. A new operator looks for every holder once before it decides, for FIRST_S at most:
 who was not found by then keeps its caps, and cuts of a limit wait for nobody's labels. A holder is dropped when no NodePower
 names it any more, and not because its pod is gone.
+
+Pods that ask for power admission themselves are watched, by the empty cluster label; labels of namespaces are read for these too.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ class OwnerLabels:
     # ---------------------------------------------------------------------------------------------------- who is named
 
     def _take(self, kind: Kind, key: Key, obj: JsonObject | None) -> None:
+        if kind is Kind.POD and self._asks(key) and key.namespace not in self._view.spaces:
+            self._due.set()
         if kind is not Kind.NODE_POWER:
             return
         fact = self._view.node_powers.facts.get(key)
@@ -84,6 +88,11 @@ class OwnerLabels:
         """Whether its cluster says what it is."""
         seen = self._view.pods.facts.get(Key(*pod))
         return seen is not None and seen.role is not None
+
+    def _asks(self, key: Key) -> bool:
+        """Whether it waits for power, or was let in, by its own word."""
+        seen = self._view.pods.facts.get(key)
+        return seen is not None and seen.labels is not None and not seen.ended and (seen.gated or seen.leaf is not None)
 
     # ------------------------------------------------------------------------------------------------------ what is new
 
@@ -122,7 +131,10 @@ class OwnerLabels:
             if not self._ours((namespace, name)):
                 wanted.setdefault(namespace, []).append(name)
         failures: list[str] = []
-        spaces = await self._spaces(failures) if wanted else {}
+        asked = any(self._asks(key) for key in list(self._view.pods.facts))
+        spaces = await self._spaces(failures) if wanted or asked else {}
+        if asked and spaces is not None:
+            self._view.spaces = spaces
         for namespace, names in sorted(wanted.items()):
             try:
                 listing = await self._reader.list_metadata(PODS, namespace=namespace)

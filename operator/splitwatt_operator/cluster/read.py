@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from splitwatt_api import convert
+from splitwatt_api.role_scale import RoleScale
 from splitwatt_core.admission.pods import Pod, PodName
 from splitwatt_core.admission.scheduling import NodeRules, NodeTerm, Toleration
 from splitwatt_core.budget.facts import NodeFact, Taint
@@ -28,6 +29,7 @@ from splitwatt_core.names import (
     MANAGED_BY,
 )
 from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.role_scale import ScaleFact
 
 from splitwatt_operator.cluster.store import JsonObject, version_of
 from splitwatt_operator.recorder import Subject
@@ -74,6 +76,13 @@ def budget_reader(policies: Collection[str]) -> Callable[[JsonObject], BudgetSpe
     return read
 
 
+def role_scale(obj: JsonObject) -> ScaleFact:
+    """Raises as an unreadable object does."""
+    wire = RoleScale.from_wire(obj, lenient=True)
+    owner = next((ref["uid"] for ref in obj["metadata"].get("ownerReferences") or () if ref.get("controller")), None)
+    return ScaleFact(wire.spec.replicas, wire.declared, owner)
+
+
 def cluster(obj: JsonObject) -> ClusterSpec:
     """One that cannot be rendered is as unreadable as one that cannot be parsed: caps, admission and the objects that run
     all follow one spec."""
@@ -109,13 +118,16 @@ def node(obj: JsonObject) -> NodeFact:
 def pod(obj: JsonObject) -> Pod:
     meta, spec = obj["metadata"], obj["spec"]
     labels = meta.get("labels") or {}
+    foreign = LABEL_CLUSTER in labels and not labels[LABEL_CLUSTER]
     gates = [str(gate.get("name")) for gate in spec.get("schedulingGates") or ()]
     return Pod(
         name=PodName(meta["namespace"], meta["name"]),
         uid=meta["uid"],
         version=version_of(obj),
         label=labels.get(LABEL_CLUSTER, ""),
-        role=next((role for role in Role if role.value == labels.get(LABEL_ROLE, labels.get(LABEL_WORKER))), None),
+        role=None
+        if foreign
+        else next((role for role in Role if role.value == labels.get(LABEL_ROLE, labels.get(LABEL_WORKER))), None),
         gpus=gpus_of(spec),
         created_s=unix_s(meta["creationTimestamp"]),
         gated=GATE_POWER in gates,
@@ -126,6 +138,7 @@ def pod(obj: JsonObject) -> Pod:
         ended=(obj.get("status") or {}).get("phase") in ENDED_PHASES,
         terminating=bool(meta.get("deletionTimestamp")),
         group=group_of(labels),
+        labels=labels if foreign else None,
     )
 
 

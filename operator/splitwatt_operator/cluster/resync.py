@@ -60,6 +60,11 @@ class Resync:
                     await self._compare(watched, lag_allowed_s=0.0)
                     break
                 except ApiError as failure:
+                    if watched.optional and isinstance(failure, Rejected):
+                        log.warning(
+                            "no list of %s, and none is waited for: %s", watched.resource.plural, _advice(watched, failure)
+                        )
+                        break
                     advice, now_s = _advice(watched, failure), time.monotonic()
                     if advice != said or now_s - said_s > SAY_AGAIN_S:
                         log.warning("waiting for a list of %s: %s", watched.resource.plural, advice)
@@ -76,6 +81,8 @@ class Resync:
                 try:
                     findings = await self._compare(watched, lag_allowed_s=LAG_ALLOWED_S)
                 except ApiError as failure:
+                    if watched.optional and isinstance(failure, Rejected):
+                        continue
                     log.warning("no resync of %s: %s", watched.resource.plural, failure)
                     self._relisted.set()  # again, after the pause; the other kinds have their turn all the same
                     continue

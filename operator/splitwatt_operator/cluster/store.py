@@ -25,16 +25,18 @@ MAX_TOMBSTONES: Final = 4096
 
 
 class Kind(StrEnum):
-    """What is watched. The value is the Kubernetes kind."""
+    """What is watched, and GROUP, which is read (`serving.groups`). The value is the Kubernetes kind."""
 
     NODE = "Node"
     LEASE = "Lease"
     POD = "Pod"
     CLUSTER = "InferenceCluster"
+    ROLE_SCALE = "RoleScale"
     BUDGET = "PowerBudget"
     NODE_POWER = "NodePower"
     PROFILE = "PowerProfile"
     DEPLOYMENT = "Deployment"
+    GROUP = "LeaderWorkerSet"
     SERVICE = "Service"
     PDB = "PodDisruptionBudget"
     SERVICE_ACCOUNT = "ServiceAccount"

@@ -28,6 +28,8 @@ from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, clust
 from splitwatt_core.gpus.profiles import Offered, Profile, in_force
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import NodePower, node_power_from_wire
+from splitwatt_core.rendering.objects import object_name
+from splitwatt_core.rendering.role_scale import SCALED_ROLE, ScaleFact, replicas_in_force
 
 from splitwatt_operator.cluster import read
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store
@@ -88,6 +90,15 @@ class Shelf(Generic[Fact]):
         else:
             self._facts[key] = seen.fact
 
+    def put(self, key: Key, seen: Seen[Fact] | None) -> None:
+        """What was seen elsewhere, in place of what is here."""
+        self._seen.pop(key, None)
+        self._facts.pop(key, None)
+        if seen is not None:
+            self._seen[key] = seen
+            if seen.fact is not None:
+                self._facts[key] = seen.fact
+
     def _look(self, obj: JsonObject, before: Seen[Fact] | None) -> Seen[Fact]:
         meta = obj["metadata"]
         uid, generation, terminating, problem = meta["uid"], meta.get("generation", 0), bool(meta.get("deletionTimestamp")), ""
@@ -108,19 +119,28 @@ class View:
 
     def __init__(self, store: Store, *, policies: Collection[str] = frozenset(POLICIES)) -> None:
         self.budgets: Shelf[BudgetSpec] = Shelf(read.budget_reader(policies))
-        self.clusters: Shelf[ClusterSpec] = Shelf(read.cluster, spec_alone=True)
+        self.declared: Shelf[ClusterSpec] = Shelf(read.cluster, spec_alone=True)
+        """InferenceClusters as they are written."""
+        self.clusters: Shelf[ClusterSpec] = Shelf(read.cluster)
+        """The same with the replicas that are in force, for whoever acts by them."""
+        self.role_scales: Shelf[ScaleFact] = Shelf(read.role_scale)
         self.node_powers: Shelf[NodePower] = Shelf(node_power_from_wire)
         self.nodes: Shelf[NodeFact] = Shelf(read.node)
         self.pods: Shelf[Pod] = Shelf(read.pod)
         self.offered: Shelf[Offered] = Shelf(read.profile)
         self._shelves: dict[Kind, Shelf[Any]] = {
             Kind.BUDGET: self.budgets,
-            Kind.CLUSTER: self.clusters,
+            Kind.CLUSTER: self.declared,
+            Kind.ROLE_SCALE: self.role_scales,
             Kind.NODE_POWER: self.node_powers,
             Kind.NODE: self.nodes,
             Kind.POD: self.pods,
             Kind.PROFILE: self.offered,
         }
+        self.spaces: Mapping[str, Mapping[str, str]] = {}
+        """Labels of namespaces, as `owners` read them last."""
+        self._scaled: dict[Key, Key] = {}
+        """From the name of a RoleScale to its cluster's."""
         self._departed: dict[tuple[str, str], ClusterSpec] = {}
         """By namespace and label: deleted clusters whose pods are still there, and run by the last spec."""
         self._created_s: dict[ClusterName, float] = {}
@@ -135,12 +155,45 @@ class View:
         if kind is Kind.CLUSTER and obj is None:
             self._depart(key)
         shelf.take(key, obj)
+        if kind in (Kind.CLUSTER, Kind.ROLE_SCALE):
+            self._scale(kind, key, obj)
         if kind is Kind.POD and obj is None:
             self._forget_departed()
         if kind is Kind.PROFILE:
             self._in_force = None
         elif kind is Kind.CLUSTER:
             self._name(ClusterName(*key), obj)
+
+    def _scale(self, kind: Kind, key: Key, obj: JsonObject | None) -> None:
+        """A cluster or its RoleScale is another one now."""
+        if kind is Kind.CLUSTER:
+            cluster, of = key, Key(key.namespace, object_name(key.name, SCALED_ROLE))
+            if obj is None:
+                self._scaled.pop(of, None)
+            else:
+                self._scaled[of] = cluster
+        elif (found := self._scaled.get(key)) is not None:
+            cluster, of = found, key
+        else:
+            return
+        seen = self.declared.get(cluster.name, cluster.namespace)
+        if seen is not None and seen.fact is not None and (prefill := seen.fact.prefill) is not None:
+            scale = self.role_scales.facts.get(of)
+            own = scale if scale is not None and scale.owner == seen.uid else None
+            wanted = replicas_in_force(prefill.replicas, own)
+            seen = replace(seen, fact=replace(seen.fact, prefill=replace(prefill, replicas=wanted)))
+        self.clusters.put(cluster, seen)
+
+    def declared_replicas(self, name: ClusterName) -> int | None:
+        """Of the role that has a RoleScale, what the InferenceCluster itself says; None where it was never readable, and where it
+        has no such role."""
+        spec = self.declared.facts.get(Key(*name))
+        return spec.role(SCALED_ROLE).replicas if spec is not None and SCALED_ROLE in spec.roles else None
+
+    def cluster_of_scale(self, key: Key) -> ClusterName | None:
+        """Whose RoleScale has this name."""
+        cluster = self._scaled.get(key)
+        return None if cluster is None else ClusterName(*cluster)
 
     def _depart(self, key: Key) -> None:
         spec = self.clusters.facts.get(key)

@@ -50,6 +50,8 @@ class Watched:
     kind: Kind
     resource: ResourceType
     label_selector: str | None = None
+    optional: bool = False
+    """Nothing waits for it: where the API server does not serve it there are none."""
 
     @property
     def group(self) -> str:
@@ -66,6 +68,7 @@ WATCHED: Final = (
     Watched(Kind.LEASE, resources.LEASES),
     Watched(Kind.POD, resources.PODS, LABEL_CLUSTER),
     Watched(Kind.CLUSTER, resources.INFERENCE_CLUSTERS),
+    Watched(Kind.ROLE_SCALE, resources.ROLE_SCALES, optional=True),
     Watched(Kind.BUDGET, resources.POWER_BUDGETS),
     Watched(Kind.NODE_POWER, resources.NODE_POWERS),
     Watched(Kind.PROFILE, resources.POWER_PROFILES),

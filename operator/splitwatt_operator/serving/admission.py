@@ -16,6 +16,7 @@ from typing import Any, Final
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import PODS
+from splitwatt_core.admission import foreign
 from splitwatt_core.admission.assumed import Assumed
 from splitwatt_core.admission.plan import plan_admission
 from splitwatt_core.admission.pods import PodName
@@ -34,11 +35,12 @@ from splitwatt_operator.cluster.store import JsonObject, Kind, Store, version_of
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
+from splitwatt_operator.serving.askers import Askers
 from splitwatt_operator.serving.site import site_of
 
 log = logging.getLogger(__name__)
 
-WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER)
+WAKING_KINDS: Final = (Kind.POD, Kind.CLUSTER, Kind.ROLE_SCALE)
 PERIOD_S: Final = 1.0
 """Nodes, budgets and floor room move all the time, so whoever waits is looked at once a second."""
 MIN_GAP_S: Final = 0.25
@@ -68,6 +70,7 @@ class Admitter:
         self._pen = pen
         self._recorder = recorder
         self._changed = changed
+        self._askers = Askers(store, recorder)
         self._assumed = Assumed()
         self.standings: Mapping[ClusterName, ClusterStanding] = {}
 
@@ -98,7 +101,7 @@ class Admitter:
         slots = asyncio.Semaphore(MAX_CONCURRENT_PATCHES)
         due = self._assumed.due(asyncio.get_running_loop().time())
         await asyncio.gather(*(self._lift(admission, slots) for admission in due))
-        return bool(snapshot.waiting or self._assumed)
+        return bool(snapshot.waiting or snapshot.refused or self._assumed)
 
     async def _lift(self, admission: Admission, slots: asyncio.Semaphore) -> None:
         """Send one patch, unless the pod is done or gone, which the next look settles."""
@@ -149,12 +152,18 @@ class Admitter:
         changed = [name for name, standing in now.items() if self.standings.get(name) != standing]
         self.standings = now
         for name in changed:
-            self._changed(name)
+            if foreign.pod_of(name) is None:
+                self._changed(name)
+        self._askers.tell(now, asyncio.get_running_loop().time())
         for name in sorted({a.need.cluster for a in admissions if a.need.cluster is not None}):
             self._tell(name, [a for a in admissions if a.need.cluster == name])
 
     def _tell(self, cluster: ClusterName, admissions: Sequence[Admission]) -> None:
-        obj = self._store.get(Kind.CLUSTER, cluster.name, cluster.namespace)
+        pod = foreign.pod_of(cluster)
+        if pod is None:
+            obj = self._store.get(Kind.CLUSTER, cluster.name, cluster.namespace)
+        else:
+            obj = self._store.get(Kind.POD, pod.name, pod.namespace)
         if obj is None:
             return
         parts = [f"{a.need.pod.name} in {a.leaf} ({a.reservation_w:.0f} W)" for a in admissions]
@@ -193,14 +202,19 @@ def gate_patch(pod: JsonObject, *, leaf: str, selector: Selector, node: str = ""
             {"weight": WISH_WEIGHT, "preference": {"matchFields": [wish]}},
         ]
     affinity["nodeAffinity"] = node_affinity
-    annotations = {**(meta.get("annotations") or {}), ANNOTATION_BUDGET: leaf}
+    # One key alone: annotations that the store leaves out are the pod's all the same, and it keeps them.
+    noted: dict[str, Any] = (
+        {"op": "add", "path": f"/metadata/annotations/{ANNOTATION_BUDGET.replace('/', '~1')}", "value": leaf}
+        if "annotations" in meta
+        else {"op": "add", "path": "/metadata/annotations", "value": {ANNOTATION_BUDGET: leaf}}
+    )
     patch: list[dict[str, Any]] = [
         {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
         {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]},
         {"op": "replace", "path": "/spec/schedulingGates", "value": gates}
         if gates
         else {"op": "remove", "path": "/spec/schedulingGates"},
-        {"op": "add", "path": "/metadata/annotations", "value": annotations},
+        noted,
     ]
     if narrowing or node:
         patch.append({"op": "add", "path": "/spec/affinity", "value": affinity})

@@ -4,6 +4,9 @@ An object is applied when what we render for it changed, when it is gone, or whe
 the API server answered to our last apply (`rendering.drift`). The first look after a start applies everything once: an
 apply that changes nothing writes nothing.
 
+A Deployment or LeaderWorkerSet of a former revision is not rendered any more: it is kept as it is, or scaled. One that is deleted
+stays until its pods are gone, which is how everybody sees that a router is asked no more.
+
 Invariant: only objects of this very InferenceCluster are touched. An object of the same name that belongs to anyone else
 is left alone and reported; for two controllers on one object the API server would refuse the write as well.
 """
@@ -12,14 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import resource_of
-from splitwatt_core.names import ANNOTATION_RENDERED
+from splitwatt_core.names import ANNOTATION_RENDERED, LABEL_REVISION
 from splitwatt_core.rendering.drift import fingerprint
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store, version_of
@@ -28,8 +31,10 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 log = logging.getLogger(__name__)
 
 OWNED_KINDS: Final = (
-    Kind.DEPLOYMENT, Kind.SERVICE, Kind.PDB, Kind.SERVICE_ACCOUNT, Kind.ROLE, Kind.ROLE_BINDING,
+    Kind.DEPLOYMENT, Kind.GROUP, Kind.SERVICE, Kind.PDB, Kind.SERVICE_ACCOUNT, Kind.ROLE, Kind.ROLE_BINDING,
 )  # fmt: skip
+WORKLOADS: Final = (Kind.DEPLOYMENT, Kind.GROUP)
+"""Those that make pods."""
 REPAIR_PAUSE_S: Final = 1.0
 """Before the second repair of one object in a row; doubled each time, so that two writers who disagree do not spin."""
 LONGEST_REPAIR_PAUSE_S: Final = 60.0
@@ -63,6 +68,15 @@ class ApplyReport:
     unsent: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ForFormer:
+    """To a Deployment or LeaderWorkerSet that is not rendered any more: how many replicas it has, and of which revision it is."""
+
+    replicas: int
+    revision: str
+    kind: Kind = Kind.DEPLOYMENT
+
+
 class Applier:
     """One for all clusters. Calls for one cluster must not overlap."""
 
@@ -72,10 +86,22 @@ class Applier:
         self._store = store
         self._applied: dict[tuple[Kind, Key], _Applied] = {}
 
-    async def bring(self, uid: str, manifests: Sequence[Mapping[str, Any]]) -> ApplyReport:
-        """Apply what differs, then remove what is owned by the cluster `uid` and no longer rendered."""
+    async def bring(
+        self,
+        uid: str,
+        manifests: Sequence[Mapping[str, Any]],
+        *,
+        keep: Collection[tuple[Kind, Key]] = (),
+        tell: Mapping[Key, ForFormer] | None = None,
+    ) -> ApplyReport:
+        """Tell former revisions what is theirs, apply what differs, then remove what is owned by the cluster `uid` and
+        neither rendered nor to `keep`."""
         outcome = ApplyReport()
-        wanted: set[tuple[Kind, Key]] = set()
+        wanted: set[tuple[Kind, Key]] = set(keep)
+        for key, told in (tell or {}).items():
+            await self._tell(key, told, outcome)
+            if outcome.unsent:
+                return outcome
         for manifest in manifests:
             key = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
             wanted.add((Kind(manifest["kind"]), key))
@@ -92,9 +118,10 @@ class Applier:
 
     def forget(self, namespace: str, names: Sequence[str]) -> None:
         """The cluster is gone; its objects go by garbage collection."""
-        for kind in OWNED_KINDS:
-            for name in names:
-                self._applied.pop((kind, Key(namespace, name)), None)
+        keys = [(kind, Key(namespace, name)) for kind in OWNED_KINDS for name in names]
+        owners = {known.owner for key in keys if (known := self._applied.get(key)) is not None}
+        for key in [key for key, known in self._applied.items() if known.owner in owners]:
+            del self._applied[key]
 
     async def _one(self, uid: str, manifest: Mapping[str, Any], key: Key, outcome: ApplyReport) -> None:
         kind, rendered = Kind(manifest["kind"]), manifest["metadata"]["annotations"][ANNOTATION_RENDERED]
@@ -134,6 +161,27 @@ class Applier:
             outcome.repaired.append(f"{kind.value} {key.name}")
         self._applied[kind, key] = now
 
+    async def _tell(self, key: Key, told: ForFormer, outcome: ApplyReport) -> None:
+        """Bound to the number that was decided on."""
+        live = self._store.get(told.kind, key.name, key.namespace)
+        if live is None:
+            return
+        self._applied.pop((told.kind, key), None)
+        patch = [
+            {"op": "test", "path": "/metadata/uid", "value": live["metadata"]["uid"]},
+            {"op": "test", "path": "/spec/replicas", "value": live["spec"]["replicas"]},
+            {"op": "replace", "path": "/spec/replicas", "value": told.replicas},
+            {"op": "add", "path": f"/metadata/labels/{LABEL_REVISION.replace('/', '~1')}", "value": told.revision},
+        ]
+        match await self._pen.patch(resource_of(live), key.name, patch, namespace=key.namespace):
+            case Stored(answer):
+                self._store.apply(told.kind, answer)
+            case NotSent():
+                outcome.unsent = True
+            case Rejected() | OutcomeUnknown() as error:
+                outcome.problems.append(f"{told.kind.value} {key.name} was not scaled to {told.replicas}: {error}")
+                outcome.failed = True
+
     async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: ApplyReport) -> None:
         for kind in OWNED_KINDS:
             for live in self._store.all(kind):
@@ -141,7 +189,8 @@ class Applier:
                 key = Key(meta["namespace"], meta["name"])
                 if controller_uid(live) != uid or (kind, key) in wanted or meta.get("deletionTimestamp"):
                     continue
-                match await self._pen.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"]):
+                last = kind in WORKLOADS
+                match await self._pen.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"], last=last):
                     case Stored():
                         self._applied.pop((kind, key), None)
                         log.info("removed %s, no longer rendered", kind.value, extra={"object": key.name})

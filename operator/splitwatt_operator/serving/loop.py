@@ -21,23 +21,30 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
+from splitwatt_core.rendering.groups import GROUP_KIND
+from splitwatt_core.rendering.llmd import POOL_KIND
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
-from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.render import RenderContext, pod_templates, render, unjudged
+from splitwatt_core.serving.rollout import RolloutPlan
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
 from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
+from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.groups import Groups
+from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
+from splitwatt_operator.serving.revisions import revisions_of, together
+from splitwatt_operator.serving.role_scales import RoleScales
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
 from splitwatt_operator.serving.status import invalid_status, manifest_of, status_of, waits_s
-from splitwatt_operator.serving.unwatched import UNWATCHED_KINDS, AllBrought, UnwatchedObjects
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
@@ -64,9 +71,12 @@ async def run(
     recorder: Recorder,
     prometheus: PrometheusClient | None = None,
     context: RenderContext,
+    metrics: Metrics,
 ) -> None:
     """Serve until cancelled. Without `prometheus` latencies stay unknown."""
-    serving = Serving(store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context)
+    serving = Serving(
+        store, view, reader, pen, keeper, recorder=recorder, prometheus=prometheus, context=context, metrics=metrics
+    )
     await serving.run()
 
 
@@ -84,16 +94,20 @@ class Serving:
         recorder: Recorder,
         prometheus: PrometheusClient | None,
         context: RenderContext,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._view = view
         self._pen = pen
         self._recorder = recorder
         self._context = context
+        self._metrics = metrics
         self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
-        self._unwatched = UnwatchedObjects(reader, pen)
+        self._pools = Pools(reader, pen)
+        self._groups = Groups(reader, store)
         self._scalers = Scalers(reader)
+        self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._prober = Prober(store, view, self._queue.add)
         self._admitter = Admitter(
@@ -118,7 +132,7 @@ class Serving:
     # ------------------------------------------------------------------------------------------------------- who is due
 
     async def _pump(self) -> None:
-        changes = self._store.subscribe((Kind.CLUSTER, *OWNED_KINDS))
+        changes = self._store.subscribe((Kind.CLUSTER, Kind.ROLE_SCALE, *OWNED_KINDS))
         try:
             while True:
                 await changes.wake.wait()
@@ -140,6 +154,9 @@ class Serving:
                 return ()
             self._asked[name] = asked
             return (name,)
+        if kind is Kind.ROLE_SCALE:
+            of = self._view.cluster_of_scale(key)
+            return () if of is None else (of,)
         before = self._owner.get(change)
         owner = None
         if obj is None:
@@ -181,29 +198,45 @@ class Serving:
         if refusal is not None or seen.problem:
             self._recorder.note(subject_of(obj), reason="InvalidSpec", message=refusal or seen.sentence, warning=True)
         if refusal is not None or seen.fact is None:
-            return _sooner(RECHECK_S, await self._show(obj, invalid_status(obj, refusal or seen.sentence, time.time())))
+            status = invalid_status(obj, refusal or seen.sentence, time.time())
+            self._metrics.show_cluster(name, None, status)
+            return _sooner(RECHECK_S, await self._show(obj, status))
         spec = seen.fact
-        manifests = render(spec, self._context)
-        outcome = await self._applier.bring(spec.uid, [m for m in manifests if m["kind"] not in UNWATCHED_KINDS])
-        if outcome.unsent:
-            return LEASE_PAUSE_S
-        others = await self._unwatched.bring(spec, {(m["kind"], m["metadata"]["name"]): m for m in manifests})
-        outcome.repaired += [f"{r.live['kind']} {r.live['metadata']['name']}" for r in others.all if r.repaired and r.live]
+        no_groups = await self._groups.read(spec)
+        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        manifests = render(spec, self._context, rollout.rendered)
+        ordinary = [m for m in manifests if m["kind"] != POOL_KIND and not (no_groups and m["kind"] == GROUP_KIND)]
+        # Nobody makes room for what cannot come.
+        tell = {} if no_groups else rollout.tell
+        outcome = await self._applier.bring(spec.uid, ordinary, keep=rollout.keep, tell=tell)
+        pool = PoolReport(unsent=True)
+        if not outcome.unsent:
+            pool = await self._pools.bring(spec, next((m for m in manifests if m["kind"] == POOL_KIND), None))
+        if pool.repaired:
+            outcome.repaired.append(f"{POOL_KIND} {object_name(name.name)}")
         for what in outcome.repaired:
             self._recorder.note(
                 subject_of(obj), reason="DriftRepaired", message=f"{what} was changed by someone else and put right."
             )
-        if others.unsent:
+        if pool.unsent:
             return LEASE_PAUSE_S
-        scaled = await self._scalers.look(spec, outcome.repaired)
+        declared = self._view.declared_replicas(name)
+        scale_due_s = None if declared is None else await self._role_scales.keep(spec, declared)
+        scaled = await self._scalers.look(spec, outcome.repaired, rollout.named)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
-        for problem in (*outcome.problems, *others.problems):
+        for problem in (*outcome.problems, *(sentence for sentence in (pool.problem, no_groups) if sentence)):
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
-        due_s = await self._show(obj, self._status(obj, seen, spec, problems=outcome.problems, others=others, scaled=scaled))
+        status = self._status(
+            obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, no_groups=no_groups, scaled=scaled,
+            rollout=rollout.plan,
+        )  # fmt: skip
+        self._metrics.show_cluster(name, spec, status)
+        due_s = await self._show(obj, status)
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, others.again_s, due_s, self._scalers.again_s(name))
+        groups_s = self._groups.again_s(spec, no_groups)
+        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, groups_s, due_s, scale_due_s, self._scalers.again_s(name))
 
     def _status(
         self,
@@ -212,24 +245,29 @@ class Serving:
         spec: ClusterSpec,
         *,
         problems: list[str],
-        others: AllBrought,
+        pool_problem: str,
+        no_groups: str,
         scaled: Sequence[str],
+        rollout: RolloutPlan,
     ) -> dict[str, Any]:
         standing = self._admitter.standings.get(spec.id)
         if standing is not None and standing.verdict.reason in REASONS_WORTH_AN_EVENT:
             self._recorder.note(subject_of(obj), reason=standing.verdict.reason, message=standing.verdict.message, warning=True)
-        parts = {p: self._store.get(Kind.DEPLOYMENT, object_name(spec.name, p), spec.namespace) for p in (*Role, ROUTER_PART)}
+        now = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        parts = {part: together(now.of(part), now.newest) for part in (*Role, ROUTER_PART)}
         return status_of(
             spec,
-            {role: others.groups[role].live or parts[role] for role in Role},
+            {role: parts[role] for role in Role},
             parts[ROUTER_PART],
+            rollout=rollout,
             standing=standing,
             latency=self._slo.latencies.get(spec.id, Latency()),
             proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
-            pool_problem=others.pool.problem,
-            group_problems={role: report.problem for role, report in others.groups.items()},
+            pool_problem=pool_problem,
+            no_groups=no_groups,
             scaled=scaled,
+            unjudged=unjudged(spec, self._context),
             invalid=seen.sentence,
             generation=seen.generation,
             previous=obj.get("status") or {},
@@ -262,9 +300,11 @@ class Serving:
 
     def _forget(self, name: ClusterName) -> None:
         self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
-        self._unwatched.forget(name)
+        self._pools.forget(name)
+        self._groups.forget(name)
         self._scalers.forget(name)
         self._queue.forget(name)
+        self._metrics.forget_cluster(name)
         self._written.pop(name, None)
         self._asked.pop(name, None)
 

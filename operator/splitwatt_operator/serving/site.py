@@ -28,4 +28,5 @@ def site_of(view: View, keeper: Keeper, assumed: Mapping[str, str]) -> Site:
         counted=keeper.floors_counted(),
         awaited=keeper.nodes_awaited(),
         assumed=assumed,
+        spaces=view.spaces,
     )

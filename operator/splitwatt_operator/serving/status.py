@@ -14,8 +14,11 @@ from splitwatt_core.admission.standing import ClusterStanding
 from splitwatt_core.clusters import ClusterSpec, Role, RouterType
 from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
+from splitwatt_core.rendering.groups import GROUP_KIND, spans_nodes
 from splitwatt_core.rendering.objects import selector_text
+from splitwatt_core.serving.latency import attained, said
 from splitwatt_core.serving.provable import why_not
+from splitwatt_core.serving.rollout import RolloutPlan
 
 from splitwatt_operator.cluster.store import JsonObject
 from splitwatt_operator.serving.slo import Latency
@@ -34,34 +37,44 @@ def status_of(
     proof: Condition,
     problems: Sequence[str],
     pool_problem: str = "",
-    group_problems: Mapping[Role, str] | None = None,
+    no_groups: str = "",
     scaled: Sequence[str] = (),
+    unjudged: Sequence[str] = (),
+    rollout: RolloutPlan | None = None,
     previous: Mapping[str, Any],
     now_s: float,
     invalid: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """The whole status of a cluster that is served. `workloads`: the Deployment or the LeaderWorkerSet of each role. `problems`:
-    sentences about objects that are not as rendered; `pool_problem`: about the InferencePool that its router needs;
-    `group_problems`: about a role's LeaderWorkerSet. `scaled`: sentences about others who scale them. `invalid`: why it is served
-    by a former spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
-    groups = group_problems or {}
-    problems = [*problems, *(sentence for sentence in groups.values() if sentence)]
+    """The whole status of a cluster that is served. `workloads`: of each role, of all revisions together. `problems`: sentences
+    about objects that are not as rendered; `pool_problem`: about the InferencePool that its router needs; `no_groups`: about the
+    LeaderWorkerSets that replicas over several nodes need. `scaled`: sentences about others who scale them. `unjudged`: about
+    what its engines alone know. `rollout`: how it goes on from one revision to the next. `invalid`: why it is served by a former
+    spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
-    roles = {role: _role_condition(spec, role, workloads[role], groups.get(role, "")) for role in Role}
+    problems = [*problems, no_groups] if no_groups else problems
+    roles = {
+        role: _role_condition(spec, role, workloads[role], no_groups if spans_nodes(spec, role) else "") for role in spec.roles
+    }
     power = _power_condition(standing)
     routing = _router_condition(spec, router, pool_problem)
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
     conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
+    if rollout is not None and rollout.sentence:
+        reason = "ServingInterrupted" if rollout.interrupted else "PairsKept"
+        conditions.append(Condition("RollingOut", True, reason, rollout.sentence))
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
+    if unjudged:
+        conditions.append(Condition("EngineChecked", None, "NotKnown", " ".join(unjudged)))
     status: dict[str, Any] = {
         "observedGeneration": observed,
         "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),
     }
-    for role in Role:
+    for role in spec.roles:
         numbers = (workloads[role] or {}).get("status", {})
         status[role.value] = {
+            "wantedReplicas": spec.role(role).replicas,
             "replicas": numbers.get("replicas", 0),
             "readyReplicas": numbers.get("readyReplicas", 0),
             "admittedReplicas": 0 if standing is None else standing.admitted.get(role, 0),
@@ -69,8 +82,8 @@ def status_of(
         }
     if standing is not None:
         status["powerFloorWatts"] = round(standing.floor_w)
-    if latency.ttft_p99_ms is not None:
-        status["ttftP99Milliseconds"] = latency.ttft_p99_ms
+    if (ttft := latency.ttft(spec)) is not None:
+        status["ttftP99Milliseconds"] = ttft.most_ms
     if latency.tbt_p99_ms is not None:
         status["tbtP99Milliseconds"] = latency.tbt_p99_ms
     return status
@@ -109,14 +122,15 @@ def _still(status: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
 
 
-def _role_condition(spec: ClusterSpec, role: Role, workload: JsonObject | None, problem: str) -> Condition:
+def _role_condition(spec: ClusterSpec, role: Role, workload: JsonObject | None, no_groups: str) -> Condition:
     """A LeaderWorkerSet counts groups, where a Deployment counts pods: replicas both."""
     kind = f"{role.value.capitalize()}Ready"
     wanted = spec.role(role).replicas
-    if problem:
-        return Condition(kind, False, "NoLeaderWorkerSet", problem)
+    if no_groups:
+        return Condition(kind, False, "NoLeaderWorkerSet", no_groups)
     if workload is None:
-        return Condition(kind, False, "NotCreated", f"The Deployment of the {role.value} role does not exist yet.")
+        what = GROUP_KIND if spans_nodes(spec, role) else "Deployment"
+        return Condition(kind, False, "NotCreated", f"The {what} of the {role.value} role does not exist yet.")
     numbers = workload.get("status") or {}
     ready, updated = numbers.get("readyReplicas", 0), numbers.get("updatedReplicas", 0)
     current = numbers.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
@@ -136,12 +150,11 @@ def _router_condition(spec: ClusterSpec, deployment: JsonObject | None, pool_pro
     if pool_problem:
         return Condition(kind, False, "NoInferencePool", pool_problem)
     if spec.router.type is RouterType.NONE:
-        return Condition(
-            kind, None, "NoRouter", "spec.router.type is None: decode pods read the prompts themselves, and nothing is split."
-        )
+        who = "decode pods read the prompts themselves, and nothing is split" if spec.split else "clients reach the mixed pods"
+        return Condition(kind, None, "NoRouter", f"spec.router.type is None: {who}.")
     if deployment is None:
         return Condition(kind, False, "NotCreated", "The Deployment of the router does not exist yet.")
-    if spec.router.type is RouterType.VLLM and not all(spec.role(role).replicas for role in Role):
+    if spec.router.type is not RouterType.LLMD and not all(spec.role(role).replicas for role in spec.roles):
         return Condition(kind, None, "ScaledToZero", "A router is ready once it knows a replica of each role.")
     ready, wanted = deployment.get("status", {}).get("readyReplicas", 0), spec.router.replicas
     message = f"{ready} of {wanted} routers are ready."
@@ -159,19 +172,29 @@ def _power_condition(standing: ClusterStanding | None) -> Condition:
 
 def _slo_condition(spec: ClusterSpec, latency: Latency) -> Condition:
     """False as soon as one promise is broken; Unknown while one that was made cannot be judged."""
-    asked = [
-        ("TTFT", spec.slo.ttft_p99_ms, latency.ttft_p99_ms),
-        ("TBT", spec.slo.tbt_p99_ms, latency.tbt_p99_ms),
-    ]
-    asked = [row for row in asked if row[1] is not None]
-    if not asked:
+    ttft, tbt_ms = latency.ttft(spec), latency.tbt_p99_ms
+    kept: list[bool | None] = []
+    words: list[str] = []
+    unmeasured = False
+    if (limit_ms := spec.slo.ttft_p99_ms) is not None:
+        kept.append(attained(limit_ms, ttft))
+        words.append(said(limit_ms, ttft))
+        unmeasured |= ttft is None
+    if (limit_ms := spec.slo.tbt_p99_ms) is not None:
+        kept.append(None if tbt_ms is None else tbt_ms <= limit_ms)
+        who = "decode" if spec.split else "mixed"
+        words.append(f"TBT P99 {'unknown' if tbt_ms is None else f'{tbt_ms} ms'} of {limit_ms} ms (at {who} engines)")
+        unmeasured |= tbt_ms is None
+    if not kept:
         return Condition("SLOAttained", None, "NoSLO", "spec.slo asks for nothing.")
-    words = ", ".join(f"{name} P99 {'unknown' if got is None else f'{got} ms'} of {limit} ms" for name, limit, got in asked)
-    if any(got is not None and limit is not None and got > limit for _, limit, got in asked):
-        return Condition("SLOAttained", False, "Missed", f"{words}.")
-    if any(got is None for _, _, got in asked):
-        return Condition("SLOAttained", None, "NoData", f"{words}: no requests in the last minute, or no metrics.")
-    return Condition("SLOAttained", True, "Attained", f"{words}.")
+    sentence = ", ".join(words)
+    if False in kept:
+        return Condition("SLOAttained", False, "Missed", f"{sentence}.")
+    if unmeasured:
+        return Condition("SLOAttained", None, "NoData", f"{sentence}: no requests in the last minute, or no metrics.")
+    if None in kept:
+        return Condition("SLOAttained", None, "Undecided", f"{sentence}: the histograms do not tell on which side it is.")
+    return Condition("SLOAttained", True, "Attained", f"{sentence}.")
 
 
 def _ready(
@@ -197,6 +220,7 @@ def _ready(
         return Condition("Ready", False, "RouterNotReady", router.message)
     if proof is not None and not proof.status:
         return Condition("Ready", False, "KVTransferNotVerified", proof.message)
+    of = {1: "Every replica", 2: "Every replica of both roles"}.get(len(roles), "Every replica of all roles")
     if router.status is None:
-        return Condition("Ready", True, "Serving", f"Every replica of both roles is ready. {router.message}")
-    return Condition("Ready", True, "Serving", "Every replica of both roles is ready, and so is the router.")
+        return Condition("Ready", True, "Serving", f"{of} is ready. {router.message}")
+    return Condition("Ready", True, "Serving", f"{of} is ready, and so is the router.")

@@ -27,7 +27,7 @@ from splitwatt_sim.plan.command_options import OutputOptions, SearchOptions
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.misses import limits_given, why
 from splitwatt_sim.plan.options import LatencySlo, option_for
-from splitwatt_sim.plan.report import say_earlier, staged, write_objects
+from splitwatt_sim.plan.report import FILES, say_earlier, staged, write_objects
 from splitwatt_sim.plan.resolve import MODELS_2023, check_folders, check_lists, check_model, sizes_of
 from splitwatt_sim.plan.search import Limits, PlanDesign
 from splitwatt_sim.plan.sweep import check_seconds
@@ -130,7 +130,7 @@ def plan_at_equal_power(options: EqualPowerOptions, output: OutputOptions, conso
         soft_wrap=True,
     )
     with staged(output.out) as folder:
-        written = _write(found, options, replace(output, out=folder), console)
+        written = _write(found, options, replace(output, out=folder))
     console.print(f"written to {output.out}: {', '.join(written)}", soft_wrap=True, markup=False)
     return 0
 
@@ -178,39 +178,31 @@ def _figures(found: Sequence[Judged], power_of: Design, *, checked: int) -> dict
     return values
 
 
-def _write(found: Sequence[Judged], options: EqualPowerOptions, output: OutputOptions, console: Console) -> list[str]:
+def _write(found: Sequence[Judged], options: EqualPowerOptions, output: OutputOptions) -> list[str]:
     """Names of the files written."""
     power_of, model, checked = options.power_of, options.model, output.checked
     figures = _figures(found, power_of, checked=checked)
     (output.out / "plan.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     _draw(found, power_of, output.out / "plan.png", checked=checked)
-    written = ["plan.json", "plan.png"]
-    best = next((plan for plan in found if plan.name not in UNSPLIT), None)
-    if best is None:
-        console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
-    else:
-        if best is not found[0]:
-            console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
-        charged, catalogue = _charged(best, model), Catalogue(model)
-        assert charged.decode is not None
-        write_objects(
-            charged,
-            output,
-            rate_rps=best.all_rps,
-            model=model,
-            slo=LatencySlo(margin=options.margin_percent / 100),
-            gpus={gpu: catalogue.gpu(gpu) for gpu in (charged.prefill.gpu, charged.decode.gpu)},
-        )
-        written += ["plan.yaml", "profiles.yaml"]
-    return written
+    best, catalogue = found[0], Catalogue(model)
+    charged = _charged(best, model)
+    write_objects(
+        charged,
+        output,
+        rate_rps=best.all_rps,
+        model=model,
+        slo=LatencySlo(margin=options.margin_percent / 100),
+        gpus={option.gpu: catalogue.gpu(option.gpu) for _, option, _ in charged.parts},
+    )
+    return list(FILES)
 
 
 def _charged(plan: Judged, model: str) -> PlanDesign:
     """The same design with the watts that a budget charges."""
     longest, design = len(plan.found.design.prefill.kind.prefill_s), plan.found.design
-    prefill, decode = (option_for(model, kind.removesuffix("-capped"), CAP_W[kind], longest_prompt=longest)
-                       for kind in SPLIT[plan.name])  # fmt: skip
-    return PlanDesign(prefill, design.prefill_servers, decode, design.decode_servers)
+    kinds = [UNSPLIT[plan.name]] if plan.name in UNSPLIT else SPLIT[plan.name]
+    prefill, *decode = (option_for(model, kind.removesuffix("-capped"), CAP_W[kind], longest_prompt=longest) for kind in kinds)
+    return PlanDesign(prefill, design.prefill_servers, next(iter(decode), None), design.decode_servers)
 
 
 def _draw(found: Sequence[Judged], power_of: Design, path: Path, *, checked: int) -> None:

@@ -26,7 +26,6 @@ from splitwatt_sim.fleet.kernel import (
     CHANGES,
     begin_again,
     drained,
-    draw,
     least,
     next_guest_s,
     route,
@@ -51,6 +50,7 @@ from splitwatt_sim.fleet.state import (
     PLAYED,
     PREFILLING,
     FleetArrays,
+    draw,
     push,
     regroup,
 )
@@ -85,6 +85,12 @@ def _stop(f: FleetArrays, m: int, at_s: float) -> None:
     elif f.machines[m].doing == PREFILLING:
         f.machines[m].busy_s -= f.next_s[m] - at_s
     draw(f, m, at_s, 0.0)
+    r = f.machines[m].fresh
+    while r != NOBODY:
+        if f.requests[r].first_s > at_s:
+            f.requests[r].first_s = np.nan
+        r = f.requests[r].behind
+    f.machines[m].fresh = NOBODY
 
 
 @inlined

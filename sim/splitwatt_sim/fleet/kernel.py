@@ -41,8 +41,10 @@ from splitwatt_sim.fleet.state import (
     ROLES,
     SWITCHING,
     FleetArrays,
+    draw,
     pop,
     push,
+    show_first,
 )
 from splitwatt_sim.jit import inlined, lean
 
@@ -83,24 +85,6 @@ def steps_until(f: FleetArrays, m: int, span_s: float) -> int:
 
 
 @inlined
-def draw(f: FleetArrays, m: int, at_s: float, power_w: float) -> None:
-    """From now on the machine draws this; account for what it drew before."""
-    x = f.machines[m]
-    f.machines[m].energy_j += x.draw_w * (at_s - x.drawn_since_s)
-    if f.power_w.shape[1] > 0 and x.draw_w > 0.0:
-        start_s = x.drawn_since_s
-        while start_s < at_s:
-            second = int(start_s)
-            if second >= f.power_w.shape[1]:
-                break
-            end_s = min(at_s, second + 1.0)
-            f.power_w[m, second] += x.draw_w * (end_s - start_s)
-            start_s = end_s
-    f.machines[m].draw_w = power_w
-    f.machines[m].drawn_since_s = at_s
-
-
-@inlined
 def _admit(f: FleetArrays, m: int, at_s: float) -> None:
     """Let sequences in whose cache is there, in that order, while batch and memory have room for the first of them."""
     while f.machines[m].coming > 0 and f.coming_s[m, 0] <= at_s:
@@ -123,6 +107,9 @@ def _join(f: FleetArrays, m: int, r: int, at_s: float) -> None:
     f.machines[m].batch += 1
     f.machines[m].context += f.requests[r].prompt + 1
     f.machines[m].kv_used += f.requests[r].prompt + f.requests[r].output
+    if np.isnan(f.requests[r].first_s):
+        f.requests[r].behind = f.machines[m].fresh
+        f.machines[m].fresh = r
 
 
 @inlined
@@ -169,6 +156,8 @@ def _hand_off(f: FleetArrays, m: int, r: int, at_s: float) -> None:
     if np.isnan(f.requests[r].prompt_end_s):  # of one that begins again the first token is what its user saw first
         f.requests[r].prompt_end_s = at_s
     to = f.requests[r].decode_at
+    if (f.requests[r].output == 1 or to == m) and np.isnan(f.requests[r].first_s):
+        f.requests[r].first_s = at_s
     if f.requests[r].output == 1:
         _done(f, to, r, at_s)
         return
@@ -183,6 +172,7 @@ def _hand_off(f: FleetArrays, m: int, r: int, at_s: float) -> None:
             took_s += f.hand_off[kind, 0] * f.requests[r].prompt
         ready_s = max(at_s, f.machines[m].link_free_s) + took_s
         f.machines[m].link_free_s = ready_s
+        ready_s += f.hand_off[kind, 3]
     if f.machines[to].coming == f.coming_s.shape[1]:
         f.counters[OVERFLOWS] += 1
         return
@@ -195,6 +185,7 @@ def _hand_off(f: FleetArrays, m: int, r: int, at_s: float) -> None:
 @inlined
 def _end_prefill(f: FleetArrays, m: int, at_s: float) -> None:
     """The iteration with prompts is over: every sequence has one token more, the chunk's tokens are prefilled."""
+    f.machines[m].fresh = NOBODY
     if f.machines[m].batch > 0:
         f.machines[m].context += f.machines[m].batch
         _finish_until(f, m, at_s)
@@ -243,12 +234,14 @@ def _boundary(f: FleetArrays, m: int, at_s: float) -> None:
         f.machines[m].chunk = chunk
         f.machines[m].doing = PREFILLING
         f.next_s[m] = at_s + took_s
+        show_first(f, m, f.next_s[m])
         f.machines[m].busy_s += took_s
         draw(f, m, at_s, f.prefill_w[x.kind, chunk])
         return
     if x.batch > 0:
         f.machines[m].doing = DECODING
         draw(f, m, at_s, f.decode_w[x.kind, x.batch])
+        show_first(f, m, at_s + steps_s(f, m, 1))
         _plan(f, m)
         return
     f.machines[m].doing = IDLE
@@ -298,6 +291,8 @@ def _expect(f: FleetArrays, m: int, guest_s: float) -> None:
 def _end_run(f: FleetArrays, m: int, at_s: float) -> None:
     """The planned steps are over: count them, and let those go who are done."""
     k = f.machines[m].plan
+    if k > 0:
+        f.machines[m].fresh = NOBODY
     f.machines[m].iteration += k
     f.machines[m].context += k * f.machines[m].batch
     f.machines[m].busy_s += at_s - f.machines[m].since_s

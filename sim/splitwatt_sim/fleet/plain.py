@@ -10,7 +10,9 @@ time they are asked for. No closed forms, no compiled code, no arrays.
   cache after the other, where another machine decodes. Caches are let in at iteration boundaries in the order in which they
   came, those of one moment by number: nobody passes one that has no room. Room is kept for the whole of prompt and output
   from then to the last token.
-- Every iteration gives each sequence of the batch one token.
+- Every iteration gives each sequence of the batch one token. Where another machine than that of its prompt decodes, the end of
+  its first iteration there shows its user the first token: what was read at prefill is not shown by itself. Of a request of one
+  token, and where one machine does both, it is the end of its prompt.
 - At one moment prompts end first, then caches come, then iterations of mixed and decode machines end, then requests arrive,
   then machines open that were down or switched, then others fail or begin to change their role, by the rules of `changes`.
   Who comes to a machine that has decoded for no time yet is let in still.
@@ -85,6 +87,7 @@ class PlainRequest:
     to_prefill: int
     generated: int = 0
     prompt_end_s: float = math.nan
+    first_s: float = math.nan
     done_s: float = math.nan
     prompt_at: Machine | None = None
     decode_at: Machine | None = None
@@ -300,6 +303,8 @@ class Plain:
     def _end_iteration(self, machine: Machine, now_s: float) -> None:
         for request in machine.running:
             request.generated += 1
+            if math.isnan(request.first_s):
+                request.first_s = now_s
             if request.generated == request.output:
                 self._done(machine, request, now_s)
         machine.running = [request for request in machine.running if math.isnan(request.done_s)]
@@ -318,6 +323,8 @@ class Plain:
         cached, request.generated = request.prompt + request.generated, request.generated + 1
         if math.isnan(request.prompt_end_s):
             request.prompt_end_s = now_s
+        if math.isnan(request.first_s) and (request.generated == request.output or request.decode_at is machine):
+            request.first_s = now_s
         if request.generated == request.output:
             self._done(request.decode_at, request, now_s)
         elif request.decode_at is None:
@@ -331,7 +338,7 @@ class Plain:
                 took_s += kind.hand_off_s_per_token * cached
             request.travels = True
             machine.link_free_s = max(machine.link_free_s, now_s) + took_s
-            self._push(machine.link_free_s, CACHE_COMES, request, request.lives)
+            self._push(machine.link_free_s + kind.hand_off_latency_s, CACHE_COMES, request, request.lives)
 
     def _done(self, machine: Machine | None, request: PlainRequest, now_s: float) -> None:
         request.done_s = now_s
@@ -405,8 +412,9 @@ def run_plain(pools: Sequence[Pool], arrivals: Arrivals, *, changes: Sequence[Ch
         machine.draw(ends_s, 0.0)
         energy_j[ROLE_NAMES[role]] = energy_j.get(ROLE_NAMES[role], 0.0) + machine.energy_j
     ttft_s = np.array([request.prompt_end_s - request.arrival_s for request in done])
+    user_s = np.array([request.first_s - request.arrival_s for request in done])
     e2e_s = np.array([request.done_s - request.arrival_s for request in done])
     output = np.array([request.output for request in done])
-    latencies = Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / output * 1e3, e2e_s * 1e3)
+    latencies = Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / output * 1e3, e2e_s * 1e3, user_s * 1e3)
     unfinished = [request.number for request in requests if math.isnan(request.done_s)]
     return PlainRun(latencies, energy_j, ends_s, unfinished, plain.restarted, plain.flips)

@@ -14,7 +14,7 @@ Protected: energy stays the integral of the draw, exactly; an iteration counts o
 from __future__ import annotations
 
 from splitwatt_sim.fleet.kernel import MIXED_SLOWDOWN
-from splitwatt_sim.fleet.state import DECODING, PREFILLING, FleetArrays
+from splitwatt_sim.fleet.state import DECODING, NOBODY, PREFILLING, FleetArrays
 
 
 def retable(f: FleetArrays, m: int, kind: int, at_s: float) -> None:
@@ -39,6 +39,11 @@ def retable(f: FleetArrays, m: int, kind: int, at_s: float) -> None:
     elif machines.draw_w[m] > 0.0:  # who draws nothing is switched off
         machines.draw_w[m] = f.idle_w[kind]
     machines.kind[m] = kind
+    r = int(machines.fresh[m])
+    while r != NOBODY:
+        if f.requests.first_s[r] > at_s:
+            f.requests.first_s[r] = f.next_s[m]
+        r = int(f.requests.behind[r])
 
 
 def _step_s(f: FleetArrays, m: int, kind: int) -> float:

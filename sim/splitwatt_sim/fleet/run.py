@@ -158,11 +158,12 @@ def result_of(fleet: FleetArrays, arrivals: Arrivals) -> FleetRun:
     began = machines.first_role
     done = ~np.isnan(requests.done_s)
     output = arrivals.output_tokens[done]
-    ttft_s, e2e_s = ((x - arrivals.arrival_s)[done] for x in (requests.prompt_end_s, requests.done_s))
+    read = (requests.prompt_end_s, requests.done_s, requests.first_s)
+    ttft_s, e2e_s, user_s = ((x - arrivals.arrival_s)[done] for x in read)
     ends_s = float(requests.done_s.max() if done.all() else machines.drawn_since_s.max())
     roles = [role for role in ROLE_NAMES if bool(np.any(began == role))]
     return FleetRun(
-        latencies=Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / output * 1e3, e2e_s * 1e3),
+        latencies=Latencies(ttft_s * 1e3, (e2e_s - ttft_s) / output * 1e3, e2e_s * 1e3, user_s * 1e3),
         output_tokens=int(output.sum()),
         ends_s=ends_s,
         energy_j={ROLE_NAMES[role]: float(machines.energy_j[began == role].sum()) for role in roles},

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_sim.jit import lean
+from splitwatt_sim.jit import inlined, lean
 
 PREFILL: Final = 0
 MIXED: Final = 1
@@ -49,12 +49,13 @@ MAX_BATCH_TOKENS: Final = 2048
 REQUEST: Final = np.dtype(
     [
         ("arrival_s", "f8"), ("prompt", "i4"), ("output", "i4"), ("prompt_end_s", "f8"), ("done_s", "f8"), ("left", "i4"),
-        ("prompt_at", "i4"), ("decode_at", "i4"), ("behind", "i4"),
+        ("first_s", "f8"), ("prompt_at", "i4"), ("decode_at", "i4"), ("behind", "i4"),
     ]
 )  # fmt: skip
 """prompt, output, left: tokens; left: of the prompt, not yet prefilled. prompt_at, decode_at: machines; a request that waits
 to be placed has none, and one whose decode machine failed has no decode_at. behind: the next request in the same prompt
-queue, NOBODY at its end."""
+queue, or in the same machine's `fresh`; NOBODY at its end. first_s: when its user has a token: where another machine decodes,
+the end of the first step there, which may still be to come."""
 
 MACHINE: Final = np.dtype(
     [
@@ -62,12 +63,13 @@ MACHINE: Final = np.dtype(
         ("batch", "i4"), ("context", "i8"), ("kv_used", "i8"),
         ("head", "i4"), ("tail", "i4"), ("chunk", "i4"), ("link_free_s", "f8"), ("draw_w", "f8"), ("drawn_since_s", "f8"),
         ("energy_j", "f8"), ("busy_s", "f8"), ("finishing", "i4"), ("coming", "i4"),
-        ("state", "i4"), ("first_role", "i4"), ("to_role", "i4"), ("switch_s", "f8"),
+        ("fresh", "i4"), ("state", "i4"), ("first_role", "i4"), ("to_role", "i4"), ("switch_s", "f8"),
     ]
 )  # fmt: skip
 """since_s, iteration, batch, context: start of the run of iterations under way, and what it began with; plan: its steps;
 context: tokens of KV cache read per step. kv_used: tokens. head, tail: prompt queue. chunk: prompt tokens of the iteration
-under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps. first_role: what it began with;
+under way. draw_w since drawn_since_s; energy_j before. finishing, coming: sizes of heaps. fresh: the sequences
+whose first iteration here is under way. first_role: what it began with;
 to_role: what it changes to, NOBODY without a flip; switch_s: how long that takes once it is empty."""
 
 EVENT: Final = np.dtype(
@@ -88,8 +90,9 @@ class FleetArrays(NamedTuple):
     of sequences by the iteration after which they are done. coming_s float64[M, C], coming_item int32: heaps of hand-offs
     by the time at which their cache is there. prefill_s, prefill_w float64[K, T] by prompt tokens of the iteration;
     decode_s, decode_w float64[K, MAX_BATCH_SEQUENCES + 1] by sequences; kv_s float64[K] seconds per step and token of
-    context; idle_w float64[K]; kv_room int64[K] tokens. hand_off float64[K, 3]: seconds per token, fixed seconds, tokens
-    from which the cache moves layer by layer behind the prefill, and the fixed part is all that is left. power_w float64[M,
+    context; idle_w float64[K]; kv_room int64[K] tokens. hand_off float64[K, 4]: seconds per token, fixed seconds, tokens
+    from which the cache moves layer by layer behind the prefill, and the fixed part is all that is left, and seconds on the
+    way, which keep no other cache waiting. power_w float64[M,
     S]: mean draw in each second; S may be 0. counters int64[COUNTERS]: ARRIVED, DONE, OVERFLOWS (of `coming`; above 0 the
     run is void), RESTARTED (sequences whose cache was lost), FLIPPED (roles changed), DRAINS (machines that drain now),
     PLAYED (events), OLDEST (no request before this one is still to be done).
@@ -155,12 +158,40 @@ def pop(keys: Any, items: NDArray[np.int32], size: int) -> int:
     return int(least)
 
 
+@inlined
+def draw(f: FleetArrays, m: int, at_s: float, power_w: float) -> None:
+    """From now on the machine draws this; account for what it drew before."""
+    x = f.machines[m]
+    f.machines[m].energy_j += x.draw_w * (at_s - x.drawn_since_s)
+    if f.power_w.shape[1] > 0 and x.draw_w > 0.0:
+        start_s = x.drawn_since_s
+        while start_s < at_s:
+            second = int(start_s)
+            if second >= f.power_w.shape[1]:
+                break
+            end_s = min(at_s, second + 1.0)
+            f.power_w[m, second] += x.draw_w * (end_s - start_s)
+            start_s = end_s
+    f.machines[m].draw_w = power_w
+    f.machines[m].drawn_since_s = at_s
+
+
+@inlined
+def show_first(f: FleetArrays, m: int, ends_s: float) -> None:
+    """The iteration that begins now gives those who just joined what their users see first. Who begins again at the same
+    moment, because somebody joined, ends at another one."""
+    r = f.machines[m].fresh
+    while r != NOBODY:
+        f.requests[r].first_s = ends_s
+        r = f.requests[r].behind
+
+
 @dataclass(frozen=True, slots=True)
 class ServerKind:
     """A kind of server under a cap, as arrays: prefill_s, prefill_w float64[T] by prompt tokens of an iteration; decode_s,
     decode_w float64[MAX_BATCH_SEQUENCES + 1] by sequences; kv_s seconds per step and token of context; kv_room tokens.
     Watts are the whole server's. A hand-off takes hand_off_s_per_token and hand_off_fixed_s; from overlap_from_tokens on
-    only the latter."""
+    only the latter. On top of it a cache is hand_off_latency_s on the way, in which the link is free."""
 
     name: str
     prefill_s: NDArray[np.float64]
@@ -173,6 +204,7 @@ class ServerKind:
     hand_off_s_per_token: float
     hand_off_fixed_s: float
     overlap_from_tokens: float
+    hand_off_latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,17 +301,17 @@ def new_fleet(
     m, k = len(roles), len(kinds)
     requests = np.zeros(len(arrival_s), REQUEST).view(np.recarray)
     requests.arrival_s, requests.prompt, requests.output, requests.left = arrival_s, prompt, output, prompt
-    requests.prompt_end_s = requests.done_s = np.nan
+    requests.prompt_end_s = requests.first_s = requests.done_s = np.nan
     requests.behind = requests.prompt_at = requests.decode_at = NOBODY
     machines = np.zeros(m, MACHINE).view(np.recarray)
     machines.role = machines.first_role = roles
     machines.kind = np.repeat(np.arange(k), [pool.servers for pool in pools])
-    machines.head = machines.tail = machines.to_role = NOBODY
+    machines.head = machines.tail = machines.fresh = machines.to_role = NOBODY
     idle_w = np.array([kind.idle_w for kind in kinds], np.float64)
     machines.draw_w = idle_w[machines.kind]
     takes, span = np.zeros(m, np.int64), np.zeros((ROLES, 3), np.int64)
     regroup(takes, span, machines)
-    hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens) for x in kinds]
+    hand_off = [(x.hand_off_s_per_token, x.hand_off_fixed_s, x.overlap_from_tokens, x.hand_off_latency_s) for x in kinds]
     return FleetArrays(
         requests=requests,
         machines=machines,

@@ -10,7 +10,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from splitwatt_sim.plan.command_options import JobOptions, OutputOptions, PlanOptions, PowerUnits, SearchOptions, ShardOptions
+from splitwatt_sim.plan.command_options import (
+    Before,
+    JobOptions,
+    OutputOptions,
+    PlanOptions,
+    PowerUnits,
+    SearchOptions,
+    ShardOptions,
+)
 from splitwatt_sim.plan.options import GPUS_2026
 from splitwatt_sim.plan.resolve import DEFAULT_GPU
 from splitwatt_sim.plan.shards import MAX_SHARDS, Shard
@@ -36,6 +44,13 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return value
+
+
+def not_below_0(text: str) -> float:
+    try:
+        return 0.0 if float(text) == 0.0 else positive(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text}") from None
 
 
 def watts(text: str) -> float:
@@ -162,9 +177,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slo", choices=("splitwise",), help="Splitwise's nine slowdowns; needs a model with tables of 2023")
     add("--ttft-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 2000, with bloom-176b Splitwise's nine SLOs")
     add("--tbt-p99-ms", type=milliseconds, metavar="MS", help="SLO; default 100, with bloom-176b Splitwise's nine SLOs")
+    add(
+        "--kv-link-gbytes", dest="kv_gigabytes_per_s", type=positive, metavar="GB/S",
+        help="speed of each server's link for KV caches; caches then move after the prefill, whole; default: as measured",
+    )  # fmt: skip
+    add("--kv-link-latency-ms", dest="kv_latency_ms", type=not_below_0, metavar="MS", help="on top for each cache (0)")
     add_list_arguments(parser, search)
     add_output_arguments(parser, output)
     add("--servers-per-rack", type=count, metavar="N", help="also say what each rack of the best design is charged and draws")
+    add(
+        "--router", type=Before, choices=list(Before), default=whole.router,
+        help="who stands before the pools; own: a third pool goes into plan.yaml where it helps (%(default)s)",
+    )  # fmt: skip
     add("--jobs", dest="processes", type=count, default=whole.processes, help="processes (%(default)s)")
     sweep = parser.add_argument_group("a sweep in shards", "Give every other option alike to each shard and to the merge.")
     ways = sweep.add_mutually_exclusive_group()
@@ -228,6 +252,7 @@ def options_of(args: argparse.Namespace) -> PlanOptions:
         sharding=taken(ShardOptions, args),
         job=taken(JobOptions, args),
         servers_per_rack=args.servers_per_rack,
+        router=args.router,
         on_kubernetes=args.on_kubernetes,
         power_units=PowerUnits(args.power_units),
         processes=args.processes,
@@ -258,7 +283,7 @@ def said_again(options: PlanOptions, *, requests: str | None, profiles: Sequence
     """A command line, from `plan` on, that asks for the same search; files under the paths that they have where it is typed.
     `with_output`: and that makes the same of it."""
     line = ["plan", *said(options.search, requests=requests, profiles=tuple(profiles))]
-    return [*line, *said(options.output), *said(options, only=("servers_per_rack",))] if with_output else line
+    return [*line, *said(options.output), *said(options, only=("servers_per_rack", "router"))] if with_output else line
 
 
 def _word(value: object) -> str:

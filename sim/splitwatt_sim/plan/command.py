@@ -88,7 +88,7 @@ def at_equal_power(options: PlanOptions) -> list[str]:
     """The same question as a line of `splitwatt papers`. Raises PlanError for an option that says nothing to it."""
     kept = SearchOptions(**{name: getattr(options.search, name) for name in (*OF_EQUAL_POWER, *PASSED_OVER)})
     wrong = [*_flags_given(options.search, instead_of=kept), *_flags_given(options.sharding)]
-    wrong += arguments.said(options, only=("on_kubernetes", "servers_per_rack"))
+    wrong += arguments.said(options, only=("on_kubernetes", "servers_per_rack", "router"))
     if wrong:
         raise PlanError(f"{wrong[0]} says nothing to --power-units splitwise: leave one of them out")
     return ["plan", *arguments.said(options.search, only=OF_EQUAL_POWER), *arguments.said(options.output)]
@@ -168,9 +168,7 @@ def finish(options: PlanOptions, search: Search, whole: list[Item], written: lis
     if options.servers_per_rack is not None:
         console.print(report.racks(winner, options.servers_per_rack))
         values |= report.rack_figures(winner, options.servers_per_rack)
-    report.write(best, search, values, output, console)
-    if beside is not None:
-        console.print("an InferenceCluster cannot say mixed servers yet: plan.yaml holds the best split without them")
+    report.write(best, search, values, output, console, beside=beside, router=options.router)
     return 0
 
 

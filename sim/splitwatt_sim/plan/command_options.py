@@ -23,6 +23,13 @@ class PowerUnits(StrEnum):
     SPLITWISE = "splitwise"
 
 
+class Before(StrEnum):
+    """The router that a plan counts on."""
+
+    VLLM = "vllm"
+    OWN = "own"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
     """Everything that decides what a search finds. `from_s`, `to_s`, `trace_unit`: which part of `requests` is
@@ -47,6 +54,8 @@ class SearchOptions:
     model: str = MODEL_2026
     ttft_p99_ms: float | None = None
     tbt_p99_ms: float | None = None
+    kv_gigabytes_per_s: float | None = None
+    kv_latency_ms: float | None = None
     margin_percent: float = 3.0
     list_s: float = 120.0
     step_rps: float = 5.0
@@ -86,13 +95,15 @@ class JobOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
     """The whole command line. `job` says nothing unless `on_kubernetes`; `processes` search side by side.
-    `servers_per_rack`: say too what each rack is charged and draws."""
+    `servers_per_rack`: say too what each rack is charged and draws. `router`: vllm-router sends to two pools or to one, so that a
+    third one is written only for a router of one's own."""
 
     search: SearchOptions = field(default_factory=SearchOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     sharding: ShardOptions = field(default_factory=ShardOptions)
     job: JobOptions = field(default_factory=JobOptions)
     servers_per_rack: int | None = None
+    router: Before = Before.VLLM
     on_kubernetes: bool = False
     power_units: PowerUnits = PowerUnits.WATTS
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
 from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
+from splitwatt_core.clusters import Role, RouterType
 from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.names import GROUP_VERSION, LABEL_PLAN, LABEL_POOL
 
@@ -19,6 +20,10 @@ from splitwatt_sim.plan.search import PlanDesign, charge_w
 from splitwatt_sim.servers.catalogue import Gpu
 from splitwatt_sim.servers.kinds import GPUS, LOSSES
 from splitwatt_sim.servers.profile_files import profile_object
+
+ROLE_OF_PART: Final = {
+    "prefill": Role.PREFILL.value, "decode": Role.DECODE.value, "mixed": Role.MIXED.value, "unsplit": Role.MIXED.value,
+}  # fmt: skip
 
 
 class PlanObjectsError(PlanError):
@@ -30,21 +35,16 @@ def manifests(
 ) -> list[dict[str, Any]]:
     """Objects in the order in which they are applied; each passes the API's models. `gpus`: by their names in options.
 
-    Raises PlanObjectsError for an unsplit design and for one with mixed servers (the API has no mixed role yet), and for
-    what the API's bounds refuse.
+    An unsplit design is a mixed pool alone. One of three pools names no router, for vllm-router knows no third pool. Raises
+    PlanObjectsError for what the API's bounds refuse.
     """
-    decode = design.decode
+    profiles = [gpus[gpu].profile for gpu in _bought(design)]
+    wanted: dict[str, Any] = {"model": {"name": model}, "engine": {"type": "VLLM"}}
+    for part, option, servers in design.parts:
+        role = ROLE_OF_PART[part]
+        wanted[role] = _role(name, role, servers, option.cap_w)
     if design.mixed is not None:
-        raise PlanObjectsError("the design has mixed servers, which an InferenceCluster cannot say yet: no objects are written")
-    if decode is None:
-        raise PlanObjectsError("the best design is unsplit, which an InferenceCluster cannot say yet: no objects are written")
-    profiles = [gpus[gpu].profile for gpu in dict.fromkeys((design.prefill.gpu, decode.gpu))]
-    wanted: dict[str, Any] = {
-        "model": {"name": model},
-        "engine": {"type": "VLLM"},
-        "prefill": _role(name, "prefill", design.prefill_servers, design.prefill.cap_w),
-        "decode": _role(name, "decode", design.decode_servers, decode.cap_w),
-    }
+        wanted["router"] = {"type": RouterType.NONE.value}
     limits = {"ttftP99Milliseconds": slo.ttft_p99_ms, "tbtP99Milliseconds": slo.tbt_p99_ms}
     if any(limit is not None for limit in limits.values()):
         wanted["slo"] = {key: round(limit) for key, limit in limits.items() if limit is not None}
@@ -65,8 +65,11 @@ def manifests(
 def profile_manifests(design: PlanDesign, gpus: Mapping[str, Gpu]) -> list[dict[str, Any]]:
     """The PowerProfiles that the plan was made with, as they were given. The chart brings the built-in ones too, and a profile
     that was measured on one's own machines is the better one: so they are not among the plan's own objects."""
-    bought = [design.prefill.gpu, *([design.decode.gpu] if design.decode else [])]
-    return [profile_object(gpus[gpu].written, memory_bytes=gpus[gpu].memory_bytes) for gpu in dict.fromkeys(bought)]
+    return [profile_object(gpus[gpu].written, memory_bytes=gpus[gpu].memory_bytes) for gpu in _bought(design)]
+
+
+def _bought(design: PlanDesign) -> list[str]:
+    return list(dict.fromkeys(option.gpu for _, option, _ in design.parts))
 
 
 def _object(kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from splitwatt_sim.plan.command_options import OutputOptions
+from splitwatt_sim.latencies import judged_ttft_ms_p99
+from splitwatt_sim.plan.command_options import Before, OutputOptions
 from splitwatt_sim.plan.mixed import Beside
 from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
 from splitwatt_sim.plan.options import LatencySlo
@@ -47,7 +48,7 @@ def table(best: Sequence[Result], search: Search) -> Table:
         shown.add_row(
             f"{d.prefill_servers}×{d.prefill}", f"{d.decode_servers}×{d.decode}" if d.decode else "unsplit",
             f"{f.rate_rps:g}", f"{d.charge_w / 1e3:.1f}", f"{f.drawn_w / 1e3:.1f}", usd,
-            f"{f.percentiles['ttft_ms_p99']:.0f}", f"{f.percentiles['tbt_ms_p99']:.0f}", f"{f.joules_per_token:.2f}",
+            f"{judged_ttft_ms_p99(f.percentiles):.0f}", f"{f.percentiles['tbt_ms_p99']:.0f}", f"{f.joules_per_token:.2f}",
         )  # fmt: skip
     return shown
 
@@ -118,14 +119,33 @@ def mixed_figures(beside: Beside | None) -> dict[str, float]:
     }
 
 
-def write(best: Sequence[Result], search: Search, values: Mapping[str, float], output: OutputOptions, console: Console) -> None:
+def write(
+    best: Sequence[Result],
+    search: Search,
+    values: Mapping[str, float],
+    output: OutputOptions,
+    console: Console,
+    *,
+    beside: Beside | None = None,
+    router: Before = Before.VLLM,
+) -> None:
     """plan.json, plan.png, plan.yaml, profiles.yaml: all of them, or none where one cannot be written. `best`: ranked, at least
-    one. Raises OSError, PlanObjectsError."""
+    one. `beside`: better than that, for a router that knows it. Raises OSError, PlanObjectsError."""
+    third = beside if beside is not None and router is Before.OWN else None
     with staged(output.out) as folder:
-        written = _write(best, search, values, replace(output, out=folder), console)
-    console.print(f"written to {output.out}: {', '.join(written)}", soft_wrap=True, markup=False)
+        _write(best, search, values, replace(output, out=folder), beside=third)
+    console.print(f"written to {output.out}: {', '.join(FILES)}", soft_wrap=True, markup=False)
+    if third is not None:
+        console.print(f"plan.yaml holds the mixed servers: {OWN_ROUTER}", soft_wrap=True)
+    elif beside is not None:
+        console.print(
+            "plan.yaml holds the best design without mixed servers beside two pools, to which vllm-router cannot send: with "
+            "--router own it holds them",
+            soft_wrap=True,
+        )
 
 
+OWN_ROUTER: Final = "bring a router that sends to all three pools; without one nothing is split"
 FILES: Final = ("plan.json", "plan.png", "plan.yaml", "profiles.yaml")
 
 
@@ -152,40 +172,25 @@ def say_earlier(out: Path, console: Console) -> None:
 
 
 def _write(
-    best: Sequence[Result], search: Search, values: Mapping[str, float], output: OutputOptions, console: Console
-) -> list[str]:
-    """Names of the files written."""
+    best: Sequence[Result], search: Search, values: Mapping[str, float], output: OutputOptions, *, beside: Beside | None
+) -> None:
     winner, out = best[0], output.out
     (out / "plan.json").write_text(json.dumps(dict(values), indent=1) + "\n", encoding="utf-8")
     robust_rps, checked = values["robust_rate_requests_per_s"], int(values["lists_checked"])
     draw(best, search, out / "plan.png", robust_rps=robust_rps, checked=checked)
-    written = ["plan.json", "plan.png"]
-    sayable = next((f for f in best if f.design.decode is not None), None)
-    if sayable is None:
-        console.print("no split design was found, and an InferenceCluster cannot say an unsplit one yet: no plan.yaml")
-    else:
-        if sayable is not winner:
-            console.print("an InferenceCluster cannot say an unsplit design yet: plan.yaml holds the best split one")
-        rate_rps = robust_rps if sayable is winner else sayable.rate_rps
-        gpus: dict[str, Gpu] = {gpu: search.catalogue.gpu(gpu) for gpu in search.gpus}
-        write_objects(
-            sayable.design,
-            output,
-            rate_rps=rate_rps,
-            model=search.model,
-            slo=search.slo,
-            gpus=gpus,
-        )
-        written += ["plan.yaml", "profiles.yaml"]
-    return written
+    design, rate_rps = (winner.design, robust_rps) if beside is None else (beside.design, beside.robust_rps)
+    gpus: dict[str, Gpu] = {gpu: search.catalogue.gpu(gpu) for gpu in search.gpus}
+    write_objects(design, output, rate_rps=rate_rps, model=search.model, slo=search.slo, gpus=gpus)
 
 
 def write_objects(
     design: PlanDesign, output: OutputOptions, *, rate_rps: float, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu]
 ) -> None:
-    """plan.yaml and profiles.yaml of a split design. Raises OSError, PlanObjectsError."""
+    """plan.yaml and profiles.yaml. Raises OSError, PlanObjectsError."""
+    router = f"Three pools: {OWN_ROUTER}. See docs/router.md.\n" if design.mixed is not None else ""
     header = (
         f"{design}\nplanned for {rate_rps:g} requests/s (simulated), {design.charge_w:.0f} W at the meter\n"
+        f"{router}"
         "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
     )
     objects = manifests(design, name=output.name, namespace=output.namespace, model=model, slo=slo, gpus=gpus)

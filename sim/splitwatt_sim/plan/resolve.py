@@ -16,6 +16,7 @@ from splitwatt_sim.plan.search import Goal, Limits, charge_w
 from splitwatt_sim.plan.sweep import Item, Search
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import MAX_SERVERS, Design
+from splitwatt_sim.servers.kinds import links_of
 from splitwatt_sim.servers.tables import TableError
 from splitwatt_sim.servers.tables import builtin as builtin_tables
 from splitwatt_sim.traces.arrivals import Arrivals, read_arrivals
@@ -39,7 +40,8 @@ def search_of(options: SearchOptions, *, read: Read = read_arrivals) -> Search:
     part = part_of(from_s=options.from_s, to_s=options.to_s, unit=options.trace_unit)
     if options.requests is None and part != WHOLE:
         raise PlanError("--from, --to and --trace-unit say which part of a trace is read: add --requests, or leave them out")
-    catalogue = Catalogue(options.model, options.profiles, options.fit_error_percent / 100)
+    links = links_of(options.kv_gigabytes_per_s, options.kv_latency_ms)
+    catalogue = Catalogue(options.model, options.profiles, options.fit_error_percent / 100, links)
     catalogue.check()
     given_w = math.inf if options.power_of is None else uncapped_w(options.power_of, catalogue)
     limits = Limits(

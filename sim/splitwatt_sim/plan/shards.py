@@ -94,7 +94,7 @@ def _said(value: object) -> str:
 
 def fingerprint(search: Search) -> Fingerprint:
     """Raises TableError."""
-    limits, slo = search.limits, search.slo
+    limits, slo, links = search.limits, search.slo, search.catalogue.links
     options = {
         "model": search.model,
         "gpus": ",".join(search.gpus),
@@ -105,6 +105,8 @@ def fingerprint(search: Search) -> Fingerprint:
         "price": ",".join(f"{gpu}={usd!r}" for gpu, usd in sorted(search.usd_per_hour.items())) or None,
         "ttft-p99-ms": slo.ttft_p99_ms,
         "tbt-p99-ms": slo.tbt_p99_ms,
+        "kv-link-gbytes": None if links.bytes_per_s is None else links.bytes_per_s / 1e9,
+        "kv-link-latency-ms": None if links.latency_s is None else links.latency_s * 1e3,
         "margin": slo.margin * 100,
         "seconds": search.seconds,
         "step": search.step_rps,

@@ -34,6 +34,8 @@ LISTS_PER_SLO: Final = 10
 """A list must last this many times the longest SLO, or queues are cut off by its end and every rate looks good."""
 SHORTEST_LIST_MS: Final = 20_000.0
 PERCENTILE_NAMES: Final = tuple(f"{name}_ms_p{p}" for name in SLOWDOWN_SLOS for p in PERCENTILES)
+USER_NAMES: Final = tuple(f"ttft_user_ms_p{p}" for p in PERCENTILES)
+"""There where a run knows them."""
 
 
 class RecordError(PlanError):
@@ -183,7 +185,10 @@ def _result(item: Item, found: Mapping[str, Any]) -> Result:
     return Result(
         design=design,
         rate_rps=_above_0(found["rate_requests_per_s"]),
-        percentiles={name: _number(found["percentiles_ms"][name]) for name in PERCENTILE_NAMES},
+        percentiles={
+            name: _number(found["percentiles_ms"][name])
+            for name in (*PERCENTILE_NAMES, *(name for name in USER_NAMES if name in found["percentiles_ms"]))
+        },
         energy_j={role: _number(found["energy_j"][role]) for role in (ROLE_NAMES[pool.role] for pool in design.pools())},
         ends_s=_above_0(found["ends_s"]),
         output_tokens=found["output_tokens"],

@@ -135,7 +135,12 @@ class PowerEngine:
     def _write(self, row: int, kind: ServerKind) -> None:
         for name in KIND_COLUMNS:
             getattr(self.fleet, name)[row] = getattr(kind, name)
-        self.fleet.hand_off[row] = (kind.hand_off_s_per_token, kind.hand_off_fixed_s, kind.overlap_from_tokens)
+        self.fleet.hand_off[row] = (
+            kind.hand_off_s_per_token,
+            kind.hand_off_fixed_s,
+            kind.overlap_from_tokens,
+            kind.hand_off_latency_s,
+        )
 
     def _reused(self, kind: ServerKind) -> int:
         """The row of a kind that no machine is of now."""

@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 from splitwatt_core.budget.facts import NodeFact, Note, Plan, PodFact
 from splitwatt_core.budget.keeper import MIN_GAP_S, Keeper
+from splitwatt_core.clusters import Role
 from splitwatt_core.columns import Posture
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
@@ -35,7 +36,7 @@ from splitwatt_sim.power.engine import CrowdedError, PowerEngine, check_recorded
 from splitwatt_sim.power.judge import FloatArray, Lines, PowerJudge, PowerSeries
 from splitwatt_sim.power.meter import SimulatedMeter
 from splitwatt_sim.power.plant import DRAW_LAG_S, NAMESPACE, SimulatedNode
-from splitwatt_sim.power.setup import PHASE_OF_ROLE, LimitChange, PowerSetup
+from splitwatt_sim.power.setup import CORE_ROLE, LimitChange, PowerSetup
 from splitwatt_sim.servers.kinds import GPUS, SERVER_REST_W
 from splitwatt_sim.traces.arrivals import Arrivals
 
@@ -155,9 +156,13 @@ class PowerLoop:
         for node in self.nodes:
             server = node.server
             self.keeper.on_node(NodeFact(server.name, {LEAF_LABEL: server.leaf}, node.boot_id), self.now_s)
+            role = CORE_ROLE[server.role]
             self.keeper.on_pod(
-                PodFact(NAMESPACE, server.name, PHASE_OF_ROLE[server.role], server.priority, self._setup.model, server.ceiling_w)
-            )
+                PodFact(
+                    NAMESPACE, server.name, role.phase, server.priority, self._setup.model, server.ceiling_w,
+                    mixed=role is Role.MIXED,
+                )
+            )  # fmt: skip
         for change in self._setup.changes:
             self._at(WARM_UP_S + change.at_s, OWNERS, partial(self._change_limit, change))
         self._at(0.0, TELEMETRY, self._second)

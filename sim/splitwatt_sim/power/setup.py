@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.budget.tree import BudgetSpec
+from splitwatt_core.clusters import Role
 from splitwatt_core.gpus.profiles import Profile
-from splitwatt_core.protocol.contract import Phase
 
 from splitwatt_sim.fleet.state import DECODE, MIXED, PREFILL
 from splitwatt_sim.servers.catalogue import Catalogue
 
-PHASE_OF_ROLE: Final = {PREFILL: Phase.PREFILL, MIXED: Phase.PREFILL, DECODE: Phase.DECODE}
-"""A server that does both may prefill at any moment, and wants what prefill wants."""
+CORE_ROLE: Final = {PREFILL: Role.PREFILL, MIXED: Role.MIXED, DECODE: Role.DECODE}
+"""By which the law knows what a server wants."""
 
 
 @dataclass(frozen=True, slots=True)

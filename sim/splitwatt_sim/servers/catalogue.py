@@ -18,7 +18,7 @@ from typing import Final
 from splitwatt_core.gpus.profiles import Profile, ProfileError, Timing, builtin
 from splitwatt_core.protocol.contract import Phase
 
-from splitwatt_sim.servers.kinds import GPU_OF_KIND, GPUS, memory_of
+from splitwatt_sim.servers.kinds import GPU_OF_KIND, GPUS, Links, memory_of
 from splitwatt_sim.servers.kinds_2026 import LLAMA_70B
 from splitwatt_sim.servers.profile_files import Given, ProfileFile
 from splitwatt_sim.servers.table_files import FIT_ERROR, fit_timing
@@ -27,6 +27,7 @@ from splitwatt_sim.servers.tables import builtin as builtin_tables
 
 MODEL_2026: Final = LLAMA_70B.name
 GPUS_2026: Final[Mapping[str, str]] = {"A100": "A100-SXM-80GB", "H100": "H100-SXM", "H200": "H200-SXM", "B200": "B200"}
+MEASURED: Final = Links()
 BUILT_IN: Final = "built in"
 
 
@@ -46,11 +47,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """GPUs for one served model. `fit_error`: how far a fit may miss a row of a table (0.03: 3 %)."""
+    """GPUs for one served model. `fit_error`: how far a fit may miss a row of a table (0.03: 3 %). `links`: over what their
+    servers hand KV caches on."""
 
     model: str = MODEL_2026
     files: tuple[ProfileFile, ...] = ()
     fit_error: float = FIT_ERROR
+    links: Links = MEASURED
 
     def names(self) -> list[str]:
         """Built-in ones first, as a user may name them."""

@@ -37,23 +37,38 @@ class Moved(NamedTuple):
     s_per_token: float
     fixed_s: float
     overlap_from_tokens: float
+    latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """How the KV cache moves. `overlap` False: after the prefill, whole."""
+    """How the KV cache moves. `overlap` False: after the prefill, whole. `bytes_per_s`, `latency_s`: of a link that somebody
+    gave instead of the measured ones; over such a one caches move after the prefill, as NixlConnector fetches them."""
 
     overlap: bool = True
     free: bool = False
     """No hand-off takes any time."""
+    bytes_per_s: float | None = None
+    latency_s: float | None = None
 
     def hand_off(self, measured: HandOff, *, bytes_per_token: int) -> Moved:
         """How a cache of so many bytes moves where a hand-off was measured like this."""
+        if self.bytes_per_s is not None or self.latency_s is not None:
+            speed = measured.link_bytes_per_s if self.bytes_per_s is None else self.bytes_per_s
+            return Moved(bytes_per_token / speed, 0.0, float("inf"), self.latency_s or 0.0)
         return Moved(
             s_per_token=0.0 if self.free else bytes_per_token / measured.link_bytes_per_s,
             fixed_s=measured.rest_s if self.overlap and not self.free else 0.0,
             overlap_from_tokens=float(OVERLAP_FROM_TOKENS) if self.overlap else float("inf"),
         )
+
+
+def links_of(gigabytes_per_s: float | None, latency_ms: float | None) -> Links:
+    """A link as people give it; None: not given."""
+    return Links(
+        bytes_per_s=None if gigabytes_per_s is None else gigabytes_per_s * 1e9,
+        latency_s=None if latency_ms is None else latency_ms / 1e3,
+    )
 
 
 def memory_of(profile: Profile) -> int:
@@ -118,6 +133,7 @@ def kind_of_table(
         hand_off_s_per_token=moved.s_per_token,
         hand_off_fixed_s=moved.fixed_s,
         overlap_from_tokens=moved.overlap_from_tokens,
+        hand_off_latency_s=moved.latency_s,
     )
 
 

@@ -81,6 +81,7 @@ def kind_2026(
         hand_off_s_per_token=moved.s_per_token,
         hand_off_fixed_s=moved.fixed_s,
         overlap_from_tokens=moved.overlap_from_tokens,
+        hand_off_latency_s=moved.latency_s,
     )
 
 

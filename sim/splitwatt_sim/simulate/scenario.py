@@ -3,6 +3,7 @@
 model: meta-llama/Llama-3.1-70B-Instruct
 requests: {file: trace.csv, rate: 20, seconds: 300, seed: 1}     # without file: the seeded generator
 profiles: [own.yaml, times.csv]                                  # your own servers; without it: the built-in ones
+kvLink: {gigabytesPerSecond: 50, latencyMilliseconds: 1}         # between servers; without it: the measured ones
 pools:
   - {role: Prefill, gpu: H100, servers: 6, capWatts: 700}
   - {role: Decode, gpu: H200, servers: 4, capWatts: 350}
@@ -35,6 +36,7 @@ from splitwatt_sim.plan.search import Option
 from splitwatt_sim.power.setup import PowerSetup
 from splitwatt_sim.servers.catalogue import Catalogue
 from splitwatt_sim.servers.designs import MAX_SERVERS
+from splitwatt_sim.servers.kinds import links_of
 from splitwatt_sim.servers.profile_files import read_profile_file
 from splitwatt_sim.servers.table_files import FIT_ERROR
 from splitwatt_sim.simulate.parts import Part, ScenarioError
@@ -89,6 +91,13 @@ class PoolPart(Part):
         return self.name or self.role.lower()
 
 
+class KvLinkPart(Part):
+    """Of each server, for KV caches. What is not given is as it was measured; there is no latency then."""
+
+    gigabytes_per_second: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    latency_milliseconds: Annotated[float, Field(ge=0, le=600_000)] | None = None
+
+
 class SloPart(Part):
     ttft_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
     tbt_p99_milliseconds: Annotated[float, Field(gt=0)] | None = None
@@ -122,6 +131,7 @@ class Scenario(Part):
     pools: Annotated[tuple[PoolPart, ...], Field(min_length=1, max_length=MAX_POOLS)]
     slo: SloPart = SloPart()
     profiles: Annotated[tuple[Path, ...], Field(max_length=MAX_PROFILE_FILES)] = ()
+    kv_link: KvLinkPart = KvLinkPart()
     fit_error_percent: Annotated[float, Field(ge=0, lt=100)] = FIT_ERROR * 100
     """How far the fit may miss a row of a timing table."""
     failures: Annotated[tuple[FailurePart, ...], Field(max_length=MAX_CHANGES)] = ()
@@ -238,7 +248,8 @@ def arrivals_of(
 def catalogue_of(scenario: Scenario, *, beside: Path) -> Catalogue:
     """The GPUs that the scenario may name. Raises TableError, before any trace is read."""
     files = tuple(read_profile_file(beside / path) for path in scenario.profiles)
-    catalogue = Catalogue(scenario.model, files, scenario.fit_error_percent / 100)
+    links = links_of(scenario.kv_link.gigabytes_per_second, scenario.kv_link.latency_milliseconds)
+    catalogue = Catalogue(scenario.model, files, scenario.fit_error_percent / 100, links)
     catalogue.check()
     for part in scenario.pools:
         catalogue.gpu(part.gpu)

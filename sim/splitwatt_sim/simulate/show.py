@@ -12,11 +12,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from splitwatt_sim.fleet.run import FleetRun
-from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS
+from splitwatt_sim.latencies import PERCENTILES, SLOWDOWN_SLOS, judged_ttft_ms_p99
 from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.traces.arrivals import Arrivals
 
-LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
+LABELS: Final = {"ttft_user": "TTFT", "ttft": "prompt read", "tbt": "TBT", "e2e": "E2E"}
 COLOURS: Final = {"prefill": "#1f77b4", "mixed": "#9467bd", "decode": "#2ca02c"}
 """By role."""
 HOLDS: Final = "#2ca02c"
@@ -47,7 +47,7 @@ def latency_table(run: FleetRun, arrivals: Arrivals) -> Table:
 
 def slo_bars(axes: plt.Axes, run: FleetRun, slo: LatencySlo) -> None:
     values, left = run.latencies.percentiles(), len(run.unfinished)
-    rows = [("TTFT", values["ttft_ms_p99"], slo.ttft_p99_ms), ("TBT", values["tbt_ms_p99"], slo.tbt_p99_ms)]
+    rows = [("TTFT", judged_ttft_ms_p99(values), slo.ttft_p99_ms), ("TBT", values["tbt_ms_p99"], slo.tbt_p99_ms)]
     known = [(label, value / limit) for label, value, limit in rows if limit is not None]
     if not known:
         axes.set_axis_off()

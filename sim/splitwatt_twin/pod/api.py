@@ -3,12 +3,14 @@
 Every answer has as many tokens as asked for, for an emulated model never ends by itself. A prompt counts four characters a
 token. KV transfer follows vLLM's NixlConnector: a prefill replica answers with where its KV cache lies, and whoever brings
 that to a decode replica has no prompt computed there. A request that says its KV cache is elsewhere without saying where
-ends vLLM's engine; here it is refused with a sentence.
+ends vLLM's engine; here it is refused with a sentence. A KV cache of an engine with another version or layout is not taken, as in
+NIXL's handshake: the prompt is read again, or the request fails, by kv_load_failure_policy.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -24,6 +26,8 @@ from splitwatt_shell.waiting import woken
 
 from splitwatt_twin.pod.flags import EngineSettings
 from splitwatt_twin.pod.replica import STREAM_S, BusyError, Job, Replica
+
+log = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN: Final = 4
 FILLER: Final = "watt"
@@ -138,6 +142,11 @@ def _transfer(params: Any, settings: EngineSettings) -> tuple[bool, bool]:
     arrives, leaves = params.get("do_remote_prefill") is True, params.get("do_remote_decode") is True
     if arrives and (absent := [key for key in _REMOTE if params.get(key) is None]):
         raise _bad(f"kv_transfer_params says do_remote_prefill without {', '.join(absent)}; vLLM's engine would end on it")
+    if arrives and (theirs := str(params["remote_engine_id"]).partition(":")[0]) != settings.kv_hash:
+        log.warning("the KV cache is of an engine with the layout %s, ours is %s", theirs, settings.kv_hash)
+        if not settings.recompute:
+            raise Refusal(500, "InternalServerError", "KV load failed: the prefill engine has another version or KV layout")
+        arrives = False
     return arrives, leaves
 
 
@@ -145,7 +154,7 @@ class _Server:
     def __init__(self, settings: EngineSettings, replica: Replica) -> None:
         self._settings = settings
         self._replica = replica
-        self._engine_id = str(uuid.uuid4())
+        self._engine_id = f"{settings.kv_hash}:{uuid.uuid4()}"
 
     async def health(self, _: web.Request) -> web.Response:
         return web.Response()

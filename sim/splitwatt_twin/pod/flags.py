@@ -8,15 +8,19 @@ knows and emulation has no use for is accepted and named in the log. Sources: vL
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from splitwatt_core import __version__
 from splitwatt_core.gpus import hardware
 from splitwatt_shell.address import MAX_PORT
 
+_KV_LAYOUT: Final = ("dtype", "kv-cache-dtype", "block-size", "attention-backend")
+KV_HASH_CHARS: Final = 8
 KV_ROLES: Final = ("kv_producer", "kv_consumer", "kv_both")
 DEFAULT_PORT: Final = 8000
 MAX_GROUP: Final = 16
@@ -76,7 +80,8 @@ _DOTTED: Final = re.compile(r"--([\w-]+)\.([\w.-]+)(?:=(.*))?", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """`served_names`: what requests may call the model, the first one in answers. `kv_role` None: no KV transfer.
+    """`served_names`: what requests may call the model, the first one in answers. `kv_role` None: no KV transfer. `kv_hash`: two
+    engines that differ in it do not understand each other's KV caches. `recompute`: such a prompt is read again, else it fails.
     `ignored`: flags that vLLM knows and emulation has no use for."""
 
     model: str
@@ -87,6 +92,8 @@ class EngineSettings:
     memory_share: float
     model_tokens: int
     kv_role: str | None
+    kv_hash: str
+    recompute: bool
     ignored: tuple[str, ...]
 
 
@@ -102,6 +109,7 @@ def parse(arguments: Sequence[str]) -> EngineSettings:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(f'--{name}.…' for name in unknown)}")
     known = vars(args)
+    transfer = _transfer(parser, args.kv_transfer_config, dotted.get("kv-transfer-config", {}))
     flags = (*_SWITCHES, *_VALUED, *_LISTS)
     ignored = [f for f in flags if known.get(f.replace("-", "_")) is not None] + [f for f in dotted if f in _VALUED]
     return EngineSettings(
@@ -112,7 +120,9 @@ def parse(arguments: Sequence[str]) -> EngineSettings:
         gpus=args.tensor_parallel_size,
         memory_share=args.gpu_memory_utilization,
         model_tokens=args.max_model_len,
-        kv_role=_kv_role(parser, args.kv_transfer_config, dotted.get("kv-transfer-config", {})),
+        kv_role=None if transfer is None else transfer["kv_role"],
+        kv_hash=_kv_hash(model, known),
+        recompute=transfer is not None and transfer.get("kv_load_failure_policy") == "recompute",
         ignored=tuple(f"--{name}" for name in ignored),
     )
 
@@ -160,7 +170,14 @@ def _undotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, 
     return plain, dotted
 
 
-def _kv_role(parser: argparse.ArgumentParser, text: str | None, keys: dict[str, str]) -> str | None:
+def _kv_hash(model: str, known: dict[str, Any]) -> str:
+    """After vLLM's NIXL handshake, which compares a hash of version, model and how KV caches are laid out. Source: vLLM 0.32,
+    compute_nixl_compatibility_hash."""
+    said = [__version__, model, *(str(known.get(flag.replace("-", "_"))) for flag in _KV_LAYOUT)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:KV_HASH_CHARS]
+
+
+def _transfer(parser: argparse.ArgumentParser, text: str | None, keys: dict[str, str]) -> dict[str, Any] | None:
     if text is None and not keys:
         return None
     try:
@@ -169,10 +186,10 @@ def _kv_role(parser: argparse.ArgumentParser, text: str | None, keys: dict[str, 
         parser.error(f"--kv-transfer-config is no JSON: {error}")
     if not isinstance(config, dict):
         parser.error('--kv-transfer-config must be a JSON object, as {"kv_connector": "NixlConnector", "kv_role": "kv_both"}')
-    role = {**config, **keys}.get("kv_role")
-    if role not in KV_ROLES:
-        parser.error(f"--kv-transfer-config: kv_role must be one of {', '.join(KV_ROLES)}, not {role!r}")
-    return str(role)
+    config |= keys
+    if config.get("kv_role") not in KV_ROLES:
+        parser.error(f"--kv-transfer-config: kv_role must be one of {', '.join(KV_ROLES)}, not {config.get('kv_role')!r}")
+    return config
 
 
 def _whole(least: int, most: int) -> Any:

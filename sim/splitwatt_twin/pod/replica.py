@@ -72,7 +72,8 @@ class Replica(Collector):
         self._stats = EngineStats()
         self._prefill = PrefillEngine(name="prefill", pace=gpus, stats=self._stats)
         self._decode = DecodeEngine(
-            name="decode", pace=gpus, kv_capacity_tokens=max(MIN_KV_TOKENS, capacity), stats=self._stats
+            name="decode", pace=gpus, kv_capacity_tokens=max(MIN_KV_TOKENS, capacity), stats=self._stats,
+            beside_prefill=True,
         )  # fmt: skip
         self._link = link_of(shape, profile_name=gpus.profile.name)
         self._jobs: dict[Request, Job] = {}
@@ -135,7 +136,6 @@ class Replica(Collector):
             waiting=self._prefill.waiting + self._decode.waiting,
             kv_usage=self._decode.kv_usage,
             stats=self._stats,
-            prefills=True,
             decodes=True,
         )
         return engine_metrics([reading], labels=[L_MODEL_NAME, "engine"], finished_reason="length")

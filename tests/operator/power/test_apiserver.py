@@ -149,7 +149,7 @@ def test_node_powers_whose_kind_was_deleted_and_made_again(datacenter: Any, gone
     assert len(operator.reigns()) == 1, "it never had to begin anew"
 
 
-@pytest.mark.parametrize("plural", ["powerbudgets", "inferenceclusters", "powerprofiles"])
+@pytest.mark.parametrize("plural", ["powerbudgets", "inferenceclusters", "powerprofiles", "rolescales"])
 def test_another_kind_that_was_deleted_and_made_again(datacenter: Any, plural: str) -> None:
     datacenter.add_gpu_nodes("n1", "n2", gpus=2)
     budget = datacenter.budget("leaf", limitWatts=30000, policy=UNIFORM, limitGraceSeconds=1)
@@ -170,6 +170,18 @@ def test_another_kind_that_was_deleted_and_made_again(datacenter: Any, plural: s
     datacenter.eventually("it is watched again", lambda: heard in operator.text)
     assert operator.healthy()
     assert len(operator.reigns()) == 1
+
+
+def test_an_operator_that_begins_where_nobody_knows_role_scales_keeps_the_budgets(datacenter: Any) -> None:
+    """A newer operator beside definitions of the release before: limits are worth more than a scale."""
+    datacenter.add_gpu_nodes("n1", "n2", gpus=2)
+    with without_kind(datacenter, "rolescales"):
+        budget = datacenter.budget("leaf", limitWatts=5200, policy=UNIFORM, limitGraceSeconds=1)
+        operator = datacenter.active_operator()
+        datacenter.await_condition(budget, "Ready", "True")
+        assert charge_w(datacenter) <= 5200 and "none is waited for" in operator.text
+    datacenter.eventually("it is watched", lambda: "rolescales is served again" in operator.text)
+    assert operator.healthy()
 
 
 def test_what_is_deleted_while_nobody_listens_is_noticed(datacenter: Any) -> None:

@@ -78,6 +78,13 @@ def test_the_charts_rights_are_enough(datacenter: Any, make_namespace: Any) -> N
 
         datacenter.eventually("owner and labels are back", put_right)
         plane.http.patch(path, json={"spec": {"decode": {"replicas": 2}}}, headers=merge).raise_for_status()
+        scale = f"/apis/splitwatt.io/v1alpha1/namespaces/{serving}/rolescales/chat-prefill"
+        datacenter.eventually("prefill has a scale", lambda: "status" in datacenter.get(scale))
+        plane.kubectl("-n", serving, "scale", "rolescale", "chat-prefill", "--replicas=2")
+        prefill = f"/apis/apps/v1/namespaces/{serving}/deployments/chat-prefill"
+        datacenter.eventually("prefill is scaled", lambda: datacenter.get(prefill)["spec"]["replicas"] == 2)
+        plane.http.patch(path, json={"spec": {"prefill": {"replicas": 3}}}, headers=merge).raise_for_status()
+        datacenter.eventually("the cluster's word is newer", lambda: datacenter.get(scale)["spec"]["replicas"] == 3)
         datacenter.eventually("decode is scaled", lambda: datacenter.get(deployment)["spec"]["replicas"] == 2)
         datacenter.budget_limit(budget, 8000)
         datacenter.eventually("an Event is recorded", lambda: datacenter.events("LimitLowered"))
