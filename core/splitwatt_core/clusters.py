@@ -216,13 +216,10 @@ LABEL_ROUTERS: Final = (RouterType.VLLM, RouterType.SGLANG)
 """They find engines by labels, so each revision has its own; and take a pod for one of prefill and decode, or know one kind of
 pods alone (src/service_discovery.rs of either)."""
 OVERFLOW_SENTENCE: Final = (
-    "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
+    "router.type VLLM, SGLang or LLMD asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
     "router.type None and bring a router that sends to all three"
 )
-PAIR_ALONE_SENTENCE: Final = (
-    "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None"
-)
-"""Its picker's configuration, as rendered, chooses a decode pod for each request, and a sidecar stands beside these alone."""
+"""llm-d's picker has a mixed pod in both of its lists, and would have prompts read by one for another, or by a pod for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +277,8 @@ class ClusterSpec:
             raise SpecError("prefill and decode are two halves: give both, or neither of them and mixed")
         if self.prefill is None and self.mixed is None:
             raise SpecError("a cluster has prefill and decode, or mixed: give its replicas")
-        if self.prefill is not None and self.mixed is not None and self.router.type in LABEL_ROUTERS:
+        if self.prefill is not None and self.mixed is not None and self.router.type is not RouterType.NONE:
             raise SpecError(OVERFLOW_SENTENCE)
-        if self.mixed is not None and self.router.type is RouterType.LLMD:
-            raise SpecError(PAIR_ALONE_SENTENCE)
 
     @property
     def id(self) -> ClusterName:

@@ -20,7 +20,6 @@ from splitwatt_core.clusters import (
     MAX_REPLICAS,
     OVERFLOW_SENTENCE,
     PAIR,
-    PAIR_ALONE_SENTENCE,
     EngineType,
     Role,
 )
@@ -232,11 +231,10 @@ class InferenceClusterSpec(Wire):
             ),
             CelRule("has(self.prefill) || has(self.mixed)", "give pools: prefill and decode, or mixed"),
             CelRule(
-                "!has(self.mixed) || !has(self.prefill) || !(self.router.type in ['VLLM', 'SGLang'])",
+                "!has(self.mixed) || !has(self.prefill) || self.router.type == 'None'",
                 OVERFLOW_SENTENCE,
                 field_path=".mixed",
             ),
-            CelRule("!has(self.mixed) || self.router.type != 'LLMD'", PAIR_ALONE_SENTENCE, field_path=".mixed"),
             CelRule(
                 "self.router.type == 'None' || (self.router.type == 'SGLang') == (self.engine.type == 'SGLang')",
                 "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",
