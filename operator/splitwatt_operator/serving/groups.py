@@ -8,15 +8,16 @@ From there on they are objects as others are: applied, put right, scaled and rem
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Final
 
 from splitwatt_client.errors import Rejected
-from splitwatt_client.reading import ObjectList, Reader
+from splitwatt_client.reading import Reader
 from splitwatt_client.resources import LEADER_WORKER_SETS
 from splitwatt_core.clusters import ClusterName, ClusterSpec
 from splitwatt_core.rendering.groups import GROUP_API, GROUP_CRDS, spans_nodes
 
-from splitwatt_operator.cluster.store import JsonObject, Kind, Store, key_of, version_of
+from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store, key_of, version_of
 from splitwatt_operator.serving.apply import controller_uid
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ NUMBERS_S: Final = 5.0
 """While one is there, whose status says how a role stands and how a rollout goes on."""
 AGAIN_S: Final = 30.0
 """While something stands in the way: the definitions may be installed meanwhile."""
+FORBIDDEN: Final = 403
 NOT_SERVED: Final = (
     f"Kubernetes serves no LeaderWorkerSet of {GROUP_API}, which nodesPerReplica needs: install LeaderWorkerSet (kubectl apply "
     f"--server-side -f {GROUP_CRDS}), or set nodesPerReplica to 1."
@@ -49,6 +51,10 @@ class Groups:
         try:
             listed = await self._reader.list(LEADER_WORKER_SETS, namespace=spec.namespace)
         except Rejected as refusal:
+            if not (refusal.not_found or refusal.status == FORBIDDEN):
+                raise
+            if refusal.not_found:
+                self._keep_only(spec.namespace, (), version=None)
             if wanted:
                 return (
                     NOT_SERVED if refusal.not_found else f"LeaderWorkerSets of {spec.namespace} are not read: {refusal.message}"
@@ -57,7 +63,9 @@ class Groups:
                 log.warning("whether LeaderWorkerSets are left over is not known: %s", refusal, extra={"cluster": str(spec.id)})
             self._without[spec.id] = spec.uid
             return ""
-        self._take(spec.namespace, listed)
+        for item in listed.items:
+            self._store.apply(Kind.GROUP, item)
+        self._keep_only(spec.namespace, [key_of(item) for item in listed.items], version=int(listed.resource_version))
         if wanted or self._of(spec):
             self._without.pop(spec.id, None)
         else:
@@ -76,11 +84,9 @@ class Groups:
     def _of(self, spec: ClusterSpec) -> list[JsonObject]:
         return [obj for obj in self._store.all(Kind.GROUP) if controller_uid(obj) == spec.uid]
 
-    def _take(self, namespace: str, listed: ObjectList) -> None:
-        for item in listed.items:
-            self._store.apply(Kind.GROUP, item)
-        there = {key_of(item) for item in listed.items}
+    def _keep_only(self, namespace: str, there: Collection[Key], *, version: int | None) -> None:
+        """All others were gone at that version; None: the kind itself is."""
         for obj in list(self._store.all(Kind.GROUP)):
             key = key_of(obj)
-            if key.namespace == namespace and key not in there and version_of(obj) <= int(listed.resource_version):
-                self._store.remove(Kind.GROUP, key, version=int(listed.resource_version))
+            if key.namespace == namespace and key not in there and (version is None or version_of(obj) <= version):
+                self._store.remove(Kind.GROUP, key, version=version or version_of(obj))

@@ -29,7 +29,7 @@ from splitwatt_core.serving.rollout import RolloutPlan
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
-from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
+from splitwatt_operator.cluster.store import Change, JsonObject, Key, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
@@ -205,10 +205,11 @@ class Serving:
         no_groups = await self._groups.read(spec)
         rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
         manifests = render(spec, self._context, rollout.rendered)
-        ordinary = [m for m in manifests if m["kind"] != POOL_KIND and not (no_groups and m["kind"] == GROUP_KIND)]
-        # Nobody makes room for what cannot come.
-        tell = {} if no_groups else rollout.tell
-        outcome = await self._applier.bring(spec.uid, ordinary, keep=rollout.keep, tell=tell)
+        ordinary, keep, tell = [m for m in manifests if m["kind"] != POOL_KIND], rollout.keep, rollout.tell
+        if no_groups:  # nobody makes room for what cannot come, and what stands stays
+            keep |= {(Kind.GROUP, Key(name.namespace, m["metadata"]["name"])) for m in ordinary if m["kind"] == GROUP_KIND}
+            ordinary, tell = [m for m in ordinary if m["kind"] != GROUP_KIND], {}
+        outcome = await self._applier.bring(spec.uid, ordinary, keep=keep, tell=tell)
         pool = PoolReport(unsent=True)
         if not outcome.unsent:
             pool = await self._pools.bring(spec, next((m for m in manifests if m["kind"] == POOL_KIND), None))
