@@ -64,7 +64,7 @@ def test_a_group_waits_whole_starts_whole_and_has_one_cap(site: Site) -> None:
     wide(site, 1)
     eventually("both pods of the group are there", lambda: [len(pods) for pods in halves(site).values()] == [2])
     told = site.await_condition("chat", "PowerAdmitted", "False", "InsufficientPower")
-    assert "A decode replica is 2 pods of 8 GPUs, which start together" in told["message"] or "together" in told["message"]
+    assert "fit one by one, but not together" in told["message"]
     assert [gated(pods) for pods in halves(site).values()] == [2], "no half of it left the gate"
 
     site.limit(idle_w(3) + 3 * POD_W + 100)
@@ -88,7 +88,7 @@ def test_a_group_waits_whole_starts_whole_and_has_one_cap(site: Site) -> None:
         return len(lines) == 16 and len(decode_caps(site, 3)) == 1
 
     eventually("the group is one consumer of watts", one_cap)
-    site.limit(idle_w(3) + 3 * POD_W + 8 * 3 * 20)
+    site.limit(idle_w(3) + 3 * POD_W + 24 * 350)  # all that anybody can draw
     eventually("and stays one when there is more", lambda: one_cap() and min(decode_caps(site, 3)) > 350)
 
 
