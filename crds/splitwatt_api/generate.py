@@ -1,7 +1,8 @@
 """`python -m splitwatt_api.generate`: write everything that is made from the models.
 
-Two outputs, both committed: `crds/*.yaml` (the source others read) and the chart's copies of them. Invariant: equal models
-give equal bytes, so a diff in CI means that someone changed a model and did not generate, or edited a generated file.
+Three outputs, all committed: `crds/*.yaml` (the source others read), the chart's copies of them, and the page of the API.
+Invariant: equal models give equal bytes, so a diff in CI means that someone changed a model and did not generate, or edited a
+generated file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import yaml
 
+from splitwatt_api import reference
 from splitwatt_api.kinds import KINDS
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -45,6 +47,7 @@ def outputs() -> Iterator[tuple[str, str]]:
         kept = {**manifest, "metadata": {**manifest["metadata"], "annotations": KEEP}}
         guarded = "{{- if .Values.crds.install }}\n" + _plain(to_yaml(kept)) + "{{- end }}\n"
         yield f"{CHART_CRD_FOLDER}/{kind.crd_name}.yaml", HEADER + guarded
+    yield reference.PATH, reference.page()
 
 
 def _plain(text: str) -> str:

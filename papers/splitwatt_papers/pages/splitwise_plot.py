@@ -11,13 +11,13 @@ from splitwatt_sim.latencies import PERCENTILES
 from splitwatt_papers.pages.splitwise_runs import (
     CELLS,
     DESIGNS,
-    LABELS,
     METRICS,
     PUBLISHED_MS,
     REFERENCE_RPS,
     SECONDS,
     SplitwiseResults,
 )
+from splitwatt_papers.reference.run import LABELS
 
 
 def plot(results: SplitwiseResults, path: Path) -> None:

@@ -29,7 +29,6 @@ Rates = dict[tuple[DecodeModel, str], tuple[int, ...]]
 """Decode model and design -> one largest rate per seed."""
 DESIGNS: Final = ("A100:70", "H100:40", "AA:45/25", "HH:25/15", "HA:25/26", "HHcap:25/21")
 METRICS: Final = ("ttft", "tbt", "e2e")
-LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
 CELLS: Final = tuple(f"{metric}_ms_p{p}" for metric in METRICS for p in PERCENTILES)
 
 PUBLISHED_MS: Final = {

@@ -12,7 +12,6 @@ from splitwatt_sim.servers.tables import builtin, lookup_s
 from splitwatt_papers.pages.markdown import markdown
 from splitwatt_papers.pages.splitwise_runs import (
     CELLS,
-    LABELS,
     LIST_RPS,
     LIST_S,
     METRICS,
@@ -24,6 +23,7 @@ from splitwatt_papers.pages.splitwise_runs import (
     WHOLE_MS,
     SplitwiseResults,
 )
+from splitwatt_papers.reference.run import LABELS
 
 
 def label(cell: str) -> str:

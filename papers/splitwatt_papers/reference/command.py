@@ -20,12 +20,11 @@ from splitwatt_sim.plan.arguments import design, positive
 from splitwatt_sim.servers.alone import unloaded
 from splitwatt_sim.servers.designs import Design
 from splitwatt_sim.servers.tables import DecodeModel, TableError, builtin
-from splitwatt_sim.simulate.show import LABELS
 from splitwatt_sim.traces.arrivals import Arrivals
 from splitwatt_truth.trace import TraceError
 
 from splitwatt_papers.lists import ListOptions, requests_of
-from splitwatt_papers.reference.run import StuckError, run_reference
+from splitwatt_papers.reference.run import LABELS, StuckError, run_reference
 
 FAILED: Final = 2
 MODEL: Final = "bloom-176b"

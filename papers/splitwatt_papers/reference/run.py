@@ -14,6 +14,8 @@ from splitwatt_sim.servers.tables import GIB, DecodeModel, ServerTable, Tables, 
 from splitwatt_papers.reference.model import COMPLETE, TOO_SMALL, replay
 from splitwatt_papers.reference.state import MAX_BATCH_TASKS, MAX_BATCH_TOKENS, PROMPT_POOL, TOKEN_POOL, new_state
 
+LABELS: Final = {"ttft": "TTFT", "tbt": "TBT", "e2e": "E2E"}
+"""What the reference model tells apart: its TTFT ends with the prompt, for it knows no way of a KV cache."""
 MEMORY_BYTES: Final = 8 * 80 * GIB
 LINK_BYTES_PER_S: Final = 200.0 * GIB
 CAPACITY: Final = 2_048
