@@ -30,6 +30,7 @@ DEFAULT_ROUTER_METRICS_PORT: Final = 29000
 """vllm-router's own default."""
 
 MAX_REPLICAS: Final = 1000
+MAX_NODES_PER_REPLICA: Final = 16
 MAX_ROUTER_REPLICAS: Final = 16
 MAX_ENGINE_ARGS: Final = 64
 
@@ -124,7 +125,8 @@ class RoleSpec:
     """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `rendering.overlay`.
 
     `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy. `drain_s`: the most
-    that a pod which is told to go waits for its requests to end; None: the release's.
+    that a pod which is told to go waits for its requests to end; None: the release's. `nodes_per_replica`: a replica has a pod on
+    each, with `gpus_per_replica` GPUs.
     """
 
     replicas: int
@@ -133,8 +135,16 @@ class RoleSpec:
     power_ceiling_w: int | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     drain_s: int | None = None
+    nodes_per_replica: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """Of one replica, on all its nodes."""
+        return self.gpus_per_replica * self.nodes_per_replica
 
     def __post_init__(self) -> None:
+        if not 1 <= self.nodes_per_replica <= MAX_NODES_PER_REPLICA:
+            raise SpecError(f"nodesPerReplica must be between 1 and {MAX_NODES_PER_REPLICA}, not {self.nodes_per_replica}")
         if not 0 <= self.replicas <= MAX_REPLICAS:
             raise SpecError(f"replicas must be between 0 and {MAX_REPLICAS}, not {self.replicas}")
         if not 1 <= self.gpus_per_replica <= MAX_GPUS_PER_NODE:
@@ -206,13 +216,10 @@ LABEL_ROUTERS: Final = (RouterType.VLLM, RouterType.SGLANG)
 """They find engines by labels, so each revision has its own; and take a pod for one of prefill and decode, or know one kind of
 pods alone (src/service_discovery.rs of either)."""
 OVERFLOW_SENTENCE: Final = (
-    "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
+    "router.type VLLM, SGLang or LLMD asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or set "
     "router.type None and bring a router that sends to all three"
 )
-PAIR_ALONE_SENTENCE: Final = (
-    "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None"
-)
-"""Its picker's configuration, as rendered, chooses a decode pod for each request, and a sidecar stands beside these alone."""
+"""llm-d's picker has a mixed pod in both of its lists, and would have prompts read by one for another, or by a pod for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +277,8 @@ class ClusterSpec:
             raise SpecError("prefill and decode are two halves: give both, or neither of them and mixed")
         if self.prefill is None and self.mixed is None:
             raise SpecError("a cluster has prefill and decode, or mixed: give its replicas")
-        if self.prefill is not None and self.mixed is not None and self.router.type in LABEL_ROUTERS:
+        if self.prefill is not None and self.mixed is not None and self.router.type is not RouterType.NONE:
             raise SpecError(OVERFLOW_SENTENCE)
-        if self.mixed is not None and self.router.type is RouterType.LLMD:
-            raise SpecError(PAIR_ALONE_SENTENCE)
 
     @property
     def id(self) -> ClusterName:

@@ -25,8 +25,13 @@ LABEL_CLUSTER: Final = "splitwatt.io/cluster"
 LABEL_ROLE: Final = "splitwatt.io/role"
 # On the router's pods, which have neither of the two above: they are of the cluster, and no consumer of power.
 LABEL_ROUTER: Final = "splitwatt.io/router"
+# On pods of a replica over several nodes that are not its leader, instead of the role's: they answer nobody, and draw power all
+# the same. The value is the role.
+LABEL_WORKER: Final = "splitwatt.io/worker-of"
+# On pods of such a replica: its nodes. Another number makes another revision.
+ANNOTATION_NODES: Final = "splitwatt.io/nodes-per-replica"
 LABEL_LLMD_ROLE: Final = "llm-d.ai/role"
-# On Deployments and their pods: engines of one revision understand each other's KV caches.
+# On Deployments, LeaderWorkerSets and their pods: engines of one revision understand each other's KV caches.
 LABEL_REVISION: Final = "splitwatt.io/revision"
 # On pods of any kind, by their owner: pods of a namespace with the same value are one replica and get one common cap.
 LABEL_GROUP: Final = "splitwatt.io/group"

@@ -100,6 +100,7 @@ def _role(pool: RolePool) -> RoleSpec:
     return RoleSpec(
         replicas=pool.replicas,
         gpus_per_replica=pool.gpus_per_replica,
+        nodes_per_replica=pool.nodes_per_replica,
         node_selector=dict(pool.node_selector),
         power_ceiling_w=pool.power_ceiling_watts,
         drain_s=pool.drain_seconds,

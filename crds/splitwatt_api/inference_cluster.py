@@ -16,10 +16,10 @@ from splitwatt_core.clusters import (
     DEFAULT_ENGINE_PORT,
     DEFAULT_SIDE_CHANNEL_PORT,
     MAX_ENGINE_ARGS,
+    MAX_NODES_PER_REPLICA,
     MAX_REPLICAS,
     OVERFLOW_SENTENCE,
     PAIR,
-    PAIR_ALONE_SENTENCE,
     EngineType,
     Role,
 )
@@ -150,7 +150,14 @@ class RolePool(Wire):
         ge=1,
         le=MAX_GPUS_PER_NODE,
         strict=True,
-        description="GPUs of one replica, on one node, sharing one power cap.",
+        description="GPUs of one replica on each of its nodes; they share one power cap.",
+    )
+    nodes_per_replica: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES_PER_REPLICA,
+        strict=True,
+        description="Nodes of one replica. More than 1: a LeaderWorkerSet, whose pods start together or not at all.",
     )
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = Field(
         default_factory=dict, description="Labels of the nodes this pool may use."
@@ -201,11 +208,12 @@ POOLS: Final = tuple(role.value for role in Role)
 
 def _divide(one: str, other: str) -> CelRule:
     """Of pools that are both there; halves of a pair alone are refused by another rule, before defaults are filled in."""
-    here, there = f"self.{one}.gpusPerReplica", f"self.{other}.gpusPerReplica"
+    here, there = (f"self.{pool}.gpusPerReplica * self.{pool}.nodesPerReplica" for pool in (one, other))
     there_are = " || ".join(f"!has(self.{pool})" for pool in dict.fromkeys((*PAIR, one, other)))
     return CelRule(
-        f"{there_are} || {here} % {there} == 0 || {there} % {here} == 0",
-        f"{one}.gpusPerReplica and {other}.gpusPerReplica must divide one another: make one a multiple of the other",
+        f"{there_are} || [{here}].all(a, [{there}].all(b, a % b == 0 || b % a == 0))",
+        f"{one}.gpusPerReplica and {other}.gpusPerReplica, each times its nodesPerReplica, must divide one another: make one a "
+        "multiple of the other",
         field_path=f".{other}.gpusPerReplica",
     )
 
@@ -223,11 +231,10 @@ class InferenceClusterSpec(Wire):
             ),
             CelRule("has(self.prefill) || has(self.mixed)", "give pools: prefill and decode, or mixed"),
             CelRule(
-                "!has(self.mixed) || !has(self.prefill) || !(self.router.type in ['VLLM', 'SGLang'])",
+                "!has(self.mixed) || !has(self.prefill) || self.router.type == 'None'",
                 OVERFLOW_SENTENCE,
                 field_path=".mixed",
             ),
-            CelRule("!has(self.mixed) || self.router.type != 'LLMD'", PAIR_ALONE_SENTENCE, field_path=".mixed"),
             CelRule(
                 "self.router.type == 'None' || (self.router.type == 'SGLang') == (self.engine.type == 'SGLang')",
                 "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",

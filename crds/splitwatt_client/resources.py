@@ -61,6 +61,7 @@ HORIZONTAL_POD_AUTOSCALERS: Final = ResourceType("autoscaling/v2", "HorizontalPo
 ROLES: Final = ResourceType("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDINGS: Final = ResourceType("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 INFERENCE_POOLS: Final = ResourceType("inference.networking.k8s.io/v1", "InferencePool", "inferencepools")
+LEADER_WORKER_SETS: Final = ResourceType("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkersets")
 LEASES: Final = ResourceType("coordination.k8s.io/v1", "Lease", "leases")
 CUSTOM_RESOURCE_DEFINITIONS: Final = ResourceType(
     "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
@@ -73,7 +74,7 @@ _ALL: Final = {
         INFERENCE_CLUSTERS, ROLE_SCALES, POWER_BUDGETS, NODE_POWERS, POWER_PROFILES, NODES, NAMESPACES, PODS, SERVICES,
         CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, EVENTS_V1, DEPLOYMENTS, REPLICA_SETS, DAEMON_SETS, POD_DISRUPTION_BUDGETS,
         HORIZONTAL_POD_AUTOSCALERS, ROLES, ROLE_BINDINGS, LEASES, CUSTOM_RESOURCE_DEFINITIONS, RESOURCE_SLICES,
-        INFERENCE_POOLS,
+        INFERENCE_POOLS, LEADER_WORKER_SETS,
     )
 }  # fmt: skip
 

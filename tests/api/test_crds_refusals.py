@@ -180,12 +180,12 @@ CASES = [
     (
         "cluster",
         {"mixed": POOL},
-        "router.type VLLM or SGLang asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or",
+        "router.type VLLM, SGLang or LLMD asks prefill and decode, or mixed alone: take mixed out, or prefill and decode, or",
     ),
     (
         "cluster",
         {"mixed": {**POOL, "gpusPerReplica": 3}, "router.type": "None"},
-        "decode.gpusPerReplica and mixed.gpusPerReplica must",
+        "decode.gpusPerReplica and mixed.gpusPerReplica, each times its nodesPerReplica, must",
     ),
     ("cluster", {"prefill": GONE, "mixed": POOL}, "prefill and decode are two halves: give both, or neither of them and mixed"),
     ("cluster", {"prefill": GONE, "decode": GONE}, "give pools: prefill and decode, or mixed"),
@@ -213,7 +213,7 @@ CASES = [
     (
         "cluster",
         {"mixed": POOL, "router.type": "LLMD"},
-        "router.type LLMD stands before prefill and decode alone: take mixed out, or set router.type VLLM or None",
+        "router.type VLLM, SGLang or LLMD asks prefill and decode, or mixed alone: take mixed out, or prefill and decode",
     ),
     ("cluster", {"router.replicas": 0}, "spec.router.replicas in body should be greater than or equal to 1"),
     ("cluster", {"router.metricsPort": 0}, "spec.router.metricsPort in body should be greater than or equal to 1"),

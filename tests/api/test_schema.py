@@ -49,9 +49,10 @@ def test_every_node_is_structural_bounded_and_described(kind: Any) -> None:
 def test_watts_and_times_carry_their_unit() -> None:
     units = ("Watts", "Seconds", "Milliseconds", "Megahertz", "Percent", "Permille", "WattsPerNode", "WattsTotal")
     counts = {
-        "replicas", "wantedReplicas", "gpusPerReplica", "readyReplicas", "admittedReplicas", "port", "sideChannelPort",
-        "metricsPort", "nodes", "gpus", "observedGeneration", "term", "observedTerm", "grant", "ackedGrant", "expectedSeries",
-        "amount", "gpuCount", "healthyGpuCount", "watts", "numerator", "denominator", "maxNodes", "gpusPerNode", "priority",
+        "replicas", "wantedReplicas", "gpusPerReplica", "nodesPerReplica", "readyReplicas", "admittedReplicas", "port",
+        "sideChannelPort", "metricsPort", "nodes", "gpus", "observedGeneration", "term", "observedTerm", "grant", "ackedGrant",
+        "expectedSeries", "amount", "gpuCount", "healthyGpuCount", "watts", "numerator", "denominator", "maxNodes", "gpusPerNode",
+        "priority",
     }  # fmt: skip
     integers = [
         f"{kind.name}{path}" for kind in KINDS for path, node in nodes(structural(kind.model)) if node.get("type") == "integer"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from splitwatt_api.convert import cluster_from_wire
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import RouterSpec, RouterType
+from splitwatt_core.clusters import EngineType, RouterSpec, RouterType
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
 from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_core.rendering.role_scale import role_scale
@@ -31,7 +31,7 @@ JSON_PATCH = "application/json-patch+json"
 PLURALS = {
     "Deployment": "deployments", "Service": "services", "PodDisruptionBudget": "poddisruptionbudgets",
     "ServiceAccount": "serviceaccounts", "Role": "roles", "RoleBinding": "rolebindings",
-    "InferencePool": "inferencepools",
+    "InferencePool": "inferencepools", "LeaderWorkerSet": "leaderworkersets",
 }  # fmt: skip
 KINDS = pytest.mark.parametrize("kind", PLURALS)
 
@@ -45,8 +45,8 @@ def test_every_policy_is_bound_and_compiles_without_a_warning(installed: Control
     eventually("every policy is type-checked", looked_at)
     policies = installed.http.get(f"{root}ies").json()["items"]
     bound = {item["spec"]["policyName"] for item in installed.http.get(f"{root}ybindings").json()["items"]}
-    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 10
-    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 10
+    assert {policy["metadata"]["name"] for policy in policies} == bound and len(bound) == 11
+    assert [policy["status"]["typeChecking"] for policy in policies] == [{}] * 11
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def operator(installed: ControlPlane) -> Caller:
 @pytest.fixture(scope="module")
 def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
     """By kind: what the operator's own code renders for a cluster that is there; `router`: the Deployment without a gate. The
-    pool, and the Role `llmd`, are what another router needs."""
-    install(installed, "InferencePool")
+    pool and the Role `llmd` are what another router needs, the LeaderWorkerSet what replicas over several nodes do."""
+    install(installed, "InferencePool", "LeaderWorkerSet")
     with_namespace(installed, SERVING)
     role = {"replicas": 1, "gpusPerReplica": 2}
     spec = {"model": {"name": "m"}, "engine": {"type": "Emulated"}, "prefill": role, "decode": role}
@@ -71,8 +71,12 @@ def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
     cluster_of = cluster_from_wire(made)
     other = render(replace(cluster_of, router=RouterSpec(RouterType.LLMD)), RenderContext())
     llmd = {m["kind"]: dict(m) for m in other if m["kind"] in ("InferencePool", "Role")}
+    vllm = replace(cluster_of, engine=replace(cluster_of.engine, type=EngineType.VLLM))
+    wide = render(replace(vllm, decode=replace(vllm.decode, nodes_per_replica=2)), RenderContext())
+    group = next(dict(m) for m in wide if m["kind"] == "LeaderWorkerSet")
     own = {manifest["kind"]: manifest for manifest in manifests}
-    return own | {"router": router, "InferencePool": llmd["InferencePool"], "llmd": llmd["Role"]}
+    others = {"InferencePool": llmd["InferencePool"], "llmd": llmd["Role"], "LeaderWorkerSet": group}
+    return own | {"router": router} | others
 
 
 def path_of(manifest: Mapping[str, Any], name: str | None = None) -> str:
@@ -195,6 +199,13 @@ def test_the_operator_makes_no_pods_that_are_born_without_the_gate(operator: Cal
     del deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
     deployment["spec"]["template"]["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": "gpu"}]
     refused(operator.patch(path_of(deployment), deployment), "only a Deployment whose pods are born behind the gate")
+
+
+@pytest.mark.parametrize("part", ["leaderTemplate", "workerTemplate"])
+def test_no_pod_of_a_group_is_born_without_the_gate(operator: Caller, rendered: dict[str, dict[str, Any]], part: str) -> None:
+    group = json.loads(json.dumps(rendered["LeaderWorkerSet"]))
+    del group["spec"]["leaderWorkerTemplate"][part]["spec"]["schedulingGates"]
+    refused(operator.patch(path_of(group), group), "only a LeaderWorkerSet all of whose pods are born behind the gate")
 
 
 def test_the_operator_makes_pods_without_a_gate_that_ask_for_no_gpu(

@@ -21,12 +21,13 @@ from .conftest import Render
 
 MONITORING = "--api-versions=monitoring.coreos.com/v1"
 PLURALS = {"PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
+TEMPLATE = {"metadata": {"annotations": {"a": "b"}}, "spec": {"tolerations": [{"key": "team", "operator": "Exists"}]}}
 LONG = "a-cluster-with-a-name-of-more-than-sixty-three-characters.and-a-dot"
 
 
 @pytest.fixture(scope="module")
 def plane(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with served(control_plane, "InferencePool", "PodMonitor", "PrometheusRule"):
+    with served(control_plane, "InferencePool", "PodMonitor", "PrometheusRule", "LeaderWorkerSet"):
         yield control_plane
 
 
@@ -52,8 +53,13 @@ def cluster(namespace: str, name: str = "chat", **changes: Any) -> ClusterSpec:
         {"router": RouterSpec(RouterType.LLMD, "picker:1", 3, ("--v=2",), {"limits": {"memory": "1Gi"}}, 9400)},
         {"router": RouterSpec(RouterType.VLLM)},
         {"router": RouterSpec(RouterType.NONE)},
+        {
+            "router": RouterSpec(RouterType.VLLM),
+            "prefill": RoleSpec(2, 8, nodes_per_replica=2),
+            "decode": RoleSpec(1, 8, template=TEMPLATE, nodes_per_replica=4),
+        },
     ],
-    ids=["llmd", "a long name", "emulated", "a user's own settings", "vllm", "none"],
+    ids=["llmd", "a long name", "emulated", "a user's own settings", "vllm", "none", "several nodes"],
 )
 def test_every_object_of_a_cluster_is_taken(
     plane: ControlPlane, make_namespace: Callable[[], str], changes: dict[str, Any]

@@ -87,9 +87,8 @@ def test_a_cluster_is_split_or_unsplit_and_has_a_third_pool_only_where_a_router_
 ) -> None:
     given_pools = {role for role in Role if pools[role.value] is not None}
     sayable = given_pools in ({*PAIR}, {Role.MIXED}) or (given_pools == set(Role) and router is RouterType.NONE)
-    sayable = sayable and not (Role.MIXED in given_pools and router is RouterType.LLMD)
     if not sayable:
-        with pytest.raises(SpecError, match=r"two halves|prefill and decode, or mixed|prefill and decode alone"):
+        with pytest.raises(SpecError, match=r"two halves|prefill and decode, or mixed"):
             cluster(**pools, router=RouterSpec(router))
         return
     engine_type = EngineType.SGLANG if router is RouterType.SGLANG else EngineType.VLLM

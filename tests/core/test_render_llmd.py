@@ -97,6 +97,22 @@ def test_a_prompt_that_decode_has_not_seen_goes_to_prefill() -> None:
         assert pod(cluster(), f"chat-{role}")["metadata"]["labels"]["llm-d.ai/role"] == role.value
 
 
+def test_requests_for_mixed_pods_go_whole_to_one_of_them() -> None:
+    spec = cluster(prefill=None, decode=None, mixed=RoleSpec(3, 8))
+    config = json.loads(flags(picker_args(spec))["--config-text"])
+    types = {plugin["type"] for plugin in config["plugins"]}
+    assert "single-profile-handler" in types and not {"prefix-based-pd-decider", "disagg-profile-handler"} & types
+    [profile] = config["schedulingProfiles"]
+    assert {plugin["pluginRef"] for plugin in profile["plugins"]} <= types and "decode-filter" in types
+    labels, parts = pod(spec, "chat-mixed")["metadata"]["labels"], containers(spec, "chat-mixed")
+    assert labels["llm-d.ai/role"] == "prefill-decode", "decode's filter lets it through"
+    pool = objects(spec)["InferencePool", "chat"]["spec"]
+    assert pool["selector"]["matchLabels"].items() <= labels.items()
+    assert list(parts) == ["engine"] and pool["targetPorts"] == [{"number": port_of(parts["engine"], "http")}]
+    assert "--kv-transfer-config" not in parts["engine"]["args"]
+    objects(cluster(prefill=None, decode=None, mixed=RoleSpec(3, 8), kv_transfer=KvTransferSpec("NobodysConnector")))
+
+
 def test_decodes_sidecar_stands_at_the_pools_port_and_the_engine_behind_it() -> None:
     parts = containers(cluster(), "chat-decode")
     sidecar, engine = parts["routing-sidecar"], parts["engine"]

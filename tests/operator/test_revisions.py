@@ -35,7 +35,7 @@ def name_of(spec: ClusterSpec) -> str:
 def stand(objects: Objects, spec: ClusterSpec, plan: Any = None, *, nameless: bool = False, ready: bool = True) -> None:
     """The Deployments that are rendered for it, as the API server would show them."""
     for manifest in render(spec, RenderContext(), plan):
-        if manifest["kind"] != "Deployment":
+        if manifest["kind"] not in ("Deployment", "LeaderWorkerSet"):
             continue
         meta, content = dict(manifest["metadata"]), manifest["spec"]
         if nameless:
@@ -46,7 +46,7 @@ def stand(objects: Objects, spec: ClusterSpec, plan: Any = None, *, nameless: bo
         count = content["replicas"] if ready else 0
         status = {"replicas": content["replicas"], "readyReplicas": count, "updatedReplicas": count, "observedGeneration": 10_000}
         del meta["namespace"]
-        objects.put(Kind.DEPLOYMENT, meta.pop("name"), meta=meta, spec=content, status=status)
+        objects.put(Kind(manifest["kind"]), meta.pop("name"), meta=meta, spec=content, status=status)
 
 
 def test_what_stands_and_is_asked_for_is_left_as_it_is() -> None:
@@ -137,3 +137,40 @@ def test_a_scale_counts_the_pods_of_all_revisions_of_its_own_role() -> None:
     stand(objects, NEXT, replace(look(objects, NEXT).rendered, replicas=dict.fromkeys(PAIR, 1)))
     assert replicas_of(objects.store, NEXT, Role.PREFILL) == POOL.replicas + 1
     assert replicas_of(objects.store, replace(FIRST, uid="another"), Role.PREFILL) == 0
+
+
+WIDE = replace(FIRST, decode=replace(POOL, nodes_per_replica=2))
+WIDER = replace(FIRST, decode=replace(POOL, nodes_per_replica=4))
+
+
+def test_groups_roll_as_pods_do_beside_the_deployments_of_their_revision() -> None:
+    objects = Objects()
+    stand(objects, WIDE)
+    assert not look(objects, WIDE).tell and not look(objects, WIDE).keep and look(objects, WIDE).plan.sentence == ""
+    found, former, of = look(objects, WIDER), name_of(WIDE), name_of(WIDER)
+    assert {home.name for home in found.rendered.homes.values()} == {f"chat-prefill-{of}", f"chat-decode-{of}"}
+    assert found.tell == {
+        Key("s", "chat-prefill"): ForFormer(1, former),
+        Key("s", f"chat-decode-{former}"): ForFormer(1, former, Kind.GROUP),
+    }
+    assert (Kind.GROUP, Key("s", f"chat-decode-{former}")) in found.keep, "it serves until the others do"
+    assert f"0 of {POOL.replicas} decode" in found.plan.sentence and f"{former} serves" in found.plan.sentence
+
+
+def test_a_pool_goes_from_pods_to_groups_and_back_by_a_rollout() -> None:
+    for before, after in ((FIRST, WIDE), (WIDE, FIRST)):
+        objects = Objects()
+        stand(objects, before)
+        found = look(objects, after)
+        assert {told.revision for told in found.tell.values()} == {name_of(before)} and len(found.tell) == 2
+        stand(objects, after, found.rendered)
+        status = together(look(objects, after).of(Role.DECODE), name_of(after))
+        assert status is not None and status["status"]["readyReplicas"] == POOL.replicas, "those of both are counted"
+        assert status["status"]["updatedReplicas"] == 0
+
+
+def test_a_scale_counts_groups() -> None:
+    objects = Objects()
+    wide = replace(FIRST, prefill=replace(POOL, nodes_per_replica=4))
+    stand(objects, wide)
+    assert replicas_of(objects.store, wide, Role.PREFILL) == POOL.replicas

@@ -10,7 +10,7 @@ from splitwatt_operator.cluster.view import View
 
 H100_MODEL = "NVIDIA H100 80GB HBM3"
 POOL = {"replicas": 1, "gpusPerReplica": 8, "nodeSelector": {"pool": "p"}}
-NAMESPACED = (Kind.CLUSTER, Kind.ROLE_SCALE, Kind.POD, Kind.DEPLOYMENT)
+NAMESPACED = (Kind.CLUSTER, Kind.ROLE_SCALE, Kind.POD, Kind.DEPLOYMENT, Kind.GROUP)
 CORE = (Kind.NODE, Kind.POD)
 
 

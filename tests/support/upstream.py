@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
 from splitwatt_client.resources import resource_of
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.upstream import DEFINITIONS, definition_file
+from support.waiting import eventually
 
 
 @contextmanager
@@ -26,7 +28,12 @@ def served(plane: ControlPlane, *kinds: str) -> Iterator[None]:
 def install(plane: ControlPlane, *kinds: str) -> None:
     for kind in kinds:
         plane.kubectl("apply", "--server-side", "-f", definition_file(DEFINITIONS[kind]))
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", DEFINITIONS[kind].crd)
+        eventually(f"{kind} is served", partial(_established, plane, DEFINITIONS[kind].crd))
+
+
+def _established(plane: ControlPlane, crd: str) -> bool:
+    status = plane.http.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd}").json().get("status") or {}
+    return any(row["type"] == "Established" and row["status"] == "True" for row in status.get("conditions") or ())
 
 
 def uninstall(plane: ControlPlane, *kinds: str) -> None:

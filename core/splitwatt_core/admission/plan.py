@@ -11,8 +11,9 @@ past its gate whose GPUs it does not count yet stays reserved (assume), so the s
 
 **Order.** Gangs are served by priority, then pairs before extra replicas, then the role that lags most, then age. A
 cluster's first prefill and decode pod are one gang: both are admitted, or neither, so that half-admitted clusters cannot
-wait for each other; further replicas of the two, each a gang of one, follow when both roles stand. A mixed pod serves by itself:
-it is a gang of one, which waits for no pair and which no pair waits for.
+wait for each other; further replicas of the two, each a gang of its own, follow when both roles stand. A mixed replica serves by
+itself: it is a gang of its own, which waits for no pair and which no pair waits for. A replica over several nodes is all pods of
+its group (`admission.replicas`): they leave their gates together, or none does.
 
 **No overtaking.** A gang that has to wait, but would fit if others left, keeps back the nodes it could use and the budgets that
 are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
@@ -27,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from splitwatt_core.admission.replicas import replicas_of
 from splitwatt_core.admission.room import House, KeptBack, Room
 from splitwatt_core.admission.shortage import refusal
 from splitwatt_core.admission.snapshot import (
@@ -36,6 +38,7 @@ from splitwatt_core.admission.snapshot import (
     AdmissionVerdict,
     BlockedPod,
     ClusterWant,
+    HeldPod,
     PodNeed,
 )
 from splitwatt_core.clusters import PAIR, ClusterName, Role
@@ -127,15 +130,21 @@ def _gangs(
     waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
     for need in sorted(snapshot.waiting, key=lambda n: (n.created_s, n.pod)):
         waiting.setdefault((need.cluster, need.role), []).append(need)
-    past: dict[tuple[ClusterName | None, Role], int] = {}
-    for held in snapshot.held:
-        if not held.terminating:
-            past[held.need.cluster, held.need.role] = past.get((held.need.cluster, held.need.role), 0) + 1
+    held: dict[tuple[ClusterName | None, Role], list[HeldPod]] = {}
+    for pod in snapshot.held:
+        held.setdefault((pod.need.cluster, pod.need.role), []).append(pod)
     gangs: list[_Gang] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
     for want in snapshot.clusters:
+        found = {
+            role: replicas_of(
+                waiting.get((want.cluster, role), ()), held.get((want.cluster, role), ()), nodes=want.nodes_of(role)
+            )
+            for role in Role
+        }
+        gangs += [_Gang(want, PAIR_LAG, rest) for role in Role for rest in found[role].rests]
         missing = sorted(_pair_of(want) - standing.get(want.cluster, set()), key=PAIR.index)
-        queues = {role: list(waiting.get((want.cluster, role), ())) for role in Role}
+        queues = {role: list(found[role].whole) for role in Role}
         alone = {Role.MIXED} if want.replicas.get(Role.MIXED, 0) > 0 else set()
         unborn = [role for role in (*missing, *alone - standing.get(want.cluster, set())) if not queues[role]]
         if unborn:
@@ -144,12 +153,12 @@ def _gangs(
         if any(role in PAIR for role in unborn):
             queues = {role: queue for role, queue in queues.items() if role not in PAIR}
         elif missing:
-            gangs.append(_Gang(want, PAIR_LAG, tuple(queues[role].pop(0) for role in missing)))
+            gangs.append(_Gang(want, PAIR_LAG, tuple(need for role in missing for need in queues[role].pop(0))))
         for role, queue in queues.items():
-            admitted = past.get((want.cluster, role), 0) + (1 if role in missing else 0)
+            admitted = found[role].past + (1 if role in missing else 0)
             replicas = want.replicas.get(role, 0)
-            for ordinal, need in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
-                gangs.append(_Gang(want, ordinal / replicas, (need,)))
+            for ordinal, replica in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
+                gangs.append(_Gang(want, ordinal / replicas, replica))
     return sorted(gangs, key=lambda gang: gang.order), verdicts
 
 

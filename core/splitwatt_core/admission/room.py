@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from splitwatt_core.admission.replicas import blocks_of
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, BudgetRoom, HeldPod, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import MAX_DEPTH
 from splitwatt_core.clusters import PAIR, ClusterName, Role
@@ -264,14 +265,44 @@ class Room:
         """A leaf for every pod, taken; or None, and nothing is taken. Every leaf that has both GPUs and watts is tried."""
         if not pods:
             return ()
-        need, rest = pods[0], pods[1:]
-        for choice in self.choices(need, kept, rest):
-            self.take(choice)
+        block = next(blocks_of(pods))
+        rest = pods[len(block) :]
+        for choices in self._together(block, kept, rest):
+            for choice in choices:
+                self.take(choice)
             others = self.place(rest, kept)
             if others is not None:
-                return (choice, *others)
-            self.give_back((choice,))
+                return (*choices, *others)
+            self.give_back(choices)
         return None
+
+    def _together(self, block: Sequence[PodNeed], kept: KeptBack, rest: Sequence[PodNeed]) -> Iterator[tuple[Choice, ...]]:
+        """Where one replica could go, best first; of a group over several nodes into one leaf, and last where there is room,
+        one pod after the other: its pods are alike, so that which of them goes where is no matter. Nothing is taken."""
+        if len(block) == 1:
+            yield from ((choice,) for choice in self.choices(block[0], kept, rest))
+            return
+        for leaf in [choice.leaf for choice in self.choices(block[0], kept, rest)]:
+            found = self.fill(block, kept, rest, leaf=leaf)
+            if len(found) == len(block):
+                yield found
+        spread = self.fill(block, kept, rest)
+        if len(spread) == len(block):
+            yield spread
+
+    def fill(
+        self, block: Sequence[PodNeed], kept: KeptBack, rest: Sequence[PodNeed] = (), *, leaf: str | None = None
+    ) -> tuple[Choice, ...]:
+        """Places for as many pods of a group as there is room for, one after the other; nothing is taken in the end."""
+        found: list[Choice] = []
+        for need in block:
+            choice = next((c for c in self.choices(need, kept, rest) if leaf in (None, c.leaf)), None)
+            if choice is None:
+                break
+            self.take(choice)
+            found.append(choice)
+        self.give_back(found)
+        return tuple(found)
 
     def choices(self, need: PodNeed, kept: KeptBack, rest: Sequence[PodNeed] = ()) -> Iterator[Choice]:
         """Where the pod could go, best first: leaves that have a node for it, then leaves that may get one."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from splitwatt_core.admission.foreign import pod_of
+from splitwatt_core.admission.replicas import blocks_of
 from splitwatt_core.admission.room import Choice, House, KeptBack, Room
 from splitwatt_core.admission.snapshot import AdmissionSnapshot, AdmissionVerdict, NodeRoom, PodNeed
 from splitwatt_core.budget.facts import Taint
@@ -54,9 +55,18 @@ def refusal(snapshot: AdmissionSnapshot, room: Room, kept: KeptBack, pods: Seque
             return verdict
         if not room.could_place((need,)):
             return _short(shortages(room, need), _growth(room, need))
+    blocks = list(blocks_of(pods))
+    for block in blocks:
+        if len(block) > 1 and not room.could_place(block):
+            return _short_of_a_group(room, block)
     if room.could_place(pods):
         names = ", ".join(str(name) for name in _ahead(room.house, kept, pods))
         return AdmissionVerdict(False, "WaitingForTurn", f"Waits behind {names}, which comes first for the same watts or GPUs.")
+    if len(blocks) < len(pods):
+        told = (
+            "The first prefill and the first decode replica fit one by one, but not together: watts or GPUs are short for both."
+        )
+        return AdmissionVerdict(False, "InsufficientPower", told)
     return _short_together(room, pods)
 
 
@@ -131,6 +141,20 @@ def _short_together(room: Room, pods: Sequence[PodNeed]) -> AdmissionVerdict:
     both = f"{asked} and {_ask_text(row)}" if asked else _ask_text(row)
     text = f"To keep their GPUs above the cliff, {both} must be reserved; {_left_text(row, left_w, row.missing_w)}"
     return AdmissionVerdict(False, "InsufficientPower", text)
+
+
+def _short_of_a_group(room: Room, block: Sequence[PodNeed]) -> AdmissionVerdict:
+    """Of a replica over several nodes, of which each pod would fit by itself."""
+    need, house = block[0], room.house
+    nodes = [node for nodes in house.usable(need).values() for node in nodes]
+    slots = sum(max(0, room.free[node.name]) // max(1, need.gpus) for node in nodes)
+    fit = len(room.fill(block, KeptBack()))
+    return AdmissionVerdict(
+        False,
+        "InsufficientGPUs" if slots < len(block) else "InsufficientPower",
+        f"A {need.role.value} replica is {len(block)} pods of {counted(need.gpus, 'GPU')}, which start together: there are GPUs "
+        f"for {slots} of them, and GPUs and watts for {fit}.",
+    )
 
 
 def _growth(room: Room, need: PodNeed) -> AdmissionVerdict:

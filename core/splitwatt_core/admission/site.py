@@ -104,7 +104,12 @@ def snapshot_of(site: Site) -> AdmissionSnapshot:
         nodes=(*_nodes(site, kinds), *_nodes_to_come(site)),
         clusters=(
             *(
-                ClusterWant(name, spec.priority, {role: spec.role(role).replicas for role in spec.roles})
+                ClusterWant(
+                    name,
+                    spec.priority,
+                    {role: spec.role(role).replicas for role in spec.roles},
+                    {role: spec.role(role).nodes_per_replica for role in spec.roles},
+                )
                 for name, spec in sorted(site.clusters.items())
                 if name not in site.leaving
             ),
@@ -230,6 +235,7 @@ def _need(pod: Pod, role: Role, site: Site, floors: _Floors) -> PodNeed:
         floor_w=floors.of(fact),
         rules=pod.rules,
         created_s=pod.created_s,
+        group=pod.group if spec is not None and spec.role(role).nodes_per_replica > 1 else "",
     )
 
 

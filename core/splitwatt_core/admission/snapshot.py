@@ -63,8 +63,8 @@ class NodeRoom:
 @dataclass(frozen=True, slots=True)
 class PodNeed:
     """What a pod asks for. `floor_w`: by GPU kind, the watts below which one of its GPUs must never be capped. `cluster`
-    None: no InferenceCluster is known for it. `rules`: which nodes it may run on. `leaves`: the only ones it may go to, None:
-    any.
+    None: no InferenceCluster is known for it. `rules`: which nodes it may run on. `group`: of which replica it is a part, ""
+    where it is one by itself. `leaves`: the only ones it may go to, None: any.
     """
 
     pod: PodName
@@ -75,6 +75,7 @@ class PodNeed:
     floor_w: Mapping[str, float]
     rules: NodeRules = field(default_factory=NodeRules)
     created_s: float = 0.0
+    group: str = ""
     leaves: frozenset[str] | None = None
 
     def reaches(self, node: NodeRoom) -> bool:
@@ -112,9 +113,15 @@ class HeldPod:
 
 @dataclass(frozen=True, slots=True)
 class ClusterWant:
+    """`nodes`: of one replica, which has a pod on each; 1 for a role that is left out."""
+
     cluster: ClusterName
     priority: int
     replicas: Mapping[Role, int]
+    nodes: Mapping[Role, int] = field(default_factory=dict)
+
+    def nodes_of(self, role: Role) -> int:
+        return self.nodes.get(role, 1)
 
 
 @dataclass(frozen=True, slots=True)

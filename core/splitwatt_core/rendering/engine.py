@@ -195,11 +195,12 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
     Raises SpecError when the user's arguments name a flag that is rendered, and for groups whose KV caches do not fit.
     """
     for one, other in combinations(cluster.roles, 2):
-        gpus, others = cluster.role(one).gpus_per_replica, cluster.role(other).gpus_per_replica
+        gpus, others = cluster.role(one).gpus, cluster.role(other).gpus
         if max(gpus, others) % min(gpus, others):
+            nodes = ", over all nodes of a replica" if any(cluster.role(r).nodes_per_replica > 1 for r in (one, other)) else ""
             raise SpecError(
-                f"spec.{one}.gpusPerReplica {gpus} and spec.{other}.gpusPerReplica {others} must divide one another: a GPU "
-                "fetches the KV cache of whole attention heads"
+                f"spec.{one}.gpusPerReplica {gpus} and spec.{other}.gpusPerReplica {others} must divide one another{nodes}: a "
+                "GPU fetches the KV cache of whole attention heads"
             )
     model = _model(cluster)
     if cluster.engine.type is EngineType.SGLANG:
@@ -213,7 +214,7 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
         "--port",
         str(cluster.engine.port),
         "--tensor-parallel-size",
-        str(cluster.role(role).gpus_per_replica),
+        str(cluster.role(role).gpus),
         *(("--kv-transfer-config", _transfer(cluster, role)) if cluster.split else ()),
         *cluster.engine.args,
     ]

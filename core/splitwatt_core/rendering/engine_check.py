@@ -24,7 +24,7 @@ def check(cluster: ClusterSpec, role: Role, plain: Manifest, template: Manifest)
         return
     ours = args == _engine(plain).get("args")
     where, users = ("spec.engine.args", cluster.engine.args) if ours else (f"spec.{role.value}.template", ())
-    gpus = cluster.role(role).gpus_per_replica
+    gpus = cluster.role(role).gpus
     match cluster.engine.type:
         case EngineType.VLLM if container.get("command") == VLLM_COMMAND:
             if (flags := known(vllm_flags.ENGINE, vllm_flags.version_of(image) or "")) is not None:

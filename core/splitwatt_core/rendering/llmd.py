@@ -5,11 +5,14 @@ InferencePool, chooses a decode pod and, where enough of the prompt is new to it
 each decode pod a routing sidecar stands at the port that the pool names: it has the prefill pod read the prompt first, and then
 sends the request with the KV cache's address to the engine beside it.
 
+Of an unsplit cluster each request goes whole to one of the mixed pods: the picker has one list, and no sidecar stands before
+them.
+
 The picker's and Envoy's configurations are arguments, not ConfigMaps: a changed one rolls the pods by itself, and the operator
 needs no right to anybody's ConfigMaps.
 
 Source: llm-d/llm-d-router v0.10.0 (before: llm-d-inference-scheduler): config/charts/llm-d-router-standalone and routerlib for
-pod, ports, probes and rights; deploy/config/pd-epp-config.yaml for the plugins; pkg/epp/server/options.go and
+pod, ports, probes and rights; deploy/config/pd-epp-config.yaml and epp-config.yaml for the plugins; pkg/epp/server/options.go and
 pkg/sidecar/proxy/options.go for flags; deploy/components/vllm-decode for the sidecar. InferencePool: Gateway API Inference
 Extension v1.6.0.
 """
@@ -20,7 +23,7 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
+from splitwatt_core.clusters import PAIR, ClusterSpec, EngineType, Role, RouterType, SpecError, cluster_label
 from splitwatt_core.names import GPU_RESOURCE, LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY
 from splitwatt_core.rendering.engine import PORT_HTTP, of_all_pods
 from splitwatt_core.rendering.llmd_envoy import READY_PORT, bootstrap
@@ -92,7 +95,8 @@ def llmd_objects(cluster: ClusterSpec, *, picker_image: str, envoy_image: str) -
     """None at all for another router. Raises SpecError."""
     if not is_llmd(cluster):
         return []
-    _connector(cluster)
+    if cluster.split:
+        _connector(cluster)
     return [
         inference_pool(cluster),
         *rights_of(cluster, _RIGHTS),
@@ -103,7 +107,7 @@ def llmd_objects(cluster: ClusterSpec, *, picker_image: str, envoy_image: str) -
 
 
 def inference_pool(cluster: ClusterSpec) -> Manifest:
-    """Both roles' pods, and who picks among them. A Gateway's route may name it as well; it never picks by itself, for that
+    """All roles' pods, and who picks among them. A Gateway's route may name it as well; it never picks by itself, for that
     would send prompts to decode and answers to prefill."""
     spec = {
         "selector": {"matchLabels": {LABEL_CLUSTER: cluster_label(cluster.name)}},
@@ -120,12 +124,16 @@ def inference_pool(cluster: ClusterSpec) -> Manifest:
 
 
 def picker_config(cluster: ClusterSpec) -> dict[str, Any]:
-    """The EndpointPickerConfig: decode first, and prefill for what is new to the chosen decode pod."""
+    """The EndpointPickerConfig: decode first, and prefill for what is new to the chosen decode pod. Of an unsplit cluster one of
+    its pods, which decode's filter lets through."""
     scorers = [{"pluginRef": "prefix-cache-scorer", "weight": 2}, {"pluginRef": "queue-scorer", "weight": 1}]
-    profiles = [
-        {"name": role.value, "plugins": [{"pluginRef": f"{role.value}-filter"}, {"pluginRef": "max-score-picker"}, *scorers]}
-        for role in (Role.PREFILL, Role.DECODE)
-    ]
+    roles: tuple[Role, ...] = PAIR if cluster.split else (Role.DECODE,)
+    handlers: list[dict[str, Any]] = [{"type": "single-profile-handler"}]
+    if cluster.split:
+        handlers = [
+            {"type": "prefix-based-pd-decider", "parameters": {"nonCachedTokens": NEW_TOKENS}},
+            {"type": "disagg-profile-handler", "parameters": {"deciders": {"prefill": "prefix-based-pd-decider"}}},
+        ]
     return {
         "apiVersion": "llm-d.ai/v1alpha1",
         "kind": "EndpointPickerConfig",
@@ -133,13 +141,14 @@ def picker_config(cluster: ClusterSpec) -> dict[str, Any]:
             {"type": "approx-prefix-cache-producer", "parameters": {"autoTune": True, "blockSizeTokens": BLOCK_TOKENS}},
             {"type": "prefix-cache-scorer"},
             {"type": "queue-scorer"},
-            {"type": "prefill-filter"},
-            {"type": "decode-filter"},
+            *({"type": f"{role.value}-filter"} for role in roles),
             {"type": "max-score-picker"},
-            {"type": "prefix-based-pd-decider", "parameters": {"nonCachedTokens": NEW_TOKENS}},
-            {"type": "disagg-profile-handler", "parameters": {"deciders": {"prefill": "prefix-based-pd-decider"}}},
+            *handlers,
         ],
-        "schedulingProfiles": profiles,
+        "schedulingProfiles": [
+            {"name": role.value, "plugins": [{"pluginRef": f"{role.value}-filter"}, {"pluginRef": "max-score-picker"}, *scorers]}
+            for role in roles
+        ],
     }
 
 

@@ -32,19 +32,19 @@ PARTS: Final = (None, *Role, ROUTER_PART)
 _DNS_LABEL: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
-def object_name(cluster: str, part: Role | str | None = None) -> str:
-    """The name of a cluster's objects: `NAME` or `NAME-PART`, as a DNS label of at most 63 characters.
+def object_name(cluster: str, part: Role | str | None = None, *, most: int = MAX_LABEL_CHARS) -> str:
+    """The name of a cluster's objects: `NAME` or `NAME-PART`, as a DNS label of at most `most` characters.
 
     A name that is too long, or no DNS label, is cut and gets a hash of the whole, so that two never meet.
     """
     tail = "" if part is None else f"-{part}"
     whole = f"{cluster}{tail}"
-    if len(whole) <= MAX_LABEL_CHARS and _DNS_LABEL.fullmatch(whole):
+    if len(whole) <= most and _DNS_LABEL.fullmatch(whole):
         return whole
     base = re.sub(r"[^-a-z0-9]", "-", cluster.lower())
     if not base[:1].isalpha():
         base = f"c{base}"
-    room = MAX_LABEL_CHARS - len(tail) - NAME_HASH_CHARS - 1
+    room = most - len(tail) - NAME_HASH_CHARS - 1
     return f"{base[:room].rstrip('-')}-{digest(whole)[:NAME_HASH_CHARS]}{tail}"
 
 

@@ -1,13 +1,13 @@
 """From one `ClusterSpec` to the ordinary Kubernetes objects that serve it. Pure, deterministic, nothing looked up.
 
-Per role: a Deployment whose pods are born behind the power gate, a headless Service (a router picks single replicas, and
-KV transfer needs their addresses) and a PodDisruptionBudget. Per cluster: a router (`rendering.router`, `rendering.llmd`) and one
-Service, the way in for clients. It leads to the router, or without one to the decode pods; a decode engine that gets a request
-without KV parameters computes the prompt itself, so that without a router nothing is split. Of an unsplit cluster it leads to the
-mixed pods.
+Per role: a Deployment (for replicas over several nodes a LeaderWorkerSet, `rendering.groups`) whose pods are born behind the
+power gate, a headless Service (a router picks single replicas, and KV transfer needs their addresses) and a PodDisruptionBudget.
+Per cluster: a router (`rendering.router`, `rendering.llmd`) and one Service, the way in for clients. It leads to the router, or
+without one to the decode pods; a decode engine that gets a request without KV parameters computes the prompt itself, so that
+without a router nothing is split. Of an unsplit cluster it leads to the mixed pods.
 
-What changes the engines makes a new revision (`rendering.revision`), which gets Deployments and routers of its own beside the
-former ones; how many replicas each has meanwhile is `serving.rollout`'s to say.
+What changes the engines makes a new revision (`rendering.revision`), which gets Deployments, LeaderWorkerSets and routers of its
+own beside the former ones; how many replicas each has meanwhile is `serving.rollout`'s to say.
 
 Invariants: every pod that asks for GPUs carries the power gate, and rollouts never surge, so that a cluster never holds
 more GPUs than its replicas say. Deleting the InferenceCluster deletes everything: each object is owned by it.
@@ -24,6 +24,7 @@ from splitwatt_core import __version__
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, RouterType
 from splitwatt_core.rendering import engine_check, sglang
 from splitwatt_core.rendering.engine import PORT_HTTP, engine_ports, pod_template
+from splitwatt_core.rendering.groups import group_set, leader, spans_nodes, worker, workers_budget
 from splitwatt_core.rendering.llmd import ENVOY_IMAGE, PICKER_IMAGE, SIDECAR_IMAGE, behind, llmd_objects, with_sidecar
 from splitwatt_core.rendering.objects import (
     ROUTER_PART,
@@ -85,8 +86,13 @@ def render(cluster: ClusterSpec, context: RenderContext, plan: RenderPlan | None
     objects += llmd_objects(cluster, picker_image=context.llmd_picker_image, envoy_image=context.envoy_image)
     for role in cluster.roles:
         selector = selector_labels(cluster.name, role)
-        if role in at.homes:
+        if role in at.homes and spans_nodes(cluster, role):
+            workers = _laid_over(cluster, role, worker(_pod(cluster, role, context), cluster, role))
+            objects.append(_group(cluster, role, (templates[role], workers), at, revision))
+        elif role in at.homes:
             objects.append(_deployment(cluster, role, templates[role], at, revision))
+        if spans_nodes(cluster, role):
+            objects.append(workers_budget(cluster, role))
         objects += [_role_service(cluster, role), disruption_budget(cluster, role, selector)]
     return tuple(stamped(manifest) for manifest in objects)
 
@@ -97,7 +103,7 @@ def unjudged(cluster: ClusterSpec, context: RenderContext) -> list[str]:
 
 
 def _first_plan(cluster: ClusterSpec, revision: str) -> RenderPlan:
-    homes = {role: Home(names_for(cluster.name, role, revision)[0]) for role in cluster.roles}
+    homes = {role: Home(names_for(cluster.name, role, revision, group=spans_nodes(cluster, role))[0]) for role in cluster.roles}
     router = RouterHome(revision, names_for(cluster.name, ROUTER_PART, revision)[0], homes)
     return RenderPlan(homes, {role: cluster.role(role).replicas for role in cluster.roles}, (router,))
 
@@ -105,11 +111,29 @@ def _first_plan(cluster: ClusterSpec, revision: str) -> RenderPlan:
 # -------------------------------------------------------------------------------------------------------------- objects
 
 
-def _templates(cluster: ClusterSpec, role: Role, context: RenderContext) -> tuple[Manifest, Manifest]:
-    """The pod template as it is rendered, and with the user's laid over it."""
+def _pod(cluster: ClusterSpec, role: Role, context: RenderContext) -> Manifest:
+    """As it is on one node, without the user's overlay."""
     bare = pod_template(behind(cluster, role), role, image=context.engine(cluster.engine.type))
-    plain = with_sidecar(bare, cluster, role, image=context.llmd_sidecar_image)
-    return plain, lay_over(plain, cluster.role(role).template, where=f"spec.{role.value}.template")
+    return with_sidecar(bare, cluster, role, image=context.llmd_sidecar_image)
+
+
+def _laid_over(cluster: ClusterSpec, role: Role, plain: Manifest) -> Manifest:
+    return lay_over(plain, cluster.role(role).template, where=f"spec.{role.value}.template")
+
+
+def _templates(cluster: ClusterSpec, role: Role, context: RenderContext) -> tuple[Manifest, Manifest]:
+    """The pod template as it is rendered, and with the user's laid over it; of several nodes the leader's."""
+    plain = _pod(cluster, role, context)
+    if spans_nodes(cluster, role):
+        plain = leader(plain, cluster, role)
+    return plain, _laid_over(cluster, role, plain)
+
+
+def _group(cluster: ClusterSpec, role: Role, templates: tuple[Manifest, Manifest], at: RenderPlan, revision: str) -> Manifest:
+    """`templates`: of leaders and workers."""
+    leaders, workers = (labelled_with(each, revision) for each in templates)
+    group = group_set(cluster, role, leaders, workers, name=at.homes[role].name, replicas=at.replicas[role])
+    return labelled_with(group, revision)
 
 
 def _deployment(cluster: ClusterSpec, role: Role, template: Manifest, at: RenderPlan, revision: str) -> Manifest:

@@ -5,8 +5,9 @@ whatever an engine is started with makes a revision, of both roles together: ima
 Replicas, GPUs of a node, probes and watts do not. Too many revisions are safe, too few are not.
 
 The first Deployments of a cluster are called NAME-ROLE; those of a later revision, while that name is taken, get the revision's
-name behind it. A Deployment that was made before revisions were named has no label on its pods. It is known again by what its
-engines are started with, and is not restarted for want of a label.
+name behind it. A LeaderWorkerSet always has it: its controller makes a Service of its name, by which workers find a leader that
+is not ready yet, and takes one that is there already for that. A Deployment that was made before revisions were named has no
+label on its pods. It is known again by what its engines are started with, and is not restarted for want of a label.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from splitwatt_core.clusters import PAIR, Role, SpecError
-from splitwatt_core.names import LABEL_REVISION
+from splitwatt_core.names import ANNOTATION_NODES, LABEL_REVISION
 from splitwatt_core.rendering.drift import digest
 from splitwatt_core.rendering.objects import Manifest, object_name
 
 REVISION_CHARS: Final = 8
 _STARTED_WITH: Final = ("image", "command", "args")
+GROUP_NAME_CHARS: Final = 48
+"""Of a LeaderWorkerSet's name: with `-999` behind it, of a leader, it is the name of a StatefulSet, whose pods bear it in a label
+with a hash of ten behind that."""
 
 
 def kv_content(template: Mapping[str, Any]) -> dict[str, Any]:
     """Of a pod template, rendered or live, what its engines are started with. Only fields that the API server keeps as they are:
     environment that refers elsewhere is left out."""
-    spec = template["spec"]
+    spec, nodes = template["spec"], (template["metadata"].get("annotations") or {}).get(ANNOTATION_NODES)
     return {
+        **({} if nodes is None else {"nodes": nodes}),
         "containers": [
             {
                 **{key: container.get(key) for key in _STARTED_WITH},
@@ -51,8 +56,10 @@ def revision_of(templates: Mapping[Role, Mapping[str, Any]]) -> str:
     return digest({role.value: kv_content(template) for role, template in pair.items()})[:REVISION_CHARS]
 
 
-def names_for(cluster: str, part: Role | str, revision: str) -> tuple[str, str]:
-    """What a Deployment of this revision may be called, the better name first."""
+def names_for(cluster: str, part: Role | str, revision: str, *, group: bool = False) -> tuple[str, ...]:
+    """What a Deployment of this revision may be called, the better name first; or a `group`'s LeaderWorkerSet."""
+    if group:
+        return (object_name(cluster, f"{part}-{revision}", most=GROUP_NAME_CHARS),)
     return object_name(cluster, part), object_name(cluster, f"{part}-{revision}")
 
 

@@ -88,7 +88,7 @@ def refuse(flags: KnownFlags, args: Sequence[str], users: Sequence[str], *, gpus
 
 def unjudged(cluster: ClusterSpec) -> list[str]:
     """What cannot be known of its two pools before they run, in sentences."""
-    prefill, decode = (cluster.role(role).gpus_per_replica for role in PAIR)
+    prefill, decode = (cluster.role(role).gpus for role in PAIR)
     if prefill <= decode or cluster.kv_transfer.connector != "NixlConnector":
         return []
     return [

@@ -25,6 +25,7 @@ from splitwatt_core.names import (
     LABEL_CLUSTER,
     LABEL_MANAGED_BY,
     LABEL_ROLE,
+    LABEL_WORKER,
     MANAGED_BY,
 )
 from splitwatt_core.rendering.render import RenderContext, render
@@ -124,7 +125,9 @@ def pod(obj: JsonObject) -> Pod:
         uid=meta["uid"],
         version=version_of(obj),
         label=labels.get(LABEL_CLUSTER, ""),
-        role=None if foreign else next((role for role in Role if role.value == labels.get(LABEL_ROLE)), None),
+        role=None
+        if foreign
+        else next((role for role in Role if role.value == labels.get(LABEL_ROLE, labels.get(LABEL_WORKER))), None),
         gpus=gpus_of(spec),
         created_s=unix_s(meta["creationTimestamp"]),
         gated=GATE_POWER in gates,

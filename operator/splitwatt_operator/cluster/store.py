@@ -25,7 +25,7 @@ MAX_TOMBSTONES: Final = 4096
 
 
 class Kind(StrEnum):
-    """What is watched. The value is the Kubernetes kind."""
+    """What is watched, and GROUP, which is read (`serving.groups`). The value is the Kubernetes kind."""
 
     NODE = "Node"
     LEASE = "Lease"
@@ -36,6 +36,7 @@ class Kind(StrEnum):
     NODE_POWER = "NodePower"
     PROFILE = "PowerProfile"
     DEPLOYMENT = "Deployment"
+    GROUP = "LeaderWorkerSet"
     SERVICE = "Service"
     PDB = "PodDisruptionBudget"
     SERVICE_ACCOUNT = "ServiceAccount"

@@ -4,8 +4,8 @@ An object is applied when what we render for it changed, when it is gone, or whe
 the API server answered to our last apply (`rendering.drift`). The first look after a start applies everything once: an
 apply that changes nothing writes nothing.
 
-A Deployment of a former revision is not rendered any more: it is kept as it is, or scaled. One that is deleted stays until its
-pods are gone, which is how everybody sees that a router is asked no more.
+A Deployment or LeaderWorkerSet of a former revision is not rendered any more: it is kept as it is, or scaled. One that is deleted
+stays until its pods are gone, which is how everybody sees that a router is asked no more.
 
 Invariant: only objects of this very InferenceCluster are touched. An object of the same name that belongs to anyone else
 is left alone and reported; for two controllers on one object the API server would refuse the write as well.
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from splitwatt_client.errors import ApiError, OutcomeUnknown, Rejected
 from splitwatt_client.reading import Reader
-from splitwatt_client.resources import DEPLOYMENTS, resource_of
+from splitwatt_client.resources import resource_of
 from splitwatt_core.names import ANNOTATION_RENDERED, LABEL_REVISION
 from splitwatt_core.rendering.drift import fingerprint
 
@@ -31,8 +31,10 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 log = logging.getLogger(__name__)
 
 OWNED_KINDS: Final = (
-    Kind.DEPLOYMENT, Kind.SERVICE, Kind.PDB, Kind.SERVICE_ACCOUNT, Kind.ROLE, Kind.ROLE_BINDING,
+    Kind.DEPLOYMENT, Kind.GROUP, Kind.SERVICE, Kind.PDB, Kind.SERVICE_ACCOUNT, Kind.ROLE, Kind.ROLE_BINDING,
 )  # fmt: skip
+WORKLOADS: Final = (Kind.DEPLOYMENT, Kind.GROUP)
+"""Those that make pods."""
 REPAIR_PAUSE_S: Final = 1.0
 """Before the second repair of one object in a row; doubled each time, so that two writers who disagree do not spin."""
 LONGEST_REPAIR_PAUSE_S: Final = 60.0
@@ -68,10 +70,11 @@ class ApplyReport:
 
 @dataclass(frozen=True, slots=True)
 class ForFormer:
-    """To a Deployment that is not rendered any more: how many replicas it has, and of which revision it is."""
+    """To a Deployment or LeaderWorkerSet that is not rendered any more: how many replicas it has, and of which revision it is."""
 
     replicas: int
     revision: str
+    kind: Kind = Kind.DEPLOYMENT
 
 
 class Applier:
@@ -91,7 +94,7 @@ class Applier:
         keep: Collection[tuple[Kind, Key]] = (),
         tell: Mapping[Key, ForFormer] | None = None,
     ) -> ApplyReport:
-        """Tell former Deployments what is theirs, apply what differs, then remove what is owned by the cluster `uid` and
+        """Tell former revisions what is theirs, apply what differs, then remove what is owned by the cluster `uid` and
         neither rendered nor to `keep`."""
         outcome = ApplyReport()
         wanted: set[tuple[Kind, Key]] = set(keep)
@@ -160,23 +163,23 @@ class Applier:
 
     async def _tell(self, key: Key, told: ForFormer, outcome: ApplyReport) -> None:
         """Bound to the number that was decided on."""
-        live = self._store.get(Kind.DEPLOYMENT, key.name, key.namespace)
+        live = self._store.get(told.kind, key.name, key.namespace)
         if live is None:
             return
-        self._applied.pop((Kind.DEPLOYMENT, key), None)
+        self._applied.pop((told.kind, key), None)
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": live["metadata"]["uid"]},
             {"op": "test", "path": "/spec/replicas", "value": live["spec"]["replicas"]},
             {"op": "replace", "path": "/spec/replicas", "value": told.replicas},
             {"op": "add", "path": f"/metadata/labels/{LABEL_REVISION.replace('/', '~1')}", "value": told.revision},
         ]
-        match await self._pen.patch(DEPLOYMENTS, key.name, patch, namespace=key.namespace):
+        match await self._pen.patch(resource_of(live), key.name, patch, namespace=key.namespace):
             case Stored(answer):
-                self._store.apply(Kind.DEPLOYMENT, answer)
+                self._store.apply(told.kind, answer)
             case NotSent():
                 outcome.unsent = True
             case Rejected() | OutcomeUnknown() as error:
-                outcome.problems.append(f"Deployment {key.name} was not scaled to {told.replicas}: {error}")
+                outcome.problems.append(f"{told.kind.value} {key.name} was not scaled to {told.replicas}: {error}")
                 outcome.failed = True
 
     async def _prune(self, uid: str, wanted: set[tuple[Kind, Key]], outcome: ApplyReport) -> None:
@@ -186,7 +189,7 @@ class Applier:
                 key = Key(meta["namespace"], meta["name"])
                 if controller_uid(live) != uid or (kind, key) in wanted or meta.get("deletionTimestamp"):
                     continue
-                last = kind is Kind.DEPLOYMENT
+                last = kind in WORKLOADS
                 match await self._pen.delete(resource_of(live), key.name, namespace=key.namespace, uid=meta["uid"], last=last):
                     case Stored():
                         self._applied.pop((kind, key), None)

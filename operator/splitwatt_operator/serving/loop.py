@@ -21,6 +21,7 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
+from splitwatt_core.rendering.groups import GROUP_KIND
 from splitwatt_core.rendering.llmd import POOL_KIND
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render, unjudged
@@ -28,13 +29,14 @@ from splitwatt_core.serving.rollout import RolloutPlan
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
-from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
+from splitwatt_operator.cluster.store import Change, JsonObject, Key, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.groups import Groups
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
@@ -103,6 +105,7 @@ class Serving:
         self._queue: WorkQueue[ClusterName] = WorkQueue()
         self._applier = Applier(reader, pen, store)
         self._pools = Pools(reader, pen)
+        self._groups = Groups(reader, store)
         self._scalers = Scalers(reader)
         self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
@@ -199,10 +202,14 @@ class Serving:
             self._metrics.show_cluster(name, None, status)
             return _sooner(RECHECK_S, await self._show(obj, status))
         spec = seen.fact
+        no_groups = await self._groups.read(spec)
         rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
         manifests = render(spec, self._context, rollout.rendered)
-        ordinary = [m for m in manifests if m["kind"] != POOL_KIND]
-        outcome = await self._applier.bring(spec.uid, ordinary, keep=rollout.keep, tell=rollout.tell)
+        ordinary, keep, tell = [m for m in manifests if m["kind"] != POOL_KIND], rollout.keep, rollout.tell
+        if no_groups:  # nobody makes room for what cannot come, and what stands stays
+            keep |= {(Kind.GROUP, Key(name.namespace, m["metadata"]["name"])) for m in ordinary if m["kind"] == GROUP_KIND}
+            ordinary, tell = [m for m in ordinary if m["kind"] != GROUP_KIND], {}
+        outcome = await self._applier.bring(spec.uid, ordinary, keep=keep, tell=tell)
         pool = PoolReport(unsent=True)
         if not outcome.unsent:
             pool = await self._pools.bring(spec, next((m for m in manifests if m["kind"] == POOL_KIND), None))
@@ -219,16 +226,18 @@ class Serving:
         scaled = await self._scalers.look(spec, outcome.repaired, rollout.named)
         for sentence in scaled:
             self._recorder.note(subject_of(obj), reason="ScaledElsewhere", message=sentence, warning=True)
-        for problem in (*outcome.problems, *([pool.problem] if pool.problem else [])):
+        for problem in (*outcome.problems, *(sentence for sentence in (pool.problem, no_groups) if sentence)):
             self._recorder.note(subject_of(obj), reason="ObjectNotApplied", message=problem, warning=True)
         status = self._status(
-            obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, scaled=scaled, rollout=rollout.plan
-        )
+            obj, seen, spec, problems=outcome.problems, pool_problem=pool.problem, no_groups=no_groups, scaled=scaled,
+            rollout=rollout.plan,
+        )  # fmt: skip
         self._metrics.show_cluster(name, spec, status)
         due_s = await self._show(obj, status)
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, scale_due_s, self._scalers.again_s(name))
+        groups_s = self._groups.again_s(spec, no_groups)
+        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, groups_s, due_s, scale_due_s, self._scalers.again_s(name))
 
     def _status(
         self,
@@ -238,6 +247,7 @@ class Serving:
         *,
         problems: list[str],
         pool_problem: str,
+        no_groups: str,
         scaled: Sequence[str],
         rollout: RolloutPlan,
     ) -> dict[str, Any]:
@@ -256,6 +266,7 @@ class Serving:
             proof=self._prober.condition(spec, obj.get("status") or {}),
             problems=problems,
             pool_problem=pool_problem,
+            no_groups=no_groups,
             scaled=scaled,
             unjudged=unjudged(spec, self._context),
             invalid=seen.sentence,
@@ -291,6 +302,7 @@ class Serving:
     def _forget(self, name: ClusterName) -> None:
         self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
         self._pools.forget(name)
+        self._groups.forget(name)
         self._scalers.forget(name)
         self._queue.forget(name)
         self._metrics.forget_cluster(name)

@@ -1,36 +1,43 @@
-"""What stands of a cluster's revisions, read from its Deployments, and what the next look makes of it.
+"""What stands of a cluster's revisions, read from its Deployments and LeaderWorkerSets, and what the next look makes of it.
 
-Nothing is remembered: who takes over in the midst of a rollout reads the same and goes on. Deployments of former revisions are
+Nothing is remembered: who takes over in the midst of a rollout reads the same and goes on. Workloads of former revisions are
 never rendered anew, for their spec is not asked for any more; they are told how many replicas they have, and go when empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 from splitwatt_core.clusters import LABEL_ROUTERS, PAIR, ClusterSpec, Role, cluster_label
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_REVISION, LABEL_ROLE, LABEL_ROUTER
+from splitwatt_core.rendering.groups import spans_nodes
 from splitwatt_core.rendering.objects import ROUTER_PART
 from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, kv_content, names_for, revision_of
 from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store
-from splitwatt_operator.serving.apply import ForFormer, controller_uid
+from splitwatt_operator.serving.apply import WORKLOADS, ForFormer, controller_uid
 
 POD_HASH: Final = "pod-template-hash"
 
 
 @dataclass(frozen=True, slots=True)
-class LiveDeployment:
-    """One Deployment of the cluster. `going`: told to go, and its pods may still be there."""
+class LiveWorkload:
+    """One Deployment or LeaderWorkerSet of the cluster; the latter counts groups, where the former counts pods. `going`: told to
+    go, and its pods may still be there."""
 
     part: Role | str
     revision: str
     home: Home
     obj: JsonObject
     going: bool
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.obj["kind"])
 
     @property
     def key(self) -> Key:
@@ -53,11 +60,11 @@ class Revisions:
     """`newest`: the revision that is asked for. `plan`: what is next."""
 
     newest: str
-    live: Sequence[LiveDeployment]
+    live: Sequence[LiveWorkload]
     plan: RolloutPlan
     rendered: RenderPlan
     tell: Mapping[Key, ForFormer] = field(default_factory=dict)
-    """What is told to former revisions' Deployments."""
+    """What is told to those of former revisions. No Deployment is called as a LeaderWorkerSet is."""
     keep: frozenset[tuple[Kind, Key]] = frozenset()
     """Those that are not rendered and stay all the same."""
 
@@ -65,12 +72,12 @@ class Revisions:
     def named(self) -> dict[str, Role]:
         return {each.home.name: Role(each.part) for each in self.live if each.part in set(Role)}
 
-    def of(self, part: Role | str) -> list[LiveDeployment]:
+    def of(self, part: Role | str) -> list[LiveWorkload]:
         return [each for each in self.live if each.part == part]
 
 
 def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]]) -> Revisions:
-    """Cost: the store's Deployments, and its pods where some are not labelled."""
+    """Cost: the store's workloads, and its pods where some are not labelled."""
     newest = revision_of(templates)
     live = _live(store, spec, templates, newest)
     engines = [each for each in live if isinstance(each.part, Role) and not each.going]
@@ -89,7 +96,7 @@ def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mappi
     taken = {each.home.name for each in live}
     homes = {}
     for role in spec.roles:
-        if (home := _home(engines, role, newest) or _free(spec, role, newest, taken)) is not None:
+        if (home := _home(engines, role, newest) or _free(spec, role, newest, taken, group=spans_nodes(spec, role))) is not None:
             homes[role] = home
     former = [each for each in engines if each.revision != newest]
     rendered, kept_routers = _routers(spec, plan, newest, homes, engines=engines, routers=routers, taken=taken)
@@ -99,13 +106,13 @@ def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mappi
         plan,
         RenderPlan(homes, plan.replicas[newest], rendered),
         {
-            each.key: ForFormer(to, each.revision)
+            each.key: ForFormer(to, each.revision, each.kind)
             for each in former
             if (to := plan.replicas[each.revision][Role(each.part)]) != each.wanted
             or not (each.obj["metadata"].get("labels") or {}).get(LABEL_REVISION)
         },
         frozenset(
-            (Kind.DEPLOYMENT, each.key)
+            (each.kind, each.key)
             for each in (*former, *kept_routers)
             if each.part == ROUTER_PART or plan.replicas[each.revision][Role(each.part)] or not each.empty
         ),
@@ -114,8 +121,8 @@ def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mappi
 
 def _routers(
     spec: ClusterSpec, plan: RolloutPlan, newest: str, homes: Mapping[Role, Home], *,
-    engines: Sequence[LiveDeployment], routers: Sequence[LiveDeployment], taken: set[str],
-) -> tuple[tuple[RouterHome, ...], list[LiveDeployment]]:  # fmt: skip
+    engines: Sequence[LiveWorkload], routers: Sequence[LiveWorkload], taken: set[str],
+) -> tuple[tuple[RouterHome, ...], list[LiveWorkload]]:  # fmt: skip
     """(those to render, those that stay as they are)."""
     rendered, stay = [], []
     for revision in sorted(plan.routers):
@@ -131,9 +138,9 @@ def _routers(
     return tuple(rendered), stay
 
 
-def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], newest: str) -> list[LiveDeployment]:
+def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], newest: str) -> list[LiveWorkload]:
     found = []
-    for obj in store.all(Kind.DEPLOYMENT):
+    for obj in _workloads(store):
         if obj["metadata"]["namespace"] == spec.namespace and _theirs(obj, spec):
             selects = _selects(obj)
             if LABEL_ROUTER in selects:
@@ -144,7 +151,7 @@ def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str,
     theirs = _nameless_revision(nameless, templates, newest)
     return sorted(
         (
-            LiveDeployment(part, _named(obj) or theirs, _home_of(store, obj, part),
+            LiveWorkload(part, _named(obj) or theirs, _home_of(store, obj, part),
                  obj, "deletionTimestamp" in obj["metadata"])
             for part, obj in found
         ),
@@ -152,13 +159,28 @@ def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str,
     )  # fmt: skip
 
 
-def _selects(deployment: JsonObject) -> Mapping[str, str]:
-    return (deployment["spec"].get("selector") or {}).get("matchLabels") or {}
+def _workloads(store: Store) -> Iterator[JsonObject]:
+    return chain.from_iterable(store.all(kind) for kind in WORKLOADS)
 
 
-def _named(deployment: JsonObject) -> str:
+def _template(workload: JsonObject) -> Mapping[str, Any]:
+    """Of the pods that are known as engines: of a group its leader's."""
+    spec = workload["spec"]
+    found: Mapping[str, Any] = (
+        spec["leaderWorkerTemplate"]["leaderTemplate"] if "leaderWorkerTemplate" in spec else spec["template"]
+    )
+    return found
+
+
+def _selects(workload: JsonObject) -> Mapping[str, str]:
+    if workload["kind"] == Kind.GROUP:
+        return _template(workload)["metadata"].get("labels") or {}
+    return (workload["spec"].get("selector") or {}).get("matchLabels") or {}
+
+
+def _named(workload: JsonObject) -> str:
     """By its label, or its pods' where somebody took it; "" when it was made before revisions were named."""
-    labels = (deployment["metadata"].get("labels") or {}, deployment["spec"]["template"]["metadata"].get("labels") or {})
+    labels = (workload["metadata"].get("labels") or {}, _template(workload)["metadata"].get("labels") or {})
     return next((of[LABEL_REVISION] for of in labels if LABEL_REVISION in of), "")
 
 
@@ -172,7 +194,7 @@ def _theirs(obj: JsonObject, spec: ClusterSpec) -> bool:
 
 def _nameless_revision(nameless: Mapping[Role, JsonObject], templates: Mapping[Role, Mapping[str, Any]], newest: str) -> str:
     """Of Deployments that were made before revisions were named: the newest, where their engines are started with the same."""
-    live = {role: obj["spec"]["template"] for role, obj in nameless.items()}
+    live = {role: _template(obj) for role, obj in nameless.items()}
     if all(role in templates and kv_content(live[role]) == kv_content(templates[role]) for role in live):
         return newest
     return revision_of(live)
@@ -180,7 +202,7 @@ def _nameless_revision(nameless: Mapping[Role, JsonObject], templates: Mapping[R
 
 def _home_of(store: Store, obj: JsonObject, part: Role | str) -> Home:
     meta = obj["metadata"]
-    labels = obj["spec"]["template"]["metadata"].get("labels") or {}
+    labels = _template(obj)["metadata"].get("labels") or {}
     if part == ROUTER_PART or LABEL_REVISION in labels:
         return Home(meta["name"])
     hashes = set()
@@ -193,15 +215,15 @@ def _home_of(store: Store, obj: JsonObject, part: Role | str) -> Home:
     return Home(meta["name"], labelled=False, pod_hash=hashes.pop() if len(hashes) == 1 else "")
 
 
-def _home(engines: Iterable[LiveDeployment], role: Role, revision: str) -> Home | None:
+def _home(engines: Iterable[LiveWorkload], role: Role, revision: str) -> Home | None:
     return next((each.home for each in engines if each.part == role and each.revision == revision), None)
 
 
-def _free(spec: ClusterSpec, part: Role | str, revision: str, taken: set[str]) -> Home | None:
-    return next((Home(name) for name in names_for(spec.name, part, revision) if name not in taken), None)
+def _free(spec: ClusterSpec, part: Role | str, revision: str, taken: set[str], *, group: bool = False) -> Home | None:
+    return next((Home(name) for name in names_for(spec.name, part, revision, group=group) if name not in taken), None)
 
 
-def _ready(live: LiveDeployment) -> int:
+def _ready(live: LiveWorkload) -> int:
     ready: int = (live.obj.get("status") or {}).get("readyReplicas", 0)
     return ready
 
@@ -209,9 +231,9 @@ def _ready(live: LiveDeployment) -> int:
 # -------------------------------------------------------------------------------------------------------------- for the status
 
 
-def together(deployments: Sequence[LiveDeployment], newest: str) -> JsonObject | None:
-    """One part's Deployments as if they were one, of which those of the newest revision are up to date; None without any."""
-    staying = [each for each in deployments if not each.going]
+def together(workloads: Sequence[LiveWorkload], newest: str) -> JsonObject | None:
+    """One part's workloads as if they were one, of which those of the newest revision are up to date; None without any."""
+    staying = [each for each in workloads if not each.going]
     if not staying:
         return None
     status = {
@@ -225,10 +247,8 @@ def together(deployments: Sequence[LiveDeployment], newest: str) -> JsonObject |
 
 
 def replicas_of(store: Store, spec: ClusterSpec, role: Role) -> int:
-    """Pods that a role has, of all revisions."""
-    found = (
-        obj for obj in store.all(Kind.DEPLOYMENT) if controller_uid(obj) == spec.uid and _selects(obj).get(LABEL_ROLE) == role
-    )
+    """Replicas that a role has, of all revisions."""
+    found = (obj for obj in _workloads(store) if controller_uid(obj) == spec.uid and _selects(obj).get(LABEL_ROLE) == role)
     return sum((obj.get("status") or {}).get("replicas", 0) for obj in found)
 
 

@@ -1,7 +1,7 @@
 """Finds the HorizontalPodAutoscalers that fight with us over replicas, when there is a fight.
 
-Asked for only after a rendered Deployment had to be put right, and as long as one was found: a right to list them is enough,
-and a cluster without autoscalers costs no request.
+Asked for only after a rendered Deployment or LeaderWorkerSet had to be put right, and as long as one was found: a right to list
+them is enough, and a cluster without autoscalers costs no request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from splitwatt_client.resources import HORIZONTAL_POD_AUTOSCALERS
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.rendering.scalers import Autoscaler, advice
 
-from splitwatt_operator.cluster.store import Kind
+from splitwatt_operator.serving.apply import WORKLOADS
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Scalers:
         self._found: dict[ClusterName, _Found] = {}
 
     async def look(
-        self, cluster: ClusterSpec, repaired: Collection[str], deployments: Mapping[str, Role] | None = None
+        self, cluster: ClusterSpec, repaired: Collection[str], workloads: Mapping[str, Role] | None = None
     ) -> tuple[str, ...]:
         """One sentence for each autoscaler that scales what we render. `repaired`: objects that were put right just now.
-        `deployments`: by name, as they are called now."""
+        `workloads`: by name, as they are called now."""
         known, now_s = self._found.get(cluster.id), asyncio.get_running_loop().time()
-        fought = any(what.startswith(f"{Kind.DEPLOYMENT.value} ") for what in repaired)
+        fought = any(what.partition(" ")[0] in WORKLOADS for what in repaired)
         if known is None and not fought:
             return ()
         if known is not None and now_s - known.looked_s < LOOK_EVERY_S:
@@ -58,7 +58,7 @@ class Scalers:
         found = []
         for item in listed.items:
             target = item["spec"]["scaleTargetRef"]
-            sentence = advice(Autoscaler(item["metadata"]["name"], target["kind"], target["name"]), cluster, deployments)
+            sentence = advice(Autoscaler(item["metadata"]["name"], target["kind"], target["name"]), cluster, workloads)
             found += [] if sentence is None else [sentence]
         if found:
             self._found[cluster.id] = _Found(tuple(sorted(found)), now_s)

@@ -14,6 +14,7 @@ from splitwatt_core.admission.standing import ClusterStanding
 from splitwatt_core.clusters import ClusterSpec, Role, RouterType
 from splitwatt_core.conditions import Condition, ConditionChange, change_of, condition_from_wire
 from splitwatt_core.names import GROUP_VERSION
+from splitwatt_core.rendering.groups import GROUP_KIND, spans_nodes
 from splitwatt_core.rendering.objects import selector_text
 from splitwatt_core.serving.latency import attained, said
 from splitwatt_core.serving.provable import why_not
@@ -28,7 +29,7 @@ NUMBERS: Final = ("powerFloorWatts", "ttftP99Milliseconds", "tbtP99Milliseconds"
 
 def status_of(
     spec: ClusterSpec,
-    deployments: Mapping[Role, JsonObject | None],
+    workloads: Mapping[Role, JsonObject | None],
     router: JsonObject | None,
     *,
     standing: ClusterStanding | None,
@@ -36,6 +37,7 @@ def status_of(
     proof: Condition,
     problems: Sequence[str],
     pool_problem: str = "",
+    no_groups: str = "",
     scaled: Sequence[str] = (),
     unjudged: Sequence[str] = (),
     rollout: RolloutPlan | None = None,
@@ -44,12 +46,16 @@ def status_of(
     invalid: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
-    """The whole status of a cluster that is served. `problems`: sentences about objects that are not as rendered; `pool_problem`:
-    about the InferencePool that its router needs. `scaled`: sentences about others who scale them. `unjudged`: about what its
-    engines alone know. `rollout`: how it goes on from one revision to the next. `invalid`: why it is served by a former spec, and
-    `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
+    """The whole status of a cluster that is served. `workloads`: of each role, of all revisions together. `problems`: sentences
+    about objects that are not as rendered; `pool_problem`: about the InferencePool that its router needs; `no_groups`: about the
+    LeaderWorkerSets that replicas over several nodes need. `scaled`: sentences about others who scale them. `unjudged`: about
+    what its engines alone know. `rollout`: how it goes on from one revision to the next. `invalid`: why it is served by a former
+    spec, and `generation` the newest, where that is not the spec's own. `proof`: what is known of its KV transfer."""
     observed = spec.generation if generation is None else generation
-    roles = {role: _role_condition(spec, role, deployments[role]) for role in spec.roles}
+    problems = [*problems, no_groups] if no_groups else problems
+    roles = {
+        role: _role_condition(spec, role, workloads[role], no_groups if spans_nodes(spec, role) else "") for role in spec.roles
+    }
     power = _power_condition(standing)
     routing = _router_condition(spec, router, pool_problem)
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
@@ -66,7 +72,7 @@ def status_of(
         "conditions": convert.conditions(conditions, generation=observed, previous=previous, now_s=now_s),
     }
     for role in spec.roles:
-        numbers = (deployments[role] or {}).get("status", {})
+        numbers = (workloads[role] or {}).get("status", {})
         status[role.value] = {
             "wantedReplicas": spec.role(role).replicas,
             "replicas": numbers.get("replicas", 0),
@@ -116,14 +122,18 @@ def _still(status: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in status.items() if field not in (*NUMBERS, "conditions")}
 
 
-def _role_condition(spec: ClusterSpec, role: Role, deployment: JsonObject | None) -> Condition:
+def _role_condition(spec: ClusterSpec, role: Role, workload: JsonObject | None, no_groups: str) -> Condition:
+    """A LeaderWorkerSet counts groups, where a Deployment counts pods: replicas both."""
     kind = f"{role.value.capitalize()}Ready"
     wanted = spec.role(role).replicas
-    if deployment is None:
-        return Condition(kind, False, "NotCreated", f"The Deployment of the {role.value} role does not exist yet.")
-    numbers = deployment.get("status", {})
+    if no_groups:
+        return Condition(kind, False, "NoLeaderWorkerSet", no_groups)
+    if workload is None:
+        what = GROUP_KIND if spans_nodes(spec, role) else "Deployment"
+        return Condition(kind, False, "NotCreated", f"The {what} of the {role.value} role does not exist yet.")
+    numbers = workload.get("status") or {}
     ready, updated = numbers.get("readyReplicas", 0), numbers.get("updatedReplicas", 0)
-    current = numbers.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+    current = numbers.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
     if wanted == 0:
         return Condition(kind, True, "ScaledToZero", "No replicas are asked for.")
     message = f"{ready} of {wanted} replicas are ready."
