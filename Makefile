@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
 
 setup: .venv/.stamp
 
@@ -50,6 +50,10 @@ e2e-soak: controlplane
 
 e2e-tools: setup
 	@PYTHONPATH=e2e $(BIN)/python -m ground.tools
+
+# Mostly a download, of which `make e2e` waits for the rest: begun first, it costs a first run little (.ci/run does).
+e2e-vllm: setup
+	@PYTHONPATH=e2e $(BIN)/python -m ground.vllm
 
 # What only reproduces published results; no other room stands on it.
 test-papers: setup
