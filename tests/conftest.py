@@ -5,16 +5,17 @@ Each test works in namespaces of its own. Hypothesis prints the blob that repeat
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.toolbuild import Console
 from support.sizes import EXAMPLES
+from support.waiting import eventually
 
 settings.register_profile(
     "splitwatt", max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -82,14 +83,16 @@ def make_namespace(control_plane: ControlPlane) -> Iterator[Callable[[], str]]:
     def make() -> str:
         name = f"test-{uuid.uuid4().hex[:10]}"
         manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-        control_plane.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+        control_plane.http.post("/api/v1/namespaces", json=manifest).raise_for_status()
         made.append(name)
-        control_plane.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+        account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+        eventually("its service account is there", lambda: control_plane.http.get(account).is_success)
         return name
 
     yield make
-    if made:
-        control_plane.kubectl("delete", "namespace", *made, "--wait=false", "--ignore-not-found")
+    for name in made:
+        gone = control_plane.http.delete(f"/api/v1/namespaces/{name}")
+        assert gone.is_success or gone.status_code in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT), gone.text
 
 
 @pytest.fixture
