@@ -35,8 +35,12 @@ test-demo: controlplane
 	$(BIN)/python -m pytest tests/demo $(ARGS)
 
 # A million transitions in which objects and agents vanish; the table and out/property.json say what happened. ARGS="--seed N" plays one.
+# Without ARGS, then every search of the tests at its long size, four times that of `make test`.
 property-long: setup
 	PYTHONPATH=tests $(BIN)/python -m support.long_walk $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	SEARCHES=long $(BIN)/python -m pytest -n auto --dist worksteal -m "hypothesis or search" --ignore=tests/papers --ignore=tests/demo
+endif
 
 # Installed on real kubelets, with simulated GPUs: E2E=kind, node or the path of a kubeconfig. Root on Debian or Ubuntu; about a
 # quarter of an hour, and as much again the first time. ARGS="-k restart" for some scenarios.
