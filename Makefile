@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane docs e2e e2e-soak e2e-tools demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
 
 setup: .venv/.stamp
 
@@ -21,13 +21,28 @@ demo: controlplane
 faults: controlplane
 	$(BIN)/splitwatt faults $(ARGS)
 
+# Two halves side by side. Tests that compute take what CPU is left (`nice`); the others, which start processes and mostly wait, are
+# many at a time, and have the CPU first: what they time is not timed beside a search. One half may have no test of ARGS="-k ...".
+WAITING ?= 4
+SIDE_BY_SIDE := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --ignore=tests/papers --ignore=tests/demo
+COMPUTED := out/test-computing.log
+ENDED := out/test-ended
 test: controlplane
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	@mkdir -p out
+	@echo "tests that compute tell in $(COMPUTED), and here at the end"
+	@TESTS=computing nice $(SIDE_BY_SIDE) -n 2 -o cache_dir=.pytest_cache/computing --cov --cov-report= $(ARGS) > $(COMPUTED) 2>&1 & \
+	computing=$$!; trap 'kill $$computing 2> /dev/null' INT TERM; \
+	TESTS=waiting $(SIDE_BY_SIDE) -n $(WAITING) $(ARGS); waited=$$?; \
+	wait $$computing; computed=$$?; cat $(COMPUTED); echo "pytest ended: $$waited (waiting) $$computed (computing)" | tee $(ENDED); \
+	case "$$waited $$computed" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
-# What failed in the last `make test`, one at a time.
+# What failed in the last `make test`, one at a time. Whoever was ended by anything but a failed test (1) has no list of them.
+AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo
 test-again: controlplane
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	@grep -x "pytest ended: [015] (waiting) [015] (computing)" $(ENDED) | grep -q "[01] (" || { echo "the last make test broke off: run it again"; exit 1; }
+	@for half in computing waiting; do cache=.pytest_cache; [ $$half = waiting ] || cache=.pytest_cache/computing; \
+	TESTS=$$half $(AGAIN) -o cache_dir=$$cache $(ARGS); code=$$?; [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # The demo as a user plays it, alone on the machine.
@@ -35,8 +50,12 @@ test-demo: controlplane
 	$(BIN)/python -m pytest tests/demo $(ARGS)
 
 # A million transitions in which objects and agents vanish; the table and out/property.json say what happened. ARGS="--seed N" plays one.
+# Without ARGS, then every search of the tests at its long size, four times that of `make test`.
 property-long: setup
 	PYTHONPATH=tests $(BIN)/python -m support.long_walk $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	SEARCHES=long $(BIN)/python -m pytest -n auto --dist worksteal -m "hypothesis or search" --ignore=tests/papers --ignore=tests/demo
+endif
 
 # Installed on real kubelets, with simulated GPUs: E2E=kind, node or the path of a kubeconfig. Root on Debian or Ubuntu; about a
 # quarter of an hour, and as much again the first time. ARGS="-k restart" for some scenarios.
@@ -50,6 +69,10 @@ e2e-soak: controlplane
 
 e2e-tools: setup
 	@PYTHONPATH=e2e $(BIN)/python -m ground.tools
+
+# Mostly a download, of which `make e2e` waits for the rest: begun first, it costs a first run little (.ci/run does).
+e2e-vllm: setup
+	@PYTHONPATH=e2e $(BIN)/python -m ground.vllm
 
 # What only reproduces published results; no other room stands on it.
 test-papers: setup

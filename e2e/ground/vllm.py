@@ -14,6 +14,7 @@ is laid beside it, as vLLM's own builds for CPUs have it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -22,12 +23,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from splitwatt_lab.errors import LabError
 
-from ground import no_cuda, rootfs
+from ground import host, no_cuda, rootfs
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "vllm"
 REQUIREMENTS: Final = SOURCES / "requirements.txt"
@@ -36,6 +39,8 @@ VERSION: Final = "0.32.0"
 PYTHON: Final = (3, 11)
 LEFT_OUT_VARIABLE: Final = "E2E_VLLM"
 """`0`: the scenarios of real vLLM are left out."""
+PROGRAMS: Final = ("unshare", "mmdebstrap")
+"""Of the machine, by which the folder is made."""
 _INSTALL_S: Final = 3600.0
 _DEBIAN: Final = ("libnuma1", "util-linux")
 _FROM_DEBIAN: Final = {"-linux-gnu/libnuma.so.1": "lib", "-linux-gnu/libsmartcols.so.1": "lib", "/bin/lscpu": "bin"}
@@ -68,7 +73,19 @@ def wanted() -> bool:
 
 
 def ensure() -> Path:
-    """The folder, made where it is not there. Raises LabError."""
+    """The folder, made where it is not there. Waits for another process that is making it. Raises LabError."""
+    with _one_at_a_time():
+        return _ensure()
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    with (rootfs.cache() / ".vllm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _ensure() -> Path:
     folder = rootfs.cache() / f"vllm-{_made_of()}"
     if folder.exists():
         return folder
@@ -130,9 +147,13 @@ def _lay_from_debian(folder: Path) -> None:
 
 
 def main() -> int:
-    """`python -m ground.vllm` has it ready."""
+    """`python -m ground.vllm` has it ready, and first what of the machine makes it (`make e2e-vllm`)."""
     started_s = time.monotonic()
     try:
+        if not wanted():
+            sys.stderr.write(f"real vLLM is left out: {LEFT_OUT_VARIABLE}=0\n")
+            return 0
+        host.ensure(PROGRAMS)
         folder = ensure()
     except LabError as error:
         sys.stderr.write(f"{error}\n")

@@ -15,6 +15,7 @@ from splitwatt_agent.last_resort import EXIT_CODE, driver_is_loaded
 from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_nvml_twin.faults import NVML_ERROR_LIB_RM_VERSION_MISMATCH, NVML_ERROR_UNKNOWN, Call, Fault
 from support.agent_bench import AgentBench
+from support.asking import HTTP
 from support.waiting import PATIENCE_S, eventually
 
 NODES = "/api/v1/nodes"
@@ -29,7 +30,7 @@ def bench(crds: ControlPlane, tmp_path: Path) -> Iterator[AgentBench]:
 
 def probe(bench: AgentBench, path: str) -> tuple[int, str]:
     try:
-        answer = httpx.get(f"http://127.0.0.1:{bench.port}{path}", timeout=10.0)
+        answer = HTTP.get(f"http://127.0.0.1:{bench.port}{path}", timeout=10.0)
     except httpx.TransportError:
         return 0, ""
     return answer.status_code, answer.text.strip()

@@ -18,6 +18,7 @@ from splitwatt_core.gpus.profiles import builtin
 from splitwatt_core.protocol.contract import GpuStatus
 from support.keepers import condition, settled
 from support.served import cluster
+from support.sizes import sized
 from support.world import DEFAULT_W, MIN_W, ROOT, World
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -161,7 +162,7 @@ def test_without_an_elastic_leaf_the_sentence_says_why_no_node_comes() -> None:
     assert reason == "InsufficientGPUs" and "raise its spec.elastic.maxNodes (1)" in text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=sized(200), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.booleans()), max_size=4), st.integers(0, 3), st.integers(0, 2))
 def test_no_more_pods_pass_than_nodes_there_and_to_come_can_hold(pods: list[tuple[int, bool]], awaited: int, nodes: int) -> None:
     waiting = [pod(f"d{i}", gpus=gpus) for i, (gpus, gated) in enumerate(pods) if gated]

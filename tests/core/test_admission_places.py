@@ -17,6 +17,7 @@ from splitwatt_core.admission.scheduling import NodeRules
 from splitwatt_core.admission.snapshot import AdmissionPlan, AdmissionSnapshot, BudgetRoom, ClusterWant, NodeRoom, PodNeed
 from splitwatt_core.budget.tree import Selector
 from splitwatt_core.clusters import PAIR, ClusterName, Role
+from support.sizes import sized
 
 CHAT = ClusterName("s", "chat")
 FLOOR_W, IDLE_W = 350.0, 200.0
@@ -67,7 +68,7 @@ def lacks(whole: AdmissionSnapshot, pod: PodNeed) -> dict[str, tuple[float, int]
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=sized(400), deadline=None)
 @given(one_pod())
 def test_a_pod_is_admitted_exactly_where_one_leaf_has_both_and_else_the_true_shortage_is_named(whole: AdmissionSnapshot) -> None:
     [pod] = whole.waiting
@@ -130,7 +131,7 @@ def can_pair(whole: AdmissionSnapshot) -> bool:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=sized(400), deadline=None)
 @given(pairs())
 def test_a_pair_is_admitted_exactly_when_two_nodes_with_watts_can_be_found(whole: AdmissionSnapshot) -> None:
     plan = plan_admission(whole)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,22 @@ def test_real_engines_run_what_the_example_renders() -> None:
         assert mounts["/models/served"]["readOnly"] and mounts[chat.FOLDER]["readOnly"]
         assert engine["resources"]["limits"] == {"cpu": chat.CPUS, "nvidia.com/gpu": "1"}
         assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_who_finds_it_being_made_waits_and_takes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `make e2e` does beside `make e2e-vllm`: two at once would clear away each other's folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    making: list[int] = []
+    most: list[int] = []
+
+    def make() -> Path:
+        making.append(1)
+        most.append(len(making))
+        time.sleep(0.05)
+        making.pop()
+        return tmp_path
+
+    monkeypatch.setattr(vllm, "_ensure", make)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: vllm.ensure(), range(3))) == [tmp_path] * 3
+    assert most == [1, 1, 1]

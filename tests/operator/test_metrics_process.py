@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from splitwatt_core import names
+from support.asking import HTTP
 from support.registries import exported
 from support.serving_site import PAIR_W, OperatorProcess, Site, idle_w
 from support.waiting import eventually
@@ -16,7 +16,7 @@ Series = dict[str, list[tuple[Mapping[str, str], float]]]
 
 def told(operator: OperatorProcess) -> Series:
     found: Series = {}
-    for family in text_string_to_metric_families(httpx.get(f"{operator.url}/metrics", timeout=10.0).text):
+    for family in text_string_to_metric_families(HTTP.get(f"{operator.url}/metrics", timeout=10.0).text):
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found

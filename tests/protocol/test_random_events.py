@@ -1,4 +1,5 @@
-"""A long seeded walk through everything that may happen, 32 000 events and in CI 136 000: no violation of I1-I6."""
+"""A long seeded walk through everything that may happen, 32 000 events, and 136 000 in `make property-long`: no violation of
+I1-I6."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from support.world import World
 
 EVENTS_PER_WALK = 500
 WALKS = sized(34)
-"""Two policies as they are shipped on three fleets, and two that change locks much on the rich one: 8 x 34 x 500 events in CI."""
+"""Two policies as they are shipped on three fleets, and two that change locks much on the rich one:
+8 x 34 x 500 events at the long size."""
 FLEETS = {"small": (1, 1, False), "wide": (2, 2, False), "rich": (1, 2, True)}
 WALKED = [(policy, fleet) for policy in ("Uniform", "PhaseAware") for fleet in FLEETS] + [("Polca", "rich"), ("Clocked", "rich")]
 
 
+@pytest.mark.search
 @pytest.mark.no_cover  # what these lines are is covered elsewhere; watched line by line, the walks take twice as long
 @pytest.mark.parametrize(
     ("policy", "nodes_per_rack", "gpus_per_node", "rich"),

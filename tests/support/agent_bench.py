@@ -21,6 +21,7 @@ from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_lab.ports import free_port
 from splitwatt_nvml_twin.handle import NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM
+from support.asking import HTTP
 from support.waiting import PATIENCE_S, eventually
 
 NODE_POWERS = "/apis/splitwatt.io/v1alpha1/nodepowers"
@@ -227,7 +228,7 @@ class AgentBench:
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         """Sample name -> labels -> value; empty while nothing listens."""
         try:
-            text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=10.0).text
+            text = HTTP.get(f"http://127.0.0.1:{self.port}/metrics", timeout=10.0).text
         except httpx.TransportError:
             return {}
         found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}

@@ -1,17 +1,17 @@
-"""How much the searches of the tests search: the ordinary size in continuous integration (CI is set, `.ci/run` sets it), a quick
-one wherever somebody waits for `make test`. What they all must find is planted and found at either size."""
+"""How much the searches of the tests search: a quick size wherever somebody waits for `make test`, the long one where
+SEARCHES=long, which `make property-long` sets. What they all must find is planted and found at either size."""
 
 from __future__ import annotations
 
 import os
 from typing import Final
 
-ORDINARY: Final = bool(os.environ.get("CI"))
+LONG: Final = os.environ.get("SEARCHES") == "long"
 
 
-def sized(ordinary: int) -> int:
+def sized(long: int) -> int:
     """A quarter of it in the quick size."""
-    return ordinary if ORDINARY else max(1, ordinary // 4)
+    return long if LONG else max(1, long // 4)
 
 
 EXAMPLES: Final = sized(120)

@@ -32,6 +32,7 @@ from splitwatt_lab.ports import free_port
 from splitwatt_nvml_twin.handle import NodeTwin
 from splitwatt_nvml_twin.models import H100_SXM
 from splitwatt_nvml_twin.plant import RackPlant
+from support.asking import HTTP
 from support.waiting import PATIENCE_S, eventually
 
 
@@ -78,13 +79,13 @@ class Lab:
 
     def answers(self) -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/healthz").is_success
+            return HTTP.get(f"http://127.0.0.1:{self.port}/healthz").is_success
         except httpx.TransportError:
             return False
 
     def metric(self, name: str, **labels: str) -> list[float]:
         """Values of the series that have these labels."""
-        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=10).text
+        text = HTTP.get(f"http://127.0.0.1:{self.port}/metrics", timeout=10).text
         return [
             sample.value
             for family in text_string_to_metric_families(text)

@@ -27,6 +27,7 @@ from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_nvml_twin.handle import Demand, NodeTwin, environment
 from splitwatt_nvml_twin.models import H100_SXM, GpuModel
 from splitwatt_shell.waiting import NotInTimeError
+from support.asking import HTTP
 from support.exporter import Exporter
 from support.waiting import PATIENCE_S, eventually
 
@@ -53,13 +54,13 @@ class Operator:
 
     def healthy(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=2.0).status_code == 200
+            return HTTP.get(f"{self.url}/healthz", timeout=2.0).status_code == 200
         except httpx.HTTPError:
             return False
 
     def metric(self, name: str, **labels: str) -> float | None:
         wanted = f"{name}{{{','.join(f'{k}={json.dumps(v)}' for k, v in labels.items())}}}" if labels else name
-        for line in httpx.get(f"{self.url}/metrics", timeout=5.0).text.splitlines():
+        for line in HTTP.get(f"{self.url}/metrics", timeout=5.0).text.splitlines():
             if line.startswith(wanted + " "):
                 return float(line.rpartition(" ")[2])
         return None
@@ -165,7 +166,7 @@ class Datacenter:
 
         def answers() -> bool:
             try:
-                return httpx.get(f"http://{address}/metrics", timeout=2.0).status_code == 200
+                return HTTP.get(f"http://{address}/metrics", timeout=2.0).status_code == 200
             except httpx.HTTPError:
                 return False
 
