@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from splitwatt_api.convert import cluster_from_wire
 from splitwatt_core.budget.tree import Selector
-from splitwatt_core.clusters import EngineType, RouterSpec, RouterType
+from splitwatt_core.clusters import EngineType, Role, RouterSpec, RouterType
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_MANAGED_BY
 from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_core.rendering.role_scale import role_scale
@@ -72,7 +72,7 @@ def rendered(installed: ControlPlane) -> dict[str, dict[str, Any]]:
     other = render(replace(cluster_of, router=RouterSpec(RouterType.LLMD)), RenderContext())
     llmd = {m["kind"]: dict(m) for m in other if m["kind"] in ("InferencePool", "Role")}
     vllm = replace(cluster_of, engine=replace(cluster_of.engine, type=EngineType.VLLM))
-    wide = render(replace(vllm, decode=replace(vllm.decode, nodes_per_replica=2)), RenderContext())
+    wide = render(replace(vllm, decode=replace(vllm.role(Role.DECODE), nodes_per_replica=2)), RenderContext())
     group = next(dict(m) for m in wide if m["kind"] == "LeaderWorkerSet")
     own = {manifest["kind"]: manifest for manifest in manifests}
     others = {"InferencePool": llmd["InferencePool"], "llmd": llmd["Role"], "LeaderWorkerSet": group}
