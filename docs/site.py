@@ -84,6 +84,8 @@ def _linked(origin: str, src: str, repo_url: str) -> str:
             raise SiteError(f"{origin}: the link {target} leads to {there}, which is not there")
         page = _page_of(there)
         if page is not None:
+            # Who reads the site knows pages by their titles, not by the names of files.
+            text = _title_of(there) if text.strip("`") in (path, there, posixpath.basename(there)) else text
             return f"{mark}[{text}]({posixpath.relpath(page, base or '.')}{f'#{anchor}' if anchor else ''})"
         return f"[{text}]({repo_url.rstrip('/')}/{there})" if repo_url else text
 
@@ -107,6 +109,13 @@ def _page_of(there: str) -> str | None:
         page = there.removeprefix("docs/")
         return f"{page}/index.md" if (ROOT / there).is_dir() else page
     return None
+
+
+def _title_of(there: str) -> str:
+    file = ROOT / there
+    if there.endswith(".md"):
+        return _title(file.read_text(encoding="utf-8"))
+    return LISTS.get(file.name, file.name)
 
 
 def _title(text: str) -> str:
@@ -134,6 +143,7 @@ def assemble(folder: Path, repo_url: str) -> dict[str, str]:
         raise SiteError(f"zensical.toml: nav leaves out {', '.join(missing)}")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "img", folder / "img")
+    shutil.copy(ROOT / "docs" / "site.css", folder)
     for path, text in found.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")

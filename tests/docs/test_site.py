@@ -36,7 +36,7 @@ def test_every_file_is_a_page_and_every_page_is_in_the_table_of_contents(site: M
 def test_links_lead_to_where_the_files_went(site: ModuleType) -> None:
     found = site.pages("https://git.example.com/power/splitwatt/blob/main")
     home = found["index.md"]
-    assert "](safety.md)" in home and "](docs/" not in home
+    assert "[Safety](safety.md)" in home and "](docs/" not in home
     assert "](examples.md)" in home
     assert "../e2e/version-matrix.md" not in found["critiques.md"] and "](e2e/version-matrix.md)" in found["critiques.md"]
     assert "](../safety.md#the-reserve)" in found["runbooks/SplitwattBudgetAboveLimit.md"] + "".join(found.values())
