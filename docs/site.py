@@ -14,6 +14,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,12 @@ LISTS: Final = {"runbooks": "Runbooks", "decisions": "Decisions", "reproduce": "
 _LINK: Final = re.compile(r"`[^`]*`|(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 """A link, or a piece of code, in which nothing is one."""
 _FENCE: Final = re.compile(r"^ *(```|~~~).*?^ *\1\s*$", re.MULTILINE | re.DOTALL)
+
+
+MERMAID: Final = "mermaid@11.17.2"
+"""Draws the diagrams in the reader's browser. Without a copy the theme has the browser fetch it from unpkg.com."""
+MERMAID_PLACE: Final = "javascripts/mermaid.min.js"
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splitwatt" / "npm"
 
 
 class SiteError(Exception):
@@ -150,12 +158,36 @@ def assemble(folder: Path, repo_url: str) -> dict[str, str]:
     return found
 
 
+def mermaid() -> bytes:
+    """Mermaid's script from npm, kept for the next time; empty where there is no npm, and that is said."""
+    kept = CACHE / f"{MERMAID}.min.js"
+    if not kept.is_file():
+        npm = shutil.which("npm")
+        if npm is None:
+            sys.stdout.write("no npm: diagrams will be drawn by a script that readers' browsers fetch from unpkg.com\n")
+            return b""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            packed = subprocess.run([npm, "pack", "--silent", MERMAID], cwd=folder, capture_output=True, text=True, check=False)
+            if packed.returncode:
+                sys.stdout.write(f"npm pack {MERMAID} failed, so readers' browsers fetch it: {packed.stderr.strip()[-300:]}\n")
+                return b""
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as package:
+                script = package.extractfile("package/dist/mermaid.min.js")
+                assert script is not None
+                kept.write_bytes(script.read())
+    return kept.read_bytes()
+
+
 def main() -> int:
     try:
         found = assemble(ROOT / "out" / "docs-src", os.environ.get("SPLITWATT_REPO_URL", ""))
     except SiteError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    script = ROOT / "out" / "docs-src" / MERMAID_PLACE
+    script.parent.mkdir()
+    script.write_bytes(mermaid())
     program = Path(sys.executable).with_name("zensical")
     result = subprocess.run([program, "build", "--clean", "--strict", "-f", str(CONFIG)], cwd=ROOT, check=False)
     if result.returncode == 0:
