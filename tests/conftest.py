@@ -10,7 +10,7 @@ import gc
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import coverage
@@ -98,7 +98,8 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A search is watched for its first examples."""
     watching = coverage.Coverage.current()
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if watching is None or handle is None or item.get_closest_marker("no_cover"):
