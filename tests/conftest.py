@@ -10,7 +10,7 @@ import gc
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import coverage
@@ -70,12 +70,16 @@ WATCHED_EXAMPLES = 10
 HALF = os.environ.get("TESTS", "")
 """`computing` or `waiting`: of the tests only those that compute, or only the others (`make test` runs both side by side)."""
 COMPUTING = tuple(REPOSITORY / "tests" / room for room in ("core", "protocol", "sim"))
+STARTING = tuple(REPOSITORY / "tests" / "sim" / name for name in ("test_plan_objects.py", "test_plan_sweep.py"))
+"""Files among them that start a control plane: of the waiting half."""
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if not HALF or not collection_path.is_relative_to(REPOSITORY / "tests") or collection_path == REPOSITORY / "tests":
         return None
-    computes = any(collection_path.is_relative_to(room) for room in COMPUTING)
+    if collection_path.is_dir() and any(file.is_relative_to(collection_path) for file in STARTING):
+        return None
+    computes = any(collection_path.is_relative_to(room) for room in COMPUTING) and collection_path not in STARTING
     return True if computes != (HALF == "computing") else None
 
 
@@ -94,7 +98,8 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A search is watched for its first examples."""
     watching = coverage.Coverage.current()
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if watching is None or handle is None or item.get_closest_marker("no_cover"):
