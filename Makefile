@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-again test-demo test-papers test-train property-long lint bench bench-sim reproduce $(PAGES) reproduce-prunetrain digits house generate images image-base
 
 setup: .venv/.stamp
 
@@ -22,12 +22,12 @@ faults: controlplane
 	$(BIN)/splitwatt faults $(ARGS)
 
 test: controlplane
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo --ignore=tests/train $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # What failed in the last `make test`, one at a time.
 test-again: controlplane
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo --ignore=tests/train $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # The demo as a user plays it, alone on the machine.
@@ -55,6 +55,15 @@ e2e-tools: setup
 test-papers: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile tests/papers $(ARGS)
 
+# The library for training jobs, the only part that needs PyTorch: for CPUs, once, below the user's cache (e2e/ground/torch_cpu.py).
+WITH_TORCH = torch=$$(PYTHONPATH=e2e $(BIN)/python -m ground.torch_cpu) && OMP_NUM_THREADS=1 PYTHONPATH="$$torch" $(BIN)/python
+test-train: setup
+	$(WITH_TORCH) -m pytest tests/train $(ARGS)
+
+# PruneTrain on scikit-learn's digits: ARGS="--seed 5 --json out/digits.json".
+digits: setup
+	$(WITH_TORCH) -m splitwatt_prune.digits $(ARGS)
+
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
 	$(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && $(BIN)/python docs/house.py --check
@@ -71,6 +80,10 @@ export SPLITWATT_DATA ?= $(wildcard ../shared/data)
 reproduce: $(PAGES)
 $(PAGES): reproduce-%: setup
 	$(BIN)/python -m splitwatt_papers.pages.$* $(ARGS)
+
+reproduce: reproduce-prunetrain
+reproduce-prunetrain: setup
+	$(WITH_TORCH) -m splitwatt_prune.page $(ARGS)
 
 # The pictures and the table of rooms in docs/architecture.md.
 house: setup
