@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scenes import stepped
 from splitwatt_prune.groups import of_graph
 from splitwatt_prune.lasso import EPSILON, GroupLasso
 from splitwatt_prune.models import ResNet, mlp
 from splitwatt_prune.spaces import read
+from support.pruned import stepped
 from torch import nn
 from torch.nn import functional
 

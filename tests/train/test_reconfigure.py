@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import emptied, logits, step, stepped
 from splitwatt_prune import spaces
 from splitwatt_prune.groups import alive
 from splitwatt_prune.lasso import GroupLasso
 from splitwatt_prune.models import Block, ResNet, mlp
 from splitwatt_prune.reconfigure import THRESHOLD, Reconfigurer
 from splitwatt_prune.stubs import Constant, Folded, Nothing
+from support.pruned import emptied, logits, step, stepped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -114,7 +114,9 @@ def test_a_dead_path_leaves_its_constant_behind_as_a_bias() -> None:
     norm, before = model.blocks[1].bn2, logits(model, IMAGES)
     momentum = optimizer.state[norm.bias]["momentum_buffer"].clone()
     change = Reconfigurer(model, optimizer, IMAGES).now()
-    assert change is not None and change.removed_paths == (tuple(f"blocks.1.{name}" for name in ("conv1", "bn1", "conv2", "bn2")),)
+    assert change is not None and change.removed_paths == (
+        tuple(f"blocks.1.{name}" for name in ("conv1", "bn1", "conv2", "bn2")),
+    )
     assert change.max_logit_delta is not None and change.max_logit_delta <= 1e-5
     stub = model.blocks[1].bn2
     assert isinstance(stub, Constant) and isinstance(model.blocks[1].conv1, Nothing) and stub.bias.abs().max() > 1e-3
@@ -159,7 +161,9 @@ def test_where_no_shortcut_is_the_strongest_channel_stays_and_the_reason_is_told
         model[0].weight[2, 1] = 0.9 * THRESHOLD
     change = Reconfigurer(model, None, torch.randn(3, 3)).now()
     assert change is not None and model[0].weight.shape == (1, 3) and float(model[0].weight[0, 1]) == pytest.approx(9e-5)
-    assert change.kept_alive.keys() == {"0"} and "goes to" in change.kept_alive["0"] or "no residual path" in change.kept_alive["0"]
+    assert (change.kept_alive.keys() == {"0"} and "goes to" in change.kept_alive["0"]) or "no residual path" in change.kept_alive[
+        "0"
+    ]
 
 
 class InPlace(Block):

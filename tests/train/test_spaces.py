@@ -17,7 +17,12 @@ def test_a_resnet_has_one_space_per_stage_and_one_inside_each_block() -> None:
     assert len(free) == 9
     stage = free["conv1"]
     assert stage.writers == ["conv1", "blocks.0.conv2", "blocks.1.conv2"]
-    assert [each.module for each in stage.readers] == ["blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1", "blocks.2.shortcut.0"]
+    assert [each.module for each in stage.readers] == [
+        "blocks.0.conv1",
+        "blocks.1.conv1",
+        "blocks.2.conv1",
+        "blocks.2.shortcut.0",
+    ]
     assert stage.followers == ["bn1", "blocks.0.bn2", "blocks.1.bn2"]
     assert free["blocks.4.conv2"].readers[-1] == spaces.Reader("fc")
 

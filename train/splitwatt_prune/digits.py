@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from sklearn.datasets import load_digits
@@ -55,7 +55,7 @@ def trained(data: Digits, recipe: Recipe, seed: int) -> Run:
     return run
 
 
-def figures(seed: int, recipe: Recipe = RECIPE) -> Mapping[str, float | int | list[float]]:
+def figures(seed: int, recipe: Recipe = RECIPE) -> Mapping[str, Any]:
     """Both runs of one seed. Ratios from 0 to 1; `accuracy_delta_pp` is pruned minus dense, in percentage points."""
     data = Digits.split(seed)
     started = time.monotonic()
@@ -68,6 +68,8 @@ def figures(seed: int, recipe: Recipe = RECIPE) -> Mapping[str, float | int | li
     exact = [each.max_logit_delta for each in pruned.changes if not each.removed_paths and each.max_logit_delta is not None]
     return {
         "seed": seed,
+        "ratio": recipe.ratio,
+        "epochs": recipe.epochs,
         "accuracy_dense": accuracies[0],
         "accuracy_pruned": accuracies[1],
         "accuracy_delta_pp": 100 * (accuracies[1] - accuracies[0]),
@@ -80,6 +82,10 @@ def figures(seed: int, recipe: Recipe = RECIPE) -> Mapping[str, float | int | li
         "max_logit_delta_with_path": max((each.max_logit_delta or 0.0 for each in pruned.changes), default=0.0),
         "lambda": pruned.lasso.weight,
         "shrink_budget": pruned.lasso.shrink_budget,
+        "curve": [
+            {"epoch": each.epoch, "training": each.after.training_flops / before.training_flops, "widths": each.widths}
+            for each in pruned.changes
+        ],
         "seconds_dense": between - started,
         "seconds_pruned": time.monotonic() - between,
     }
@@ -97,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     found = figures(options.seed, replace(RECIPE, ratio=options.ratio, epochs=options.epochs))
     text = json.dumps(found, indent=2)
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write("".join(f"{name:28} {value:.6g}\n" for name, value in found.items() if not isinstance(value, list)))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(f"{text}\n", encoding="utf-8")
