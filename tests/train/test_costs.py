@@ -12,16 +12,17 @@ from splitwatt_prune.models import ResNet, mlp
 from torch import nn
 
 
-def conv(channels: int, out: int, kernel: int, inside: int, outside: int, pad: int) -> tuple[int, int]:
+def conv(channels: int, out: int, kernel: int, inside: int, outside: int) -> tuple[int, int]:
     """(inference, training) of a square convolution, as the formulas are printed."""
+    pad = kernel // 2
     c, k, rs, pq = channels, out, kernel * kernel, outside * outside
     return c * rs * k * pq, 2 * c * rs * k * pq + (inside + pad) ** 2 * k * rs * c
 
 
 def test_resnet32_costs_what_a_hand_counts() -> None:
-    layers = [conv(3, 16, 3, 32, 32, 1)] + 10 * [conv(16, 16, 3, 32, 32, 1)]
-    layers += [conv(16, 32, 3, 32, 16, 1), conv(16, 32, 1, 32, 16, 0)] + 9 * [conv(32, 32, 3, 16, 16, 1)]
-    layers += [conv(32, 64, 3, 16, 8, 1), conv(32, 64, 1, 16, 8, 0)] + 9 * [conv(64, 64, 3, 8, 8, 1)]
+    layers = [conv(3, 16, 3, 32, 32)] + 10 * [conv(16, 16, 3, 32, 32)]
+    layers += [conv(16, 32, 3, 32, 16), conv(16, 32, 1, 32, 16)] + 9 * [conv(32, 32, 3, 16, 16)]
+    layers += [conv(32, 64, 3, 16, 8), conv(32, 64, 1, 16, 8)] + 9 * [conv(64, 64, 3, 8, 8)]
     cost = measure(ResNet(32), torch.zeros(1, 3, 32, 32))
     assert cost.inference_flops == sum(each[0] for each in layers) + 640 == 69_124_736
     assert cost.training_flops == sum(each[1] for each in layers) + 3 * 640

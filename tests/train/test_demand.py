@@ -72,7 +72,7 @@ def test_a_reader_passes_over_keys_of_later_versions() -> None:
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with DemandServer(0, "127.0.0.1") as server, pytest.raises(OSError, match="cannot be served.*or 0 for any"):
+    with DemandServer(0, "127.0.0.1") as server, pytest.raises(OSError, match=r"cannot be served.*or 0 for any"):
         DemandServer(server.port, "127.0.0.1")
 
 

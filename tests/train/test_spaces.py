@@ -77,7 +77,7 @@ class Branching(nn.Module):
 
 
 def test_a_model_that_branches_on_data_is_refused_with_a_sentence() -> None:
-    with pytest.raises(TypeError, match="branches on data.*move the branch out of forward"):
+    with pytest.raises(TypeError, match=r"branches on data.*move the branch out of forward"):
         spaces.read(Branching())
 
 
