@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -139,5 +140,6 @@ def _applied(node: fx.Node, value: Tensor) -> Tensor:
         return value
     if node.op == "call_method":
         return getattr(value, str(node.target))()
-    result: Tensor = node.target(value)  # type: ignore[operator]
+    apply: Any = node.target
+    result: Tensor = apply(value)
     return result

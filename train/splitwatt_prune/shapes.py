@@ -7,6 +7,7 @@ from functools import cache
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from splitwatt_prune import spaces
 from splitwatt_prune.cost import Cost, measure
@@ -58,7 +59,9 @@ def _cost(kept: tuple[tuple[str, float], ...]) -> Cost:
     model = ResNet(32)
     by_name = dict(kept)
     graph = spaces.read(model)
-    rows, columns, gone = {}, {}, set()
+    rows: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
+    gone: set[str] = set()
     for space in graph.free():
         size = round(by_name[space.name] * space.size)
         if size == 0:

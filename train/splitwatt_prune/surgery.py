@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from splitwatt_prune.spaces import NORMS, is_depthwise
 from splitwatt_prune.stubs import Constant
 
-Index = Tensor | None
+Index: TypeAlias = Tensor | None
 """Channels to keep, in order; None: all."""
 
 

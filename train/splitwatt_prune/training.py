@@ -65,11 +65,13 @@ class Run:
         probe: Tensor,
         resume: Path | None = None,
     ) -> None:
+        if recipe.batch > len(inputs):
+            raise ValueError(f"{len(inputs)} samples make no batch of {recipe.batch}: take a smaller batch or more samples")
         self.recipe, self.seed = recipe, seed
         self._inputs, self._labels = inputs, labels
         self.model = model
         self.totals = Totals(measure(model, probe))
-        self.mini_batch = MiniBatch.of(self.totals.dense, recipe.batch)
+        self.mini_batch = MiniBatch.of(self.totals.dense, recipe.batch, most=len(inputs))
         loaded = None if resume is None else checkpoint.load(resume, model)
         self.optimizer = torch.optim.SGD(
             model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
