@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-papers test-train property-long lint bench bench-sim reproduce $(PAGES) reproduce-prunetrain digits house generate images image-base
 
 setup: .venv/.stamp
 
@@ -24,7 +24,7 @@ faults: controlplane
 # Two halves side by side. Tests that compute take what CPU is left (`nice`); the others, which start processes and mostly wait, are
 # many at a time, and have the CPU first: what they time is not timed beside a search. One half may have no test of ARGS="-k ...".
 WAITING ?= 4
-SIDE_BY_SIDE := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --ignore=tests/papers --ignore=tests/demo
+SIDE_BY_SIDE := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --ignore=tests/papers --ignore=tests/demo --ignore=tests/train
 COMPUTED := out/test-computing.log
 ENDED := out/test-ended
 test: controlplane
@@ -38,7 +38,7 @@ test: controlplane
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # What failed in the last `make test`, one at a time. Whoever was ended by anything but a failed test (1) has no list of them.
-AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo
+AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo --ignore=tests/train
 test-again: controlplane
 	@grep -x "pytest ended: [015] (waiting) [015] (computing)" $(ENDED) | grep -q "[01] (" || { echo "the last make test broke off: run it again"; exit 1; }
 	@for half in computing waiting; do cache=.pytest_cache; [ $$half = waiting ] || cache=.pytest_cache/computing; \
@@ -54,7 +54,7 @@ test-demo: controlplane
 property-long: setup
 	PYTHONPATH=tests $(BIN)/python -m support.long_walk $(ARGS)
 ifeq ($(strip $(ARGS)),)
-	SEARCHES=long $(BIN)/python -m pytest -n auto --dist worksteal -m "hypothesis or search" --ignore=tests/papers --ignore=tests/demo
+	SEARCHES=long $(BIN)/python -m pytest -n auto --dist worksteal -m "hypothesis or search" --ignore=tests/papers --ignore=tests/demo --ignore=tests/train
 endif
 
 # Installed on real kubelets, with simulated GPUs: E2E=kind, node or the path of a kubeconfig. Root on Debian or Ubuntu; about a
@@ -78,6 +78,15 @@ e2e-vllm: setup
 test-papers: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile tests/papers $(ARGS)
 
+# The library for training jobs, the only part that needs PyTorch: for CPUs, once, below the user's cache (e2e/ground/torch_cpu.py).
+WITH_TORCH = torch=$$(PYTHONPATH=e2e $(BIN)/python -m ground.torch_cpu) && OMP_NUM_THREADS=1 PYTHONPATH="$$torch" $(BIN)/python
+test-train: setup
+	$(WITH_TORCH) -m pytest tests/train $(ARGS)
+
+# PruneTrain on scikit-learn's digits: ARGS="--seed 5 --json out/digits.json".
+digits: setup
+	$(WITH_TORCH) -m splitwatt_prune.digits $(ARGS)
+
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
 	$(BIN)/mypy && $(BIN)/mypy --config-file tests/mypy.toml && $(BIN)/python docs/house.py --check
@@ -94,6 +103,10 @@ export SPLITWATT_DATA ?= $(wildcard ../shared/data)
 reproduce: $(PAGES)
 $(PAGES): reproduce-%: setup
 	$(BIN)/python -m splitwatt_papers.pages.$* $(ARGS)
+
+reproduce: reproduce-prunetrain
+reproduce-prunetrain: setup
+	$(WITH_TORCH) -m splitwatt_prune.page $(ARGS)
 
 # The pictures and the table of rooms in docs/architecture.md.
 house: setup
