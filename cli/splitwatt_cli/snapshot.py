@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from splitwatt_api import convert
 from splitwatt_client import Connection, Object, Rejected, ResourceType
@@ -56,7 +56,7 @@ class Snapshot:
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
-def named(objects: Sequence[Object]) -> Mapping[str, Object]:
+def named(objects: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return {obj["metadata"]["name"]: obj for obj in objects}
 
 

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import tomllib
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from splitwatt_cli import access
-from splitwatt_cli.main import Command
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-ENTRIES = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]["splitwatt.commands"]
-OURS = {name: target for name, target in ENTRIES.items() if target.startswith("splitwatt_cli.")}
-
-
-def command(name: str) -> Command:
-    module, _, attribute = OURS[name].partition(":")
-    found: Command = getattr(import_module(module), attribute)
-    return found
-
-
-def parser_of(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    command(name).add_arguments(parser)
-    return parser
+from support.commands import OURS, PROJECT, command, parser_of
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -59,7 +40,7 @@ def test_no_cluster_is_one_sentence_and_code_2(name: str, tmp_path: Path, capsys
 
 
 def test_kubectl_finds_the_same_command_as_its_plugin() -> None:
-    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = PROJECT["scripts"]
     assert scripts["kubectl-splitwatt"] == scripts["splitwatt"]
 
 

@@ -13,7 +13,7 @@ from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_CLUSTER, L
 
 from splitwatt_cli.conditions import Object, conditions_of, name_of, severity_of
 from splitwatt_cli.explain.remedies import remedy
-from splitwatt_cli.explain.why import Ground, Why, gpus_of, ground_of, level_of, why_cap
+from splitwatt_cli.explain.why import Ground, Level, Why, gpus_of, ground_of, level_of, why_cap
 from splitwatt_cli.snapshot import Snapshot, named
 
 MAX_EVENTS: Final = 10
@@ -75,7 +75,7 @@ def explain_budget(seen: Snapshot, name: str, decisions: Sequence[Mapping[str, A
         return None
     obj = budgets[name]
     spec, status, bad = obj["spec"], obj.get("status") or {}, _bad(obj)
-    way = []
+    way: list[Level] = []
     up = name
     while up in budgets and len(way) < len(budgets):
         way.append(level_of(budgets[up]))
