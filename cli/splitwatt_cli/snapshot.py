@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from splitwatt_api import convert
 from splitwatt_client import Connection, Object, Rejected, ResourceType
@@ -28,6 +28,7 @@ from splitwatt_client.resources import (
 )
 from splitwatt_core.names import API_GROUP, LABEL_CLUSTER
 
+AnyObject = TypeVar("AnyObject", bound=Mapping[str, Any])
 NAMESPACE: Final = "splitwatt-system"
 LEASE: Final = "splitwatt-operator"
 CONTROLLER: Final = "splitwatt.io/operator"
@@ -56,7 +57,7 @@ class Snapshot:
     unread: Mapping[str, str] = field(default_factory=dict)
 
 
-def named(objects: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def named(objects: Sequence[AnyObject]) -> dict[str, AnyObject]:
     return {obj["metadata"]["name"]: obj for obj in objects}
 
 
