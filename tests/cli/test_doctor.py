@@ -14,7 +14,7 @@ from splitwatt_api.kinds import KINDS
 from splitwatt_cli.doctor.command import looked_at
 from splitwatt_cli.doctor.definitions import differences
 from splitwatt_cli.doctor.facts import Clock, MeterAnswer, Right, Telemetry
-from splitwatt_cli.doctor.meters import UNITS, unit_of
+from splitwatt_cli.doctor.meters import UNITS, Behind, unit_of
 from splitwatt_cli.doctor.rights import AGENT, OPERATOR, needed
 from splitwatt_cli.doctor.verdict import diagnose
 from splitwatt_cli.finding import Finding, Severity
@@ -121,10 +121,10 @@ def test_a_slow_answer_is_no_clock_that_is_off() -> None:
 
 
 def test_every_unit_is_told_from_the_others() -> None:
-    assert {unit: unit_of(2700.0 * down / up, drawn_w=2500.0, most_w=3000.0) for unit, (up, down) in UNITS.items()} == {
+    assert {unit: unit_of(2700.0 * down / up, Behind(600.0, 2600.0, 3400.0)) for unit, (up, down) in UNITS.items()} == {
         unit: unit for unit in UNITS
     }
-    assert unit_of(2.7, drawn_w=0.0, most_w=3000.0) is None, "without agents nobody can tell"
+    assert unit_of(2.7, Behind(0.0, 2000.0, 3000.0)) is None, "without agents nobody can tell"
 
 
 def test_engines_without_our_labels_are_told_from_engines_that_nobody_scrapes() -> None:

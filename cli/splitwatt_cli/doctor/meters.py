@@ -7,7 +7,9 @@ go with it is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -73,13 +75,14 @@ def check(facts: Facts) -> Iterator[Finding]:
 def _plausible(facts: Facts, spec: BudgetSpec, answer: MeterAnswer, obj: Object) -> Iterator[Finding]:
     assert spec.meter is not None and answer.value is not None
     subject, read_w = f"PowerBudget {spec.name}", answer.value * spec.meter.watts_per_unit
-    drawn_w, most_w = behind(facts, spec)
+    there = behind(facts, spec)
+    drawn_w, most_w = there.drawn_w, there.most_w
     low, high = contradicts(read_w, drawn_w), most_w > 0 and read_w > EXPLAINED_TIMES * most_w
     if is_no_value(answer.value, read_w, drawn_w or None):
         text = f"its meter reads {answer.value:.10g}, which devices send for 'no value'"
         yield Finding(Severity.BROKEN, "MeterNoValue", subject, text, _ask(spec.meter.selector))
     elif low or high:
-        unit = unit_of(answer.value, drawn_w=drawn_w, most_w=most_w)
+        unit = unit_of(answer.value, there)
         now = f"its meter reads {read_w:.5g} W while the GPUs behind it draw {drawn_w:.0f} W"
         if unit is not None and unit != "watts":
             numerator, denominator = UNITS[unit]
@@ -96,30 +99,43 @@ def _plausible(facts: Facts, spec: BudgetSpec, answer: MeterAnswer, obj: Object)
         yield Finding(Severity.WARNING, "NonGpuUnderDeclared", subject, fresh.message, fix)
 
 
-def behind(facts: Facts, spec: BudgetSpec) -> tuple[float, float]:
-    """GPU watts that agents read below a budget now, and the most that may flow there by what is declared. Zero: not known."""
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What is behind a meter, in watts. `drawn_w`: what agents read now; `expected_w`: the same with losses and all that is
+    declared beside GPUs; `most_w`: the same with every GPU at its maximum. Zero: not known."""
+
+    drawn_w: float
+    expected_w: float
+    most_w: float
+
+
+def behind(facts: Facts, spec: BudgetSpec) -> Behind:
     specs = specs_of(list(facts.seen.budgets))
-    drawn_w = most_w = 0.0
+    fixed_w = sum(other.fixed_w for other in specs.values() if spec.name in (other.name, other.parent))
+    drawn_w, expected_w, most_w = 0.0, float(fixed_w), float(fixed_w)
     for obj in facts.seen.node_powers:
         told: Mapping[str, Any] = obj.get("spec") or {}
         if spec.name not in (told.get("budgets") or ()):
             continue
-        drawn_w += facts.telemetry.draw_w.get(obj["metadata"]["name"], 0.0)
+        node_w = facts.telemetry.draw_w.get(obj["metadata"]["name"], 0.0)
         gpus_w = sum(row.get("maxCapWatts", 0) for row in (obj.get("status") or {}).get("gpus") or ())
-        most_w += gpus_w * (1 + (told.get("overheadPercent") or 0) / 100) + (told.get("nonGpuWatts") or 0)
-    most_w += sum(other.fixed_w for other in specs.values() if spec.name in (other.name, other.parent))
-    return drawn_w, most_w
+        loss, rest_w = 1 + (told.get("overheadPercent") or 0) / 100, told.get("nonGpuWatts") or 0
+        drawn_w += node_w
+        expected_w += node_w * loss + rest_w
+        most_w += gpus_w * loss + rest_w
+    return Behind(drawn_w, expected_w, most_w)
 
 
-def unit_of(value: float, *, drawn_w: float, most_w: float) -> str | None:
+def unit_of(value: float, there: Behind) -> str | None:
     """The one unit in which a reading goes with what GPUs draw; None: none does, or the draw is not known. Of several the one
-    nearest to the draw."""
-    if value <= 0 or drawn_w <= 0:
+    that comes nearest to what is expected."""
+    if value <= 0 or there.drawn_w <= 0:
         return None
+    most_w = EXPLAINED_TIMES * max(there.most_w, there.drawn_w)
     fits = {
-        unit: abs(value * up / down - drawn_w)
+        unit: abs(math.log(value * up / down / there.expected_w))
         for unit, (up, down) in UNITS.items()
-        if CONTRADICTED_SHARE * drawn_w <= value * up / down <= max(EXPLAINED_TIMES * most_w, EXPLAINED_TIMES * drawn_w)
+        if CONTRADICTED_SHARE * there.drawn_w <= value * up / down <= most_w
     }
     return min(fits, key=lambda unit: fits[unit], default=None)
 
