@@ -20,7 +20,7 @@ def code(one: Any, *, labels: dict[str, str] | None = None, **leaf: Any) -> tupl
     """Why one GPU has its cap, below a rack with these spec and status."""
     rack = budget("rack-a1", rack="a1", parent="row-a", **leaf)
     obj = node_power("n1", one, budgets=("rack-a1", "row-a"))
-    ground = ground_of(obj, named([budget("row-a"), rack]), node("n1", **(labels or {})))
+    ground = ground_of(obj, named([budget("row-a"), rack]), node("n1", labels=labels))
     why = why_cap(gpus_of(obj)[0], ground)
     return why.code, why.change
 
@@ -108,8 +108,8 @@ def pod(name: str, **spec: Any) -> dict[str, Any]:
 
 def test_each_pod_says_what_it_waits_for() -> None:
     obj = cluster(conditions=[row("PowerAdmitted", False, "InsufficientPower", "1200 W are missing in rack-a1")])
-    unready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
-    unready["containerStatuses"] = [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]  # type: ignore[list-item]
+    unready: dict[str, Any] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
+    unready["containerStatuses"] = [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
     pods = (
         pod("a", schedulingGates=[{"name": GATE_POWER}]),
         pod("b", schedulingGates=[{"name": "others.io/gate"}]),

@@ -70,7 +70,8 @@ def run(site: Site, name: str, *arguments: str) -> tuple[int, str]:
 
 
 def first_line(site: Site) -> str:
-    return run(site, "doctor")[1].splitlines()[0].lstrip("✗!· ")
+    """ "" where the question could not be asked."""
+    return next(iter(run(site, "doctor")[1].splitlines()), "").lstrip("✗!· ")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _old_definition(site: Site) -> None:
 
 
 def _new_definition(site: Site) -> None:
-    file = REPOSITORY / "crds" / "powerbudgets.yaml"
+    file = REPOSITORY / "crds" / "powerbudgets.splitwatt.io.yaml"
     site.kubectl("apply", "--server-side", "--force-conflicts", "-f", file)
 
 

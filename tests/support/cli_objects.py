@@ -80,11 +80,11 @@ def node_power(
     }
 
 
-def node(name: str, *, rack: str = "a1", gpus: int = 2, **labels: str) -> dict[str, Any]:
+def node(name: str, *, rack: str = "a1", gpus: int = 2, labels: dict[str, str] | None = None) -> dict[str, Any]:
     own = {LABEL_RACK: rack} if rack else {}
     return {
         "kind": "Node",
-        "metadata": {"name": name, "labels": {**own, **labels}},
+        "metadata": {"name": name, "labels": {**own, **(labels or {})}},
         "status": {"allocatable": {GPU_RESOURCE: str(gpus)} if gpus else {}},
     }
 
