@@ -1,1 +1,1 @@
-"""The `splitwatt` command: finds the subcommands that rooms register, and nothing else."""
+"""The `splitwatt` command: the subcommands that rooms register, and its own that ask a cluster: status, explain, doctor, top."""

@@ -23,11 +23,13 @@ class Command(Protocol):
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-def load_commands() -> tuple[dict[str, Command], dict[str, str]]:
-    """The commands that are installed, and for each other one the reason it is not."""
+def load_commands(asked: str = "") -> tuple[dict[str, Command], dict[str, str]]:
+    """The commands that are installed, and for each other one the reason it is not. Where `asked` is one of them, that one alone:
+    at night nobody waits for the simulator's compiler to be imported."""
     found: dict[str, Command] = {}
     missing: dict[str, str] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+    registered = sorted(entry_points(group=GROUP), key=lambda e: e.name)
+    for entry in [e for e in registered if e.name == asked] or registered:
         try:
             found[entry.name] = entry.load()
         except ImportError as error:
@@ -40,13 +42,13 @@ def load_commands() -> tuple[dict[str, Command], dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code of the command; 2 on a wrong command line, 130 after Ctrl-C."""
-    commands, missing = load_commands()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands, missing = load_commands(given[0] if given else "")
     parser = argparse.ArgumentParser(prog="splitwatt", description="Power-aware split prefill/decode serving on Kubernetes.")
     parser.add_argument("--version", action="version", version=f"splitwatt {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
         command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
-    given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in missing:
         parser.error(f"{given[0]} {missing[given[0]]}")
     args = parser.parse_args(given)

@@ -81,16 +81,19 @@ class _KeepaliveRest(RESTClientObject):  # type: ignore[misc]  # the official cl
 
 
 class Connection:
-    """Async context manager. `kubeconfig` None means in-cluster. One instance serves any number of concurrent tasks."""
+    """Async context manager. `kubeconfig` None means in-cluster; `context`: of that file, None: its current one. One instance
+    serves any number of concurrent tasks."""
 
     def __init__(
         self,
         kubeconfig: Path | None = None,
         *,
+        context: str | None = None,
         request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
         user_agent: str = "splitwatt",
     ) -> None:
         self._kubeconfig = kubeconfig
+        self._context = context
         self._request_timeout_s = request_timeout_s
         self._user_agent = user_agent
         self._client: Any = None
@@ -113,7 +116,10 @@ class Connection:
                 from kubernetes.aio.config.kube_config import load_kube_config  # noqa: PLC0415
 
                 await load_kube_config(
-                    config_file=str(self._kubeconfig), client_configuration=configuration, persist_config=False
+                    config_file=str(self._kubeconfig),
+                    context=self._context,
+                    client_configuration=configuration,
+                    persist_config=False,
                 )
         except Exception as error:  # broad: the official loaders raise whatever their parsing stumbles over
             where = "the in-cluster service account" if self._kubeconfig is None else f"kubeconfig {self._kubeconfig}"

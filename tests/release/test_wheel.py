@@ -73,7 +73,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def planner(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment(tmp_path_factory.mktemp("planner") / "env", wheel, "cli", "sim")
+    return Environment(tmp_path_factory.mktemp("planner") / "env", wheel, "sim")
 
 
 def test_the_wheel_says_what_it_is(planner: Environment) -> None:

@@ -1,0 +1,77 @@
+"""What conditions of our kinds mean for a person on call: how bad, and what to look at next. Pure.
+
+A condition is judged by its type, and where a type says two things by its reason. What a later release adds and nobody judged
+here counts as a warning while it is False: something unknown that does not hold is worth a line, and never a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from splitwatt_core.conditions import Condition, condition_from_wire
+
+from splitwatt_cli.finding import Finding, Severity
+
+Object = Mapping[str, Any]
+
+NEWS: Final = frozenset({"Paused", "Observing", "ForeignLimit", "RollingOut", "ScaledElsewhere"})
+"""Types that are there to be told while they are True."""
+BROKEN_WHEN_FALSE: Final = frozenset({"Ready", "WithinBudget", "Feasible", "SLOAttained"})
+NOTES: Final = frozenset({"Adopting", "Observing", "Paused", "NodesExcluded", "Frozen", "NoNodes", "AgentsSum", "RollingOut"})
+"""Reasons that say what somebody asked for, or what passes by itself."""
+TRUE_AND_YET: Final = frozenset(
+    {
+        "NodesGone", "NodesBeside", "RaisesHeld", "AcknowledgementsLate", "UndeclaredInTheWay", "ChargesInTheWay",
+        "NonGpuUnderDeclared", "Guarding", "WorkloadsStale", "UnknownDevices", "SetByAnother", "ServingInterrupted",
+    }
+)  # fmt: skip
+"""Reasons of conditions that hold, and of which a person should hear all the same."""
+SHORT_NAMES: Final = {"PowerBudget": "budget", "NodePower": "node", "InferenceCluster": "ic"}
+
+
+def conditions_of(obj: Object) -> list[Condition]:
+    return [condition_from_wire(row) for row in (obj.get("status") or {}).get("conditions") or ()]
+
+
+def condition(obj: Object, kind: str) -> Condition | None:
+    return next((c for c in conditions_of(obj) if c.type == kind), None)
+
+
+def severity_of(row: Condition) -> Severity | None:
+    """None: as it should be, or nothing is known."""
+    if row.status is None:
+        return None
+    if row.status is (row.type not in NEWS):
+        return Severity.WARNING if row.reason in TRUE_AND_YET else None
+    if row.reason in NOTES:
+        return Severity.NOTE
+    if row.type in NEWS:
+        return Severity.WARNING if row.reason in TRUE_AND_YET else Severity.NOTE
+    return Severity.BROKEN if row.type in BROKEN_WHEN_FALSE else Severity.WARNING
+
+
+def name_of(obj: Object) -> str:
+    """ "rack-a1", or "serving/chat" where names belong to namespaces."""
+    meta = obj["metadata"]
+    return f"{meta['namespace']}/{meta['name']}" if meta.get("namespace") else str(meta["name"])
+
+
+def explain_command(kind: str, obj: Object) -> str:
+    meta = obj["metadata"]
+    within = f" -n {meta['namespace']}" if meta.get("namespace") else ""
+    return f"splitwatt explain {SHORT_NAMES[kind]} {meta['name']}{within}"
+
+
+def troubles(kind: str, objects: Sequence[Object]) -> Iterator[Finding]:
+    """One finding per cause and object; words that a former condition of the same object said are not said again."""
+    for obj in objects:
+        said: list[str] = []
+        for row in sorted(conditions_of(obj), key=lambda c: s.rank if (s := severity_of(c)) else 9):
+            severity = severity_of(row)
+            if severity is None or any(row.message in words or words in row.message for words in said):
+                continue
+            said.append(row.message)
+            yield Finding(
+                severity, row.reason, f"{kind} {name_of(obj)}", row.message, explain_command(kind, obj), row.last_transition
+            )

@@ -1,0 +1,1 @@
+"""`splitwatt doctor`: every known way in which an installation goes wrong, each with its fix."""

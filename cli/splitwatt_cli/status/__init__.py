@@ -1,0 +1,1 @@
+"""`splitwatt status`: one screen, what is wrong first."""

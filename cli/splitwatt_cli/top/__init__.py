@@ -1,0 +1,1 @@
+"""`splitwatt top`: budgets, caps, draw, roles and what happens, live."""
