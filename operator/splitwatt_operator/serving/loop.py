@@ -38,7 +38,7 @@ from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
-from splitwatt_operator.serving.revisions import revisions_of, together
+from splitwatt_operator.serving.revisions import Places, revisions_of, together
 from splitwatt_operator.serving.role_scales import RoleScales
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 4
 RECHECK_S: Final = 300.0
 """Every cluster is looked at this often even when nothing is heard of it."""
+ROLLING_S: Final = 5.0
+"""And this often while it rolls out: no Deployment tells when a pod comes to wait for power."""
 LEASE_PAUSE_S: Final = 1.0
 """Before the next look when something was not sent for want of the Lease."""
 
@@ -104,6 +106,7 @@ class Serving:
         self._applier = Applier(reader, pen, store)
         self._pools = Pools(reader, pen)
         self._scalers = Scalers(reader)
+        self._places = Places()
         self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._prober = Prober(store, view, self._queue.add)
@@ -199,7 +202,7 @@ class Serving:
             self._metrics.show_cluster(name, None, status)
             return _sooner(RECHECK_S, await self._show(obj, status))
         spec = seen.fact
-        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context), self._places)
         manifests = render(spec, self._context, rollout.rendered)
         ordinary = [m for m in manifests if m["kind"] != POOL_KIND]
         outcome = await self._applier.bring(spec.uid, ordinary, keep=rollout.keep, tell=rollout.tell)
@@ -228,7 +231,8 @@ class Serving:
         due_s = await self._show(obj, status)
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
-        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, scale_due_s, self._scalers.again_s(name))
+        rolling_s = ROLLING_S if rollout.plan.sentence else None
+        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, due_s, scale_due_s, rolling_s, self._scalers.again_s(name))
 
     def _status(
         self,
@@ -292,6 +296,7 @@ class Serving:
         self._applier.forget(name.namespace, [object_name(name.name, part) for part in PARTS])
         self._pools.forget(name)
         self._scalers.forget(name)
+        self._places.forget(name)
         self._queue.forget(name)
         self._metrics.forget_cluster(name)
         self._written.pop(name, None)
