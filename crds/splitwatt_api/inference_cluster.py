@@ -176,6 +176,21 @@ class RolePool(Wire):
     template: PodTemplate | None = Field(default=None, description="An overlay on the pool's pods.")
 
 
+class DecodePool(RolePool):
+    """A pool whose replicas the cluster's scale sets. Who leaves them to a scaler must be able to leave them out: whatever stands
+    in a manifest is set back each time it is applied."""
+
+    replicas: int = Field(
+        default=1,
+        ge=0,
+        le=MAX_REPLICAS,
+        strict=True,
+        description="How many replicas; `kubectl scale` and autoscalers set it. Leave it out where they shall: it is 1 at first, "
+        "and a manifest without it changes nothing.",
+        json_schema_extra={"format": "int32"},
+    )
+
+
 class OnFailure(StrEnum):
     RECOMPUTE = "Recompute"
     FAIL = "Fail"
@@ -251,7 +266,7 @@ class InferenceClusterSpec(Wire):
     )
     slo: Slo = Field(default_factory=Slo, description="What the service promises.", json_schema_extra={"default": {}})
     prefill: RolePool | None = Field(default=None, description="The pool that reads prompts; it follows TTFT.")
-    decode: RolePool | None = Field(
+    decode: DecodePool | None = Field(
         default=None, description="The pool that writes tokens; it follows TBT. `kubectl scale` sets its replicas."
     )
     mixed: RolePool | None = Field(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from splitwatt_api.node_power import NodePower
 from splitwatt_core.conditions import Condition
+from splitwatt_core.names import GROUP_VERSION
 from splitwatt_core.protocol.contract import (
     GRANTS_PER_TERM,
     MAX_TERM,
@@ -226,6 +227,25 @@ def test_scale_moves_decode_replicas_alone(objects: ControlPlane, namespace: str
     scale = json.loads(objects.kubectl("get", "--raw", path).stdout)
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (5, 3)
     assert scale["status"]["selector"] == "splitwatt.io/cluster=chat"
+
+
+@pytest.mark.parametrize("how", [(), ("--server-side",)])
+def test_a_manifest_without_decodes_replicas_undoes_no_scale(objects: ControlPlane, namespace: str, how: tuple[str, ...]) -> None:
+    """GitOps applies it again and again, by either way of applying."""
+    spec = {"model": {"name": "m"}, "engine": {"type": "VLLM"}, "prefill": {"replicas": 2}, "decode": {"gpusPerReplica": 1}}
+    meta = {"name": "chat", "namespace": namespace}
+    manifest = {"apiVersion": GROUP_VERSION, "kind": "InferenceCluster", "metadata": meta, "spec": spec}
+
+    def applied() -> int:
+        objects.kubectl("apply", *how, "-f", "-", stdin=json.dumps(manifest))
+        replicas: int = read(objects, "ic", "chat", "-n", namespace)["spec"]["decode"]["replicas"]
+        return replicas
+
+    assert applied() == 1
+    objects.kubectl("scale", "ic", "chat", "-n", namespace, "--replicas=4")
+    assert applied() == 4
+    spec["decode"] = {"gpusPerReplica": 2}
+    assert applied() == 4, "another change of the same pool"
 
 
 def test_an_unsplit_cluster_has_no_scale_and_is_not_split_by_one(objects: ControlPlane, namespace: str) -> None:

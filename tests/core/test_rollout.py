@@ -57,7 +57,9 @@ class Fleet:
                 self.routers[revision] = 0
 
     def pair(self, revision: str) -> bool:
-        return all(self.pools.get(revision, {}).get(role, PoolState()).ready > 0 for role in PAIR if self.replicas[role])
+        """A router has to know one of each role, whatever they are scaled to."""
+        asked = [role for role in PAIR if self.with_router or self.replicas[role]]
+        return all(self.pools.get(revision, {}).get(role, PoolState()).ready > 0 for role in asked)
 
     def start(self, revision: str, role: Role) -> None:
         pool = self.pools[revision].get(role, PoolState())
@@ -102,7 +104,8 @@ class Fleet:
     def done(self) -> bool:
         whole = {role: PoolState(count, count) for role, count in self.replicas.items()}
         routers = {self.newest} if self.with_router else set()
-        return self.pools == {self.newest: whole} and set(self.routers) == routers and bool(self.serving())
+        served = bool(self.serving()) or (self.with_router and 0 in self.replicas.values())
+        return self.pools == {self.newest: whole} and set(self.routers) == routers and served
 
 
 def running(prefill: int, decode: int, *, with_router: bool = True) -> Fleet:
@@ -135,6 +138,7 @@ def test_two_and_two_move_one_by_one_and_the_routers_first() -> None:
     fleet.route("b")
     fleet.step()
     assert fleet.routers == {"a": -1, "b": 1}
+    assert "The router of a has pods that have not ended." in fleet.step().sentence
     assert fleet.pools["a"] == {P: PoolState(1, 1), D: PoolState(1, 1)}, "a's router may be amid a request"
     fleet.gone("a")
     fleet.step()
@@ -310,6 +314,22 @@ def test_from_split_to_unsplit_serving_is_interrupted_and_that_is_said() -> None
     assert plan.replicas["b"][Role.MIXED] == 2 and plan.replicas["a"] == {P: 0, D: 0, Role.MIXED: 0}
     there = RevisionState({Role.MIXED: PoolState(2, 2)}, routed=True, routers_ready=1)
     assert not plan_rollout({"a": old, "b": there}, newest="b", replicas={Role.MIXED: 2}).interrupted
+
+
+@pytest.mark.parametrize("replicas", [{P: 0, D: 3}, {P: 2, D: 0}])
+def test_with_a_role_at_zero_the_other_is_rolled_all_the_same(replicas: dict[Role, int]) -> None:
+    """No router is ready then, of either revision."""
+    fleet = running(3, 3)
+    fleet.replicas = replicas
+    for _ in range(3):
+        fleet.step()
+        fleet.settle()
+    fleet.newest = "b"
+    empty = "prefill" if not replicas[P] else "decode"
+    assert f"Nobody is served while {empty} is scaled to zero." in fleet.step().sentence
+    fleet.finish()
+    fleet.replicas = {P: 2, D: 2}
+    assert fleet.finish() < 4
 
 
 def test_a_cluster_scaled_to_nothing_amid_a_rollout_ends_it() -> None:

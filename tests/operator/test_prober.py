@@ -220,6 +220,24 @@ async def test_nobody_to_ask_keeps_what_a_predecessor_proved(scene: Scene) -> No
     assert Prober(scene.objects.store, scene.objects.view, print).condition(seen.fact, {}).reason == "NotProbed"
 
 
+def test_what_was_proven_is_forgotten_with_the_last_engine_of_a_role() -> None:
+    """Those that come with the next scale are others, and `Ready` must not lean on a proof of the former ones."""
+    objects, pool = Objects(), {"replicas": 1, "gpusPerReplica": 1}
+    prober = Prober(objects.store, objects.view, lambda _: None)
+
+    def told(replicas: int, status: str, reason: str) -> str:
+        """After the status said this."""
+        objects.cluster(engine={"type": "VLLM"}, prefill=pool, decode={**pool, "replicas": replicas})
+        seen = objects.view.cluster(NAME)
+        assert seen is not None and seen.fact is not None
+        row = {"type": prober_of.CONDITION, "status": status, "reason": reason, "message": "."}
+        return prober.condition(seen.fact, {"conditions": [row]}).reason
+
+    assert told(1, "True", "Verified") == "Verified", "a predecessor's"
+    assert told(0, "True", "Verified") == "ScaledToZero"
+    assert told(1, "Unknown", "ScaledToZero") == "NotProbed"
+
+
 def test_a_real_engines_page_is_read_as_it_is() -> None:
     """vLLM 0.32 on CPUs with NixlConnector, before and after six probes through vllm-router: lines of its /metrics."""
     before, after = ((RECORDED / f"vllm-0.32-decode-{when}.txt").read_text() for when in ("before", "after"))

@@ -137,6 +137,36 @@ def test_a_rollout_amid_a_rollout_a_rollback_and_a_crash(two_and_two: Site, oper
     assert watcher.looks > 20 and not watcher.wrong, watcher.wrong[:5]
 
 
+def test_replicas_without_watts_do_not_stop_a_rollout(site: Site) -> None:
+    """An autoscaler that asks for more than the budget holds stays there, and the cluster must be rolled all the same."""
+    site.add_nodes(6)
+    site.limit(idle_w(6) + 2 * PAIR_W)
+    site.cluster("chat")
+    three = {role: {"replicas": 3} for role in ROLES}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps({"spec": three}))
+    site.await_condition("chat", "PowerAdmitted", "False", "InsufficientPower")
+    eventually("two of each", lambda: all(site.running("chat", role) == 2 for role in ROLES))
+    eventually("a router", lambda: site.condition("chat", "RouterReady").get("status") == "True")
+    with Watcher(site, most=3) as watcher:
+        engine_args(site, "--max-num-seqs=64")
+        told = eventually("it says what has no watts", lambda: (r := site.condition("chat", "RollingOut")) and _short(r) and r)
+
+        def moved() -> bool:
+            pods = [pod for role in ROLES for pod in site.pods("chat", role) if pod["status"]["phase"] == "Running"]
+            return len(pods) == 4 and all(pod["spec"]["containers"][0]["args"][-1] == "--max-num-seqs=64" for pod in pods)
+
+        eventually("two of each are of the new one, and the former is gone", lambda: moved() and len(revisions(site)) == 1)
+    assert told["reason"] == "PairsKept"
+    assert watcher.looks > 20 and not watcher.wrong, watcher.wrong[:5]
+    assert site.condition("chat", "PowerAdmitted")["status"] == "False", "the third ones wait on"
+    site.limit(idle_w(6) + 3 * PAIR_W)
+    site.await_condition("chat", "Ready", "True")
+
+
+def _short(row: Mapping[str, Any]) -> bool:
+    return "1 prefill and 1 decode have no watts, and the others move without them." in row["message"]
+
+
 def test_what_is_no_revision_rolls_in_place(two_and_two: Site) -> None:
     site = two_and_two
     before, names = revisions(site), {each["metadata"]["name"] for each in deployments(site)}

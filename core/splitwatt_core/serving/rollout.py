@@ -12,6 +12,13 @@ are gone, its engines.
 A role of one replica cannot move so: it has no room for a second one. Its cluster is told that serving is interrupted; the other
 role moves a replica first, so that it is as short as can be.
 
+A router is ready while it knows an engine of each role. Where one is scaled to zero nobody is served and there is no pair to
+keep, so all of the former go at once.
+
+A replica that waits for power holds nothing, and nothing but more watts will ever start it. So a rollout does not wait for it: it
+moves as many as had a place when it began (`ready_at_most`). Where a place that was given away went to somebody else, no other
+one is given.
+
 Everything follows from what is there: whoever takes over in the midst goes on. Pure, and the same for a rollout that another one
 interrupts, or that is rolled back: the newest is whatever is asked for now.
 """
@@ -32,10 +39,12 @@ KEPT_FROM: Final = Fraction(2, 3)
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """One role's Deployment of one revision: the replicas that it is told to have, and those of them that are ready."""
+    """One role's Deployment of one revision: the replicas that it is told to have, those of them that are ready, and those that
+    wait behind the power gate."""
 
     wanted: int = 0
     ready: int = 0
+    gated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,8 @@ class RevisionState:
 
     def pool(self, role: Role) -> PoolState:
         pool = self.pools.get(role, PoolState())
-        return PoolState(pool.wanted, min(pool.wanted, pool.ready))
+        ready = min(pool.wanted, pool.ready)
+        return PoolState(pool.wanted, ready, min(pool.wanted - ready, pool.gated))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,7 @@ class _Scene:
     newest: str
     replicas: Mapping[Role, int]
     with_router: bool
+    ready_at_most: Mapping[Role, int]
     roles: tuple[Role, ...] = field(init=False)
     """Those that are asked for."""
 
@@ -85,7 +96,28 @@ class _Scene:
         """Of the replicas that are asked for, those that are its own and ready, in the role that has least. All, where none is
         asked for."""
         pool = self.revisions[revision].pool
-        return min((Fraction(pool(role).ready, self.replicas[role]) for role in self.roles), default=Fraction(1))
+        return min((Fraction(pool(role).ready, self.places(role)) for role in self.roles), default=Fraction(1))
+
+    def gated(self, role: Role) -> int:
+        return sum(state.pool(role).gated for state in self.revisions.values())
+
+    def ready(self, role: Role) -> int:
+        return sum(state.pool(role).ready for state in self.revisions.values())
+
+    def places(self, role: Role) -> int:
+        """Of the replicas that are asked for, those that watts were there for; 1 at least."""
+        if not self.gated(role):
+            return self.replicas[role]
+        return min(self.replicas[role], max(1, self.ready(role), self.ready_at_most.get(role, 0)))
+
+    def short(self, role: Role) -> bool:
+        return self.places(role) < self.replicas[role]
+
+    def whole(self, role: Role) -> bool:
+        """Whether each replica that may start is ready, so that another one may move."""
+        pools = [state.pool(role) for state in self.revisions.values()]
+        started = all(pool.ready + pool.gated == pool.wanted for pool in pools)
+        return started and (not self.gated(role) or self.ready(role) >= self.places(role))
 
     def gives(self, revision: str, role: Role) -> bool:
         """Whether it still has one ready when it gives one replica of this role away."""
@@ -101,16 +133,25 @@ class _Scene:
 
 
 def plan_rollout(
-    revisions: Mapping[str, RevisionState], *, newest: str, replicas: Mapping[Role, int], with_router: bool = True
+    revisions: Mapping[str, RevisionState],
+    *,
+    newest: str,
+    replicas: Mapping[Role, int],
+    with_router: bool = True,
+    ready_at_most: Mapping[Role, int] | None = None,
 ) -> RolloutPlan:
     """The next step. `revisions`: all of which anything is there. `replicas`: of each role that is
-    asked for; one that is not goes. Applying it twice does no more than once.
+    asked for; one that is not goes. `ready_at_most`: the most ready replicas of a role, of all revisions, that were seen since
+    the newest is asked for; who has seen nothing gives at most one replica more away. Applying it twice does no more than once.
 
     Invariant: from a state where some revision serves and no role has one replica, each step leaves a pair with its router.
     """
-    scene = _Scene({newest: RevisionState({}), **revisions}, newest, {role: replicas.get(role, 0) for role in Role}, with_router)
+    asked = {role: replicas.get(role, 0) for role in Role}
+    scene = _Scene({newest: RevisionState({}), **revisions}, newest, asked, with_router, ready_at_most or {})
     if not scene.olds:
         return RolloutPlan({newest: dict(replicas)}, frozenset({newest} if with_router else ()), newest)
+    if empty := [role.value for role in Role if with_router and replicas.get(role) == 0]:
+        return _all_at_once(scene, replicas, f"Nobody is served while {' and '.join(empty)} is scaled to zero.")
     single = [role for role in scene.roles if scene.replicas[role] == 1 and scene.lacks(role)]
     kept = _kept(scene)
     breaks = bool(single) and kept != newest and _rest_is_there(scene, single)
@@ -123,6 +164,17 @@ def plan_rollout(
         _move(scene, role, kept, following, breaks=breaks and role in single, calm=calm)
     left = [role for role in _left(scene) if role not in replicas]
     return RolloutPlan(following, routers, kept, bool(single or left), _sentence(scene, kept, single, left))
+
+
+def _all_at_once(scene: _Scene, replicas: Mapping[Role, int], why: str) -> RolloutPlan:
+    """The newest grows into what the former have given away."""
+    newest = scene.newest
+    following = {revision: dict.fromkeys(scene.revisions[revision].pools, 0) for revision in scene.olds}
+    held = {role: sum(scene.revisions[old].pool(role).wanted for old in scene.olds) for role in Role}
+    following[newest] = dict.fromkeys(scene.revisions[newest].pools, 0) | {
+        role: max(0, count - held[role]) for role, count in replicas.items()
+    }
+    return RolloutPlan(following, frozenset({newest}), newest, sentence=f"{_moved(scene)} {why}")
 
 
 def _kept(scene: _Scene) -> str:
@@ -189,7 +241,7 @@ def _give_one(scene: _Scene, role: Role, kept: str, following: dict[str, dict[Ro
     before = {revision: scene.revisions[revision].pool(role) for revision in scene.revisions}
     if any(following[revision][role] < before[revision].wanted for revision in scene.olds):
         return
-    whole = all(pool.ready == pool.wanted for pool in before.values())
+    whole = scene.whole(role)
     givers = [r for r in (*_fading(scene, kept), kept) if r != scene.newest and following[r][role] > 0]
     for revision in sorted(givers, key=lambda r: before[r].ready == before[r].wanted):
         spare = before[revision].ready < before[revision].wanted
@@ -215,9 +267,9 @@ def _may_give(
 def _turn(scene: _Scene, role: Role) -> bool:
     """Whether this role is not ahead of the other."""
     newest = scene.revisions[scene.newest]
-    mine = Fraction(newest.pool(role).wanted, scene.replicas[role])
+    mine = Fraction(newest.pool(role).wanted - newest.pool(role).gated, scene.places(role))
     others = (other for other in scene.roles if other != role)
-    return all(mine <= Fraction(newest.pool(other).ready + 1, scene.replicas[other]) for other in others)
+    return all(mine <= Fraction(newest.pool(other).ready + 1, scene.places(other)) for other in others)
 
 
 def _left(scene: _Scene) -> list[Role]:
@@ -229,11 +281,10 @@ def _left(scene: _Scene) -> list[Role]:
 
 
 def _sentence(scene: _Scene, kept: str, single: list[Role], left: list[Role]) -> str:
-    newest = scene.revisions[scene.newest]
-    moved = " and ".join(f"{newest.pool(role).ready} of {scene.replicas[role]} {role.value}" for role in scene.roles)
-    words = (
-        f"Revision {scene.newest} has {moved} replicas ready; {', '.join(scene.olds)} {'goes' if len(scene.olds) == 1 else 'go'}."
-    )
+    newest, words = scene.revisions[scene.newest], _moved(scene)
+    if short := [(scene.replicas[role] - scene.places(role), role.value) for role in scene.roles if scene.short(role)]:
+        counted = " and ".join(f"{count} {role}" for count, role in short)
+        words = f"{words} {counted} have no watts, and the others move without them."
     if left:
         goes = " and ".join(role.value for role in left)
         return f"{words} Serving is interrupted: {goes} {'goes' if len(left) == 1 else 'go'} before the others are ready."
@@ -246,4 +297,16 @@ def _sentence(scene: _Scene, kept: str, single: list[Role], left: list[Role]) ->
         )
     if scene.with_router and scene.pair(scene.newest) and scene.revisions[scene.newest].routed and not newest.routers_ready:
         words = f"{words} The router of {scene.newest} is not ready yet."
-    return f"{words} {kept} serves." if scene.serving(kept) else words
+    if not scene.serving(kept):
+        return words
+    ending = [revision for revision in scene.olds if scene.revisions[revision].routed and kept == scene.newest]
+    waits = f" The router of {' and '.join(ending)} has pods that have not ended." if ending else ""
+    return f"{words} {kept} serves.{waits}"
+
+
+def _moved(scene: _Scene) -> str:
+    newest = scene.revisions[scene.newest]
+    moved = " and ".join(f"{newest.pool(role).ready} of {scene.replicas[role]} {role.value}" for role in scene.roles) or "no"
+    return (
+        f"Revision {scene.newest} has {moved} replicas ready; {', '.join(scene.olds)} {'goes' if len(scene.olds) == 1 else 'go'}."
+    )

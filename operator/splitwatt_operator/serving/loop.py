@@ -40,7 +40,7 @@ from splitwatt_operator.serving.groups import Groups
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
-from splitwatt_operator.serving.revisions import revisions_of, together
+from splitwatt_operator.serving.revisions import Places, revisions_of, together
 from splitwatt_operator.serving.role_scales import RoleScales
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 4
 RECHECK_S: Final = 300.0
 """Every cluster is looked at this often even when nothing is heard of it."""
+ROLLING_S: Final = 5.0
+"""And this often while it rolls out: no Deployment tells when a pod comes to wait for power."""
 LEASE_PAUSE_S: Final = 1.0
 """Before the next look when something was not sent for want of the Lease."""
 
@@ -107,6 +109,7 @@ class Serving:
         self._pools = Pools(reader, pen)
         self._groups = Groups(reader, store)
         self._scalers = Scalers(reader)
+        self._places = Places()
         self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._prober = Prober(store, view, self._queue.add)
@@ -203,7 +206,7 @@ class Serving:
             return _sooner(RECHECK_S, await self._show(obj, status))
         spec = seen.fact
         no_groups = await self._groups.read(spec)
-        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context))
+        rollout = revisions_of(self._store, spec, pod_templates(spec, self._context), self._places)
         manifests = render(spec, self._context, rollout.rendered)
         ordinary, keep, tell = [m for m in manifests if m["kind"] != POOL_KIND], rollout.keep, rollout.tell
         if no_groups:  # nobody makes room for what cannot come, and what stands stays
@@ -237,7 +240,9 @@ class Serving:
         if outcome.failed:
             raise ApiError(" ".join(outcome.problems))
         groups_s = self._groups.again_s(spec, no_groups)
-        return _sooner(RECHECK_S, outcome.retry_s, pool.again_s, groups_s, due_s, scale_due_s, self._scalers.again_s(name))
+        rolling_s = ROLLING_S if rollout.plan.sentence else None
+        waits_s = (outcome.retry_s, pool.again_s, groups_s, due_s, scale_due_s, rolling_s, self._scalers.again_s(name))
+        return _sooner(RECHECK_S, *waits_s)
 
     def _status(
         self,
@@ -304,6 +309,7 @@ class Serving:
         self._pools.forget(name)
         self._groups.forget(name)
         self._scalers.forget(name)
+        self._places.forget(name)
         self._queue.forget(name)
         self._metrics.forget_cluster(name)
         self._written.pop(name, None)

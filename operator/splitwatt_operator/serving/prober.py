@@ -112,6 +112,8 @@ class Prober:
     def condition(self, spec: ClusterSpec, previous: Mapping[str, Any]) -> Condition:
         """What is known now. `previous`: the cluster's status as it was read, for a proof that a predecessor made."""
         if (reason := why_not(spec)) is not None:
+            # Engines that come after that are none of those of which something was proven.
+            self._known.pop(spec.id, None)
             return Condition(CONDITION, None, *reason)
         known = self._known.get(spec.id)
         if known is None or known.uid != spec.uid:

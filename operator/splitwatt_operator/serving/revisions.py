@@ -1,18 +1,20 @@
 """What stands of a cluster's revisions, read from its Deployments and LeaderWorkerSets, and what the next look makes of it.
 
-Nothing is remembered: who takes over in the midst of a rollout reads the same and goes on. Workloads of former revisions are
-never rendered anew, for their spec is not asked for any more; they are told how many replicas they have, and go when empty.
+Nothing is remembered but `Places`: who takes over in the midst of a rollout reads the same and goes on. Workloads of former
+revisions are never rendered anew, for their spec is not asked for any more; they are told how many replicas they have, and go
+when empty.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
-from splitwatt_core.clusters import LABEL_ROUTERS, PAIR, ClusterSpec, Role, cluster_label
-from splitwatt_core.names import LABEL_CLUSTER, LABEL_REVISION, LABEL_ROLE, LABEL_ROUTER
+from splitwatt_core.clusters import LABEL_ROUTERS, PAIR, ClusterName, ClusterSpec, Role, cluster_label
+from splitwatt_core.names import GATE_POWER, LABEL_CLUSTER, LABEL_REVISION, LABEL_ROLE, LABEL_ROUTER
 from splitwatt_core.rendering.groups import spans_nodes
 from splitwatt_core.rendering.objects import ROUTER_PART
 from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, kv_content, names_for, revision_of
@@ -76,23 +78,54 @@ class Revisions:
         return [each for each in self.live if each.part == part]
 
 
-def revisions_of(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]]) -> Revisions:
-    """Cost: the store's workloads, and its pods where some are not labelled."""
+class Places:
+    """How many replicas of each role were ready at most, since a revision is asked for: so many there were watts for. This alone
+    is remembered, and whoever takes over begins anew."""
+
+    def __init__(self) -> None:
+        self._seen: dict[ClusterName, tuple[str, str, dict[Role, int]]] = {}
+
+    def see(self, spec: ClusterSpec, newest: str, engines: Sequence[LiveWorkload]) -> Mapping[Role, int]:
+        uid, revision, most = self._seen.get(spec.id, ("", "", {}))
+        if (uid, revision) != (spec.uid, newest):
+            most = {}
+        ready = Counter[Role]()
+        for each in engines:
+            ready[Role(each.part)] += _ready(each)
+        most = {role: min(spec.role(role).replicas, max(most.get(role, 0), ready[role])) for role in spec.roles}
+        self._seen[spec.id] = (spec.uid, newest, most)
+        return most
+
+    def forget(self, name: ClusterName) -> None:
+        self._seen.pop(name, None)
+
+
+def revisions_of(
+    store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], places: Places | None = None
+) -> Revisions:
+    """Cost: the store's workloads, and its pods where some are not labelled or several revisions are there. `places`: of
+    whoever acts by the answer."""
     newest = revision_of(templates)
     live = _live(store, spec, templates, newest)
     engines = [each for each in live if isinstance(each.part, Role) and not each.going]
     routers = [each for each in live if each.part == ROUTER_PART]
     with_router = spec.router.type in LABEL_ROUTERS
     replicas = {role: spec.role(role).replicas for role in spec.roles}
+    gated = _gated(store, spec) if any(each.revision != newest for each in engines) else {}
     states = {
         revision: RevisionState(
-            {Role(each.part): PoolState(each.wanted, _ready(each)) for each in engines if each.revision == revision},
+            {
+                Role(each.part): PoolState(each.wanted, _ready(each), gated.get((each.part, revision), 0))
+                for each in engines
+                if each.revision == revision
+            },
             with_router and any(each.revision == revision for each in routers),
             sum(_ready(each) for each in routers if each.revision == revision and not each.going),
         )
         for revision in {each.revision for each in (*engines, *(routers if with_router else ()))}
     }
-    plan = plan_rollout(states, newest=newest, replicas=replicas, with_router=with_router)
+    seen = places.see(spec, newest, engines) if places is not None else {}
+    plan = plan_rollout(states, newest=newest, replicas=replicas, with_router=with_router, ready_at_most=seen)
     taken = {each.home.name for each in live}
     homes = {}
     for role in spec.roles:
@@ -213,6 +246,18 @@ def _home_of(store: Store, obj: JsonObject, part: Role | str) -> Home:
         if own and same and owner.get("name") == f"{meta['name']}-{own}":
             hashes.add(own)
     return Home(meta["name"], labelled=False, pod_hash=hashes.pop() if len(hashes) == 1 else "")
+
+
+def _gated(store: Store, spec: ClusterSpec) -> Counter[tuple[str, str]]:
+    """By role and revision: pods that wait behind the power gate. One that bears no revision is older than any."""
+    label, found = cluster_label(spec.name), Counter[tuple[str, str]]()
+    for pod in store.all(Kind.POD):
+        meta, labels = pod["metadata"], pod["metadata"].get("labels") or {}
+        if meta["namespace"] != spec.namespace or labels.get(LABEL_CLUSTER) != label or "deletionTimestamp" in meta:
+            continue
+        if any(gate.get("name") == GATE_POWER for gate in pod["spec"].get("schedulingGates") or ()):
+            found[labels.get(LABEL_ROLE, ""), labels.get(LABEL_REVISION, "")] += 1
+    return found
 
 
 def _home(engines: Iterable[LiveWorkload], role: Role, revision: str) -> Home | None:
