@@ -10,8 +10,9 @@ import pytest
 from splitwatt_client.errors import Rejected
 from splitwatt_client.reading import ObjectList, Reader
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, RoleSpec
+from splitwatt_core.rendering.render import RenderContext, render
 from splitwatt_operator.cluster.store import Key, Kind, Store
-from splitwatt_operator.serving.groups import AGAIN_S, NOT_SERVED, NUMBERS_S, Groups
+from splitwatt_operator.serving.groups import AGAIN_S, NOT_SERVED, NUMBERS_S, Groups, without_groups
 
 POOL = RoleSpec(2, 8)
 NARROW = ClusterSpec(
@@ -100,6 +101,14 @@ def test_an_api_server_that_is_busy_is_asked_again() -> None:
     _, _, groups = made(refused(503))
     with pytest.raises(Rejected):
         read(groups, WIDE)
+
+
+def test_while_sets_cannot_be_read_those_that_stand_are_not_removed_and_all_else_is_applied() -> None:
+    manifests = render(WIDE, RenderContext())
+    former = (Kind.DEPLOYMENT, Key("s", "chat-prefill-1"))
+    applied, keep = without_groups(manifests, frozenset({former}))
+    [group] = [m["metadata"]["name"] for m in manifests if m["kind"] == "LeaderWorkerSet"]
+    assert keep == {former, (Kind.GROUP, Key("s", group))} and len(applied) == len(manifests) - 1
 
 
 def refused(status: int) -> Rejected:

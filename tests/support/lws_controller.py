@@ -21,6 +21,7 @@ from splitwatt_lab.toolchain import tools_directory
 from support.waiting import eventually
 
 LABEL: Final = "leaderworkerset.sigs.k8s.io"
+_DEFINITION: Final = "leaderworkersets.leaderworkerset.x-k8s.io"
 _CONFIGURATIONS: Final = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 
 
@@ -59,10 +60,15 @@ def controlled(plane: ControlPlane, folder: Path) -> Iterator[Process]:
 
             eventually("its webhooks answer", answers)
             yield controller
+            # While somebody serves the kind: what waits for its dependents to go is then let go.
+            plane.kubectl("delete", "leaderworkersets", "--all", "-A", "--wait=false")
+            eventually("no set is left", lambda: not plane.http.get(f"/apis/{lws.API}/leaderworkersets").json()["items"])
     finally:
         for hook in hooks:
             plane.kubectl("delete", hook["kind"], hook["metadata"]["name"], "--ignore-not-found")
-        plane.kubectl("delete", "-f", "-", "--ignore-not-found", stdin=definitions)
+        plane.kubectl("delete", "-f", "-", "--ignore-not-found", "--wait=false", stdin=definitions)
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{_DEFINITION}"
+        eventually("its definition is gone", lambda: plane.http.get(path).status_code == 404)
 
 
 def _settings(port: int, certificates: Path) -> dict[str, Any]:

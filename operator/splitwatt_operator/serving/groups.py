@@ -8,14 +8,15 @@ From there on they are objects as others are: applied, put right, scaled and rem
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from splitwatt_client.errors import Rejected
 from splitwatt_client.reading import Reader
 from splitwatt_client.resources import LEADER_WORKER_SETS
 from splitwatt_core.clusters import ClusterName, ClusterSpec
-from splitwatt_core.rendering.groups import GROUP_API, GROUP_CRDS, spans_nodes
+from splitwatt_core.rendering.groups import GROUP_API, GROUP_CRDS, GROUP_KIND, spans_nodes
+from splitwatt_core.rendering.objects import Manifest
 
 from splitwatt_operator.cluster.store import JsonObject, Key, Kind, Store, key_of, version_of
 from splitwatt_operator.serving.apply import controller_uid
@@ -90,3 +91,12 @@ class Groups:
             key = key_of(obj)
             if key.namespace == namespace and key not in there and (version is None or version_of(obj) <= version):
                 self._store.remove(Kind.GROUP, key, version=version or version_of(obj))
+
+
+Named = tuple[Kind, Key]
+
+
+def without_groups(manifests: Sequence[Manifest], keep: frozenset[Named]) -> tuple[list[Manifest], frozenset[Named]]:
+    """(what can be applied, what stays besides) while LeaderWorkerSets cannot be read: those that may stand are not removed."""
+    kept = {(Kind.GROUP, key_of(each)) for each in manifests if each["kind"] == GROUP_KIND}
+    return [each for each in manifests if each["kind"] != GROUP_KIND], keep | kept

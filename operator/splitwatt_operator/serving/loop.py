@@ -21,7 +21,6 @@ from splitwatt_client.reading import Reader
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role
 from splitwatt_core.names import LABEL_CLUSTER
-from splitwatt_core.rendering.groups import GROUP_KIND
 from splitwatt_core.rendering.llmd import POOL_KIND
 from splitwatt_core.rendering.objects import PARTS, ROUTER_PART, object_name
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render, unjudged
@@ -29,14 +28,14 @@ from splitwatt_core.serving.rollout import RolloutPlan
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.cluster.read import subject_of
-from splitwatt_operator.cluster.store import Change, JsonObject, Key, Kind, Store
+from splitwatt_operator.cluster.store import Change, JsonObject, Kind, Store
 from splitwatt_operator.cluster.view import Seen, View
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
-from splitwatt_operator.serving.groups import Groups
+from splitwatt_operator.serving.groups import Groups, without_groups
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
@@ -209,9 +208,8 @@ class Serving:
         rollout = revisions_of(self._store, spec, pod_templates(spec, self._context), self._places)
         manifests = render(spec, self._context, rollout.rendered)
         ordinary, keep, tell = [m for m in manifests if m["kind"] != POOL_KIND], rollout.keep, rollout.tell
-        if no_groups:  # nobody makes room for what cannot come, and what stands stays
-            keep |= {(Kind.GROUP, Key(name.namespace, m["metadata"]["name"])) for m in ordinary if m["kind"] == GROUP_KIND}
-            ordinary, tell = [m for m in ordinary if m["kind"] != GROUP_KIND], {}
+        if no_groups:
+            ordinary, keep, tell = *without_groups(ordinary, keep), {}  # nobody makes room for what cannot come
         outcome = await self._applier.bring(spec.uid, ordinary, keep=keep, tell=tell)
         pool = PoolReport(unsent=True)
         if not outcome.unsent:
