@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from splitwatt_prune.stubs import Constant
 from splitwatt_prune.surgery import widths
 from splitwatt_prune.training import Recipe, Run
 
-RECIPE = Recipe(epochs=6, batch=16, ratio=0.9, interval=2, lr=0.2, grow_batch=True)
+RECIPE = Recipe(epochs=6, batch=16, ratio=0.9, interval=2, lr=0.2)
 
 
 def run(resume: Path | None = None, recipe: Recipe = RECIPE) -> Run:
@@ -34,12 +36,22 @@ def test_a_resumed_run_has_the_losses_of_the_unbroken_one_to_the_last_bit(tmp_pa
     assert widths(resumed.model) == widths(unbroken.model) and resumed.last_epoch == 4
     assert resumed.reconfigurer.generation == unbroken.reconfigurer.generation > 0
     assert resumed.reconfigurer.cost == unbroken.reconfigurer.cost != resumed.totals.dense
-    assert [resumed.epoch() for _ in range(2)] == [unbroken.epoch() for _ in range(2)]
+    losses = [unbroken.epoch() for _ in range(2)]
+    assert all(map(math.isfinite, losses)) and [resumed.epoch() for _ in range(2)] == losses
     assert resumed.totals == unbroken.totals and resumed.mini_batch == unbroken.mini_batch
     assert resumed.lasso is not None and unbroken.lasso is not None
     assert resumed.lasso.state_dict() == unbroken.lasso.state_dict()
     pairs = zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_batch_that_grew_is_still_that_large(tmp_path: Path) -> None:
+    grown = run(recipe=replace(RECIPE, grow_batch=True))
+    grown.mini_batch = replace(grown.mini_batch, size=48, lr_factor=3.0)
+    grown.save(tmp_path / "run.pt")
+    resumed = run(tmp_path / "run.pt")
+    assert (resumed.mini_batch.size, resumed.mini_batch.lr_factor) == (48, 3.0)
+    assert [len(each) for each in resumed._batches()] == [48, 48]
 
 
 def test_removed_paths_travel_too(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_where_no_shortcut_is_the_strongest_channel_stays_and_the_reason_is_told
     with torch.no_grad():
         model[0].weight[2, 1] = 0.9 * THRESHOLD
     change = Reconfigurer(model, None, torch.randn(3, 3)).now()
-    assert change is not None and model[0].weight.shape == (1, 3) and float(model[0].weight[0, 1]) == pytest.approx(9e-5)
+    assert change is not None and model[0].weight.shape == (1, 3) and model[0].weight[0, 1].item() == pytest.approx(9e-5)
     assert change.kept_alive == {"0": "2 is on no residual path: output follows"}
 
 

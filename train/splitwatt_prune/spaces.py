@@ -72,7 +72,17 @@ class Graph:
         return (space for space in self.spaces if not space.whole)
 
 
+class _Proxy(fx.Proxy):
+    """Tells `a += b` from `a + b`, which torch.fx takes for one."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Constant | Nothing) or super().is_leaf_module(m, module_qualified_name)
 
