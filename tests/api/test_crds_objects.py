@@ -86,7 +86,13 @@ def test_a_small_budget_is_filled_in(objects: ControlPlane) -> None:
         objects,
         "PowerBudget",
         "small",
-        {"limitWatts": 9_000, "nodeSelector": selector, "unmanagedWattsPerNode": 0, "meter": {"selector": "m"}},
+        {
+            "limitWatts": 9_000,
+            "nodeSelector": selector,
+            "nonGpuWattsPerNode": 0,
+            "unmanagedWattsPerNode": 0,
+            "meter": {"selector": "m"},
+        },
     )["spec"]
     assert made["meter"] == {"selector": "m", "aggregate": "Sum", "expectedSeries": 1, "maxAgeSeconds": 5}
     assert (made["limitGraceSeconds"], made["settleMilliseconds"], made["reserveWatts"]) == (5, 500, 0)
@@ -110,7 +116,8 @@ def test_a_cut_below_the_reserve_is_never_refused(objects: ControlPlane) -> None
 
 def test_a_cut_below_what_is_kept_for_nodes_to_come_is_never_refused(objects: ControlPlane) -> None:
     grows = {"maxNodes": 2, "gpusPerNode": 8}
-    leaf = {"nodeSelector": {"matchLabels": {"rack": "grows"}}, "unmanagedWattsPerNode": 4_000, "elastic": grows}
+    watts = {"nonGpuWattsPerNode": 0, "unmanagedWattsPerNode": 4_000}
+    leaf = {"nodeSelector": {"matchLabels": {"rack": "grows"}}, **watts, "elastic": grows}
     create(objects, "PowerBudget", "grows", {"limitWatts": 9_000, **leaf})
     assert patch(objects, "pb grows", {"spec": {"limitWatts": 5_000}})[0]
     taken, said = patch(objects, "pb grows", {"spec": {"elastic": {"maxNodes": 3}}})
