@@ -218,6 +218,7 @@ def build_fleet(
         trusted = node.trusted(now_s)
         still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
         root = budgets[tree.root[placement.leaves[0]]]
+        frees = releases(node, root, tree)
         for account in node.gpus.values():
             holders = demands.holders(account, root)
             wants = demands.of(account, holders)
@@ -232,7 +233,7 @@ def build_fleet(
                 top_w = max(account.min_w, min(wants.ceiling_w, account.latest_cap_w or 0))
                 natural_w = min(wants.natural_w, top_w)
                 wants = replace(wants, ceiling_w=top_w, natural_w=natural_w, cliff_w=min(wants.cliff_w, natural_w))
-            freed = can and releases(node, root, tree)
+            freed = can and frees
             if freed:
                 wants = as_it_is(account, wants)
             lowest_w = min(max(account.min_w, account.floor_w), max(account.min_w, account.max_w))

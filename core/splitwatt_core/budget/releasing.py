@@ -12,6 +12,7 @@ somebody wrote, and everything that a raise takes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -37,33 +38,30 @@ def caps_of(m: Moment, decided_w: NDArray[np.int32], may_raise: BoolArray, *, la
     """The caps to aim at, int32[N]: of freed GPUs that nothing lowers the default limit, as fast as caps may rise. `last_s`: when
     this was asked before."""
     fleet = m.fleet
-    held_w = fleet.gpus.cap_w
-    rises = fleet.freed & may_raise & (decided_w >= np.floor(np.minimum(held_w, _defaults_w(m))))
-    if not rises.any():
+    rows = np.flatnonzero(fleet.freed & may_raise)
+    if not rows.size:
         return decided_w
-    full_w = _defaults_w(m).astype(np.int32)
-    no_cliff_w = np.zeros(len(held_w))
-    begins_s = m.now_s if math.isinf(last_s) else last_s
+    full_w = np.array([default_w(fleet.accounts[i]) for i in rows.tolist()], dtype=np.int32)
+    held_w, no_cliff_w = fleet.gpus.cap_w[rows], np.zeros(len(rows))
     step_w = paced(
         PACE,
         cap_w=full_w,
         granted_w=held_w,
         cliff_w=no_cliff_w,
         min_w=no_cliff_w,
-        slot=fleet.slot,
-        last_s=begins_s,
+        slot=fleet.slot[rows],
+        last_s=m.now_s if math.isinf(last_s) else last_s,
         now_s=m.now_s,
     )
-    return np.where(rises, np.maximum(step_w, decided_w), decided_w).astype(np.int32)
+    found = decided_w.copy()
+    lowered = decided_w[rows] < np.floor(np.minimum(held_w, full_w))
+    found[rows] = np.where(lowered, decided_w[rows], np.maximum(step_w, decided_w[rows]))
+    return found
 
 
 def clocks_of(m: Moment, decided_mhz: Mhz, may_raise: BoolArray) -> Mhz:
     """Locks are taken off where a cap might rise; where none might, what was decided stands, which may lock deeper."""
     return np.where(m.fleet.freed & may_raise, 0, decided_mhz).astype(np.int32)
-
-
-def _defaults_w(m: Moment) -> NDArray[np.float64]:
-    return np.array([default_w(account) for account in m.fleet.accounts], dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------------ what is told
@@ -83,15 +81,14 @@ class Releasing:
         self._left_pods: dict[str, list[str]] = {}
         fleet, tree = m.fleet, m.tree
         lack_w = np.zeros(len(tree.order))
-        for i, (account, node) in enumerate(zip(fleet.accounts, fleet.owner, strict=True)):
-            leaf = tree.order[int(fleet.gpus.leaf[i])]
-            root = m.root(int(fleet.gpus.leaf[i]))
-            if root.name in tree.fault:
-                continue
-            asked = node.released or root.mode is Mode.RELEASE
-            left = root.mode is Mode.OBSERVE and not asked and left_low(account)
+        modes = [None if tree.root[name] in tree.fault else m.root(b).mode for b, name in enumerate(tree.order)]
+        for i in _told_of(m, modes).tolist():
+            account, node, b = fleet.accounts[i], fleet.owner[i], int(fleet.gpus.leaf[i])
+            asked = modes[b] is Mode.RELEASE or (node.released and modes[b] is not None)
+            left = modes[b] is Mode.OBSERVE and not asked and left_low(account)
             if not (asked or left):
                 continue
+            leaf = tree.order[b]
             for name in tree.chain(leaf):
                 if left:
                     self._leave(name, i)
@@ -157,6 +154,14 @@ class Releasing:
             )
             return Condition(KIND, False, "LimitInTheWay", text)
         return Condition(KIND, False, "Releasing", f"{told}; the others follow")
+
+
+def _told_of(m: Moment, modes: Sequence[Mode | None]) -> NDArray[np.intp]:
+    """GPUs of which there may be something to say: few, in a fleet that Strict rules."""
+    of_tree = np.array([mode in (Mode.OBSERVE, Mode.RELEASE) for mode in modes], dtype=np.bool_)[m.fleet.gpus.leaf]
+    if any(p.node.released for p in m.placements):
+        of_tree |= np.array([node.released for node in m.fleet.owner], dtype=np.bool_)
+    return np.flatnonzero(of_tree)
 
 
 def _is_free(account: GpuAccount) -> bool:
