@@ -163,8 +163,8 @@ class NodePowerSpec(Wire):
         ),
     )
 
-    would_be: list[WouldBeGrant] = Field(
-        default_factory=list,
+    would_be: list[WouldBeGrant] | None = Field(
+        default=None,
         max_length=MAX_GPUS_PER_NODE,
         description="In mode Observe: what the budget would grant, for people to read. The agent does not act on it.",
         json_schema_extra=kubernetes(list_type="atomic"),

@@ -29,15 +29,17 @@ def test_observe_tells_strict_holds_and_release_gives_back(datacenter: Any) -> N
     budget = datacenter.budget("leaf", mode=None, limitWatts=TIGHT_W, policy=UNIFORM, limitGraceSeconds=1)
     operator = datacenter.active_operator()
     # A budget without a mode observes. What it tells is told of every GPU, in the object and in the metrics, and nothing is set.
-    said = datacenter.await_condition(budget, "Observing", "True", "WouldCut")
-    assert said["message"].startswith("in Strict 8 of 8 GPUs would be cut by "), said["message"]
+    datacenter.eventually("8 would-be caps", lambda: len(told(datacenter)) == 8)
+    datacenter.await_condition(budget, "Observing", "True", "WouldCut")
+    first = "in Strict 8 of 8 GPUs would be cut by "
+    datacenter.eventually("a sentence", lambda: datacenter.condition(budget, "Observing")["message"].startswith(first))
     assert datacenter.status(budget)["mode"] == "Observe"
     columns = datacenter.plane.kubectl("get", "pb", budget).stdout
     assert "MODE" in columns and "Observe" in columns
-    would = datacenter.eventually("8 would-be caps", lambda: len(rows := told(datacenter)) == 8 and rows)
+    would = told(datacenter)
     assert sum(would.values()) * 1.04 + 4000 <= TIGHT_W and set(datacenter.caps_w()) == {DEFAULT_W}
     (node, *_), (uuid, cap_w) = datacenter.twins, next(iter(would.items()))
-    assert abs(operator.metric("splitwatt_would_cap_watts", node=node, gpu=uuid) - cap_w) < 10
+    assert abs(operator.metric("splitwatt_would_cap_watts", gpu=uuid, node=node) - cap_w) < 10
     assert operator.metric("splitwatt_budget_would_cut_gpus", budget=budget, role="Prefill") is not None
 
     mode(datacenter, budget, "Strict")
