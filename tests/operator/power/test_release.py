@@ -43,10 +43,14 @@ def test_observe_tells_strict_holds_and_release_gives_back(datacenter: Any) -> N
     assert operator.metric("splitwatt_budget_would_cut_gpus", budget=budget, role="Prefill") is not None
 
     mode(datacenter, budget, "Strict")
-    datacenter.eventually("the caps that were told", lambda: sum(datacenter.caps_w()) * 1.04 + 4000 <= TIGHT_W)
-    assert all(abs(a - b) <= 10 for a, b in zip(sorted(datacenter.caps_w()), sorted(would.values()), strict=True))
+
+    def as_told() -> bool:
+        return all(abs(a - b) <= 10 for a, b in zip(sorted(datacenter.caps_w()), sorted(would.values()), strict=True))
+
+    datacenter.eventually("the caps that were told", as_told)
+    assert sum(datacenter.caps_w()) * 1.04 + 4000 <= TIGHT_W
     datacenter.eventually("an Event", lambda: [e for e in datacenter.events("ModeChanged") if e["regarding"]["name"] == budget])
-    assert not told(datacenter)
+    datacenter.eventually("no more of it", lambda: not told(datacenter))
 
     mode(datacenter, budget, "Observe")
     left = datacenter.await_condition(budget, "CapsReleased", "False", "CapsLeft")
