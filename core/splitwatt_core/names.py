@@ -19,6 +19,8 @@ LABEL_POOL: Final = "splitwatt.io/pool"
 LABEL_PLAN: Final = "splitwatt.io/plan"
 # "true": no cap is ever granted here; the node's GPUs are charged their default limits.
 LABEL_EXCLUDED: Final = "splitwatt.io/excluded"
+# "Release": its GPUs get their default limits and clocks back, whatever the mode of their tree.
+LABEL_MODE: Final = "splitwatt.io/mode"
 
 # Labels on objects that the operator renders.
 LABEL_CLUSTER: Final = "splitwatt.io/cluster"
@@ -95,6 +97,13 @@ M_BUDGET_CAP_WATTS: Final = "splitwatt_budget_cap_watts"
 M_BUDGET_SHORT_WATTS: Final = "splitwatt_budget_short_watts"
 M_BUDGET_GPUS: Final = "splitwatt_budget_gpus"
 M_BUDGET_CONDITION: Final = "splitwatt_budget_condition"
+# In mode Observe: what would be granted, cut and held.
+M_WOULD_CAP_WATTS: Final = "splitwatt_would_cap_watts"
+M_WOULD_LOCK_HERTZ: Final = "splitwatt_would_lock_hertz"
+M_BUDGET_WOULD_CUT_WATTS: Final = "splitwatt_budget_would_cut_watts"
+M_BUDGET_WOULD_CUT_GPUS: Final = "splitwatt_budget_would_cut_gpus"
+M_BUDGET_WOULD_HOLD_PODS: Final = "splitwatt_budget_would_hold_pods"
+M_BUDGET_WOULD_LACK_WATTS: Final = "splitwatt_budget_would_lack_watts"
 M_CLUSTER_CONDITION: Final = "splitwatt_cluster_condition"
 M_CLUSTER_PODS: Final = "splitwatt_cluster_pods"
 M_CLUSTER_SLO_SECONDS: Final = "splitwatt_cluster_slo_seconds"

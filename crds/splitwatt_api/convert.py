@@ -88,13 +88,13 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         generation=budget.metadata.generation,
         limit_w=spec.limit_watts,
         parent=spec.parent,
-        mode=spec.mode or Mode.STRICT,
+        mode=spec.mode or _mode_unsaid(budget),
         policy=(policy.type if policy else PolicyType.PHASE_AWARE).value,
         unassigned=policy.unassigned_gpus if policy else Unassigned.MINIMUM,
         safe_cap_w=policy.safe_cap_watts if policy else None,
         reserve_w=spec.reserve_watts,
         selector=None if spec.node_selector is None else selector_to_core(spec.node_selector),
-        non_gpu_w_per_node=spec.non_gpu_watts_per_node,
+        non_gpu_w_per_node=spec.non_gpu_watts_per_node or 0,
         unmanaged_w_per_node=spec.unmanaged_watts_per_node or 0,
         fixed_w=spec.fixed_watts,
         overhead_percent=spec.overhead_percent,
@@ -110,6 +110,18 @@ def budget_to_core(budget: PowerBudget) -> BudgetSpec:
         workloads=tuple(map(_workload, spec.workloads)),
         elastic=None if (grows := spec.elastic) is None else Elastic(grows.max_nodes, grows.gpus_per_node, grows.node_labels),
     )
+
+
+def _mode_unsaid(budget: PowerBudget) -> Mode:
+    """Of a budget that names no mode. A new one observes; one that holds its limit does not let go because a field is missing,
+    nor because an earlier release, whose status says no mode, took Strict for what was meant. Below a root the word counts only
+    while the root is missing: then its own limit is held."""
+    status = budget.status
+    if budget.spec.parent is not None:
+        return Mode.STRICT
+    if status is None or status.limit_in_force_watts is None:
+        return Mode.OBSERVE
+    return Mode.STRICT if status.mode in (None, Mode.STRICT) else Mode.OBSERVE
 
 
 def _workload(entry: WorkloadEntry) -> WorkloadRule:
@@ -182,6 +194,7 @@ def budget_status(report: BudgetReport, *, generation: int, previous: Mapping[st
             "charge_watts": _up(report.charge_w),
             "measured_watts": None if report.measured_w is None else min(MAX_TOLD, max(0, round(report.measured_w))),
             "short_watts": _up(report.short_w) or None,
+            "mode": report.mode,
             "posture": posture_name(report.posture),
             "nodes": report.nodes,
             "gpus": report.gpus,

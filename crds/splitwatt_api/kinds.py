@@ -146,6 +146,7 @@ KINDS: Final = (
         namespaced=False,
         columns=(
             Column("Parent", ".spec.parent", "string", "The budget above."),
+            Column("Mode", ".status.mode", "string", "What its tree does: Observe, Strict or Release."),
             Column("Limit W", ".spec.limitWatts", description="What was asked for."),
             Column("In force W", ".status.limitInForceWatts", description="What holds now."),
             Column("Charge W", ".status.chargeWatts", description="The most that may be drawn."),

@@ -7,7 +7,7 @@ grant's charge covers its cap (R4).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from splitwatt_core.protocol.contract import (
@@ -26,6 +26,7 @@ from splitwatt_core.protocol.contract import (
     Use,
 )
 from splitwatt_core.protocol.terms import MAX_RISE
+from splitwatt_core.protocol.would import STEP_W
 
 from splitwatt_api.base import (
     CelRule,
@@ -43,6 +44,16 @@ from splitwatt_api.base import (
 
 Term = Annotated[int, Field(ge=0, le=MAX_TERM, strict=True)]
 GrantNumber = Annotated[int, Field(ge=0, le=MAX_GRANT, strict=True)]
+
+
+def _on_nodes(schema: dict[str, Any]) -> None:
+    """An agent knows no Release: what it is granted then is held as in Strict."""
+    kept = {key: schema[key] for key in ("description", "default") if key in schema}
+    schema.clear()
+    schema.update(type="string", enum=[mode.value for mode in Mode if mode is not Mode.RELEASE], **kept)
+
+
+NodeMode = Annotated[Mode, Field(json_schema_extra=_on_nodes)]
 
 
 class GpuGrant(Wire):
@@ -76,6 +87,18 @@ class GpuGrant(Wire):
     )
 
 
+class WouldBeGrant(Wire):
+    """What one GPU would be granted if the tree did not only observe. Nobody sets it: it has no grant number."""
+
+    uuid: str = Field(min_length=1, max_length=96, description="NVML's UUID of the GPU.")
+    would_cap_watts: GpuWatts = Field(
+        description=f"The power limit that Strict would set, in watts; told anew once it moved by {STEP_W}."
+    )
+    would_max_clock_megahertz: Megahertz | None = Field(
+        default=None, description="What Strict would lock the SM clock to, in MHz; absent: no lock."
+    )
+
+
 class NodePowerSpec(Wire):
     """The operator's word; nobody else writes it."""
 
@@ -85,7 +108,9 @@ class NodePowerSpec(Wire):
         max_length=64,
         description="The uid of the object this was written for; the agent ignores a spec written for another.",
     )
-    mode: Mode = Field(default=Mode.STRICT, description="The budget tree's mode: Observe, Strict or Oversubscribed.")
+    mode: NodeMode = Field(
+        default=Mode.STRICT, description="What rules the node: Observe, Strict (in mode Release too) or Oversubscribed."
+    )
     lease_name: str | None = Field(
         default=None, max_length=253, description="The Lease that bounds caps above their safe caps (Oversubscribed)."
     )
@@ -138,8 +163,20 @@ class NodePowerSpec(Wire):
         ),
     )
 
+    would_be: list[WouldBeGrant] | None = Field(
+        default=None,
+        max_length=MAX_GPUS_PER_NODE,
+        description="In mode Observe: what the budget would grant, for people to read. The agent does not act on it.",
+        json_schema_extra=kubernetes(list_type="atomic"),
+    )
+
     model_config = ConfigDict(
         json_schema_extra=kubernetes(
+            CelRule(
+                "self.mode == 'Observe' || !has(self.wouldBe) || size(self.wouldBe) == 0",
+                "wouldBe is told in mode Observe only: where caps are granted, gpus says them",
+                field_path=".wouldBe",
+            ),
             CelRule(
                 "self.term >= oldSelf.term",
                 "spec.term never falls: an operator of a higher term has written this object, so the writer must stop",

@@ -65,7 +65,7 @@ class Aggregate(StrEnum):
     SUM = "Sum"
 
 
-BudgetMode = Annotated[Mode, Field(json_schema_extra=one_of("mode", ("Observe", "Strict"), later="Oversubscribed"))]
+BudgetMode = Annotated[Mode, Field(json_schema_extra=one_of("mode", ("Observe", "Strict", "Release"), later="Oversubscribed"))]
 
 
 class PolicyChoice(Wire):
@@ -196,7 +196,8 @@ class PowerBudgetSpec(Wire):
     parent: ObjectName | None = Field(default=None, description="The budget above this one; absent: a root.")
     mode: BudgetMode | None = Field(
         default=None,
-        description="Root only. Observe: decide and report, grant nothing. Strict: hold the limit. Absent: Strict.",
+        description="Root only. Observe: decide and tell, grant nothing. Strict: hold the limit. Release: give "
+        "default limits and clocks back, as far as the limit allows. Absent: Observe, but who is in Strict stays there.",
     )
     policy: PolicyChoice | None = Field(default=None, description="Root only. Absent: PhaseAware.")
     workloads: list[WorkloadEntry] = Field(
@@ -217,8 +218,8 @@ class PowerBudgetSpec(Wire):
     node_selector: LabelSelector | None = Field(
         default=None, description="Makes this a leaf: the nodes behind the meter. Selectors of leaves are disjoint."
     )
-    non_gpu_watts_per_node: NodeWatts = Field(
-        default=0, description="Leaf only. The most one node draws besides its GPUs, at the meter, in watts."
+    non_gpu_watts_per_node: NodeWatts | None = Field(
+        default=None, description="Leaf only, required there. The most one node draws besides its GPUs, at the meter, in watts."
     )
     unmanaged_watts_per_node: NodeWatts | None = Field(
         default=None, description="Leaf only, required there. What a selected node without an agent is charged, in watts."
@@ -275,7 +276,7 @@ class PowerBudgetSpec(Wire):
                 field_path=".workloads",
             ),
             CelRule(
-                "has(self.nodeSelector) || self.nonGpuWattsPerNode == 0",
+                "has(self.nodeSelector) || !has(self.nonGpuWattsPerNode) || self.nonGpuWattsPerNode == 0",
                 f"nonGpuWattsPerNode {_LEAF_ONLY}",
                 field_path=".nonGpuWattsPerNode",
             ),
@@ -305,6 +306,11 @@ class PowerBudgetSpec(Wire):
                 "elastic.maxNodes times unmanagedWattsPerNode must not be above limitWatts: lower elastic.maxNodes",
                 field_path=".elastic",
                 optional_old=True,
+            ),
+            CelRule(
+                "!has(self.nodeSelector) || has(self.nonGpuWattsPerNode)",
+                "a budget with a nodeSelector must say nonGpuWattsPerNode, the most one node draws besides its GPUs in watts "
+                "(2800 for a server of 8 H100; 0 only where the meter sees GPUs alone)",
             ),
             CelRule(
                 "!has(self.nodeSelector) || has(self.unmanagedWattsPerNode)",
@@ -366,6 +372,7 @@ class PowerBudgetStatus(Wire):
     short_watts: Told | None = Field(
         default=None, description="How many watts are missing even with every GPU at its minimum cap."
     )
+    mode: Mode | None = Field(default=None, description="The mode of its tree; absent: its place in the tree is wrong.")
     posture: PostureName | None = Field(default=None, description="The budget's state: Adopting, Normal, Trim, Shed or Brake.")
     nodes: Told | None = Field(default=None, description="How many nodes are charged to it.")
     gpus: Told | None = Field(default=None, description="How many GPUs are charged to it.")
@@ -397,7 +404,8 @@ class PowerBudgetStatus(Wire):
         json_schema_extra=kubernetes(list_type="atomic"),
     )
     conditions: Conditions = Field(
-        default_factory=list, description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible, OwnersKnown, Steered."
+        default_factory=list,
+        description="Ready, WithinBudget, TelemetryFresh, CapsEnforced, Feasible, OwnersKnown, Steered; Observing in that mode.",
     )
 
 

@@ -104,8 +104,11 @@ class Site:
         self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(items))
 
     def first_budget(self) -> Sequence[str]:
-        """Apply the README's budgets, and wait until each is Ready; their names."""
+        """Apply the README's budgets in mode Strict, and wait until each is Ready; their names."""
         documents = readme_budgets()
+        for each in documents:
+            if "parent" not in each["spec"]:
+                each["spec"]["mode"] = "Strict"  # the page begins with Observe
         self.apply(*documents)
         names = [each["metadata"]["name"] for each in documents]
         for name in names:

@@ -10,9 +10,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from splitwatt_core import names
 from splitwatt_core.budget.keeper import BudgetReport
+from splitwatt_core.budget.observing import Hand
 from splitwatt_core.clusters import ClusterName, ClusterSpec, cluster_label
 from splitwatt_core.conditions import condition_from_wire
 from splitwatt_core.protocol.contract import Spec
+
+from splitwatt_operator.would_metrics import WouldMetrics
 
 
 def _fresh(report: BudgetReport) -> float:
@@ -126,6 +129,8 @@ class Metrics:
 
         self._budgets = _Budgets()
         registry.register(self._budgets)
+        self._would = WouldMetrics()
+        registry.register(self._would)
         self._clusters = _Clusters()
         registry.register(self._clusters)
         self.api_writes = Counter(names.M_API_WRITES, "Writes sent to the API server", (names.L_KIND,), registry=registry)
@@ -159,11 +164,15 @@ class Metrics:
         self._report_failures.labels(kind).inc()
 
     def show_budgets(self, reports: Mapping[str, BudgetReport]) -> None:
-        self._budgets.reports = reports
+        self._budgets.reports = self._would.reports = reports
 
     def caps_from(self, specs: Callable[[], Iterable[Spec]]) -> None:
         """Where the specs of all NodePowers are found when somebody scrapes."""
         self._budgets.specs = specs
+
+    def would_from(self, hand: Callable[[], Hand]) -> None:
+        """Where what Observe would grant is found when somebody scrapes."""
+        self._would.hand = hand
 
     def show_cluster(self, name: ClusterName, spec: ClusterSpec | None, status: Mapping[str, Any]) -> None:
         """`status` as it is to be written; `spec` by which it is served, None where none could ever be read."""
@@ -175,5 +184,5 @@ class Metrics:
     def end_reign(self) -> None:
         """What another replica decides from now on is not ours to show."""
         self.active.set(0)
-        self._budgets.reports = {}
+        self._budgets.reports = self._would.reports = {}
         self._clusters.seen = {}

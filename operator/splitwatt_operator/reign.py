@@ -69,6 +69,7 @@ class Reign:
         self._keeper = keeper = Keeper(
             term=lease.term, policies=POLICIES, agent_silent_s=realm.agent_silent_s, awaits_owners=True
         )
+        metrics.would_from(keeper.hand)
         self._pen = pen = Pen(connection, metrics, held=lease.held)
         self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)

@@ -15,6 +15,7 @@ from splitwatt_panels.split import SPLIT
 
 SETS: Final = (BUDGETS, NODES, SERVING, SPLIT, OPERATIONS)
 
+_OBSERVES: Final = "only while a tree observes, which ends: docs/observe.md says what to ask"
 _LAB: Final = "the lab's own, which no fleet has: the demo's report shows it"
 NOT_SHOWN: Final[Mapping[str, str]] = {
     "process_max_fds": "a constant",
@@ -24,6 +25,12 @@ NOT_SHOWN: Final[Mapping[str, str]] = {
     "rack_power_watts": "the lab's meter: a budget's draw shows it",
     names.M_VLLM_CACHE_CONFIG: "settings of an engine, as labels; its value is always 1",
     "vllm:num_requests_waiting_by_reason": "the sum is shown; a reason is for who looks into one engine",
+    names.M_WOULD_CAP_WATTS: _OBSERVES,
+    names.M_WOULD_LOCK_HERTZ: _OBSERVES,
+    names.M_BUDGET_WOULD_CUT_WATTS: _OBSERVES,
+    names.M_BUDGET_WOULD_CUT_GPUS: _OBSERVES,
+    names.M_BUDGET_WOULD_HOLD_PODS: _OBSERVES,
+    names.M_BUDGET_WOULD_LACK_WATTS: _OBSERVES,
     names.M_TWIN_ARRIVED: _LAB,
     names.M_TWIN_WAITING: _LAB,
     names.M_TWIN_REQUEUED: _LAB,

@@ -81,6 +81,7 @@ def budgets(spec: SiteSpec, policy: str) -> list[Manifest]:
     top["spec"]["limitWatts"] = round(root["spec"]["limitWatts"] * scale)
     top["spec"]["reserveWatts"] = round(root["spec"].get("reserveWatts", 0) * scale)
     top["spec"]["policy"]["type"] = policy
+    top["spec"]["mode"] = "Strict"  # the example begins with Observe
     return [top, *leaves]
 
 

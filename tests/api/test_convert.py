@@ -82,16 +82,40 @@ def test_a_leaf_says_everything_to_the_core() -> None:
     assert not spec.adopted
 
 
-def test_a_root_without_mode_and_policy_is_strict_and_phase_aware() -> None:
+def test_a_root_without_mode_and_policy_observes_and_is_phase_aware() -> None:
     spec = convert.budget_from_wire(budget({"limitWatts": 50_000}))
     assert (spec.mode, spec.policy, spec.unassigned, spec.safe_cap_w) == (
-        Mode.STRICT,
+        Mode.OBSERVE,
         "PhaseAware",
         Unassigned.MINIMUM,
         None,
     )
     assert spec.selector is None
     assert spec.meter is None
+
+
+@pytest.mark.parametrize(
+    ("told", "mode"),
+    [
+        ({"mode": "Strict"}, Mode.STRICT),
+        ({"mode": "Observe"}, Mode.OBSERVE),
+        ({}, Mode.STRICT),  # an earlier release held it, and wrote no mode down
+    ],
+)
+def test_a_budget_in_force_does_not_let_go_because_its_mode_is_missing(told: dict[str, str], mode: Mode) -> None:
+    status = convert.budget_status(report(mode=None), generation=3, previous=None, now_s=NOW_S) | told
+    assert convert.budget_from_wire(budget({"limitWatts": 50_000}, status)).mode is mode
+    assert convert.budget_from_wire(budget({"limitWatts": 50_000, "mode": "Observe"}, status)).mode is Mode.OBSERVE
+
+
+def test_a_leaf_that_has_lost_its_root_holds_its_own_limit() -> None:
+    assert convert.budget_from_wire(budget(LEAF)).mode is Mode.STRICT
+
+
+def test_the_mode_of_the_tree_stands_in_every_status() -> None:
+    status = convert.budget_status(report(mode=Mode.OBSERVE), generation=3, previous=None, now_s=NOW_S)
+    assert status["mode"] == "Observe"
+    assert "mode" not in convert.budget_status(report(), generation=3, previous=None, now_s=NOW_S)
 
 
 def test_a_roots_mode_and_policy_are_taken_over() -> None:

@@ -27,6 +27,7 @@ from splitwatt_core.protocol.contract import (
     status_to_wire,
 )
 from splitwatt_core.protocol.terms import MAX_RISE
+from splitwatt_core.protocol.would import WouldBe
 from splitwatt_lab.controlplane import ControlPlane
 
 UUIDS = ("GPU-6f1c0a", "GPU-77aa01")
@@ -87,7 +88,13 @@ def test_a_small_budget_is_filled_in(objects: ControlPlane) -> None:
         objects,
         "PowerBudget",
         "small",
-        {"limitWatts": 9_000, "nodeSelector": selector, "unmanagedWattsPerNode": 0, "meter": {"selector": "m"}},
+        {
+            "limitWatts": 9_000,
+            "nodeSelector": selector,
+            "nonGpuWattsPerNode": 0,
+            "unmanagedWattsPerNode": 0,
+            "meter": {"selector": "m"},
+        },
     )["spec"]
     assert made["meter"] == {"selector": "m", "aggregate": "Sum", "expectedSeries": 1, "maxAgeSeconds": 5}
     assert (made["limitGraceSeconds"], made["settleMilliseconds"], made["reserveWatts"]) == (5, 500, 0)
@@ -111,7 +118,8 @@ def test_a_cut_below_the_reserve_is_never_refused(objects: ControlPlane) -> None
 
 def test_a_cut_below_what_is_kept_for_nodes_to_come_is_never_refused(objects: ControlPlane) -> None:
     grows = {"maxNodes": 2, "gpusPerNode": 8}
-    leaf = {"nodeSelector": {"matchLabels": {"rack": "grows"}}, "unmanagedWattsPerNode": 4_000, "elastic": grows}
+    watts = {"nonGpuWattsPerNode": 0, "unmanagedWattsPerNode": 4_000}
+    leaf = {"nodeSelector": {"matchLabels": {"rack": "grows"}}, **watts, "elastic": grows}
     create(objects, "PowerBudget", "grows", {"limitWatts": 9_000, **leaf})
     assert patch(objects, "pb grows", {"spec": {"limitWatts": 5_000}})[0]
     taken, said = patch(objects, "pb grows", {"spec": {"elastic": {"maxNodes": 3}}})
@@ -200,6 +208,21 @@ def test_the_contract_goes_through_unchanged(objects: ControlPlane) -> None:
     assert NodePower.from_wire(raw).to_wire()["spec"] == raw["spec"]  # the models know every field of it
 
 
+def test_what_would_be_granted_goes_through_in_observe_alone(objects: ControlPlane) -> None:
+    made = node_power_from_wire(create(objects, "NodePower", "n2", None))
+    would = (WouldBe(UUIDS[0], 450, 1_410), WouldBe(UUIDS[1], 200))
+    spec = replace(SPEC, for_uid=made.uid, mode=Mode.OBSERVE, would=would)
+    apply = ("apply", "--server-side", "--field-manager=splitwatt-operator", "--validate=strict", "-f", "-")
+    body = node_power_to_apply("n2", made.uid, made.resource_version, spec)
+    objects.kubectl(*apply, stdin=json.dumps(body))
+    raw = read(objects, "np", "n2")
+    assert node_power_from_wire(raw).spec == spec
+    assert NodePower.from_wire(raw).to_wire()["spec"] == raw["spec"]
+    taken, said = patch(objects, "np n2", {"spec": {"mode": "Strict"}})
+    assert not taken and "wouldBe is told in mode Observe only" in said
+    assert not patch(objects, "np n2", {"spec": {"mode": "Release", "wouldBe": []}})[0], "no agent is told of it"
+
+
 def test_a_stale_version_is_refused(objects: ControlPlane) -> None:
     made = node_power_from_wire(create(objects, "NodePower", "n1", None))
     apply = ("apply", "--server-side", "--field-manager=splitwatt-operator", "-f", "-")
@@ -264,6 +287,7 @@ def test_columns_show_the_numbers(objects: ControlPlane) -> None:
         "limitInForceWatts": 50_001,
         "chargeWatts": 49_002,
         "measuredWatts": 41_003,
+        "mode": "Observe",
         "posture": "Trim",
         "gpus": 64,
         "conditions": [
@@ -278,9 +302,9 @@ def test_columns_show_the_numbers(objects: ControlPlane) -> None:
     }
     assert patch(objects, "pb row-z", {"status": status}, "--subresource=status")[0]
     header, row = objects.kubectl("get", "pb", "row-z").stdout.splitlines()
-    for column in ("PARENT", "LIMIT W", "IN FORCE W", "CHARGE W", "MEASURED W", "POSTURE", "WITHIN", "GPUS", "AGE"):
+    for column in ("PARENT", "MODE", "LIMIT W", "IN FORCE W", "CHARGE W", "MEASURED W", "POSTURE", "WITHIN", "GPUS", "AGE"):
         assert column in header
-    assert row.split()[:8] == ["row-z", "50000", "50001", "49002", "41003", "Trim", "True", "64"]
+    assert row.split()[:9] == ["row-z", "Observe", "50000", "50001", "49002", "41003", "Trim", "True", "64"]
 
     made = node_power_from_wire(create(objects, "NodePower", "n9", None))
     assert patch(objects, "np n9", {"spec": {"term": 4, "forUID": made.uid, "budgets": ["rack-a", "rack-b"], "gpus": []}})[0]

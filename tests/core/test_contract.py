@@ -46,7 +46,7 @@ def gpu(**changes: Any) -> dict[str, Any]:
         (wire(spec=[]), "NodePower.spec must be dict, not []"),
         (wire(spec={"term": "4"}), "spec.term must be int, not '4'"),
         (wire(spec={"term": True}), "spec.term must be int, not True"),
-        (wire(spec={"mode": "Loose"}), "spec.mode must be one of Observe, Strict, Oversubscribed, not 'Loose'"),
+        (wire(spec={"mode": "Loose"}), "spec.mode must be one of Observe, Strict, Oversubscribed, Release, not 'Loose'"),
         (wire(spec={"mode": 3}), "spec.mode must be str, not 3"),
         (wire(spec={"budgets": ["a", 3]}), "spec.budgets[1] must be str, not 3"),
         (wire(spec={"gpus": {}, "term": 1}), "spec.gpus must be list, not {}"),

@@ -20,7 +20,7 @@ from splitwatt_lab.site import LabSite, LoadSpec, SiteSpec
 
 README: Final = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 SPEC: Final = SiteSpec(racks=2, nodes_per_rack=2, load=LoadSpec(requests_per_s=4.0))
-LEAF: Final = {"limitWatts": 13_000, "unmanagedWattsPerNode": 10_200}
+LEAF: Final = {"limitWatts": 13_000, "nonGpuWattsPerNode": 2_800, "unmanagedWattsPerNode": 10_200}
 SEEN_S: Final = 30.0
 
 REFUSED: Final[Mapping[str, Mapping[str, Any]]] = {

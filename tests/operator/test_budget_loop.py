@@ -19,7 +19,7 @@ WORK_S = 0.2
 
 def budget(limit_w: int, version: int) -> dict[str, object]:
     meta = {"name": "a", "uid": "u", "resourceVersion": str(version), "generation": version}
-    spec = {"limitWatts": limit_w, "nodeSelector": {"matchLabels": {"rack": "a"}}, "unmanagedWattsPerNode": 0}
+    spec = {"limitWatts": limit_w, "mode": "Strict", "nodeSelector": {"matchLabels": {"rack": "a"}}, "unmanagedWattsPerNode": 0}
     return {"apiVersion": "splitwatt.io/v1alpha1", "kind": "PowerBudget", "metadata": meta, "spec": spec}
 
 

@@ -42,7 +42,7 @@ def test_the_objects_say_what_the_design_says() -> None:
     budget, cluster = PowerBudget.from_wire(written[0]), InferenceCluster.from_wire(written[1])
     profiles = [PowerProfile.from_wire(obj).metadata.name for obj in profile_manifests(design, KNOWN)]
     assert profiles == ["h100-sxm", "h200-sxm"]
-    assert budget.spec.limit_watts == math.ceil(design.charge_w)
+    assert budget.spec.limit_watts - budget.spec.reserve_watts == math.ceil(design.charge_w)
     assert said(cluster) == {"prefill": (3, 700), "decode": (2, 280)}
     assert written[1]["spec"]["slo"] == {"ttftP99Milliseconds": 1_500, "tbtP99Milliseconds": 60}
 
@@ -76,7 +76,12 @@ def test_every_design_is_written_as_it_is_and_can_be_rendered(
     read = {part: (spec.role(role).replicas, spec.role(role).power_ceiling_w) for part, role in PART_ROLES[spec.roles].items()}
     assert read == {part: (servers, bought.cap_w) for part, bought, servers in design.parts}
     assert (spec.router.type is RouterType.NONE) is (third is not None), "vllm-router knows no third pool"
-    assert budget["spec"]["limitWatts"] == math.ceil(design.charge_w)
+    said = budget["spec"]
+    assert said["mode"] == "Observe" and said["limitWatts"] - said["reserveWatts"] == math.ceil(design.charge_w)
+    # 8 GPUs back from the lowest cap of the plan to their default, with losses: no less than from any of them.
+    assert said["reserveWatts"] >= max(
+        1.04 * 8 * (KNOWN[bought.gpu].profile.default_cap_w - bought.cap_w) for _, bought, _ in design.parts
+    )
     names = {profile["metadata"]["name"] for profile in profile_manifests(design, KNOWN)}
     assert len(names) == len({bought.gpu for _, bought, _ in design.parts})
     rendered = {m["metadata"]["labels"].get(LABEL_ROLE) for m in render(spec, RenderContext())}

@@ -180,9 +180,14 @@ class Explorer:
 
     def mode_changes(self, pick: Pick) -> None:
         line, before = self.world.lines[ROOT], self.world.lines[ROOT].mode
-        line.mode = Mode.OBSERVE if pick(4) == 0 else Mode.STRICT
+        line.mode = (Mode.OBSERVE, Mode.RELEASE, Mode.STRICT, Mode.STRICT)[pick(4)]
         need(line.mode is not before)
         self.world.tell_budgets()
+
+    def node_released(self, pick: Pick) -> None:
+        """A person labels a node, or takes the label off."""
+        node, _ = self._gpu(pick)
+        self.world.released ^= {node.name}
 
     def budget_deleted(self, pick: Pick) -> None:
         line = list(self.world.lines.values())[pick(len(self.world.lines))]
@@ -334,6 +339,7 @@ class Explorer:
                 agent.start()
         world.lines[ROOT].mode, world.undeclared_w = Mode.STRICT, 0
         world.dark.clear()
+        world.released.clear()
         with suppress(IdleError):
             self.budgets_created(lambda n: 0)
         world.tell_budgets()
@@ -409,7 +415,8 @@ WEIGHTS: Final[dict[str, int]] = {
     "object_deleted": 1,
     "object_saved": 2,
     "object_restored": 1,
-    "mode_changes": 2,
+    "mode_changes": 3,
+    "node_released": 1,
     "budget_deleted": 1,
     "budgets_created": 5,
     "meter_goes_dark": 1,

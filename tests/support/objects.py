@@ -55,7 +55,8 @@ class Objects:
 
     def budget(self, name: str, rack: str, **spec: Any) -> dict[str, Any]:
         leaf = {"nodeSelector": {"matchLabels": {"rack": rack}}, "unmanagedWattsPerNode": 9000, "overheadPercent": 4}
-        return self.put(Kind.BUDGET, name, spec={"limitWatts": 20000, **leaf, **spec})
+        mode = {} if "parent" in spec else {"mode": "Strict"}
+        return self.put(Kind.BUDGET, name, spec={"limitWatts": 20000, **mode, "nonGpuWattsPerNode": 0, **leaf, **spec})
 
     def node(self, name: str, *, ready: str = "True", **spec: Any) -> dict[str, Any]:
         status = {

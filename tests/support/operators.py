@@ -49,6 +49,8 @@ class Operator:
         self.last: Plan = Plan()
         self.told: dict[str, str | None] = {}
         """By node: the label that it last heard of."""
+        self.told_released: dict[str, bool] = {}
+        """By node: whether a person wants its default limits back."""
         self._heard: dict[str, tuple[str | None, bool, str]] = {}
         self.see_kind()
         self.blind = False
@@ -76,7 +78,8 @@ class Operator:
         label = self.told[node.name] = self.world.label(node)
         self._heard[node.name] = label, node.present, node.boot_id
         if node.present:
-            labels = {} if label is None else {"rack": label}
+            labels = self.world.node_labels(node)
+            self.told_released[node.name] = node.name in self.world.released
             self.keeper.on_node(NodeFact(node.name, labels, node.boot_id), self.world.now_s)
         else:
             self.keeper.on_node_gone(node.name, self.world.now_s)
@@ -191,13 +194,13 @@ class Operator:
             )
 
     def _check_writes(self, plan: Plan) -> None:
-        """Nothing is granted under Observe, and nothing raised that no leaf claims."""
+        """Nothing is granted under Observe but to a node that is to be released, and nothing raised that no leaf claims."""
         observing = self.keeper.tree.observing(self.keeper.standing)
         for write in plan.writes:
             seen = self.keeper.roster.nodes[write.name].object
             old = {g.uuid: g for g in seen.spec.gpus} if seen is not None and seen.spec is not None else {}
             new = [g for g in write.spec.gpus if g.uuid not in old or g.grant != old[g.uuid].grant]
-            if not observing.isdisjoint(write.spec.budgets[:1]):
+            if not observing.isdisjoint(write.spec.budgets[:1]) and not self.told_released.get(write.name, False):
                 assert not new, f"{write.name}: Observe grants nothing, but {new}"
             if not any(line.selects(leaf, self.told[write.name]) for leaf, line in self.world.lines.items()):
                 before_w = self.world.feeds.newest_w

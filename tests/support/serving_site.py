@@ -139,7 +139,9 @@ class Site:
     def limit(self, watts: int, **more: Any) -> None:
         spec = {
             "limitWatts": watts,
+            "mode": "Strict",
             "nodeSelector": {"matchLabels": {LABEL_RACK: self.rack}},
+            "nonGpuWattsPerNode": 0,
             "unmanagedWattsPerNode": 10000,
             **more,
         }

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.tree import BelowState, BudgetSpec, LimitState
+from splitwatt_core.names import LABEL_MODE
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.policies.signature import Policy
 from splitwatt_core.protocol.contract import RELEASE_ALL
@@ -60,6 +61,8 @@ class World(Clock):
     """What PowerBudget statuses say of it."""
     labels: dict[str, str | None] = field(default_factory=dict)
     """By node, the rack that its label names where it is not the one it stands in; None: it has no label."""
+    released: set[str] = field(default_factory=set)
+    """Nodes that a person labelled to be given their default limits back."""
     feeds: Feeds = field(default_factory=Feeds)
     """Where what draws must be counted, by the world's own knowledge (T3)."""
     dark: set[str] = field(default_factory=set)
@@ -206,6 +209,11 @@ class World(Clock):
         """The rack that its Node object names; None: it names none, or there is no such object."""
         return self.labels.get(node.name, node.rack) if node.present else None
 
+    def node_labels(self, node: Node) -> dict[str, str]:
+        label = self.label(node)
+        mode = {LABEL_MODE: "Release"} if node.name in self.released else {}
+        return mode if label is None else {"rack": label, **mode}
+
     def release(self, name: str) -> bool:
         """A person says of a node that is gone, by name, that it draws on nothing any more; whether there is such a node."""
         ghost = name in self.store.objects and not self.nodes[name].present
@@ -235,13 +243,12 @@ class World(Clock):
     def reads(self, claim: Claim) -> bool:
         """Whether fresh reads find the Node and the budgets as they are claimed."""
         node = self.nodes[claim.node]
-        label = self.label(node)
         found = [self.budgets.get(name) for name, *_ in claim.budgets]
         same = all(
             spec is not None and row == (spec.name, spec.uid, spec.generation)
             for row, spec in zip(claim.budgets, found, strict=True)
         )
-        return same and node.present and claim.labels == ({} if label is None else {"rack": label})
+        return same and node.present and claim.labels == self.node_labels(node)
 
     def tell_nodes(self) -> None:
         for operator in self.operators:

@@ -10,9 +10,9 @@ from splitwatt_core.budget.claims import Claim
 from splitwatt_core.budget.tree import BelowState, LimitState
 from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
-from splitwatt_core.names import LABEL_EXCLUDED
+from splitwatt_core.names import LABEL_EXCLUDED, LABEL_MODE
 from splitwatt_core.policies.signature import Reason
-from splitwatt_core.protocol.contract import NodePower, Phase, Spec
+from splitwatt_core.protocol.contract import Mode, NodePower, Phase, Spec
 
 
 class Taint(NamedTuple):
@@ -42,6 +42,11 @@ class NodeFact:
     def excluded(self) -> bool:
         """A person keeps it out by a label: its GPUs are charged in full and never granted to."""
         return self.labels.get(LABEL_EXCLUDED, "").lower() == "true"
+
+    @property
+    def released(self) -> bool:
+        """A person wants its GPUs back at their default limits."""
+        return self.labels.get(LABEL_MODE, "") == Mode.RELEASE.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,23 @@ class Replaced:
 
 
 @dataclass(frozen=True, slots=True)
+class WouldCut:
+    """Of one budget and all below it. By role: `gpus` that would be cut below their present limit, by `cut_w` GPU watts;
+    of them `short_gpus`, by `short_w` below the lower of that limit and the draw of their phase, which is what a service would
+    feel. `locked`: clocks that would be locked. `held`: pods that admission would have held, with the `lacking_w` meter watts
+    that their floors lack here."""
+
+    total: int = 0
+    gpus: Mapping[Phase, int] = field(default_factory=dict)
+    cut_w: Mapping[Phase, float] = field(default_factory=dict)
+    short_gpus: int = 0
+    short_w: float = 0.0
+    locked: int = 0
+    held: tuple[str, ...] = ()
+    lacking_w: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReport:
     """What `status` of one PowerBudget says, and what the metrics show. Watts at the meter."""
 
@@ -165,6 +187,10 @@ class BudgetReport:
     """Nodes that count here though no leaf selects them, or their Node is gone (R34)."""
     contract_uid: str = ""
     """Of the NodePower definition under which its nodes are counted (R35)."""
+    mode: Mode | None = None
+    """Of its tree, None where its place in it is wrong."""
+    would: WouldCut | None = None
+    """What Strict would do, where the tree only observes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from splitwatt_core.budget.claims import Placement, Rates, charged_w, leads_up_to, node_rest_w, rates_in
 from splitwatt_core.budget.demand import Demand, Demands
 from splitwatt_core.budget.facts import PodFact
+from splitwatt_core.budget.modes import as_it_is, releases
 from splitwatt_core.budget.tree import BudgetSpec, Tree
 from splitwatt_core.budget.workloads import Workloads, unit_of
 from splitwatt_core.columns import TOLERANCE_W, ClockColumns, GpuColumns, PhaseCode
@@ -55,8 +56,8 @@ class Fleet:
     order.
 
     charge_w float64[N], granted_w int32[N] (0 = none), trusted, steerable, late, mute and still bool[N]. still: a person wants
-    its cap left as it is (frozen budget, excluded node). clocks, slot: as in the policy's snapshot; a GPU that cannot be
-    steered is not locked either (top_mhz 0).
+    its cap left as it is (frozen budget, excluded node). freed bool[N]: its default limit is to be given back. clocks, slot: as
+    in the policy's snapshot; a GPU that cannot be steered is not locked either (top_mhz 0).
     rest_w float64[B]: non-GPU, unmanaged and fixed watts below each budget, plus GPU watts of nodes that only count there.
     nodes, gpu_count int64[B].
     """
@@ -76,6 +77,7 @@ class Fleet:
     late: NDArray[np.bool_]
     mute: NDArray[np.bool_]
     still: NDArray[np.bool_]
+    freed: NDArray[np.bool_]
     rest_w: NDArray[np.float64]
     nodes: NDArray[np.int64]
     gpu_count: NDArray[np.int64]
@@ -175,6 +177,7 @@ class _Row(NamedTuple):
     late: bool
     mute: bool
     still: bool
+    freed: bool
 
 
 def build_fleet(
@@ -215,6 +218,7 @@ def build_fleet(
         trusted = node.trusted(now_s)
         still = node.excluded or bool(tree.frozen_by(placement.leaves[0], budgets))
         root = budgets[tree.root[placement.leaves[0]]]
+        frees = releases(node, root, tree)
         for account in node.gpus.values():
             holders = demands.holders(account, root)
             wants = demands.of(account, holders)
@@ -229,6 +233,9 @@ def build_fleet(
                 top_w = max(account.min_w, min(wants.ceiling_w, account.latest_cap_w or 0))
                 natural_w = min(wants.natural_w, top_w)
                 wants = replace(wants, ceiling_w=top_w, natural_w=natural_w, cliff_w=min(wants.cliff_w, natural_w))
+            freed = can and frees
+            if freed:
+                wants = as_it_is(account, wants)
             lowest_w = min(max(account.min_w, account.floor_w), max(account.min_w, account.max_w))
             outside_w = account.outside_ceiling_w
             highest_w = account.max_w if outside_w is None else outside_w
@@ -255,6 +262,7 @@ def build_fleet(
                     late=late(account, now_s),
                     mute=mute(account, node, now_s),
                     still=still,
+                    freed=freed,
                 )
             )
             accounts.append(account)
@@ -304,6 +312,7 @@ def build_fleet(
         late=column("late", np.bool_),
         mute=column("mute", np.bool_),
         still=column("still", np.bool_),
+        freed=column("freed", np.bool_),
         rest_w=forest.sum_up(own_rest_w) + extra_w,
         nodes=forest.sum_up(nodes).astype(np.int64),
         gpu_count=forest.sum_up(gpu_count).astype(np.int64),

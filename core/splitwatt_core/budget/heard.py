@@ -24,6 +24,7 @@ from splitwatt_core.budget.facts import (
 )
 from splitwatt_core.budget.floor_room import FloorRoom
 from splitwatt_core.budget.meters import plausible
+from splitwatt_core.budget.modes import deleted, mode_changed
 from splitwatt_core.budget.roster import Roster
 from splitwatt_core.budget.tombstones import Tombstones
 from splitwatt_core.budget.tree import SETTLE_MS, BudgetSpec, Tree, build_tree
@@ -64,6 +65,8 @@ class Heard:
         book.uid = spec.uid  # made anew it takes over where it stood: nothing jumps, nothing is adopted again
         self._notes.extend(book.see_limit(spec, now_s))
         before = self.budgets.get(spec.name)
+        if before is not None and before.mode is not spec.mode and spec.parent is None:
+            self._notes.append(mode_changed(spec, before.mode))
         moves = before is None or (before.parent, before.selector) != (spec.parent, spec.selector)
         if before is not None and moves:
             self.roster.remember(self.standing, self.tree)
@@ -78,6 +81,8 @@ class Heard:
         spec = self.budgets.get(name)
         if spec is not None:
             self.roster.remember(self.standing, self.tree)
+            if (note := deleted(spec, self.roster.nodes.values())) is not None:
+                self._notes.append(note)
             del self.budgets[name]
             self._tombstones.bury(spec)
             self._workloads.forget_root(name)

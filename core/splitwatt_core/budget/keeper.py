@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwatt_core.budget import raises, realms
+from splitwatt_core.budget import observing, raises, realms, releasing
 from splitwatt_core.budget.books import judge_all
 from splitwatt_core.budget.claims import Placement
 from splitwatt_core.budget.facts import (
@@ -37,6 +37,7 @@ from splitwatt_core.budget.facts import (
 from splitwatt_core.budget.fleet import Fleet
 from splitwatt_core.budget.floor_room import floor_room
 from splitwatt_core.budget.heard import Heard
+from splitwatt_core.budget.modes import mode_on
 from splitwatt_core.budget.moment import Moment, look
 from splitwatt_core.budget.raises import RaiseHolds
 from splitwatt_core.budget.realms import Decided
@@ -102,6 +103,7 @@ class Keeper(Heard):
         self._round = 0
         self._policies = policies
         self._memories: realms.Memories = {}
+        self._hand: observing.Hand = {}
         self._stepped_s = float("-inf")
 
     # -------------------------------------------------------------------------------------------------------- the step
@@ -109,6 +111,7 @@ class Keeper(Heard):
     def step(self, now_s: float) -> Plan:
         """Decide. Grants in the returned writes are already charged."""
         notes, self._notes = self._notes, []
+        last_s = self._stepped_s
         if now_s < self._stepped_s:
             self._memories = {}  # of a clock that was set back: who remembers nothing waits for no moment that is past
         self._stepped_s = now_s
@@ -119,14 +122,18 @@ class Keeper(Heard):
         # From here on nobody counts on GPUs that stand aside.
         moment = replace(seen, fleet=seen.fleet.with_late_aside(allowance_w))
         aside = seen.fleet.steerable & ~moment.fleet.steerable
-        decided = self._ask(moment, allowance_w)
+        told = observing.observed(moment)
+        decided = self._ask(observing.as_if_granted(moment, self._hand, told), allowance_w)
+        self._hand = observing.hand_of(moment, decided.cap_w, decided.clock_mhz, told)
         cap_w = self._owed(seen, aside, allowance_w, decided.cap_w)
         self._memories = decided.memories
         holds = raises.holds_of(moment, withheld_w)
         may_raise = raises.may_raise(moment, holds)
+        cap_w = np.where(told, moment.fleet.granted_w, cap_w).astype(np.int32)  # told, and no claim on anybody's watts
+        cap_w = releasing.caps_of(moment, cap_w, may_raise, last_s=last_s)
         caps = self._next_caps(moment.fleet, cap_w, aside, holds, may_raise)
         clocks = next_clocks(
-            target_mhz=decided.clock_mhz,
+            target_mhz=releasing.clocks_of(moment, decided.clock_mhz, may_raise),
             granted_mhz=moment.fleet.clocks.granted_mhz,
             steerable=moment.fleet.steerable,
             may_raise=may_raise,
@@ -141,6 +148,7 @@ class Keeper(Heard):
                 in_the_way_w=decided.short_w,
                 aside=~moment.fleet.steerable,
                 mute=moment.fleet.mute & aside,
+                would=observing.would_cut(moment, self._hand, self._room),
             )
         )
         void, replaced = self.roster.to_take_back(now_s), self.roster.to_replace(now_s)
@@ -190,8 +198,9 @@ class Keeper(Heard):
         """The root that rules the node. Below a budget whose place in its tree is wrong the tree's mode is unknown: what was
         begun there goes on, and nothing new begins."""
         root = self.standing[self.tree.root[p.leaves[0]]]
-        if root.name not in self.tree.fault:
-            return root
+        mode = mode_on(p.node, root, self.tree)
+        if mode is not None:
+            return replace(root, mode=Mode.STRICT if mode is Mode.RELEASE else mode)
         written = p.node.object.spec if p.node.object is not None else None
         return replace(root, mode=Mode.OBSERVE if written is None else written.mode)
 
@@ -236,6 +245,10 @@ class Keeper(Heard):
         )
         return np.where(fleet.still, fleet.granted_w, caps)
 
+    def hand(self) -> observing.Hand:
+        """What the last step would have granted in trees that only observe."""
+        return self._hand
+
     def floor_room_w(self, budget: str) -> float:
         """`FloorRoom.left_w` of the last step; zero for an unknown budget."""
         return self._room.left_w.get(budget, 0.0)
@@ -263,10 +276,7 @@ class Keeper(Heard):
                 continue
             if node.stamped:
                 mine = () if node.excluded else rows.get(node.name, ())
-                wishes = [
-                    Wish(fleet.accounts[i], int(caps[i]), int(clocks[i]), fleet.wants[i].phase, fleet.wants[i].power_class)
-                    for i in mine
-                ]
+                wishes = [self._wish(fleet, i, cap_w=int(caps[i]), clock_mhz=int(clocks[i])) for i in mine]
                 moves = self.roster.moves[node.name]
                 spec = compose(p, wishes, term=self._term, number=number, root=root, moves=moves)
             else:
@@ -285,6 +295,11 @@ class Keeper(Heard):
             if self._round + 1 >= GRANTS_PER_TERM:
                 self._resign = "this term's grant numbers are used up: restart for a new term"
         return tuple(sorted(writes, key=lambda write: not lowers(write)))
+
+    def _wish(self, fleet: Fleet, i: int, *, cap_w: int, clock_mhz: int) -> Wish:
+        account, wants = fleet.accounts[i], fleet.wants[i]
+        would = self._hand.get((fleet.owner[i].name, account.uuid))
+        return Wish(account, cap_w, clock_mhz, wants.phase, wants.power_class, would)
 
     def _wake(self, now_s: float) -> float:
         """When the next thing falls due: a charge that settles, a limit that comes into force, the next second."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from splitwatt_core.budget.books import FIRST_JUDGEMENT_S
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.budget.tree import BudgetSpec
-from splitwatt_core.columns import BudgetColumns, ClockColumns, GpuColumns, MeterColumns
+from splitwatt_core.columns import BudgetColumns, ClockColumns, GpuColumns, MeterColumns, Posture
 from splitwatt_core.policies.signature import Decision, Policy, PowerSnapshot, check_decision, shortfall_w
 from splitwatt_core.protocol.contract import Mode
 from splitwatt_core.trees import NO_BUDGET
@@ -108,7 +108,9 @@ def realms(m: Moment, *, meter: MeterColumns, allowance_w: NDArray[np.float64], 
     root_of_gpu = forest.root_of[fleet.gpus.leaf]
     rows = np.argsort(root_of_gpu, kind="stable")
     gpus, clocks, slot = _at(fleet.gpus, rows), _at(fleet.clocks, rows), fleet.slot[rows]
-    posture = np.array([book.posture for book in m.books], dtype=np.int8)
+    # What Observe would grant is what the fleet would settle at, and its draw is not held by caps (`observing`).
+    worst = [Posture.NORMAL if m.root(b).mode is Mode.OBSERVE else Posture.BRAKE for b in range(len(m.budgets))]
+    posture = np.array([min(book.posture, most) for book, most in zip(m.books, worst, strict=True)], dtype=np.int8)
     roots, firsts = np.unique(root_of_gpu[rows], return_index=True)
     ends = np.searchsorted(forest.root_of, roots, side="right")
     lasts = [*firsts.tolist(), len(rows)][1:]

@@ -90,7 +90,7 @@ class Roster:
         self._labels[node.name], self._gpus[node.name] = node.labels, node.gpus
         self._renamed.see(node)
         account = self.account(node.name)
-        account.excluded = node.excluded
+        account.excluded, account.released = node.excluded, node.released
         rebooted = account.see_boot(node.boot_id)
         self._doubles.see(account, self.nodes)
         return rebooted

@@ -15,17 +15,20 @@ from splitwatt_core.budget.facts import SpecWrite
 from splitwatt_core.budget.tree import BudgetSpec
 from splitwatt_core.protocol.contract import NO_GRANT, Grant, Health, Mode, NodePower, Phase, PowerClass, Spec
 from splitwatt_core.protocol.ledger import GpuAccount
+from splitwatt_core.protocol.would import WouldBe, steady
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What one GPU's line should say. `clock_mhz` 0: no lock. `cap_w` 0: nothing can be granted yet."""
+    """What one GPU's line should say. `clock_mhz` 0: no lock. `cap_w` 0: nothing can be granted yet. `would`: what Observe only
+    tells."""
 
     account: GpuAccount
     cap_w: int
     clock_mhz: int
     phase: Phase
     power_class: PowerClass | None = None
+    would: WouldBe | None = None
 
 
 def stamp(p: Placement, *, term: int, root: BudgetSpec) -> Spec:
@@ -55,12 +58,15 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
     begun = [former for former, since in moves.items() if since == NO_GRANT and former not in p.unread]
     moved = bool(begun)
     grants = []
+    would: list[WouldBe] = []
     limit_w = 0
     for wish in wishes:
         row = wish.account.row
         if root.mode is Mode.OBSERVE or wish.cap_w <= 0:
             if row is not None and row in held:
                 grants.append(row)  # Observe grants nothing, and takes nothing back
+            if root.mode is Mode.OBSERVE and wish.would is not None:
+                would.append(wish.would)
             limit_w += wish.account.charge_w
             continue
         grants.append(_line(wish, held, number=number, safe_cap_w=root.safe_cap_w, moved=moved))
@@ -79,6 +85,7 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
         non_gpu_w=p.rates.non_gpu_w,
         unmanaged_w=p.rates.unmanaged_w,
         gpus=tuple(grants),
+        would=steady(old.would if old is not None else (), would),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire
 from splitwatt_core.names import ANNOTATION_RELEASE, GROUP_VERSION
+from splitwatt_core.protocol.would import WouldBe, would_from_wire, would_to_wire
 
 GRANTS_PER_TERM: Final = 10**9
 """Rounds one operator start may decide; at one a second that is 31 years."""
@@ -55,6 +56,8 @@ class Mode(StrEnum):
     OBSERVE = "Observe"
     STRICT = "Strict"
     OVERSUBSCRIBED = "Oversubscribed"
+    RELEASE = "Release"
+    """Of a PowerBudget alone: to agents its grants are Strict's."""
 
 
 class Phase(StrEnum):
@@ -114,7 +117,7 @@ class Spec:
     """The operator's word. `budgets` names every budget that the node is charged to, way by way: its leaf and all above it, in
     order, then every other leaf or way up that still counts it (R31); `leaving` are those of them that it leaves once grants made
     for its present way are acknowledged (R9, R32). `overhead_percent`, `non_gpu_w`, `unmanaged_w`: what those leaves declare of
-    one node, for when they are gone; None where nobody wrote it."""
+    one node, for when they are gone; None where nobody wrote it. `would`: told and never obeyed (`would`)."""
 
     term: int
     for_uid: str
@@ -127,6 +130,7 @@ class Spec:
     non_gpu_w: int | None = None
     unmanaged_w: int | None = None
     gpus: tuple[Grant, ...] = ()
+    would: tuple[WouldBe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +277,7 @@ def spec_from_wire(raw: Mapping[str, Any]) -> Spec:
         non_gpu_w=_get(raw, "nonGpuWatts", int, "spec", None),
         unmanaged_w=_get(raw, "unmanagedWatts", int, "spec", None),
         gpus=tuple(_grant_from(row, f"spec.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "spec"))),
+        would=would_from_wire(raw.get("wouldBe")),
     )
 
 
@@ -300,6 +305,8 @@ def spec_to_wire(spec: Spec) -> dict[str, Any]:
     }
     if spec.lease_name:
         wire["leaseName"] = spec.lease_name
+    if spec.would:
+        wire["wouldBe"] = would_to_wire(spec.would)
     declared = {
         "nodeLimitWatts": spec.node_limit_w,
         "overheadPercent": spec.overhead_percent,

@@ -60,6 +60,8 @@ class NodeAccount:
     refreshed_s: float = float("-inf")
     excluded: bool = False
     """A person keeps it out: it is charged as if nothing held, and nothing is granted to it."""
+    released: bool = False
+    """A person wants its GPUs back at their default limits."""
     removed: set[str] = field(default_factory=set)
     """GPUs that are gone for good: lines that an old spec still has for them count nothing."""
     listed: frozenset[str] = frozenset()

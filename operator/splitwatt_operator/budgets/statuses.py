@@ -229,7 +229,9 @@ def said_waits_s(old: _Said, new: _Said) -> float:
     if old == new:
         return float("inf")
     was, now = old.report, new.report
-    numberless = [replace(r, charge_w=0.0, measured_w=None, short_w=0.0, conditions=(), reasons=()) for r in (was, now)]
+    numberless = [
+        replace(r, charge_w=0.0, measured_w=None, short_w=0.0, conditions=(), reasons=(), would=None) for r in (was, now)
+    ]
     if old[1:] != new[1:] or numberless[0] != numberless[1]:
         return 0.0
     if was.conditions != now.conditions:

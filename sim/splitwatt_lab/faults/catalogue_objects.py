@@ -35,7 +35,8 @@ def circle() -> Mapping[str, Json]:
 
 def second_claim() -> Mapping[str, Json]:
     claim = {"matchLabels": {"splitwatt.io/rack": "a2"}}
-    return {"rack-b": {"limitWatts": 13_000, "parent": "row-a", "nodeSelector": claim, "unmanagedWattsPerNode": 10_200}}
+    watts = {"limitWatts": 13_000, "nonGpuWattsPerNode": 2_800, "unmanagedWattsPerNode": 10_200}
+    return {"rack-b": {**watts, "parent": "row-a", "nodeSelector": claim}}
 
 
 def extremes() -> Mapping[str, Json]:

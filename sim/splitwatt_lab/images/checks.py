@@ -200,7 +200,7 @@ def _operator_and_agent(images: Images, engine: ContainerEngine, root: Path) -> 
         nodes.create(plane, [node])
         budget = {
             "apiVersion": "splitwatt.io/v1alpha1", "kind": "PowerBudget", "metadata": {"name": "images"},
-            "spec": {"limitWatts": LIMIT_W, "nodeSelector": {"matchLabels": {LABEL_RACK: RACK}},
+            "spec": {"limitWatts": LIMIT_W, "mode": "Strict", "nodeSelector": {"matchLabels": {LABEL_RACK: RACK}},
                      "nonGpuWattsPerNode": NODE_W, "unmanagedWattsPerNode": 10_000},
         }  # fmt: skip
         plane.kubectl("apply", "-f", "-", stdin=json.dumps(budget))

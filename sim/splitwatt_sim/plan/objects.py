@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from splitwatt_api.inference_cluster import InferenceCluster
 from splitwatt_api.power_budget import PowerBudget
 from splitwatt_core.clusters import Role, RouterType
-from splitwatt_core.gpus.profiles import Profile
 from splitwatt_core.names import GROUP_VERSION, LABEL_PLAN, LABEL_POOL
 
 from splitwatt_sim.plan.errors import PlanError
@@ -38,7 +37,6 @@ def manifests(
     An unsplit design is a mixed pool alone. One of three pools names no router, for vllm-router knows no third pool. Raises
     PlanObjectsError for what the API's bounds refuse.
     """
-    profiles = [gpus[gpu].profile for gpu in _bought(design)]
     wanted: dict[str, Any] = {"model": {"name": model}, "engine": {"type": "VLLM"}}
     for part, option, servers in design.parts:
         role = ROLE_OF_PART[part]
@@ -49,7 +47,7 @@ def manifests(
     if any(limit is not None for limit in limits.values()):
         wanted["slo"] = {key: round(limit) for key, limit in limits.items() if limit is not None}
     objects = [
-        _object("PowerBudget", {"name": name}, _budget(design, name, profiles)),
+        _object("PowerBudget", {"name": name}, _budget(design, name, gpus)),
         _object("InferenceCluster", {"name": name, "namespace": namespace}, wanted),
     ]
     try:
@@ -85,13 +83,28 @@ def _role(name: str, role: str, replicas: int, cap_w: int) -> dict[str, Any]:
     }
 
 
-def _budget(design: PlanDesign, name: str, profiles: list[Profile]) -> dict[str, Any]:
-    """One feed for all nodes of the plan. The limit is what the caps add up to, as invariant I1 counts it."""
+def reserve_w(design: PlanDesign, gpus: Mapping[str, Gpu]) -> int:
+    """What one server may surprise by: its GPUs back at their default limits, behind an agent that cannot say so. The server of
+    the plan that is held lowest below its default counts."""
+    return math.ceil(
+        max(
+            charge_w(cap_w=gpus[option.gpu].profile.default_cap_w, rest_w=0.0) - charge_w(cap_w=option.cap_w, rest_w=0.0)
+            for _, option, _ in design.parts
+        )
+    )
+
+
+def _budget(design: PlanDesign, name: str, gpus: Mapping[str, Gpu]) -> dict[str, Any]:
+    """One feed for all nodes of the plan. The limit is what the caps add up to, as invariant I1 counts it, and the reserve. It
+    observes: whoever applies it reads what it would do, and then says Strict."""
+    profiles = [gpus[gpu].profile for gpu in _bought(design)]
     rated_w = max(charge_w(cap_w=profile.default_cap_w, rest_w=REST_W) for profile in profiles)
+    kept_w = max(0, reserve_w(design, gpus))
     return {
-        "limitWatts": math.ceil(design.charge_w),
-        "mode": "Strict",
+        "limitWatts": math.ceil(design.charge_w) + kept_w,
+        "mode": "Observe",
         "policy": {"type": "PhaseAware"},
+        "reserveWatts": kept_w,
         "nodeSelector": {"matchLabels": {LABEL_PLAN: name}},
         "nonGpuWattsPerNode": REST_W,
         "unmanagedWattsPerNode": math.ceil(rated_w),

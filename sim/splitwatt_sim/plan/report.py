@@ -17,7 +17,7 @@ from rich.table import Table
 from splitwatt_sim.latencies import judged_ttft_ms_p99
 from splitwatt_sim.plan.command_options import Before, OutputOptions
 from splitwatt_sim.plan.mixed import Beside
-from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests
+from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests, reserve_w
 from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.plan.plot import draw
 from splitwatt_sim.plan.search import PlanDesign
@@ -191,7 +191,9 @@ def write_objects(
     header = (
         f"{design}\nplanned for {rate_rps:g} requests/s (simulated), {design.charge_w:.0f} W at the meter\n"
         f"{router}"
-        "The limit is what the caps add up to: no reserveWatts for a reboot or a reset. See docs/safety.md, the reserve."
+        f"The limit is what the caps add up to and {reserve_w(design, gpus)} W of reserve, for one server whose GPUs are reset "
+        "(docs/safety.md).\n"
+        "The feed has to carry both. It only observes: read what it would do, then set mode: Strict (docs/observe.md)."
     )
     objects = manifests(design, name=output.name, namespace=output.namespace, model=model, slo=slo, gpus=gpus)
     (output.out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")

@@ -215,7 +215,8 @@ class Datacenter:
             "unmanagedWattsPerNode": 10000,
             "overheadPercent": 4,
         }
-        whole = {**leaf, **spec} if spec.pop("leaf", True) else spec
+        mode = {} if spec.get("parent") else {"mode": "Strict"}
+        whole = {**mode, **leaf, **spec} if spec.pop("leaf", True) else {**mode, **spec}
         manifest = {
             "apiVersion": "splitwatt.io/v1alpha1",
             "kind": "PowerBudget",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitwatt_core.budget.books import Book
-from splitwatt_core.budget.facts import BudgetReport, Note
+from splitwatt_core.budget.facts import BudgetReport, Note, WouldCut
 from splitwatt_core.budget.moment import Moment
+from splitwatt_core.budget.observing import observing
 from splitwatt_core.budget.raises import RaiseHolds
+from splitwatt_core.budget.releasing import Releasing
 from splitwatt_core.budget.reporting import feasible
 from splitwatt_core.budget.reporting.findings import BudgetFindings
 from splitwatt_core.budget.reporting.freshness import silent_agents, telemetry_fresh
@@ -27,7 +29,7 @@ from splitwatt_core.protocol.contract import Mode
 class Judgement:
     """What one step came to, to be reported. `moment` with the GPUs that nobody counts on at their charge. in_the_way_w
     float64[B]: watts that miss with all others at their minimum. aside, mute bool[N]: GPUs that are not counted on, and those
-    of them whose agents do not answer."""
+    of them whose agents do not answer. would: by budget that only observes."""
 
     moment: Moment
     holds: RaiseHolds
@@ -35,12 +37,14 @@ class Judgement:
     in_the_way_w: NDArray[np.float64]
     aside: NDArray[np.bool_]
     mute: NDArray[np.bool_]
+    would: Mapping[str, WouldCut] = field(default_factory=dict)
 
 
 def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
     """One report per budget that is there, and a note for every condition that turned since the last step."""
     m = j.moment
     found, steering = BudgetFindings(m, aside=j.aside, mute=j.mute, held=j.holds.held), Steering(m)
+    releasing = Releasing(m, j.holds)
     reasons, silent = found.reasons(j.decisions), silent_agents(m)
     reports: dict[str, BudgetReport] = {}
     notes: list[Note] = []
@@ -59,6 +63,8 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             _enforced(found, name, survey),
             feasible.feasible(short, aside=found.aside.get(name, ())),
             *steering.conditions(name),
+            *releasing.conditions(name),
+            *([observing(cut)] if (cut := j.would.get(name)) is not None else ()),
         )
         notes.extend(_turned(name, book, conditions))
         reports[name] = BudgetReport(
@@ -76,6 +82,8 @@ def report(j: Judgement) -> tuple[dict[str, BudgetReport], list[Note]]:
             below=found.below.get(name, ()),
             gone=tuple(found.gone.get(name, ())),
             unclaimed=found.unclaimed_names(name),
+            mode=None if m.tree.root[name] in m.tree.fault else m.root(b).mode,
+            would=cut,
         )
     return reports, notes
 

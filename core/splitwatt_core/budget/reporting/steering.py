@@ -12,7 +12,7 @@ from typing import Final
 from splitwatt_core.budget.facts import PodFact
 from splitwatt_core.budget.moment import Moment
 from splitwatt_core.conditions import Condition, counted, some
-from splitwatt_core.names import LABEL_EXCLUDED
+from splitwatt_core.names import LABEL_EXCLUDED, LABEL_MODE
 from splitwatt_core.protocol.contract import Phase, Use, Workload
 from splitwatt_core.protocol.ledger import GpuAccount
 from splitwatt_core.protocol.node_account import NodeAccount
@@ -109,7 +109,8 @@ class Steering:
             nodes = self._excluded[name]
             text = (
                 f"{counted(len(nodes), 'node')} excluded by label, charged in full and granted nothing: {some(nodes)}; "
-                f"take the label {LABEL_EXCLUDED} off to have its GPUs steered"
+                f"their caps stay as they are; take the label {LABEL_EXCLUDED} off to have its GPUs steered, or put "
+                f"{LABEL_MODE}=Release in its place to give them their default limits back"
             )
             return Condition("Steered", False, "NodesExcluded", text)
         return Condition("Steered", True, "All", "no GPU is kept out")
