@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-again test-demo test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate images image-base
+.PHONY: setup controlplane e2e e2e-soak e2e-tools demo faults test test-again test-demo test-pages test-papers property-long lint bench bench-sim reproduce $(PAGES) house generate dashboards-check images image-base
 
 setup: .venv/.stamp
 
@@ -22,13 +22,18 @@ faults: controlplane
 	$(BIN)/splitwatt faults $(ARGS)
 
 test: controlplane
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report= --ignore=tests/papers --ignore=tests/demo --ignore=tests/pages $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # What failed in the last `make test`, one at a time.
 test-again: controlplane
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo $(ARGS)
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo --ignore=tests/pages $(ARGS)
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
+
+# The page of `splitwatt dashboards` in headless Chromium, which root on Debian or Ubuntu gets installed.
+test-pages: setup
+	$(BIN)/python -m splitwatt_lab.browser
+	$(BIN)/python -m pytest tests/pages $(ARGS)
 
 # The demo as a user plays it, alone on the machine.
 test-demo: controlplane
@@ -75,6 +80,12 @@ $(PAGES): reproduce-%: setup
 # The pictures and the table of rooms in docs/architecture.md.
 house: setup
 	$(BIN)/python docs/house.py $(ARGS)
+
+# Each panel has data, each alert fires and clears, each name is exported: asked of a real site to which every kind of event
+# happens, at a tenth of the alerts' times (ARGS="--speed 1" for whole ones); before it, what promtool says. Alone on the machine.
+dashboards-check: controlplane
+	$(BIN)/python -m pytest -q --durations=0 --durations-min=60 tests/panels
+	$(BIN)/python -m splitwatt_lab.watch $(ARGS)
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate
