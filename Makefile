@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-papers test-train property-long lint bench bench-sim reproduce $(PAGES) reproduce-prunetrain digits house generate images image-base
+.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-pages test-papers test-train property-long lint bench bench-sim reproduce $(PAGES) reproduce-prunetrain digits house generate dashboards-check images image-base
 
 setup: .venv/.stamp
 
@@ -24,7 +24,7 @@ faults: controlplane
 # Two halves side by side. Tests that compute take what CPU is left (`nice`); the others, which start processes and mostly wait, are
 # many at a time, and have the CPU first: what they time is not timed beside a search. One half may have no test of ARGS="-k ...".
 WAITING ?= 4
-SIDE_BY_SIDE := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --ignore=tests/papers --ignore=tests/demo --ignore=tests/train
+SIDE_BY_SIDE := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --ignore=tests/papers --ignore=tests/demo --ignore=tests/train --ignore=tests/pages
 COMPUTED := out/test-computing.log
 ENDED := out/test-ended
 test: controlplane
@@ -38,12 +38,17 @@ test: controlplane
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
 
 # What failed in the last `make test`, one at a time. Whoever was ended by anything but a failed test (1) has no list of them.
-AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo --ignore=tests/train
+AGAIN := $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --ignore=tests/papers --ignore=tests/demo --ignore=tests/train --ignore=tests/pages
 test-again: controlplane
 	@grep -x "pytest ended: [015] (waiting) [015] (computing)" $(ENDED) | grep -q "[01] (" || { echo "the last make test broke off: run it again"; exit 1; }
 	@for half in computing waiting; do cache=.pytest_cache; [ $$half = waiting ] || cache=.pytest_cache/computing; \
 	TESTS=$$half $(AGAIN) -o cache_dir=$$cache $(ARGS); code=$$?; [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done
 	$(BIN)/coverage report --skip-covered --include='core/*' --fail-under=95
+
+# The page of `splitwatt dashboards` in headless Chromium, which root on Debian or Ubuntu gets installed.
+test-pages: setup
+	$(BIN)/python -m splitwatt_lab.browser
+	$(BIN)/python -m pytest tests/pages $(ARGS)
 
 # The demo as a user plays it, alone on the machine.
 test-demo: controlplane
@@ -54,7 +59,7 @@ test-demo: controlplane
 property-long: setup
 	PYTHONPATH=tests $(BIN)/python -m support.long_walk $(ARGS)
 ifeq ($(strip $(ARGS)),)
-	SEARCHES=long $(BIN)/python -m pytest -n auto --dist worksteal -m "hypothesis or search" --ignore=tests/papers --ignore=tests/demo --ignore=tests/train
+	SEARCHES=long $(BIN)/python -m pytest -n auto --dist worksteal -m "hypothesis or search" --ignore=tests/papers --ignore=tests/demo --ignore=tests/train --ignore=tests/pages
 endif
 
 # Installed on real kubelets, with simulated GPUs: E2E=kind, node or the path of a kubeconfig. Root on Debian or Ubuntu; about a
@@ -115,6 +120,12 @@ house: setup
 # The documentation as a site in out/docs. Fails at links and anchors that lead nowhere. SPLITWATT_REPO_URL is where links to files go.
 docs: setup
 	$(BIN)/python docs/site.py
+
+# Each panel has data, each alert fires and clears, each name is exported: asked of a real site to which every kind of event
+# happens, at a tenth of the alerts' times (ARGS="--speed 1" for whole ones); before it, what promtool says. Alone on the machine.
+dashboards-check: controlplane
+	$(BIN)/python -m pytest -q --durations=0 --durations-min=60 tests/panels
+	$(BIN)/python -m splitwatt_lab.watch $(ARGS)
 
 generate: setup
 	$(BIN)/python -m splitwatt_api.generate

@@ -107,6 +107,7 @@ M_BUDGET_WOULD_LACK_WATTS: Final = "splitwatt_budget_would_lack_watts"
 M_CLUSTER_CONDITION: Final = "splitwatt_cluster_condition"
 M_CLUSTER_PODS: Final = "splitwatt_cluster_pods"
 M_CLUSTER_SLO_SECONDS: Final = "splitwatt_cluster_slo_seconds"
+M_CLUSTER_JOULES_PER_TOKEN: Final = "splitwatt_cluster_joules_per_token"
 L_STATE: Final = "state"
 L_LATENCY: Final = "latency"
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from splitwatt_core import names
 from splitwatt_core.budget.keeper import BudgetReport
 from splitwatt_core.budget.observing import Hand
-from splitwatt_core.clusters import ClusterName, ClusterSpec, cluster_label
+from splitwatt_core.clusters import ClusterName, ClusterSpec, Role, cluster_label
 from splitwatt_core.conditions import condition_from_wire
 from splitwatt_core.protocol.contract import Spec
 
@@ -87,6 +87,7 @@ class _Clusters(Collector):
 
     def __init__(self) -> None:
         self.seen: dict[ClusterName, tuple[ClusterSpec | None, Mapping[str, Any]]] = {}
+        self.prices: Mapping[ClusterName, Mapping[Role, float]] = {}
 
     def collect(self) -> Iterator[Metric]:
         of = [names.L_NAMESPACE, names.L_CLUSTER]
@@ -114,7 +115,15 @@ class _Clusters(Collector):
             for latency, limit_ms in (("TTFT", spec.slo.ttft_p99_ms), ("TBT", spec.slo.tbt_p99_ms)):
                 if limit_ms is not None:
                     slo.add_metric([*labels, latency], limit_ms / 1000)
-        yield from (conditions, pods, slo)
+        price = GaugeMetricFamily(
+            names.M_CLUSTER_JOULES_PER_TOKEN,
+            "Joules of a role's GPUs for each of its tokens, last minute: of prompts at prefill, of answers elsewhere",
+            labels=[*of, names.L_ROLE],
+        )
+        for name, by_role in self.prices.items():
+            for role, price_j in by_role.items() if name in self.seen else ():
+                price.add_metric([name.namespace, cluster_label(name.name), role.value], price_j)
+        yield from (conditions, pods, slo, price)
 
 
 class Metrics:
@@ -178,6 +187,10 @@ class Metrics:
         """`status` as it is to be written; `spec` by which it is served, None where none could ever be read."""
         self._clusters.seen[name] = (spec, status)
 
+    def show_prices(self, prices: Mapping[ClusterName, Mapping[Role, float]]) -> None:
+        """Joules per token, where they are known now."""
+        self._clusters.prices = prices
+
     def forget_cluster(self, name: ClusterName) -> None:
         self._clusters.seen.pop(name, None)
 
@@ -185,4 +198,4 @@ class Metrics:
         """What another replica decides from now on is not ours to show."""
         self.active.set(0)
         self._budgets.reports = self._would.reports = {}
-        self._clusters.seen = {}
+        self._clusters.seen, self._clusters.prices = {}, {}

@@ -7,7 +7,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Alert, Severity
+from splitwatt_panels.model import Alert, Event, Severity
 
 _IN_FORCE: Final = names.M_BUDGET_LIMIT_IN_FORCE_WATTS
 _DRAW: Final = names.M_BUDGET_MEASURED_WATTS
@@ -40,6 +40,7 @@ def _missed(latency: str, metric: str, matcher: str) -> Alert:
         f"are {_promise_of(latency)}",
         f"For five minutes more than one request in a hundred had a longer {latency} than spec.slo allows. See whether caps "
         f"fell, replicas are missing, or load grew.",
+        Event.PROMISE_TOO_TIGHT,
     )
 
 
@@ -53,6 +54,7 @@ ALERTS: Final = (
         "The meter of PowerBudget {{ $labels.budget }} reads above the limit in force for more than 10 seconds, longer than caps "
         "take to act. Look at its conditions (kubectl get pb {{ $labels.budget }} -o yaml): CapsEnforced names GPUs that do not "
         "obey, TelemetryFresh says when non-GPU watts are under-declared.",
+        Event.LIMIT_TOO_LOW,
     ),
     Alert(
         "BudgetBrakes",
@@ -63,6 +65,7 @@ ALERTS: Final = (
         f"{_LIMIT_OF}",
         "In Brake every GPU below the budget is at its lowest cap, and requests are slow. It should take seconds: what draws the "
         "watts is not a GPU that Splitwatt caps, or the meter is wrong.",
+        Event.LIMIT_TOO_LOW,
     ),
     Alert(
         "LimitInfeasible",
@@ -72,6 +75,7 @@ ALERTS: Final = (
         f"{{{{ $labels.budget }}}} lacks {{{{ $value | humanize }}}}W with every GPU at its lowest cap; limit in force "
         f"{_LIMIT_OF}",
         "No cap can keep this limit: it will be broken as soon as the GPUs work. The condition Feasible has the sum.",
+        Event.LIMIT_TOO_LOW,
     ),
     Alert(
         "CapNotObeyed",
@@ -81,6 +85,7 @@ ALERTS: Final = (
         "{{ $labels.gpu }} on {{ $labels.node }} has an enforced limit {{ $value | humanize }}W above its cap",
         "The driver enforces more than what was granted. The GPU is charged what it may draw, and others get less for it; the "
         "NodePower's condition CapsEnforced says why.",
+        Event.SETTER_REFUSES,
     ),
     Alert(
         "NobodyReigns",
@@ -90,6 +95,7 @@ ALERTS: Final = (
         "{{ $value }} replicas of the Splitwatt operator hold the Lease",
         "Caps stay as they are and hold, but no limit that is changed is followed, nothing is raised, and no pod passes its "
         "power gate. This also fires where the operator is not scraped.",
+        Event.NOBODY_REIGNS,
     ),
     _missed("TTFT", names.M_VLLM_TTFT, 'role!=""'),
     _missed("TBT", names.M_VLLM_TBT, 'role!="prefill"'),
@@ -101,6 +107,7 @@ ALERTS: Final = (
         f"{{{{ $labels.budget }}}} has drawn {{{{ $value | humanizePercentage }}}} of its limit in force, {_LIMIT_OF}, for ten "
         f"minutes",
         "It holds, on its last two per cent. A meter that reads a little low, or watts that nobody declared, would break it.",
+        Event.LIMIT_TOO_LOW,
     ),
     Alert(
         "MeterNotBelieved",
@@ -110,6 +117,7 @@ ALERTS: Final = (
         "Nobody can tell what {{ $labels.budget }} draws; its limit in force is {{ $value | humanize }}W",
         "Its meter, or the agents' samples where it has none, are stale or cannot be true. Charges keep the limit; nothing is "
         "raised meanwhile. The condition TelemetryFresh says what to change.",
+        Event.METER_SILENT,
     ),
     Alert(
         "CapsNotEnforced",
@@ -119,6 +127,7 @@ ALERTS: Final = (
         "{{ $labels.budget }}: not every cap of its {{ $value }} GPUs was read back",
         "Some node has no agent, a sick GPU, or a late acknowledgement. Such GPUs are charged the most that they may draw, so "
         "the others get less. The condition CapsEnforced names them.",
+        Event.SETTER_REFUSES,
     ),
     Alert(
         "GrantsLate",
@@ -128,6 +137,7 @@ ALERTS: Final = (
         "A grant to {{ $labels.node }} has waited {{ $value | humanizeDuration }} to be read back",
         "The agent has the grant and cannot apply it: a driver that hangs, a setter that lies, a full disk. Watts cannot move "
         "away from this node meanwhile.",
+        Event.SETTER_REFUSES,
     ),
     Alert(
         "ForeignLimit",
@@ -137,6 +147,7 @@ ALERTS: Final = (
         "Somebody else sets power limits on {{ $labels.node }} ({{ $value }} agent says so)",
         "Agent and stranger overwrite each other. The agent puts its limit back each time, and each time there is a moment in "
         "which a GPU may draw more. The NodePower's condition ForeignLimit names the GPUs and the limits.",
+        Event.FOREIGN_LIMIT,
     ),
     Alert(
         "PodsGated",
@@ -147,6 +158,7 @@ ALERTS: Final = (
         "{{ $value }} {{ $labels.role }} pods of {{ $labels.namespace }}/{{ $labels.cluster }} have waited at the power gate "
         "for ten minutes",
         "No leaf has both their GPUs and the watts of their floors. The condition PowerAdmitted says what is missing and where.",
+        Event.REPLICAS_TOO_MANY,
     ),
     Alert(
         "DecodeComputesPrompts",
@@ -158,6 +170,8 @@ ALERTS: Final = (
         "prompt tokens themselves",
         "KV caches do not move: answers are right, but nothing is split, and decode GPUs do prefill under decode's caps. The "
         "condition KVTransferVerified says what is wrong.",
+        None,
+        "a hand-off of the lab's engines never fails",
     ),
     Alert(
         "WritesRefused",
@@ -167,5 +181,6 @@ ALERTS: Final = (
         "The API server refuses {{ $value | humanize }} writes of {{ $labels.kind }} a minute with HTTP {{ $labels.code }}",
         "403: the operator's account lacks a right. 422: definitions (CRDs) of another version. After a minute without any "
         "success /healthz says that no cap can be moved.",
+        Event.RIGHT_TAKEN,
     ),
 )

@@ -42,6 +42,20 @@ class Tone(StrEnum):
     BAD = "bad"
 
 
+class Event(StrEnum):
+    """What makes a panel live or an alert fire that a quiet fleet leaves silent. `make dashboards-check` does each to a real
+    site and looks."""
+
+    LIMIT_TOO_LOW = "a limit that no caps can keep"
+    SETTER_REFUSES = "a driver that refuses a lower cap"
+    METER_SILENT = "a meter without a reading"
+    FOREIGN_LIMIT = "a second program that sets limits"
+    PROMISE_TOO_TIGHT = "a latency that no engine can keep"
+    REPLICAS_TOO_MANY = "more replicas than the site has GPUs for"
+    RIGHT_TAKEN = "an operator that may not write the status of budgets"
+    NOBODY_REIGNS = "an operator that is dead"
+
+
 @dataclass(frozen=True, slots=True)
 class PanelStep:
     """From `value` on it is `level`."""
@@ -52,10 +66,13 @@ class PanelStep:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression in PromQL, and how each of its series is called."""
+    """One expression in PromQL, and how each of its series is called. `event`: it has no series before that happened; None: a
+    quiet fleet that serves has them. `unmade`: why the lab's series are there and say nothing."""
 
     expr: str
     legend: str
+    event: Event | None = None
+    unmade: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +136,8 @@ class Severity(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Alert:
     """One rule. `summary` carries the numbers, in Prometheus' templates; `description` says what it means and the first thing to
-    look at. `for_s`: how long `expr` has to hold."""
+    look at. `for_s`: how long `expr` has to hold. `event`: what makes it fire on a real site; None where nothing that the lab can
+    do does, and `unmade` says why."""
 
     key: str
     severity: Severity
@@ -127,6 +145,8 @@ class Alert:
     for_s: int
     summary: str
     description: str
+    event: Event | None
+    unmade: str = ""
 
     @property
     def name(self) -> str:

@@ -6,8 +6,8 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Drawing, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
-from splitwatt_panels.promql import JOB, NODE, PHASE_OF_ROLE, ROLE, agent, per_second
+from splitwatt_panels.model import Drawing, Event, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
+from splitwatt_panels.promql import JOB, NODE, PHASE_OF_ROLE, RANGE, ROLE, agent, per_second
 
 _POWER: Final = agent(names.M_GPU_POWER_WATTS, PHASE_OF_ROLE)
 _GRANTED: Final = agent(names.M_GPU_GRANTED_CAP_WATTS, PHASE_OF_ROLE)
@@ -80,6 +80,20 @@ _CAPS: Final = PanelRow(
             "Mean SM clock of each node's GPUs.",
             "Falls under a cap or a clock lock; a fall with neither is heat.",
             (Query(f"avg by (node) ({agent(names.M_GPU_SM_CLOCK_HERTZ)})", "{{node}}"),),
+        ),
+        Panel(
+            "Energy counter against power readings",
+            Unit.SHARE,
+            "Joules that the GPUs' own energy counters count, as a share of what their power readings come to, by node.",
+            "100 % where the two agree. Power readings are what caps, charges and joules per token stand on; a counter that "
+            "shows less stands still or misses load (docs/metering.md), and one that shows more sees peaks between two readings.",
+            (
+                Query(
+                    f"{per_second(agent(names.M_GPU_ENERGY_JOULES), 'node')} / "
+                    f"(sum by (node) (avg_over_time({agent(names.M_GPU_POWER_WATTS)}[{RANGE}])) > 0)",
+                    "{{node}}",
+                ),
+            ),
         ),
         Panel(
             "Draw by the energy counter",
@@ -161,7 +175,7 @@ _OBEDIENCE: Final = PanelRow(
             Unit.PER_SECOND,
             "Failed calls of NVML, by call and code.",
             "A GPU that falls off the bus shows here first.",
-            (Query(per_second(agent(names.M_AGENT_NVML_ERRORS), "call", "code"), "{{call}} {{code}}"),),
+            (Query(per_second(agent(names.M_AGENT_NVML_ERRORS), "call", "code"), "{{call}} {{code}}", Event.SETTER_REFUSES),),
         ),
         Panel(
             "Status writes",

@@ -6,7 +6,7 @@ from typing import Final
 
 from splitwatt_core import names
 
-from splitwatt_panels.model import Drawing, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
+from splitwatt_panels.model import Drawing, Event, Panel, PanelRow, PanelSet, PanelStep, Query, Tone, Unit
 from splitwatt_panels.promql import JOB, RANGE, operator, per_second
 
 _ACTIVE: Final = operator(names.M_OPERATOR_ACTIVE)
@@ -100,7 +100,7 @@ _API: Final = PanelRow(
             Unit.PER_SECOND,
             "Writes that the API server refused per second, by kind and HTTP status.",
             "409 now and then is a race and is tried again. 403 is missing rights, 422 a version that does not fit.",
-            (Query(per_second(operator(names.M_API_REFUSALS), "kind", "code"), "{{kind}} {{code}}"),),
+            (Query(per_second(operator(names.M_API_REFUSALS), "kind", "code"), "{{kind}} {{code}}", Event.RIGHT_TAKEN),),
         ),
         Panel(
             "Queries without an answer",
@@ -116,7 +116,7 @@ _API: Final = PanelRow(
             "Reports that could not be made or were refused, by kind, and Events left out for their number.",
             "Caps go out all the same, but statuses may be old.",
             (
-                Query(per_second(operator(names.M_REPORT_FAILURES), "kind"), "{{kind}}"),
+                Query(per_second(operator(names.M_REPORT_FAILURES), "kind"), "{{kind}}", Event.RIGHT_TAKEN),
                 Query(per_second(operator(names.M_EVENTS_DROPPED)), "Events dropped"),
             ),
         ),

@@ -12,7 +12,6 @@ from splitwatt_panels.promql import (
     JOB,
     NAMESPACE,
     PHASE_OF_ROLE,
-    RANGE,
     ROLE,
     cluster,
     engine,
@@ -29,18 +28,6 @@ _PER_ROLE: Final = (*_WHOSE, "role")
 
 def _promise(latency: str) -> Query:
     return Query(cluster(names.M_CLUSTER_SLO_SECONDS, f'latency="{latency}"'), f"{_OF} promised")
-
-
-def _power(phase: str) -> str:
-    """Watts of all GPUs in a phase, integrated from power readings. Agents know no cluster, so it is the fleet's."""
-    selector = operator(names.M_GPU_POWER_WATTS, f'role="{phase}"')
-    return f"sum(avg_over_time({selector}[{RANGE}]))"
-
-
-def _joules_per_token(phase: str, tokens: str, role: str) -> str:
-    """None while no token was made: watts without tokens are idle draw, and no price of a token."""
-    made = per_second(operator(tokens, f'role="{role}"'))
-    return f"{_power(phase)} / ({made} > 0)"
 
 
 def _pods(state: str) -> str:
@@ -100,13 +87,11 @@ _WORK: Final = PanelRow(
         Panel(
             "Joules per token, by role",
             Unit.JOULES,
-            "Watts of the GPUs in a phase over its tokens per second: prompt tokens for Prefill, answer tokens for Decode. Of "
-            "the whole fleet; from power readings, not from the GPUs' energy counters. No line while there are no tokens.",
+            "Watts of a cluster's GPUs over its tokens per second, of the last minute: tokens of prompts at prefill, of answers "
+            "at decode and at mixed engines. From power readings, not from the GPUs' energy counters. No line while there are no "
+            "tokens, or where some pod of the role has watts without tokens or tokens without watts.",
             "The price of a token. A cap that lowers it without breaking a promise is well set.",
-            (
-                Query(_joules_per_token("Prefill", names.M_VLLM_PROMPT_TOKENS, "prefill"), "Prefill, a token read"),
-                Query(_joules_per_token("Decode", names.M_VLLM_GENERATION_TOKENS, "decode"), "Decode, a token written"),
-            ),
+            (Query(engine(names.M_CLUSTER_JOULES_PER_TOKEN), _OF_ROLE),),
         ),
     ),
 )

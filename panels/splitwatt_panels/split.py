@@ -83,7 +83,13 @@ _PROMPTS: Final = PanelRow(
             "The condition KVTransferVerified: a probe of the operator's own, and the engines' counters around it.",
             "No: its reason says what is wrong (docs/router.md). A gap is Unknown, where there is nothing to prove or no "
             "verdict.",
-            (Query(cluster(names.M_CLUSTER_CONDITION, 'condition="KVTransferVerified"'), _OF),),
+            (
+                Query(
+                    cluster(names.M_CLUSTER_CONDITION, 'condition="KVTransferVerified"'),
+                    _OF,
+                    unmade="the lab's engines have no address to send a probe to; `make e2e` has engines that do",
+                ),
+            ),
             Drawing.STATES,
             base=Tone.BAD,
             thresholds=(PanelStep(1, Tone.GOOD),),

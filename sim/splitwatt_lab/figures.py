@@ -93,6 +93,7 @@ def as_json(result: PassResult) -> dict[str, Any]:
         "patch_to_enforced_s": None if result.patch_to_enforced_s is None else round(result.patch_to_enforced_s, 3),
         "gpu_energy_kj": round(result.energy_j / 1000, 1),
         "output_tokens": tokens,
+        "joules_per_token": {name: round(price_j, 3) for name, price_j in sorted(result.joules_per_token.items())},
         "gpu_joules_per_output_token": round(result.energy_j / tokens, 2) if tokens else None,
         "clusters": latency_rows(result),
         "happenings": [{"at_s": round(h.at_s, 2), "what": h.what} for h in result.happenings],

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,6 +128,14 @@ class PrometheusServer:
             raise LabError(f"Prometheus refused {expression!r}: {answer.get('error', answer)}")
         return [(row["metric"], [(float(t), float(v)) for t, v in row["values"]]) for row in answer["data"]["result"]]
 
+    def names(self, selector: str, start_s: float, end_s: float) -> Sequence[str]:
+        """Names of metrics that had samples between the two (Unix seconds). Raises LabError."""
+        params = {"match[]": selector, "start": str(start_s), "end": str(end_s)}
+        answer: dict[str, Any] = self._client.get(f"{self.url}/api/v1/label/__name__/values", params=params).json()
+        if answer["status"] != "success":
+            raise LabError(f"Prometheus refused {selector!r}: {answer.get('error', answer)}")
+        return [str(name) for name in answer["data"]]
+
     def _ready(self, port: int) -> bool:
         return answers(self._client, f"http://{LOOPBACK}:{port}/-/ready")
 
@@ -150,15 +158,15 @@ class PrometheusServer:
         }
 
 
-def ensure_installed() -> None:
-    """Install Debian's package when Prometheus is missing and this is root on a machine with apt. Raises LabError."""
+def install_package(name: str, there: Callable[[], object]) -> None:
+    """Install Debian's package where `there` raises LabError and this is root on a machine with apt. Raises LabError."""
     try:
-        program()
+        there()
         return
     except LabError:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise
-    for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", "prometheus"]):
+    for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", name]):
         result = subprocess.run(
             ["apt-get", *command],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
@@ -169,8 +177,13 @@ def ensure_installed() -> None:
         )
         if result.returncode != 0:
             reason = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
-            raise LabError(f"`apt-get {' '.join(command)}` failed: {' '.join(reason)}; install Prometheus by hand")
-    program()
+            raise LabError(f"`apt-get {' '.join(command)}` failed: {' '.join(reason)}; install {name} by hand")
+    there()
+
+
+def ensure_installed() -> None:
+    """Install Debian's package when Prometheus is missing and this is root on a machine with apt. Raises LabError."""
+    install_package("prometheus", program)
 
 
 def main() -> int:

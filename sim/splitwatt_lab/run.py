@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from splitwatt_core.names import L_CLUSTER, L_NAMESPACE, L_ROLE, M_CLUSTER_JOULES_PER_TOKEN
 
 from splitwatt_lab import scenario
 from splitwatt_lab.errors import LabError
@@ -52,6 +55,8 @@ class PassResult:
     patch_to_enforced_s: float | None
     energy_j: float
     gpus: int
+    joules_per_token: dict[str, float] = field(default_factory=dict)
+    """By "namespace/cluster role", as the operator showed it: the mean over the pass."""
     kubectl_view: str = ""
     violations_s: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -265,7 +270,7 @@ class _Pass:
         judge.stop()
         if self.watcher is not None:
             self.watcher.join()
-        caps = self._caps_by_role(ended_s)
+        caps, prices = self._caps_by_role(ended_s), self._joules_per_token(ended_s)
         assert site.load is not None
         site.load.stop()
         decisions = judge.charge_from(site.decision_log)
@@ -287,6 +292,7 @@ class _Pass:
             patch_to_enforced_s=None if fall_s is None or self.patch_s is None else fall_s - self.patch_s,
             energy_j=judge.energy_j,
             gpus=sum(node.gpus for node in site.node_specs),
+            joules_per_token=prices,
             kubectl_view=seen,
             violations_s=judge.violations_s(),
             slos=slos(scenario.clusters(site.spec)),
@@ -299,6 +305,13 @@ class _Pass:
             "avg by (role) (splitwatt_gpu_enforced_cap_watts)", self.begun_s, ended_s, step_s=1.0
         )
         return {labels.get("role", "?"): rows for labels, rows in answer}
+
+    def _joules_per_token(self, ended_s: float) -> dict[str, float]:
+        rows = self.site.prometheus.query_range(M_CLUSTER_JOULES_PER_TOKEN, self.begun_s, ended_s, step_s=5.0)
+        return {
+            f"{labels[L_NAMESPACE]}/{labels[L_CLUSTER]} {labels[L_ROLE]}": statistics.fmean(value for _, value in points)
+            for labels, points in rows
+        }
 
 
 def slos(clusters: Sequence[scenario.Manifest]) -> dict[str, dict[str, int]]:

@@ -77,7 +77,7 @@ class LoadSpec:
 class SiteSpec:
     """`operator_command`, `agent_command`: argv heads, so that a test can run a broken one. `agents` False: neither agents
     nor GPUs are started, for whoever answers in their place; such a site takes no load. `mixed`: so many of the
-    conversation service's prefill servers do both phases."""
+    conversation service's prefill servers do both phases. `rules`: files of Prometheus rules."""
 
     racks: int = 2
     nodes_per_rack: int = 4
@@ -87,6 +87,7 @@ class SiteSpec:
     load: LoadSpec | None = field(default_factory=LoadSpec)
     agents: bool = True
     mixed: int = 0
+    rules: Sequence[Path] = ()
     seed: int = 1
     operator_command: Sequence[str] = (sys.executable, "-m", "splitwatt_operator")
     agent_command: Sequence[str] = (sys.executable, "-m", "splitwatt_agent")
@@ -137,7 +138,7 @@ class LabSite:
             lab_nodes.create(self.plane, self.node_specs)
             install_chart(self.plane, repository() / CHART)
             self._stage("Prometheus")
-            self.prometheus = PrometheusServer(self.plane.group, self.directory / "prometheus")
+            self.prometheus = PrometheusServer(self.plane.group, self.directory / "prometheus", rules=self.spec.rules)
             self.prometheus.start()
             self._stage("agents and operator")
             self.start_operator()

@@ -183,8 +183,13 @@ class Cluster:
         if self.decodes.get(decode.name) is not decode:
             self._hand_over(request, link, now_s)
             return
+        decode.stats.received(request.context_tokens, bytes_per_token=link.bytes_per_token)
         decode.arrive(request, now_s)
         self._wake(decode)
+
+    def coming(self, decode: DecodeEngine) -> int:
+        """KV caches that are on their way to it."""
+        return sum(engine is decode for engine in self._in_flight.values())
 
     def left(self, finished: int) -> None:
         self.counts.finished += finished

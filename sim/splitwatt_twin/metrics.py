@@ -6,7 +6,7 @@ pod, as they would if Prometheus had scraped the pod itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,6 +20,7 @@ from splitwatt_twin.meter_faults import MeterSeries
 from splitwatt_twin.mixed import MixedEngine
 from splitwatt_twin.requests import ClusterKey, PodKey
 from splitwatt_twin.stats import EngineStats, Histogram
+from splitwatt_twin.transfers import TransferReading, transfer_metrics
 
 _POD_LABELS = [names.L_NAMESPACE, names.L_POD, names.L_CLUSTER, names.L_ROLE, names.L_MODEL_NAME]
 _CLUSTER_LABELS = [names.L_NAMESPACE, names.L_CLUSTER]
@@ -45,7 +46,7 @@ class Snapshot:
     """`meters`: those that show something. `load_s` None: no load yet."""
 
     replicas: Sequence[ReplicaView]
-    clusters: Iterable[Cluster]
+    clusters: Collection[Cluster]
     meters: Sequence[MeterSeries]
     load_s: float | None
     late_s: float
@@ -58,6 +59,7 @@ class TwinCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         now = self._snapshot()
         yield from engine_metrics([_reading(r) for r in now.replicas], labels=_POD_LABELS, finished_reason="stop")
+        yield from transfer_metrics([_transfers(r, now.clusters) for r in now.replicas], labels=_POD_LABELS)
         yield from _clusters(now.clusters)
         meter = GaugeMetricFamily(names.M_RACK_POWER_WATTS, "Power at the rack's meter.")
         for shown in now.meters:
@@ -91,6 +93,12 @@ def _reading(view: ReplicaView) -> EngineReading:
         kv_usage=0.0 if isinstance(engine, PrefillEngine) else engine.kv_usage,
         decodes=not isinstance(engine, PrefillEngine),
     )  # fmt: skip
+
+
+def _transfers(view: ReplicaView, clusters: Iterable[Cluster]) -> TransferReading:
+    engine = view.engine
+    coming = sum(c.coming(engine) for c in clusters if isinstance(engine, DecodeEngine) and c.key == view.cluster)
+    return TransferReading(labels=view.labels, stats=engine.stats, coming=coming, fetches=isinstance(engine, DecodeEngine))
 
 
 def engine_metrics(readings: Sequence[EngineReading], *, labels: Sequence[str], finished_reason: str) -> Iterable[Metric]:

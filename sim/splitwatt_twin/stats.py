@@ -21,6 +21,8 @@ E2E_BUCKETS_S: Final = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
 )  # fmt: skip
+KV_BYTES_BUCKETS: Final = tuple(float(2**11 * 4**k) for k in range(12))
+"""From 2 KiB to 8 GiB (vllm/distributed/kv_transfer/kv_connector/v1/nixl)."""
 
 
 class Histogram:
@@ -54,12 +56,19 @@ class Histogram:
 class EngineStats:
     """Counters of one replica since it became ready. Tokens are counted where they are computed."""
 
-    __slots__ = ("e2e", "generation_tokens", "prompt_tokens", "successes", "tbt", "ttft")
+    __slots__ = ("e2e", "generation_tokens", "kv_bytes", "kv_tokens", "prompt_tokens", "successes", "tbt", "ttft")
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.successes = 0
+        self.kv_tokens = 0
+        self.kv_bytes = Histogram(KV_BYTES_BUCKETS)
         self.ttft = Histogram(TTFT_BUCKETS_S)
         self.tbt = Histogram(TBT_BUCKETS_S)
         self.e2e = Histogram(E2E_BUCKETS_S)
+
+    def received(self, tokens: int, *, bytes_per_token: int) -> None:
+        """A KV cache that another replica computed is here."""
+        self.kv_tokens += tokens
+        self.kv_bytes.observe(tokens * bytes_per_token)

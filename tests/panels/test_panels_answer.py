@@ -3,11 +3,9 @@ name metrics that exist, and still join what never meets."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 from splitwatt_lab.processes import ProcessGroup
@@ -15,49 +13,16 @@ from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_panels import promql
 from splitwatt_panels.alerts import ALERTS
 from splitwatt_panels.model import PanelSet
-from splitwatt_panels.sets import NOT_SHOWN, SETS
+from splitwatt_panels.sets import SETS
+from support.every_metric import every_metric
 from support.exporter import Exporter
-from support.registries import SCRAPED, exported
 from support.some import some
 from support.waiting import eventually
-
-SAID: Mapping[str, tuple[str, ...]] = {
-    "condition": ("Ready", "CapsEnforced", "ForeignLimit", "KVTransferVerified"),
-    "state": ("Wanted", "Admitted", "Ready"),
-    "latency": ("TTFT", "TBT"),
-    "source": ("local_compute", "local_cache_hit", "external_kv_transfer"),
-    "kind": ("Lease", "NodePower"),
-    "le": ("0.5", "1.0", "+Inf"),
-}
-"""Values that somebody asks for; of any other label one is enough."""
-RISES = re.compile(r"_(total|bucket|count|sum)$")
-PER_S = 10.0
-
-
-def values_of(metric: str, label: str) -> tuple[str, ...]:
-    if label == "role":
-        return ("Prefill", "Decode") if metric.startswith("splitwatt_gpu_") else ("prefill", "decode")
-    return SAID.get(label, (f"some-{label}",))
-
-
-def lines_of(metric: str, labels: frozenset[str], now_s: float) -> Iterator[str]:
-    """Counters rise ten a second from the start of the test, gauges say 1."""
-    own = sorted(labels - SCRAPED) + (["namespace"] if "cluster" in labels else [])
-    for row in itertools.product(*(values_of(metric, label) for label in own)):
-        told = ",".join(f'{label}="{value}"' for label, value in zip(own, row, strict=True))
-        yield f"{metric}{{{told}}} {PER_S * now_s if RISES.search(metric) else 1.0}"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
-    began_s = time.monotonic()
-    asked = {name: labels for name, labels in exported().items() if name != "up" and name not in NOT_SHOWN}
-
-    def page() -> str:
-        now_s = time.monotonic() - began_s
-        return "\n".join(line for name, labels in asked.items() for line in lines_of(name, labels, now_s)) + "\n"
-
-    exporter = Exporter(page)
+    exporter = Exporter(every_metric())
     folder = tmp_path_factory.mktemp("prometheus")
     try:
         with ProcessGroup(folder / "logs") as group:

@@ -243,3 +243,31 @@ def test_lateness_changes_no_result() -> None:
                 pass
         results.append([(r.arrived_s, r.first_token_s, r.finished_s, r.prefill_pod, r.decode_pod) for r in lab.done])
     assert results[0] == results[1] == results[2]
+
+
+def test_every_kv_cache_that_is_handed_over_is_counted_where_it_comes() -> None:
+    lab = Lab(prefills=2, decodes=2)
+    lab.load([(0.1 * i, 1000 + i, 5) for i in range(20)])
+    lab.finish()
+    moved = sum(d.stats.kv_bytes.count for d in lab.d)
+    assert moved == 20 and sum(d.stats.kv_tokens for d in lab.d) == sum(1001 + i for i in range(20))  # with the first token
+    assert sum(d.stats.kv_bytes.total for d in lab.d) == LINK.bytes_per_token * sum(d.stats.kv_tokens for d in lab.d)
+    assert all(p.stats.kv_tokens == 0 for p in lab.p)
+
+
+def test_a_mixed_replica_moves_no_kv_cache() -> None:
+    lab = Lab(prefills=0, decodes=0)
+    alone = lab.mixed("m0")
+    lab.load([(0.1, 1000, 5)])
+    lab.finish()
+    assert len(lab.done) == 1 and alone.stats.kv_bytes.count == 0
+
+
+def test_a_kv_cache_on_its_way_is_shown_at_the_engine_that_waits_for_it() -> None:
+    lab = Lab()
+    lab.load([(0.0, 1000, 5)])
+    lab.fleet.run_until(0.1001)  # read after 0.1 s, and 5 ms on the way
+    cluster = lab.fleet.clusters[KEY]
+    assert cluster.coming(lab.d[0]) == 1 and lab.d[0].waiting == 0
+    lab.fleet.run_until(0.11)
+    assert cluster.coming(lab.d[0]) == 0

@@ -35,6 +35,7 @@ from splitwatt_operator.pen import NotSent, Pen, Stored
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving.admission import Admitter
 from splitwatt_operator.serving.apply import OWNED_KINDS, Applier
+from splitwatt_operator.serving.energy import EnergyMeter
 from splitwatt_operator.serving.groups import Groups, without_groups
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
@@ -111,6 +112,7 @@ class Serving:
         self._places = Places()
         self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
+        self._energy = EnergyMeter(prometheus, view, metrics)
         self._prober = Prober(store, view, self._queue.add)
         self._admitter = Admitter(
             store=store, view=view, keeper=keeper, reader=reader, pen=pen, recorder=recorder, changed=self._queue.add,
@@ -126,8 +128,9 @@ class Serving:
         workers = {f"worker{i}": self._work() for i in range(WORKERS)}
         try:
             await first_to_end(
-                pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), prober=self._prober.run(), **workers
-            )
+                pump=self._pump(), admission=self._admitter.run(), slo=self._slo.run(), energy=self._energy.run(),
+                prober=self._prober.run(), **workers,
+            )  # fmt: skip
         finally:
             self._queue.close()
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -110,8 +110,17 @@ class Ends:
 class Ground:
     """See the module's docstring. Use as a context manager: entering starts the site and waits until it serves."""
 
-    def __init__(self, directory: Path, *, seed: int, progress: Progress = silent, stage: Stage = lambda _: None) -> None:
-        self.spec = ground_spec(seed=seed)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        seed: int,
+        rules: Sequence[Path] = (),
+        progress: Progress = silent,
+        stage: Stage = lambda _: None,
+    ) -> None:
+        """`rules`: files of Prometheus rules."""
+        self.spec = replace(ground_spec(seed=seed), rules=rules)
         self.site = FaultSite(self.spec, directory, progress=progress, stage=stage)
         self._stage = stage
         self.wiring = scenario.wiring(self.spec)
