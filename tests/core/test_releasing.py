@@ -17,9 +17,9 @@ from support.world import DEFAULT_W, ROOT, Line, Operator, World
 POLICIES = pytest.mark.parametrize("policy", ["Uniform", "PhaseAware", "Polca"])
 
 
-def capped(policy: str = "Uniform", **changes: int) -> tuple[World, Operator]:
-    """Two GPUs that Strict holds at 300 W; then a limit that would carry both defaults."""
-    world = World(limit_w=600, policy=policy, **changes)
+def capped(policy: str = "Uniform") -> tuple[World, Operator]:
+    """Two GPUs that Strict holds at 300 W."""
+    world = World(limit_w=600, policy=policy)
     operator = settled(world)
     world.check()
     assert all(gpu.true_w <= 300 for node in world.nodes.values() for gpu in node.gpus.values())
