@@ -1,4 +1,7 @@
-"""One rank of a gloo job: `python two_ranks.py FOLDER RANK WORLD EPOCHS resnet|mlp [CHECKPOINT]`; writes what it saw to FOLDER/RANK.json."""
+"""One rank of a gloo job: `python two_ranks.py FOLDER RANK WORLD EPOCHS resnet|mlp [CHECKPOINT]`.
+
+It writes what it saw to FOLDER/RANK.json.
+"""
 
 from __future__ import annotations
 
