@@ -19,8 +19,8 @@ An empty panel means that nothing says so, and never zero: the job is not scrape
 
 Without Grafana, `splitwatt dashboards --prometheus URL` shows the same panels as one page in a browser, straight from
 Prometheus: choose a dashboard, a range, a budget or a node; the address holds the choice. It listens on this machine alone,
-passes on nothing but what panels ask, and fetches nothing from elsewhere. It asks without credentials: put a proxy that adds them before
-an end point that wants them.
+passes on nothing but what panels ask, and fetches nothing from elsewhere. It asks without credentials: put a proxy that adds
+them before an end point that wants them.
 
 Each query was answered by a real Prometheus that had scraped every metric (`tests/panels`), and `make dashboards-check` asks a
 real site, to which every kind of event is done. Nobody has looked at the dashboards in a running Grafana yet.

@@ -16,7 +16,7 @@ SOURCES = (
     *(ROOT / f"core/splitwatt_core/admission/{name}.py" for name in ("shortage", "plan", "foreign")),
     ROOT / "core/splitwatt_core/serving/kv_proof.py",
     ROOT / "core/splitwatt_core/serving/provable.py",
-    ROOT / "core/splitwatt_core/budget/books.py",
+    *(ROOT / f"core/splitwatt_core/budget/{name}.py" for name in ("books", "modes", "observing", "releasing")),
     ROOT / "core/splitwatt_core/budget/heard.py",
     ROOT / "core/splitwatt_core/budget/roster.py",
     ROOT / "operator/splitwatt_operator/serving/status.py",
