@@ -161,7 +161,7 @@ def find(
     """Raises LabError where Prometheus does not answer at all."""
     asked = asked_of(sets)
     whole = (run.quiet[0], max(run.ended_s, run.quiet[1]))
-    empty = [found for one in asked if (found := _empty(prometheus, one, run, whole, rate_interval)) is not None]
+    empty = [said for one in asked if (said := _empty(prometheus, one, run, whole, rate_interval)) is not None]
     fired: dict[str, Window] = {}
     silent = []
     for alert in alerts:
