@@ -149,7 +149,7 @@ def test_replicas_without_watts_do_not_stop_a_rollout(site: Site) -> None:
     eventually("a router", lambda: site.condition("chat", "RouterReady").get("status") == "True")
     with Watcher(site, most=3) as watcher:
         engine_args(site, "--max-num-seqs=64")
-        told = eventually("it says what has no watts", lambda: (r := site.condition("chat", "RollingOut")) and _short(r) and r)
+        told = eventually("it says what has no watts", lambda: _short(site.condition("chat", "RollingOut")))
 
         def moved() -> bool:
             pods = [pod for role in ROLES for pod in site.pods("chat", role) if pod["status"]["phase"] == "Running"]
@@ -163,8 +163,9 @@ def test_replicas_without_watts_do_not_stop_a_rollout(site: Site) -> None:
     site.await_condition("chat", "Ready", "True")
 
 
-def _short(row: Mapping[str, Any]) -> bool:
-    return "1 prefill and 1 decode have no watts, and the others move without them." in row["message"]
+def _short(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    words = "1 prefill and 1 decode have no watts, and the others move without them."
+    return row if words in row.get("message", "") else None
 
 
 def test_what_is_no_revision_rolls_in_place(two_and_two: Site) -> None:
