@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from splitwatt_prune.groups import of_graph
-from splitwatt_prune.lasso import EPSILON, GroupLasso
+from splitwatt_prune.lasso import EPSILON, GroupLasso, Mode
 from splitwatt_prune.models import ResNet, mlp
 from splitwatt_prune.spaces import read
 from support.pruned import stepped
@@ -18,7 +20,7 @@ RATIOS = st.floats(0.01, 0.95)
 
 
 @given(RATIOS, st.integers(0, 1000), st.sampled_from(["prox", "subgradient"]))
-def test_lambda_makes_the_penalty_its_share_of_the_first_loss(ratio: float, seed: int, mode: str) -> None:
+def test_lambda_makes_the_penalty_its_share_of_the_first_loss(ratio: float, seed: int, mode: Mode) -> None:
     torch.manual_seed(seed)
     model = mlp((6, 12, 4)).double()
     lasso = GroupLasso(model, ratio, mode)
@@ -89,7 +91,7 @@ def test_subgradient_leaves_the_step_to_the_optimizer_and_counts_the_budget() ->
     ("make", "sentence"),
     [
         (lambda: GroupLasso(mlp((3, 4, 2)), 1.0), "between 0 and 1"),
-        (lambda: GroupLasso(mlp((3, 4, 2)), 0.5, "hard"), "'prox' or 'subgradient'"),
+        (lambda: GroupLasso(mlp((3, 4, 2)), 0.5, cast(Mode, "hard")), "'prox' or 'subgradient'"),
         (lambda: GroupLasso(nn.Sequential(nn.Linear(3, 2))), "no channel of Sequential may be cut .*the model's output"),
         (lambda: GroupLasso(mlp((3, 4, 2))).penalty(float("nan")), "positive number, not nan"),
         (lambda: GroupLasso(mlp((3, 4, 2))).step(torch.optim.SGD(mlp((3, 2)).parameters(), 0.1)), "call penalty"),

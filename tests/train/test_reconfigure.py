@@ -139,6 +139,16 @@ def test_beside_a_shortcut_with_a_norm_the_constant_is_folded_into_it() -> None:
     step(model, optimizer, IMAGES)
 
 
+def test_of_two_dead_operands_one_stays() -> None:
+    model = resnet()
+    dead(model, 1)
+    with torch.no_grad():
+        model.blocks[1].shortcut[0].weight.zero_()
+    change = Reconfigurer(model, None, IMAGES).now()
+    assert change is not None and len(change.removed_paths) == 1
+    assert logits(model, IMAGES).shape == (len(IMAGES), 10)
+
+
 def test_a_channel_of_a_constant_is_cut_with_its_stream() -> None:
     model = resnet(depth=14)
     optimizer = stepped(model, IMAGES)

@@ -1,7 +1,4 @@
-"""One rank of a gloo job: `python two_ranks.py FOLDER RANK WORLD EPOCHS resnet|mlp [CHECKPOINT]`.
-
-It writes what it saw to FOLDER/RANK.json.
-"""
+"""One rank of a gloo job, `python two_ranks.py FOLDER RANK WORLD EPOCHS resnet|mlp [CHECKPOINT]`; tells in FOLDER/RANK.json."""
 
 from __future__ import annotations
 

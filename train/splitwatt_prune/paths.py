@@ -54,6 +54,8 @@ def dead_path(graph: Graph, layer: str) -> DeadPath | str:
     path = _closure(tail)
     if other in path:
         return f"both operands of {users[0].name} come from {layer}"
+    if _is_constant(graph, other):
+        return f"{layer} is on the last path into {users[0].name} that depends on the input"
     ours = [each for each in graph.operations.nodes if each in path and _is_ours(graph, each)]
     constant = _value(graph, [each for each in tail if tail.index(each) <= tail.index(ours[-1])])
     if isinstance(constant, str):
@@ -80,6 +82,13 @@ def remove(model: nn.Module, path: DeadPath, optimizer: Optimizer | None) -> Non
     # What pulls the constant is what pulled the bias: its momentum goes on.
     bias = model.get_submodule(last).bias
     surgeon.put(last, Constant(path.constant, path.axes), state_of=bias)
+
+
+def _is_constant(graph: Graph, node: fx.Node) -> bool:
+    """Whether a node's output depends on no input of the model any more, but for its resolution."""
+    if node.op == "call_module" and isinstance(graph.modules[str(node.target)], Constant | Nothing):
+        return True
+    return bool(node.all_input_nodes) and all(_is_constant(graph, each) for each in node.all_input_nodes)
 
 
 def _is_ours(graph: Graph, node: fx.Node) -> bool:
