@@ -41,6 +41,7 @@ LONGEST_FIRST = (
     "protocol/test_stateful.py",
     "agent/test_restored_store.py",
     "sim/test_scenario.py",
+    "cli/test_on_a_site.py",
     "agent/test_lifecycle.py",
     "operator/power/test_apiserver.py",
     "operator/power/test_in_a_container.py",
