@@ -100,14 +100,14 @@ class _Player:
         try:
             for event in group:
                 self._begins[event] = time.time()
-                laid.append(event)
                 MADE[event].lay(self._ground, self._rng)
+                laid.append(event)
             took_s = self._ground.until(all_fired, within_s=patience_s, look_s=1.0)
             within = "" if took_s is None else f" within {took_s:.0f} s"
             self._tell(f"  {len(wanted.keys() & seen)} of {len(wanted)} alerts fired{within}")
             time.sleep(LINGER_S)
-        except (LabError, httpx.TransportError) as error:
-            self._run.problems.append(f"{laid[-1].value} cannot be made: {error}")
+        except (LabError, httpx.TransportError) as error:  # of the first that was not laid, if one was not
+            self._run.problems.append(f"{group[min(len(laid), len(group) - 1)]} cannot be made: {error}")
         finally:
             for event in reversed(laid):
                 MADE[event].heal(self._ground)
