@@ -165,12 +165,12 @@ def find(
     fired: dict[str, Window] = {}
     silent = []
     for alert in alerts:
-        found = firings(series_of(prometheus, f'{FIRING[:-1]}, alertname="{alert.name}"}}', whole)) if run.events else []
-        problem = alert_problem(alert, found, run.events, whole[1])
+        windows = firings(series_of(prometheus, f'{FIRING[:-1]}, alertname="{alert.name}"}}', whole)) if run.events else []
+        problem = alert_problem(alert, windows, run.events, whole[1])
         if problem is not None:
             silent.append(problem)
-        elif found:
-            fired[alert.name] = found[0]
+        elif windows:
+            fired[alert.name] = windows[0]
     live = prometheus.names(OURS, *whole)
     expressions = [*(one.query.expr for one in asked), *(alert.expr for alert in alerts)]
     return Findings(
