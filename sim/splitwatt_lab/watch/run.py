@@ -100,14 +100,14 @@ class _Player:
         try:
             for event in group:
                 self._begins[event] = time.time()
-                laid.append(event)
                 MADE[event].lay(self._ground, self._rng)
+                laid.append(event)
             took_s = self._ground.until(all_fired, within_s=patience_s, look_s=1.0)
             within = "" if took_s is None else f" within {took_s:.0f} s"
             self._tell(f"  {len(wanted.keys() & seen)} of {len(wanted)} alerts fired{within}")
             time.sleep(LINGER_S)
-        except (LabError, httpx.TransportError) as error:
-            self._run.problems.append(f"{laid[-1].value} cannot be made: {error}")
+        except (LabError, httpx.TransportError) as error:  # of the first that was not laid, if one was not
+            self._run.problems.append(f"{group[min(len(laid), len(group) - 1)]} cannot be made: {error}")
         finally:
             for event in reversed(laid):
                 MADE[event].heal(self._ground)
@@ -165,12 +165,12 @@ def find(
     fired: dict[str, Window] = {}
     silent = []
     for alert in alerts:
-        found = firings(series_of(prometheus, f'{FIRING[:-1]}, alertname="{alert.name}"}}', whole)) if run.events else []
-        problem = alert_problem(alert, found, run.events, whole[1])
+        windows = firings(series_of(prometheus, f'{FIRING[:-1]}, alertname="{alert.name}"}}', whole)) if run.events else []
+        problem = alert_problem(alert, windows, run.events, whole[1])
         if problem is not None:
             silent.append(problem)
-        elif found:
-            fired[alert.name] = found[0]
+        elif windows:
+            fired[alert.name] = windows[0]
     live = prometheus.names(OURS, *whole)
     expressions = [*(one.query.expr for one in asked), *(alert.expr for alert in alerts)]
     return Findings(
