@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from splitwatt_core.conditions import Condition, condition_from_wire
 
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.finding import Finding, Gravity
 
 Object = Mapping[str, Any]
 
@@ -38,17 +38,17 @@ def condition(obj: Object, kind: str) -> Condition | None:
     return next((c for c in conditions_of(obj) if c.type == kind), None)
 
 
-def severity_of(row: Condition) -> Severity | None:
+def severity_of(row: Condition) -> Gravity | None:
     """None: as it should be, or nothing is known."""
     if row.status is None:
         return None
     if row.status is (row.type not in NEWS):
-        return Severity.WARNING if row.reason in TRUE_AND_YET else None
+        return Gravity.WARNING if row.reason in TRUE_AND_YET else None
     if row.reason in NOTES:
-        return Severity.NOTE
+        return Gravity.NOTE
     if row.type in NEWS:
-        return Severity.WARNING if row.reason in TRUE_AND_YET else Severity.NOTE
-    return Severity.BROKEN if row.type in BROKEN_WHEN_FALSE else Severity.WARNING
+        return Gravity.WARNING if row.reason in TRUE_AND_YET else Gravity.NOTE
+    return Gravity.BROKEN if row.type in BROKEN_WHEN_FALSE else Gravity.WARNING
 
 
 def name_of(obj: Object) -> str:

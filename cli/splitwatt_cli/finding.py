@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class Severity(StrEnum):
+class Gravity(StrEnum):
     """Worst first."""
 
     BROKEN = "Broken"
@@ -17,7 +17,7 @@ class Severity(StrEnum):
 
     @property
     def rank(self) -> int:
-        return tuple(Severity).index(self)
+        return tuple(Gravity).index(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Finding:
     """`check`: which rule found it, one word in CamelCase for scripts. `subject`: "PowerBudget rack-a1", "" for the whole.
     `fix`: a command, or a sentence where no command can do it. `since`: RFC 3339, "" where that is not known."""
 
-    severity: Severity
+    severity: Gravity
     check: str
     subject: str
     text: str
@@ -47,5 +47,5 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: f.severity.rank)
 
 
-def worst(findings: Iterable[Finding]) -> Severity | None:
+def worst(findings: Iterable[Finding]) -> Gravity | None:
     return min((f.severity for f in findings), key=lambda s: s.rank, default=None)

@@ -27,7 +27,7 @@ class PrometheusError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class VectorRow:
     """One row of an instant vector. `values`: (Unix time, value), the newest last; several for a range selector."""
 
     labels: Mapping[str, str]
@@ -42,7 +42,7 @@ class Prometheus(Protocol):
     @property
     def where(self) -> str: ...
 
-    async def query(self, expression: str) -> list[Sample]:
+    async def query(self, expression: str) -> list[VectorRow]:
         """An instant vector, or the raw samples of a range selector. Raises PrometheusError."""
         ...
 
@@ -96,7 +96,7 @@ class Direct:
     where: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    async def query(self, expression: str) -> list[Sample]:
+    async def query(self, expression: str) -> list[VectorRow]:
         limits = aiohttp.ClientTimeout(total=ANSWER_S)
         try:
             async with (
@@ -114,7 +114,7 @@ class Proxied:
     path: str
     connection: Connection
 
-    async def query(self, expression: str) -> list[Sample]:
+    async def query(self, expression: str) -> list[VectorRow]:
         try:
             answer = await self.connection.request_json("GET", f"{self.path}/api/v1/query", query=[("query", expression)])
         except ApiError as error:
@@ -122,14 +122,14 @@ class Proxied:
         return samples_of(answer, self.where)
 
 
-def samples_of(answer: Any, where: str) -> list[Sample]:
+def samples_of(answer: Any, where: str) -> list[VectorRow]:
     """Raises PrometheusError for what is no answer of Prometheus."""
     if not isinstance(answer, dict) or answer.get("status") != "success":
         said = answer.get("error", "no answer of Prometheus' API") if isinstance(answer, dict) else "no answer of Prometheus' API"
         raise PrometheusError(f"Prometheus at {where} refused: {said}")
     rows = answer["data"]["result"]
     return [
-        Sample(row["metric"], [(float(t), float(v)) for t, v in row.get("values") or [row["value"]]])
+        VectorRow(row["metric"], [(float(t), float(v)) for t, v in row.get("values") or [row["value"]]])
         for row in rows
         if isinstance(row, dict)
     ]

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.finding import Finding, Gravity
 from splitwatt_cli.snapshot import unix_s
 
-MARKS: Final = {Severity.BROKEN: ("✗", "bold red"), Severity.WARNING: ("!", "yellow"), Severity.NOTE: ("·", "dim")}
+MARKS: Final = {Gravity.BROKEN: ("✗", "bold red"), Gravity.WARNING: ("!", "yellow"), Gravity.NOTE: ("·", "dim")}
 
 
 def watts(value: float | None) -> str:
@@ -34,7 +34,7 @@ def print_findings(out: Console, findings: Sequence[Finding], *, most: int | Non
         mark, style = MARKS[finding.severity]
         since_s = unix_s(finding.since)
         since = f" (for {ago(time.time() - since_s)})" if since_s is not None else ""
-        out.print(Text.assemble((f"{mark} ", style), (finding.line, style if finding.severity is Severity.BROKEN else ""), since))
+        out.print(Text.assemble((f"{mark} ", style), (finding.line, style if finding.severity is Gravity.BROKEN else ""), since))
         if finding.fix:
             out.print(Text(f"    {finding.fix}", style="dim"))
     if len(shown) < len(findings):

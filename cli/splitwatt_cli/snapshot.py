@@ -36,7 +36,7 @@ CONTROLLER: Final = "splitwatt.io/operator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class SiteSnapshot:
     """Raw objects. `pods`: of InferenceClusters, and all that are Pending. `own_pods`: in the operator's namespace.
     `deployments`, `daemon_sets`: there, too. `unread`: plural -> why it could not be read."""
 
@@ -69,7 +69,7 @@ def unix_s(timestamp: str | None) -> float | None:
         return None
 
 
-async def take(connection: Connection, *, namespace: str | None) -> Snapshot:
+async def take(connection: Connection, *, namespace: str | None) -> SiteSnapshot:
     """`namespace`: the operator's, None: look for its Lease. Raises OutcomeUnknown where the API server does not answer."""
     unread: dict[str, str] = {}
 
@@ -108,7 +108,7 @@ async def take(connection: Connection, *, namespace: str | None) -> Snapshot:
         listed(CUSTOM_RESOURCE_DEFINITIONS),
     )  # fmt: skip
     pods = {pod["metadata"]["uid"]: pod for pod in (*ours, *pending)}
-    return Snapshot(
+    return SiteSnapshot(
         now_s=time.time(),
         namespace=home,
         budgets=budgets,

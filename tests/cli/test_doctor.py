@@ -13,12 +13,12 @@ import yaml
 from splitwatt_api.kinds import KINDS
 from splitwatt_cli.doctor.command import looked_at
 from splitwatt_cli.doctor.definitions import differences
-from splitwatt_cli.doctor.facts import Clock, MeterAnswer, Right, Telemetry
+from splitwatt_cli.doctor.facts import Clock, MeterAnswer, Right, TelemetryFacts
 from splitwatt_cli.doctor.meters import UNITS, Behind, unit_of
 from splitwatt_cli.doctor.rights import AGENT, OPERATOR, needed
 from splitwatt_cli.doctor.verdict import diagnose
-from splitwatt_cli.finding import Finding, Severity
-from splitwatt_cli.snapshot import Snapshot
+from splitwatt_cli.finding import Finding, Gravity
+from splitwatt_cli.snapshot import SiteSnapshot
 from splitwatt_core.names import LABEL_CLUSTER
 from splitwatt_lab.toolbuild import Console, ensure_tools
 from support.cli_objects import NOW_S, answers, budget, cluster, facts, gpu, healthy, lease, node, node_power, row
@@ -26,11 +26,11 @@ from support.cli_objects import NOW_S, answers, budget, cluster, facts, gpu, hea
 CRDS = tuple(kind.manifest() for kind in KINDS)
 
 
-def found(telemetry: Telemetry | None = None, *, told: Any = None, **parts: Any) -> list[Finding]:
+def found(telemetry: TelemetryFacts | None = None, *, told: Any = None, **parts: Any) -> list[Finding]:
     return diagnose(facts(healthy(definitions=CRDS, **parts), telemetry, **(told or {})))
 
 
-def first(telemetry: Telemetry | None = None, **rest: Any) -> tuple[str, str]:
+def first(telemetry: TelemetryFacts | None = None, **rest: Any) -> tuple[str, str]:
     finding = found(telemetry, **rest)[0]
     return finding.check, finding.fix
 
@@ -56,10 +56,10 @@ def test_a_healthy_site_has_no_finding_at_all() -> None:
         (answers(meters={"rack-a1": MeterAnswer(value=65535.0, series=1, age_s=0.5)}), "MeterNoValue"),
         (answers(engines=frozenset()), "NoEngineMetrics"),
         (answers(clock=Clock(60.0, 0.01)), "ClockOff"),
-        (Telemetry(where="asked", problem="refused"), "NoPrometheus"),
+        (TelemetryFacts(where="asked", problem="refused"), "NoPrometheus"),
     ],
 )
-def test_what_prometheus_shows_has_its_line_and_its_fix(telemetry: Telemetry, check: str) -> None:
+def test_what_prometheus_shows_has_its_line_and_its_fix(telemetry: TelemetryFacts, check: str) -> None:
     assert first(telemetry)[0] == check and first(telemetry)[1]
 
 
@@ -80,7 +80,7 @@ def test_an_agent_that_never_was_is_missing_and_one_that_writes_is_not_scraped()
     assert first(silent, node_powers=(node_power("n1", agent=False),))[0] == "NoAgent"
     assert first(silent, node_powers=(node_power("n1", gpu(), said_s=NOW_S - 300),))[0] == "NoAgent"
     assert first(silent, node_powers=(node_power("n1", gpu(), said_s=NOW_S - 30),))[0] == "NotScraped"
-    nobody_asked = Telemetry(problem="nobody says where Prometheus is")
+    nobody_asked = TelemetryFacts(problem="nobody says where Prometheus is")
     assert [f.check for f in found(nobody_asked)] == ["NoPrometheus"], "who was not asked said nothing of agents"
 
 
@@ -94,7 +94,7 @@ def test_two_leaves_over_one_node_stand_before_what_that_causes() -> None:
 def test_a_gpu_node_outside_every_budget_is_a_warning() -> None:
     more = (*healthy().nodes, node("n2", rack=""))
     findings = found(answers(age_s={"n1": 0.5, "n2": 0.5}), nodes=more)
-    assert [(f.check, f.severity) for f in findings] == [("NoBudget", Severity.WARNING)]
+    assert [(f.check, f.severity) for f in findings] == [("NoBudget", Gravity.WARNING)]
 
 
 def test_a_limit_that_cannot_be_kept_says_which_could() -> None:
@@ -102,8 +102,8 @@ def test_a_limit_that_cannot_be_kept_says_which_could() -> None:
     assert first(budgets=(short,))[1].startswith("""kubectl patch pb rack-a1 --type=merge -p '{"spec":{"limitWatts":26900}}'""")
 
 
-@pytest.mark.parametrize(("rating_w", "severity"), [(20_000, Severity.BROKEN), (30_000, Severity.WARNING), (40_000, None)])
-def test_a_limit_is_held_against_its_breaker(rating_w: int, severity: Severity | None) -> None:
+@pytest.mark.parametrize(("rating_w", "severity"), [(20_000, Gravity.BROKEN), (30_000, Gravity.WARNING), (40_000, None)])
+def test_a_limit_is_held_against_its_breaker(rating_w: int, severity: Gravity | None) -> None:
     findings = found(told={"breakers_w": {"rack-a1": rating_w}})
     assert [f.severity for f in findings] == ([] if severity is None else [severity])
 
@@ -186,11 +186,11 @@ def test_an_older_definition_lacks_fields_and_a_newer_one_has_more() -> None:
 
 
 def test_before_anything_is_installed_it_says_so_and_looks_at_what_there_is() -> None:
-    bare = Snapshot(now_s=NOW_S, nodes=(node("n1", gpus=0),))
-    findings = diagnose(facts(bare, Telemetry(problem="nobody says where Prometheus is")))
+    bare = SiteSnapshot(now_s=NOW_S, nodes=(node("n1", gpus=0),))
+    findings = diagnose(facts(bare, TelemetryFacts(problem="nobody says where Prometheus is")))
     assert [f.check for f in findings] == ["NotInstalled", "NoGPUs", "NoPrometheus"]
     assert findings[0].fix.startswith("helm install")
-    assert "no Prometheus" in looked_at(facts(bare, Telemetry(problem="x")))
+    assert "no Prometheus" in looked_at(facts(bare, TelemetryFacts(problem="x")))
 
 
 def test_an_old_kubernetes_is_named_before_all_else() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from splitwatt_cli import access
 from splitwatt_cli.conditions import severity_of
-from splitwatt_cli.finding import Severity
+from splitwatt_cli.finding import Gravity
 from splitwatt_cli.status.command import show
 from splitwatt_cli.status.standing import budget_rows, standing_of
 from splitwatt_core.conditions import condition_from_wire
@@ -31,7 +31,7 @@ def test_the_worst_stands_first_whatever_is_found_first() -> None:
     late = budget("a", conditions=[row("CapsEnforced", False, "AcknowledgementsLate", "2 GPUs late")])
     over = budget("b", conditions=[row("WithinBudget", False, "MeasuredAboveLimit", "measured 27000 W, limit 26000 W")])
     found = standing_of(healthy(budgets=(late, over))).findings
-    assert [(f.severity, f.subject) for f in found] == [(Severity.BROKEN, "PowerBudget b"), (Severity.WARNING, "PowerBudget a")]
+    assert [(f.severity, f.subject) for f in found] == [(Gravity.BROKEN, "PowerBudget b"), (Gravity.WARNING, "PowerBudget a")]
     assert found[0].fix == "splitwatt explain budget b"
 
 
@@ -50,14 +50,14 @@ def test_words_that_two_conditions_of_an_object_share_are_said_once() -> None:
         row("Ready", False, "WaitingForPower", "too few watts"),
     ]
     found = standing_of(healthy(clusters=(cluster(conditions=power),))).findings
-    assert [(f.check, f.severity) for f in found] == [("WaitingForPower", Severity.BROKEN)]
+    assert [(f.check, f.severity) for f in found] == [("WaitingForPower", Gravity.BROKEN)]
 
 
 def test_no_operator_is_broken_and_a_paused_node_is_a_note() -> None:
     assert standing_of(healthy(lease=lease(renewed_s=NOW_S - 40))).findings[0].check == "NobodyReigns"
     assert standing_of(healthy(lease=None)).findings[0].check == "NobodyReigns"
     paused = node_power("n1", conditions=[row("Ready", False, "Paused", "stepped aside")])
-    assert [f.severity for f in standing_of(healthy(node_powers=(paused,))).findings] == [Severity.NOTE]
+    assert [f.severity for f in standing_of(healthy(node_powers=(paused,))).findings] == [Gravity.NOTE]
 
 
 def test_what_cannot_be_read_is_said_and_never_taken_for_nothing() -> None:
@@ -72,16 +72,16 @@ def test_a_node_without_an_agent_is_broken() -> None:
     ("given", "severity"),
     [
         (row("Ready", True, "Holding"), None),
-        (row("Ready", True, "NodesGone"), Severity.WARNING),
-        (row("Ready", False, "OverlappingSelectors"), Severity.BROKEN),
-        (row("Ready", False, "Adopting"), Severity.NOTE),
-        (row("ForeignLimit", True, "SetByAnother"), Severity.WARNING),
-        (row("RollingOut", True, "PairsKept"), Severity.NOTE),
+        (row("Ready", True, "NodesGone"), Gravity.WARNING),
+        (row("Ready", False, "OverlappingSelectors"), Gravity.BROKEN),
+        (row("Ready", False, "Adopting"), Gravity.NOTE),
+        (row("ForeignLimit", True, "SetByAnother"), Gravity.WARNING),
+        (row("RollingOut", True, "PairsKept"), Gravity.NOTE),
         (row("SLOAttained", None, "NoData"), None),
-        (row("OfALaterRelease", False, "Whatever"), Severity.WARNING),
+        (row("OfALaterRelease", False, "Whatever"), Gravity.WARNING),
     ],
 )
-def test_a_condition_is_as_bad_as_its_type_and_reason(given: dict[str, Any], severity: Severity | None) -> None:
+def test_a_condition_is_as_bad_as_its_type_and_reason(given: dict[str, Any], severity: Gravity | None) -> None:
     assert severity_of(condition_from_wire(given)) is severity
 
 

@@ -19,7 +19,10 @@ TIMEOUT_S = 500.0
 
 def played(folder: Path, world: int, epochs: int, kind: str, *more: Path) -> list[dict[str, Any]]:
     folder.mkdir()
-    words = [[sys.executable, str(RANK), str(folder), str(rank), str(world), str(epochs), kind, *map(str, more)] for rank in range(world)]
+    words = [
+        [sys.executable, str(RANK), str(folder), str(rank), str(world), str(epochs), kind, *map(str, more)]
+        for rank in range(world)
+    ]
     processes = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in words]
     try:
         ends = [(each.communicate(timeout=TIMEOUT_S)[1], each.returncode) for each in processes]

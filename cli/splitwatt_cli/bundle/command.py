@@ -24,7 +24,7 @@ from splitwatt_cli import access, prometheus
 from splitwatt_cli.access import UnaskedError
 from splitwatt_cli.bundle.redact import redact, redact_text
 from splitwatt_cli.doctor.command import wire as diagnosis_of
-from splitwatt_cli.doctor.facts import Facts
+from splitwatt_cli.doctor.facts import SiteFacts
 from splitwatt_cli.doctor.gather import end_point, gather
 from splitwatt_cli.doctor.verdict import diagnose
 from splitwatt_cli.prometheus import PrometheusError
@@ -74,7 +74,7 @@ class BundleCommand:
         return access.OK
 
 
-def objects_of(facts: Facts) -> dict[str, str]:
+def objects_of(facts: SiteFacts) -> dict[str, str]:
     """By file name its text, redacted."""
     seen = facts.seen
     lists: Mapping[str, Any] = {
@@ -106,7 +106,7 @@ def _json(value: Any) -> str:
     return json.dumps(redact(value), indent=1, ensure_ascii=False) + "\n"
 
 
-async def _logs(connection: Connection, facts: Facts) -> dict[str, str]:
+async def _logs(connection: Connection, facts: SiteFacts) -> dict[str, str]:
     """Of the operator's and the agents' pods, the container before the last restart, too. What cannot be read says why."""
     files: dict[str, str] = {}
     for pod in facts.seen.own_pods:
@@ -136,7 +136,7 @@ async def _log(connection: Connection, pod: Object, container: str, *, previous:
         return "" if previous else f"this log could not be read: {error or 'no answer in time'}\n"
 
 
-async def _metrics(reach: Any, facts: Facts) -> dict[str, str]:
+async def _metrics(reach: Any, facts: SiteFacts) -> dict[str, str]:
     """Our own series as they are now."""
     try:
         asked = reach(facts.seen)

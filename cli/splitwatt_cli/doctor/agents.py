@@ -18,8 +18,8 @@ from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
 
 from splitwatt_cli.conditions import condition
 from splitwatt_cli.doctor.clocks import said_at
-from splitwatt_cli.doctor.facts import Facts
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.doctor.facts import SiteFacts
+from splitwatt_cli.finding import Finding, Gravity
 from splitwatt_cli.snapshot import named, unix_s
 
 LIVED_S: Final = 1.5 * SIGN_OF_LIFE_S
@@ -36,7 +36,7 @@ class Agents:
     unscraped: Sequence[str]
 
 
-def gpu_nodes(facts: Facts) -> list[str]:
+def gpu_nodes(facts: SiteFacts) -> list[str]:
     """Nodes that say they have GPUs, and those of which an agent reported some."""
     found = {
         node["metadata"]["name"]
@@ -52,7 +52,7 @@ def gpu_nodes(facts: Facts) -> list[str]:
     return sorted(found)
 
 
-def agents_of(facts: Facts) -> Agents:
+def agents_of(facts: SiteFacts) -> Agents:
     contracts, telemetry = named(facts.seen.node_powers), facts.telemetry
     now_s = facts.server_s
     missing, down, unscraped = [], [], []
@@ -69,7 +69,7 @@ def agents_of(facts: Facts) -> Agents:
     return Agents(missing, down, unscraped)
 
 
-def _fresh_s(facts: Facts, node: str) -> float:
+def _fresh_s(facts: SiteFacts, node: str) -> float:
     return max(3.0 * facts.telemetry.gap_s.get(node, 0.0), 15.0)
 
 
@@ -84,25 +84,25 @@ def _lived(node_power: Object | None, now_s: float) -> bool:
     return newest_s is not None and now_s - newest_s <= LIVED_S
 
 
-def check_present(facts: Facts) -> Iterator[Finding]:
+def check_present(facts: SiteFacts) -> Iterator[Finding]:
     agents, namespace = agents_of(facts), facts.seen.namespace
     look = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=agent -o wide"
     if agents.missing:
         text = f"no agent on {counted(len(agents.missing), 'GPU node')}, which nobody caps: {some(agents.missing)}"
         fix = f"kubectl -n {namespace} describe daemonset splitwatt-agent   # agent.nodeSelector, tolerations, the driver"
-        yield Finding(Severity.BROKEN, "NoAgent", "agents", text, fix)
+        yield Finding(Gravity.BROKEN, "NoAgent", "agents", text, fix)
     if agents.down:
         text = (
             f"no agent answers on {counted(len(agents.down), 'GPU node')}: {some(agents.down)}; it is down, or its port is closed"
         )
-        yield Finding(Severity.BROKEN, "NoAgent", "agents", text, look)
+        yield Finding(Gravity.BROKEN, "NoAgent", "agents", text, look)
 
 
-def check_scraped(facts: Facts) -> Iterator[Finding]:
+def check_scraped(facts: SiteFacts) -> Iterator[Finding]:
     telemetry = facts.telemetry
     if telemetry.problem:
         fix = "splitwatt doctor --prometheus URL   # as the operator's --prometheus-url, or one that you can reach"
-        severity = Severity.WARNING if not telemetry.where else Severity.BROKEN
+        severity = Gravity.WARNING if not telemetry.where else Gravity.BROKEN
         yield Finding(severity, "NoPrometheus", "Prometheus", telemetry.problem, fix)
         return
     unscraped = agents_of(facts).unscraped
@@ -110,7 +110,7 @@ def check_scraped(facts: Facts) -> Iterator[Finding]:
         every = " any of" if len(unscraped) == len(gpu_nodes(facts)) else ""
         text = f"does not scrape{every} the agents on {counted(len(unscraped), 'node')}, which do run: {some(unscraped)}"
         fix = f"kubectl -n {facts.seen.namespace} get podmonitor splitwatt-agent -o yaml   # labels that Prometheus selects by"
-        yield Finding(Severity.BROKEN, "NotScraped", "Prometheus", text, fix)
+        yield Finding(Gravity.BROKEN, "NotScraped", "Prometheus", text, fix)
     silent_s = silence_s(facts.seen.deployments)
     slow = {node: gap_s for node, gap_s in telemetry.gap_s.items() if 2.0 * gap_s > silent_s}
     if slow:
@@ -120,7 +120,7 @@ def check_scraped(facts: Facts) -> Iterator[Finding]:
             f"{silent_s:.0f} s shows no life, so two missed ones stop every raise there"
         )
         fix = "helm upgrade ... --reuse-values --set metrics.podMonitor.interval=1s   # or a longer operator.agentSilenceSeconds"
-        yield Finding(Severity.WARNING, "ScrapedSeldom", "Prometheus", text, fix)
+        yield Finding(Gravity.WARNING, "ScrapedSeldom", "Prometheus", text, fix)
 
 
 def silence_s(deployments: Sequence[Object]) -> float:
@@ -133,7 +133,7 @@ def silence_s(deployments: Sequence[Object]) -> float:
     return AGENT_METRICS_SILENT_S
 
 
-def check_pod_resources(facts: Facts) -> Iterator[Finding]:
+def check_pod_resources(facts: SiteFacts) -> Iterator[Finding]:
     """By the agents' metric, or by their condition where Prometheus is not asked."""
     stale = {
         obj["metadata"]["name"]
@@ -144,4 +144,4 @@ def check_pod_resources(facts: Facts) -> Iterator[Finding]:
     if closed:
         text = f"kubelet's PodResources cannot be read on {counted(len(closed), 'node')}: {some(closed)}"
         fix = "ls -l /var/lib/kubelet/pod-resources   # on the node; then helm upgrade ... --set agent.podResourcesDir=FOLDER"
-        yield Finding(Severity.BROKEN, "PodResourcesClosed", "agents", f"{text}; nobody knows whose its GPUs are", fix)
+        yield Finding(Gravity.BROKEN, "PodResourcesClosed", "agents", f"{text}; nobody knows whose its GPUs are", fix)

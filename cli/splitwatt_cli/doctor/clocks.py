@@ -15,8 +15,8 @@ from splitwatt_core.conditions import counted, some
 from splitwatt_core.names import FIELD_MANAGER_AGENT, FIELD_MANAGER_OPERATOR
 
 from splitwatt_cli.conditions import condition
-from splitwatt_cli.doctor.facts import Facts
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.doctor.facts import SiteFacts
+from splitwatt_cli.finding import Finding, Gravity
 from splitwatt_cli.snapshot import unix_s
 
 SLACK_S: Final = 3.0
@@ -42,7 +42,7 @@ def said_at(node_power: Object) -> str | None:
     return None if found is None else found[1]
 
 
-def check(facts: Facts) -> Iterator[Finding]:
+def check(facts: SiteFacts) -> Iterator[Finding]:
     seen = facts.seen
     if seen.lease is not None:
         wrote_at = (seen.lease.get("spec") or {}).get("renewTime")
@@ -51,7 +51,7 @@ def check(facts: Facts) -> Iterator[Finding]:
             text = f"the operator's clock is {_off(off_s)} the API server's: samples look older or younger than they are"
             holder = (seen.lease.get("spec") or {}).get("holderIdentity") or "of the operator"
             fix = f"chronyc tracking   # on the node of pod {holder}; start or mend its time service"
-            yield Finding(Severity.BROKEN, "ClockOff", "operator", text, fix)
+            yield Finding(Gravity.BROKEN, "ClockOff", "operator", text, fix)
     off = {}
     for obj in seen.node_powers:
         off_s = ahead_s(obj, manager=FIELD_MANAGER_AGENT, wrote_at=said_at(obj), subresource="status")
@@ -62,16 +62,16 @@ def check(facts: Facts) -> Iterator[Finding]:
         text = (
             f"clocks of {counted(len(off), 'node')} are off, {worst}'s {_off(off[worst])} the API server's: {some(sorted(off))}"
         )
-        yield Finding(Severity.WARNING, "ClockOff", "nodes", text, "chronyc tracking   # on those nodes; mend their time service")
+        yield Finding(Gravity.WARNING, "ClockOff", "nodes", text, "chronyc tracking   # on those nodes; mend their time service")
     server, prometheus = facts.server, facts.telemetry.clock
     if server is not None and prometheus is not None:
         off_s = prometheus.ahead_s - server.ahead_s
         if abs(off_s) > SLACK_S + server.slack_s + prometheus.slack_s:
             text = f"Prometheus' clock is {_off(off_s)} the API server's: samples look older or younger than they are"
-            yield Finding(Severity.BROKEN, "ClockOff", "Prometheus", text, "chronyc tracking   # on Prometheus' node")
+            yield Finding(Gravity.BROKEN, "ClockOff", "Prometheus", text, "chronyc tracking   # on Prometheus' node")
     if server is not None and abs(server.ahead_s) > SLACK_S + server.slack_s:
         text = f"this machine's clock is {_off(-server.ahead_s)} the API server's: ages printed here are off by that"
-        yield Finding(Severity.NOTE, "ClockOff", "this machine", text, "chronyc tracking")
+        yield Finding(Gravity.NOTE, "ClockOff", "this machine", text, "chronyc tracking")
 
 
 def _off(seconds: float) -> str:

@@ -12,11 +12,11 @@ from splitwatt_core.conditions import counted
 
 from splitwatt_cli import access, prometheus
 from splitwatt_cli.doctor.agents import gpu_nodes
-from splitwatt_cli.doctor.facts import Facts
+from splitwatt_cli.doctor.facts import SiteFacts
 from splitwatt_cli.doctor.gather import end_point, gather
 from splitwatt_cli.doctor.rights import needed
 from splitwatt_cli.doctor.verdict import diagnose
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.finding import Finding, Gravity
 from splitwatt_cli.show import print_findings
 
 
@@ -47,7 +47,7 @@ class DoctorCommand:
             access.print_json("Diagnosis", wire(facts, findings))
         else:
             show(access.console(args), facts, findings)
-        return access.BROKEN if any(f.severity is Severity.BROKEN for f in findings) else access.OK
+        return access.BROKEN if any(f.severity is Gravity.BROKEN for f in findings) else access.OK
 
 
 def _breaker(text: str) -> tuple[str, int]:
@@ -57,24 +57,24 @@ def _breaker(text: str) -> tuple[str, int]:
     return name, int(watts)
 
 
-def wire(facts: Facts, findings: list[Finding]) -> dict[str, object]:
+def wire(facts: SiteFacts, findings: list[Finding]) -> dict[str, object]:
     return {
-        "healthy": not any(f.severity is Severity.BROKEN for f in findings),
+        "healthy": not any(f.severity is Gravity.BROKEN for f in findings),
         "installed": facts.installed,
         "kubernetes": facts.version,
         "findings": [finding.wire() for finding in findings],
     }
 
 
-def show(out: Console, facts: Facts, findings: list[Finding]) -> None:
+def show(out: Console, facts: SiteFacts, findings: list[Finding]) -> None:
     if findings:
         print_findings(out, findings)
-    if not any(f.severity in (Severity.BROKEN, Severity.WARNING) for f in findings):
+    if not any(f.severity in (Gravity.BROKEN, Gravity.WARNING) for f in findings):
         out.print(Text("nothing is wrong", style="bold green"))
     out.print(Text(f"looked at: {'; '.join(looked_at(facts))}", style="dim"))
 
 
-def looked_at(facts: Facts) -> list[str]:
+def looked_at(facts: SiteFacts) -> list[str]:
     """What the verdict rests on: a check that could not look has found nothing wrong."""
     seen, telemetry = facts.seen, facts.telemetry
     told = [

@@ -10,26 +10,26 @@ from splitwatt_core import __version__
 from splitwatt_core.conditions import counted, some
 from splitwatt_core.names import API_VERSION
 
-from splitwatt_cli.doctor.facts import Facts
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.doctor.facts import SiteFacts
+from splitwatt_cli.finding import Finding, Gravity
 from splitwatt_cli.snapshot import named
 
 INSTALL = "helm install splitwatt helm/splitwatt -n splitwatt-system --create-namespace --set image.registry=REGISTRY"
 
 
-def check(facts: Facts) -> Iterator[Finding]:
+def check(facts: SiteFacts) -> Iterator[Finding]:
     if why := facts.seen.unread.get("customresourcedefinitions"):
         text = f"whether the CRDs are there and of this release cannot be told: {why}"
-        yield Finding(Severity.WARNING, "DefinitionsUnread", "", text, "kubectl auth can-i list customresourcedefinitions")
+        yield Finding(Gravity.WARNING, "DefinitionsUnread", "", text, "kubectl auth can-i list customresourcedefinitions")
         return
     there = named(facts.seen.definitions)
     missing = [kind.crd_name for kind in KINDS if kind.crd_name not in there]
     if len(missing) == len(KINDS):
-        yield Finding(Severity.BROKEN, "NotInstalled", "", "Splitwatt is not installed: none of its CRDs is there", INSTALL)
+        yield Finding(Gravity.BROKEN, "NotInstalled", "", "Splitwatt is not installed: none of its CRDs is there", INSTALL)
         return
     if missing:
         text = f"{counted(len(missing), 'CRD')} missing: {some(missing)}"
-        yield Finding(Severity.BROKEN, "DefinitionMissing", "", text, _apply())
+        yield Finding(Gravity.BROKEN, "DefinitionMissing", "", text, _apply())
     for kind in KINDS:
         obj = there.get(kind.crd_name)
         if obj is None:
@@ -38,10 +38,10 @@ def check(facts: Facts) -> Iterator[Finding]:
         subject = f"CustomResourceDefinition {kind.crd_name}"
         if lacks:
             text = f"is of another release than this command ({__version__}): it lacks {some(lacks)}"
-            yield Finding(Severity.BROKEN, "OldDefinition", subject, text, _apply())
+            yield Finding(Gravity.BROKEN, "OldDefinition", subject, text, _apply())
         elif beyond:
             text = f"is newer than this command ({__version__}): it also knows {some(beyond)}"
-            yield Finding(Severity.NOTE, "NewDefinition", subject, text, "pip install --upgrade 'splitwatt[cli]'")
+            yield Finding(Gravity.NOTE, "NewDefinition", subject, text, "pip install --upgrade 'splitwatt[cli]'")
 
 
 def _apply() -> str:

@@ -8,11 +8,11 @@ from splitwatt_core.clusters import cluster_label
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_ROLE
 
 from splitwatt_cli.conditions import name_of
-from splitwatt_cli.doctor.facts import Facts
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.doctor.facts import SiteFacts
+from splitwatt_cli.finding import Finding, Gravity
 
 
-def check(facts: Facts) -> Iterator[Finding]:
+def check(facts: SiteFacts) -> Iterator[Finding]:
     telemetry = facts.telemetry
     if telemetry.problem:
         return
@@ -38,4 +38,4 @@ def check(facts: Facts) -> Iterator[Finding]:
             text = "engine metrics are missing: Prometheus has no latency of its engines, and SLOAttained is Unknown"
             value = "metrics.podMonitor.engines.enabled=true"
             fix = f"helm upgrade splitwatt helm/splitwatt -n {namespace} --reuse-values --set {value}"
-        yield Finding(Severity.BROKEN, "NoEngineMetrics", subject, text, fix)
+        yield Finding(Gravity.BROKEN, "NoEngineMetrics", subject, text, fix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitwatt_cli.snapshot import Snapshot
+from splitwatt_cli.snapshot import SiteSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Telemetry:
+class TelemetryFacts:
     """Answers of Prometheus, ages by its own clock. By node where a node is named.
 
     `age_s`: of the newest sample of each agent. `down`: nodes whose agent's target does not answer its scrape. `gap_s`: the usual
@@ -67,12 +67,12 @@ class Telemetry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class SiteFacts:
     """`local_s`: this machine's clock. `server`: the API server's, None where it did not say. `refused`: rights that
     an account lacks. `rights_problem`: why nobody could tell. `breakers_w`: rating by budget."""
 
-    seen: Snapshot
-    telemetry: Telemetry
+    seen: SiteSnapshot
+    telemetry: TelemetryFacts
     version: str = ""
     server: Clock | None = None
     local_s: float = 0.0

@@ -17,11 +17,11 @@ from splitwatt_core import names
 from splitwatt_core.budget.tree import MeterSpec
 
 from splitwatt_cli import prometheus
-from splitwatt_cli.doctor.facts import Clock, Facts, MeterAnswer, Right, Telemetry
+from splitwatt_cli.doctor.facts import Clock, MeterAnswer, Right, SiteFacts, TelemetryFacts
 from splitwatt_cli.doctor.meters import specs_of
 from splitwatt_cli.doctor.rights import needed
 from splitwatt_cli.prometheus import Prometheus, PrometheusError
-from splitwatt_cli.snapshot import Snapshot, take
+from splitwatt_cli.snapshot import SiteSnapshot, take
 
 MAX_REVIEWS_AT_ONCE: Final = 16
 MAX_QUERIES_AT_ONCE: Final = 8
@@ -39,14 +39,14 @@ async def gather(
     namespace: str | None,
     prometheus_of: Any,
     breakers_w: Mapping[str, int],
-) -> Facts:
+) -> SiteFacts:
     """`prometheus_of`: gives the end point for a snapshot, None where nobody says one. Raises ApiError where the API server does
     not answer."""
     version = str((await connection.request_json("GET", "/version")).get("gitVersion", ""))
     server = await server_clock(connection)
     seen = await take(connection, namespace=namespace)
     (refused, rights_problem), telemetry = await asyncio.gather(_rights(connection, seen), _telemetry(prometheus_of, seen))
-    return Facts(
+    return SiteFacts(
         seen=seen,
         telemetry=telemetry,
         version=version,
@@ -58,7 +58,7 @@ async def gather(
     )
 
 
-def _annotated(seen: Snapshot) -> dict[str, int]:
+def _annotated(seen: SiteSnapshot) -> dict[str, int]:
     found: dict[str, int] = {}
     for obj in seen.budgets:
         text = (obj["metadata"].get("annotations") or {}).get(ANNOTATION_BREAKER, "")
@@ -87,7 +87,7 @@ def clock_of(shown_s: float, asked_s: float, answered_s: float) -> Clock:
     return Clock(shown_s - (asked_s + answered_s) / 2, (answered_s - asked_s) / 2)
 
 
-async def _rights(connection: Connection, seen: Snapshot) -> tuple[list[Right], str]:
+async def _rights(connection: Connection, seen: SiteSnapshot) -> tuple[list[Right], str]:
     """What the accounts lack, and why that cannot be told. Nothing is asked before anything is installed."""
     if not seen.definitions:
         return [], ""
@@ -132,21 +132,23 @@ def _review(right: Right, namespace: str) -> dict[str, Any]:
     }
 
 
-async def _telemetry(prometheus_of: Any, seen: Snapshot) -> Telemetry:
+async def _telemetry(prometheus_of: Any, seen: SiteSnapshot) -> TelemetryFacts:
     try:
         end_point: Prometheus | None = prometheus_of(seen)
         if end_point is None:
-            return Telemetry(problem="nobody says where Prometheus is, so meters, agents' samples and engines are not looked at")
+            return TelemetryFacts(
+                problem="nobody says where Prometheus is, so meters, agents' samples and engines are not looked at"
+            )
         return await _asked(end_point, seen)
     except PrometheusError as error:
-        return Telemetry(where="asked", problem=str(error))
+        return TelemetryFacts(where="asked", problem=str(error))
 
 
-async def _asked(end_point: Prometheus, seen: Snapshot) -> Telemetry:
+async def _asked(end_point: Prometheus, seen: SiteSnapshot) -> TelemetryFacts:
     """Raises PrometheusError."""
     turn = asyncio.Semaphore(MAX_QUERIES_AT_ONCE)
 
-    async def ask(expression: str) -> list[prometheus.Sample]:
+    async def ask(expression: str) -> list[prometheus.VectorRow]:
         async with turn:
             return await end_point.query(expression)
 
@@ -165,7 +167,7 @@ async def _asked(end_point: Prometheus, seen: Snapshot) -> Telemetry:
     )
     meters = {name: spec.meter for name, spec in specs_of(list(seen.budgets)).items() if spec.meter is not None}
     answers = await asyncio.gather(*(_meter(ask, meter) for meter in meters.values()))
-    return Telemetry(
+    return TelemetryFacts(
         where=end_point.where,
         clock=clock,
         age_s=_by_node(ages),
@@ -195,7 +197,7 @@ async def _meter(ask: Any, meter: MeterSpec) -> MeterAnswer:
     )
 
 
-def _down(up: Sequence[prometheus.Sample], targets: Sequence[prometheus.Sample]) -> frozenset[str]:
+def _down(up: Sequence[prometheus.VectorRow], targets: Sequence[prometheus.VectorRow]) -> frozenset[str]:
     """Nodes that an agent's target spoke of lately, and none of whose targets answers now."""
     nodes: dict[tuple[str | None, str | None], set[str]] = {}
     for row in targets:
@@ -206,11 +208,11 @@ def _down(up: Sequence[prometheus.Sample], targets: Sequence[prometheus.Sample])
     return frozenset(answers[False] - answers[True])
 
 
-def _by_node(rows: Sequence[prometheus.Sample]) -> dict[str, float]:
+def _by_node(rows: Sequence[prometheus.VectorRow]) -> dict[str, float]:
     return {row.labels.get("node", ""): row.value for row in rows}
 
 
-def _gaps(rows: Sequence[prometheus.Sample]) -> dict[str, float]:
+def _gaps(rows: Sequence[prometheus.VectorRow]) -> dict[str, float]:
     """Seconds between two samples of an agent, usually; of fewer than three nothing is said."""
     return {
         row.labels.get("node", ""): median(b[0] - a[0] for a, b in zip(row.values, row.values[1:], strict=False))
@@ -219,7 +221,7 @@ def _gaps(rows: Sequence[prometheus.Sample]) -> dict[str, float]:
     }
 
 
-def end_point(connection: Connection, args: Any, seen: Snapshot) -> Prometheus | None:
+def end_point(connection: Connection, args: Any, seen: SiteSnapshot) -> Prometheus | None:
     """Raises PrometheusError for a header that is none."""
     url = prometheus.address(args, seen.deployments)
     headers = prometheus.headers_of(args)

@@ -19,8 +19,8 @@ from splitwatt_core.budget.meters.plausible import CONTRADICTED_SHARE, EXPLAINED
 from splitwatt_core.budget.tree import BudgetSpec
 
 from splitwatt_cli.conditions import condition
-from splitwatt_cli.doctor.facts import Facts, MeterAnswer
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.doctor.facts import MeterAnswer, SiteFacts
+from splitwatt_cli.finding import Finding, Gravity
 from splitwatt_cli.snapshot import named
 
 UNITS: Final[Mapping[str, tuple[int, int]]] = {
@@ -46,7 +46,7 @@ def specs_of(budgets: tuple[Object, ...] | list[Object]) -> dict[str, BudgetSpec
     return found
 
 
-def check(facts: Facts) -> Iterator[Finding]:
+def check(facts: SiteFacts) -> Iterator[Finding]:
     telemetry = facts.telemetry
     if telemetry.problem:
         return
@@ -57,22 +57,22 @@ def check(facts: Facts) -> Iterator[Finding]:
             continue
         subject, selector = f"PowerBudget {name}", spec.meter.selector
         if answer.problem:
-            yield Finding(Severity.BROKEN, "MeterDead", subject, f"its meter was not answered: {answer.problem}", _ask(selector))
+            yield Finding(Gravity.BROKEN, "MeterDead", subject, f"its meter was not answered: {answer.problem}", _ask(selector))
         elif answer.series == 0 or answer.value is None or answer.age_s is None:
             text = f"its meter is dead: Prometheus has no sample of {selector} now"
-            yield Finding(Severity.BROKEN, "MeterDead", subject, text, _ask(selector))
+            yield Finding(Gravity.BROKEN, "MeterDead", subject, text, _ask(selector))
         elif answer.age_s > spec.meter.max_age_s:
             text = f"its meter is dead: {selector} was sampled {answer.age_s:.0f} s ago, allowed are {spec.meter.max_age_s:.0f} s"
             fix = f"{_ask(selector)}   # exporter down? or scraped too seldom: raise meter.maxAgeSeconds"
-            yield Finding(Severity.BROKEN, "MeterDead", subject, text, fix)
+            yield Finding(Gravity.BROKEN, "MeterDead", subject, text, fix)
         elif answer.series != spec.meter.expected_series:
             text = f"its meter's selector finds {answer.series} series, expected are {spec.meter.expected_series}: {selector}"
-            yield Finding(Severity.BROKEN, "MeterSeries", subject, text, f"kubectl edit pb {name}   # selector or expectedSeries")
+            yield Finding(Gravity.BROKEN, "MeterSeries", subject, text, f"kubectl edit pb {name}   # selector or expectedSeries")
         else:
             yield from _plausible(facts, spec, answer, objects[name])
 
 
-def _plausible(facts: Facts, spec: BudgetSpec, answer: MeterAnswer, obj: Object) -> Iterator[Finding]:
+def _plausible(facts: SiteFacts, spec: BudgetSpec, answer: MeterAnswer, obj: Object) -> Iterator[Finding]:
     assert spec.meter is not None and answer.value is not None
     subject, read_w = f"PowerBudget {spec.name}", answer.value * spec.meter.watts_per_unit
     there = behind(facts, spec)
@@ -80,7 +80,7 @@ def _plausible(facts: Facts, spec: BudgetSpec, answer: MeterAnswer, obj: Object)
     low, high = contradicts(read_w, drawn_w), most_w > 0 and read_w > EXPLAINED_TIMES * most_w
     if is_no_value(answer.value, read_w, drawn_w or None):
         text = f"its meter reads {answer.value:.10g}, which devices send for 'no value'"
-        yield Finding(Severity.BROKEN, "MeterNoValue", subject, text, _ask(spec.meter.selector))
+        yield Finding(Gravity.BROKEN, "MeterNoValue", subject, text, _ask(spec.meter.selector))
     elif low or high:
         unit = unit_of(answer.value, there)
         now = f"its meter reads {read_w:.5g} W while the GPUs behind it draw {drawn_w:.0f} W"
@@ -88,15 +88,15 @@ def _plausible(facts: Facts, spec: BudgetSpec, answer: MeterAnswer, obj: Object)
             numerator, denominator = UNITS[unit]
             scale = f'{{"numerator":{numerator},"denominator":{denominator}}}'
             fix = f'kubectl patch pb {spec.name} --type=merge -p \'{{"spec":{{"meter":{{"scale":{scale}}}}}}}\''
-            yield Finding(Severity.BROKEN, "MeterUnit", subject, f"{now}: it counts in {unit}", fix)
+            yield Finding(Gravity.BROKEN, "MeterUnit", subject, f"{now}: it counts in {unit}", fix)
         else:
             text = f"{now}: it is another rack's meter, or its scale is wrong"
             yield Finding(
-                Severity.BROKEN, "MeterImplausible", subject, text, f"kubectl edit pb {spec.name}   # meter.selector, scale"
+                Gravity.BROKEN, "MeterImplausible", subject, text, f"kubectl edit pb {spec.name}   # meter.selector, scale"
             )
     elif (fresh := condition(obj, "TelemetryFresh")) is not None and fresh.reason == "NonGpuUnderDeclared":
         fix = f"kubectl edit pb {spec.name}   # nonGpuWattsPerNode or fixedWatts"
-        yield Finding(Severity.WARNING, "NonGpuUnderDeclared", subject, fresh.message, fix)
+        yield Finding(Gravity.WARNING, "NonGpuUnderDeclared", subject, fresh.message, fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Behind:
     most_w: float
 
 
-def behind(facts: Facts, spec: BudgetSpec) -> Behind:
+def behind(facts: SiteFacts, spec: BudgetSpec) -> Behind:
     specs = specs_of(list(facts.seen.budgets))
     fixed_w = sum(other.fixed_w for other in specs.values() if spec.name in (other.name, other.parent))
     drawn_w, expected_w, most_w = 0.0, float(fixed_w), float(fixed_w)

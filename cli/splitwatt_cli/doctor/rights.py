@@ -8,8 +8,8 @@ from typing import Final
 from splitwatt_core.conditions import some
 from splitwatt_core.names import API_GROUP
 
-from splitwatt_cli.doctor.facts import Facts, Right
-from splitwatt_cli.finding import Finding, Severity
+from splitwatt_cli.doctor.facts import Right, SiteFacts
+from splitwatt_cli.finding import Finding, Gravity
 
 OPERATOR: Final = "splitwatt-operator"
 AGENT: Final = "splitwatt-agent"
@@ -59,14 +59,14 @@ def needed(namespace: str) -> list[Right]:
     return [*cluster_wide, *leases, Right(OPERATOR, "create", "coordination.k8s.io", "leases", "", namespace)]
 
 
-def check(facts: Facts) -> Iterator[Finding]:
+def check(facts: SiteFacts) -> Iterator[Finding]:
     if facts.rights_problem:
         text = f"what the service accounts may do cannot be told: {facts.rights_problem}"
-        yield Finding(Severity.WARNING, "RightsUnread", "", text, "kubectl auth can-i create subjectaccessreviews")
+        yield Finding(Gravity.WARNING, "RightsUnread", "", text, "kubectl auth can-i create subjectaccessreviews")
     namespace = facts.seen.namespace
     for account in (OPERATOR, AGENT):
         lacks = [right for right in facts.refused if right.account == account]
         if lacks:
             text = f"may not {some([right.words for right in lacks], between=', ')}"
             fix = f"helm upgrade splitwatt helm/splitwatt -n {namespace} --reuse-values   # writes its roles anew"
-            yield Finding(Severity.BROKEN, "MissingRights", f"ServiceAccount {namespace}/{account}", text, fix)
+            yield Finding(Gravity.BROKEN, "MissingRights", f"ServiceAccount {namespace}/{account}", text, fix)

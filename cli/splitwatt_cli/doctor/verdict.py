@@ -8,8 +8,8 @@ from typing import Final
 from splitwatt_core.conditions import counted
 
 from splitwatt_cli.doctor import agents, budgets, clocks, definitions, engines, meters, rights
-from splitwatt_cli.doctor.facts import Facts
-from splitwatt_cli.finding import Finding, Severity, worst_first
+from splitwatt_cli.doctor.facts import SiteFacts
+from splitwatt_cli.finding import Finding, Gravity, worst_first
 from splitwatt_cli.snapshot import LEASE
 from splitwatt_cli.status.standing import operator_of
 
@@ -17,15 +17,15 @@ MIN_MINOR: Final = 32
 """Of Kubernetes 1: tokens of pods name their node since then, which binds agents to theirs."""
 
 
-def check_version(facts: Facts) -> Iterator[Finding]:
+def check_version(facts: SiteFacts) -> Iterator[Finding]:
     major, _, minor = facts.version.lstrip("v").partition(".")
     digits = "".join(c for c in minor.split(".")[0] if c.isdigit())
     if major == "1" and digits and int(digits) < MIN_MINOR:
         text = f"is {facts.version}; Splitwatt needs 1.{MIN_MINOR} or newer"
-        yield Finding(Severity.BROKEN, "OldKubernetes", "Kubernetes", text, "upgrade the control plane first")
+        yield Finding(Gravity.BROKEN, "OldKubernetes", "Kubernetes", text, "upgrade the control plane first")
 
 
-def check_operator(facts: Facts) -> Iterator[Finding]:
+def check_operator(facts: SiteFacts) -> Iterator[Finding]:
     seen = facts.seen
     if "leases" in seen.unread or operator_of(seen).active:
         return
@@ -33,15 +33,15 @@ def check_operator(facts: Facts) -> Iterator[Finding]:
     since = f"there is no Lease {LEASE}" if renewed_s is None else f"its Lease was renewed {renewed_s:.0f} s ago"
     text = f"no operator is active: {since}; caps hold, and nothing follows a changed limit"
     fix = f"kubectl -n {seen.namespace} logs deploy/splitwatt-operator --tail=50   # or describe it, where no pod runs"
-    yield Finding(Severity.BROKEN, "NobodyReigns", "operator", text, fix)
+    yield Finding(Gravity.BROKEN, "NobodyReigns", "operator", text, fix)
 
 
-def check_nodes(facts: Facts) -> Iterator[Finding]:
+def check_nodes(facts: SiteFacts) -> Iterator[Finding]:
     """Before an installation: is there anything to cap?"""
     if "nodes" not in facts.seen.unread and not agents.gpu_nodes(facts):
         text = f"none of {counted(len(facts.seen.nodes), 'node')} offers nvidia.com/gpu: no device plugin, or no GPU"
         yield Finding(
-            Severity.WARNING,
+            Gravity.WARNING,
             "NoGPUs",
             "nodes",
             text,
@@ -49,7 +49,7 @@ def check_nodes(facts: Facts) -> Iterator[Finding]:
         )
 
 
-CHECKS: Final[Sequence[Callable[[Facts], Iterator[Finding]]]] = (
+CHECKS: Final[Sequence[Callable[[SiteFacts], Iterator[Finding]]]] = (
     check_version,
     definitions.check,
     rights.check,
@@ -69,7 +69,7 @@ BEFORE: Final = (check_version, definitions.check, check_nodes, agents.check_scr
 """What can be told before anything is installed."""
 
 
-def diagnose(facts: Facts) -> list[Finding]:
+def diagnose(facts: SiteFacts) -> list[Finding]:
     """Worst first, of equally bad ones causes first."""
     if not facts.installed:
         return worst_first(finding for check in BEFORE for finding in check(facts))

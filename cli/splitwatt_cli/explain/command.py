@@ -15,9 +15,9 @@ from splitwatt_cli import access
 from splitwatt_cli.access import UnaskedError
 from splitwatt_cli.conditions import conditions_of, name_of, severity_of
 from splitwatt_cli.explain.explained import Explanation, explain_budget, explain_cluster, explain_node
-from splitwatt_cli.finding import Severity
+from splitwatt_cli.finding import Gravity
 from splitwatt_cli.show import table
-from splitwatt_cli.snapshot import Snapshot, take
+from splitwatt_cli.snapshot import SiteSnapshot, take
 
 KINDS: Final = {"budget": "budget", "pb": "budget", "node": "node", "np": "node", "ic": "ic"}
 MOST_DECISIONS: Final = 5
@@ -52,7 +52,7 @@ class ExplainCommand:
 
 
 def explain(
-    seen: Snapshot, kind: str, name: str, *, namespace: str | None, decisions: Sequence[Mapping[str, Any]] = ()
+    seen: SiteSnapshot, kind: str, name: str, *, namespace: str | None, decisions: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Explanation, bool]:
     """The explanation, and whether the object is broken. Raises UnaskedError where there is no such object."""
     if kind == "ic":
@@ -71,7 +71,7 @@ def explain(
         plural = {"ic": "inferenceclusters", "budget": "powerbudgets", "node": "nodepowers"}[kind]
         why = seen.unread.get(plural) or f"there are {', '.join(sorted(map(name_of, every))) or 'none'}"
         raise UnaskedError(f"there is no {kind} {name}: {why}")
-    broken = any(severity_of(c) is Severity.BROKEN for o in objects for c in conditions_of(o))
+    broken = any(severity_of(c) is Gravity.BROKEN for o in objects for c in conditions_of(o))
     return told, broken
 
 

@@ -13,8 +13,8 @@ from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_CLUSTER, L
 
 from splitwatt_cli.conditions import Object, conditions_of, name_of, severity_of
 from splitwatt_cli.explain.remedies import remedy
-from splitwatt_cli.explain.why import Ground, Level, Why, gpus_of, ground_of, level_of, why_cap
-from splitwatt_cli.snapshot import Snapshot, named
+from splitwatt_cli.explain.why import BudgetLevel, NodeGround, Why, gpus_of, ground_of, level_of, why_cap
+from splitwatt_cli.snapshot import SiteSnapshot, named
 
 MAX_EVENTS: Final = 10
 POSTURES: Final = {
@@ -52,7 +52,7 @@ class Explanation:
         }
 
 
-def events_of(seen: Snapshot, kinds: Sequence[str], name: str, namespace: str | None = None) -> list[dict[str, str]]:
+def events_of(seen: SiteSnapshot, kinds: Sequence[str], name: str, namespace: str | None = None) -> list[dict[str, str]]:
     """Newest first."""
     found: list[dict[str, str]] = []
     for event in reversed(seen.events):
@@ -68,14 +68,14 @@ def _bad(obj: Object) -> list[tuple[int, str, str]]:
     return sorted((severity.rank, c.reason, c.message) for c in conditions_of(obj) if (severity := severity_of(c)) is not None)
 
 
-def explain_budget(seen: Snapshot, name: str, decisions: Sequence[Mapping[str, Any]] = ()) -> Explanation | None:
+def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[str, Any]] = ()) -> Explanation | None:
     """None: there is no such budget."""
     budgets = named(seen.budgets)
     if name not in budgets:
         return None
     obj = budgets[name]
     spec, status, bad = obj["spec"], obj.get("status") or {}, _bad(obj)
-    way: list[Level] = []
+    way: list[BudgetLevel] = []
     up = name
     while up in budgets and len(way) < len(budgets):
         way.append(level_of(budgets[up]))
@@ -127,7 +127,7 @@ def _root(name: str, budgets: Mapping[str, Object]) -> str:
     return f"{spec.get('mode') or 'default'}, {(spec.get('policy') or {}).get('type') or 'PhaseAware'}"
 
 
-def _lowest_first(seen: Snapshot, budget: str) -> list[dict[str, Any]]:
+def _lowest_first(seen: SiteSnapshot, budget: str) -> list[dict[str, Any]]:
     """Kinds of GPUs below it: how many of which phase have which caps, and why."""
     budgets, nodes = named(seen.budgets), named(seen.nodes)
     kinds: Counter[tuple[str, str, str]] = Counter()
@@ -148,7 +148,7 @@ def _lowest_first(seen: Snapshot, budget: str) -> list[dict[str, Any]]:
     ]
 
 
-def explain_node(seen: Snapshot, name: str) -> Explanation | None:
+def explain_node(seen: SiteSnapshot, name: str) -> Explanation | None:
     node_powers, nodes = named(seen.node_powers), named(seen.nodes)
     if name not in node_powers:
         if name not in nodes:
@@ -189,7 +189,7 @@ def explain_node(seen: Snapshot, name: str) -> Explanation | None:
     )  # fmt: skip
 
 
-def _node_answer(bad: Sequence[tuple[int, str, str]], kinds: Mapping[Why, int], ground: Ground) -> str:
+def _node_answer(bad: Sequence[tuple[int, str, str]], kinds: Mapping[Why, int], ground: NodeGround) -> str:
     if not ground.agent:
         return "no agent has answered on it: nothing is capped, and its flat rate (unmanagedWattsPerNode) is charged"
     if bad:
@@ -199,7 +199,7 @@ def _node_answer(bad: Sequence[tuple[int, str, str]], kinds: Mapping[Why, int], 
     return max(kinds.items(), key=lambda row: row[1])[0].text
 
 
-def explain_cluster(seen: Snapshot, obj: Object) -> Explanation:
+def explain_cluster(seen: SiteSnapshot, obj: Object) -> Explanation:
     meta, status, bad = obj["metadata"], obj.get("status") or {}, _bad(obj)
     pods = [
         pod for pod in seen.pods

@@ -20,7 +20,7 @@ LEAST_ROOM_W: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuCaps:
     """One GPU as its NodePower has it. Watts; None: not granted, or it could not be read."""
 
     uuid: str
@@ -42,7 +42,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class BudgetLevel:
     """One budget on the way from a leaf up. `aim_w`: what decisions aim at."""
 
     name: str
@@ -62,11 +62,11 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class NodeGround:
     """Where the node stands. `levels`: its leaf first. `mode` and `unassigned`: its root's. `excluded`: by a person's label."""
 
     node: str
-    levels: Sequence[Level]
+    levels: Sequence[BudgetLevel]
     mode: str = "Strict"
     unassigned: str = "Minimum"
     excluded: bool = False
@@ -82,16 +82,16 @@ class Why:
     change: str = ""
 
 
-def gpus_of(node_power: Object) -> list[Gpu]:
+def gpus_of(node_power: Object) -> list[GpuCaps]:
     spec, status = node_power.get("spec") or {}, node_power.get("status") or {}
     grants = {row["uuid"]: row for row in spec.get("gpus") or ()}
     reports = {row["uuid"]: row for row in status.get("gpus") or ()}
     return [_gpu(uuid, grants.get(uuid) or {}, reports.get(uuid) or {}) for uuid in dict.fromkeys((*reports, *grants))]
 
 
-def _gpu(uuid: str, grant: Object, report: Object) -> Gpu:
+def _gpu(uuid: str, grant: Object, report: Object) -> GpuCaps:
     holders = report.get("workloads") or ([report["workload"]] if report.get("workload") else [])
-    return Gpu(
+    return GpuCaps(
         uuid=uuid,
         model=report.get("model", ""),
         cap_w=grant.get("capWatts"),
@@ -111,9 +111,9 @@ def _gpu(uuid: str, grant: Object, report: Object) -> Gpu:
     )
 
 
-def level_of(budget: Object) -> Level:
+def level_of(budget: Object) -> BudgetLevel:
     spec, status = budget["spec"], budget.get("status") or {}
-    return Level(
+    return BudgetLevel(
         name=budget["metadata"]["name"],
         aim_w=min(spec["limitWatts"], status.get("limitInForceWatts") or spec["limitWatts"]),
         reserve_w=spec.get("reserveWatts", 0),
@@ -123,7 +123,7 @@ def level_of(budget: Object) -> Level:
     )
 
 
-def ground_of(node_power: Object, budgets: Mapping[str, Object], node: Object | None) -> Ground:
+def ground_of(node_power: Object, budgets: Mapping[str, Object], node: Object | None) -> NodeGround:
     spec = node_power.get("spec") or {}
     way: list[Object] = []
     name = next(iter(spec.get("budgets") or ()), "")
@@ -132,7 +132,7 @@ def ground_of(node_power: Object, budgets: Mapping[str, Object], node: Object | 
         name = budgets[name]["spec"].get("parent") or ""
     root = way[-1]["spec"] if way else {}
     labels = ((node or {}).get("metadata") or {}).get("labels") or {}
-    return Ground(
+    return NodeGround(
         node=node_power["metadata"]["name"],
         levels=tuple(map(level_of, way)),
         mode=root.get("mode") or spec.get("mode") or "Strict",
@@ -142,7 +142,7 @@ def ground_of(node_power: Object, budgets: Mapping[str, Object], node: Object | 
     )
 
 
-def why_cap(gpu: Gpu, ground: Ground) -> Why:
+def why_cap(gpu: GpuCaps, ground: NodeGround) -> Why:
     """The first rule that explains it."""
     if ground.excluded:
         label = f"{LABEL_EXCLUDED}=true"
@@ -175,7 +175,7 @@ def why_cap(gpu: Gpu, ground: Ground) -> Why:
     return _why_granted(gpu, gpu.cap_w, ground)
 
 
-def _why_granted(gpu: Gpu, cap_w: int, ground: Ground) -> Why:
+def _why_granted(gpu: GpuCaps, cap_w: int, ground: NodeGround) -> Why:
     braking = [level.name for level in ground.levels if level.posture == "Brake"]
     if cap_w <= gpu.min_w and braking:
         return Why("Brake", f"{some(braking)} brakes: every GPU is at its lowest cap", f"splitwatt explain budget {braking[0]}")

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from splitwatt_cli import access
-from splitwatt_cli.finding import Severity
+from splitwatt_cli.finding import Gravity
 from splitwatt_cli.show import ago, print_findings, table, watts
 from splitwatt_cli.snapshot import take
-from splitwatt_cli.status.standing import ClusterRow, NodeRow, Standing, standing_of
+from splitwatt_cli.status.standing import ClusterRow, NodeRow, SiteStanding, standing_of
 
 MOST_FINDINGS: Final = 8
 MOST_NODES: Final = 8
@@ -37,14 +37,14 @@ class StatusCommand:
             access.print_json("Status", standing.wire())
         else:
             show(access.console(args), standing)
-        return access.BROKEN if any(f.severity is Severity.BROKEN for f in standing.findings) else access.OK
+        return access.BROKEN if any(f.severity is Gravity.BROKEN for f in standing.findings) else access.OK
 
 
-def show(out: Console, standing: Standing) -> None:
+def show(out: Console, standing: SiteStanding) -> None:
     operator = standing.operator
     heard = "" if operator.renewed_s is None else f", heard {ago(operator.renewed_s)} ago"
     word = f"operator {operator.holder} is active (term {operator.term}{heard})" if operator.active else "no operator is active"
-    told = [f for f in standing.findings if f.severity is not Severity.NOTE]
+    told = [f for f in standing.findings if f.severity is not Gravity.NOTE]
     if told:
         print_findings(out, told, most=MOST_FINDINGS)
     else:
@@ -61,7 +61,7 @@ def show(out: Console, standing: Standing) -> None:
     out.print(Text(word, style="" if operator.active else "bold red"))
 
 
-def _show_budgets(out: Console, standing: Standing) -> None:
+def _show_budgets(out: Console, standing: SiteStanding) -> None:
     numbers = ("limit W", "in force", "charge", "draw", "GPUs")
     rows = table("budget", *numbers, "posture", "", right=numbers)
     for b in standing.budgets:

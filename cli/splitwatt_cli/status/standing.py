@@ -9,8 +9,8 @@ from typing import Any, Final
 from splitwatt_core.conditions import counted, some
 
 from splitwatt_cli.conditions import Object, condition, conditions_of, name_of, severity_of, troubles
-from splitwatt_cli.finding import Finding, Severity, worst_first
-from splitwatt_cli.snapshot import Snapshot, named, unix_s
+from splitwatt_cli.finding import Finding, Gravity, worst_first
+from splitwatt_cli.snapshot import SiteSnapshot, named, unix_s
 
 LEASE_S: Final = 15.0
 """A Lease that says nothing of its own length."""
@@ -109,7 +109,7 @@ class ClusterRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SiteStanding:
     findings: Sequence[Finding]
     operator: OperatorStanding
     budgets: Sequence[BudgetRow]
@@ -118,7 +118,7 @@ class Standing:
 
     def wire(self) -> dict[str, Any]:
         return {
-            "healthy": not any(f.severity is Severity.BROKEN for f in self.findings),
+            "healthy": not any(f.severity is Gravity.BROKEN for f in self.findings),
             "findings": [finding.wire() for finding in self.findings],
             "operator": self.operator.wire(),
             "budgets": [row.wire() for row in self.budgets],
@@ -127,7 +127,7 @@ class Standing:
         }
 
 
-def standing_of(seen: Snapshot, *, namespace: str | None = None) -> Standing:
+def standing_of(seen: SiteSnapshot, *, namespace: str | None = None) -> SiteStanding:
     """`namespace`: of the InferenceClusters to show, None: all."""
     clusters = [obj for obj in seen.clusters if namespace in (None, obj["metadata"]["namespace"])]
     operator = operator_of(seen)
@@ -139,7 +139,7 @@ def standing_of(seen: Snapshot, *, namespace: str | None = None) -> Standing:
         *_silent_nodes(seen),
         *troubles("NodePower", seen.node_powers),
     ]
-    return Standing(
+    return SiteStanding(
         findings=worst_first(findings),
         operator=operator,
         budgets=budget_rows(seen.budgets),
@@ -148,7 +148,7 @@ def standing_of(seen: Snapshot, *, namespace: str | None = None) -> Standing:
     )
 
 
-def operator_of(seen: Snapshot) -> OperatorStanding:
+def operator_of(seen: SiteSnapshot) -> OperatorStanding:
     spec = (seen.lease or {}).get("spec") or {}
     renewed_at_s = unix_s(spec.get("renewTime"))
     renewed_s = None if renewed_at_s is None else seen.now_s - renewed_at_s
@@ -158,20 +158,18 @@ def operator_of(seen: Snapshot) -> OperatorStanding:
     return OperatorStanding(holder, int(spec.get("leaseTransitions") or 0), renewed_s, active)
 
 
-def _unread(seen: Snapshot) -> Iterator[Finding]:
+def _unread(seen: SiteSnapshot) -> Iterator[Finding]:
     for plural, why in seen.unread.items():
-        yield Finding(
-            Severity.WARNING, "Unread", "", f"{plural} could not be read: {why}", f"kubectl auth can-i list {plural} -A"
-        )
+        yield Finding(Gravity.WARNING, "Unread", "", f"{plural} could not be read: {why}", f"kubectl auth can-i list {plural} -A")
 
 
-def _operator_findings(seen: Snapshot, operator: OperatorStanding) -> Iterator[Finding]:
+def _operator_findings(seen: SiteSnapshot, operator: OperatorStanding) -> Iterator[Finding]:
     if operator.active or "leases" in seen.unread:
         return
     since = "never was" if operator.renewed_s is None else f"last was {operator.renewed_s:.0f} s ago"
     text = f"no operator is active, or {since}: caps stay as they are, no limit that is changed is followed, no pod is admitted"
     fix = f"kubectl -n {seen.namespace} get deploy,pods -l app.kubernetes.io/component=operator"
-    yield Finding(Severity.BROKEN, "NobodyReigns", "operator", text, fix)
+    yield Finding(Gravity.BROKEN, "NobodyReigns", "operator", text, fix)
 
 
 def _folded(found: Iterable[Finding], budgets: Sequence[Object]) -> list[Finding]:
@@ -190,12 +188,12 @@ def _folded(found: Iterable[Finding], budgets: Sequence[Object]) -> list[Finding
     return [row for row in rows if row.check in own or (row.subject, row.check) not in below]
 
 
-def _silent_nodes(seen: Snapshot) -> Iterator[Finding]:
+def _silent_nodes(seen: SiteSnapshot) -> Iterator[Finding]:
     """Nodes of which no agent ever spoke: they are charged their flat rate, and nothing is capped."""
     silent = sorted(name_of(obj) for obj in seen.node_powers if not conditions_of(obj))
     if silent:
         text = f"no agent has ever answered on {counted(len(silent), 'node')}: {some(silent)}"
-        yield Finding(Severity.BROKEN, "NoAgent", "nodes", text, "splitwatt doctor")
+        yield Finding(Gravity.BROKEN, "NoAgent", "nodes", text, "splitwatt doctor")
 
 
 def budget_rows(budgets: Sequence[Object]) -> list[BudgetRow]:

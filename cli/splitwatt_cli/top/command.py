@@ -17,8 +17,8 @@ from splitwatt_cli import access, prometheus
 from splitwatt_cli.doctor.gather import end_point
 from splitwatt_cli.prometheus import PrometheusError
 from splitwatt_cli.show import ago, table, watts
-from splitwatt_cli.snapshot import Snapshot, take
-from splitwatt_cli.top.view import BUDGET_METRICS, Moment, Samples, moment_of
+from splitwatt_cli.snapshot import SiteSnapshot, take
+from splitwatt_cli.top.view import BUDGET_METRICS, Samples, TopMoment, moment_of
 
 BAR: Final = 20
 FULL: Final = 0.98
@@ -62,7 +62,7 @@ def _seconds(text: str) -> float:
     return value
 
 
-async def _live(out: Console, connection: Connection, args: argparse.Namespace, moment: Moment) -> None:
+async def _live(out: Console, connection: Connection, args: argparse.Namespace, moment: TopMoment) -> None:
     """Until Ctrl-C. An API server that does not answer for a while is said; what was seen last stays."""
     with Live(picture(moment), console=out, screen=True, auto_refresh=False) as live:
         while True:
@@ -75,12 +75,12 @@ async def _live(out: Console, connection: Connection, args: argparse.Namespace, 
             live.update(picture(moment, trouble), refresh=True)
 
 
-async def look(connection: Connection, args: argparse.Namespace) -> Moment:
+async def look(connection: Connection, args: argparse.Namespace) -> TopMoment:
     seen = await take(connection, namespace=args.operator_namespace)
     return moment_of(seen, await _samples(connection, args, seen))
 
 
-async def _samples(connection: Connection, args: argparse.Namespace, seen: Snapshot) -> Samples:
+async def _samples(connection: Connection, args: argparse.Namespace, seen: SiteSnapshot) -> Samples:
     try:
         asked = end_point(connection, args, seen)
         if asked is None:
@@ -97,7 +97,7 @@ async def _samples(connection: Connection, args: argparse.Namespace, seen: Snaps
     return Samples(budgets, {row.labels.get(names.L_ROLE, ""): row.value for row in roles})
 
 
-def picture(moment: Moment, trouble: str = "") -> RenderableType:
+def picture(moment: TopMoment, trouble: str = "") -> RenderableType:
     operator = moment.operator
     heard = "" if operator.renewed_s is None else f", heard {ago(operator.renewed_s)} ago"
     head = f"operator {operator.holder} is active{heard}" if operator.active else "no operator is active"

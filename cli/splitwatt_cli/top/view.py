@@ -13,7 +13,7 @@ from typing import Any, Final
 from splitwatt_core import names
 
 from splitwatt_cli.explain.why import gpus_of
-from splitwatt_cli.snapshot import Snapshot
+from splitwatt_cli.snapshot import SiteSnapshot
 from splitwatt_cli.status.standing import OperatorStanding, budget_rows, operator_of
 
 MAX_EVENTS: Final = 8
@@ -60,7 +60,7 @@ class TopRole:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class TopMoment:
     operator: OperatorStanding
     budgets: Sequence[TopBudget]
     roles: Sequence[TopRole]
@@ -83,7 +83,7 @@ class Moment:
         }  # fmt: skip
 
 
-def moment_of(seen: Snapshot, samples: Samples) -> Moment:
+def moment_of(seen: SiteSnapshot, samples: Samples) -> TopMoment:
     caps = _cap_sums(seen)
     budgets = []
     for row in budget_rows(seen.budgets):
@@ -101,7 +101,7 @@ def moment_of(seen: Snapshot, samples: Samples) -> Moment:
     roles = [TopRole(phase, len(w), float(sum(w)), samples.roles_w.get(phase)) for phase, w in sorted(counts.items())]
     events = [_happening(event) for event in reversed(seen.events)]
     source = "Prometheus" if samples.budgets else "statuses, up to 10 s old"
-    return Moment(operator_of(seen), budgets, roles, events[:MAX_EVENTS], source)
+    return TopMoment(operator_of(seen), budgets, roles, events[:MAX_EVENTS], source)
 
 
 def _happening(event: Mapping[str, Any]) -> str:
@@ -109,7 +109,7 @@ def _happening(event: Mapping[str, Any]) -> str:
     return f"{str(event.get('eventTime') or '')[11:19]}  {about}: {event.get('reason', '')} {event.get('note', '')}"
 
 
-def _cap_sums(seen: Snapshot) -> dict[str, float]:
+def _cap_sums(seen: SiteSnapshot) -> dict[str, float]:
     """Granted caps with losses, as the operator's metric has them: a budget on two ways counts a node once."""
     sums: dict[str, float] = {}
     for obj in seen.node_powers:

@@ -40,7 +40,7 @@ from splitwatt_operator.serving.groups import Groups, without_groups
 from splitwatt_operator.serving.pools import PoolReport, Pools
 from splitwatt_operator.serving.prober import Prober
 from splitwatt_operator.serving.queue import WorkQueue
-from splitwatt_operator.serving.revisions import Places, revisions_of, together
+from splitwatt_operator.serving.revisions import PlacesSeen, revisions_of, together
 from splitwatt_operator.serving.role_scales import RoleScales
 from splitwatt_operator.serving.scalers import Scalers
 from splitwatt_operator.serving.slo import Latency, SloMeter
@@ -109,7 +109,7 @@ class Serving:
         self._pools = Pools(reader, pen)
         self._groups = Groups(reader, store)
         self._scalers = Scalers(reader)
-        self._places = Places()
+        self._places = PlacesSeen()
         self._role_scales = RoleScales(pen, store)
         self._slo = SloMeter(prometheus, lambda: view.owners, self._queue.add)
         self._energy = EnergyMeter(prometheus, view, metrics)

@@ -1,6 +1,6 @@
 """What stands of a cluster's revisions, read from its Deployments and LeaderWorkerSets, and what the next look makes of it.
 
-Nothing is remembered but `Places`: who takes over in the midst of a rollout reads the same and goes on. Workloads of former
+Nothing is remembered but `PlacesSeen`: who takes over in the midst of a rollout reads the same and goes on. Workloads of former
 revisions are never rendered anew, for their spec is not asked for any more; they are told how many replicas they have, and go
 when empty.
 """
@@ -78,7 +78,7 @@ class Revisions:
         return [each for each in self.live if each.part == part]
 
 
-class Places:
+class PlacesSeen:
     """How many replicas of each role were ready at most, since a revision is asked for: so many there were watts for. This alone
     is remembered, and whoever takes over begins anew."""
 
@@ -101,7 +101,7 @@ class Places:
 
 
 def revisions_of(
-    store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], places: Places | None = None
+    store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], places: PlacesSeen | None = None
 ) -> Revisions:
     """Cost: the store's workloads, and its pods where some are not labelled or several revisions are there. `places`: of
     whoever acts by the answer."""
