@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from splitwatt_cli.main import main
 from splitwatt_core.clusters import Role
 from splitwatt_lab.controlplane import ControlPlane
-from splitwatt_sim.plan.objects import as_yaml, manifests
+from splitwatt_sim.plan.objects import as_yaml, manifests, reserve_w
 from splitwatt_sim.plan.options import MODEL_2026, LatencySlo, option_for
 from splitwatt_sim.plan.search import PlanDesign
 from splitwatt_sim.servers.catalogue import Catalogue
@@ -46,3 +47,17 @@ def test_the_api_server_accepts_mixed_servers(crds: ControlPlane, design: PlanDe
 def test_the_api_server_accepts_the_example_of_a_server(crds: ControlPlane) -> None:
     example = Path(__file__).resolve().parents[2] / "examples" / "plan" / "x1.yaml"
     assert "powerprofile.splitwatt.io/x1 created" in crds.kubectl("apply", "--dry-run=server", "-f", example).stdout
+
+
+@pytest.mark.parametrize(("beside_w", "reserved_w"), [(math.inf, 10_000), (0.0, 0), (700.9, 700), (-5.0, 0)])
+def test_no_limit_is_above_what_the_feed_carries(beside_w: float, reserved_w: int) -> None:
+    """The reserve has what room the caps leave; one that would not fit is cut, never the feed's word."""
+    design, known = PlanDesign(H100, 3, LEAN, 2), {"H100": Catalogue().gpu("H100")}
+    caps_w = math.ceil(design.charge_w)
+    feed_w = caps_w + beside_w
+    budget = manifests(
+        design, name="chat", namespace="default", model=MODEL_2026, slo=LatencySlo(2_000.0, 100.0), gpus=known, feed_w=feed_w
+    )[0]["spec"]
+    assert budget["reserveWatts"] == min(reserved_w, reserve_w(design, known))
+    assert budget["limitWatts"] == caps_w + budget["reserveWatts"]
+    assert budget["limitWatts"] <= max(feed_w, caps_w)

@@ -30,9 +30,11 @@ class PlanObjectsError(PlanError):
 
 
 def manifests(
-    design: PlanDesign, *, name: str, namespace: str, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu]
-) -> list[dict[str, Any]]:
+    design: PlanDesign, *, name: str, namespace: str, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu],
+    feed_w: float = math.inf,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Objects in the order in which they are applied; each passes the API's models. `gpus`: by their names in options.
+    `feed_w`: the most that the feed carries, where that was said.
 
     An unsplit design is a mixed pool alone. One of three pools names no router, for vllm-router knows no third pool. Raises
     PlanObjectsError for what the API's bounds refuse.
@@ -47,7 +49,7 @@ def manifests(
     if any(limit is not None for limit in limits.values()):
         wanted["slo"] = {key: round(limit) for key, limit in limits.items() if limit is not None}
     objects = [
-        _object("PowerBudget", {"name": name}, _budget(design, name, gpus)),
+        _object("PowerBudget", {"name": name}, _budget(design, name, gpus, feed_w)),
         _object("InferenceCluster", {"name": name, "namespace": namespace}, wanted),
     ]
     try:
@@ -86,25 +88,31 @@ def _role(name: str, role: str, replicas: int, cap_w: int) -> dict[str, Any]:
 def reserve_w(design: PlanDesign, gpus: Mapping[str, Gpu]) -> int:
     """What one server may surprise by: its GPUs back at their default limits, behind an agent that cannot say so. The server of
     the plan that is held lowest below its default counts."""
-    return math.ceil(
-        max(
-            charge_w(cap_w=gpus[option.gpu].profile.default_cap_w, rest_w=0.0) - charge_w(cap_w=option.cap_w, rest_w=0.0)
-            for _, option, _ in design.parts
-        )
+    surprise_w = max(
+        charge_w(cap_w=gpus[option.gpu].profile.default_cap_w, rest_w=0.0) - charge_w(cap_w=option.cap_w, rest_w=0.0)
+        for _, option, _ in design.parts
     )
+    return max(0, math.ceil(surprise_w))
 
 
-def _budget(design: PlanDesign, name: str, gpus: Mapping[str, Gpu]) -> dict[str, Any]:
+def kept_w(design: PlanDesign, gpus: Mapping[str, Gpu], feed_w: float) -> int:
+    """Of `reserve_w` what the feed has room for beside the caps: no limit is ever above what the feed carries."""
+    caps_w = math.ceil(design.charge_w)
+    room_w = math.inf if math.isinf(feed_w) else max(0, math.floor(feed_w) - caps_w)
+    return int(min(reserve_w(design, gpus), room_w))
+
+
+def _budget(design: PlanDesign, name: str, gpus: Mapping[str, Gpu], feed_w: float) -> dict[str, Any]:
     """One feed for all nodes of the plan. The limit is what the caps add up to, as invariant I1 counts it, and the reserve. It
     observes: whoever applies it reads what it would do, and then says Strict."""
     profiles = [gpus[gpu].profile for gpu in _bought(design)]
     rated_w = max(charge_w(cap_w=profile.default_cap_w, rest_w=REST_W) for profile in profiles)
-    kept_w = max(0, reserve_w(design, gpus))
+    reserved_w = kept_w(design, gpus, feed_w)
     return {
-        "limitWatts": math.ceil(design.charge_w) + kept_w,
+        "limitWatts": math.ceil(design.charge_w) + reserved_w,
         "mode": "Observe",
         "policy": {"type": "PhaseAware"},
-        "reserveWatts": kept_w,
+        "reserveWatts": reserved_w,
         "nodeSelector": {"matchLabels": {LABEL_PLAN: name}},
         "nonGpuWattsPerNode": REST_W,
         "unmanagedWattsPerNode": math.ceil(rated_w),

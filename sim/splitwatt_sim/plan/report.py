@@ -17,7 +17,7 @@ from rich.table import Table
 from splitwatt_sim.latencies import judged_ttft_ms_p99
 from splitwatt_sim.plan.command_options import Before, OutputOptions
 from splitwatt_sim.plan.mixed import Beside
-from splitwatt_sim.plan.objects import as_yaml, manifests, profile_manifests, reserve_w
+from splitwatt_sim.plan.objects import as_yaml, kept_w, manifests, profile_manifests, reserve_w
 from splitwatt_sim.plan.options import LatencySlo
 from splitwatt_sim.plan.plot import draw
 from splitwatt_sim.plan.search import PlanDesign
@@ -180,22 +180,29 @@ def _write(
     draw(best, search, out / "plan.png", robust_rps=robust_rps, checked=checked)
     design, rate_rps = (winner.design, robust_rps) if beside is None else (beside.design, beside.robust_rps)
     gpus: dict[str, Gpu] = {gpu: search.catalogue.gpu(gpu) for gpu in search.gpus}
-    write_objects(design, output, rate_rps=rate_rps, model=search.model, slo=search.slo, gpus=gpus)
+    write_objects(design, output, rate_rps=rate_rps, model=search.model, slo=search.slo, gpus=gpus, feed_w=search.limits.charge_w)
 
 
 def write_objects(
-    design: PlanDesign, output: OutputOptions, *, rate_rps: float, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu]
-) -> None:
+    design: PlanDesign, output: OutputOptions, *, rate_rps: float, model: str, slo: LatencySlo, gpus: Mapping[str, Gpu],
+    feed_w: float = math.inf,
+) -> None:  # fmt: skip
     """plan.yaml and profiles.yaml. Raises OSError, PlanObjectsError."""
+    reserved_w, wanted_w = kept_w(design, gpus, feed_w), reserve_w(design, gpus)
+    short_w = wanted_w - reserved_w
+    short = (
+        f"\nThat is {short_w} W too few: the feed's {feed_w:g} W have no room for more. Plan for {short_w} W less, or know that one "
+        "server may surprise the feed."
+    )
     router = f"Three pools: {OWN_ROUTER}. See docs/router.md.\n" if design.mixed is not None else ""
     header = (
         f"{design}\nplanned for {rate_rps:g} requests/s (simulated), {design.charge_w:.0f} W at the meter\n"
         f"{router}"
-        f"The limit is what the caps add up to and {reserve_w(design, gpus)} W of reserve, for one server whose GPUs are reset "
-        "(docs/safety.md).\n"
+        f"The limit is what the caps add up to and {reserved_w} W of reserve, for one server whose GPUs are reset "
+        f"(docs/safety.md).{short if short_w else ''}\n"
         "The feed has to carry both. It only observes: read what it would do, then set mode: Strict (docs/observe.md)."
     )
-    objects = manifests(design, name=output.name, namespace=output.namespace, model=model, slo=slo, gpus=gpus)
+    objects = manifests(design, name=output.name, namespace=output.namespace, model=model, slo=slo, gpus=gpus, feed_w=feed_w)
     (output.out / "plan.yaml").write_text(as_yaml(objects, header=header), encoding="utf-8")
     profiles = as_yaml(
         profile_manifests(design, gpus),
