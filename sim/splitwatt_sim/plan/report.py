@@ -191,8 +191,8 @@ def write_objects(
     reserved_w, wanted_w = kept_w(design, gpus, feed_w), reserve_w(design, gpus)
     short_w = wanted_w - reserved_w
     short = (
-        f"\nThat is {short_w} W too few: the feed's {feed_w:g} W have no room for more. Plan for {short_w} W less, or know that one "
-        "server may surprise the feed."
+        f"\nThat is {short_w} W too few: the feed's {feed_w:g} W have no room for more. Plan for {short_w} W less, or know that "
+        "one server may surprise the feed."
     )
     router = f"Three pools: {OWN_ROUTER}. See docs/router.md.\n" if design.mixed is not None else ""
     header = (
