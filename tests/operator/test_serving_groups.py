@@ -32,7 +32,10 @@ def wide(site: Site, nodes: int) -> dict[str, Any]:
 
 def sets_of(site: Site) -> list[dict[str, Any]]:
     path = f"/apis/leaderworkerset.x-k8s.io/v1/namespaces/{site.namespace}/leaderworkersets"
-    found: list[dict[str, Any]] = site.plane.http.get(path).raise_for_status().json()["items"]
+    answer = site.plane.http.get(path)
+    if answer.status_code == 429:  # a definition that was made anew is not stored yet
+        return []
+    found: list[dict[str, Any]] = answer.raise_for_status().json()["items"]
     return found
 
 
