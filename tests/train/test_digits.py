@@ -95,7 +95,7 @@ def test_the_page_says_what_was_missed() -> None:
     assert "| activation bytes | <= 0.75 | 0.760 | **missed** |" in parts["verdicts"]
     assert "| accuracy, pp | >= -1.0 | -1.25 | **missed** |" in parts["verdicts"]
     assert parts["verdicts"].count("holds") == 4
-    assert parts["curve"].count("\n| ") == 13 and "| 15 | 1.000 |" in parts["curve"] and "| 60 | 0.2" in parts["curve"]
+    assert parts["curve"].count("\n| ") == 14 and "| 15 | 1.000 |" in parts["curve"] and "| 60 | 0.2" in parts["curve"]
     text = filled(PAGE.read_text(encoding="utf-8"), parts)
     assert all(part in text for part in parts.values())
     with pytest.raises(ValueError, match="block of figures 'digits' once"):
