@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from splitwatt_core.memory.ranks import C2C, NVLINK2, PCIE5, SPEEDS
+
 PAPER_GAIN: Final = 1.055
 PAPER_MEMORY_BYTES_PER_S: Final = 900e9
 """HBM2 of the paper's simulated GPU."""
@@ -34,16 +36,9 @@ class Link:
             raise LinkError(f"link {self.name}: bytes per second must be above 0, not {self.bytes_per_s}")
 
 
-LINKS: Final = {
-    link.name: link
-    for link in (
-        Link("pcie5", 55e9, "host to device over PCIe 5.0 x16, as engines reach it; 63 GB/s nominal (unconfirmed)"),
-        Link("nvlink2", 150e9, "NVLink2 as in the Buddy paper (ISCA'20)"),
-        Link("c2c", 377e9, "NVLink-C2C of a GH200, read, public benchmark of 2026-04; 450 GB/s nominal"),
-    )
-}
-MEMORIES: Final = {"A100": 2039e9, "H100": 3350e9, "GH200": 4000e9, "H200": 4800e9, "B200": 8000e9}
-"""Bytes per second of a GPU's memory, from NVIDIA's data sheets (nominal)."""
+LINKS: Final = {one.name: Link(one.name, one.bytes_per_s, one.source) for one in (PCIE5, NVLINK2, C2C)}
+MEMORIES: Final = {name.split("-")[0]: speeds.memory_bytes_per_s for name, speeds in SPEEDS.items()}
+"""Bytes per second of a GPU's memory."""
 
 
 def speed(
