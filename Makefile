@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-pages test-papers test-train property-long lint bench bench-sim reproduce $(PAGES) reproduce-prunetrain digits house generate dashboards-check images image-base
+.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-pages test-papers test-train property-long lint bench bench-sim bench-memory reproduce $(PAGES) reproduce-prunetrain digits house generate dashboards-check images image-base
 
 setup: .venv/.stamp
 
@@ -102,6 +102,9 @@ bench: controlplane
 
 bench-sim: setup
 	$(BIN)/python -m splitwatt_papers.bench $(ARGS)
+
+bench-memory: setup
+	$(BIN)/python -m splitwatt_memory.bench $(ARGS)
 
 # The pages below docs/reproduce. SPLITWATT_DATA names the folder of the public traces; without it a generator stands in.
 export SPLITWATT_DATA ?= $(wildcard ../shared/data)

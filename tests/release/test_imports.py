@@ -23,6 +23,7 @@ STARTS: Final = {
     "operator": ["splitwatt_operator"],
     "cli": ["splitwatt_cli"],
     "sim": ["splitwatt_sim"],
+    "memory": ["splitwatt_memory"],
     "engine": ["splitwatt_twin.pod"],
     "twin": ["splitwatt_twin", "splitwatt_nvml_twin"],
     "lab": ["splitwatt_lab"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("core", "crds", "operator", "agents", "shell", "cli", "sim", "papers", "panels", "train", "docs", "tests")
+FOLDERS = ("core", "crds", "operator", "agents", "shell", "cli", "sim", "papers", "panels", "train", "memory", "docs", "tests")
 MAX_LINES = 450
 
 

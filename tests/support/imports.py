@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-ROOTS: Final = ("core", "crds", "operator", "agents", "sim", "cli", "papers", "panels", "shell", "train")
+ROOTS: Final = ("core", "crds", "operator", "agents", "sim", "cli", "papers", "panels", "shell", "train", "memory")
 """Folders that hold packages. One that is not there is passed over."""
 
 

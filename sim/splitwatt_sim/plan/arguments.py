@@ -19,6 +19,7 @@ from splitwatt_sim.plan.command_options import (
     SearchOptions,
     ShardOptions,
 )
+from splitwatt_sim.plan.memory import Consent
 from splitwatt_sim.plan.options import GPUS_2026
 from splitwatt_sim.plan.resolve import DEFAULT_GPU
 from splitwatt_sim.plan.shards import MAX_SHARDS, Shard
@@ -189,6 +190,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--router", type=Before, choices=list(Before), default=whole.router,
         help="who stands before the pools; own: a third pool goes into plan.yaml where it helps (%(default)s)",
     )  # fmt: skip
+    add(
+        "--memory-expansion", type=Consent, choices=list(Consent),
+        help="also say what more memory would do to the decode pool; lossy: a KV cache of fewer bits may be taken",
+    )  # fmt: skip
     add("--jobs", dest="processes", type=count, default=whole.processes, help="processes (%(default)s)")
     sweep = parser.add_argument_group("a sweep in shards", "Give every other option alike to each shard and to the merge.")
     ways = sweep.add_mutually_exclusive_group()
@@ -253,6 +258,7 @@ def options_of(args: argparse.Namespace) -> PlanOptions:
         job=taken(JobOptions, args),
         servers_per_rack=args.servers_per_rack,
         router=args.router,
+        memory_expansion=args.memory_expansion,
         on_kubernetes=args.on_kubernetes,
         power_units=PowerUnits(args.power_units),
         processes=args.processes,
@@ -283,7 +289,11 @@ def said_again(options: PlanOptions, *, requests: str | None, profiles: Sequence
     """A command line, from `plan` on, that asks for the same search; files under the paths that they have where it is typed.
     `with_output`: and that makes the same of it."""
     line = ["plan", *said(options.search, requests=requests, profiles=tuple(profiles))]
-    return [*line, *said(options.output), *said(options, only=("servers_per_rack", "router"))] if with_output else line
+    return (
+        [*line, *said(options.output), *said(options, only=("servers_per_rack", "router", "memory_expansion"))]
+        if with_output
+        else line
+    )
 
 
 def _word(value: object) -> str:

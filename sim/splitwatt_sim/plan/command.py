@@ -15,7 +15,7 @@ from splitwatt_truth.trace import TraceError
 from splitwatt_sim.fleet.run import FleetError
 from splitwatt_sim.forward import PapersMissingError, to_papers
 from splitwatt_sim.jit import is_cold
-from splitwatt_sim.plan import arguments, report, resolve
+from splitwatt_sim.plan import arguments, memory, report, resolve
 from splitwatt_sim.plan.command_options import JobOptions, OutputOptions, PlanOptions, PowerUnits, SearchOptions, ShardOptions
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.job import JobError, write_job
@@ -88,7 +88,7 @@ def at_equal_power(options: PlanOptions) -> list[str]:
     """The same question as a line of `splitwatt papers`. Raises PlanError for an option that says nothing to it."""
     kept = SearchOptions(**{name: getattr(options.search, name) for name in (*OF_EQUAL_POWER, *PASSED_OVER)})
     wrong = [*_flags_given(options.search, instead_of=kept), *_flags_given(options.sharding)]
-    wrong += arguments.said(options, only=("on_kubernetes", "servers_per_rack", "router"))
+    wrong += arguments.said(options, only=("on_kubernetes", "servers_per_rack", "router", "memory_expansion"))
     if wrong:
         raise PlanError(f"{wrong[0]} says nothing to --power-units splitwise: leave one of them out")
     return ["plan", *arguments.said(options.search, only=OF_EQUAL_POWER), *arguments.said(options.output)]
@@ -168,6 +168,11 @@ def finish(options: PlanOptions, search: Search, whole: list[Item], written: lis
     if options.servers_per_rack is not None:
         console.print(report.racks(winner, options.servers_per_rack))
         values |= report.rack_figures(winner, options.servers_per_rack)
+    if options.memory_expansion is not None:
+        rows = memory.rows_of(winner, search, options.memory_expansion)
+        console.print(memory.table(rows, winner.design.parts[1][1].gpu))
+        console.print(memory.said(rows), soft_wrap=True)
+        values |= memory.figures(rows)
     report.write(best, search, values, output, console, beside=beside, router=options.router)
     return 0
 

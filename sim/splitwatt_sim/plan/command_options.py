@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from splitwatt_sim.plan.memory import Consent
 from splitwatt_sim.plan.shards import Shard
 from splitwatt_sim.servers.catalogue import MODEL_2026
 from splitwatt_sim.servers.designs import Design
@@ -96,7 +97,7 @@ class JobOptions:
 class PlanOptions:
     """The whole command line. `job` says nothing unless `on_kubernetes`; `processes` search side by side.
     `servers_per_rack`: say too what each rack is charged and draws. `router`: vllm-router sends to two pools or to one, so that a
-    third one is written only for a router of one's own."""
+    third one is written only for a router of one's own. `memory_expansion`: say too what more memory would do to decode."""
 
     search: SearchOptions = field(default_factory=SearchOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -104,6 +105,7 @@ class PlanOptions:
     job: JobOptions = field(default_factory=JobOptions)
     servers_per_rack: int | None = None
     router: Before = Before.VLLM
+    memory_expansion: Consent | None = None
     on_kubernetes: bool = False
     power_units: PowerUnits = PowerUnits.WATTS
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)

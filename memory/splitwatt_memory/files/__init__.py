@@ -1,0 +1,1 @@
+"""Files of tensors, read in blocks: safetensors, NumPy, GGUF, raw arrays."""
