@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from splitwatt_cli.doctor.facts import Clock, Facts, MeterAnswer, Telemetry
-from splitwatt_cli.snapshot import Snapshot
+from splitwatt_cli.doctor.facts import Clock, MeterAnswer, SiteFacts, TelemetryFacts
+from splitwatt_cli.snapshot import SiteSnapshot
 from splitwatt_core.names import GPU_RESOURCE, LABEL_RACK
 
 NOW_S = 1_800_000_000.0
@@ -110,7 +110,7 @@ def lease(*, renewed_s: float = NOW_S - 2, came_s: float | None = None) -> dict[
 METER = {"selector": 'rack_power_watts{rack="a1"}'}
 
 
-def healthy(**more: Any) -> Snapshot:
+def healthy(**more: Any) -> SiteSnapshot:
     """One rack of one node, whole."""
     parts: dict[str, Any] = {
         "now_s": NOW_S,
@@ -120,10 +120,10 @@ def healthy(**more: Any) -> Snapshot:
         "clusters": (cluster(),),
         "lease": lease(),
     }
-    return Snapshot(**{**parts, **more})
+    return SiteSnapshot(**{**parts, **more})
 
 
-def answers(**more: Any) -> Telemetry:
+def answers(**more: Any) -> TelemetryFacts:
     """What Prometheus says of it."""
     parts: dict[str, Any] = {
         "where": "http://prometheus",
@@ -134,9 +134,9 @@ def answers(**more: Any) -> Telemetry:
         "meters": {"rack-a1": MeterAnswer(value=2700.0, series=1, age_s=0.5)},
         "engines": frozenset({("serving", "chat")}),
     }
-    return Telemetry(**{**parts, **more})
+    return TelemetryFacts(**{**parts, **more})
 
 
-def facts(snapshot: Snapshot, telemetry: Telemetry | None = None, **more: Any) -> Facts:
+def facts(snapshot: SiteSnapshot, telemetry: TelemetryFacts | None = None, **more: Any) -> SiteFacts:
     told = {"version": "v1.37.2", "server": Clock(0.0, 0.01), "local_s": NOW_S, **more}
-    return Facts(seen=snapshot, telemetry=answers() if telemetry is None else telemetry, **told)
+    return SiteFacts(seen=snapshot, telemetry=answers() if telemetry is None else telemetry, **told)
