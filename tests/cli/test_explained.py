@@ -107,7 +107,10 @@ def pod(name: str, **spec: Any) -> dict[str, Any]:
 
 
 def test_each_pod_says_what_it_waits_for() -> None:
-    obj = cluster(conditions=[row("PowerAdmitted", False, "InsufficientPower", "1200 W are missing in rack-a1")])
+    power = "1200 W are missing in rack-a1"
+    obj = cluster(
+        conditions=[row("PowerAdmitted", False, "InsufficientPower", power), row("Ready", False, "WaitingForPower", power)]
+    )
     unready: dict[str, Any] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
     unready["containerStatuses"] = [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]
     pods = (
@@ -125,6 +128,7 @@ def test_each_pod_says_what_it_waits_for() -> None:
         ("c", "Scheduler", "no node"),
         ("d", "Start", "ImagePullBackOff: no such image"),
     ]
+    assert told.because.count("1200 W are missing in rack-a1") == 1
     assert told.answer == "1200 W are missing in rack-a1" and "kubectl scale ic chat -n serving" in told.to_change[0]
 
 

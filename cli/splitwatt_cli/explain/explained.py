@@ -211,6 +211,7 @@ def explain_cluster(seen: SiteSnapshot, obj: Object) -> Explanation:
     kinds = Counter(row["waitsFor"] for row in rows)
     because = [message for _, _, message in bad]
     because += [f"{counted(count, 'pod')}: {what}" for what, count in kinds.most_common() if what not in because]
+    because = list(dict.fromkeys(because))  # Ready repeats what keeps it from being so
     slo = obj["spec"].get("slo") or {}
     return Explanation(
         subject=f"InferenceCluster {name_of(obj)}",
