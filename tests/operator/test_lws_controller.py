@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from splitwatt_core.budget.known_labels import group_of
 from splitwatt_core.names import LABEL_CLUSTER, LABEL_REVISION
 from support.lws_controller import LABEL, controlled
 from support.serving_site import PAIR_W, Site, idle_w
@@ -54,11 +55,11 @@ def gated(pods: list[dict[str, Any]]) -> int:
     return sum(bool(pod["spec"].get("schedulingGates")) for pod in pods)
 
 
-def decode_caps(site: Site, nodes: int) -> set[int]:
-    return {gpu["capWatts"] for node in range(nodes) for gpu in site.lines(node) if gpu.get("phase") == "Decode"}
+def decode_gpus(site: Site, nodes: int) -> int:
+    return sum(gpu.get("phase") == "Decode" for node in range(nodes) for gpu in site.lines(node))
 
 
-def test_a_group_waits_whole_starts_whole_and_has_one_cap(site: Site) -> None:
+def test_a_group_waits_whole_and_starts_whole(site: Site) -> None:
     site.add_nodes(3)
     site.limit(idle_w(3) + 3 * POD_W - POD_W // 2)  # for prefill's pod and one of decode's two
     wide(site, 1)
@@ -83,11 +84,8 @@ def test_a_group_waits_whole_starts_whole_and_has_one_cap(site: Site) -> None:
             env["LWS_LEADER_ADDRESS"] == leader and env["LWS_WORKER_INDEX"] == pod["metadata"]["labels"][f"{LABEL}/worker-index"]
         )
 
-    def one_cap() -> bool:
-        lines = [gpu for node in range(3) for gpu in site.lines(node) if gpu.get("phase") == "Decode"]
-        return len(lines) == 16 and len(decode_caps(site, 3)) == 1
-
-    eventually("the group is one consumer of watts", one_cap)
+    assert len({group_of(pod["metadata"]["labels"]) for pod in pods} - {""}) == 1, "by its webhook's label: one consumer of watts"
+    eventually("the GPUs of both are decode's", lambda: decode_gpus(site, 3) == 16)
 
 
 def test_groups_are_rolled_in_pairs_and_are_scaled_by_the_clusters_scale(site: Site) -> None:
