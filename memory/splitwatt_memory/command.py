@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from splitwatt_memory import report
 from splitwatt_memory.files.opened import tensors_in
 from splitwatt_memory.files.tensor import Tensor, TensorFileError
-from splitwatt_memory.links import LINKS, MEMORIES, Link, LinkError
+from splitwatt_memory.links import LINKS, MEMORIES, LinkError, LinkSpeed
 from splitwatt_memory.plot import FORMS, draw
 from splitwatt_memory.profile import Allocations, MemoryProfile, ProfileOptions, profile_of, work_bytes
 from splitwatt_memory.targets import THRESHOLD
@@ -44,11 +44,11 @@ def share(text: str) -> float:
     return value
 
 
-def link(text: str) -> Link:
+def link(text: str) -> LinkSpeed:
     name, given, gigabytes = text.partition("=")
     try:
         if given and name:
-            return Link(name, float(gigabytes) * 1e9, "given")
+            return LinkSpeed(name, float(gigabytes) * 1e9, "given")
         return LINKS[name]
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(

@@ -52,7 +52,7 @@ def device_bytes_read(size_bytes: int, device_bytes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
+class BuddyPlacement:
     """One allocation. `base`: device address of its first entry. `buddy_base`: the global base of buddy memory (the paper's
     GBBR). `buddy_offset`: of this allocation behind it. All in bytes."""
 

@@ -24,7 +24,7 @@ class LinkError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class LinkSpeed:
     """`bytes_per_s`: of reads, towards the GPU. `source`: where the number comes from."""
 
     name: str
@@ -36,7 +36,7 @@ class Link:
             raise LinkError(f"link {self.name}: bytes per second must be above 0, not {self.bytes_per_s}")
 
 
-LINKS: Final = {one.name: Link(one.name, one.bytes_per_s, one.source) for one in (PCIE5, NVLINK2, C2C)}
+LINKS: Final = {one.name: LinkSpeed(one.name, one.bytes_per_s, one.source) for one in (PCIE5, NVLINK2, C2C)}
 MEMORIES: Final = {name.split("-")[0]: speeds.memory_bytes_per_s for name, speeds in SPEEDS.items()}
 """Bytes per second of a GPU's memory."""
 

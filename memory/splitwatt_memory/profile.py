@@ -21,7 +21,7 @@ from splitwatt_memory.codecs.exponent import Counts, ExponentCode, code_of, coun
 from splitwatt_memory.codecs.zvc import zvc_sizes
 from splitwatt_memory.entries import ENTRY_BYTES
 from splitwatt_memory.files.tensor import BLOCK_ELEMENTS, Tensor
-from splitwatt_memory.targets import THRESHOLD, Histogram, Target, chosen, overall_ratio, selected
+from splitwatt_memory.targets import THRESHOLD, SizeHistogram, Target, chosen, overall_ratio, selected
 from splitwatt_memory.values import ValueType, converted
 
 CODECS: Final = ("bpc", "zvc", "exponent")
@@ -51,33 +51,33 @@ class ProfileOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TensorMeasured:
     """A tensor, or an allocation over all its snapshots: sizes by codec. `measured_as`: the type that was measured."""
 
     name: str
     held: str
     measured_as: str
     raw_bytes: int
-    moments: Mapping[str, Sequence[Histogram]]
+    moments: Mapping[str, Sequence[SizeHistogram]]
     targets: Mapping[str, Target]
     allocation: str = ""
 
-    def histogram(self, codec: str) -> Histogram:
-        return sum(self.moments[codec], Histogram())
+    def histogram(self, codec: str) -> SizeHistogram:
+        return sum(self.moments[codec], SizeHistogram())
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryProfile:
     """All that was measured. `sampled`: not every block was read."""
 
-    tensors: tuple[Measured, ...]
-    allocations: tuple[Measured, ...]
+    tensors: tuple[TensorMeasured, ...]
+    allocations: tuple[TensorMeasured, ...]
     sampled: bool
     left_alone: int = 0
     """Tensors that `--as` could not turn into floats of another type."""
 
-    def histogram(self, codec: str) -> Histogram:
-        return sum((one.histogram(codec) for one in self.allocations), Histogram())
+    def histogram(self, codec: str) -> SizeHistogram:
+        return sum((one.histogram(codec) for one in self.allocations), SizeHistogram())
 
     def summary(self, codec: str) -> Summary:
         """Of all allocations together, each at its target."""
@@ -97,12 +97,12 @@ class Summary:
     link_bytes: int
 
 
-def summary_of(parts: Sequence[tuple[Target, Histogram]]) -> Summary:
+def summary_of(parts: Sequence[tuple[Target, SizeHistogram]]) -> Summary:
     """Of allocations, each with its target."""
     entries = sum(target.entries for target, _ in parts)
     over = sum(hist.overflow_fraction(target.device_bytes) * hist.entries for target, hist in parts)
     link = sum(hist.link_bytes(target.device_bytes) for target, hist in parts)
-    whole = sum((hist for _, hist in parts), Histogram())
+    whole = sum((hist for _, hist in parts), SizeHistogram())
     return Summary(
         target_ratio=overall_ratio([target for target, _ in parts]),
         overflow_fraction=sum(t.overflow_fraction * t.entries for t, _ in parts) / entries if entries else 0.0,
@@ -125,21 +125,22 @@ def profile_of(moments: Sequence[Sequence[Tensor]], options: ProfileOptions, adv
     """`moments`: the tensors of each file. `advance` hears of each count of bytes that is done with; all of them together are
     `work_bytes`. Raises TensorFileError, OSError."""
     groups = _grouped(moments, options)
-    found: list[Measured] = []
-    rows: list[Measured] = []
+    found: list[TensorMeasured] = []
+    rows: list[TensorMeasured] = []
     for name, group in groups.items():
         _learn(group, options, advance)
         sized = [(tensor, _sized(tensor, group, options, advance)) for tensor in group.members]
         found += [_measured(_label(tensor, moments), [sizes], [tensor], options, allocation=name) for tensor, sizes in sized]
-        by_moment: dict[Path, dict[str, Histogram]] = {}
+        by_moment: dict[Path, dict[str, SizeHistogram]] = {}
         for tensor, sizes in sized:
-            moment = by_moment.setdefault(tensor.path if options.snapshots else Path(), dict.fromkeys(CODECS, Histogram()))
+            moment = by_moment.setdefault(tensor.path if options.snapshots else Path(), dict.fromkeys(CODECS, SizeHistogram()))
             for codec in CODECS:
                 moment[codec] += sizes[codec]
         rows.append(_measured(name, list(by_moment.values()), _of_first_moment(group, options), options))
     by_codec = {codec: selected({r.name: r.moments[codec] for r in rows}, options.threshold) for codec in CODECS}
     allocations = tuple(
-        Measured(r.name, r.held, r.measured_as, r.raw_bytes, r.moments, {c: by_codec[c][r.name] for c in CODECS}) for r in rows
+        TensorMeasured(r.name, r.held, r.measured_as, r.raw_bytes, r.moments, {c: by_codec[c][r.name] for c in CODECS})
+        for r in rows
     )
     every = [tensor for tensors in moments for tensor in tensors]
     return MemoryProfile(
@@ -189,11 +190,11 @@ def _learn(group: _Group, options: ProfileOptions, advance: Advance) -> None:
         group.codes[kind.name] = code_of(counts[kind.name], kind)
 
 
-def _sized(tensor: Tensor, group: _Group, options: ProfileOptions, advance: Advance) -> dict[str, Histogram]:
+def _sized(tensor: Tensor, group: _Group, options: ProfileOptions, advance: Advance) -> dict[str, SizeHistogram]:
     kind = _type_of(tensor, options)
     code = None if kind is None else group.codes.get(kind.name)
     element_bytes = 1 if kind is None else kind.size_bytes
-    found = dict.fromkeys(CODECS, Histogram())
+    found = dict.fromkeys(CODECS, SizeHistogram())
     for entries in _entries(tensor, options, advance):
         sizes = {
             "bpc": bpc_sizes(entries),
@@ -201,7 +202,7 @@ def _sized(tensor: Tensor, group: _Group, options: ProfileOptions, advance: Adva
             "exponent": _as_they_are(entries) if code is None else exponent_sizes(entries, code),
         }
         for codec in CODECS:
-            found[codec] += Histogram.of(sizes[codec])
+            found[codec] += SizeHistogram.of(sizes[codec])
     whole = -(-_bytes_as_measured(tensor, options) // ENTRY_BYTES)
     return {codec: hist.scaled_to(whole) for codec, hist in found.items()}
 
@@ -248,12 +249,12 @@ def _has_exponents(tensor: Tensor, options: ProfileOptions) -> bool:
 
 def _measured(
     name: str,
-    moments: Sequence[Mapping[str, Histogram]],
+    moments: Sequence[Mapping[str, SizeHistogram]],
     members: Sequence[Tensor],
     options: ProfileOptions,
     *,
     allocation: str = "",
-) -> Measured:
+) -> TensorMeasured:
     """Its targets are those it would have alone."""
     by_codec = {codec: [moment[codec] for moment in moments] for codec in CODECS}
     kinds = {None if (kind := _type_of(t, options)) is None else kind.name for t in members}
@@ -261,7 +262,7 @@ def _measured(
     targets = {codec: chosen(hists, options.threshold) for codec, hists in by_codec.items()}
     held = ", ".join(sorted({tensor.held for tensor in members}))
     measured = ", ".join(sorted(kind or "bytes" for kind in kinds))
-    return Measured(name, held, measured, raw_bytes, by_codec, targets, allocation)
+    return TensorMeasured(name, held, measured, raw_bytes, by_codec, targets, allocation)
 
 
 def _bytes_as_measured(tensor: Tensor, options: ProfileOptions) -> int:

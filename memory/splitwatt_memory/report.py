@@ -10,8 +10,8 @@ from typing import Any, Final
 from rich.table import Table
 
 from splitwatt_memory.entries import metadata_bytes
-from splitwatt_memory.links import Link, speed
-from splitwatt_memory.profile import CODECS, Measured, MemoryProfile, Summary, summary_of
+from splitwatt_memory.links import LinkSpeed, speed
+from splitwatt_memory.profile import CODECS, MemoryProfile, Summary, TensorMeasured, summary_of
 from splitwatt_memory.targets import CLASSES
 
 SHOWN: Final = 24
@@ -43,11 +43,11 @@ def _cell(summary: Summary) -> str:
     return f"{summary.target_ratio:.2f}x {summary.overflow_fraction:.2%} ({summary.raw_ratio:.2f})"
 
 
-def _types(one: Measured) -> str:
+def _types(one: TensorMeasured) -> str:
     return one.held if one.held == one.measured_as else f"{one.held} as {one.measured_as}"
 
 
-def verdicts(profile: MemoryProfile, links: Sequence[Link], memory_bytes_per_s: float) -> list[str]:
+def verdicts(profile: MemoryProfile, links: Sequence[LinkSpeed], memory_bytes_per_s: float) -> list[str]:
     """A sentence for each codec, with its numbers; the best one last."""
     found = {codec: profile.summary(codec) for codec in CODECS}
     lines = [
@@ -62,7 +62,7 @@ def verdicts(profile: MemoryProfile, links: Sequence[Link], memory_bytes_per_s: 
     return lines
 
 
-def verdict(codec: str, summary: Summary, too_large: float, links: Sequence[Link], memory_bytes_per_s: float) -> str:
+def verdict(codec: str, summary: Summary, too_large: float, links: Sequence[LinkSpeed], memory_bytes_per_s: float) -> str:
     """`too_large`: share of entries that do not fit 96 bytes, the largest target."""
     if summary.target_ratio < WORTH:
         return (
@@ -76,7 +76,7 @@ def verdict(codec: str, summary: Summary, too_large: float, links: Sequence[Link
     )
 
 
-def slowdown(summary: Summary, link: Link, memory_bytes_per_s: float) -> float:
+def slowdown(summary: Summary, link: LinkSpeed, memory_bytes_per_s: float) -> float:
     """Time over the time with enough memory, 1 or more."""
     return 1 / speed(
         summary.overflow_fraction, min(summary.overflow_share, 1.0),
@@ -84,7 +84,9 @@ def slowdown(summary: Summary, link: Link, memory_bytes_per_s: float) -> float:
     )  # fmt: skip
 
 
-def figures(profile: MemoryProfile, links: Sequence[Link], memory_bytes_per_s: float, given: Mapping[str, Any]) -> dict[str, Any]:
+def figures(
+    profile: MemoryProfile, links: Sequence[LinkSpeed], memory_bytes_per_s: float, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """All of it. `given`: what was asked for, put beside it."""
 
     def of(summary: Summary, classes: Sequence[int]) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def figures(profile: MemoryProfile, links: Sequence[Link], memory_bytes_per_s: f
             "slowdown": {link.name: round(slowdown(summary, link, memory_bytes_per_s), 4) for link in links},
         }
 
-    def one(measured: Measured) -> dict[str, Any]:
+    def one(measured: TensorMeasured) -> dict[str, Any]:
         return {
             "held": measured.held,
             "measured_as": measured.measured_as,
@@ -119,7 +121,7 @@ def figures(profile: MemoryProfile, links: Sequence[Link], memory_bytes_per_s: f
     }
 
 
-def _summary(one: Measured, codec: str) -> Summary:
+def _summary(one: TensorMeasured, codec: str) -> Summary:
     return summary_of([(one.targets[codec], one.histogram(codec))])
 
 

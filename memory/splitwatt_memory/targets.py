@@ -36,28 +36,28 @@ CLASSES: Final = (0, 8, 16, 32, 64, 80, 96, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class SizeHistogram:
     """Entries of an allocation by compressed size: `counts[s]` have s bytes, 0 to 128."""
 
     counts: tuple[int, ...] = (0,) * (ENTRY_BYTES + 1)
 
     @classmethod
-    def of(cls, sizes: npt.NDArray[np.uint8]) -> Histogram:
+    def of(cls, sizes: npt.NDArray[np.uint8]) -> SizeHistogram:
         return cls(tuple(int(n) for n in np.bincount(sizes, minlength=ENTRY_BYTES + 1)))
 
-    def __add__(self, other: Histogram) -> Histogram:
-        return Histogram(tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
+    def __add__(self, other: SizeHistogram) -> SizeHistogram:
+        return SizeHistogram(tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
 
     @property
     def entries(self) -> int:
         return sum(self.counts)
 
-    def scaled_to(self, entries: int) -> Histogram:
+    def scaled_to(self, entries: int) -> SizeHistogram:
         """The same shape with so many entries: what a sample says of the whole."""
         if entries == self.entries or not self.entries:
             return self
         edges = [round(upto * entries / self.entries) for upto in accumulate(self.counts)]
-        return Histogram(tuple(after - before for before, after in pairwise((0, *edges))))
+        return SizeHistogram(tuple(after - before for before, after in pairwise((0, *edges))))
 
     def overflow_fraction(self, device_bytes: int) -> float:
         """Share of entries that need more than they have on the device; 0 of none."""
@@ -111,7 +111,7 @@ class Target:
         return self.entries * self.device_bytes
 
 
-def at(snapshots: Sequence[Histogram], device_bytes: int) -> Target:
+def at(snapshots: Sequence[SizeHistogram], device_bytes: int) -> Target:
     """The target as given. Raises ValueError without snapshots."""
     if not snapshots:
         raise ValueError("a target is chosen from one snapshot at least")
@@ -122,7 +122,7 @@ def at(snapshots: Sequence[Histogram], device_bytes: int) -> Target:
     )
 
 
-def chosen(snapshots: Sequence[Histogram], threshold: float = THRESHOLD, mostly_zero: float = MOSTLY_ZERO_SHARE) -> Target:
+def chosen(snapshots: Sequence[SizeHistogram], threshold: float = THRESHOLD, mostly_zero: float = MOSTLY_ZERO_SHARE) -> Target:
     """Of one allocation. Raises ValueError without snapshots, or where a share lies outside 0..1."""
     if not (0 <= threshold <= 1 and 0 <= mostly_zero <= 1):
         raise ValueError(f"shares of entries lie from 0 to 1, not {threshold} and {mostly_zero}")
@@ -141,7 +141,7 @@ def overall_ratio(targets: Sequence[Target]) -> float:
 
 
 def selected(
-    allocations: Mapping[str, Sequence[Histogram]],
+    allocations: Mapping[str, Sequence[SizeHistogram]],
     threshold: float = THRESHOLD,
     mostly_zero: float = MOSTLY_ZERO_SHARE,
     below: float = MAX_OVERALL_RATIO,
@@ -164,16 +164,16 @@ def selected(
     return found
 
 
-def naive(allocations: Mapping[str, Sequence[Histogram]], threshold: float = THRESHOLD) -> dict[str, Target]:
+def naive(allocations: Mapping[str, Sequence[SizeHistogram]], threshold: float = THRESHOLD) -> dict[str, Target]:
     """One target for the whole program, as the paper's first design: 16x is not among them."""
     rows = list(allocations.values())
-    together = [sum(moment, Histogram()) for moment in zip(*rows, strict=True)]
+    together = [sum(moment, SizeHistogram()) for moment in zip(*rows, strict=True)]
     one = chosen(together, threshold, 0.0)
     size = max(one.device_bytes, SECTOR_BYTES)
     return {name: at(snapshots, size) for name, snapshots in allocations.items()}
 
 
-def without_zero_target(targets: Mapping[str, Target], allocations: Mapping[str, Sequence[Histogram]]) -> dict[str, Target]:
+def without_zero_target(targets: Mapping[str, Target], allocations: Mapping[str, Sequence[SizeHistogram]]) -> dict[str, Target]:
     """The same with 4x in place of 16x."""
     return {
         name: at(allocations[name], SECTOR_BYTES) if target.device_bytes == MOSTLY_ZERO_BYTES else replace(target)

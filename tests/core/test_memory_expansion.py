@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from splitwatt_core.memory.decode import (
     BANDWIDTH_SHARE,
+    DecodeLoad,
     Link,
-    Load,
     MemoryPlanError,
     Rank,
     best_offload_bytes,
@@ -25,10 +25,10 @@ from splitwatt_core.memory.expansion import (
     CODED_WEIGHTS_SHARE,
     LOSSLESS_KV_RATIO,
     MIN_GAIN,
-    Option,
+    MemoryOption,
+    MemoryWay,
     Terms,
     Verdict,
-    Way,
     cpu_offload_refusal,
     gpus_needed,
     gpus_within,
@@ -40,23 +40,23 @@ from support.sizes import EXAMPLES
 
 H100 = Rank(memory_bytes=80e9, memory_bytes_per_s=3.35e12, link_bytes_per_s=55e9, flops_per_s=989e12, tdp_w=700)
 GH200 = Rank(memory_bytes=96e9, memory_bytes_per_s=4.0e12, link_bytes_per_s=377e9, flops_per_s=989e12, tdp_w=900)
-LLAMA_8B = Load(weights_bytes=16.06e9, kv_bytes_per_token=131_072, layers=32, parameters=8.03e9, context_tokens=2048)
-LLAMA_70B_OF_4 = Load(
+LLAMA_8B = DecodeLoad(weights_bytes=16.06e9, kv_bytes_per_token=131_072, layers=32, parameters=8.03e9, context_tokens=2048)
+LLAMA_70B_OF_4 = DecodeLoad(
     weights_bytes=141.1e9 / 4, kv_bytes_per_token=81_920, layers=80, parameters=70.55e9 / 4, context_tokens=2048
 )
 
 
-def by_way(rank: Rank, load: Load = LLAMA_8B, **terms: object) -> dict[Way, Option]:
+def by_way(rank: Rank, load: DecodeLoad = LLAMA_8B, **terms: object) -> dict[MemoryWay, MemoryOption]:
     return {one.way: one for one in options(rank, load, Terms(cap_w=450, **terms))}  # type: ignore[arg-type]
 
 
 def test_h100_base_and_fp8_kv() -> None:
     base = fullest_step(H100, LLAMA_8B)
     assert (base.requests, round(base.step_s * 1e3, 1), round(base.tokens_per_s)) == (203, 26.3, 7711)
-    fp8 = by_way(H100, lossy_kv=True)[Way.FP8_KV]
+    fp8 = by_way(H100, lossy_kv=True)[MemoryWay.FP8_KV]
     assert (fp8.best.requests, round(fp8.best.tokens_per_s), round(fp8.gain, 3)) == (406, 15_422, 1.0)
     assert fp8.verdict is Verdict.TAKE
-    assert by_way(H100)[Way.FP8_KV].verdict is Verdict.NEEDS_CONSENT
+    assert by_way(H100)[MemoryWay.FP8_KV].verdict is Verdict.NEEDS_CONSENT
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_gh200_has_an_optimum_and_pcie_says_no() -> None:
     base = fullest_step(GH200, LLAMA_8B)
     assert (base.requests, round(base.step_s * 1e3, 1), round(base.tokens_per_s)) == (258, 26.7, 9_677)
     assert 7e9 <= best_offload_bytes(GH200, LLAMA_8B) <= 10.5e9
-    ahead = by_way(GH200)[Way.PREFETCH]
+    ahead = by_way(GH200)[MemoryWay.PREFETCH]
     assert ahead.verdict is Verdict.TAKE and 0.09 <= ahead.gain <= 0.14
     assert ahead.worst.tokens_per_s < base.tokens_per_s < ahead.best.tokens_per_s
-    little = by_way(H100)[Way.PREFETCH]
+    little = by_way(H100)[MemoryWay.PREFETCH]
     assert little.verdict is Verdict.GAIN_TOO_SMALL and 0 < little.gain < MIN_GAIN
 
 
@@ -94,20 +94,20 @@ def test_coded_weights_and_caches_are_said_and_not_recommended() -> None:
     kv = fullest_step(H100, with_kv(LLAMA_8B, LOSSLESS_KV_RATIO))
     assert (kv.requests, round(kv.tokens_per_s)) == (270, 10_276)
     found = by_way(H100)
-    assert {found[way].verdict for way in (Way.CODED_WEIGHTS, Way.CODED_KV)} == {Verdict.NO_ENGINE}
-    assert by_way(H100, LLAMA_70B_OF_4)[Way.CODED_WEIGHTS].gain == pytest.approx(0.32, abs=0.005)
-    assert recommended(list(found.values())).way is Way.NONE
+    assert {found[way].verdict for way in (MemoryWay.CODED_WEIGHTS, MemoryWay.CODED_KV)} == {Verdict.NO_ENGINE}
+    assert by_way(H100, LLAMA_70B_OF_4)[MemoryWay.CODED_WEIGHTS].gain == pytest.approx(0.32, abs=0.005)
+    assert recommended(list(found.values())).way is MemoryWay.NONE
 
 
 def test_a_prefix_is_reloaded_13_times_faster_than_computed() -> None:
     reload_s, compute_s = prefix_times_s(H100, LLAMA_8B, 4096)
     assert (round(reload_s * 1e3, 1), round(compute_s * 1e3)) == (9.8, 133)
     assert compute_s / reload_s == pytest.approx(13.6, abs=0.05)
-    assert by_way(H100)[Way.HOST_KV].verdict is Verdict.REUSE_ONLY
+    assert by_way(H100)[MemoryWay.HOST_KV].verdict is Verdict.REUSE_ONLY
 
 
 H200 = Rank(memory_bytes=141e9, memory_bytes_per_s=4.8e12, link_bytes_per_s=55e9, flops_per_s=989e12, tdp_w=700)
-STALE = Load(
+STALE = DecodeLoad(
     weights_bytes=510e9 / 8, layers=61, parameters=20e9, context_tokens=4096, max_requests=64,
     kv_bytes_per_token=(26.3e-3 * BANDWIDTH_SHARE * 4.8e12 - 510e9 / 8) / 64 / 4096,
 )  # fmt: skip
@@ -128,10 +128,10 @@ def test_a_stale_cpu_offload_is_refused_with_the_factor_it_had() -> None:
 
 def test_energy_of_a_token_and_gpus_under_a_budget() -> None:
     found = by_way(H100, lossy_kv=True)
-    assert found[Way.NONE].joules_per_token == pytest.approx((0.0584, 0.0584), abs=1e-4)
-    assert found[Way.FP8_KV].joules_per_token == pytest.approx((0.0292, 0.0292), abs=1e-4)
+    assert found[MemoryWay.NONE].joules_per_token == pytest.approx((0.0584, 0.0584), abs=1e-4)
+    assert found[MemoryWay.FP8_KV].joules_per_token == pytest.approx((0.0292, 0.0292), abs=1e-4)
     assert gpus_within(10_000, 450) == 22
-    assert (gpus_needed(100_000, found[Way.NONE]), gpus_needed(100_000, found[Way.FP8_KV])) == (13, 7)
+    assert (gpus_needed(100_000, found[MemoryWay.NONE]), gpus_needed(100_000, found[MemoryWay.FP8_KV])) == (13, 7)
 
 
 def test_a_pool_that_waits_for_its_link_gives_watts() -> None:
@@ -173,7 +173,7 @@ def test_what_cannot_be_planned_is_said() -> None:
 
 
 LOADS = st.builds(
-    Load,
+    DecodeLoad,
     weights_bytes=st.floats(1e9, 60e9), kv_bytes_per_token=st.floats(1e4, 1e6), layers=st.integers(8, 100),
     parameters=st.floats(1e9, 80e9), context_tokens=st.integers(128, 32_768),
     step_limit_s=st.none() | st.floats(0.01, 0.2), max_requests=st.none() | st.integers(1, 512),
@@ -187,10 +187,10 @@ RANKS = st.builds(
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(RANKS, LOADS, st.floats(1.0, 2.0), st.floats(100, 1000))
-def test_what_holds_for_every_rank_and_load(rank: Rank, load: Load, slower: float, cap_w: float) -> None:
+def test_what_holds_for_every_rank_and_load(rank: Rank, load: DecodeLoad, slower: float, cap_w: float) -> None:
     assume(fullest_step(rank, load, slower=slower).requests > 0)
     found = options(rank, load, Terms(cap_w=cap_w, slower=slower, lossy_kv=True))
-    assert [one.way for one in found] == list(Way)
+    assert [one.way for one in found] == list(MemoryWay)
     base = found[0]
     for one in found:
         assert one.worst.tokens_per_s <= one.best.tokens_per_s

@@ -13,8 +13,8 @@ from splitwatt_lab.processes import ProcessGroup
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_lab.site import repository
 from splitwatt_lab.watch.events import MADE, TOGETHER
-from splitwatt_lab.watch.findings import Asked, Points, alert_problem, firings, hastened, name_problems, without_data
-from splitwatt_lab.watch.run import Findings, WatchRun, docs_of, find
+from splitwatt_lab.watch.findings import AskedQuery, Points, alert_problem, firings, hastened, name_problems, without_data
+from splitwatt_lab.watch.run import WatchFindings, WatchRun, docs_of, find
 from splitwatt_panels.alerts import ALERTS
 from splitwatt_panels.generate import RULES
 from splitwatt_panels.model import Event, PanelSet, Query
@@ -49,7 +49,7 @@ def points(*rows: tuple[float, float]) -> Points:
     ],
 )
 def test_absent_is_not_zero(query: Query, series: Sequence[Points], says: str | None) -> None:
-    found = without_data(Asked("x", query), series, QUIET, EVENTS)
+    found = without_data(AskedQuery("x", query), series, QUIET, EVENTS)
     assert found is None if says is None else found is not None and says in found
 
 
@@ -134,7 +134,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheu
     exporter.close()
 
 
-def findings(served: tuple[PrometheusServer, WatchRun], sets: Sequence[PanelSet]) -> Findings:
+def findings(served: tuple[PrometheusServer, WatchRun], sets: Sequence[PanelSet]) -> WatchFindings:
     server, run = served
     return find(server, run, sets, ALERTS, rate_interval="8s", docs={}, excused=tuple(NOT_SHOWN))
 

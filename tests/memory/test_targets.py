@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitwatt_memory import entries
-from splitwatt_memory.entries import DEVICE_BYTES, EntryError, Placement
+from splitwatt_memory.entries import DEVICE_BYTES, BuddyPlacement, EntryError
 from splitwatt_memory.links import PAPER_GAIN, PAPER_MEMORY_BYTES_PER_S, LinkError, speed
-from splitwatt_memory.targets import Histogram, chosen, naive, overall_ratio, selected, without_zero_target
+from splitwatt_memory.targets import SizeHistogram, chosen, naive, overall_ratio, selected, without_zero_target
 from support.sizes import EXAMPLES
 
 
-def hist(sizes: dict[int, int]) -> Histogram:
-    return Histogram(tuple(sizes.get(size, 0) for size in range(129)))
+def hist(sizes: dict[int, int]) -> SizeHistogram:
+    return SizeHistogram(tuple(sizes.get(size, 0) for size in range(129)))
 
 
 SHAPES = st.dictionaries(st.integers(0, 128), st.integers(1, 1000), min_size=1, max_size=6).map(hist)
@@ -47,7 +47,7 @@ def test_overall_ratio_stays_below_4_by_what_costs_least() -> None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.tuples(SHAPES, SHAPES), min_size=1, max_size=8), st.floats(0.0, 1.0))
-def test_selection_keeps_its_promises(moments: list[tuple[Histogram, Histogram]], threshold: float) -> None:
+def test_selection_keeps_its_promises(moments: list[tuple[SizeHistogram, SizeHistogram]], threshold: float) -> None:
     allocations = {str(at): pair for at, pair in enumerate(moments)}
     found = selected(allocations, threshold)
     assert overall_ratio(list(found.values())) < 4
@@ -77,7 +77,7 @@ def test_link_bytes_and_ratios_by_hand() -> None:
 
 
 @given(SHAPES, st.integers(1, 10_000))
-def test_a_sample_is_scaled_to_the_whole(sizes: Histogram, count: int) -> None:
+def test_a_sample_is_scaled_to_the_whole(sizes: SizeHistogram, count: int) -> None:
     scaled = sizes.scaled_to(count)
     assert scaled.entries == count
     assert all(abs(a - b * count / sizes.entries) <= 1 for a, b in zip(scaled.counts, sizes.counts, strict=True))
@@ -92,11 +92,11 @@ def test_device_and_buddy_together_have_the_whole_entry(size: int, device_bytes:
 
 
 def test_slots_of_an_allocation_do_not_overlap() -> None:
-    place = Placement(base=4096, buddy_base=1 << 40, buddy_offset=640, device_bytes=96)
+    place = BuddyPlacement(base=4096, buddy_base=1 << 40, buddy_offset=640, device_bytes=96)
     assert [place.device_address(i) for i in range(3)] == [4096, 4192, 4288]
     assert [place.buddy_address(i) - (1 << 40) for i in range(3)] == [640, 672, 704]
     with pytest.raises(EntryError, match="nothing in buddy memory"):
-        Placement(base=0, buddy_base=0, buddy_offset=0, device_bytes=128).buddy_address(0)
+        BuddyPlacement(base=0, buddy_base=0, buddy_offset=0, device_bytes=128).buddy_address(0)
     with pytest.raises(EntryError, match="counted from 0"):
         place.device_address(-1)
 
@@ -134,4 +134,4 @@ def test_impossible_shares_are_refused() -> None:
 
 
 def test_sizes_are_counted() -> None:
-    assert Histogram.of(np.array([0, 0, 128, 5], np.uint8)) == hist({0: 2, 5: 1, 128: 1})
+    assert SizeHistogram.of(np.array([0, 0, 128, 5], np.uint8)) == hist({0: 2, 5: 1, 128: 1})

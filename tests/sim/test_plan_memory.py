@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
-from splitwatt_core.memory.expansion import Verdict, Way
+from splitwatt_core.memory.expansion import MemoryWay, Verdict
 from splitwatt_sim.plan import memory
 from splitwatt_sim.plan.errors import PlanError
 from splitwatt_sim.plan.memory import Consent
@@ -31,12 +31,12 @@ WINNER = Result(DESIGN, 20.0, {}, {}, 20.0, 1)
 def test_the_plans_own_pool_is_the_measure() -> None:
     rows = memory.rows_of(WINNER, SEARCH, Consent.LOSSY)
     base = rows[0]
-    assert (base.cap_w, base.option.way, base.servers) == (380, Way.NONE, 7)
+    assert (base.cap_w, base.option.way, base.servers) == (380, MemoryWay.NONE, 7)
     assert base.charge_w == pytest.approx(7 * DESIGN.parts[1][1].charge_w)
-    fp8 = next(row for row in rows if row.cap_w == 380 and row.option.way is Way.FP8_KV)
+    fp8 = next(row for row in rows if row.cap_w == 380 and row.option.way is MemoryWay.FP8_KV)
     assert fp8.option.verdict is Verdict.TAKE and fp8.servers < base.servers and fp8.charge_w < base.charge_w
     assert "instead of 56" in memory.said(rows)
-    assert len({row.cap_w for row in rows}) > 1 and len(rows) % len(Way) == 0
+    assert len({row.cap_w for row in rows}) > 1 and len(rows) % len(MemoryWay) == 0
 
 
 def test_without_consent_nothing_lossy_is_recommended() -> None:

@@ -33,6 +33,7 @@ _OPERATOR: Final = (
     ("policy", ("poddisruptionbudgets",), _OWN, ""),
     ("rbac.authorization.k8s.io", ("roles", "rolebindings"), _OWN, ""),
     ("inference.networking.k8s.io", ("inferencepools",), _OWN, ""),
+    ("leaderworkerset.x-k8s.io", ("leaderworkersets",), ("get", "list", "create", "patch", "delete"), ""),
     ("llm-d.ai", ("inferenceobjectives", "inferencemodelrewrites"), ("get", *_READ), ""),
     ("inference.networking.x-k8s.io", ("inferenceobjectives", "inferencemodelrewrites"), ("get", *_READ), ""),
     ("autoscaling", ("horizontalpodautoscalers",), ("list",), ""),

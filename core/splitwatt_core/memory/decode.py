@@ -52,7 +52,7 @@ class Rank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class DecodeLoad:
     """A model's part on one rank, and what is asked of it. `expert_share`: of weights that lie in experts, of which
     `experts_per_token` of `experts` serve a token. `step_limit_s`: the TPOT that must hold; None is any. `max_requests`:
     more are never there at once."""
@@ -99,7 +99,7 @@ class Step:
         return "memory" if longest == self.memory_s else "link" if longest == self.link_s else "compute"
 
 
-def requests_that_fit(rank: Rank, load: Load, offloaded_bytes: float = 0.0) -> int:
+def requests_that_fit(rank: Rank, load: DecodeLoad, offloaded_bytes: float = 0.0) -> int:
     """Requests of the whole context whose KV cache has room beside the weights that stayed; 0 where the weights do not fit."""
     room = MEMORY_SHARE * rank.memory_bytes - (load.weights_bytes - offloaded_bytes) - ACTIVATION_BYTES
     found = max(0, int(room // (load.context_tokens * load.kv_bytes_per_token)))
@@ -107,7 +107,7 @@ def requests_that_fit(rank: Rank, load: Load, offloaded_bytes: float = 0.0) -> i
 
 
 def step_of(
-    rank: Rank, load: Load, requests: int, *, offloaded_bytes: float = 0.0, link: Link = Link.AHEAD, slower: float = 1.0
+    rank: Rank, load: DecodeLoad, requests: int, *, offloaded_bytes: float = 0.0, link: Link = Link.AHEAD, slower: float = 1.0
 ) -> Step:
     """`slower`: how much a power cap stretches what the GPU itself does, 1 or more; a link does not hear of it. Raises
     MemoryPlanError where more weights are offloaded than there are."""
@@ -124,7 +124,9 @@ def step_of(
     return Step(requests=requests, memory_s=memory_s, link_s=link_s, compute_s=compute_s, step_s=step_s)
 
 
-def fullest_step(rank: Rank, load: Load, *, offloaded_bytes: float = 0.0, link: Link = Link.AHEAD, slower: float = 1.0) -> Step:
+def fullest_step(
+    rank: Rank, load: DecodeLoad, *, offloaded_bytes: float = 0.0, link: Link = Link.AHEAD, slower: float = 1.0
+) -> Step:
     """With as many requests as memory and TPOT allow; none where not even one keeps the TPOT."""
 
     def of(requests: int) -> Step:
@@ -144,17 +146,17 @@ def _largest(most: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def with_kv(load: Load, ratio: float) -> Load:
+def with_kv(load: DecodeLoad, ratio: float) -> DecodeLoad:
     """The same load with a KV cache `ratio` times smaller."""
     return replace(load, kv_bytes_per_token=load.kv_bytes_per_token / ratio)
 
 
-def with_weights(load: Load, share: float) -> Load:
+def with_weights(load: DecodeLoad, share: float) -> DecodeLoad:
     """The same load with weights that take `share` of their bytes."""
     return replace(load, weights_bytes=load.weights_bytes * share)
 
 
-def best_offload_bytes(rank: Rank, load: Load, *, margin: float = 0.9, slower: float = 1.0) -> float:
+def best_offload_bytes(rank: Rank, load: DecodeLoad, *, margin: float = 0.9, slower: float = 1.0) -> float:
     """Weights to fetch ahead: what the link brings while the memory is read. `margin` keeps off the cliff behind it, where
     every byte more costs its whole time on the link."""
     offloaded = 0.0
@@ -167,7 +169,7 @@ def best_offload_bytes(rank: Rank, load: Load, *, margin: float = 0.9, slower: f
     return offloaded
 
 
-def prefix_times_s(rank: Rank, load: Load, tokens: int) -> tuple[float, float]:
+def prefix_times_s(rank: Rank, load: DecodeLoad, tokens: int) -> tuple[float, float]:
     """Time to reload a prefix's KV cache from the host, and to compute it again."""
     compute_s = 2 * load.parameters * tokens / (PREFILL_COMPUTE_SHARE * rank.flops_per_s)
     return tokens * load.kv_bytes_per_token / rank.link_bytes_per_s, compute_s

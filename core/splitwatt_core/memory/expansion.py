@@ -14,8 +14,8 @@ from typing import Final
 from splitwatt_core.memory.decode import (
     ACTIVATION_BYTES,
     MEMORY_SHARE,
+    DecodeLoad,
     Link,
-    Load,
     MemoryPlanError,
     Rank,
     Step,
@@ -37,7 +37,7 @@ LINK_BOUND_TDP: Final = (0.28, 0.4)
 """Draw of a GPU that waits for its link, as a share of its TDP (arXiv:2601.19910, lowest and our upper bound)."""
 
 
-class Way(StrEnum):
+class MemoryWay(StrEnum):
     NONE = "none"
     FP8_KV = "fp8 KV cache"
     PREFETCH = "weights fetched ahead"
@@ -57,11 +57,11 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class MemoryOption:
     """One way under one cap. Steps: at best and at worst, the same where no link is used. `gain`: tokens per second at best over
     those without it, less 1. `joules_per_token`: lowest and highest, of this rank. `reason`: the verdict in words."""
 
-    way: Way
+    way: MemoryWay
     verdict: Verdict
     reason: str
     best: Step
@@ -92,7 +92,7 @@ class Terms:
             raise MemoryPlanError(f"a cap lies above 0 W and never speeds up, not {self.cap_w} W and {self.slower}")
 
 
-def options(rank: Rank, load: Load, terms: Terms) -> list[Option]:
+def options(rank: Rank, load: DecodeLoad, terms: Terms) -> list[MemoryOption]:
     """All ways, the base first. Raises MemoryPlanError where the weights leave no room for a single request."""
     base = fullest_step(rank, load, slower=terms.slower)
     if base.requests == 0:
@@ -111,16 +111,16 @@ def options(rank: Rank, load: Load, terms: Terms) -> list[Option]:
     )
     host = "keeps finished prefixes, and no batch grows by it: it pays where prefixes come again"
     return [
-        pool.option(Way.NONE, Verdict.BASE, "as it is", best=base, worst=base),
-        pool.judged(Way.FP8_KV, fp8, fp8, instead=None if terms.lossy_kv else Verdict.NEEDS_CONSENT),
-        pool.judged(Way.PREFETCH, ahead, serial, offloaded=offloaded),
-        pool.option(Way.HOST_KV, Verdict.REUSE_ONLY, host, best=base, worst=base),
-        pool.judged(Way.CODED_WEIGHTS, weights, weights, instead=Verdict.NO_ENGINE),
-        pool.judged(Way.CODED_KV, kv, kv, instead=Verdict.NO_ENGINE),
+        pool.option(MemoryWay.NONE, Verdict.BASE, "as it is", best=base, worst=base),
+        pool.judged(MemoryWay.FP8_KV, fp8, fp8, instead=None if terms.lossy_kv else Verdict.NEEDS_CONSENT),
+        pool.judged(MemoryWay.PREFETCH, ahead, serial, offloaded=offloaded),
+        pool.option(MemoryWay.HOST_KV, Verdict.REUSE_ONLY, host, best=base, worst=base),
+        pool.judged(MemoryWay.CODED_WEIGHTS, weights, weights, instead=Verdict.NO_ENGINE),
+        pool.judged(MemoryWay.CODED_KV, kv, kv, instead=Verdict.NO_ENGINE),
     ]
 
 
-def recommended(found: Sequence[Option]) -> Option:
+def recommended(found: Sequence[MemoryOption]) -> MemoryOption:
     """The way that may be taken and wins most; else the base."""
     return max((one for one in found if one.verdict in {Verdict.TAKE, Verdict.BASE}), key=lambda one: one.best.tokens_per_s)
 
@@ -133,7 +133,9 @@ class _Pool:
     terms: Terms
     base: Step
 
-    def judged(self, way: Way, best: Step, worst: Step, *, instead: Verdict | None = None, offloaded: float = 0.0) -> Option:
+    def judged(
+        self, way: MemoryWay, best: Step, worst: Step, *, instead: Verdict | None = None, offloaded: float = 0.0
+    ) -> MemoryOption:
         """`instead`: the verdict on a way that wins and may not be taken."""
         gain = best.tokens_per_s / self.base.tokens_per_s - 1
         if gain < 0:
@@ -148,10 +150,12 @@ class _Pool:
             verdict, reason = Verdict.TAKE, "wins"
         return self.option(way, verdict, f"{reason} ({gain:+.1%})", best=best, worst=worst, offloaded=offloaded)
 
-    def option(self, way: Way, verdict: Verdict, reason: str, *, best: Step, worst: Step, offloaded: float = 0.0) -> Option:
+    def option(
+        self, way: MemoryWay, verdict: Verdict, reason: str, *, best: Step, worst: Step, offloaded: float = 0.0
+    ) -> MemoryOption:
         draws = [self._draw_w(step) for step in (best, worst)]
         energies = [w / s.tokens_per_s for s, pair in zip((best, worst), draws, strict=True) if s.requests for w in pair]
-        return Option(
+        return MemoryOption(
             way=way, verdict=verdict, reason=reason, best=best, worst=worst, offloaded_bytes=offloaded,
             gain=best.tokens_per_s / self.base.tokens_per_s - 1,
             joules_per_token=(min(energies), max(energies)) if energies else (0.0, 0.0),
@@ -173,7 +177,7 @@ def gpus_within(budget_w: float, charge_w: float) -> int:
     return max(0, int(budget_w // charge_w))
 
 
-def gpus_needed(tokens_per_s: float, option: Option) -> int:
+def gpus_needed(tokens_per_s: float, option: MemoryOption) -> int:
     """GPUs for a rate of tokens, at best. Raises MemoryPlanError where the way gives none."""
     if option.best.tokens_per_s <= 0:
         raise MemoryPlanError(f"{option.way} gives no token per second")
@@ -181,7 +185,7 @@ def gpus_needed(tokens_per_s: float, option: Option) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class MemoryRefusal:
     """`reason` is a condition's, `factor` how many times slower a step is predicted to be, lowest and highest."""
 
     reason: str
@@ -189,7 +193,9 @@ class Refusal:
     factor: tuple[float, float]
 
 
-def cpu_offload_refusal(rank: Rank, load: Load, offloaded_bytes: float, *, links: tuple[float, float]) -> Refusal | None:
+def cpu_offload_refusal(
+    rank: Rank, load: DecodeLoad, offloaded_bytes: float, *, links: tuple[float, float]
+) -> MemoryRefusal | None:
     """Of `--cpu-offload-gb`, which reads weights in place at each step: refused where the weights fit without it. `links`: the
     slowest and the fastest link that may be there, bytes per second. None: the weights do not fit, and nothing else may help."""
     fits = MEMORY_SHARE * rank.memory_bytes - load.weights_bytes - ACTIVATION_BYTES > 0
@@ -201,7 +207,7 @@ def cpu_offload_refusal(rank: Rank, load: Load, offloaded_bytes: float, *, links
         step_of(_behind(rank, link), load, requests, offloaded_bytes=offloaded_bytes, link=Link.SERIAL).step_s / base_s
         for link in links
     )
-    return Refusal(
+    return MemoryRefusal(
         "WeightsFit",
         f"the weights fit without --cpu-offload-gb, which would make each step {factors[0]:.0f} to {factors[-1]:.0f} times as "
         "long: leave it out",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitwatt_core.gpus.hardware import ModelShape, Product
-from splitwatt_core.memory.decode import Load, MemoryPlanError, Rank
+from splitwatt_core.memory.decode import DecodeLoad, MemoryPlanError, Rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ def rank_of(product: Product) -> Rank:
     )
 
 
-def load_of(shape: ModelShape, *, ranks: int, context_tokens: int, step_limit_s: float | None) -> Load:
+def load_of(shape: ModelShape, *, ranks: int, context_tokens: int, step_limit_s: float | None) -> DecodeLoad:
     """The part of a dense model on one of `ranks` GPUs."""
-    return Load(
+    return DecodeLoad(
         weights_bytes=shape.weights_bytes / ranks,
         kv_bytes_per_token=shape.kv_bytes_per_token(grouped=True) / ranks,
         layers=shape.layers,

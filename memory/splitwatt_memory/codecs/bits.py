@@ -26,7 +26,7 @@ class Bits:
         return -(-self.length // 8)
 
 
-class Reader:
+class BitReader:
     """Takes bits from the front. Raises CodeError where none are left."""
 
     def __init__(self, bits: Bits) -> None:

@@ -23,7 +23,7 @@ import struct
 from itertools import pairwise
 from typing import Final
 
-from splitwatt_memory.codecs.bits import Bits, CodeError, Reader
+from splitwatt_memory.codecs.bits import BitReader, Bits, CodeError
 from splitwatt_memory.entries import ENTRY_BYTES
 
 WORDS: Final = 32
@@ -59,7 +59,7 @@ def encode(entry: bytes) -> Bits:
 
 def decode(bits: Bits) -> bytes:
     """The entry of a code. Raises CodeError on what `encode` never writes."""
-    reader = Reader(bits)
+    reader = BitReader(bits)
     base = _take_base(reader)
     planes: list[int] = []
     while len(planes) < PLANES:
@@ -99,7 +99,7 @@ def _put_base(bits: Bits, base: int) -> None:
     bits.put(base, 32)
 
 
-def _take_base(reader: Reader) -> int:
+def _take_base(reader: BitReader) -> int:
     if reader.take(1):
         return reader.take(32)
     tag = reader.take(2)
@@ -136,7 +136,7 @@ def _put_plane(bits: Bits, plane: int, changed: int) -> None:
         bits.put(changed, DELTAS)
 
 
-def _take_planes(reader: Reader, planes: list[int]) -> None:
+def _take_planes(reader: BitReader, planes: list[int]) -> None:
     above = planes[-1] if planes else 0
     if reader.take(1):
         planes.append(above ^ reader.take(DELTAS))

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from splitwatt_memory.codecs.bits import Bits, CodeError, Reader
+from splitwatt_memory.codecs.bits import BitReader, Bits, CodeError
 from splitwatt_memory.codecs.bpc_sizes import Sizes
 from splitwatt_memory.entries import ENTRY_BYTES
 from splitwatt_memory.values import ValueType, ValueTypeError
@@ -100,7 +100,7 @@ def decode(bits: Bits, code: ExponentCode) -> bytes:
     """Raises CodeError on what `encode` never writes."""
     kind, by_word = code.kind, {word: exponent for exponent, word in code.words.items()}
     longest = max((length for _, length in by_word), default=0)
-    reader, entry = Reader(bits), b""
+    reader, entry = BitReader(bits), b""
     for _ in range(ENTRY_BYTES // kind.size_bytes):
         found = length = 0
         while (found, length) not in by_word:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from splitwatt_memory.codecs.bits import Bits, Reader
+from splitwatt_memory.codecs.bits import BitReader, Bits
 from splitwatt_memory.codecs.bpc_sizes import Sizes
 from splitwatt_memory.entries import ENTRY_BYTES
 
@@ -29,7 +29,7 @@ def encode(entry: bytes, element_bytes: int) -> Bits:
 
 def decode(bits: Bits, element_bytes: int) -> bytes:
     """Raises CodeError on what `encode` never writes."""
-    reader = Reader(bits)
+    reader = BitReader(bits)
     there = [reader.take(1) for _ in range(ENTRY_BYTES // element_bytes)]
     entry = b"".join((reader.take(8 * element_bytes) if one else 0).to_bytes(element_bytes, "little") for one in there)
     reader.end()

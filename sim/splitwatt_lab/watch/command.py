@@ -23,7 +23,7 @@ from splitwatt_lab.site import repository
 from splitwatt_lab.toolbuild import Console as BuildConsole
 from splitwatt_lab.watch.events import TOGETHER
 from splitwatt_lab.watch.findings import hastened
-from splitwatt_lab.watch.run import Findings, WatchRun, docs_of, find, play
+from splitwatt_lab.watch.run import WatchFindings, WatchRun, docs_of, find, play
 
 SPEED: Final = 10.0
 RATE_INTERVAL: Final = "10s"
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return WRONG if run.problems or findings.problems else 0
 
 
-def check(directory: Path, *, speed: float, groups: int, console: Console) -> tuple[WatchRun, Findings]:
+def check(directory: Path, *, speed: float, groups: int, console: Console) -> tuple[WatchRun, WatchFindings]:
     """Raises LabError."""
     directory.mkdir(parents=True, exist_ok=True)
     rules = directory / "rules.yaml"
@@ -78,7 +78,7 @@ def check(directory: Path, *, speed: float, groups: int, console: Console) -> tu
     return run, findings
 
 
-def report(findings: Findings, run: WatchRun, console: Console, *, speed: float, minutes: float) -> None:
+def report(findings: WatchFindings, run: WatchRun, console: Console, *, speed: float, minutes: float) -> None:
     for alert in ALERTS:
         if alert.event is None:
             console.print(f"by promtool alone: {alert.name}, because {alert.unmade}")

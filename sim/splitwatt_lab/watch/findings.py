@@ -31,16 +31,16 @@ _MINUTES: Final = re.compile(r"\[(\d+)m\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedQuery:
     """One expression of a panel."""
 
     name: str
     query: Query
 
 
-def asked_of(sets: Iterable[PanelSet]) -> list[Asked]:
+def asked_of(sets: Iterable[PanelSet]) -> list[AskedQuery]:
     return [
-        Asked(f"{panels.title} / {panel.title} / {query.legend}", query)
+        AskedQuery(f"{panels.title} / {panel.title} / {query.legend}", query)
         for panels in sets
         for panel in panels.panels
         for query in panel.queries
@@ -63,7 +63,7 @@ def hastened(rules: str, *, speed: float) -> str:
     return yaml.safe_dump(document, sort_keys=False)
 
 
-def without_data(asked: Asked, series: Iterable[Points], quiet: Window, events: Mapping[Event, Window]) -> str | None:
+def without_data(asked: AskedQuery, series: Iterable[Points], quiet: Window, events: Mapping[Event, Window]) -> str | None:
     """What is wrong with an expression's answer; None: it is live when it should be. `quiet`: while nothing was done but to
     serve; `events`: from the moment that each was begun to the end of all."""
     rows = list(series)

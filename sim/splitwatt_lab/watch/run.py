@@ -18,7 +18,7 @@ from splitwatt_lab.faults.ground import Ground
 from splitwatt_lab.prometheus import PrometheusServer
 from splitwatt_lab.watch.events import MADE
 from splitwatt_lab.watch.findings import (
-    Asked,
+    AskedQuery,
     Points,
     Window,
     alert_problem,
@@ -137,7 +137,7 @@ def series_of(prometheus: PrometheusServer, expr: str, window: Window) -> list[P
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class WatchFindings:
     """What was asked, how much of it, and what is wrong with it: a sentence each."""
 
     panels: int
@@ -157,7 +157,7 @@ class Findings:
 def find(
     prometheus: PrometheusServer, run: WatchRun, sets: Sequence[PanelSet], alerts: Sequence[Alert], *,
     rate_interval: str, docs: Mapping[str, str], excused: Sequence[str],
-) -> Findings:  # fmt: skip
+) -> WatchFindings:  # fmt: skip
     """Raises LabError where Prometheus does not answer at all."""
     asked = asked_of(sets)
     whole = (run.quiet[0], max(run.ended_s, run.quiet[1]))
@@ -173,13 +173,13 @@ def find(
             fired[alert.name] = windows[0]
     live = prometheus.names(OURS, *whole)
     expressions = [*(one.query.expr for one in asked), *(alert.expr for alert in alerts)]
-    return Findings(
+    return WatchFindings(
         panels=sum(len(panels.panels) for panels in sets), expressions=len(expressions), alerts=len(alerts), metrics=len(live),
         empty=empty, silent=silent, names=name_problems(expressions, docs, live, excused), fired=fired,
     )  # fmt: skip
 
 
-def _empty(prometheus: PrometheusServer, asked: Asked, run: WatchRun, whole: Window, rate_interval: str) -> str | None:
+def _empty(prometheus: PrometheusServer, asked: AskedQuery, run: WatchRun, whole: Window, rate_interval: str) -> str | None:
     try:
         series = series_of(prometheus, filled(asked.query.expr, rate_interval=rate_interval), whole)
     except LabError as error:

@@ -16,7 +16,7 @@ from rich.table import Table
 from splitwatt_core.gpus import hardware
 from splitwatt_core.gpus.phase_model import latency_factor
 from splitwatt_core.memory.decode import MemoryPlanError
-from splitwatt_core.memory.expansion import Option, Terms, Way, options, recommended
+from splitwatt_core.memory.expansion import MemoryOption, MemoryWay, Terms, options, recommended
 from splitwatt_core.memory.ranks import load_of, rank_of
 from splitwatt_core.protocol.contract import Phase
 
@@ -36,16 +36,16 @@ class Consent(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MemoryRow:
     """One way under one cap. `servers`: decode servers that serve what the plan's do."""
 
     cap_w: int
-    option: Option
+    option: MemoryOption
     servers: int
     charge_w: float
 
 
-def rows_of(winner: Result, search: Search, consent: Consent) -> list[Row]:
+def rows_of(winner: Result, search: Search, consent: Consent) -> list[MemoryRow]:
     """Raises PlanError where the GPU, the model or the pool is not one that can be reckoned."""
     pool, servers = winner.design.decode, winner.design.decode_servers
     if pool is None:
@@ -59,7 +59,7 @@ def rows_of(winner: Result, search: Search, consent: Consent) -> list[Row]:
         )
     limit_ms = search.slo.tbt_p99_ms
     context = round(float(search.sizes.prompt_tokens.mean() + search.sizes.output_tokens.mean()))
-    found: list[Row] = []
+    found: list[MemoryRow] = []
     try:
         rank = rank_of(product)
         load = load_of(
@@ -74,13 +74,13 @@ def rows_of(winner: Result, search: Search, consent: Consent) -> list[Row]:
             for option in options(rank, load, terms):
                 base = base or option.best.tokens_per_s
                 needed = max(1, math.ceil(round(servers * base / option.best.tokens_per_s, 6)))
-                found.append(Row(cap_w, option, needed, needed * charge_w(cap_w=cap_w, rest_w=REST_W)))
+                found.append(MemoryRow(cap_w, option, needed, needed * charge_w(cap_w=cap_w, rest_w=REST_W)))
     except MemoryPlanError as error:
         raise PlanError(f"--memory-expansion: {error}") from error
     return found
 
 
-def table(rows: Sequence[Row], gpu: str) -> Table:
+def table(rows: Sequence[MemoryRow], gpu: str) -> Table:
     found = Table(
         "cap W", "way", "verdict", "tokens/s of a server", "mJ/token", "decode GPUs", "decode kW",
         title=f"more memory for decode on {gpu} (arithmetic, not simulated)",
@@ -102,11 +102,11 @@ def _between(low: float, high: float) -> str:
     return f"{high:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
 
 
-def said(rows: Sequence[Row]) -> str:
+def said(rows: Sequence[MemoryRow]) -> str:
     """What to take at the plan's cap."""
     here = [row for row in rows if row.cap_w == rows[0].cap_w]
     best = recommended([row.option for row in here])
-    if best.way is Way.NONE:
+    if best.way is MemoryWay.NONE:
         return "more memory for decode: nothing that may be taken wins enough"
     row = next(row for row in here if row.option is best)
     return (
@@ -115,11 +115,11 @@ def said(rows: Sequence[Row]) -> str:
     )
 
 
-def figures(rows: Sequence[Row]) -> dict[str, float]:
+def figures(rows: Sequence[MemoryRow]) -> dict[str, float]:
     return dict(_figures(rows))
 
 
-def _figures(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+def _figures(rows: Sequence[MemoryRow]) -> Iterator[tuple[str, float]]:
     for row in rows:
         name = f"memory_{row.option.way.name.lower()}_at_{row.cap_w}_w"
         yield f"{name}_decode_gpus", GPUS_OF_A_SERVER * row.servers
