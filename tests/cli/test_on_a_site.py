@@ -54,7 +54,8 @@ class Site(FaultSite):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Site(SPEC, tmp_path_factory.mktemp("site")) as site:
         clusters, budgets = scenario.clusters(SPEC), scenario.budgets(SPEC, "PhaseAware")
-        budgets[0]["spec"]["limitWatts"] = 2 * RACK_W  # of so few GPUs nodes are nearly all, and floors must fit as well
+        # Of so few GPUs nodes are nearly all, and floors must fit as well: the reserve would be as much as one cluster.
+        budgets[0]["spec"] |= {"limitWatts": 2 * RACK_W, "reserveWatts": 0}
         site.apply(*budgets, *scenario.namespaces(list(clusters)), *clusters)
         yield site
 
