@@ -22,7 +22,7 @@ from torch import Tensor
 from splitwatt_prune.models import ResNet
 from splitwatt_prune.training import Recipe, Run
 
-RECIPE: Final = Recipe(ratio=0.45)
+RECIPE: Final = Recipe(ratio=0.5)
 DEPTH: Final = 14
 TEST_SHARE: Final = 0.2
 PROBE: Final = 64
