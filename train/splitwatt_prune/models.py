@@ -44,8 +44,8 @@ class ResNet(nn.Module):
                 inside = width
         self.blocks = nn.Sequential(*stages)
         self.fc = nn.Linear(inside, classes)
-        # The first weights are PyTorch's own. He's are more than twice as large: lambda comes out smaller, and what a short run can
-        # shrink (the shrink budget) does not reach most norms, so channels die too late to save much.
+        # The first weights are PyTorch's own. He's are more than twice as large: lambda comes out smaller, and what a short run
+        # can shrink (the shrink budget) does not reach most norms, so channels die too late to save much.
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(functional.relu(self.bn1(self.conv1(x))))
