@@ -59,7 +59,10 @@ def test_observe_tells_strict_holds_and_release_gives_back(datacenter: Any) -> N
     assert "8 GPUs left below the default limit" in left["message"]
     held = datacenter.caps_w()
 
-    # Defaults do not fit this limit: as many as do get theirs, the rest is held and said.
+    # Defaults do not fit this limit: as many as do get theirs, the rest is held and said. Of a rack that draws all of its limit
+    # nothing rises, whatever the mode.
+    datacenter.load(150.0)
+    datacenter.eventually("a lighter rack", lambda: datacenter.status(budget)["measuredWatts"] < TIGHT_W / 2 + 2000)
     mode(datacenter, budget, "Release")
     waits = datacenter.await_condition(budget, "CapsReleased", "False", "LimitInTheWay")
     assert "lacks" in waits["message"]
