@@ -1,9 +1,9 @@
 """`splitwatt bench`: speed and size of every part, on this machine, on real parts wherever they fit.
 
 Each measurement says in its own module how it is taken: `bench_allocator` and `bench_keeper` in memory, `bench_agent`,
-`bench_operator` and `bench_steps` on a whole site each. They run one after another, never side by side. Missing an aim is
-no failure of the command: figures of a busy machine are noise, so the load is shown beside them. A measurement that cannot
-be taken is one: its reason is shown, and the others go on.
+`bench_operator`, `bench_steps`, `bench_takeover` and `bench_thousand` on a whole site each. They run one after another, never
+side by side. Missing an aim is no failure of the command: figures of a busy machine are noise, so the load is shown beside
+them. A measurement that cannot be taken is one: its reason is shown, and the others go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.status import Status
 from splitwatt_nvml_twin.build import BuildError
 
-from splitwatt_lab import bench_agent, bench_allocator, bench_keeper, bench_operator, bench_steps
+from splitwatt_lab import bench_agent, bench_allocator, bench_keeper, bench_operator, bench_steps, bench_takeover, bench_thousand
 from splitwatt_lab.bench_figures import FIGURES, choose, table, write
 from splitwatt_lab.bench_site import Bench
 from splitwatt_lab.errors import LabError
@@ -67,6 +67,8 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], dict[str, float]]]] = {
     "agent": bench_agent.measure,
     "operator": bench_operator.measure,
     "patch": bench_steps.measure,
+    "takeover": bench_takeover.measure,
+    "thousand": bench_thousand.measure,
 }
 """By the names of `bench_figures.FIGURES`."""
 

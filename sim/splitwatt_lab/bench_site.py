@@ -46,7 +46,7 @@ def apply(site: LabSite, policy: str) -> Sequence[scenario.Manifest]:
     return budgets
 
 
-def await_adopted(site: LabSite, budgets: int, progress: Progress) -> float:
+def await_adopted(site: LabSite, budgets: int, progress: Progress, *, within_s: float = ADOPTION_S) -> float:
     """Wait until all of them are in force; the slowest one's adoption in seconds, as the operator reports it."""
     begun_s = time.monotonic()
     while True:
@@ -55,12 +55,12 @@ def await_adopted(site: LabSite, budgets: int, progress: Progress) -> float:
         if len(took_ms) == budgets:
             return max(took_ms) / 1000
         waited_s = time.monotonic() - begun_s
-        if waited_s > ADOPTION_S:
+        if waited_s > within_s:
             raise LabError(
-                f"{budgets - len(took_ms)} of {budgets} budgets were not adopted after {ADOPTION_S:g} s (logs: {site.directory})"
+                f"{budgets - len(took_ms)} of {budgets} budgets were not adopted after {within_s:g} s (logs: {site.directory})"
             )
         require_running(site)
-        progress.waiting("adoption", waited_s, ADOPTION_S)
+        progress.waiting("adoption", waited_s, within_s)
         time.sleep(LOOK_S)
 
 
