@@ -79,6 +79,12 @@ def _steps(text: str) -> int:
     return int(text)
 
 
+def _nodes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 10 <= int(text) <= 10 * bench_thousand.NODES):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 10 to {10 * bench_thousand.NODES}, not {text!r}")
+    return int(text)
+
+
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     try:
@@ -98,6 +104,11 @@ class BenchCommand:
             help=f"only what gives these figures, separated by commas; {', '.join(FIGURES)} name whole measurements",
         )  # fmt: skip
         parser.add_argument("--steps", type=_steps, default=STEPS, metavar="N", help="lowered limits to time (%(default)s)")
+
+        parser.add_argument(
+            "--nodes", type=_nodes, default=bench_thousand.NODES, metavar="N",
+            help="of the large site, fewer where the machine is too small; ten make a rack (%(default)s)",
+        )  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> int:
         console = Console(highlight=False)
@@ -121,7 +132,7 @@ def run_bench(
     values: dict[str, float] = {}
     failed: list[str] = []
     with ConsoleProgress(console) as progress:
-        bench = Bench(out, args.steps, progress)
+        bench = Bench(out, args.steps, progress, args.nodes)
         for group in choose(args.only):
             try:
                 measured = measurements[group](bench)

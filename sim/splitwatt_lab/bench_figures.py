@@ -76,6 +76,7 @@ FIGURES: Final[Mapping[str, Sequence[BenchFigure]]] = {
         BenchFigure("takeover_late_restart_s", None, "started again 22 s later: from its start to its first decision"),
     ),
     "thousand": (
+        BenchFigure("nodes_of_1000", None, "how many of the thousand nodes there were (--nodes)"),
         BenchFigure(
             "adoption_1000_s", 30.0, "1 000 kwok nodes, 8 000 GPUs, 101 metered budgets; stand-in agents; slowest budget"
         ),

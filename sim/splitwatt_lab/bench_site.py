@@ -24,11 +24,12 @@ LOOK_S: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One run of the benchmarks. `steps`: lowered limits to be timed."""
+    """One run of the benchmarks. `steps`: lowered limits to be timed. `nodes`: of the large site."""
 
     out: Path
     steps: int
     progress: Progress
+    nodes: int = 1_000
 
     @contextmanager
     def site(self, name: str, spec: SiteSpec) -> Iterator[LabSite]:

@@ -51,6 +51,9 @@ POOLS: Final = ("h100-prefill", "h100-decode")
 """Nodes of a rack alternate between the two pools, so that every rack runs both phases."""
 MAX_RACKS: Final = 26
 AGENTS_AT_ONCE: Final = 4
+READY_S: Final = 60.0
+READY_S_PER_NODE: Final = 0.3
+"""For nodes to become ready on a busy machine: kwok makes a thousand of them in half a minute on an idle one."""
 
 
 def repository() -> Path:
@@ -138,7 +141,7 @@ class LabSite:
             self._make_twins()
             self._furnish()
             self._stage("nodes and chart")
-            lab_nodes.create(self.plane, self.node_specs)
+            lab_nodes.create(self.plane, self.node_specs, ready_s=READY_S + READY_S_PER_NODE * len(self.node_specs))
             install_chart(self.plane, repository() / CHART)
             self._stage("Prometheus")
             self.prometheus = PrometheusServer(self.plane.group, self.directory / "prometheus", rules=self.spec.rules)
