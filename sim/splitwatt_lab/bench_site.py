@@ -20,6 +20,8 @@ from splitwatt_lab.toolbuild import Console
 LOGS: Final = "bench-logs"
 ADOPTION_S: Final = 120.0
 LOOK_S: Final = 0.25
+READ_S: Final = 120.0
+"""A thousand objects at once, from a machine that is at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +87,5 @@ def acknowledged(site: LabSite) -> bool:
 
 def read(site: LabSite, resource: str) -> Sequence[Mapping[str, Any]]:
     """All objects of one of our cluster-scoped resources, from the API server's cache."""
-    items: Sequence[Mapping[str, Any]] = site.get(f"{API}/{resource}?resourceVersion=0")["items"]
+    items: Sequence[Mapping[str, Any]] = site.get(f"{API}/{resource}?resourceVersion=0", within_s=READ_S)["items"]
     return items

@@ -51,6 +51,7 @@ POOLS: Final = ("h100-prefill", "h100-decode")
 """Nodes of a rack alternate between the two pools, so that every rack runs both phases."""
 MAX_RACKS: Final = 26
 AGENTS_AT_ONCE: Final = 4
+GET_S: Final = 30.0
 READY_S: Final = 60.0
 READY_S_PER_NODE: Final = 0.3
 """For nodes to become ready on a busy machine: kwok makes a thousand of them in half a minute on an idle one."""
@@ -329,9 +330,9 @@ class LabSite:
     def kubectl(self, *arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return self.plane.kubectl(*arguments, stdin=stdin)
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, *, within_s: float = GET_S) -> dict[str, Any]:
         """One object or list by its API path, as administrator. Raises LabError."""
-        response = self.plane.http.get(path)
+        response = self.plane.http.get(path, timeout=within_s)
         body: dict[str, Any] = response.json()
         if response.is_error:
             raise LabError(f"GET {path} was refused: {body.get('message', body)}")
