@@ -89,7 +89,7 @@ FIGURES: Final[Mapping[str, Sequence[BenchFigure]]] = {
         BenchFigure(
             "patch_to_caps_1000_p50_s", 2.0, "patch of one rack's limit to its nodes' enforced caps while the rest swings"
         ),
-        BenchFigure("patch_to_caps_1000_max_s", None, "the same, slowest of 5"),
+        BenchFigure("patch_to_caps_1000_max_s", None, "the same, slowest of 3"),
     ),
 }
 """By measurement, in the order in which they run and are shown."""
