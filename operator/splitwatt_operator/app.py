@@ -19,9 +19,10 @@ from splitwatt_client.errors import ApiError, ConfigurationError
 from splitwatt_client.leases import HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES, NODE_POWERS
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR
+from splitwatt_core.protocol.candidacy import Candidacy
 from splitwatt_core.protocol.terms import TermsError, next_term
 from splitwatt_shell.serve import ListenError, serve
-from splitwatt_shell.supervise import first_to_end, on_stop_signal
+from splitwatt_shell.supervise import end_all, first_to_end, on_stop_signal
 
 from splitwatt_operator.budgets.decision_log import DecisionLog, LogFileError
 from splitwatt_operator.budgets.loop import SupersededError
@@ -33,6 +34,7 @@ from splitwatt_operator.cluster.sight import Sight
 from splitwatt_operator.cluster.store import Key, Store
 from splitwatt_operator.cluster.view import View
 from splitwatt_operator.cluster.watch import WatchError, Watches
+from splitwatt_operator.life import Life
 from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
 from splitwatt_operator.recorder import Recorder
@@ -41,7 +43,6 @@ from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
 
-LEASE_DURATION_S: Final = 15
 REQUEST_TIMEOUT_S: Final = 5.0
 READ_RETRY_S: Final = 1.0
 LEASE_SILENCE_S: Final = 60.0
@@ -94,6 +95,9 @@ class Application:
         async with AsyncExitStack() as stack:
             decisions = DecisionLog(options.decision_log)
             stack.callback(decisions.close)
+            life = Life(options.state_dir)
+            stack.callback(life.close)  # after the connection
+            candidacy = Candidacy(duration_s=options.lease_s, life=life.token)
             await stack.enter_async_context(serve(options.listen, metrics.registry, health=self._health))
             connection = await stack.enter_async_context(
                 Connection(options.kubeconfig, request_timeout_s=REQUEST_TIMEOUT_S, user_agent=FIELD_MANAGER_OPERATOR)
@@ -124,20 +128,24 @@ class Application:
             )
             resync = Resync(store, connection, own_lease=self._lease_key, relisted=watches.relisted)
             sight = Sight(store, connection, blind=watches.restart)
-            await first_to_end(signals=self._stop.wait(), work=self._work(realm, watches, resync, sight))
+            await first_to_end(signals=self._stop.wait(), work=self._work(realm, candidacy, watches, resync, sight))
 
-    async def _work(self, realm: LastingParts, watches: Watches, resync: Resync, sight: Sight) -> None:
-        """Nothing begins before every kind could be listed once."""
-        await resync.first()
+    async def _work(self, realm: LastingParts, candidacy: Candidacy, watches: Watches, resync: Resync, sight: Sight) -> None:
+        """Nothing begins before every kind could be listed once. The Lease is looked at meanwhile: what was seen counts."""
+        looking = asyncio.create_task(self._new_lease(realm, candidacy).look())
+        try:
+            await resync.first()
+        finally:
+            await end_all({looking})
         await first_to_end(
             kopf=watches.run(),
             resync=resync.run(),
             sight=sight.run(),
             owners=realm.owners.run(),
-            rule=self._rule(realm, resync),
+            rule=self._rule(realm, candidacy, resync),
         )
 
-    async def _rule(self, realm: LastingParts, resync: Resync) -> None:
+    async def _rule(self, realm: LastingParts, candidacy: Candidacy, resync: Resync) -> None:
         """Candidacy, reign, and again."""
 
         async def complete() -> None:
@@ -146,14 +154,7 @@ class Application:
 
         while True:
             log.info("waiting for the Lease", extra={"lease": LEASE_NAME, "namespace": self._options.namespace})
-            self._lease = lease = HeldLease(
-                realm.connection,
-                namespace=self._options.namespace,
-                name=LEASE_NAME,
-                identity=self._options.identity,
-                field_manager=FIELD_MANAGER_OPERATOR,
-                duration_s=LEASE_DURATION_S,
-            )
+            self._lease = lease = self._new_lease(realm, candidacy)
             self._highest_held = await lease.acquire(lambda last: term_after(last, realm.connection, held=self._highest_held))
             self._reign = Reign(realm, lease, lease_key=self._lease_key, complete=complete)
             try:
@@ -165,6 +166,17 @@ class Application:
             finally:
                 self._reign = None
                 await lease.release()
+
+    def _new_lease(self, realm: LastingParts, candidacy: Candidacy) -> HeldLease:
+        """One at a time is sought or held: they share what was seen, and the life of this process."""
+        return HeldLease(
+            realm.connection,
+            namespace=self._options.namespace,
+            name=LEASE_NAME,
+            identity=self._options.identity,
+            field_manager=FIELD_MANAGER_OPERATOR,
+            rule=candidacy,
+        )
 
     async def _refuse_if_superseded(self, connection: Connection, term: int) -> None:
         """A Lease lost to silence may be sought again; one that another took ends the process (R2)."""

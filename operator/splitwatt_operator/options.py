@@ -20,6 +20,11 @@ from splitwatt_operator.telemetry.endpoint import EndPoint
 LEASE_NAME: Final = "splitwatt-operator"
 MIN_AGENT_SILENCE_S: Final = 2.0
 MAX_AGENT_SILENCE_S: Final = 300.0
+LEASE_S: Final = 15
+"""Quick enough where a container that is started again takes over at once (`--state-dir`), and out of reach of a slow API server.
+Beside a standby, 3: docs/decisions/0016-how-soon-a-successor-begins.md."""
+MIN_LEASE_S: Final = 2
+MAX_LEASE_S: Final = 60
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -34,6 +39,8 @@ class Options:
     decision_log: Path | None
     log_level: str
     identity: str
+    lease_s: int = LEASE_S
+    state_dir: Path | None = None
     agent_silent_s: float = AGENT_METRICS_SILENT_S
     context: RenderContext = field(default_factory=RenderContext)
     publish_profiles: bool = False
@@ -68,6 +75,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--listen", default="0.0.0.0:9400", metavar="HOST:PORT", help="address of /metrics and /healthz (%(default)s)"
     )
     parser.add_argument("--namespace", default="splitwatt-system", help="namespace of the Lease (%(default)s)")
+    parser.add_argument(
+        "--lease-seconds", type=_lease_s, default=LEASE_S, metavar="N",
+        help="a standby takes over this long after the last renewal it saw; the holder sends for four fifths of it (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--state-dir", type=Path, metavar="DIR",
+        help="a folder of this process alone that outlives it, by which its successor there knows that it has ended",
+    )  # fmt: skip
     parser.add_argument("--publish-profiles", action="store_true", help="show the built-in profiles as PowerProfile objects")
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="default: the pod's own service account")
     parser.add_argument("--decision-log", type=Path, metavar="FILE", help="append one JSON line per budget and decision")
@@ -84,6 +99,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         kubeconfig=given.kubeconfig,
         decision_log=given.decision_log,
         log_level=given.log_level,
+        lease_s=given.lease_seconds,
+        state_dir=given.state_dir,
         agent_silent_s=given.agent_silence_seconds,
         context=RenderContext(
             emulated_image=given.engine_image,
@@ -103,6 +120,12 @@ def _image(text: str) -> str:
             f"{text!r} is no image: write for example registry.example.com/team/splitwatt-engine:0.1.0"
         )
     return text
+
+
+def _lease_s(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and MIN_LEASE_S <= int(text) <= MAX_LEASE_S):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of seconds from {MIN_LEASE_S} to {MAX_LEASE_S}")
+    return int(text)
 
 
 def _silence_s(text: str) -> float:

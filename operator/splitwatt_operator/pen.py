@@ -1,7 +1,8 @@
 """The pen: the operator's one way to write to the API server.
 
 Invariant (R2): nothing leaves unless the Lease is surely held at that very moment, by the monotonic clock. The pen asks for
-each send by itself, after the send has waited for its turn, so that of a burst nothing follows once the Lease is in doubt.
+each send by itself, after the send has waited for its turn, so that of a burst nothing follows once the Lease is in doubt. A
+send that has no answer when a successor may begin is given up then, so that it does not leave this process any more.
 
 A send ends in one of four outcomes, which are returned and not raised, so that each caller says what it makes of each: stored;
 rejected, so nothing was stored; unknown, so it may have been or may yet be; not sent. Only what is sent is counted, and
@@ -15,6 +16,7 @@ that it was decided on. The canary counts those that come back through the watch
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,19 +53,27 @@ Sent = Stored | Rejected | OutcomeUnknown | NotSent
 
 
 class Pen:
-    """`held` says whether the Lease is surely ours at a monotonic time. A cancelled send is as unknown as a time-out."""
+    """`held` says whether the Lease is surely ours at a monotonic time, `over_s` from when it may be another's, as of now. A
+    cancelled send is as unknown as a time-out."""
 
     def __init__(
-        self, connection: Connection, metrics: Metrics, *, held: Callable[[float], bool], at_once: int = MAX_AT_ONCE
+        self,
+        connection: Connection,
+        metrics: Metrics,
+        *,
+        held: Callable[[float], bool],
+        over_s: Callable[[], float] = lambda: math.inf,
+        at_once: int = MAX_AT_ONCE,
     ) -> None:
         self._connection = connection
         self._metrics = metrics
         self._held = held
+        self._over_s = over_s
         self._turns = asyncio.Semaphore(at_once)
 
     def lane(self, at_once: int) -> Pen:
         """The same pen with turns of its own, so that one kind of write need not wait for another."""
-        return Pen(self._connection, self._metrics, held=self._held, at_once=at_once)
+        return Pen(self._connection, self._metrics, held=self._held, over_s=self._over_s, at_once=at_once)
 
     async def apply(self, manifest: Mapping[str, Any], *, subresource: str | None = None) -> Sent:
         """Server-side apply; `metadata.uid` and `metadata.resourceVersion` in it bind the write."""
@@ -104,9 +114,30 @@ class Pen:
                 return NotSent()
             self._metrics.count_write(kind)
             try:
-                return Stored(await request())
+                return Stored(await self._in_time(kind, request))
             except Rejected as refusal:
                 self._metrics.count_refusal(kind, refusal.status)
                 return refusal
             except OutcomeUnknown as outcome:
                 return outcome
+
+    async def _in_time(self, kind: str, request: Callable[[], Awaitable[Object]]) -> Object:
+        """Until the Lease may be another's; a renewal meanwhile puts that off."""
+        sending = asyncio.ensure_future(request())
+        try:
+            while not sending.done():
+                left_s = self._over_s() - time.monotonic()
+                if left_s <= 0.0:
+                    raise OutcomeUnknown(f"{kind}: no answer while the Lease was held")
+                await asyncio.wait({sending}, timeout=None if math.isinf(left_s) else left_s)
+            return sending.result()
+        finally:
+            if not sending.done():
+                sending.cancel()
+                sending.add_done_callback(_heard)
+
+
+def _heard(sending: asyncio.Future[Object]) -> None:
+    """Of one that was given up: how it ended is of no use to anybody."""
+    if not sending.cancelled():
+        sending.exception()

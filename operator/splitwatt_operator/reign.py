@@ -70,7 +70,7 @@ class Reign:
             term=lease.term, policies=POLICIES, agent_silent_s=realm.agent_silent_s, awaits_owners=True
         )
         metrics.would_from(keeper.hand)
-        self._pen = pen = Pen(connection, metrics, held=lease.held)
+        self._pen = pen = Pen(connection, metrics, held=lease.held, over_s=lease.over_s)
         self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)
         self._loop = BudgetLoop(

@@ -1,9 +1,9 @@
 """`splitwatt bench`: speed and size of every part, on this machine, on real parts wherever they fit.
 
 Each measurement says in its own module how it is taken: `bench_allocator` and `bench_keeper` in memory, `bench_agent`,
-`bench_operator` and `bench_steps` on a whole site each. They run one after another, never side by side. Missing an aim is
-no failure of the command: figures of a busy machine are noise, so the load is shown beside them. A measurement that cannot
-be taken is one: its reason is shown, and the others go on.
+`bench_operator`, `bench_steps`, `bench_takeover` and `bench_thousand` on a whole site each. They run one after another, never
+side by side. Missing an aim is no failure of the command: figures of a busy machine are noise, so the load is shown beside
+them. A measurement that cannot be taken is one: its reason is shown, and the others go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.status import Status
 from splitwatt_nvml_twin.build import BuildError
 
-from splitwatt_lab import bench_agent, bench_allocator, bench_keeper, bench_operator, bench_steps
+from splitwatt_lab import bench_agent, bench_allocator, bench_keeper, bench_operator, bench_steps, bench_takeover, bench_thousand
 from splitwatt_lab.bench_figures import FIGURES, choose, table, write
 from splitwatt_lab.bench_site import Bench
 from splitwatt_lab.errors import LabError
@@ -67,6 +67,8 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], dict[str, float]]]] = {
     "agent": bench_agent.measure,
     "operator": bench_operator.measure,
     "patch": bench_steps.measure,
+    "takeover": bench_takeover.measure,
+    "thousand": bench_thousand.measure,
 }
 """By the names of `bench_figures.FIGURES`."""
 
@@ -74,6 +76,12 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], dict[str, float]]]] = {
 def _steps(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_STEPS):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_STEPS}, not {text!r}")
+    return int(text)
+
+
+def _nodes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 10 <= int(text) <= 10 * bench_thousand.NODES):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 10 to {10 * bench_thousand.NODES}, not {text!r}")
     return int(text)
 
 
@@ -97,6 +105,11 @@ class BenchCommand:
         )  # fmt: skip
         parser.add_argument("--steps", type=_steps, default=STEPS, metavar="N", help="lowered limits to time (%(default)s)")
 
+        parser.add_argument(
+            "--nodes", type=_nodes, default=bench_thousand.NODES, metavar="N",
+            help="of the large site, fewer where the machine is too small; ten make a rack (%(default)s)",
+        )  # fmt: skip
+
     def run(self, args: argparse.Namespace) -> int:
         console = Console(highlight=False)
         try:
@@ -119,7 +132,7 @@ def run_bench(
     values: dict[str, float] = {}
     failed: list[str] = []
     with ConsoleProgress(console) as progress:
-        bench = Bench(out, args.steps, progress)
+        bench = Bench(out, args.steps, progress, args.nodes)
         for group in choose(args.only):
             try:
                 measured = measurements[group](bench)

@@ -68,6 +68,29 @@ FIGURES: Final[Mapping[str, Sequence[BenchFigure]]] = {
         BenchFigure("accepted_to_enforced_p50_s", None, "of it: after kubectl returned"),
         BenchFigure("look_gap_p99_s", None, "between two looks at the caps: how sharp the clock of this measurement is"),
     ),
+    "takeover": (
+        BenchFigure("takeover_standby_max_s", 5.0, "kill -9 of the leader: longest time without a decision, a standby beside it"),
+        BenchFigure("takeover_standby_p50_s", None, "the same, median"),
+        BenchFigure("takeover_restart_max_s", 5.0, "the same, no standby: started again at once in its place"),
+        BenchFigure("takeover_restart_p50_s", None, "the same, median"),
+        BenchFigure("takeover_late_restart_s", None, "started again 22 s later: from its start to its first decision"),
+    ),
+    "thousand": (
+        BenchFigure("nodes_of_1000", None, "how many of the thousand nodes there were (--nodes)"),
+        BenchFigure(
+            "adoption_1000_s", 30.0, "1 000 kwok nodes, 8 000 GPUs, 101 metered budgets; stand-in agents; slowest budget"
+        ),
+        BenchFigure("refused_specs_1000", None, "the operator's writes that the API server refused for their version until then"),
+        BenchFigure("refused_statuses_1000", None, "the stand-in agents' own"),
+        BenchFigure("telemetry_fresh_1000_percent", None, "of the budget-seconds of a steady minute (aim: 99 and more)"),
+        BenchFigure("operator_core_1000_percent", 40.0, "CPU time of one core in that minute"),
+        BenchFigure("operator_rss_1000_mib", 250.0, "highest of that minute"),
+        BenchFigure("api_writes_per_node_1000_per_s", None, "NodePower writes of both sides in that minute"),
+        BenchFigure(
+            "patch_to_caps_1000_p50_s", 2.0, "patch of one rack's limit to its nodes' enforced caps while the rest swings"
+        ),
+        BenchFigure("patch_to_caps_1000_max_s", None, "the same, slowest of 3"),
+    ),
 }
 """By measurement, in the order in which they run and are shown."""
 

@@ -20,15 +20,18 @@ from splitwatt_lab.toolbuild import Console
 LOGS: Final = "bench-logs"
 ADOPTION_S: Final = 120.0
 LOOK_S: Final = 0.25
+READ_S: Final = 120.0
+"""A thousand objects at once, from a machine that is at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One run of the benchmarks. `steps`: lowered limits to be timed."""
+    """One run of the benchmarks. `steps`: lowered limits to be timed. `nodes`: of the large site."""
 
     out: Path
     steps: int
     progress: Progress
+    nodes: int = 1_000
 
     @contextmanager
     def site(self, name: str, spec: SiteSpec) -> Iterator[LabSite]:
@@ -46,7 +49,7 @@ def apply(site: LabSite, policy: str) -> Sequence[scenario.Manifest]:
     return budgets
 
 
-def await_adopted(site: LabSite, budgets: int, progress: Progress) -> float:
+def await_adopted(site: LabSite, budgets: int, progress: Progress, *, within_s: float = ADOPTION_S) -> float:
     """Wait until all of them are in force; the slowest one's adoption in seconds, as the operator reports it."""
     begun_s = time.monotonic()
     while True:
@@ -55,12 +58,12 @@ def await_adopted(site: LabSite, budgets: int, progress: Progress) -> float:
         if len(took_ms) == budgets:
             return max(took_ms) / 1000
         waited_s = time.monotonic() - begun_s
-        if waited_s > ADOPTION_S:
+        if waited_s > within_s:
             raise LabError(
-                f"{budgets - len(took_ms)} of {budgets} budgets were not adopted after {ADOPTION_S:g} s (logs: {site.directory})"
+                f"{budgets - len(took_ms)} of {budgets} budgets were not adopted after {within_s:g} s (logs: {site.directory})"
             )
         require_running(site)
-        progress.waiting("adoption", waited_s, ADOPTION_S)
+        progress.waiting("adoption", waited_s, within_s)
         time.sleep(LOOK_S)
 
 
@@ -84,5 +87,5 @@ def acknowledged(site: LabSite) -> bool:
 
 def read(site: LabSite, resource: str) -> Sequence[Mapping[str, Any]]:
     """All objects of one of our cluster-scoped resources, from the API server's cache."""
-    items: Sequence[Mapping[str, Any]] = site.get(f"{API}/{resource}?resourceVersion=0")["items"]
+    items: Sequence[Mapping[str, Any]] = site.get(f"{API}/{resource}?resourceVersion=0", within_s=READ_S)["items"]
     return items

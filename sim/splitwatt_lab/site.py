@@ -51,6 +51,10 @@ POOLS: Final = ("h100-prefill", "h100-decode")
 """Nodes of a rack alternate between the two pools, so that every rack runs both phases."""
 MAX_RACKS: Final = 26
 AGENTS_AT_ONCE: Final = 4
+GET_S: Final = 30.0
+READY_S: Final = 60.0
+READY_S_PER_NODE: Final = 0.3
+"""For nodes to become ready on a busy machine: kwok makes a thousand of them in half a minute on an idle one."""
 
 
 def repository() -> Path:
@@ -77,7 +81,8 @@ class LoadSpec:
 class SiteSpec:
     """`operator_command`, `agent_command`: argv heads, so that a test can run a broken one. `agents` False: neither agents
     nor GPUs are started, for whoever answers in their place; such a site takes no load. `mixed`: so many of the
-    conversation service's prefill servers do both phases. `rules`: files of Prometheus rules."""
+    conversation service's prefill servers do both phases. `rules`: files of Prometheus rules. `lease_s`: of every operator; 3 is
+    what the chart says beside a standby."""
 
     racks: int = 2
     nodes_per_rack: int = 4
@@ -89,6 +94,7 @@ class SiteSpec:
     mixed: int = 0
     rules: Sequence[Path] = ()
     seed: int = 1
+    lease_s: int = 15
     operator_command: Sequence[str] = (sys.executable, "-m", "splitwatt_operator")
     agent_command: Sequence[str] = (sys.executable, "-m", "splitwatt_agent")
 
@@ -125,6 +131,7 @@ class LabSite:
         self._targets_lock = threading.Lock()
         self._agent_ports: dict[str, int] = {}
         self.operator: Process | None = None
+        self.operator_url = ""
         self.load: Process | None = None
 
     def __enter__(self) -> Self:
@@ -135,7 +142,7 @@ class LabSite:
             self._make_twins()
             self._furnish()
             self._stage("nodes and chart")
-            lab_nodes.create(self.plane, self.node_specs)
+            lab_nodes.create(self.plane, self.node_specs, ready_s=READY_S + READY_S_PER_NODE * len(self.node_specs))
             install_chart(self.plane, repository() / CHART)
             self._stage("Prometheus")
             self.prometheus = PrometheusServer(self.plane.group, self.directory / "prometheus", rules=self.spec.rules)
@@ -245,6 +252,7 @@ class LabSite:
             self.operator.start()
             return
         self.operator, port = self.start_another_operator("operator")
+        self.operator_url = f"http://{LOOPBACK}:{port}"
         self.prometheus.set_targets("operator", {f"{LOOPBACK}:{port}": {}})
 
     def start_another_operator(self, name: str) -> tuple[Process, int]:
@@ -259,6 +267,8 @@ class LabSite:
                 f"--namespace={NAMESPACE}",
                 f"--kubeconfig={kubeconfig}",
                 f"--decision-log={self.decision_log}",
+                f"--state-dir={self.directory / f'{name}-state'}",
+                f"--lease-seconds={self.spec.lease_s}",
                 "--publish-profiles",
             ]
 
@@ -320,9 +330,9 @@ class LabSite:
     def kubectl(self, *arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return self.plane.kubectl(*arguments, stdin=stdin)
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, *, within_s: float = GET_S) -> dict[str, Any]:
         """One object or list by its API path, as administrator. Raises LabError."""
-        response = self.plane.http.get(path)
+        response = self.plane.http.get(path, timeout=within_s)
         body: dict[str, Any] = response.json()
         if response.is_error:
             raise LabError(f"GET {path} was refused: {body.get('message', body)}")

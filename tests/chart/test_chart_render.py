@@ -39,6 +39,18 @@ def test_the_operators_arguments_are_those_it_parses(render: Render) -> None:
     assert given.kubeconfig is None
 
 
+@pytest.mark.parametrize(
+    ("operator", "lease_s"), [({}, 15), ({"replicas": 2}, 3), ({"replicas": 2, "leaseSeconds": 10}, 10), ({"leaseSeconds": 2}, 2)]
+)
+def test_the_lease_is_short_beside_a_standby(render: Render, operator: dict[str, Any], lease_s: int) -> None:
+    made = render(values={"operator": operator})["Deployment", "splitwatt-operator"]
+    given = options.parse(container(made)["args"])
+    assert given.lease_s == lease_s
+    assert given.state_dir is not None
+    mounts = [mount["mountPath"] for mount in container(made)["volumeMounts"]]
+    assert any(given.state_dir.is_relative_to(mount) for mount in mounts), "it outlives the container"
+
+
 def test_everything_about_prometheus_reaches_the_operator(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EndPoint, "tls", lambda self: None)  # its files are in the pod alone
     monkeypatch.setattr(EndPoint, "request_headers", lambda self: {})
@@ -176,6 +188,7 @@ def test_the_operator_may_read_afresh_whatever_lets_a_charge_go(render: Render, 
     ("values", "sentence"),
     [
         ({"operator": {"replicas": "one"}}, "/operator/replicas': got string, want integer"),
+        ({"operator": {"leaseSeconds": 1}}, "/operator/leaseSeconds': "),
         ({"operator": {"replicas": -1}}, "/operator/replicas': minimum: got -1, want 0"),
         ({"operator": {"prometheusUrl": "prometheus:9090"}}, "/operator/prometheusUrl': 'prometheus:9090' does not match"),
         ({"operator": {"logLevel": "loud"}}, "/operator/logLevel': value must be one of 'debug', 'info'"),

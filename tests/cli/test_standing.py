@@ -55,6 +55,9 @@ def test_words_that_two_conditions_of_an_object_share_are_said_once() -> None:
 
 def test_no_operator_is_broken_and_a_paused_node_is_a_note() -> None:
     assert standing_of(healthy(lease=lease(renewed_s=NOW_S - 40))).findings[0].check == "NobodyReigns"
+    short = lease(renewed_s=NOW_S - 20)  # or this machine's clock is ahead by as much
+    short["spec"]["leaseDurationSeconds"] = 3
+    assert standing_of(healthy(lease=short)).operator.active
     assert standing_of(healthy(lease=None)).findings[0].check == "NobodyReigns"
     paused = node_power("n1", conditions=[row("Ready", False, "Paused", "stepped aside")])
     assert [f.severity for f in standing_of(healthy(node_powers=(paused,))).findings] == [Gravity.NOTE]

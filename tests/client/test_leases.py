@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from splitwatt_client import Connection
-from splitwatt_client.leases import MAX_DURATIONS, HeldLease, LeaseLostError
+from splitwatt_client.leases import HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES
+from splitwatt_core.protocol import candidacy
+from splitwatt_core.protocol.candidacy import Candidacy
 from splitwatt_lab.controlplane import ControlPlane
 from support.flaky_proxy import flaky
 
@@ -17,8 +19,11 @@ DURATION_S = 3
 PATIENCE_S = 60.0
 
 
-def candidate(api: Connection, namespace: str, identity: str = "same-name") -> HeldLease:
-    return HeldLease(api, namespace=namespace, name="power", identity=identity, field_manager="test", duration_s=DURATION_S)
+def candidate(
+    api: Connection, namespace: str, identity: str = "same-name", *, duration_s: int = DURATION_S, rule: Candidacy | None = None
+) -> HeldLease:
+    seen = rule or Candidacy(duration_s=duration_s)
+    return HeldLease(api, namespace=namespace, name="power", identity=identity, field_manager="test", rule=seen)
 
 
 async def nothing_seen(last: int | None) -> int:
@@ -69,14 +74,16 @@ async def test_a_renewed_lease_is_not_taken_and_an_abandoned_one_is(api: Connect
         await asyncio.wait_for(holder.keep(), PATIENCE_S)
 
 
-async def test_a_duration_that_no_holder_counts_by_keeps_nobody_waiting(api: Connection, namespace: str) -> None:
+async def test_a_duration_that_no_holder_counts_by_keeps_nobody_waiting(
+    api: Connection, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A person's slip in the Lease of an operator that is gone."""
-    gone = HeldLease(api, namespace=namespace, name="power", identity="gone", field_manager="test", duration_s=2**31 - 1)
+    gone = candidate(api, namespace, "gone", duration_s=2**31 - 1)
     assert await acquired(gone) == 1
-    quick = HeldLease(api, namespace=namespace, name="power", identity="quick", field_manager="test", duration_s=1)
+    monkeypatch.setattr(candidacy, "MAX_DURATION_S", 2.0)
     began_s = time.monotonic()
-    assert await acquired(quick) == 2
-    assert time.monotonic() - began_s >= MAX_DURATIONS
+    assert await acquired(candidate(api, namespace, "quick", duration_s=1)) == 2
+    assert 2.0 <= time.monotonic() - began_s < PATIENCE_S / 2
 
 
 async def test_of_many_candidates_one_gets_it(api: Connection, namespace: str) -> None:
@@ -177,7 +184,7 @@ async def test_a_lease_that_was_anybody_elses_meanwhile_is_lost(
 
 async def test_a_renewal_that_landed_unheard_is_recognised(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
     async with flaky(control_plane, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=0.5) as shaky:
-        holder = HeldLease(shaky, namespace=namespace, name="power", identity="a", field_manager="test", duration_s=10)
+        holder = candidate(shaky, namespace, "a", duration_s=10)
         assert await acquired(holder) == 1
         keeping = asyncio.create_task(holder.keep())
         proxy.answers = False
@@ -197,3 +204,51 @@ async def test_a_taken_lease_is_noticed_at_the_next_renewal(api: Connection, nam
     with pytest.raises(LeaseLostError, match="held by thief"):
         await asyncio.wait_for(holder.keep(), PATIENCE_S)
     assert not holder.held(time.monotonic())
+
+
+async def test_what_was_seen_counts_through_candidacies(api: Connection, namespace: str) -> None:
+    """Whoever has watched a record for its whole time need not watch it again."""
+    dead = candidate(api, namespace, "dead")
+    assert await acquired(dead) == 1
+    rule = Candidacy(duration_s=DURATION_S)
+    looking = asyncio.create_task(candidate(api, namespace, "early", rule=rule).look())
+    await asyncio.sleep(DURATION_S + 0.5)
+    looking.cancel()
+    began_s = time.monotonic()
+    assert await acquired(candidate(api, namespace, "later", rule=rule)) == 2
+    assert time.monotonic() - began_s < DURATION_S / 2
+
+
+async def test_a_holder_whose_life_is_ours_is_dead(api: Connection, namespace: str) -> None:
+    ours, theirs = "0123456789abcdef", "fedcba9876543210"
+    assert await acquired(candidate(api, namespace, rule=Candidacy(duration_s=DURATION_S, life=ours))) == 1
+    other = asyncio.create_task(acquired(candidate(api, namespace, rule=Candidacy(duration_s=DURATION_S, life=theirs))))
+    await asyncio.sleep(DURATION_S / 2)
+    assert not other.done(), "nothing is proven of another life"
+    began_s = time.monotonic()
+    assert await acquired(candidate(api, namespace, rule=Candidacy(duration_s=DURATION_S, life=ours))) == 2
+    assert time.monotonic() - began_s < DURATION_S / 2
+    other.cancel()
+
+
+async def test_a_lease_that_a_person_deleted_is_not_taken_while_its_holder_may_send(api: Connection, namespace: str) -> None:
+    holder, waiting = candidate(api, namespace), candidate(api, namespace)
+    await acquired(holder)
+    taking = asyncio.create_task(waiting.acquire(nothing_seen))
+    await asyncio.sleep(1.0)
+    await api.delete(LEASES, "power", namespace=namespace)
+    while not taking.done():
+        assert not (waiting.held(time.monotonic()) and holder.held(time.monotonic()))
+        await asyncio.sleep(0.02)
+    assert not holder.held(time.monotonic())
+
+
+async def test_a_lease_given_up_is_taken_at_once_by_who_watched(api: Connection, namespace: str) -> None:
+    holder = candidate(api, namespace)
+    await acquired(holder)
+    taking = asyncio.create_task(candidate(api, namespace).acquire(nothing_seen))
+    await asyncio.sleep(1.0)
+    await holder.release()
+    began_s = time.monotonic()
+    assert await asyncio.wait_for(taking, PATIENCE_S) == 2
+    assert time.monotonic() - began_s < DURATION_S / 2

@@ -233,3 +233,25 @@ async def test_events_of_a_deposed_operator_are_dropped_and_counted(api: Connect
     assert ink.sent() == {"Event": 1}
     found = (await api.list(EVENTS_V1, namespace=namespace)).items
     assert [event["reason"] for event in found] == ["First"]
+
+
+async def test_a_send_without_answer_is_given_up_when_a_successor_may_begin(
+    crds: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    """A renewal meanwhile puts that off, and what is answered in time is not disturbed."""
+    loop = asyncio.get_running_loop()
+    async with flaky(crds, tmp_path) as (proxy, kubeconfig), Connection(kubeconfig, request_timeout_s=60.0) as slow:
+        ends = [loop.time() + 1.0]
+        pen = Pen(slow, Metrics(), held=lambda now_s: True, over_s=lambda: ends[0])
+        assert isinstance(await pen.create(note(namespace, "first")), Stored)
+        proxy.answers = False
+        began_s = loop.time()
+        sending = asyncio.create_task(pen.create(note(namespace, "second")))
+        await asyncio.sleep(0.5)
+        ends[0] = began_s + 2.0
+        await asyncio.sleep(1.0)
+        assert not sending.done()
+        assert isinstance(await asyncio.wait_for(sending, PATIENCE_S), OutcomeUnknown)
+        assert 2.0 <= loop.time() - began_s < 30.0
+        proxy.answers = True
+        proxy.cut()

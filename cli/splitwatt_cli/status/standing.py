@@ -153,7 +153,8 @@ def operator_of(seen: SiteSnapshot) -> OperatorStanding:
     renewed_at_s = unix_s(spec.get("renewTime"))
     renewed_s = None if renewed_at_s is None else seen.now_s - renewed_at_s
     holder = spec.get("holderIdentity") or ""
-    allowed_s = 2.0 * float(spec.get("leaseDurationSeconds") or LEASE_S)
+    # Not by a short Lease alone: the renewal is the operator's clock, and now is ours.
+    allowed_s = 2.0 * max(LEASE_S, float(spec.get("leaseDurationSeconds") or LEASE_S))
     active = bool(holder) and renewed_s is not None and renewed_s <= allowed_s
     return OperatorStanding(holder, int(spec.get("leaseTransitions") or 0), renewed_s, active)
 

@@ -5,18 +5,30 @@ many. So each of its members is a suspect, and suspects are asked alone, in turn
 the culprit stays alone for `ALONE_S` after its last failure. Where all of them answer alone it was too long for a proxy, or too
 slow as a whole: so fewer are asked together for a while.
 
+Meters of one family (`core/budget/meters/folding.py`) are one question to the server, however many they are: so more of them go
+into one query. Where such a query fails though each of its members answers alone, it is the question that the server does not
+like: then no family is asked for a while, and they are joined as the others are.
+
 While nothing at all is answered nobody is suspected: it is the server that is away. Pure; times are monotonic seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote_plus
 
+from splitwatt_core.budget.meters.folding import escaped
+
 MAX_TOGETHER: Final = 25
 MIN_TOGETHER: Final = 4
+FAMILY_SHARE: Final = 4
+"""So many times as many meters of a family are asked together: they cost the server less, and asking all of them alone in a round
+of their own is the price of a failure."""
+UNFOLDED_S: Final = 600.0
+PARTS: Final = 5
+"""How often the values of a family's members stand in its query."""
 MAX_POST_BYTES: Final = 12_000
 """Of one joint query. VictoriaMetrics takes 16 KiB (-search.maxQueryLen)."""
 MAX_GET_BYTES: Final = 6_000
@@ -35,12 +47,13 @@ FEWER_S: Final = 60.0
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One query of a round: whose it was, whether it was answered, and how long that took. `blamed`: it was not, and may be to
-    blame for that itself."""
+    blame for that itself. `folded`: asked as a family."""
 
     members: tuple[str, ...]
     answered: bool
     took_s: float
     blamed: bool = False
+    folded: bool = False
 
 
 @dataclass(slots=True)
@@ -56,22 +69,51 @@ class Batches:
 
     def __init__(self) -> None:
         self._suspects: dict[str, _Suspect] = {}
-        self._unexplained: list[set[str]] = []
-        """Of each joint query that failed, the members that did not answer alone yet, while none of them was found guilty."""
+        self._unexplained: list[tuple[set[str], bool]] = []
+        """Of each joint query that failed, the members that did not answer alone yet, while none of them was found guilty; and
+        whether it was of a family."""
         self._most = MAX_TOGETHER
         self._fewer_until_s = float("-inf")
+        self._unfolded_until_s = float("-inf")
+        self._disliked = False
+        """Whether a query of a family failed for none of its members."""
 
-    def together(self, queries: Sequence[str], *, method: str, now_s: float) -> list[tuple[str, ...]]:
-        """Those that nobody suspects, in their order, cut into joint queries by number and by length."""
+    def folds(self, now_s: float) -> bool:
+        """Whether families are asked about as such."""
+        return now_s >= self._unfolded_until_s
+
+    def of_family(self, members: Mapping[str, str], *, base: int, method: str) -> list[tuple[str, ...]]:
+        """Those of a family that nobody suspects, cut by number and by length. `members`: queries by the value that tells them
+        apart; `base`: bytes of their query without values. After `together`, which looks at the time."""
+        room = _room(method) - base
+        batches: list[tuple[str, ...]] = []
+        batch: list[str] = []
+        left = room
+        for value, query in members.items():
+            if query in self._suspects:
+                continue
+            size = PARTS * (_size(escaped(value), method) + len("%7C"))
+            if batch and (len(batch) == FAMILY_SHARE * self._most or size > left):
+                batches.append(tuple(batch))
+                batch, left = [], room
+            batch.append(query)
+            left -= size
+        return [*batches, tuple(batch)] if batch else batches
+
+    def together(
+        self, queries: Sequence[str], *, method: str, now_s: float, folded: Collection[str] = frozenset()
+    ) -> list[tuple[str, ...]]:
+        """Those that nobody suspects, in their order, cut into joint queries by number and by length; without the `folded`, whom
+        `of_family` tells."""
         self._forget(queries, now_s)
         if self._most < MAX_TOGETHER and now_s >= self._fewer_until_s:
             self._most, self._fewer_until_s = min(MAX_TOGETHER, 2 * self._most), now_s + FEWER_S
-        room = MAX_GET_BYTES if method == "GET" else MAX_POST_BYTES
+        room = _room(method)
         batches: list[tuple[str, ...]] = []
         batch: list[str] = []
         left = room
         for query in dict.fromkeys(queries):
-            if query in self._suspects:
+            if query in self._suspects or query in folded:
                 continue
             size = _size(query, method) + SLOT_BYTES
             if batch and (len(batch) == self._most or size > left):
@@ -97,6 +139,8 @@ class Batches:
         if not (alive or any(asked.answered for asked in round_)):
             return
         too_many = [self._joint(row) if len(row.members) > 1 else self._single(row, now_s) for row in round_]
+        if self._disliked:
+            self._unfolded_until_s, self._disliked = now_s + UNFOLDED_S, False
         if any(too_many):
             self._most, self._fewer_until_s = max(MIN_TOGETHER, self._most // 2), now_s + FEWER_S
 
@@ -105,7 +149,7 @@ class Batches:
         if asked.blamed:
             for query in asked.members:
                 self._suspects.setdefault(query, _Suspect())
-            self._unexplained = [*self._unexplained, set(asked.members)][-MAX_UNEXPLAINED:]
+            self._unexplained = [*self._unexplained, (set(asked.members), asked.folded)][-MAX_UNEXPLAINED:]
         return asked.answered and asked.took_s > SLOW_S
 
     def _single(self, asked: Asked, now_s: float) -> bool:
@@ -116,15 +160,21 @@ class Batches:
         if asked.blamed or asked.took_s > SLOW_S:
             suspect.until_s = now_s + ALONE_S
             self._suspects[query] = suspect
-            self._unexplained = [members for members in self._unexplained if query not in members]
+            self._unexplained = [row for row in self._unexplained if query not in row[0]]
         elif asked.answered:
             if now_s >= suspect.until_s:
                 self._suspects.pop(query, None)
-            for members in self._unexplained:
+            for members, _ in self._unexplained:
                 members.discard(query)
-            before, self._unexplained = self._unexplained, [members for members in self._unexplained if members]
-            return len(self._unexplained) < len(before)
+            explained = [folded for members, folded in self._unexplained if not members]
+            self._unexplained = [row for row in self._unexplained if row[0]]
+            self._disliked = self._disliked or any(explained)
+            return not all(explained)
         return False
+
+
+def _room(method: str) -> int:
+    return MAX_GET_BYTES if method == "GET" else MAX_POST_BYTES
 
 
 def _size(query: str, method: str) -> int:

@@ -1,7 +1,8 @@
 """What budgets' meters and agents say, asked of Prometheus once a second.
 
-Meters are asked many in one query (`batches` says which), so that hundreds of them cost a handful of requests; meters that are
-the same are asked once. A round ends in its second whatever Prometheus does: who was not answered by then has failed.
+Meters are asked many in one query (`batches` says which), and as one question where only a label's value tells them apart, so
+that hundreds of them cost a handful of requests; meters that are the same are asked once. A round ends in its second whatever
+Prometheus does: who was not answered by then has failed.
 
 Protected: a failed query, an empty answer and a watt of zero stay three different things (I5), and no meter is blind for
 another's sake for longer than one round.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
+from splitwatt_core.budget.meters.folding import Family, families
 from splitwatt_core.budget.tree import BudgetSpec, MeterSpec
 from splitwatt_core.protocol.node_account import AGENT_METRICS_SILENT_S
 
@@ -28,9 +30,12 @@ from splitwatt_operator.telemetry.queries import (
     AgentReading,
     agent_queries,
     agents_of,
+    family_query,
     joint_query,
     meter_query,
+    question,
     reading_of,
+    shared_out,
     split,
 )
 from splitwatt_operator.telemetry.selector import problem_of, problem_of_tree
@@ -75,10 +80,13 @@ class Telemetry:
         self._refused: OrderedDict[str, tuple[str, float]] = OrderedDict()
         """Selectors that Prometheus cannot read: the problem, and until when that holds (monotonic)."""
         self._turn = 0
+        self._folded: dict[str, MeterSpec] = {}
+        self._families: list[Family] = []
 
     async def read(self, budgets: Sequence[BudgetSpec]) -> Readings:
         meters = {budget.name: budget.meter for budget in budgets if budget.meter is not None}
         queries, results = self._queries(meters)
+        self._fold({query: meters[name] for name, query in queries.items()})
         end_s = time.monotonic() + ROUND_SHARE * self._prometheus.timeout_s
         async with asyncio.TaskGroup() as group:
             agents = group.create_task(self._agents())
@@ -105,8 +113,21 @@ class Telemetry:
                 queries[name] = meter_query(meter, self._prometheus.matchers)
         return queries, known
 
+    def _fold(self, meters: Mapping[str, MeterSpec]) -> None:
+        """`meters` by their query; they are the same for hours."""
+        if meters != self._folded:
+            asked = {query: question(meter, self._prometheus.matchers) for query, meter in meters.items()}
+            self._families, self._folded = families(asked), dict(meters)
+
     async def _ask(self, round_: _Round, queries: Sequence[str]) -> None:
-        batches = self._batches.together(queries, method=self._prometheus.method, now_s=time.monotonic())
+        method, now_s = self._prometheus.method, time.monotonic()
+        folds = self._families if self._batches.folds(now_s) else []
+        folded = {query for family in folds for query in family.members.values()}
+        batches = self._batches.together(queries, method=method, now_s=now_s, folded=folded)
+        for family in folds:
+            own = self._batches.of_family(family.members, base=len(family_query(family, ())), method=method)
+            round_.families |= {members: family for members in own if len(members) > 1}
+            batches += own
         suspects = self._batches.alone(queries)
         await asyncio.gather(self._ask_together(round_, batches), self._ask_alone(round_, suspects))
 
@@ -192,6 +213,8 @@ class _Round:
         self.agents = agents
         self._end_s = end_s
         self.answers: dict[str, Answer] = {}
+        self.families: dict[tuple[str, ...], Family] = {}
+        """Of those members that are asked as a family."""
         self.alive = False
 
     async def ask(self, batches: Sequence[tuple[str, ...]], *, lanes: int) -> list[Asked]:
@@ -211,24 +234,34 @@ class _Round:
             found = await self._vectors(members, within_s=self._end_s - started_s)
         except QueryError as error:
             self.answers.update(dict.fromkeys(members, error))
-            return Asked(members, False, time.monotonic() - started_s, blamed=isinstance(error, QueryFailedError))
+            blamed = isinstance(error, QueryFailedError)
+            return Asked(members, False, time.monotonic() - started_s, blamed=blamed, folded=members in self.families)
         self.answers.update(zip(members, found, strict=True))
         self.alive = True
         return Asked(members, True, time.monotonic() - started_s)
+
+    def _query(self, members: tuple[str, ...]) -> str:
+        if (family := self.families.get(members)) is not None:
+            asked = set(members)
+            return family_query(family, [value for value, query in family.members.items() if query in asked])
+        return members[0] if len(members) == 1 else joint_query(members)
 
     async def _vectors(self, members: tuple[str, ...], *, within_s: float) -> list[list[Sample]]:
         """The samples of each. Raises QueryError."""
         try:
             async with asyncio.timeout(within_s):
-                query = members[0] if len(members) == 1 else joint_query(members)
-                samples = await self._prometheus.vector(query, whole=True)
+                samples = await self._prometheus.vector(self._query(members), whole=True)
         except TimeoutError:
             raise QueryError(f"no answer from Prometheus at {self._prometheus.url} within the round") from None
         except QueryInvalidError as refusal:
             if len(members) == 1:
                 raise
             raise QueryFailedError(f"refused together with {len(members) - 1} other meters: {refusal}") from refusal
-        found = [samples] if len(members) == 1 else split(samples, len(members))
+        family = self.families.get(members)
+        if family is not None:
+            found = shared_out(samples, family, members)
+        else:
+            found = [samples] if len(members) == 1 else split(samples, len(members))
         if found is None:
             raise QueryFailedError(f"{self._prometheus.url} answered a joint query with rows that belong to none of its meters")
         return found

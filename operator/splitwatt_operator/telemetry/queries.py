@@ -16,6 +16,7 @@ from typing import Final
 
 from splitwatt_api.promql import with_matchers
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
+from splitwatt_core.budget.meters.folding import Family, Question
 from splitwatt_core.budget.tree import MeterSpec
 from splitwatt_core.names import L_GPU, L_NODE, L_ROLE, M_GPU_POWER_WATTS
 
@@ -40,14 +41,43 @@ class AgentReading:
 
 def meter_query(meter: MeterSpec, matchers: Sequence[str] = ()) -> str:
     """PromQL for all parts. The selectors must have passed `problem_of`. Raises KeyError for an unknown aggregate."""
-    selector = with_matchers(meter.selector, matchers)
-    aged = with_matchers(meter.age_selector or meter.selector, matchers)
+    asked = question(meter, matchers)
+    return _parts(asked.aggregation, asked.selector, asked.age_selector)
+
+
+def question(meter: MeterSpec, matchers: Sequence[str] = ()) -> Question:
+    """Raises KeyError for an unknown aggregate."""
+    return Question(
+        selector=with_matchers(meter.selector, matchers),
+        age_selector=with_matchers(meter.age_selector or meter.selector, matchers),
+        aggregation=AGGREGATES[meter.aggregate],
+    )
+
+
+def family_query(family: Family, values: Sequence[str]) -> str:
+    """PromQL for all parts of these meters of a family, one row of each part for each; `shared_out` tells whose they are."""
+    selector, aged = family.selectors(values)
+    return _parts(family.aggregation, selector, aged, by=f" by ({family.label}) ")
+
+
+def shared_out(samples: Sequence[Sample], family: Family, queries: Sequence[str]) -> list[list[Sample]] | None:
+    """The rows of each of these members; None where one belongs to nobody who was asked about."""
+    found: dict[str, list[Sample]] = {query: [] for query in queries}
+    for sample in samples:
+        rows = found.get(family.owner(sample.labels) or "")
+        if rows is None:
+            return None
+        rows.append(sample)
+    return list(found.values())
+
+
+def _parts(aggregation: str, selector: str, aged: str, *, by: str = "") -> str:
     parts = {
-        "value": f"{AGGREGATES[meter.aggregate]}({selector})",
-        "count": f"count({selector})",
-        "least": f"min({selector})",
-        "most": f"max({selector})",
-        "oldest": f"min(timestamp({aged}))",
+        "value": f"{aggregation}{by}({selector})",
+        "count": f"count{by}({selector})",
+        "least": f"min{by}({selector})",
+        "most": f"max{by}({selector})",
+        "oldest": f"min{by}(timestamp({aged}))",
     }
     return " or ".join(f'label_replace({query}, "{PART}", "{part}", "", "")' for part, query in parts.items())
 

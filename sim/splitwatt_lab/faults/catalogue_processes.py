@@ -16,7 +16,7 @@ CAPS_STAY: Final = "Caps stay where they are"
 PROCESSES: Final = (
     Scene(
         name="operator-killed", group="processes", hold_s=4, cut=CUT,
-        promise=f"{CAPS_STAY}; a successor takes the Lease about 15 s after its start, and only then acts on a cut.",
+        promise=f"{CAPS_STAY}; started again in its place, it takes the Lease at once, and only then acts on a cut.",
         faults=(Killed(names=("operator",), touch=("operator",), excuse=say.unseen_cut(SUCCESSOR_S)),),
     ),
     Scene(

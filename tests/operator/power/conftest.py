@@ -101,9 +101,10 @@ class Datacenter:
         prometheus_url: str | None = None,
         kubeconfig: Path | None = None,
         through: Sequence[str] = (),
+        arguments: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> Operator:
-        """Start one, by the command `through` where that is given, and wait until it answers."""
+        """Start one, with more `arguments`, by the command `through` where that is given, and wait until it answers."""
         self._operators += 1
         name, port = f"operator-{self._operators}", free_port()
         decision_log = self.directory / f"{name}.jsonl"
@@ -118,6 +119,7 @@ class Datacenter:
                 *("--namespace", self.namespace),
                 *("--kubeconfig", str(kubeconfig or self.plane.kubeconfig)),
                 *("--decision-log", str(decision_log)),
+                *arguments,
             ],
             env=env,
         )

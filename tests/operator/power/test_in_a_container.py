@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from splitwatt_operator.app import LEASE_DURATION_S
+from splitwatt_operator.options import LEASE_S
 from support.carried import carried_client, size_mb
 from support.unknown_user import as_unknown_user
 
@@ -53,10 +53,10 @@ def test_a_silent_dns_costs_meters_and_no_lease(datacenter: Any, tmp_path: Path)
         lambda: f"DNS does not answer for {SILENT_NAME}" in datacenter.condition(names[0], "TelemetryFresh").get("message", ""),
     )
     decided = len(operator.decisions(names[0]))
-    time.sleep(1.5 * LEASE_DURATION_S)
+    time.sleep(1.5 * LEASE_S)
     assert len(operator.reigns()) == 1 and "reign over" not in operator.text
     assert operator.healthy()
-    assert len(operator.decisions(names[0])) > decided + LEASE_DURATION_S
+    assert len(operator.decisions(names[0])) > decided + LEASE_S
 
 
 def test_the_client_that_images_carry_is_enough(datacenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
