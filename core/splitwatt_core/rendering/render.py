@@ -92,8 +92,9 @@ def render(cluster: ClusterSpec, context: RenderContext, plan: RenderPlan | None
         elif role in at.homes:
             objects.append(_deployment(cluster, role, templates[role], at, revision))
         if spans_nodes(cluster, role):
-            objects.append(workers_budget(cluster, role))
-        objects += [_role_service(cluster, role), disruption_budget(cluster, role, selector)]
+            objects.append(workers_budget(cluster, role, standing=at.standing.get(role)))
+        budget = disruption_budget(cluster, role, selector, standing=at.standing.get(role))
+        objects += [_role_service(cluster, role), budget]
     return tuple(stamped(manifest) for manifest in objects)
 
 

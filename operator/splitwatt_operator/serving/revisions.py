@@ -137,7 +137,7 @@ def revisions_of(
         newest,
         live,
         plan,
-        RenderPlan(homes, plan.replicas[newest], rendered),
+        RenderPlan(homes, plan.replicas[newest], rendered, seen),
         {
             each.key: ForFormer(to, each.revision, each.kind)
             for each in former
