@@ -10,7 +10,7 @@ import pytest
 from splitwatt_core.clusters import ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec, RouterType, SpecError
 from splitwatt_core.rendering.objects import selector_labels
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render
-from splitwatt_core.rendering.revision import revision_of
+from splitwatt_core.rendering.revision import RenderPlan, revision_of
 
 GATE = [{"name": "splitwatt.io/power"}]
 
@@ -89,6 +89,14 @@ def test_the_leader_alone_is_known_as_an_engine() -> None:
         selector.items() <= template["metadata"]["labels"].items()
         for selector, template in zip(spared, (leader, worker), strict=True)
     )
+
+
+def test_one_worker_at_a_time_may_be_drained_of_the_replicas_that_have_a_place() -> None:
+    at = RenderPlan({}, {}, standing={Role.DECODE: 2})
+    made = {m["metadata"]["name"]: m["spec"] for m in render(WIDE, RenderContext(), at) if m["kind"] == "PodDisruptionBudget"}
+    nodes = WIDE.role(Role.DECODE).nodes_per_replica
+    assert made["chat-decode"]["minAvailable"] == 1
+    assert made["chat-decode-workers"]["minAvailable"] == 2 * (nodes - 1) - 1
 
 
 def test_vllm_is_told_its_rank_and_the_leaders_address() -> None:

@@ -21,6 +21,7 @@ from splitwatt_core.clusters import (
 from splitwatt_core.rendering.drift import fingerprint
 from splitwatt_core.rendering.objects import object_name, selector_text
 from splitwatt_core.rendering.render import RenderContext, render
+from splitwatt_core.rendering.revision import RenderPlan
 from support.some import some
 
 CONTEXT = RenderContext(vllm_image="vllm:test", emulated_image="twin:test")
@@ -167,9 +168,19 @@ def test_services_are_headless_per_role_and_one_leads_to_the_router() -> None:
     assert way_in["selector"] == made["Deployment", "chat-router"]["spec"]["selector"]["matchLabels"]
     assert way_in["ports"] == [{"name": "http", "port": 8000, "protocol": "TCP", "targetPort": "http"}]
     assert "clusterIP" not in way_in
-    budget = made["PodDisruptionBudget", "chat-decode"]["spec"]
-    assert budget["maxUnavailable"] == 1
-    assert budget["selector"]["matchLabels"]["splitwatt.io/role"] == "decode"
+
+
+def test_one_replica_at_a_time_may_be_drained_of_those_that_have_a_place() -> None:
+    """Nobody drains a node if those that wait for watts count as being away."""
+    first = objects(cluster())["PodDisruptionBudget", "chat-decode"]["spec"]
+    assert first["maxUnavailable"] == 1 and "minAvailable" not in first
+    assert first["selector"]["matchLabels"]["splitwatt.io/role"] == "decode"
+    for standing, least in ((0, 0), (1, 0), (2, 1), (3, 2)):
+        at = RenderPlan({}, {}, standing={Role.DECODE: standing})
+        made = {(m["kind"], m["metadata"]["name"]): m["spec"] for m in render(cluster(), CONTEXT, at) if "spec" in m}
+        budget = made["PodDisruptionBudget", "chat-decode"]
+        assert budget["minAvailable"] == least and "maxUnavailable" not in budget
+        assert made["PodDisruptionBudget", "chat-prefill"]["maxUnavailable"] == 1, "of which nothing is known"
 
 
 def test_rendering_is_deterministic_and_its_hash_follows_its_content() -> None:

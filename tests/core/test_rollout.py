@@ -326,10 +326,22 @@ def test_with_a_role_at_zero_the_other_is_rolled_all_the_same(replicas: dict[Rol
         fleet.settle()
     fleet.newest = "b"
     empty = "prefill" if not replicas[P] else "decode"
-    assert f"Nobody is served while {empty} is scaled to zero." in fleet.step().sentence
+    plan = fleet.step()
+    assert f"Nobody is served while {empty} is scaled to zero." in plan.sentence and plan.reason == "ScaledToZero"
     fleet.finish()
     fleet.replicas = {P: 2, D: 2}
     assert fleet.finish() < 4
+
+
+@pytest.mark.parametrize("zero", [{P}, {D}, {P, D}])
+def test_who_is_rolled_without_a_router_while_a_role_is_at_zero_is_told_of_no_pair(zero: set[Role]) -> None:
+    replicas = {role: 0 if role in zero else 3 for role in PAIR}
+    old = RevisionState({role: PoolState(count, count) for role, count in replicas.items()})
+    plan = plan_rollout({"a": old}, newest="b", replicas=replicas, with_router=False)
+    roles = "prefill and decode are" if len(zero) == 2 else f"{next(iter(zero))} is"
+    assert plan.reason == "ScaledToZero" and plan.sentence.endswith(f"There is no pair to keep while {roles} scaled to zero.")
+    both = RevisionState({role: PoolState(3, 3) for role in PAIR})
+    assert plan_rollout({"a": both}, newest="b", replicas=dict.fromkeys(PAIR, 3), with_router=False).reason == "PairsKept"
 
 
 def test_a_cluster_scaled_to_nothing_amid_a_rollout_ends_it() -> None:

@@ -16,6 +16,7 @@ SOURCES = (
     *(ROOT / f"core/splitwatt_core/admission/{name}.py" for name in ("shortage", "plan", "foreign")),
     ROOT / "core/splitwatt_core/serving/kv_proof.py",
     ROOT / "core/splitwatt_core/serving/provable.py",
+    ROOT / "core/splitwatt_core/serving/rollout.py",
     *(ROOT / f"core/splitwatt_core/budget/{name}.py" for name in ("books", "modes", "observing", "releasing")),
     ROOT / "core/splitwatt_core/budget/heard.py",
     ROOT / "core/splitwatt_core/budget/roster.py",
@@ -63,7 +64,8 @@ def texts(node: ast.AST) -> Iterator[str]:
 
 
 def said(tree: ast.AST) -> set[str]:
-    """Words in CamelCase that stand where reasons are given: to a speaker, in a tuple (reason, sentence), or in KvReason."""
+    """Words in CamelCase that stand where reasons are given: to a speaker, in a tuple (reason, sentence), in KvReason, or in
+    what is called `reason`."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -79,6 +81,8 @@ def said(tree: ast.AST) -> set[str]:
             found.update(texts(node))
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "reason":
             found.update(texts(node.value))
+        elif isinstance(node, ast.FunctionDef) and node.name == "reason":
+            found.update(texts(node))
     return found
 
 

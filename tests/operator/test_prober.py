@@ -91,7 +91,8 @@ async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             while not await answers(http, f"http://127.0.0.1:{port}/readiness"):
                 assert router.running, router.log.read_text()
                 await asyncio.sleep(0.1)
-        objects.put(Kind.SERVICE, "chat", meta={"namespace": "s"}, spec={"clusterIP": "127.0.0.1"})
+        reached = {"clusterIP": "127.0.0.1", "selector": {"splitwatt.io/router": "chat"}}
+        objects.put(Kind.SERVICE, "chat", meta={"namespace": "s"}, spec=reached)
         owned = {"ownerReferences": [{"controller": True, "uid": cluster["metadata"]["uid"]}]}
         selects = {"selector": {"matchLabels": {"splitwatt.io/router": "chat"}}}
         objects.put(Kind.DEPLOYMENT, "chat-router", meta=owned, spec=selects, status={"readyReplicas": 1})

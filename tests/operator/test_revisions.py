@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from splitwatt_core.clusters import PAIR, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec
+from splitwatt_core.clusters import PAIR, ClusterSpec, EngineSpec, EngineType, Role, RoleSpec, RouterSpec, RouterType
 from splitwatt_core.names import LABEL_REVISION
+from splitwatt_core.rendering.objects import selector_labels
 from splitwatt_core.rendering.render import RenderContext, pod_templates, render
 from splitwatt_core.rendering.revision import revision_of
+from splitwatt_core.rendering.router import router_labels
 from splitwatt_operator.cluster.store import Key, Kind
 from splitwatt_operator.serving.apply import ForFormer
 from splitwatt_operator.serving.revisions import Revisions, replicas_of, revisions_of, together
@@ -174,3 +176,29 @@ def test_a_scale_counts_groups() -> None:
     wide = replace(FIRST, prefill=replace(POOL, nodes_per_replica=4))
     stand(objects, wide)
     assert replicas_of(objects.store, wide, Role.PREFILL) == POOL.replicas
+
+
+def test_the_service_of_a_cluster_that_gets_a_router_turns_when_one_is_ready() -> None:
+    objects = Objects()
+    bare = replace(FIRST, router=RouterSpec(RouterType.NONE))
+    stand(objects, bare)
+    assert way_in(objects, FIRST) == router_labels("chat"), "there is no Service yet, so there is nobody to lose"
+    owner = {"namespace": "s", "ownerReferences": [{"controller": True, "uid": "u"}]}
+    objects.put(Kind.SERVICE, "chat", meta=owner, spec={"selector": selector_labels("chat", Role.DECODE)})
+    assert way_in(objects, bare) == selector_labels("chat", Role.DECODE)
+    assert way_in(objects, FIRST) == selector_labels("chat", Role.DECODE), "no router yet"
+    stand(objects, FIRST, ready=False)
+    assert way_in(objects, FIRST) == selector_labels("chat", Role.DECODE), "none that is ready"
+    stand(objects, FIRST)
+    assert way_in(objects, FIRST) == router_labels("chat")
+    objects.put(Kind.SERVICE, "chat", meta=owner, spec={"selector": router_labels("chat")})
+    stand(objects, FIRST, ready=False)
+    assert way_in(objects, FIRST) == router_labels("chat"), "it leads back no more"
+    objects.put(Kind.SERVICE, "chat", meta=owner, spec={"selector": {"app": "theirs"}})
+    assert way_in(objects, FIRST) == router_labels("chat"), "an edit is put right"
+
+
+def way_in(objects: Objects, spec: ClusterSpec) -> dict[str, str]:
+    made = render(spec, RenderContext(), look(objects, spec).rendered)
+    [selector] = [m["spec"]["selector"] for m in made if (m["kind"], m["metadata"]["name"]) == ("Service", "chat")]
+    return dict(selector)

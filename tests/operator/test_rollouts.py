@@ -142,11 +142,9 @@ def test_replicas_without_watts_do_not_stop_a_rollout(site: Site) -> None:
     site.add_nodes(6)
     site.limit(idle_w(6) + 2 * PAIR_W)
     site.cluster("chat")
-    # Two of each stand before anybody asks for a third: pods that are born in one moment are served as they are seen.
-    for count in (2, 3):
-        wanted = {role: {"replicas": count} for role in ROLES}
-        site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps({"spec": wanted}))
-        eventually("two of each", lambda: all(site.running("chat", role) == 2 for role in ROLES))
+    three = {role: {"replicas": 3} for role in ROLES}
+    site.kubectl("patch", "ic", "chat", "--type=merge", "-p", json.dumps({"spec": three}))
+    eventually("two of each", lambda: all(site.running("chat", role) == 2 for role in ROLES))
     site.await_condition("chat", "PowerAdmitted", "False", "InsufficientPower")
     eventually("a router", lambda: site.condition("chat", "RouterReady").get("status") == "True")
     with Watcher(site, most=3) as watcher:

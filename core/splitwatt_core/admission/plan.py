@@ -17,7 +17,8 @@ its group (`admission.replicas`): they leave their gates together, or none does.
 
 **No overtaking.** A gang that has to wait, but would fit if others left, keeps back the nodes it could use and the budgets that
 are short for it: nobody behind it in the order gets these, or small gangs would starve it for ever. A gang that could not
-fit even into empty leaves keeps nothing back.
+fit even into empty leaves keeps nothing back. For a moment a replica that is still to be created keeps its place as well
+(`admission.unborn`): a cluster that grows stays in its ratio, whichever of its pods are seen first.
 
 Invariant: no plan makes any binding budget's floor room, less all reservations below it, negative or more negative.
 """
@@ -25,11 +26,12 @@ Invariant: no plan makes any binding budget's floor room, less all reservations 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
-from splitwatt_core.admission.replicas import replicas_of
-from splitwatt_core.admission.room import House, KeptBack, Room
+from splitwatt_core.admission.replicas import Replica, replicas_of
+from splitwatt_core.admission.room import Choice, House, KeptBack, Room
 from splitwatt_core.admission.shortage import refusal
 from splitwatt_core.admission.snapshot import (
     Admission,
@@ -41,6 +43,7 @@ from splitwatt_core.admission.snapshot import (
     HeldPod,
     PodNeed,
 )
+from splitwatt_core.admission.unborn import Births
 from splitwatt_core.clusters import PAIR, ClusterName, Role
 from splitwatt_core.conditions import some
 
@@ -50,11 +53,13 @@ PAIR_LAG: Final = 0.0
 
 @dataclass(frozen=True, slots=True)
 class _Gang:
-    """Pods that are admitted together. `lag`: the share of its role's replicas that are admitted already."""
+    """Pods that are admitted together. `lag`: the share of its role's replicas that are admitted already. `unborn`: they are
+    still to be created, and look like those that are there."""
 
     want: ClusterWant
     lag: float
     pods: tuple[PodNeed, ...]
+    unborn: bool = False
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -62,38 +67,51 @@ class _Gang:
         return (-self.want.priority, self.lag, first.created_s, self.want.cluster, first.role, first.pod)
 
 
+@dataclass(frozen=True, slots=True)
+class _ToCome:
+    """Of one cluster: the role whose replicas are still to be created, and what is taken for them."""
+
+    role: Role
+    choices: list[Choice] = field(default_factory=list)
+
+
 # ----------------------------------------------------------------------------------------------------------------- plan
 
 
-def plan_admission(snapshot: AdmissionSnapshot) -> AdmissionPlan:
-    """Decide once. Pure: equal snapshots give equal plans. Cost: clusters x nodes of the leaves they may use, once for
-    each kind of pod that waits; leaves squared only for a pair that fits one by one but not together."""
+def plan_admission(snapshot: AdmissionSnapshot, *, now_s: float = inf) -> AdmissionPlan:
+    """Decide once. Pure: equal snapshots and times give equal plans. `now_s`: Unix seconds, as of `PodNeed.created_s`; whoever
+    waits is to be looked at again within a second or so. Without it nobody is kept a place who is not there. Cost: clusters x
+    nodes of the leaves they may use, once for each kind of pod that waits; leaves squared only for a pair that fits one by
+    one but not together."""
     house = House(snapshot)
     room, empty = Room.now(house, snapshot.held), Room.empty(house, snapshot.held)
     kept = KeptBack()
     standing = _standing(snapshot)
     admissions: list[Admission] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
-    gangs, unborn = _gangs(snapshot, standing)
+    gangs, unborn = _gangs(snapshot, standing, now_s)
     hopeless: set[tuple[ClusterName, object]] = set()
+    to_come: dict[ClusterName, _ToCome] = {}
     for gang in gangs:
         cluster = gang.want.cluster
         paired = gang.pods[0].role in PAIR
         if paired and gang.lag > PAIR_LAG and not _pair_of(gang.want) <= standing.get(cluster, set()):
             continue  # its first pair waits; that verdict stands
-        alike = (cluster, house.offer_to(gang.pods[0]).key)
+        alike = (cluster, (gang.unborn, house.offer_to(gang.pods[0]).key))
         if alike in hopeless:
             continue  # room only shrinks: what did not fit for its sibling does not fit now
         placed = room.place(gang.pods, kept)
+        if gang.unborn:
+            to_come.setdefault(cluster, _ToCome(gang.pods[0].role)).choices.extend(placed or ())
         if placed is None:
-            if cluster not in verdicts:
-                verdicts[cluster] = refusal(snapshot, room, kept, gang.pods)
+            if cluster not in verdicts and not gang.unborn:
+                verdicts[cluster] = _refusal(snapshot, room, kept, gang.pods, to_come.get(cluster))
             if empty.could_place(gang.pods):
                 _keep_back(gang, room, kept)
             if len(gang.pods) == 1:
                 hopeless.add(alike)
             continue
-        for choice in placed:
+        for choice in () if gang.unborn else placed:
             standing.setdefault(cluster, set()).add(choice.need.role)
             selector = house.budgets[choice.leaf].selector
             assert selector is not None, f"leaf {choice.leaf} has nodes but no selector"
@@ -124,7 +142,7 @@ def _standing(snapshot: AdmissionSnapshot) -> dict[ClusterName, set[Role]]:
 
 
 def _gangs(
-    snapshot: AdmissionSnapshot, standing: Mapping[ClusterName, set[Role]]
+    snapshot: AdmissionSnapshot, standing: Mapping[ClusterName, set[Role]], now_s: float
 ) -> tuple[list[_Gang], dict[ClusterName, AdmissionVerdict]]:
     """What is to be admitted, in order, and the clusters that wait for their own pods to be created."""
     waiting: dict[tuple[ClusterName | None, Role], list[PodNeed]] = {}
@@ -135,6 +153,7 @@ def _gangs(
         held.setdefault((pod.need.cluster, pod.need.role), []).append(pod)
     gangs: list[_Gang] = []
     verdicts: dict[ClusterName, AdmissionVerdict] = {}
+    births = Births(snapshot)
     for want in snapshot.clusters:
         found = {
             role: replicas_of(
@@ -154,12 +173,27 @@ def _gangs(
             queues = {role: queue for role, queue in queues.items() if role not in PAIR}
         elif missing:
             gangs.append(_Gang(want, PAIR_LAG, tuple(need for role in missing for need in queues[role].pop(0))))
+        lags: dict[Role, list[tuple[float, Replica]]] = {}
         for role, queue in queues.items():
             admitted = found[role].past + (1 if role in missing else 0)
             replicas = want.replicas.get(role, 0)
-            for ordinal, replica in enumerate(queue[: max(0, replicas - admitted)], start=admitted):
-                gangs.append(_Gang(want, ordinal / replicas, replica))
+            numbered = enumerate(queue[: max(0, replicas - admitted)], start=admitted)
+            lags[role] = [(ordinal / replicas, replica) for ordinal, replica in numbered]
+            gangs += [_Gang(want, lag, replica) for lag, replica in lags[role]]
+        known = {role: found[role].past + len(found[role].whole) for role in Role}
+        gangs += [_Gang(want, lag, pods, unborn=True) for lag, pods in births.ahead_of(want, known, lags, now_s)]
     return sorted(gangs, key=lambda gang: gang.order), verdicts
+
+
+def _refusal(snapshot: AdmissionSnapshot, room: Room, kept: KeptBack, pods: Replica, to_come: _ToCome | None) -> AdmissionVerdict:
+    """`to_come`: of its own cluster, None without any."""
+    if to_come is None:
+        return refusal(snapshot, room, kept, pods)
+    room.give_back(to_come.choices)
+    verdict = _overtakes(pods[0].role, to_come.role) if room.could_place(pods) else refusal(snapshot, room, kept, pods)
+    for choice in to_come.choices:
+        room.take(choice)
+    return verdict
 
 
 def _keep_back(gang: _Gang, room: Room, kept: KeptBack) -> None:
@@ -190,6 +224,11 @@ def _all_admitted(want: ClusterWant) -> AdmissionVerdict:
 def _unborn(roles: Sequence[Role]) -> AdmissionVerdict:
     names = " and ".join(role.value for role in roles)
     return AdmissionVerdict(False, "WaitingForPods", f"Waits for the first {names} pod to be created.")
+
+
+def _overtakes(role: Role, other: Role) -> AdmissionVerdict:
+    told = f"Waits a moment for the next {other.value} pod to be created, whose watts or GPUs {role.value} would take."
+    return AdmissionVerdict(False, "WaitingForPods", told)
 
 
 def _behind_others(pods: Sequence[BlockedPod]) -> AdmissionVerdict:

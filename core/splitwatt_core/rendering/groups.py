@@ -60,9 +60,10 @@ def group_set(cluster: ClusterSpec, role: Role, leaders: Manifest, workers: Mani
     return made(cluster, GROUP_API, GROUP_KIND, role, {"spec": spec}, name=name)
 
 
-def workers_budget(cluster: ClusterSpec, role: Role) -> Manifest:
-    """Of the pods that the role's own budget does not select."""
-    budget = disruption_budget(cluster, role, worker_labels(cluster.name, role))
+def workers_budget(cluster: ClusterSpec, role: Role, *, standing: int | None = None) -> Manifest:
+    """Of the pods that the role's own budget does not select. `standing`: replicas."""
+    workers = None if standing is None else standing * (cluster.role(role).nodes_per_replica - 1)
+    budget = disruption_budget(cluster, role, worker_labels(cluster.name, role), standing=workers)
     budget["metadata"]["name"] = object_name(cluster.name, f"{role.value}-workers")
     return budget
 

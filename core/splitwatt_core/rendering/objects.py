@@ -96,11 +96,15 @@ def service_port(name: str, port: int) -> dict[str, Any]:
     return {"name": name, "port": port, "protocol": "TCP", "targetPort": name}
 
 
-def disruption_budget(cluster: ClusterSpec, part: Role | str, selector: Mapping[str, str]) -> Manifest:
+def disruption_budget(
+    cluster: ClusterSpec, part: Role | str, selector: Mapping[str, str], *, standing: int | None = None
+) -> Manifest:
+    """One pod may be away at a time: of all that are asked for, or of the `standing` ones. Kubernetes counts `maxUnavailable`
+    from what a controller is asked for, so that pods which wait for watts are away: no node is drained while one waits."""
     spec = {
-        "maxUnavailable": 1,
+        **({"maxUnavailable": 1} if standing is None else {"minAvailable": max(0, standing - 1)}),
         "selector": {"matchLabels": dict(selector)},
-        # A pod that waits behind the gate is never ready; it must not keep a node from being drained.
+        # One that loads its weights, or hangs, serves nobody: it may go whoever else is away.
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
     return made(cluster, "policy/v1", "PodDisruptionBudget", part, {"spec": spec})

@@ -82,7 +82,10 @@ def render(cluster: ClusterSpec, context: RenderContext, plan: RenderPlan | None
         engine_check.check(cluster, role, plain, templates[role])
     revision = revision_of(templates)
     at = _first_plan(cluster, revision) if plan is None else plan
-    objects = [_cluster_service(cluster), *router_objects(cluster, at.routers, image=context.router(cluster.router.type))]
+    objects = [
+        _cluster_service(cluster, at.way_in),
+        *router_objects(cluster, at.routers, image=context.router(cluster.router.type)),
+    ]
     objects += llmd_objects(cluster, picker_image=context.llmd_picker_image, envoy_image=context.envoy_image)
     for role in cluster.roles:
         selector = selector_labels(cluster.name, role)
@@ -92,8 +95,9 @@ def render(cluster: ClusterSpec, context: RenderContext, plan: RenderPlan | None
         elif role in at.homes:
             objects.append(_deployment(cluster, role, templates[role], at, revision))
         if spans_nodes(cluster, role):
-            objects.append(workers_budget(cluster, role))
-        objects += [_role_service(cluster, role), disruption_budget(cluster, role, selector)]
+            objects.append(workers_budget(cluster, role, standing=at.standing.get(role)))
+        budget = disruption_budget(cluster, role, selector, standing=at.standing.get(role))
+        objects += [_role_service(cluster, role), budget]
     return tuple(stamped(manifest) for manifest in objects)
 
 
@@ -151,9 +155,10 @@ def _deployment(cluster: ClusterSpec, role: Role, template: Manifest, at: Render
     return labelled_with(made(cluster, "apps/v1", "Deployment", role, {"spec": spec}, name=home.name), revision)
 
 
-def _cluster_service(cluster: ClusterSpec) -> Manifest:
-    routed = cluster.router.type is not RouterType.NONE
-    way_in = Role.DECODE if cluster.split else Role.MIXED
+def _cluster_service(cluster: ClusterSpec, until_routed: Role | None) -> Manifest:
+    """A cluster that gets a router is served without it until one is ready."""
+    routed = cluster.router.type is not RouterType.NONE and until_routed is None
+    way_in = until_routed or (Role.DECODE if cluster.split else Role.MIXED)
     spec = {
         "type": "ClusterIP",
         "selector": router_labels(cluster.name) if routed else selector_labels(cluster.name, way_in),

@@ -89,11 +89,14 @@ class RouterHome:
 @dataclass(frozen=True, slots=True)
 class RenderPlan:
     """What is to be rendered while the cluster rolls out: the newest revision's engines with so many `replicas`, and `routers`.
-    A role without a home waits until a name is free."""
+    A role without a home waits until a name is free. `standing`: replicas that watts were there for, of all revisions; a role of
+    which that is not known is left out. `way_in`: the role that clients reach until a router is ready, None: the router."""
 
     homes: Mapping[Role, Home]
     replicas: Mapping[Role, int]
     routers: tuple[RouterHome, ...] = field(default=())
+    standing: Mapping[Role, int] = field(default_factory=dict)
+    way_in: Role | None = None
 
 
 def engine_labels(base: Mapping[str, str], home: Home, revision: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final
 
-from splitwatt_core.clusters import Role
+from splitwatt_core.clusters import PAIR, Role
 
 ROUTED_FROM: Final = Fraction(1, 3)
 """Of its replicas the newest revision has when its router comes: half of all requests go there from then on."""
@@ -64,13 +64,20 @@ class RevisionState:
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
     """What to do next. `replicas` of every revision that is there, and of the newest; `routers`: the revisions that have one.
-    `kept`: who serves. `interrupted`: a role of one replica has to move, so requests fail meanwhile."""
+    `kept`: who serves. `interrupted`: a role of one replica has to move, so requests fail meanwhile. `unpaired`: a role is scaled
+    to zero, so that there is no pair to keep."""
 
     replicas: Mapping[str, Mapping[Role, int]]
     routers: frozenset[str]
     kept: str
     interrupted: bool = False
     sentence: str = ""
+    unpaired: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Of condition RollingOut, one word."""
+        return "ServingInterrupted" if self.interrupted else "ScaledToZero" if self.unpaired else "PairsKept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +157,9 @@ def plan_rollout(
     scene = _Scene({newest: RevisionState({}), **revisions}, newest, asked, with_router, ready_at_most or {})
     if not scene.olds:
         return RolloutPlan({newest: dict(replicas)}, frozenset({newest} if with_router else ()), newest)
-    if empty := [role.value for role in Role if with_router and replicas.get(role) == 0]:
-        return _all_at_once(scene, replicas, f"Nobody is served while {' and '.join(empty)} is scaled to zero.")
+    empty = [role for role in Role if replicas.get(role) == 0]
+    if with_router and empty:
+        return _all_at_once(scene, replicas, f"Nobody is served while {_at_zero(empty)}.")
     single = [role for role in scene.roles if scene.replicas[role] == 1 and scene.lacks(role)]
     kept = _kept(scene)
     breaks = bool(single) and kept != newest and _rest_is_there(scene, single)
@@ -163,7 +171,11 @@ def plan_rollout(
     for role in there:
         _move(scene, role, kept, following, breaks=breaks and role in single, calm=calm)
     left = [role for role in _left(scene) if role not in replicas]
-    return RolloutPlan(following, routers, kept, bool(single or left), _sentence(scene, kept, single, left))
+    interrupted, unpaired = bool(single or left), any(role in PAIR for role in empty)
+    told = _sentence(scene, kept, single, left)
+    if unpaired and not interrupted:
+        told = f"{_moved(scene)} There is no pair to keep while {_at_zero(empty)}."
+    return RolloutPlan(following, routers, kept, interrupted, told, unpaired)
 
 
 def _all_at_once(scene: _Scene, replicas: Mapping[Role, int], why: str) -> RolloutPlan:
@@ -174,7 +186,7 @@ def _all_at_once(scene: _Scene, replicas: Mapping[Role, int], why: str) -> Rollo
     following[newest] = dict.fromkeys(scene.revisions[newest].pools, 0) | {
         role: max(0, count - held[role]) for role, count in replicas.items()
     }
-    return RolloutPlan(following, frozenset({newest}), newest, sentence=f"{_moved(scene)} {why}")
+    return RolloutPlan(following, frozenset({newest}), newest, sentence=f"{_moved(scene)} {why}", unpaired=True)
 
 
 def _kept(scene: _Scene) -> str:
@@ -302,6 +314,10 @@ def _sentence(scene: _Scene, kept: str, single: list[Role], left: list[Role]) ->
     ending = [revision for revision in scene.olds if scene.revisions[revision].routed and kept == scene.newest]
     waits = f" The router of {' and '.join(ending)} has pods that have not ended." if ending else ""
     return f"{words} {kept} serves.{waits}"
+
+
+def _at_zero(roles: list[Role]) -> str:
+    return f"{' and '.join(role.value for role in roles)} {'is' if len(roles) == 1 else 'are'} scaled to zero"
 
 
 def _moved(scene: _Scene) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -95,7 +96,7 @@ class Admitter:
         self._assumed.settle(self._view.pods.facts.values())
         site = site_of(self._view, self._keeper, self._assumed.leaves())
         # In a thread: with thousands of nodes it takes long enough to make the budget loop late.
-        snapshot, plan, now = await asyncio.to_thread(_decide, site)
+        snapshot, plan, now = await asyncio.to_thread(_decide, site, time.time())
         self._assumed.take(plan.admissions)
         self._show(plan.admissions, now)
         slots = asyncio.Semaphore(MAX_CONCURRENT_PATCHES)
@@ -170,9 +171,9 @@ class Admitter:
         self._recorder.note(subject_of(obj), reason="PowerReserved", message=f"Floors reserved: {', '.join(parts)}.")
 
 
-def _decide(site: Site) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, ClusterStanding]]:
+def _decide(site: Site, now_s: float) -> tuple[AdmissionSnapshot, AdmissionPlan, dict[ClusterName, ClusterStanding]]:
     snapshot = snapshot_of(site)
-    plan = plan_admission(snapshot)
+    plan = plan_admission(snapshot, now_s=now_s)
     return snapshot, plan, standings(snapshot, plan)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from splitwatt_core.clusters import ClusterName, ClusterSpec, Role, cluster_label
 from splitwatt_core.conditions import Condition, condition_from_wire
-from splitwatt_core.names import LABEL_CLUSTER, LABEL_ROLE
+from splitwatt_core.names import LABEL_CLUSTER, LABEL_ROLE, LABEL_ROUTER
 from splitwatt_core.rendering.objects import object_name, selector_labels
 from splitwatt_core.serving.kv_proof import Circumstances, KvCounters, KvReason, KvVerdict, Looks, judge
 from splitwatt_core.serving.provable import why_not
@@ -241,9 +241,10 @@ class Prober:
 
     def _way_in(self, spec: ClusterSpec) -> str | None:
         """The address of the Service that clients use; None while no router is ready behind it."""
-        service = self._store.get(Kind.SERVICE, object_name(spec.name), spec.namespace)
-        host = ((service or {}).get("spec") or {}).get("clusterIP")
-        if not host or not routers_ready(self._store, spec):
+        service = self._store.get(Kind.SERVICE, object_name(spec.name), spec.namespace) or {}
+        found = service.get("spec") or {}
+        host, behind = found.get("clusterIP"), found.get("selector") or {}
+        if not host or LABEL_ROUTER not in behind or not routers_ready(self._store, spec):
             return None
         return _url(host, spec.engine.port)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
-from splitwatt_core.clusters import LABEL_ROUTERS, PAIR, ClusterName, ClusterSpec, Role, cluster_label
+from splitwatt_core.clusters import LABEL_ROUTERS, PAIR, ClusterName, ClusterSpec, Role, RouterType, cluster_label
 from splitwatt_core.names import GATE_POWER, LABEL_CLUSTER, LABEL_REVISION, LABEL_ROLE, LABEL_ROUTER
 from splitwatt_core.rendering.groups import spans_nodes
-from splitwatt_core.rendering.objects import ROUTER_PART
+from splitwatt_core.rendering.objects import ROUTER_PART, object_name, selector_labels
 from splitwatt_core.rendering.revision import Home, RenderPlan, RouterHome, kv_content, names_for, revision_of
 from splitwatt_core.serving.rollout import PoolState, RevisionState, RolloutPlan, plan_rollout
 
@@ -137,7 +137,7 @@ def revisions_of(
         newest,
         live,
         plan,
-        RenderPlan(homes, plan.replicas[newest], rendered),
+        RenderPlan(homes, plan.replicas[newest], rendered, seen, _way_in(store, spec, routers)),
         {
             each.key: ForFormer(to, each.revision, each.kind)
             for each in former
@@ -169,6 +169,17 @@ def _routers(
             taken.add(home.name)
             rendered.append(RouterHome(revision, home.name, theirs))
     return tuple(rendered), stay
+
+
+def _way_in(store: Store, spec: ClusterSpec, routers: Sequence[LiveWorkload]) -> Role | None:
+    """Of a cluster without a router that gets one: the role that its Service leads to, until one is ready."""
+    if any(_ready(each) and not each.going for each in routers):
+        return None
+    service = store.get(Kind.SERVICE, object_name(spec.name), spec.namespace)
+    if service is None or spec.router.type is RouterType.NONE or controller_uid(service) != spec.uid:
+        return None
+    leads_to = service["spec"].get("selector")
+    return next((role for role in Role if selector_labels(spec.name, role) == leads_to), None)
 
 
 def _live(store: Store, spec: ClusterSpec, templates: Mapping[Role, Mapping[str, Any]], newest: str) -> list[LiveWorkload]:

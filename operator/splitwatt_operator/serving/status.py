@@ -61,8 +61,7 @@ def status_of(
     ready = _ready(invalid, problems, power=power, roles=roles, router=routing, proof=proof if why_not(spec) is None else None)
     conditions = [ready, *roles.values(), routing, proof, power, _slo_condition(spec, latency)]
     if rollout is not None and rollout.sentence:
-        reason = "ServingInterrupted" if rollout.interrupted else "PairsKept"
-        conditions.append(Condition("RollingOut", True, reason, rollout.sentence))
+        conditions.append(Condition("RollingOut", True, rollout.reason, rollout.sentence))
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
     if unjudged:
