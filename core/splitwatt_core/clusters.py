@@ -120,13 +120,26 @@ PAIR: Final = (Role.PREFILL, Role.DECODE)
 """Neither serves without the other; a mixed replica needs neither."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryExpansionSpec:
+    """`gpu`: a product's name, `gpu_bytes`: its memory where it comes with several sizes. `lossy_kv`: the owner's
+    consent. `host_weights_bytes`: of a GPU, `kv_tier_bytes`: of a replica."""
+
+    gpu: str
+    context_tokens: int
+    gpu_bytes: int | None = None
+    lossy_kv: bool = False
+    host_weights_bytes: int = 0
+    kv_tier_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
     """One pool. `template` is the user's pod template overlay ({"metadata": ..., "spec": ...}), see `rendering.overlay`.
 
     `power_ceiling_w`: the most watts one GPU of this role may ever be granted; None leaves it to the policy. `drain_s`: the most
     that a pod which is told to go waits for its requests to end; None: the release's. `nodes_per_replica`: a replica has a pod on
-    each, with `gpus_per_replica` GPUs.
+    each, with `gpus_per_replica` GPUs. `memory_expansion`: of decode alone.
     """
 
     replicas: int
@@ -136,6 +149,7 @@ class RoleSpec:
     template: Mapping[str, Any] = field(default_factory=dict)
     drain_s: int | None = None
     nodes_per_replica: int = 1
+    memory_expansion: MemoryExpansionSpec | None = None
 
     @property
     def gpus(self) -> int:

@@ -11,6 +11,7 @@ from splitwatt_core.clusters import (
     ClusterSpec,
     EngineSpec,
     KvTransferSpec,
+    MemoryExpansionSpec,
     ModelSource,
     ProbeSpec,
     RoleSpec,
@@ -18,7 +19,8 @@ from splitwatt_core.clusters import (
     SloSpec,
 )
 
-from splitwatt_api.inference_cluster import InferenceCluster, OnFailure, PriorityWord, RolePool
+from splitwatt_api.inference_cluster import DecodePool, InferenceCluster, OnFailure, PriorityWord, RolePool
+from splitwatt_api.memory_fields import LossyKvCache
 from splitwatt_api.serving_fields import Router, WeightsSource
 
 PRIORITY: Final = {PriorityWord.HIGH: PRIORITY_HIGH, PriorityWord.LOW: PRIORITY_LOW}
@@ -96,6 +98,20 @@ def _router(router: Router) -> RouterSpec:
     )
 
 
+def _memory(pool: RolePool) -> MemoryExpansionSpec | None:
+    asked = pool.memory_expansion if isinstance(pool, DecodePool) else None
+    if asked is None:
+        return None
+    return MemoryExpansionSpec(
+        gpu=asked.gpu,
+        gpu_bytes=None if asked.gpu_memory_gibibytes is None else asked.gpu_memory_gibibytes * 2**30,
+        context_tokens=asked.context_tokens,
+        lossy_kv=asked.lossy_kv_cache is LossyKvCache.ALLOWED,
+        host_weights_bytes=asked.host_weights_gibibytes * 2**30,
+        kv_tier_bytes=asked.kv_tier_gibibytes * 2**30,
+    )
+
+
 def _role(pool: RolePool) -> RoleSpec:
     return RoleSpec(
         replicas=pool.replicas,
@@ -104,5 +120,6 @@ def _role(pool: RolePool) -> RoleSpec:
         node_selector=dict(pool.node_selector),
         power_ceiling_w=pool.power_ceiling_watts,
         drain_s=pool.drain_seconds,
+        memory_expansion=_memory(pool),
         template={} if pool.template is None else pool.template.to_wire(),
     )

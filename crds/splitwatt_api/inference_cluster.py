@@ -41,6 +41,7 @@ from splitwatt_api.base import (
     kubernetes,
     one_of,
 )
+from splitwatt_api.memory_fields import ENGINE_RULE, MemoryExpansion
 from splitwatt_api.serving_fields import (
     MAX_WAIT_S,
     SOURCE_RULE,
@@ -189,6 +190,9 @@ class DecodePool(RolePool):
         "and a manifest without it changes nothing.",
         json_schema_extra={"format": "int32"},
     )
+    memory_expansion: MemoryExpansion | None = Field(
+        default=None, description="What more memory this pool may use; absent: what its GPUs have."
+    )
 
 
 class OnFailure(StrEnum):
@@ -255,6 +259,7 @@ class InferenceClusterSpec(Wire):
                 "engine.type SGLang needs router.type SGLang or None, and no other engine stands behind router.type SGLang",
                 field_path=".router.type",
             ),
+            ENGINE_RULE,
         )
     )
 
@@ -321,7 +326,8 @@ class InferenceClusterStatus(Wire):
         default_factory=list,
         description="Ready, PrefillReady, DecodeReady, MixedReady, RouterReady, KVTransferVerified, PowerAdmitted, SLOAttained; "
         "RollingOut while two revisions are there, ScaledElsewhere while an autoscaler aims at a rendered Deployment, "
-        "EngineChecked while something of the engine's command line cannot be judged.",
+        "MemoryExpanded where decode.memoryExpansion is there, EngineChecked while something of the engine's command line cannot "
+        "be judged.",
     )
 
 

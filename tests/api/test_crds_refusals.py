@@ -194,6 +194,17 @@ CASES = [
     ("cluster", {"prefill": GONE, "decode": GONE, "mixed": {}}, "spec.mixed.replicas: Required value"),
     ("cluster", {"engine.type": "TGI"}, "engine.type must be VLLM, SGLang or Emulated, not 'TGI'"),
     ("cluster", {"engine.type": "SGLang"}, "engine.type SGLang needs router.type SGLang or None"),
+    (
+        "cluster",
+        {"engine.type": "Emulated", "decode.memoryExpansion": {"gpu": "H100-SXM", "contextTokens": 2048}},
+        "decode.memoryExpansion is rendered for engine.type VLLM alone: leave it out",
+    ),
+    (
+        "cluster",
+        {"decode.memoryExpansion": {"gpu": "H100-SXM", "contextTokens": 2048, "lossyKvCache": "Yes"}},
+        "decode.memoryExpansion.lossyKvCache must be Never or Allowed, not 'Yes'",
+    ),
+    ("cluster", {"decode.memoryExpansion": {"gpu": "H100-SXM"}}, "spec.decode.memoryExpansion.contextTokens: Required value"),
     ("cluster", {"router.type": "SGLang"}, "no other engine stands behind router.type SGLang"),
     ("cluster", {"priority": "Urgent"}, "priority must be High, Low, or a whole number from -1000 to 1000"),
     ("cluster", {"priority": 5000}, "priority must be High, Low, or a whole number from -1000 to 1000"),

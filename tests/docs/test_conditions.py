@@ -21,6 +21,7 @@ SOURCES = (
     ROOT / "core/splitwatt_core/budget/heard.py",
     ROOT / "core/splitwatt_core/budget/roster.py",
     ROOT / "operator/splitwatt_operator/serving/status.py",
+    ROOT / "operator/splitwatt_operator/serving/memory.py",
     ROOT / "operator/splitwatt_operator/serving/admission.py",
     ROOT / "operator/splitwatt_operator/serving/loop.py",
     ROOT / "operator/splitwatt_operator/serving/prober.py",
@@ -33,6 +34,7 @@ SPEAKERS = {"Condition", "AdmissionVerdict", "Note", "no", "_complain", "_say_of
 """Who is given a reason as an argument. Their first may be a type of condition or an object's kind."""
 TYPES = {
     "Ready",
+    "MemoryExpanded",
     "WithinBudget",
     "CapsEnforced",
     "TelemetryFresh",

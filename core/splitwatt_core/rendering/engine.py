@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from splitwatt_core.clusters import ClusterSpec, EngineType, Role, SpecError
+from splitwatt_core.memory.pool import choice_of, refuse_tier_flag, with_tier
 from splitwatt_core.names import GATE_POWER, GPU_RESOURCE, LABEL_LLMD_ROLE, LABEL_MANAGED_BY, MANAGED_BY
 from splitwatt_core.rendering import sglang
 from splitwatt_core.rendering.objects import Manifest, selector_labels
@@ -207,6 +208,9 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
         return sglang.engine_args(cluster, role, model)
     given = [arg.split("=", 1)[0] for arg in cluster.engine.args]
     refuse_own(cluster.engine.args)
+    if cluster.engine.type is EngineType.VLLM:
+        refuse_tier_flag(cluster)
+    memory = choice_of(cluster)
     named = any(flag.replace("_", "-") == "--served-model-name" for flag in given)
     return [
         model,
@@ -216,6 +220,7 @@ def engine_args(cluster: ClusterSpec, role: Role) -> list[str]:
         "--tensor-parallel-size",
         str(cluster.role(role).gpus),
         *(("--kv-transfer-config", _transfer(cluster, role)) if cluster.split else ()),
+        *(() if memory is None else memory.args(role)),
         *cluster.engine.args,
     ]
 
@@ -226,7 +231,7 @@ def _transfer(cluster: ClusterSpec, role: Role) -> str:
         transfer["kv_load_failure_policy"] = "recompute" if cluster.kv_transfer.recompute else "fail"
     if cluster.kv_transfer.extra_config:
         transfer["kv_connector_extra_config"] = dict(cluster.kv_transfer.extra_config)
-    return json.dumps(transfer, sort_keys=True, separators=(",", ":"))
+    return json.dumps(with_tier(transfer, choice_of(cluster), role), sort_keys=True, separators=(",", ":"))
 
 
 def _probe(period_s: int, within_s: int) -> dict[str, Any]:

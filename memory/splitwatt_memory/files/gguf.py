@@ -41,11 +41,21 @@ def tensors_of(path: Path) -> list[Tensor]:
             raise TensorFileError(f"{path}: the GGUF header is cut off or damaged: {error}") from error
 
 
+def strings_of(path: Path, key: str) -> list[str]:
+    """A list of texts in the metadata, such as a vocabulary. Raises TensorFileError where there is none of that name, OSError."""
+    with path.open("rb") as file:
+        try:
+            return _Walk(file, path).strings(key)
+        except (struct.error, UnicodeDecodeError, OverflowError) as error:
+            raise TensorFileError(f"{path}: the GGUF header is cut off or damaged: {error}") from error
+
+
 class _Walk:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path, self._size = file, path, path.stat().st_size
 
-    def tensors(self) -> list[Tensor]:
+    def _counts(self) -> tuple[int, int]:
+        """How many tensors there are, and how many pairs of metadata before them."""
         if self._file.read(4) != MAGIC:
             raise TensorFileError(f"{self._path}: no GGUF file, for it does not begin with {MAGIC.decode()}")
         version = self._number("I")
@@ -54,6 +64,21 @@ class _Walk:
         count, pairs = self._number("Q"), self._number("Q")
         if count > MAX_TENSORS:
             raise TensorFileError(f"{self._path}: {count} tensors are more than {MAX_TENSORS}: the header is damaged")
+        return count, pairs
+
+    def strings(self, wanted: str) -> list[str]:
+        _, pairs = self._counts()
+        for _ in range(pairs):
+            key, kind = self._text(), self._number("I")
+            if key == wanted and kind == ARRAY and self._number("I") == STRING:
+                return [self._text() for _ in range(self._number("Q"))]
+            if key == wanted:
+                break
+            self._pass(kind)
+        raise TensorFileError(f"{self._path}: there is no list of texts named {wanted} in its metadata")
+
+    def tensors(self) -> list[Tensor]:
+        count, pairs = self._counts()
         alignment = DEFAULT_ALIGNMENT
         for _ in range(pairs):
             key, kind = self._text(), self._number("I")

@@ -21,6 +21,7 @@ from splitwatt_core.serving.provable import why_not
 from splitwatt_core.serving.rollout import RolloutPlan
 
 from splitwatt_operator.cluster.store import JsonObject
+from splitwatt_operator.serving.memory import memory_condition
 from splitwatt_operator.serving.slo import Latency
 
 NUMBERS_EVERY_S: Final = 15.0
@@ -64,6 +65,8 @@ def status_of(
         conditions.append(Condition("RollingOut", True, rollout.reason, rollout.sentence))
     if scaled:
         conditions.append(Condition("ScaledElsewhere", True, "Autoscaler", " ".join(scaled)))
+    if (memory := memory_condition(spec)) is not None:
+        conditions.append(memory)
     if unjudged:
         conditions.append(Condition("EngineChecked", None, "NotKnown", " ".join(unjudged)))
     status: dict[str, Any] = {
