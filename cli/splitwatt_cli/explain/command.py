@@ -13,7 +13,7 @@ from rich.text import Text
 
 from splitwatt_cli import access
 from splitwatt_cli.access import UnaskedError
-from splitwatt_cli.conditions import conditions_of, name_of, severity_of
+from splitwatt_cli.conditions import judged, name_of
 from splitwatt_cli.explain.explained import Explanation, explain_budget, explain_cluster, explain_node
 from splitwatt_cli.finding import Gravity
 from splitwatt_cli.show import table
@@ -71,7 +71,7 @@ def explain(
         plural = {"ic": "inferenceclusters", "budget": "powerbudgets", "node": "nodepowers"}[kind]
         why = seen.unread.get(plural) or f"there are {', '.join(sorted(map(name_of, every))) or 'none'}"
         raise UnaskedError(f"there is no {kind} {name}: {why}")
-    broken = any(severity_of(c) is Gravity.BROKEN for o in objects for c in conditions_of(o))
+    broken = any(severity is Gravity.BROKEN for obj in objects for severity, _ in judged(obj))
     return told, broken
 
 

@@ -11,7 +11,7 @@ from splitwatt_core.clusters import cluster_label
 from splitwatt_core.conditions import counted
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_CLUSTER, LABEL_ROLE
 
-from splitwatt_cli.conditions import Object, conditions_of, name_of, severity_of
+from splitwatt_cli.conditions import Object, conditions_of, judged, name_of
 from splitwatt_cli.explain.remedies import remedy
 from splitwatt_cli.explain.why import BudgetLevel, NodeGround, Why, gpus_of, ground_of, level_of, why_cap
 from splitwatt_cli.snapshot import SiteSnapshot, named
@@ -65,7 +65,7 @@ def events_of(seen: SiteSnapshot, kinds: Sequence[str], name: str, namespace: st
 
 def _bad(obj: Object) -> list[tuple[int, str, str]]:
     """Rank, reason and message of what does not hold, worst first."""
-    return sorted((severity.rank, c.reason, c.message) for c in conditions_of(obj) if (severity := severity_of(c)) is not None)
+    return sorted((severity.rank, c.reason, c.message) for severity, c in judged(obj))
 
 
 def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[str, Any]] = ()) -> Explanation | None:
@@ -102,7 +102,7 @@ def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[st
             ("short", _watts(status.get("shortWatts", 0 if status else None))),
             ("nodes, GPUs", f"{status.get('nodes', 0)}, {status.get('gpus', 0)}"),
             ("way up", " > ".join(level.name for level in way)),
-            ("mode, policy", f"{_root(way[-1].name, budgets)}"),
+            ("mode, policy", f"{_root(way[-1].name, budgets, status)}"),
         ],
         because=because,
         to_change=_changes(bad, kind="pb", name=name),
@@ -122,9 +122,9 @@ def _budget_answer(bad: Sequence[tuple[int, str, str]], full: Sequence[Any], sta
     return "kept, with room: no cap below it is low for want of watts"
 
 
-def _root(name: str, budgets: Mapping[str, Object]) -> str:
+def _root(name: str, budgets: Mapping[str, Object], status: Object) -> str:
     spec = budgets[name]["spec"]
-    return f"{spec.get('mode') or 'default'}, {(spec.get('policy') or {}).get('type') or 'PhaseAware'}"
+    return f"{status.get('mode') or spec.get('mode') or 'default'}, {(spec.get('policy') or {}).get('type') or 'PhaseAware'}"
 
 
 def _lowest_first(seen: SiteSnapshot, budget: str) -> list[dict[str, Any]]:
