@@ -23,7 +23,7 @@ NOTES: Final = frozenset(
 )
 """Reasons that say what somebody asked for, or what passes by itself."""
 NOTES_OBSERVED: Final = frozenset({"ChargedAboveLimit"})
-"""Reasons that are no more than that while a tree observes: charges are what GPUs may draw uncapped, so a limit that is worth having
+"""Reasons that are no more than that while a tree observes: charges are what GPUs may draw uncapped, and a limit worth having
 is below them from the first minute. What a meter reads above the limit is as bad as ever."""
 TRUE_AND_YET: Final = frozenset(
     {

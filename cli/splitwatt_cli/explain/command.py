@@ -17,7 +17,7 @@ from splitwatt_cli.conditions import judged, name_of
 from splitwatt_cli.explain.explained import Explanation, explain_budget, explain_cluster, explain_node
 from splitwatt_cli.finding import Gravity
 from splitwatt_cli.show import table
-from splitwatt_cli.snapshot import SiteSnapshot, take
+from splitwatt_cli.snapshot import SiteSnapshot, take_installed
 
 KINDS: Final = {"budget": "budget", "pb": "budget", "node": "node", "np": "node", "ic": "ic"}
 MOST_DECISIONS: Final = 5
@@ -42,7 +42,7 @@ class ExplainCommand:
     async def _ask(self, args: argparse.Namespace) -> int:
         decisions = () if args.decision_log is None else read_decisions(args.decision_log, args.name)
         async with access.connect(args) as connection:
-            seen = await take(connection, namespace=args.operator_namespace)
+            seen = await take_installed(connection, namespace=args.operator_namespace)
         told, broken = explain(seen, KINDS[args.kind], args.name, namespace=args.namespace, decisions=decisions)
         if args.output == "json":
             access.print_json("Explanation", told.wire())

@@ -22,8 +22,8 @@ RELEASE: Final = "Release"
 
 @dataclass(frozen=True, slots=True)
 class GpuCaps:
-    """One GPU as its NodePower has it. Watts; None: not granted, or it could not be read. `would_w`: what Strict would grant, told
-    in mode Observe alone."""
+    """One GPU as its NodePower has it. Watts; None: not granted, or it could not be read. `would_w`: what Strict would
+    grant, told in mode Observe alone."""
 
     uuid: str
     model: str
