@@ -62,10 +62,11 @@ def severity_of(row: Condition, *, observed: bool = False) -> Gravity | None:
 
 
 def judged(obj: Object) -> list[tuple[Gravity, Condition]]:
-    """What is not as it should be, or is news, worst first."""
+    """What is not as it should be, or is news, worst first; of equally bad ones a limit that nothing can keep: the rest follows
+    from it."""
     observed = observes(obj)
     found = [(s, row) for row in conditions_of(obj) if (s := severity_of(row, observed=observed)) is not None]
-    return sorted(found, key=lambda pair: pair[0].rank)
+    return sorted(found, key=lambda pair: (pair[0].rank, pair[1].type != "Feasible"))
 
 
 def name_of(obj: Object) -> str:

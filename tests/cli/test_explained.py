@@ -12,6 +12,7 @@ from splitwatt_cli.explain.command import explain, read_decisions
 from splitwatt_cli.explain.explained import explain_budget, explain_cluster, explain_node
 from splitwatt_cli.explain.why import gpus_of, ground_of, why_cap
 from splitwatt_cli.snapshot import named
+from splitwatt_cli.status.standing import standing_of
 from splitwatt_core.names import GATE_POWER, LABEL_CLUSTER, LABEL_EXCLUDED, LABEL_MODE
 from support.cli_objects import budget, cluster, gpu, healthy, node, node_power, row
 
@@ -119,6 +120,18 @@ def test_a_budget_says_its_worst_condition_and_the_remedy() -> None:
     assert told is not None and told.answer == "minimum caps need 900 W more"
     assert any("limitWatts" in change for change in told.to_change)
     assert explain_budget(healthy(), "nobody") is None
+
+
+def test_a_limit_that_nothing_can_keep_is_named_before_what_follows_from_it() -> None:
+    rows = [
+        row("WithinBudget", False, "ChargedAboveLimit", "charged 18456 W, limit 12000 W: 6456 W over, lowering"),
+        row("Feasible", False, "MinimumCapsAboveLimit", "minimum caps need 6456 W more than the limit"),
+    ]
+    cut = budget("rack-a1", limit_w=12_000, rack="a1", conditions=rows, status={"shortWatts": 6456})
+    told = explain_budget(healthy(budgets=(cut,)), "rack-a1")
+    assert told is not None and told.answer == "minimum caps need 6456 W more than the limit"
+    assert told.to_change[0].startswith("""kubectl patch pb rack-a1 --type=merge -p '{"spec":{"limitWatts":18456}}'""")
+    assert standing_of(healthy(budgets=(cut,))).findings[0].check == "MinimumCapsAboveLimit"
 
 
 def test_a_budget_names_the_budget_above_it_that_is_full() -> None:

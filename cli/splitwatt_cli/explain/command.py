@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -132,7 +133,8 @@ def _section(out: Console, title: str, lines: Sequence[str]) -> None:
 
 def _decision(row: Mapping[str, Any]) -> str:
     draw = "unknown" if row.get("measured_w") is None else f"{row['measured_w']:.0f} W"
-    told = f"{row['time_s']:.0f}  {row['posture']}: limit {row['in_force_w']} W, charge {row['charge_w']:.0f} W, draw {draw}"
+    at = time.strftime("%H:%M:%S", time.localtime(row["time_s"]))
+    told = f"{at}  {row['posture']}: limit {row['in_force_w']} W, charge {row['charge_w']:.0f} W, draw {draw}"
     reasons = "; ".join(f"{r['gpus']} {r['phase']} at {r['mean_cap_w']:.0f} W: {r['text']}" for r in row.get("reasons") or ())
     return f"{told}. {reasons}" if reasons else told
 

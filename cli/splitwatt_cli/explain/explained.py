@@ -64,8 +64,9 @@ def events_of(seen: SiteSnapshot, kinds: Sequence[str], name: str, namespace: st
 
 
 def _bad(obj: Object) -> list[tuple[int, str, str]]:
-    """Rank, reason and message of what does not hold, worst first."""
-    return sorted((severity.rank, c.reason, c.message) for severity, c in judged(obj))
+    """Rank, reason and message of what does not hold, worst first; a limit that nothing can keep before what follows from it."""
+    rows = [(severity.rank, c.type != "Feasible", c.reason, c.message) for severity, c in judged(obj)]
+    return [(rank, reason, message) for rank, _, reason, message in sorted(rows)]
 
 
 def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[str, Any]] = ()) -> Explanation | None:
@@ -105,7 +106,7 @@ def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[st
             ("mode, policy", f"{_root(way[-1].name, budgets, status)}"),
         ],
         because=because,
-        to_change=_changes(bad, kind="pb", name=name),
+        to_change=_with_limit(_changes(bad, kind="pb", name=name), spec, status),
         rows=_lowest_first(seen, name),
         events=events_of(seen, ("PowerBudget",), name),
         decisions=decisions,
@@ -277,6 +278,14 @@ def _replicas(told: Object) -> str:
 def _changes(bad: Sequence[tuple[int, str, str]], *, kind: str, name: str, namespace: str = "") -> list[str]:
     found = (remedy(reason, kind=kind, name=name, namespace=namespace) for _, reason, _ in bad)
     return list(dict.fromkeys(text for text in found if text))
+
+
+def _with_limit(changes: Sequence[str], spec: Object, status: Object) -> list[str]:
+    """With the limit that minimum caps would fit, where the status says what is short."""
+    short_w = status.get("shortWatts")
+    return [
+        text.replace('"limitWatts":N', f'"limitWatts":{spec["limitWatts"] + short_w}') if short_w else text for text in changes
+    ]
 
 
 def _watts(value: int | None) -> str:
