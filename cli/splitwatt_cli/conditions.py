@@ -18,8 +18,13 @@ Object = Mapping[str, Any]
 NEWS: Final = frozenset({"Paused", "Observing", "ForeignLimit", "RollingOut", "ScaledElsewhere"})
 """Types that are there to be told while they are True."""
 BROKEN_WHEN_FALSE: Final = frozenset({"Ready", "WithinBudget", "Feasible", "SLOAttained"})
-NOTES: Final = frozenset({"Adopting", "Observing", "Paused", "NodesExcluded", "Frozen", "NoNodes", "AgentsSum", "RollingOut"})
+NOTES: Final = frozenset(
+    {"Adopting", "Observing", "Paused", "NodesExcluded", "Frozen", "NoNodes", "AgentsSum", "RollingOut", "Releasing"}
+)
 """Reasons that say what somebody asked for, or what passes by itself."""
+NOTES_OBSERVED: Final = frozenset({"ChargedAboveLimit"})
+"""Reasons that are no more than that while a tree observes: charges are what GPUs may draw uncapped, and a limit worth having
+is below them from the first minute. What a meter reads above the limit is as bad as ever."""
 TRUE_AND_YET: Final = frozenset(
     {
         "NodesGone", "NodesBeside", "RaisesHeld", "AcknowledgementsLate", "UndeclaredInTheWay", "ChargesInTheWay",
@@ -38,17 +43,30 @@ def condition(obj: Object, kind: str) -> Condition | None:
     return next((c for c in conditions_of(obj) if c.type == kind), None)
 
 
-def severity_of(row: Condition) -> Gravity | None:
-    """None: as it should be, or nothing is known."""
+def observes(obj: Object) -> bool:
+    """Of a budget: its tree is in mode Observe."""
+    return any(row.type == "Observing" and row.status is True for row in conditions_of(obj))
+
+
+def severity_of(row: Condition, *, observed: bool = False) -> Gravity | None:
+    """None: as it should be, or nothing is known. `observed`: the object is a budget whose tree observes."""
     if row.status is None:
         return None
     if row.status is (row.type not in NEWS):
         return Gravity.WARNING if row.reason in TRUE_AND_YET else None
-    if row.reason in NOTES:
+    if row.reason in NOTES or (observed and row.reason in NOTES_OBSERVED):
         return Gravity.NOTE
     if row.type in NEWS:
         return Gravity.WARNING if row.reason in TRUE_AND_YET else Gravity.NOTE
     return Gravity.BROKEN if row.type in BROKEN_WHEN_FALSE else Gravity.WARNING
+
+
+def judged(obj: Object) -> list[tuple[Gravity, Condition]]:
+    """What is not as it should be, or is news, worst first; of equally bad ones a limit that nothing can keep: the rest follows
+    from it."""
+    observed = observes(obj)
+    found = [(s, row) for row in conditions_of(obj) if (s := severity_of(row, observed=observed)) is not None]
+    return sorted(found, key=lambda pair: (pair[0].rank, pair[1].type != "Feasible"))
 
 
 def name_of(obj: Object) -> str:
@@ -67,9 +85,8 @@ def troubles(kind: str, objects: Sequence[Object]) -> Iterator[Finding]:
     """One finding per cause and object; words that a former condition of the same object said are not said again."""
     for obj in objects:
         said: list[str] = []
-        for row in sorted(conditions_of(obj), key=lambda c: s.rank if (s := severity_of(c)) else 9):
-            severity = severity_of(row)
-            if severity is None or any(row.message in words or words in row.message for words in said):
+        for severity, row in judged(obj):
+            if any(row.message in words or words in row.message for words in said):
                 continue
             said.append(row.message)
             yield Finding(

@@ -28,6 +28,8 @@ from splitwatt_client.resources import (
 )
 from splitwatt_core.names import API_GROUP, LABEL_CLUSTER
 
+from splitwatt_cli.access import UnaskedError
+
 AnyObject = TypeVar("AnyObject", bound=Mapping[str, Any])
 NAMESPACE: Final = "splitwatt-system"
 LEASE: Final = "splitwatt-operator"
@@ -55,6 +57,11 @@ class SiteSnapshot:
     definitions: Sequence[Object] = ()
     lease: Object | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def installed(self) -> bool:
+        """True where nobody may tell."""
+        return bool(self.definitions) or CUSTOM_RESOURCE_DEFINITIONS.plural in self.unread
 
 
 def named(objects: Sequence[AnyObject]) -> dict[str, AnyObject]:
@@ -125,3 +132,13 @@ async def take(connection: Connection, *, namespace: str | None) -> SiteSnapshot
         lease=lease,
         unread=unread,
     )
+
+
+async def take_installed(connection: Connection, *, namespace: str | None) -> SiteSnapshot:
+    """For commands that have nothing to say before an installation. Raises UnaskedError there, else as `take`."""
+    seen = await take(connection, namespace=namespace)
+    if not seen.installed:
+        raise UnaskedError(
+            "Splitwatt is not installed on this cluster, for none of its CRDs is there; begin with splitwatt doctor"
+        )
+    return seen

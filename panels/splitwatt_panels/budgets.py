@@ -75,11 +75,11 @@ _WATTS: Final = PanelRow(
             "Draw stays below charge, and charge below the limit in force: where two lines cross, look here first. A gap in "
             "the draw is a meter without a reading, never zero watts.",
             (
-                Query(_LIMIT, "{{budget}} limit"),
+                Query(_DRAW, "{{budget}} draw"),
                 Query(_IN_FORCE, "{{budget}} limit in force"),
                 Query(_CHARGE, "{{budget}} charge"),
                 Query(budget(names.M_BUDGET_CAP_WATTS), "{{budget}} caps"),
-                Query(_DRAW, "{{budget}} draw"),
+                Query(_LIMIT, "{{budget}} limit"),
             ),
         ),
         Panel(

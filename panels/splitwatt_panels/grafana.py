@@ -20,10 +20,10 @@ SCHEMA_VERSION: Final = 41
 """Of Grafana 11.6; later versions bring it up by themselves."""
 _DATASOURCE: Final = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _COLOURS: Final[Mapping[Tone, str]] = {Tone.GOOD: "green", Tone.WARNING: "orange", Tone.BAD: "red"}
-_WIDTH: Final = 24
+WIDTH: Final = 24
 _PER_ROW: Final = 4
 """Numbers side by side; of what has a time axis, half as many."""
-_HEIGHTS: Final[Mapping[Drawing, int]] = {Drawing.NUMBER: 4, Drawing.LINES: 8, Drawing.STATES: 8}
+HEIGHTS: Final[Mapping[Drawing, int]] = {Drawing.NUMBER: 4, Drawing.LINES: 8, Drawing.STATES: 8}
 
 _AnyPanel = stat.Panel | timeseries.Panel | statetimeline.Panel
 
@@ -58,17 +58,17 @@ def _dashboard(panels: PanelSet) -> builders.Dashboard:
         board = board.with_variable(_variable(variable))
     y = 0
     for row in panels.rows:
-        board = board.with_row(builders.Row(row.title).grid_pos(model.GridPos(h=1, w=_WIDTH, x=0, y=y)))
+        board = board.with_row(builders.Row(row.title).grid_pos(model.GridPos(h=1, w=WIDTH, x=0, y=y)))
         y += 1
-        for group in _lines(row.panels):
-            height, width = max(_HEIGHTS[panel.look] for panel in group), _WIDTH // len(group)
+        for group in lines_of(row.panels):
+            height, width = max(HEIGHTS[panel.look] for panel in group), WIDTH // len(group)
             for at, panel in enumerate(group):
                 board = board.with_panel(_panel(panel).grid_pos(model.GridPos(h=height, w=width, x=at * width, y=y)))
             y += height
     return board
 
 
-def _lines(panels: Sequence[Panel]) -> list[list[Panel]]:
+def lines_of(panels: Sequence[Panel]) -> list[list[Panel]]:
     """Panels that stand side by side: of one height, numbers among numbers."""
     lines: list[list[Panel]] = []
     for panel in panels:

@@ -11,7 +11,8 @@ from splitwatt_panels.sets import NOT_SHOWN, SETS
 
 _DASHBOARDS_HEAD = """# Dashboards
 
-What each panel shows, and what to do with it. The chart brings these as Grafana dashboards: `dashboards` in its values, and
+What each panel shows, and what to do with it. The chart brings these as Grafana dashboards, and as
+PersesDashboard objects where the Perses operator runs (as on OpenShift): `dashboards` in its values, and
 [install.md](install.md) for the rest. They are read-only; save a copy to change one. All of them have the tag `splitwatt`, and
 each links the others with the same choices and the same time.
 
@@ -23,7 +24,10 @@ passes on nothing but what panels ask, and fetches nothing from elsewhere. It as
 them before an end point that wants them.
 
 Each query was answered by a real Prometheus that had scraped every metric (`tests/panels`), and `make dashboards-check` asks a
-real site, to which every kind of event is done. Nobody has looked at the dashboards in a running Grafana yet.
+real site, to which every kind of event is done. Nobody has looked at the dashboards in a running Grafana or Perses yet.
+
+The pictures are of that page, five minutes of `make demo` on a machine that was busy with other work: gaps are scrapes that
+Prometheus missed, and a gap is what such a thing should look like.
 """
 _ALERTS_HEAD = """# Alerts
 
@@ -51,6 +55,7 @@ def alerts_page() -> str:
 
 def _set(panels: PanelSet) -> Iterator[str]:
     yield from (f"## {panels.title}", "", f"{panels.description} Address in Grafana: `/d/{panels.uid}`.", "")
+    yield from (f"![The dashboard {panels.title}, from a demo](img/dashboard-{panels.key}.png)", "")
     for row in panels.rows:
         yield from (f"### {panels.title}: {row.title.lower()}", "", "| panel | shows | why | asks |", "|---|---|---|---|")
         yield from map(_panel, row.panels)

@@ -12,6 +12,7 @@ from typing import Final
 
 from rich.console import Console
 from splitwatt_nvml_twin.build import BuildError
+from splitwatt_panels.generate import RULES
 from splitwatt_truth.trace import TraceError
 from splitwatt_truth.trace_files import TracePart, read_trace, rows_of
 from splitwatt_truth.trace_kinds import TraceUnit
@@ -21,7 +22,7 @@ from splitwatt_lab.live import HeadlessView, LiveView
 from splitwatt_lab.report import write_report
 from splitwatt_lab.run import PassResult, run_pass
 from splitwatt_lab.scenario import Timeline, clusters
-from splitwatt_lab.site import MAX_RACKS, LoadSpec, SiteSpec
+from splitwatt_lab.site import MAX_RACKS, LoadSpec, SiteSpec, repository
 from splitwatt_lab.toolbuild import Console as BuildConsole
 
 POLICIES: Final = ("PhaseAware", "Uniform", "Polca")
@@ -101,13 +102,13 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
         seed=args.seed,
         load=LoadSpec(trace=args.trace, trace_unit=unit, requests_per_s=REQUESTS_PER_S, rate=timeline.rate),
         operator_command=operator_command or (sys.executable, "-m", "splitwatt_operator"),
+        rules=(repository() / RULES,),
     )
     clusters(spec)  # what the site has no nodes for is told before anything is started
     out: Path = args.out.resolve()
     headless = args.headless or not console.is_terminal
     results: list[PassResult] = []
-    for line in introduction(timeline):
-        console.print(line, soft_wrap=True, markup=False)
+    _tell(console, introduction(timeline))
     for policy in [args.policy, *([args.compare] if args.compare else [])]:
         logs = out / f"logs-{policy}"
         shutil.rmtree(logs, ignore_errors=True)
@@ -121,6 +122,7 @@ def run_demo(args: argparse.Namespace, console: Console, *, operator_command: Se
                     view=view,
                     progress=BuildConsole(),
                     stage=lambda name: console.print(f"[dim]starting: {name}[/dim]"),
+                    serves=lambda site: _tell(console, whereabouts(site.prometheus.url)),
                 )
             )
     page = write_report(
@@ -148,6 +150,19 @@ def introduction(timeline: Timeline) -> list[str]:
         "Yours meanwhile: patch or delete any PowerBudget, InferenceCluster, pod or label; what you change is told and judged, "
         "and a rack that you set lower is not cut again. Budgets that you make besides are not judged.",
     ]
+
+
+def whereabouts(prometheus_url: str) -> list[str]:
+    """Where a reader looks at it, once it serves."""
+    return [
+        f"Prometheus, with the chart's alerts: {prometheus_url}/alerts",
+        f"Dashboards, in another terminal: .venv/bin/splitwatt dashboards --prometheus {prometheus_url}",
+    ]
+
+
+def _tell(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def check_trace(path: Path, console: Console, *, unit: TraceUnit | None = None) -> None:

@@ -113,8 +113,10 @@ def run_pass(
     view: View,
     progress: Progress = silent,
     stage: Callable[[str], None] = lambda _: None,
+    serves: Callable[[LabSite], None] = lambda _: None,
 ) -> PassResult:
-    """Play the demo once. Raises LabError when a part does not come up; violations are counted, not raised."""
+    """Play the demo once. `serves`: called when the first request was answered. Raises LabError when a part does not come up;
+    violations are counted, not raised."""
     timeline = scenario.Timeline.of(minutes)
     with LabSite(spec, directory, progress=progress, stage=stage) as site:
         judge = Judge(
@@ -124,12 +126,12 @@ def run_pass(
             budgets=lambda: site.get(f"{API}/powerbudgets?resourceVersion=0")["items"],
         )
         live = Live(site, judge, policy, timeline)
-        return _Pass(live, view, stage).play()
+        return _Pass(live, view, stage, serves).play()
 
 
 class _Pass:
-    def __init__(self, live: Live, view: View, stage: Callable[[str], None]) -> None:
-        self.live, self.view, self.stage = live, view, stage
+    def __init__(self, live: Live, view: View, stage: Callable[[str], None], serves: Callable[[LabSite], None]) -> None:
+        self.live, self.view, self.stage, self.serves = live, view, stage, serves
         self.site, self.judge = live.site, live.judge
         self.patch_s: float | None = None
         self.watcher: Watcher | None = None
@@ -150,6 +152,7 @@ class _Pass:
         site.kubectl("apply", "-f", "-", stdin=scenario.to_yaml([*scenario.namespaces([chat, batch]), chat]))
         site.await_("the first request", self._serving, timeout_s=READY_S)
         self.begun_s = time.time()
+        self.serves(site)
         self._play_timeline(batch)
         return self._close()
 

@@ -42,6 +42,16 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
         "github.com/prometheus-operator/prometheus-operator", "v0.92.1", "h1:rHWuFo6SVya4FBSCNg2DCzyc4xAv54zk3eDTzp5mQZc=",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ),
+    "GrafanaDashboard": Definition(
+        "grafanadashboards.grafana.integreatly.org",
+        "github.com/grafana/grafana-operator/v5", "v5.24.0", "h1:7NvVn7J7hknBBWte99giWEK4TV5qYfZdvDIW8WeU3oU=",
+        "config/crd/bases/grafana.integreatly.org_grafanadashboards.yaml",
+    ),
+    "PersesDashboard": Definition(
+        "persesdashboards.perses.dev",
+        "github.com/perses/perses-operator", "v0.5.0", "h1:Z9vIGpXf0R1diA/Go6UpXtG2PqvflkU6C11M4ES5JIg=",
+        "config/crd/bases/perses.dev_persesdashboards.yaml",
+    ),
     "LeaderWorkerSet": Definition(
         "leaderworkersets.leaderworkerset.x-k8s.io",
         "sigs.k8s.io/lws", "v0.9.0", "h1:DcJCgxjjoGOx//QHZkeKpyiblxYq70aCRZNYSfykWyI=",

@@ -11,6 +11,7 @@ from splitwatt_core.clusters import PAIR, Role
 from splitwatt_core.rendering import render as objects_of
 from splitwatt_operator.serving import slo
 from splitwatt_panels.alerts import ALERTS
+from splitwatt_panels.perses import perses_json
 from splitwatt_panels.sets import SETS
 from support.served import cluster
 from support.some import some
@@ -19,6 +20,7 @@ from .conftest import CHART, Render
 from .test_chart_render import MONITORING
 
 GRAFANA = "--api-versions=grafana.integreatly.org/v1beta1"
+PERSES = "--api-versions=perses.dev/v1alpha2"
 PREFIX = "__meta_kubernetes_pod_label_"
 
 
@@ -46,11 +48,24 @@ def test_the_grafana_operator_is_told_of_them_where_it_runs(chart: Render) -> No
     assert ("GrafanaDashboard", "splitwatt-budgets") not in off and ("ConfigMap", "splitwatt-budgets") in off
 
 
+def test_perses_is_told_of_them_where_its_operator_runs(chart: Render) -> None:
+    selector = {"matchLabels": {"team": "power"}}
+    found = chart(PERSES, values={"dashboards": {"perses": {"instanceSelector": selector}}})
+    for panels in some(SETS):
+        made = found["PersesDashboard", panels.uid]
+        assert made["apiVersion"] == "perses.dev/v1alpha2" and made["spec"]["instanceSelector"] == selector
+        assert made["spec"]["config"] == json.loads(perses_json(panels)), "Helm must leave legends like {{node}} alone"
+    assert "instanceSelector" not in chart(PERSES)["PersesDashboard", "splitwatt-budgets"]["spec"]
+    for off in ({"perses": {"enabled": False}}, {"enabled": False}, {"perses": None}):
+        assert not [key for key in chart(PERSES, values={"dashboards": off}) if key[0] == "PersesDashboard"]
+    assert not [key for key in chart() if key[0] == "PersesDashboard"], "without the definition nothing would take it"
+
+
 def test_values_of_an_older_release_render_none(chart: Render) -> None:
     """As `helm upgrade --reuse-values` has it."""
     older = {"dashboards": None, "metrics": {"podMonitor": {"engines": None, "operatorInterval": None}}}
-    found = chart(MONITORING, GRAFANA, values=older)
-    assert {kind for kind, _ in found}.isdisjoint({"ConfigMap", "GrafanaDashboard"})
+    found = chart(MONITORING, GRAFANA, PERSES, values=older)
+    assert {kind for kind, _ in found}.isdisjoint({"ConfigMap", "GrafanaDashboard", "PersesDashboard"})
     assert ("PodMonitor", "splitwatt-engines") not in found
     assert found["PodMonitor", "splitwatt-operator"]["spec"]["podMetricsEndpoints"][0]["interval"] == "5s"
 

@@ -20,14 +20,20 @@ from support.upstream import dry_run, served
 from .conftest import Render
 
 MONITORING = "--api-versions=monitoring.coreos.com/v1"
-PLURALS = {"PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"}
+WATCHED = (MONITORING, "--api-versions=grafana.integreatly.org/v1beta1", "--api-versions=perses.dev/v1alpha2")
+PLURALS = {
+    "PodMonitor": "podmonitors",
+    "PrometheusRule": "prometheusrules",
+    "GrafanaDashboard": "grafanadashboards",
+    "PersesDashboard": "persesdashboards",
+}
 TEMPLATE = {"metadata": {"annotations": {"a": "b"}}, "spec": {"tolerations": [{"key": "team", "operator": "Exists"}]}}
 LONG = "a-cluster-with-a-name-of-more-than-sixty-three-characters.and-a-dot"
 
 
 @pytest.fixture(scope="module")
 def plane(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    with served(control_plane, "InferencePool", "PodMonitor", "PrometheusRule", "LeaderWorkerSet"):
+    with served(control_plane, "InferencePool", "LeaderWorkerSet", *PLURALS):
         yield control_plane
 
 
@@ -85,12 +91,12 @@ def test_a_pool_says_what_the_definition_does_not_have_to_fill_in(plane: Control
         assert refused.status_code in (400, 422, 500) and says in refused.text, refused.text
 
 
-def test_what_the_chart_emits_of_the_prometheus_operator_is_taken(plane: ControlPlane, render: Render, namespace: str) -> None:
-    found = [m for (kind, _), m in render(MONITORING).items() if kind in PLURALS]
+def test_what_the_chart_emits_for_those_who_watch_is_taken(plane: ControlPlane, render: Render, namespace: str) -> None:
+    found = [m for (kind, _), m in render(*WATCHED).items() if kind in PLURALS]
     assert {m["kind"] for m in found} == set(PLURALS)
     for manifest in found:
         here = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
-        path = f"/apis/monitoring.coreos.com/v1/namespaces/{namespace}/{PLURALS[here['kind']]}/{here['metadata']['name']}"
+        path = f"/apis/{here['apiVersion']}/namespaces/{namespace}/{PLURALS[here['kind']]}/{here['metadata']['name']}"
         answer = dry_run(plane, here, path)
         assert answer.status_code == 201, answer.text
         refused = dry_run(plane, {**here, "spec": {**here["spec"], "surprise": 1}}, path)

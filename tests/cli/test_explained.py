@@ -12,7 +12,8 @@ from splitwatt_cli.explain.command import explain, read_decisions
 from splitwatt_cli.explain.explained import explain_budget, explain_cluster, explain_node
 from splitwatt_cli.explain.why import gpus_of, ground_of, why_cap
 from splitwatt_cli.snapshot import named
-from splitwatt_core.names import GATE_POWER, LABEL_CLUSTER, LABEL_EXCLUDED
+from splitwatt_cli.status.standing import standing_of
+from splitwatt_core.names import GATE_POWER, LABEL_CLUSTER, LABEL_EXCLUDED, LABEL_MODE
 from support.cli_objects import budget, cluster, gpu, healthy, node, node_power, row
 
 
@@ -83,6 +84,34 @@ def test_observe_says_that_nothing_is_granted_and_how_that_ends() -> None:
     )
 
 
+def test_modes_say_what_they_do_with_a_cap() -> None:
+    def told(one: Any, mode: str, *, labels: dict[str, str] | None = None, would_w: int | None = None) -> tuple[str, str, str]:
+        root = budget("rack-a1", rack="a1", mode=mode)
+        obj = node_power("n1", one)
+        if would_w is not None:
+            obj["spec"]["wouldBe"] = [{"uuid": "GPU-1", "wouldCapWatts": would_w}]
+        why = why_cap(gpus_of(obj)[0], ground_of(obj, named([root]), node("n1", labels=labels)))
+        return why.code, why.text, why.change
+
+    code, text, change = told(gpu(cap_w=None), "Observe", would_w=420)
+    assert code == "Observe" and text.endswith("Strict would grant it 420 W") and '"Strict"' in change
+    code, text, change = told(gpu(cap_w=350), "Observe")
+    assert code == "LeftLow" and "350 W are left" in text and '"Release"' in change
+    assert told(gpu(cap_w=350), "Release")[0] == "Releasing"
+    assert told(gpu(cap_w=700), "Release") == ("Released", "mode is Release: it has its default limit of 700 W back", "")
+    assert told(gpu(cap_w=700, maxClockMegahertz=1200), "Release")[0] == "Releasing", "its clock is locked"
+    assert told(gpu(cap_w=350), "Strict", labels={LABEL_MODE: "Release"})[0] == "Releasing", "the node's own word"
+
+
+def test_a_new_budget_without_a_mode_is_in_the_one_that_its_status_says() -> None:
+    root = budget("rack-a1", rack="a1", status={"mode": "Observe"})
+    seen = healthy(budgets=(root,), node_powers=(node_power("n1", gpu(cap_w=None)),))
+    told = explain_node(seen, "n1")
+    assert told is not None and "mode is Observe" in told.answer and ("mode", "Observe") in told.facts
+    leaf = explain_budget(seen, "rack-a1")
+    assert leaf is not None and ("mode, policy", "Observe, PhaseAware") in leaf.facts
+
+
 def test_a_budget_says_its_worst_condition_and_the_remedy() -> None:
     short = budget(
         "rack-a1", rack="a1", conditions=[row("Feasible", False, "MinimumCapsAboveLimit", "minimum caps need 900 W more")]
@@ -91,6 +120,18 @@ def test_a_budget_says_its_worst_condition_and_the_remedy() -> None:
     assert told is not None and told.answer == "minimum caps need 900 W more"
     assert any("limitWatts" in change for change in told.to_change)
     assert explain_budget(healthy(), "nobody") is None
+
+
+def test_a_limit_that_nothing_can_keep_is_named_before_what_follows_from_it() -> None:
+    rows = [
+        row("WithinBudget", False, "ChargedAboveLimit", "charged 18456 W, limit 12000 W: 6456 W over, lowering"),
+        row("Feasible", False, "MinimumCapsAboveLimit", "minimum caps need 6456 W more than the limit"),
+    ]
+    cut = budget("rack-a1", limit_w=12_000, rack="a1", conditions=rows, status={"shortWatts": 6456})
+    told = explain_budget(healthy(budgets=(cut,)), "rack-a1")
+    assert told is not None and told.answer == "minimum caps need 6456 W more than the limit"
+    assert told.to_change[0].startswith("""kubectl patch pb rack-a1 --type=merge -p '{"spec":{"limitWatts":18456}}'""")
+    assert standing_of(healthy(budgets=(cut,))).findings[0].check == "MinimumCapsAboveLimit"
 
 
 def test_a_budget_names_the_budget_above_it_that_is_full() -> None:

@@ -81,11 +81,34 @@ def test_a_node_without_an_agent_is_broken() -> None:
         (row("ForeignLimit", True, "SetByAnother"), Gravity.WARNING),
         (row("RollingOut", True, "PairsKept"), Gravity.NOTE),
         (row("SLOAttained", None, "NoData"), None),
+        (row("Observing", True, "WouldCutNothing"), Gravity.NOTE),
+        (row("Observing", True, "WouldCut"), Gravity.NOTE),
+        (row("Observing", True, "WouldHoldPods"), Gravity.NOTE),
+        (row("CapsReleased", True, "Released"), None),
+        (row("CapsReleased", False, "Releasing"), Gravity.NOTE),
+        (row("CapsReleased", False, "RaisesHeld"), Gravity.WARNING),
+        (row("CapsReleased", False, "LimitInTheWay"), Gravity.WARNING),
+        (row("CapsReleased", False, "NotReached"), Gravity.WARNING),
+        (row("CapsReleased", False, "CapsLeft"), Gravity.WARNING),
+        (row("CapsReleased", False, "PodsOnCapsLeft"), Gravity.WARNING),
         (row("OfALaterRelease", False, "Whatever"), Gravity.WARNING),
     ],
 )
 def test_a_condition_is_as_bad_as_its_type_and_reason(given: dict[str, Any], severity: Gravity | None) -> None:
     assert severity_of(condition_from_wire(given)) is severity
+
+
+def test_a_charge_above_the_limit_is_no_fault_while_a_tree_observes_and_a_draw_above_it_is() -> None:
+    def told(reason: str, *more: dict[str, Any]) -> tuple[list[tuple[str, Gravity]], str]:
+        conditions = [row("Ready", True, "Observing", "x"), row("WithinBudget", False, reason, "44800 W, limit 26000 W"), *more]
+        standing = standing_of(healthy(budgets=(budget("rack-a1", rack="a1", conditions=conditions),)))
+        return [(f.check, f.severity) for f in standing.findings], standing.budgets[0].ready
+
+    observing = row("Observing", True, "WouldCut", "in Strict 16 of 64 GPUs would be cut by 1760 W in all")
+    found, ready = told("ChargedAboveLimit", observing)
+    assert found == [("ChargedAboveLimit", Gravity.NOTE), ("WouldCut", Gravity.NOTE)] and ready == "Observing"
+    assert told("MeasuredAboveLimit", observing)[0][0] == ("MeasuredAboveLimit", Gravity.BROKEN)
+    assert told("ChargedAboveLimit")[0] == [("ChargedAboveLimit", Gravity.BROKEN)], "Strict promises it"
 
 
 def test_budgets_in_a_circle_are_shown_all_the_same() -> None:

@@ -6,6 +6,7 @@ It runs by itself (`make test-demo`): beside other tests it would show how busy 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def test_a_sound_operator_keeps_every_budget(tmp_path: Path) -> None:
     played = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert played.returncode == 0, played.stdout + played.stderr
     assert "budget violations: 0.0 s" in played.stdout
+    assert re.search(r"splitwatt dashboards --prometheus http://127\.0\.0\.1:\d+$", played.stdout, re.MULTILINE)
     report = json.loads((tmp_path / "report.json").read_text())["passes"][0]
     assert report["budget_violations_s"] == 0.0
     budgets = report["budgets"]

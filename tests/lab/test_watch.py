@@ -94,6 +94,9 @@ def test_names_are_held_to_what_is_exported_both_ways() -> None:
     assert name_problems(asked, {"a.md": "splitwatt_gpu_watts"}, live, ()) == [
         "a.md names splitwatt_gpu_watts, and no process exports it"
     ]
+    observed = {"a.md": "splitwatt_budget_would_cut_watts"}
+    assert name_problems(asked, observed, live, ("splitwatt_budget_would_cut_watts",)) == [], "no tree here observes"
+    assert len(name_problems(asked, observed, live, ())) == 1
 
 
 def test_rules_in_a_hurry_are_the_same_rules() -> None:

@@ -87,4 +87,4 @@ class SiteFacts:
 
     @property
     def installed(self) -> bool:
-        return bool(self.seen.definitions) or "customresourcedefinitions" in self.seen.unread
+        return self.seen.installed

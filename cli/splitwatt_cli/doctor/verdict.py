@@ -40,6 +40,8 @@ def check_nodes(facts: SiteFacts) -> Iterator[Finding]:
     """Before an installation: is there anything to cap?"""
     if "nodes" not in facts.seen.unread and not agents.gpu_nodes(facts):
         text = f"none of {counted(len(facts.seen.nodes), 'node')} offers nvidia.com/gpu: no device plugin, or no GPU"
+        if not facts.seen.nodes:
+            text = "there is no node yet, so nothing has a GPU"
         yield Finding(
             Gravity.WARNING,
             "NoGPUs",

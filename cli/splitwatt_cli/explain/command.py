@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +14,11 @@ from rich.text import Text
 
 from splitwatt_cli import access
 from splitwatt_cli.access import UnaskedError
-from splitwatt_cli.conditions import conditions_of, name_of, severity_of
+from splitwatt_cli.conditions import judged, name_of
 from splitwatt_cli.explain.explained import Explanation, explain_budget, explain_cluster, explain_node
 from splitwatt_cli.finding import Gravity
 from splitwatt_cli.show import table
-from splitwatt_cli.snapshot import SiteSnapshot, take
+from splitwatt_cli.snapshot import SiteSnapshot, take_installed
 
 KINDS: Final = {"budget": "budget", "pb": "budget", "node": "node", "np": "node", "ic": "ic"}
 MOST_DECISIONS: Final = 5
@@ -42,7 +43,7 @@ class ExplainCommand:
     async def _ask(self, args: argparse.Namespace) -> int:
         decisions = () if args.decision_log is None else read_decisions(args.decision_log, args.name)
         async with access.connect(args) as connection:
-            seen = await take(connection, namespace=args.operator_namespace)
+            seen = await take_installed(connection, namespace=args.operator_namespace)
         told, broken = explain(seen, KINDS[args.kind], args.name, namespace=args.namespace, decisions=decisions)
         if args.output == "json":
             access.print_json("Explanation", told.wire())
@@ -71,7 +72,7 @@ def explain(
         plural = {"ic": "inferenceclusters", "budget": "powerbudgets", "node": "nodepowers"}[kind]
         why = seen.unread.get(plural) or f"there are {', '.join(sorted(map(name_of, every))) or 'none'}"
         raise UnaskedError(f"there is no {kind} {name}: {why}")
-    broken = any(severity_of(c) is Gravity.BROKEN for o in objects for c in conditions_of(o))
+    broken = any(severity is Gravity.BROKEN for obj in objects for severity, _ in judged(obj))
     return told, broken
 
 
@@ -132,7 +133,8 @@ def _section(out: Console, title: str, lines: Sequence[str]) -> None:
 
 def _decision(row: Mapping[str, Any]) -> str:
     draw = "unknown" if row.get("measured_w") is None else f"{row['measured_w']:.0f} W"
-    told = f"{row['time_s']:.0f}  {row['posture']}: limit {row['in_force_w']} W, charge {row['charge_w']:.0f} W, draw {draw}"
+    at = time.strftime("%H:%M:%S", time.localtime(row["time_s"]))
+    told = f"{at}  {row['posture']}: limit {row['in_force_w']} W, charge {row['charge_w']:.0f} W, draw {draw}"
     reasons = "; ".join(f"{r['gpus']} {r['phase']} at {r['mean_cap_w']:.0f} W: {r['text']}" for r in row.get("reasons") or ())
     return f"{told}. {reasons}" if reasons else told
 

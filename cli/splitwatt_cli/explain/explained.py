@@ -11,7 +11,7 @@ from splitwatt_core.clusters import cluster_label
 from splitwatt_core.conditions import counted
 from splitwatt_core.names import ANNOTATION_BUDGET, GATE_POWER, LABEL_CLUSTER, LABEL_ROLE
 
-from splitwatt_cli.conditions import Object, conditions_of, name_of, severity_of
+from splitwatt_cli.conditions import Object, conditions_of, judged, name_of
 from splitwatt_cli.explain.remedies import remedy
 from splitwatt_cli.explain.why import BudgetLevel, NodeGround, Why, gpus_of, ground_of, level_of, why_cap
 from splitwatt_cli.snapshot import SiteSnapshot, named
@@ -64,8 +64,9 @@ def events_of(seen: SiteSnapshot, kinds: Sequence[str], name: str, namespace: st
 
 
 def _bad(obj: Object) -> list[tuple[int, str, str]]:
-    """Rank, reason and message of what does not hold, worst first."""
-    return sorted((severity.rank, c.reason, c.message) for c in conditions_of(obj) if (severity := severity_of(c)) is not None)
+    """Rank, reason and message of what does not hold, worst first; a limit that nothing can keep before what follows from it."""
+    rows = [(severity.rank, c.type != "Feasible", c.reason, c.message) for severity, c in judged(obj)]
+    return [(rank, reason, message) for rank, _, reason, message in sorted(rows)]
 
 
 def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[str, Any]] = ()) -> Explanation | None:
@@ -102,10 +103,10 @@ def explain_budget(seen: SiteSnapshot, name: str, decisions: Sequence[Mapping[st
             ("short", _watts(status.get("shortWatts", 0 if status else None))),
             ("nodes, GPUs", f"{status.get('nodes', 0)}, {status.get('gpus', 0)}"),
             ("way up", " > ".join(level.name for level in way)),
-            ("mode, policy", f"{_root(way[-1].name, budgets)}"),
+            ("mode, policy", f"{_root(way[-1].name, budgets, status)}"),
         ],
         because=because,
-        to_change=_changes(bad, kind="pb", name=name),
+        to_change=_with_limit(_changes(bad, kind="pb", name=name), spec, status),
         rows=_lowest_first(seen, name),
         events=events_of(seen, ("PowerBudget",), name),
         decisions=decisions,
@@ -122,9 +123,9 @@ def _budget_answer(bad: Sequence[tuple[int, str, str]], full: Sequence[Any], sta
     return "kept, with room: no cap below it is low for want of watts"
 
 
-def _root(name: str, budgets: Mapping[str, Object]) -> str:
+def _root(name: str, budgets: Mapping[str, Object], status: Object) -> str:
     spec = budgets[name]["spec"]
-    return f"{spec.get('mode') or 'default'}, {(spec.get('policy') or {}).get('type') or 'PhaseAware'}"
+    return f"{status.get('mode') or spec.get('mode') or 'default'}, {(spec.get('policy') or {}).get('type') or 'PhaseAware'}"
 
 
 def _lowest_first(seen: SiteSnapshot, budget: str) -> list[dict[str, Any]]:
@@ -277,6 +278,14 @@ def _replicas(told: Object) -> str:
 def _changes(bad: Sequence[tuple[int, str, str]], *, kind: str, name: str, namespace: str = "") -> list[str]:
     found = (remedy(reason, kind=kind, name=name, namespace=namespace) for _, reason, _ in bad)
     return list(dict.fromkeys(text for text in found if text))
+
+
+def _with_limit(changes: Sequence[str], spec: Object, status: Object) -> list[str]:
+    """With the limit that minimum caps would fit, where the status says what is short."""
+    short_w = status.get("shortWatts")
+    return [
+        text.replace('"limitWatts":N', f'"limitWatts":{spec["limitWatts"] + short_w}') if short_w else text for text in changes
+    ]
 
 
 def _watts(value: int | None) -> str:

@@ -29,10 +29,14 @@ REMEDIES: Final[Mapping[str, str]] = {
     "NoMatchingNodes": "kubectl get nodes --show-labels   # spec.<role>.nodeSelector must match nodes of a leaf budget",
     "NoNodes": "kubectl label node NODE KEY=VALUE   # as spec.nodeSelector asks",
     "NonGpuUnderDeclared": "kubectl edit pb {name}   # raise nonGpuWattsPerNode or fixedWatts to what the message says",
+    "NotReached": "kubectl get np   # agents that do not answer; nodes that are excluded, budgets that are frozen",
     "OverlappingSelectors": "kubectl edit pb {name}   # make the nodeSelectors disjoint",
+    "Releasing": "wait: kubectl wait pb {name} --for=condition=CapsReleased --timeout=15m",
     "SafeCapsAboveLimit": "kubectl edit pb {name}   # lower policy.safeCapWatts at the root, or raise limitWatts",
     "UnknownOwner": "splitwatt doctor   # PodResources must be readable on that node",
     "WaitingForTurn": "wait for the cluster that comes first, or raise spec.priority above it",
+    "WouldCut": "nothing has to: docs/observe.md says what to look at before mode: Strict",
+    "WouldHoldPods": "before mode: Strict raise limitWatts, or move those pods (docs/observe.md)",
 }
 
 

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from splitwatt_core.conditions import some
-from splitwatt_core.names import LABEL_EXCLUDED
+from splitwatt_core.names import LABEL_EXCLUDED, LABEL_MODE
 
 Object = Mapping[str, Any]
 
 STATUS_SHARE: Final = 0.02
 LEAST_ROOM_W: Final = 100.0
+RELEASE: Final = "Release"
 
 
 @dataclass(frozen=True, slots=True)
 class GpuCaps:
-    """One GPU as its NodePower has it. Watts; None: not granted, or it could not be read."""
+    """One GPU as its NodePower has it. Watts; None: not granted, or it could not be read. `would_w`: what Strict would
+    grant, told in mode Observe alone."""
 
     uuid: str
     model: str
@@ -39,6 +41,7 @@ class GpuCaps:
     health: str
     use: str
     pods: tuple[str, ...]
+    would_w: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class BudgetLevel:
 
 @dataclass(frozen=True, slots=True)
 class NodeGround:
-    """Where the node stands. `levels`: its leaf first. `mode` and `unassigned`: its root's. `excluded`: by a person's label."""
+    """Where the node stands. `levels`: its leaf first. `mode`: the node's own, else its root's. `unassigned`: its root's.
+    `excluded`: by a person's label."""
 
     node: str
     levels: Sequence[BudgetLevel]
@@ -86,10 +90,12 @@ def gpus_of(node_power: Object) -> list[GpuCaps]:
     spec, status = node_power.get("spec") or {}, node_power.get("status") or {}
     grants = {row["uuid"]: row for row in spec.get("gpus") or ()}
     reports = {row["uuid"]: row for row in status.get("gpus") or ()}
-    return [_gpu(uuid, grants.get(uuid) or {}, reports.get(uuid) or {}) for uuid in dict.fromkeys((*reports, *grants))]
+    would = {row["uuid"]: row.get("wouldCapWatts") for row in spec.get("wouldBe") or ()}
+    uuids = dict.fromkeys((*reports, *grants))
+    return [_gpu(uuid, grants.get(uuid) or {}, reports.get(uuid) or {}, would.get(uuid)) for uuid in uuids]
 
 
-def _gpu(uuid: str, grant: Object, report: Object) -> GpuCaps:
+def _gpu(uuid: str, grant: Object, report: Object, would_w: int | None) -> GpuCaps:
     holders = report.get("workloads") or ([report["workload"]] if report.get("workload") else [])
     return GpuCaps(
         uuid=uuid,
@@ -108,6 +114,7 @@ def _gpu(uuid: str, grant: Object, report: Object) -> GpuCaps:
         health=report.get("health", "Unknown"),
         use=report.get("use", "Unknown"),
         pods=tuple(f"{row['namespace']}/{row['pod']}" for row in holders),
+        would_w=would_w,
     )
 
 
@@ -131,11 +138,12 @@ def ground_of(node_power: Object, budgets: Mapping[str, Object], node: Object | 
         way.append(budgets[name])
         name = budgets[name]["spec"].get("parent") or ""
     root = way[-1]["spec"] if way else {}
+    told = (way[-1].get("status") or {}).get("mode") if way else None
     labels = ((node or {}).get("metadata") or {}).get("labels") or {}
     return NodeGround(
         node=node_power["metadata"]["name"],
         levels=tuple(map(level_of, way)),
-        mode=root.get("mode") or spec.get("mode") or "Strict",
+        mode=RELEASE if labels.get(LABEL_MODE) == RELEASE else root.get("mode") or told or spec.get("mode") or "Strict",
         unassigned=(root.get("policy") or {}).get("unassignedGpus") or "Minimum",
         excluded=labels.get(LABEL_EXCLUDED, "").lower() == "true",
         agent=bool((node_power.get("status") or {}).get("gpus")),
@@ -157,9 +165,8 @@ def why_cap(gpu: GpuCaps, ground: NodeGround) -> Why:
     if gpu.health != "OK":
         text = f"its agent says {gpu.health}: what it may draw at most is charged until it obeys"
         return Why("Sick", text, f"kubectl get np {ground.node} -o yaml   # conditions say what is wrong with it")
-    if ground.mode == "Observe" and gpu.cap_w is None:
-        text = "mode is Observe: nothing is granted, and the limit that it has is charged"
-        return Why("Observe", text, _patch(ground.levels[-1].name, '{"spec":{"mode":"Strict"}}'))
+    if ground.mode == "Observe":
+        return _why_observed(gpu, ground)
     if gpu.cap_w is None:
         return Why("NotGranted", "nothing has been granted to it yet", f"splitwatt explain budget {leaf}")
     frozen = [level.name for level in ground.levels if level.frozen]
@@ -172,7 +179,26 @@ def why_cap(gpu: GpuCaps, ground: NodeGround) -> Why:
         return Why(
             "NotAcknowledged", text, f"splitwatt explain node {ground.node}   # again: it takes seconds, or the agent is late"
         )
+    if ground.mode == RELEASE:
+        return _why_released(gpu, gpu.cap_w, ground)
     return _why_granted(gpu, gpu.cap_w, ground)
+
+
+def _why_observed(gpu: GpuCaps, ground: NodeGround) -> Why:
+    root = ground.levels[-1].name
+    if gpu.cap_w is not None and gpu.default_w and gpu.cap_w < gpu.default_w:
+        text = f"mode is Observe: {gpu.cap_w} W are left from an earlier mode, and nothing is taken back"
+        return Why("LeftLow", text, _patch(root, f'{{"spec":{{"mode":"{RELEASE}"}}}}'))
+    would = "" if gpu.would_w is None else f"; Strict would grant it {gpu.would_w} W"
+    text = f"mode is Observe: nothing is granted, and the limit that it has is charged{would}"
+    return Why("Observe", text, _patch(root, '{"spec":{"mode":"Strict"}}'))
+
+
+def _why_released(gpu: GpuCaps, cap_w: int, ground: NodeGround) -> Why:
+    if cap_w >= gpu.default_w and gpu.clock_mhz is None:
+        return Why("Released", f"mode is Release: it has its default limit of {gpu.default_w} W back")
+    text = f"mode is Release: its default limit of {gpu.default_w} W follows as its budgets have room"
+    return Why("Releasing", text, f"splitwatt explain budget {ground.levels[-1].name}   # CapsReleased says what it waits for")
 
 
 def _why_granted(gpu: GpuCaps, cap_w: int, ground: NodeGround) -> Why:

@@ -12,7 +12,7 @@ from rich.text import Text
 from splitwatt_cli import access
 from splitwatt_cli.finding import Gravity
 from splitwatt_cli.show import ago, print_findings, table, watts
-from splitwatt_cli.snapshot import take
+from splitwatt_cli.snapshot import take_installed
 from splitwatt_cli.status.standing import ClusterRow, NodeRow, SiteStanding, standing_of
 
 MOST_FINDINGS: Final = 8
@@ -31,7 +31,7 @@ class StatusCommand:
 
     async def _ask(self, args: argparse.Namespace) -> int:
         async with access.connect(args) as connection:
-            seen = await take(connection, namespace=args.operator_namespace)
+            seen = await take_installed(connection, namespace=args.operator_namespace)
         standing = standing_of(seen, namespace=args.namespace)
         if args.output == "json":
             access.print_json("Status", standing.wire())

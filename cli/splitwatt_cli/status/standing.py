@@ -8,13 +8,15 @@ from typing import Any, Final
 
 from splitwatt_core.conditions import counted, some
 
-from splitwatt_cli.conditions import Object, condition, conditions_of, name_of, severity_of, troubles
+from splitwatt_cli.conditions import Object, condition, conditions_of, judged, name_of, troubles
 from splitwatt_cli.finding import Finding, Gravity, worst_first
 from splitwatt_cli.snapshot import SiteSnapshot, named, unix_s
 
 LEASE_S: Final = 15.0
 """A Lease that says nothing of its own length."""
 ROLES: Final = ("prefill", "decode", "mixed")
+OF_OBSERVE: Final = frozenset({"Observing", "WithinBudget"})
+"""Conditions whose notes say no more than Ready, whose reason is Observing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +273,9 @@ def _cluster_row(obj: Object) -> ClusterRow:
 
 
 def _ready_word(obj: Object) -> str:
-    """The reason of Ready, or what else is wrong with it: the worst condition's."""
+    """The reason of Ready, or what else is wrong with it: the worst condition's. What is only news says less than Ready does."""
     ready = condition(obj, "Ready")
-    bad = [(severity.rank, c.reason) for c in conditions_of(obj) if (severity := severity_of(c)) is not None]
+    bad = [(severity.rank, c.reason) for severity, c in judged(obj) if severity is not Gravity.NOTE or c.type not in OF_OBSERVE]
     if bad:
         return min(bad)[1]
     return "" if ready is None else ready.reason

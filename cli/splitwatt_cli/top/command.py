@@ -17,7 +17,7 @@ from splitwatt_cli import access, prometheus
 from splitwatt_cli.doctor.gather import end_point
 from splitwatt_cli.prometheus import PrometheusError
 from splitwatt_cli.show import ago, table, watts
-from splitwatt_cli.snapshot import SiteSnapshot, take
+from splitwatt_cli.snapshot import SiteSnapshot, take_installed
 from splitwatt_cli.top.view import BUDGET_METRICS, Samples, TopMoment, moment_of
 
 BAR: Final = 20
@@ -76,7 +76,7 @@ async def _live(out: Console, connection: Connection, args: argparse.Namespace, 
 
 
 async def look(connection: Connection, args: argparse.Namespace) -> TopMoment:
-    seen = await take(connection, namespace=args.operator_namespace)
+    seen = await take_installed(connection, namespace=args.operator_namespace)
     return moment_of(seen, await _samples(connection, args, seen))
 
 

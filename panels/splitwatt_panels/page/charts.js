@@ -2,6 +2,7 @@
 
 const TONES = { good: "#15803d", warning: "#b45309", bad: "#b91c1c" };
 const COLOURS = ["#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be123c", "#4d7c0f", "#6d28d9", "#a16207", "#0f766e"];
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const STEPS = [[1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""]];
 
 function scaled(value, suffix) {
@@ -61,16 +62,23 @@ export function drawLines(element, panel, found, window) {
   if (element.classList.contains("empty")) element.replaceChildren();
   element.className = "chart";
   const steps = panel.look === "states";
+  // Where a panel asks several things of several objects, an object has one colour and a question one kind of line.
+  const whose = [...new Set(seen.map((series) => series.whose))], many = whose.length > 1 && seen.some((series) => series.query > 0);
+  const colour = (series, at) => COLOURS[(many ? whose.indexOf(series.whose) : at) % COLOURS.length];
+  element.style.height = `${250 + 20 * Math.max(0, Math.ceil(seen.length / 3) - 2)}px`; // a long legend takes nothing from the chart
   const traces = seen.map((series, at) => ({
     x: series.times, y: series.values, name: series.name, mode: "lines", connectgaps: false,
-    line: { width: 1.5, color: COLOURS[at % COLOURS.length], shape: steps ? "hv" : "linear" },
+    line: {
+      width: 1.5, color: colour(series, at), shape: steps ? "hv" : "linear", dash: many ? DASHES[series.query % DASHES.length] : "solid",
+    },
     text: series.values.map((value) => (value === null ? "" : worded(value, panel))), hovertemplate: "%{text}",
   }));
   const marks = steps ? panel.states.map(([value]) => value) : null;
   const layout = {
     margin: { l: 70, r: 10, t: 8, b: 24 }, showlegend: true, hovermode: "x unified", uirevision: panel.title,
     legend: { orientation: "h", y: -0.12, font: { size: 10 } }, font: { size: 11 }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
-    xaxis: { type: "date", range: [new Date(window.start * 1000), new Date(window.end * 1000)], gridcolor: "#f3f4f6",
+    xaxis: { type: "date", ticks: "outside", ticklen: 4, tickcolor: "#e5e7eb",
+      range: [new Date(window.start * 1000), new Date(window.end * 1000)], gridcolor: "#f3f4f6",
       tickformat: window.end - window.start > 86400 ? "%d %b" : window.end - window.start > 600 ? "%H:%M" : "%H:%M:%S" },
     yaxis: { gridcolor: "#f3f4f6", rangemode: "tozero", ...axis(panel, seen, marks) },
     shapes: panel.thresholds.map((step) => ({

@@ -53,7 +53,7 @@ function named(legend, labels) {
 }
 
 // A point for each step, null where there is none: a gap must look like one.
-function series(row, legend, window) {
+function series(row, legend, query, window) {
   const there = new Map(row.values.map(([at, value]) => [Math.round(at), Number(value)]));
   const times = [], values = [];
   for (let at = window.start; at <= window.end; at += window.step) {
@@ -61,13 +61,14 @@ function series(row, legend, window) {
     times.push(new Date(at * 1000));
     values.push(value === undefined || !Number.isFinite(value) ? null : value);
   }
-  return { name: named(legend, row.metric), times, values };
+  const whose = [...legend.matchAll(/\{\{(\w+)\}\}/g)].map(([, label]) => row.metric[label] ?? "").join("/");
+  return { name: named(legend, row.metric), whose, query, times, values };
 }
 
 async function answered(panel, window) {
-  const found = await Promise.all(panel.queries.map(async (query) => {
+  const found = await Promise.all(panel.queries.map(async (query, at) => {
     const data = await ask("api/v1/query_range", { query: filled(query.expr, window), ...window });
-    return data.result.map((row) => series(row, query.legend, window));
+    return data.result.map((row) => series(row, query.legend, at, window));
   }));
   return found.flat();
 }
@@ -133,6 +134,25 @@ function frame(panel) {
   return made;
 }
 
+// Lines of twelve columns: a number takes three, a chart six, and the last of a line what is left.
+function placed(frames) {
+  let line = [], taken = 0;
+  const close = () => {
+    const last = line.at(-1);
+    if (last && last.panel.look !== "number") last.style.gridColumn = `span ${12 - taken + 6}`;
+    line = [];
+    taken = 0;
+  };
+  for (const made of frames) {
+    const wide = made.panel.look === "number" ? 3 : 6;
+    if (taken + wide > 12) close();
+    line.push(made);
+    taken += wide;
+  }
+  close();
+  return frames;
+}
+
 function build() {
   const set = model.sets.find((each) => each.key === chosen.set), mine = ++built;
   document.title = `Splitwatt / ${set.title}`;
@@ -145,7 +165,7 @@ function build() {
   element("panels").replaceChildren(...set.rows.flatMap((row) => {
     const heading = document.createElement("h2");
     heading.textContent = row.title;
-    return [heading, ...row.panels.map(frame)];
+    return [heading, ...placed(row.panels.map(frame))];
   }));
   showVariables(set, mine).catch((error) => say(error.message, true));
   draw();

@@ -33,7 +33,8 @@ FIRING: Final = 'ALERTS{alertstate="firing"}'
 OURS: Final = '{job=~"agent|operator|twin"}'
 CALM_S: Final = 240.0
 """Until a fresh site has no alert: its first requests waited for pods."""
-QUIET_S: Final = 30.0
+QUIET_S: Final = 90.0
+"""Of serving: joules per token are those of a whole minute, in which every pod of a role has tokens."""
 SLACK_S: Final = 120.0
 """Beside its own time, what an alert may take to fire or to clear on a busy machine."""
 LINGER_S: Final = 10.0
