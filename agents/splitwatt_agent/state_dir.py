@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from splitwatt_core.protocol.brake import Brake
+from splitwatt_core.protocol.brake import brake_from_wire, brake_to_wire
 from splitwatt_core.protocol.contract import MAX_GPU_WATTS
 from splitwatt_core.protocol.enforcer import GpuIdentity
 from splitwatt_core.protocol.record import Record, Taken, checked
@@ -84,7 +84,7 @@ class StateDir:
                 grants={
                     str(uuid): _taken(int(grant), int(cap_w), held.get(uuid)) for uuid, (grant, cap_w) in raw["grants"].items()
                 },
-                brakes={str(uuid): _brake(row) for uuid, row in raw.get("brakes", {}).items()},
+                brakes={str(uuid): brake_from_wire(row) for uuid, row in raw.get("brakes", {}).items()},
             )
             return checked(found)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -103,10 +103,7 @@ class StateDir:
         }
         # `grants` alone is what older agents read: one that is rolled back to goes on where this one stood.
         grants = {uuid: [taken.grant, taken.cap_w] for uuid, taken in record.grants.items()}
-        brakes = {
-            uuid: {"grant": brake.grant, "capWatts": brake.cap_w, "maxClockMegahertz": brake.max_clock_mhz}
-            for uuid, brake in record.brakes.items()
-        }
+        brakes = {uuid: brake_to_wire(brake) for uuid, brake in record.brakes.items()}
         self._write(RECORD_FILE, {"term": record.term, "grants": grants, "held": held, "brakes": brakes})
 
     def read_inventory(self, boot_id: str) -> tuple[GpuIdentity, ...]:
@@ -208,9 +205,3 @@ def _taken(grant: int, cap_w: int, held: Mapping[str, Any] | None) -> Taken:
         acked_grant=int(held["ackedGrant"]),
         since_cap_w=int(held["sinceCapWatts"]),
     )
-
-
-def _brake(row: Mapping[str, Any]) -> Brake:
-    """Raises KeyError, TypeError, ValueError."""
-    cap_w, max_clock_mhz = row["capWatts"], row["maxClockMegahertz"]
-    return Brake(int(row["grant"]), None if cap_w is None else int(cap_w), None if max_clock_mhz is None else int(max_clock_mhz))

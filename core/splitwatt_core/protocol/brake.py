@@ -10,11 +10,12 @@ made them, and a brake that is lost, late or sent twice is charged for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from splitwatt_core.protocol.contract import MAX_GPU_WATTS, MAX_GRANT, NO_GRANT, Grant
+from splitwatt_core.protocol.milliwatts import MW_PER_W
 
 
 class Depth(StrEnum):
@@ -37,8 +38,8 @@ class BrakeOrder:
     uuids: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if not NO_GRANT < self.grant <= MAX_GRANT:
-            raise ValueError(f"a brake needs a grant number from 1 to {MAX_GRANT}, not {self.grant}")
+        if self.grant <= 0:
+            raise ValueError(f"a brake needs a grant number above 0, not {self.grant}")
         if self.to is Depth.CLOCKS and self.max_clock_mhz is None:
             raise ValueError("a brake to Clocks needs the megahertz that clocks are locked to")
 
@@ -53,10 +54,6 @@ class Brake:
     grant: int
     cap_w: int | None = None
     max_clock_mhz: int | None = None
-
-    def __post_init__(self) -> None:
-        if not NO_GRANT < self.grant <= MAX_GRANT or not 0 <= (self.cap_w or 0) <= MAX_GPU_WATTS:
-            raise ValueError(f"a brake of {self.cap_w} W under grant {self.grant} is none")
 
     def beside(self, other: Brake | None) -> Brake:
         """Of two brakes the lower watts and clocks and the higher number stand (R26)."""
@@ -74,19 +71,32 @@ def lower(first: int | None, second: int | None) -> int | None:
     return second if first is None else first if second is None else min(first, second)
 
 
-def arrived(order: BrakeOrder, *, standing: Grant | None, recorded_safe_w: int | None, min_w: int) -> Brake:
-    """The order in watts, for one GPU, as it arrives. `standing`: the accepted grant; `recorded_safe_w`: the safe cap of the one
-    on the record, for while there is none. Who was never granted anything has no safe cap: its minimum is."""
-    match order.to:
-        case Depth.CLOCKS:
-            cap_w = None
-        case Depth.SAFE if standing is not None:
-            cap_w = min(standing.safe_cap_w, standing.cap_w)
-        case Depth.SAFE if recorded_safe_w is not None:
-            cap_w = recorded_safe_w
-        case _:
-            cap_w = min_w
-    return Brake(order.grant, cap_w, order.max_clock_mhz)
+def arrived(order: BrakeOrder, *, safe_w: int | None, min_w: int) -> Brake:
+    """The order in watts, for one GPU, as it arrives. `safe_w`: the safe cap of the highest grant taken in; None: nothing was
+    ever granted, and its minimum stands for it."""
+    deep_w = min_w if order.to is Depth.MINIMUM or safe_w is None else safe_w
+    return Brake(order.grant, None if order.to is Depth.CLOCKS else deep_w, order.max_clock_mhz)
+
+
+def brake_to_wire(brake: Brake) -> dict[str, Any]:
+    wire = {"grant": brake.grant, "capWatts": brake.cap_w, "maxClockMegahertz": brake.max_clock_mhz}
+    return {key: value for key, value in wire.items() if value is not None}
+
+
+def brake_from_wire(raw: Any) -> Brake:
+    """Raises ValueError, TypeError."""
+    rows = {"grant": raw["grant"], "cap_w": raw.get("capWatts"), "max_clock_mhz": raw.get("maxClockMegahertz")}
+    if any(value is not None and (type(value) is not int or value < 0) for value in rows.values()):
+        raise ValueError(f"{raw} is no brake")
+    return Brake(**rows)
+
+
+def brake_told(raw: Any) -> Brake | None:
+    """In a status. None: there is none, or none that can be understood, which no API server with our schema takes."""
+    try:
+        return None if raw is None else brake_from_wire(raw)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 class Brakes:
@@ -118,6 +128,16 @@ class Brakes:
     def max_clock_mhz(self, uuid: str) -> int | None:
         brake = self.now.get(uuid)
         return None if brake is None else brake.max_clock_mhz
+
+    def obeyed(self, uuid: str, limits_mw: Sequence[int | None], *, min_mw: int) -> bool:
+        """Whether it is durable, and these limits are at or below it; None: one could not be read. A lock of clocks is not read
+        back. True where none is in force: a later grant came."""
+        brake = self.now.get(uuid)
+        if brake is None:
+            return True
+        at_most_mw = None if brake.cap_w is None else max(brake.cap_w * MW_PER_W, min_mw)
+        low = at_most_mw is None or all(mw is not None and mw <= at_most_mw for mw in limits_mw)
+        return low and self.told.get(uuid) == brake
 
     def durable(self) -> None:
         self.told = dict(self.now)

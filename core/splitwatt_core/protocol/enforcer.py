@@ -225,8 +225,8 @@ class Enforcer:
             high = self._high.get(uuid)
             if not order.names(uuid) or (high is not None and high.grant > order.grant):
                 continue
-            safe_w = None if high is None else high.safe_cap_w
-            came = arrived(order, standing=gpu.target, recorded_safe_w=safe_w, min_w=watts_up(gpu.identity.min_mw))
+            safe_w = None if high is None else min(high.safe_cap_w, high.cap_w)
+            came = arrived(order, safe_w=safe_w, min_w=watts_up(gpu.identity.min_mw))
             self._dirty |= self._brakes.take(uuid, came)
             held.append(uuid)
         return tuple(held)
@@ -235,6 +235,12 @@ class Enforcer:
         """The record of the last `Actions.persist` is durable."""
         self._dirty = False
         self._brakes.durable()
+
+    def obeys(self, uuid: str) -> bool:
+        """Whether a brake of this GPU is durable, and both limits were read back at or below it. True where none holds it."""
+        gpu = self._gpus[uuid]
+        limits = (gpu.readback.management_mw, gpu.readback.enforced_mw)
+        return self._brakes.obeyed(uuid, limits, min_mw=gpu.identity.min_mw)
 
     @property
     def brakes(self) -> Mapping[str, Brake]:
@@ -396,6 +402,7 @@ class Enforcer:
                 default_w=watts_up(gpu.identity.default_mw),
                 model=gpu.identity.model,
                 health=self.health(uuid),
+                brake=self._brakes.told.get(uuid),
             )
             for uuid, gpu in self._gpus.items()
         )

@@ -80,4 +80,7 @@ def checked(record: Record) -> Record:
             raise ValueError(f"grant {taken.grant} of {uuid}, with {taken.acked_grant} acknowledged, is none")
         if not all(0 <= cap_w <= MAX_GPU_WATTS for cap_w in caps):
             raise ValueError(f"caps of {max(caps, key=abs)} W, of {uuid}, are none")
+    for uuid, brake in record.brakes.items():
+        if not NO_GRANT < brake.grant <= MAX_GRANT or not 0 <= (brake.cap_w or 0) <= MAX_GPU_WATTS:
+            raise ValueError(f"a brake of {brake.cap_w} W under grant {brake.grant}, of {uuid}, is none")
     return record
