@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from splitwatt_agent.state_dir import RECORD_FILE
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM
@@ -20,6 +17,7 @@ from splitwatt_lab.controlplane import ControlPlane
 from splitwatt_nvml_twin.faults import Fault
 from splitwatt_nvml_twin.handle import Demand
 from support.agent_bench import AgentBench
+from support.peers import Caller, token
 from support.waiting import eventually
 
 NAMESPACE = "kube-system"
@@ -27,48 +25,12 @@ OPERATOR = "stream-operator"
 USER = f"system:serviceaccount:{NAMESPACE}:{OPERATOR}"
 
 
-def token(plane: ControlPlane, account: str, audience: str) -> str:
-    answer = plane.http.post(
-        f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token",
-        json={
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"audiences": [audience], "expirationSeconds": 3600},
-        },
-    )
-    assert answer.is_success, answer.text
-    return str(answer.json()["status"]["token"])
-
-
-def pinned(endpoint: dict[str, str]) -> ssl.SSLContext:
-    """Takes the very certificate that the status names, and no other."""
-    host, _, port = endpoint["address"].rpartition(":")
-    found = ssl.get_server_certificate((host, int(port)))
-    assert hashlib.sha256(ssl.PEM_cert_to_DER_cert(found)).hexdigest() == endpoint["certificateSHA256"]
-    context = ssl.create_default_context(cadata=found)
-    context.check_hostname = False
-    return context
-
-
 @dataclass
-class Caller:
-    """Whoever speaks to an agent."""
+class Account:
+    """Where the operator's account is."""
 
-    bench: AgentBench
-
-    def client(self, *, bearer: str | None = None) -> httpx.Client:
-        endpoint = self.bench.object()["status"]["stream"]
-        shown = token(self.bench.plane, OPERATOR, audience_of(self.bench.node)) if bearer is None else bearer
-        return httpx.Client(
-            base_url=f"https://{endpoint['address']}",
-            verify=pinned(endpoint),
-            headers={"Authorization": f"Bearer {shown}"},
-            timeout=30.0,
-        )
-
-    def brake(self, grant: int, **order: Any) -> httpx.Response:
-        with self.client() as client:
-            return client.post("/v1/brake", json={"grant": grant, **order})
+    plane: ControlPlane
+    namespace: str = NAMESPACE
 
 
 @pytest.fixture
@@ -85,7 +47,7 @@ def start(bench: AgentBench, *arguments: str) -> Caller:
     bench.create()
     bench.start("--stream", "127.0.0.1:0", "--stream-user", USER, *arguments)
     eventually("the status says where it listens", lambda: bench.object().get("status", {}).get("stream"))
-    return Caller(bench)
+    return Caller(Account(bench.plane), bench.node, OPERATOR)
 
 
 def test_a_brake_lowers_at_once_and_only_a_later_grant_lifts_it(bench: AgentBench) -> None:
@@ -156,9 +118,9 @@ def test_only_the_operator_is_let_in(bench: AgentBench) -> None:
     refused = {
         "nobody": "-",
         "nonsense": "x.y.z",
-        "another node's": token(plane, OPERATOR, audience_of("another")),
-        "the API server's own": token(plane, OPERATOR, "https://kubernetes.default.svc.cluster.local"),
-        "another account's": token(plane, "somebody", audience),
+        "another node's": token(plane, NAMESPACE, OPERATOR, audience_of("another")),
+        "the API server's own": token(plane, NAMESPACE, OPERATOR, "https://kubernetes.default.svc.cluster.local"),
+        "another account's": token(plane, NAMESPACE, "somebody", audience),
     }
     for who, bearer in refused.items():
         with caller.client(bearer=bearer) as client:

@@ -10,9 +10,10 @@ it needs no common clock to know how old it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from splitwatt_core.protocol.brake import BrakeOrder, Depth
 from splitwatt_core.protocol.contract import MAX_GPUS_PER_NODE, MAX_GRANT, ContractError
@@ -21,6 +22,8 @@ BRAKE_PATH: Final = "/v1/brake"
 SAMPLES_PATH: Final = "/v1/samples"
 MAX_SAMPLES_HZ: Final = 10.0
 CALM_HZ: Final = 1.0
+MAX_AGE_S: Final = 3600.0
+"""Nobody sends an older sample; one that says so is mistaken."""
 MAX_ORDER_BYTES: Final = 16 * 1024
 _AUDIENCE: Final = "agent.splitwatt.io/"
 
@@ -101,3 +104,30 @@ def sample_to_wire(sample: Sample) -> dict[str, Any]:
             for gpu in sample.gpus
         ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the operator reads of a sample. `power_w`: of `gpus` GPUs, those whose draw could be read."""
+
+    power_w: float
+    gpus: int
+    age_s: float
+
+
+def drawn_from_wire(raw: Any) -> Drawn:
+    """Raises ContractError: one that cannot be understood, or of no age that can be, is no sample (I5)."""
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("gpus"), list) or len(raw["gpus"]) > MAX_GPUS_PER_NODE:
+        raise ContractError("a sample is an object with gpus, a list")
+    age_s = raw.get("ageSeconds")
+    if not _number(age_s) or not 0.0 <= age_s <= MAX_AGE_S:
+        raise ContractError(f"a sample's ageSeconds are from 0 to {MAX_AGE_S:g}, not {age_s!r}")
+    watts = [row.get("powerWatts") if isinstance(row, Mapping) else None for row in raw["gpus"]]
+    read = [power_w for power_w in watts if power_w is not None]
+    if not all(_number(power_w) and power_w >= 0.0 for power_w in read):
+        raise ContractError("a sample's powerWatts are numbers from 0, or null")
+    return Drawn(float(sum(read)), len(read), float(age_s))
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
