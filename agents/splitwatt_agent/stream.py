@@ -27,7 +27,7 @@ from splitwatt_core.protocol.stream import (
     MAX_SAMPLES_HZ,
     SAMPLES_PATH,
     GpuSample,
-    Sample,
+    NodeSample,
     order_from_wire,
     sample_to_wire,
 )
@@ -49,7 +49,7 @@ STALLED_S: Final = 10.0
 """A peer that takes nothing for this long is hung up on."""
 
 
-def sample_of(state: ControlState, *, node: str, now_s: float, wall_s: float) -> Sample:
+def sample_of(state: ControlState, *, node: str, now_s: float, wall_s: float) -> NodeSample:
     """`now_s` monotonic, `wall_s` the wall clock at that moment."""
     read_s = state.read_at_s if state.readings else state.ticked_s
     age_s = max(0.0, now_s - read_s)
@@ -63,7 +63,7 @@ def sample_of(state: ControlState, *, node: str, now_s: float, wall_s: float) ->
         )
         for uuid, reading in state.readings.items()
     )
-    return Sample(node, state.boot_id, wall_s - age_s, age_s, gpus, state.trouble)
+    return NodeSample(node, state.boot_id, wall_s - age_s, age_s, gpus, state.trouble)
 
 
 def _watts(milliwatts: int | None) -> float | None:
@@ -131,7 +131,7 @@ class StreamServer:
             self._open -= 1
         return response
 
-    async def _newest(self, period_s: float) -> AsyncIterator[Sample]:
+    async def _newest(self, period_s: float) -> AsyncIterator[NodeSample]:
         told, due_s = _healths(self._control.state), float("-inf")
         while True:
             state, now_s = self._control.state, time.monotonic()

@@ -19,7 +19,7 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
-from splitwatt_core.protocol.stream import Drawn
+from splitwatt_core.protocol.stream import NodeDraw
 from splitwatt_core.rendering.render import RenderContext
 from splitwatt_shell.supervise import first_to_end
 
@@ -36,9 +36,9 @@ from splitwatt_operator.pen import Pen
 from splitwatt_operator.publish import Publisher
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import loop as serving
-from splitwatt_operator.streams.brakes import Brakes
+from splitwatt_operator.streams.brakes import Braker
 from splitwatt_operator.streams.peers import Peers
-from splitwatt_operator.streams.samples import Samples
+from splitwatt_operator.streams.samples import SampleReader
 from splitwatt_operator.telemetry.meters import Telemetry
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
@@ -79,7 +79,7 @@ class Reign:
         self._pen = pen = Pen(connection, metrics, held=lease.held)
         self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)
-        self._brakes = None if realm.peers is None else Brakes(realm.peers, metrics, held=lease.held)
+        self._brakes = None if realm.peers is None else Braker(realm.peers, metrics, held=lease.held)
         self._loop = BudgetLoop(
             brake=self._brakes.start if self._brakes is not None else grants_say_it,
             store=store,
@@ -116,7 +116,7 @@ class Reign:
         self._reigning(True)
         optional = {"profiles": Publisher(realm.connection, self._pen).run()} if realm.publish_profiles else {}
         if realm.peers is not None:
-            optional["samples"] = Samples(realm.peers, realm.metrics, nodes=realm.view.listening, heard=self._heard).run()
+            optional["samples"] = SampleReader(realm.peers, realm.metrics, nodes=realm.view.listening, heard=self._heard).run()
         await first_to_end(
             **optional,
             budgets=self._loop.run(),
@@ -148,7 +148,7 @@ class Reign:
         """One sentence when this reign is not well."""
         return self._loop.problem() or self._canary.problem() or self._performer.problem()
 
-    def _heard(self, node: str, drawn: Drawn, sampled_s: float) -> None:
+    def _heard(self, node: str, drawn: NodeDraw, sampled_s: float) -> None:
         self._keeper.on_agent_power(node, drawn.power_w, sampled_s, gpus=drawn.gpus, own=True)
 
     def _wake(self) -> None:

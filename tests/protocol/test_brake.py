@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from splitwatt_core.protocol import enforcer as enforcers
-from splitwatt_core.protocol.brake import Brake, BrakeOrder, Brakes, Depth
+from splitwatt_core.protocol.brake import Brake, BrakeOrder, BrakesInForce, Depth
 from splitwatt_core.protocol.contract import GRANTS_PER_TERM
 from splitwatt_core.protocol.enforcer import Enforcer
 from support.braked import DEFAULT_W, MIN_W, BrakedNode
@@ -242,8 +242,8 @@ def r27_safe_caps_are_looked_up_later(m: pytest.MonkeyPatch) -> None:
 
 
 def r28_the_record_comes_first(m: pytest.MonkeyPatch) -> None:
-    real = Brakes.ticked
-    m.setattr(Brakes, "ticked", lambda self: real(self) and False)
+    real = BrakesInForce.ticked
+    m.setattr(BrakesInForce, "ticked", lambda self: real(self) and False)
 
 
 def r28_it_is_acknowledged_from_memory(m: pytest.MonkeyPatch) -> None:
@@ -251,8 +251,8 @@ def r28_it_is_acknowledged_from_memory(m: pytest.MonkeyPatch) -> None:
 
 
 def r28_it_is_not_on_the_record(m: pytest.MonkeyPatch) -> None:
-    real = Brakes.__init__
-    m.setattr(Brakes, "__init__", lambda self, found: real(self, {}))
+    real = BrakesInForce.__init__
+    m.setattr(BrakesInForce, "__init__", lambda self, found: real(self, {}))
 
 
 def r29_nothing_is_acknowledged_while_braked(m: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def brake_told(raw: Any) -> Brake | None:
         return None
 
 
-class Brakes:
+class BrakesInForce:
     """Those in force on one node. `told`: the durable ones, which an acknowledgement may name (R28, R30)."""
 
     def __init__(self, found: Mapping[str, Brake]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from splitwatt_core.protocol.brake import Brake, BrakeOrder, Brakes, arrived, lower
+from splitwatt_core.protocol.brake import Brake, BrakeOrder, BrakesInForce, arrived, lower
 from splitwatt_core.protocol.contest import Contest, ContestWatch
 from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower
 from splitwatt_core.protocol.milliwatts import MW_PER_W, watts_up
@@ -155,7 +155,7 @@ class Enforcer:
         self._version = 0
         self._observed_term = 0
         self._unknown: tuple[str, ...] = ()
-        self._brakes = Brakes(record.brakes)
+        self._brakes = BrakesInForce(record.brakes)
 
     # ------------------------------------------------------------------------------------------------ what it is told
 

@@ -74,7 +74,7 @@ class GpuSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class NodeSample:
     """One sweep over a node's GPUs. `sampled_s`: the node's own wall clock; `age_s`: how long ago that was when it was sent, by
     its monotonic clock. `trouble`: why no GPU could be read, "" where they were."""
 
@@ -86,7 +86,7 @@ class Sample:
     trouble: str = ""
 
 
-def sample_to_wire(sample: Sample) -> dict[str, Any]:
+def sample_to_wire(sample: NodeSample) -> dict[str, Any]:
     return {
         "node": sample.node,
         "bootID": sample.boot_id,
@@ -107,7 +107,7 @@ def sample_to_wire(sample: Sample) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class NodeDraw:
     """What the operator reads of a sample. `power_w`: of `gpus` GPUs, those whose draw could be read."""
 
     power_w: float
@@ -115,7 +115,7 @@ class Drawn:
     age_s: float
 
 
-def drawn_from_wire(raw: Any) -> Drawn:
+def drawn_from_wire(raw: Any) -> NodeDraw:
     """Raises ContractError: one that cannot be understood, or of no age that can be, is no sample (I5)."""
     if not isinstance(raw, Mapping) or not isinstance(raw.get("gpus"), list) or len(raw["gpus"]) > MAX_GPUS_PER_NODE:
         raise ContractError("a sample is an object with gpus, a list")
@@ -126,7 +126,7 @@ def drawn_from_wire(raw: Any) -> Drawn:
     read = [power_w for power_w in watts if power_w is not None]
     if not all(_number(power_w) and power_w >= 0.0 for power_w in read):
         raise ContractError("a sample's powerWatts are numbers from 0, or null")
-    return Drawn(float(sum(read)), len(read), float(age_s))
+    return NodeDraw(float(sum(read)), len(read), float(age_s))
 
 
 def _number(value: Any) -> TypeGuard[float]:

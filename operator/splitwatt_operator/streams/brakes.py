@@ -29,7 +29,7 @@ TRIES: Final = 20
 """By then the grants of the same step have long said the same, or nobody is there."""
 
 
-class Brakes:
+class Braker:
     """`held`: whether the Lease is surely ours at a monotonic time."""
 
     def __init__(self, peers: Peers, metrics: Metrics, *, held: Callable[[float], bool]) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 import aiohttp
 from splitwatt_core.protocol.contract import ContractError
-from splitwatt_core.protocol.stream import CALM_HZ, SAMPLES_PATH, Drawn, drawn_from_wire
+from splitwatt_core.protocol.stream import CALM_HZ, SAMPLES_PATH, NodeDraw, drawn_from_wire
 from splitwatt_shell.supervise import end_all
 
 from splitwatt_operator.metrics import Metrics
@@ -33,11 +33,11 @@ RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
 MAX_LINE_BYTES: Final = 64 * 1024
 
-Heard = Callable[[str, Drawn, float], None]
+Heard = Callable[[str, NodeDraw, float], None]
 """Node, what it draws, and when that was read, by our own wall clock."""
 
 
-class Samples:
+class SampleReader:
     def __init__(self, peers: Peers, metrics: Metrics, *, nodes: Callable[[], Collection[str]], heard: Heard) -> None:
         """`nodes`: those whose NodePower names a connection."""
         self._peers = peers
@@ -87,7 +87,7 @@ class Samples:
             pause_s = min(RETRY_MAX_S, 2 * pause_s)
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[Drawn, float]]:
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[NodeDraw, float]]:
     """Each line as it comes. Raises PeerError, ContractError."""
     while True:
         try:
