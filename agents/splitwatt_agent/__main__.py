@@ -13,7 +13,7 @@ from splitwatt_shell.address import AddressError, parse_address
 from splitwatt_shell.serve import ListenError
 from splitwatt_shell.supervise import run_main
 
-from splitwatt_agent.agent import AgentSettings, run
+from splitwatt_agent.agent import AgentSettings, StreamSettings, run
 from splitwatt_agent.last_resort import EXIT_CODE, GIVE_UP_S, DeviceAccessLostError
 from splitwatt_agent.nvml import PynvmlPort
 from splitwatt_agent.state_dir import StateDirError
@@ -50,6 +50,11 @@ def parse(argv: Sequence[str] | None = None) -> AgentSettings:
         metavar="SECONDS",
         help="end when only a new container can read the GPUs again (library and driver differ, device files lost)",
     )
+    parser.add_argument(
+        "--stream", default="", metavar="HOST:PORT", help="TLS: samples for the operator, its brakes; '' for none"
+    )
+    parser.add_argument("--stream-user", default="", metavar="USER", help="the operator's, system:serviceaccount:NAMESPACE:NAME")
+    parser.add_argument("--stream-advertise", default="", metavar="HOST", help="how others reach --stream; default: its own HOST")
     given = parser.parse_args(argv)
     if not 0.1 <= given.sample_hz <= MAX_SAMPLE_HZ:
         parser.error(f"--sample-hz must be from 0.1 to {MAX_SAMPLE_HZ:g}, not {given.sample_hz:g}")
@@ -61,9 +66,12 @@ def parse(argv: Sequence[str] | None = None) -> AgentSettings:
         parser.error(f"--boot-id-file {given.boot_id_file} is not a file that can be read")
     try:
         listen = parse_address(given.listen)
+        stream = parse_address(given.stream, option="--stream") if given.stream else None
         pod_resources = socket_path(given.pod_resources)
     except (AddressError, ArgumentError) as error:
         parser.error(str(error))
+    if stream is not None and not given.stream_user.startswith("system:serviceaccount:"):
+        parser.error(f"--stream needs --stream-user system:serviceaccount:NAMESPACE:NAME, not {given.stream_user!r}")
     return AgentSettings(
         node=given.node_name,
         state_dir=given.state_dir,
@@ -74,6 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> AgentSettings:
         sample_period_s=1.0 / given.sample_hz,
         give_up_s=given.give_up_after_s,
         observe=given.observe,
+        stream=None if stream is None else StreamSettings(stream, given.stream_user, given.stream_advertise),
     )
 
 

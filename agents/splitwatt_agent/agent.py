@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitwatt_client import Connection
+from splitwatt_core.protocol.endpoint import StreamEndpoint
 from splitwatt_shell.address import Address
 from splitwatt_shell.serve import serve
 from splitwatt_shell.supervise import first_to_end, on_stop_signal
@@ -18,6 +21,7 @@ from splitwatt_agent.node_power import NodePowerLink
 from splitwatt_agent.nvml import NvmlPort
 from splitwatt_agent.own_node import watch_own_node
 from splitwatt_agent.state_dir import StateDir
+from splitwatt_agent.stream import stream
 from splitwatt_agent.workloads import Slices, WorkloadPoll
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,17 @@ class AgentSettings:
     sample_period_s: float
     give_up_s: float
     observe: bool
+    stream: StreamSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """The agent's own connection: where it listens, for whom (`system:serviceaccount:NAMESPACE:NAME`), and by which host others
+    reach it ("": the address itself)."""
+
+    listen: Address
+    user: str
+    advertise: str = ""
 
 
 async def run(settings: AgentSettings, port: NvmlPort) -> None:
@@ -62,7 +77,10 @@ async def run(settings: AgentSettings, port: NvmlPort) -> None:
             )
             collector = AgentCollector(control, link, poll, node=settings.node)
             health, ready = lambda: health_of(control, link), lambda: unready(control)
-            async with serve(settings.listen, collector, health=health, ready=ready) as bound:
+            async with (
+                serve(settings.listen, collector, health=health, ready=ready) as bound,
+                _stream(settings, connection, control) as link.stream,
+            ):
                 log.info("agent of %s on http://%s", settings.node, bound)
                 stop = asyncio.Event()
                 on_stop_signal(stop.set)
@@ -78,6 +96,17 @@ async def run(settings: AgentSettings, port: NvmlPort) -> None:
                 await first_to_end(stop=_told_to_end(stop), **parts)
     finally:
         state_dir.close()
+
+
+@asynccontextmanager
+async def _stream(settings: AgentSettings, connection: Connection, control: Control) -> AsyncIterator[StreamEndpoint | None]:
+    if settings.stream is None:
+        yield None
+        return
+    own = settings.stream
+    async with stream(own.listen, connection, control, node=settings.node, user=own.user, advertise=own.advertise) as endpoint:
+        log.info("samples and brakes on https://%s", endpoint.address)
+        yield endpoint
 
 
 async def _told_to_end(stop: asyncio.Event) -> None:

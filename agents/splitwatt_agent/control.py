@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from splitwatt_core.protocol.brake import BrakeOrder
 from splitwatt_core.protocol.contract import Health
 from splitwatt_core.protocol.enforcer import Actions
 from splitwatt_core.protocol.node_guard import guard_inputs
@@ -91,6 +92,12 @@ class Control:
         self._inbox: deque[SeenVersion] = deque(maxlen=MAX_INBOX)
         self._owners = Owners()
         self._wake = asyncio.Event()
+        self._orders: list[tuple[BrakeOrder, asyncio.Future[tuple[str, ...]]]] = []
+        """Brakes that came since the last tick, and who waits for them to be durable."""
+        self._braked: list[tuple[BrakeOrder, tuple[str, ...], asyncio.Future[tuple[str, ...]]]] = []
+        """Those that a tick has taken in, and that are not in force yet."""
+        self._ended = asyncio.Event()
+        """Of a tick: set, and another one put in its place."""
         self._state = ControlState(ticked_s=time.monotonic(), observing=observe)
 
     @property
@@ -123,6 +130,18 @@ class Control:
         self._paused_by = label
         self._wake.set()
 
+    def hear_brake(self, order: BrakeOrder) -> asyncio.Future[tuple[str, ...]]:
+        """A brake (R25). The answer comes when it is durable and was read back: the GPUs that it holds, none where all was
+        granted anew since, or where this agent only observes."""
+        heard: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        self._orders.append((order, heard))
+        self._wake.set()
+        return heard
+
+    async def ticked(self, *, within_s: float) -> None:
+        """Returns when another tick has ended, or after `within_s`."""
+        await woken(self._ended, within_s=within_s)
+
     def _setter_returned(self, uuid: str, health: Health | None) -> None:
         if self._session is not None and uuid in self._session.gpus:
             self._session.enforcer.setter_finished(uuid, time.monotonic(), health)
@@ -138,6 +157,8 @@ class Control:
                 self._wake.clear()
                 before = self._state
                 self._state = await self._tick(before, listener)
+                ended, self._ended = self._ended, asyncio.Event()
+                ended.set()
                 if self._state.report != before.report:
                     listener.report_changed()
                 self._lose_patience(self._state)
@@ -176,6 +197,7 @@ class Control:
         state = self._take_inbox(state, session, listener)
         if state.trouble:
             return self._end_session(state, state.trouble)
+        self._take_orders(state, session)
         now_s = time.monotonic()
         readbacks = session.readbacks(readings, self._hardware.stuck)
         ceilings = session.guard.step(
@@ -183,6 +205,7 @@ class Control:
         )
         self._inventory.step(now_s)
         actions = session.enforcer.tick(now_s, readbacks, guard_w=ceilings, only_lower=bool(self._disk_error))
+        self._answer_brakes(session)
         session.see(now_s, readbacks, state.facts)
         state = replace(state, standing=session.standing(state.owners.by_gpu))
         if not state.observing:
@@ -205,6 +228,25 @@ class Control:
                 asyncio.get_running_loop().call_later(REWOUND_S, listener.read_anew)
         return state
 
+    def _take_orders(self, state: ControlState, session: Session) -> None:
+        orders, self._orders = self._orders, []
+        for order, heard in orders:
+            if state.observing:
+                heard.set_result(())
+            else:
+                self._braked.append((order, session.enforcer.brake(order), heard))
+
+    def _answer_brakes(self, session: Session) -> None:
+        """Of those that are in force, as this tick read it."""
+        braked, self._braked = self._braked, []
+        for order, held, heard in braked:
+            if heard.done():
+                continue  # nobody waits any more
+            if all(session.enforcer.obeys(uuid) for uuid in held):
+                heard.set_result(held)
+            else:
+                self._braked.append((order, held, heard))
+
     def _take_inbox_without_gpus(self, state: ControlState) -> ControlState:
         """Without a driver nothing is enforced, but the status that says so needs the object's newest version."""
         while self._inbox:
@@ -216,12 +258,18 @@ class Control:
         return self._record.error or self._inventory.error
 
     async def _perform(self, session: Session, actions: Actions) -> None:
+        if actions.braking:  # what is called beside a record only lowers, and a brake does not wait for a disk (R28)
+            self._call(session, actions)
         if actions.persist is not None:
             if await self._record.write(actions.persist):
                 session.enforcer.persisted()
                 self._wake.set()  # raises come with the next tick
         elif self._record.error:
             await self._record.write(self._record.current)  # nothing new to keep: the disk is tried with what lies there
+        if not actions.braking:
+            self._call(session, actions)
+
+    def _call(self, session: Session, actions: Actions) -> None:
         now_s = time.monotonic()
         for call in actions.set_caps:
             self._hardware.set_cap(session, call, now_s)
@@ -248,14 +296,20 @@ class Control:
 
     def _end_session(self, state: ControlState, why: str) -> ControlState:
         log.warning("%s: %s", self._node, why)
-        self._session = None
+        self._forget_session()
         return states.session_ended(state, why)
+
+    def _forget_session(self) -> None:
+        """Brakes that were not in force yet wait for the next one."""
+        self._session = None
+        self._orders[:0] = [(order, heard) for order, _, heard in self._braked]
+        self._braked = []
 
     def _turn(self, state: ControlState, paused_by: str) -> ControlState:
         """The node's labels ask us to step aside, or no longer do."""
         if paused_by:
             log.warning("%s: stepping aside, for %s", self._node, paused_by)
-            self._session = None
+            self._forget_session()
             state = states.session_ended(state, "")
         else:
             log.info("%s: %s is gone, the driver is used again", self._node, state.paused_by)

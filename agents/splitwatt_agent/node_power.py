@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -34,6 +35,7 @@ from splitwatt_client.resources import NODE_POWERS
 from splitwatt_core.conditions import Condition
 from splitwatt_core.names import FIELD_MANAGER_AGENT
 from splitwatt_core.protocol.contract import SIGN_OF_LIFE_S, NodePower, status_to_wire
+from splitwatt_core.protocol.endpoint import StreamEndpoint
 from splitwatt_shell.waiting import woken
 
 from splitwatt_agent.conditions import Report, status_to_write
@@ -73,6 +75,8 @@ class NodePowerLink:
         self._written_s = float("-inf")
         self._said: tuple[Condition, ...] = ()
         """The conditions of our last write."""
+        self.stream: StreamEndpoint | None = None
+        """Where this agent listens itself, for the status."""
         self.live = False
         """Whether the watch is connected, as far as is known."""
         self.writes: Counter[str] = Counter()
@@ -157,7 +161,7 @@ class NodePowerLink:
                 "uid": observed.uid,
                 "resourceVersion": str(observed.resource_version),
             },
-            "status": status_to_wire(status),
+            "status": status_to_wire(replace(status, stream=self.stream)),
         }
         self._written_s = time.monotonic()
         stored = await self._connection.apply(

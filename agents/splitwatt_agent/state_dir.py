@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from splitwatt_core.protocol.brake import brake_from_wire, brake_to_wire
 from splitwatt_core.protocol.contract import MAX_GPU_WATTS
 from splitwatt_core.protocol.enforcer import GpuIdentity
 from splitwatt_core.protocol.record import Record, Taken, checked
@@ -83,6 +84,7 @@ class StateDir:
                 grants={
                     str(uuid): _taken(int(grant), int(cap_w), held.get(uuid)) for uuid, (grant, cap_w) in raw["grants"].items()
                 },
+                brakes={str(uuid): brake_from_wire(row) for uuid, row in raw.get("brakes", {}).items()},
             )
             return checked(found)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -101,7 +103,8 @@ class StateDir:
         }
         # `grants` alone is what older agents read: one that is rolled back to goes on where this one stood.
         grants = {uuid: [taken.grant, taken.cap_w] for uuid, taken in record.grants.items()}
-        self._write(RECORD_FILE, {"term": record.term, "grants": grants, "held": held})
+        brakes = {uuid: brake_to_wire(brake) for uuid, brake in record.brakes.items()}
+        self._write(RECORD_FILE, {"term": record.term, "grants": grants, "held": held, "brakes": brakes})
 
     def read_inventory(self, boot_id: str) -> tuple[GpuIdentity, ...]:
         """The GPUs that were seen since this boot: one that will not answer now is still there. Raises StateDirError."""

@@ -25,6 +25,7 @@ from splitwatt_core.protocol.contract import (
     Phase,
     Use,
 )
+from splitwatt_core.protocol.endpoint import ADDRESS, MAX_ADDRESS_CHARS, SHA256
 from splitwatt_core.protocol.terms import MAX_RISE
 from splitwatt_core.protocol.would import STEP_W
 
@@ -232,6 +233,27 @@ class GpuReport(Wire):
     floor_watts: GpuWattsOrZero = Field(
         default=0, description="What the GPU was seen to draw above a cap that was set, in watts: no cap lowers it further."
     )
+    brake: GpuBrake | None = Field(default=None, description="What holds the GPU below its grant; absent: nothing does.")
+
+
+class GpuBrake(Wire):
+    """What the operator said over the agent's own connection."""
+
+    grant: GrantNumber = Field(description="Grants above this number lift it; nothing else does.")
+    cap_watts: GpuWattsOrZero | None = Field(default=None, description="The power limit it is held to, in watts.")
+    max_clock_megahertz: Megahertz | None = Field(default=None, description="What its SM clock is locked to, in MHz.")
+
+
+class StreamAddress(Wire):
+    """Where the agent listens for its operator."""
+
+    address: str = Field(min_length=3, max_length=MAX_ADDRESS_CHARS, pattern=ADDRESS.pattern, description="HOST:PORT, for TLS.")
+    certificate_sha256: str = Field(
+        alias="certificateSHA256",
+        pattern=SHA256.pattern,
+        max_length=64,
+        description="The SHA-256 of the certificate that it made for itself, in hexadecimal digits.",
+    )
 
 
 class NodePowerStatus(Wire):
@@ -256,6 +278,9 @@ class NodePowerStatus(Wire):
         max_length=MAX_UNRESOLVED,
         description="Devices that kubelet gave to pods and that no GPU of this node is known by, each with its pod.",
         json_schema_extra=kubernetes(list_type="atomic"),
+    )
+    stream: StreamAddress | None = Field(
+        default=None, description="Where the agent listens for samples to be read and brakes to be said; absent: nowhere."
     )
     conditions: Conditions = Field(
         default_factory=list,

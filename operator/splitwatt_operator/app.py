@@ -18,6 +18,7 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.errors import ApiError, ConfigurationError
 from splitwatt_client.leases import HeldLease, LeaseLostError
 from splitwatt_client.resources import LEASES, NODE_POWERS
+from splitwatt_client.tokens import AudienceTokens
 from splitwatt_core.names import FIELD_MANAGER_OPERATOR
 from splitwatt_core.protocol.candidacy import Candidacy
 from splitwatt_core.protocol.terms import TermsError, next_term
@@ -39,6 +40,7 @@ from splitwatt_operator.metrics import Metrics
 from splitwatt_operator.options import LEASE_NAME, Options
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.reign import LastingParts, Reign
+from splitwatt_operator.streams.peers import Peers
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,10 @@ class Application:
             prometheus = await stack.enter_async_context(PrometheusClient(options.end_point))
             recorder = Recorder(metrics, instance=options.identity)
             view = View(store)
+            peers = None
+            if options.stream_account:
+                tokens = AudienceTokens(connection, namespace=options.namespace, account=options.stream_account)
+                peers = await stack.enter_async_context(Peers(tokens, endpoint_of=view.endpoint))
             metrics.caps_from(lambda: [np.spec for np in view.node_powers.facts.values() if np.spec is not None])
             realm = LastingParts(
                 store,
@@ -118,6 +124,7 @@ class Application:
                 options.agent_silent_s,
                 options.context,
                 publish_profiles=options.publish_profiles,
+                peers=peers,
             )
             self._watches = watches = Watches(
                 store,

@@ -157,6 +157,11 @@ class Metrics:
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
             registry=registry,
         )
+        self.streams = gauge(names.M_AGENT_STREAMS, "Agents whose own samples are read at this moment")
+        self._brakes = Counter(
+            names.M_BRAKES, "Brakes over agents' own connections: Held, Over (a later grant was there first), GivenUp",
+            ("outcome",), registry=registry,
+        )  # fmt: skip
         self.active = gauge(names.M_OPERATOR_ACTIVE, "1 in the replica that holds the Lease")
         self.term = gauge(names.M_OPERATOR_TERM, "Fencing term of this replica's reign, 0 before the first")
 
@@ -167,6 +172,9 @@ class Metrics:
     def count_refusal(self, kind: str, status: int) -> None:
         """`status` is the HTTP status."""
         self.api_refusals.labels(kind, str(status)).inc()
+
+    def count_brake(self, outcome: str) -> None:
+        self._brakes.labels(outcome).inc()
 
     def count_report_failure(self, kind: str) -> None:
         """`kind`: of the object whose status it was, or what else was to be told."""

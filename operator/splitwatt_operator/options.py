@@ -44,6 +44,8 @@ class Options:
     agent_silent_s: float = AGENT_METRICS_SILENT_S
     context: RenderContext = field(default_factory=RenderContext)
     publish_profiles: bool = False
+    stream_account: str = ""
+    """The service account, in `namespace`, by whose tokens agents know us; "": their own connections are not used."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -83,6 +85,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--state-dir", type=Path, metavar="DIR",
         help="a folder of this process alone that outlives it, by which its successor there knows that it has ended",
     )  # fmt: skip
+    parser.add_argument(
+        "--stream-account", default="", metavar="NAME",
+        help="our service account in --namespace: samples are read from agents that listen themselves, and brakes sent to them",
+    )  # fmt: skip
     parser.add_argument("--publish-profiles", action="store_true", help="show the built-in profiles as PowerProfile objects")
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="default: the pod's own service account")
     parser.add_argument("--decision-log", type=Path, metavar="FILE", help="append one JSON line per budget and decision")
@@ -110,6 +116,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             envoy_image=given.envoy_image,
         ),
         publish_profiles=given.publish_profiles,
+        stream_account=given.stream_account,
         identity=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
     )
 

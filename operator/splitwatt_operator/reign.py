@@ -19,11 +19,12 @@ from splitwatt_client.connection import Connection
 from splitwatt_client.leases import HeldLease
 from splitwatt_core.budget.keeper import Keeper
 from splitwatt_core.policies.shipped import POLICIES
+from splitwatt_core.protocol.stream import NodeDraw
 from splitwatt_core.rendering.render import RenderContext
 from splitwatt_shell.supervise import first_to_end
 
 from splitwatt_operator.budgets.decision_log import DecisionLog
-from splitwatt_operator.budgets.loop import BudgetLoop
+from splitwatt_operator.budgets.loop import BudgetLoop, grants_say_it
 from splitwatt_operator.budgets.performer import Performer
 from splitwatt_operator.budgets.statuses import BudgetStatuses
 from splitwatt_operator.cluster.canary import Canary
@@ -35,6 +36,9 @@ from splitwatt_operator.pen import Pen
 from splitwatt_operator.publish import Publisher
 from splitwatt_operator.recorder import Recorder
 from splitwatt_operator.serving import loop as serving
+from splitwatt_operator.streams.brakes import Braker
+from splitwatt_operator.streams.peers import Peers
+from splitwatt_operator.streams.samples import SampleReader
 from splitwatt_operator.telemetry.meters import Telemetry
 from splitwatt_operator.telemetry.prometheus import PrometheusClient
 
@@ -56,6 +60,8 @@ class LastingParts:
     agent_silent_s: float
     context: RenderContext
     publish_profiles: bool = False
+    peers: Peers | None = None
+    """Agents that listen themselves; None: grants alone are used."""
 
 
 class Reign:
@@ -73,7 +79,9 @@ class Reign:
         self._pen = pen = Pen(connection, metrics, held=lease.held, over_s=lease.over_s)
         self._statuses = BudgetStatuses(pen, store, metrics)
         self._performer = Performer(connection, pen, keeper, done=self._wake)
+        self._brakes = None if realm.peers is None else Braker(realm.peers, metrics, held=lease.held)
         self._loop = BudgetLoop(
+            brake=self._brakes.start if self._brakes is not None else grants_say_it,
             store=store,
             view=realm.view,
             owners=realm.owners,
@@ -98,6 +106,8 @@ class Reign:
         finally:
             self._realm.metrics.end_reign()
             await self._performer.stop()
+            if self._brakes is not None:
+                await self._brakes.stop()
             await self._statuses.stop()
 
     async def _parts(self) -> None:
@@ -105,6 +115,8 @@ class Reign:
         await self._loop.begin()
         self._reigning(True)
         optional = {"profiles": Publisher(realm.connection, self._pen).run()} if realm.publish_profiles else {}
+        if realm.peers is not None:
+            optional["samples"] = SampleReader(realm.peers, realm.metrics, nodes=realm.view.listening, heard=self._heard).run()
         await first_to_end(
             **optional,
             budgets=self._loop.run(),
@@ -135,6 +147,9 @@ class Reign:
     def problem(self) -> str | None:
         """One sentence when this reign is not well."""
         return self._loop.problem() or self._canary.problem() or self._performer.problem()
+
+    def _heard(self, node: str, drawn: NodeDraw, sampled_s: float) -> None:
+        self._keeper.on_agent_power(node, drawn.power_w, sampled_s, gpus=drawn.gpus, own=True)
 
     def _wake(self) -> None:
         self._loop.wake.set()

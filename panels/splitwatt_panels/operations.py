@@ -111,6 +111,21 @@ _API: Final = PanelRow(
             thresholds=(PanelStep(0.1, Tone.WARNING),),
         ),
         Panel(
+            "Agents that speak for themselves",
+            Unit.COUNT,
+            "Agents whose own samples the operator reads at this moment.",
+            "One that is missing is heard by Prometheus and its status alone, and braked by its grants alone.",
+            (Query(operator(names.M_AGENT_STREAMS), "agents"),),
+        ),
+        Panel(
+            "Brakes",
+            Unit.PER_SECOND,
+            "Brakes over the agents' own connections per second, by what became of them.",
+            "Held: the limits were read back. Over: a later grant was there first. GivenUp: the agent did not answer; its grants "
+            "say the same.",
+            (Query(per_second(operator(names.M_BRAKES), "outcome"), "{{outcome}}", Event.RIGHT_TAKEN),),
+        ),
+        Panel(
             "Words that were not told",
             Unit.PER_SECOND,
             "Reports that could not be made or were refused, by kind, and Events left out for their number.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -52,12 +53,13 @@ async def serve(
 
 
 @asynccontextmanager
-async def listening(runner: web.BaseRunner, address: Address) -> AsyncIterator[Address]:
-    """The same for any application. At the end no request is let in, and those in flight have the runner's shutdown time."""
+async def listening(runner: web.BaseRunner, address: Address, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Address]:
+    """The same for any application, with `tls` over it where that is given. At the end no request is let in, and those in
+    flight have the runner's shutdown time."""
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, address.host, address.port).start()
+            await web.TCPSite(runner, address.host, address.port, ssl_context=tls).start()
         except OSError as error:
             raise ListenError(
                 f"cannot listen on {address} ({error.strerror}); stop what uses it or choose another {address.option}"

@@ -159,6 +159,31 @@ def test_an_agent_that_waits_for_a_driver_is_not_killed_and_one_may_only_observe
     assert "--observe" in agent(observe=True)["args"]
 
 
+def test_agents_listen_for_their_operator_alone(render: Render) -> None:
+    plain, found = render(), render(values={"agent": {"stream": {"enabled": True, "port": 9499}}})
+    assert not any("stream" in argument for argument in container(plain["DaemonSet", "splitwatt-agent"])["args"])
+    made = container(found["DaemonSet", "splitwatt-agent"])
+    pod_ip = next(row for row in made["env"] if row["name"] == "POD_IP")
+    assert pod_ip["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+    arguments = [argument.replace("$(NODE_NAME)", "n1").replace("$(POD_IP)", "fd00::5") for argument in made["args"]]
+    own = agent_main.parse(arguments).stream
+    assert own is not None
+    account = found["ServiceAccount", "splitwatt-operator"]["metadata"]
+    assert own.user == f"system:serviceaccount:{account['namespace']}:{account['name']}"
+    assert (own.listen.host, own.listen.port, own.advertise) == ("0.0.0.0", 9499, "fd00::5")
+    assert {"name": "stream", "containerPort": 9499, "protocol": "TCP"} in made["ports"]
+
+    operator = container(found["Deployment", "splitwatt-operator"])
+    assert options.parse(operator["args"]).stream_account == account["name"]
+    tokens = [rule for rule in found["Role", "splitwatt-operator"]["rules"] if rule["resources"] == ["serviceaccounts/token"]]
+    assert [(rule["resourceNames"], rule["verbs"]) for rule in tokens] == [([account["name"]], ["create"])]
+    _, own_rule = found["NetworkPolicy", "splitwatt-agent"]["spec"]["ingress"]
+    assert own_rule["ports"] == [{"protocol": "TCP", "port": 9499}]
+    (sender,) = own_rule["from"]
+    labels = found["Deployment", "splitwatt-operator"]["spec"]["template"]["metadata"]["labels"]
+    assert sender["podSelector"]["matchLabels"].items() <= labels.items()
+
+
 def test_the_operator_runs_as_nobody(render: Render) -> None:
     pod = render()["Deployment", "splitwatt-operator"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True

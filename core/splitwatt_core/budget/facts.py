@@ -12,6 +12,7 @@ from splitwatt_core.columns import Posture
 from splitwatt_core.conditions import Condition
 from splitwatt_core.names import LABEL_EXCLUDED, LABEL_MODE
 from splitwatt_core.policies.signature import Reason
+from splitwatt_core.protocol.brake import BrakeOrder
 from splitwatt_core.protocol.contract import Mode, NodePower, Phase, Spec
 
 
@@ -104,6 +105,14 @@ class SpecWrite:
     resource_version: int
     spec: Spec
     over: Spec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBrake:
+    """A brake for one node's agent."""
+
+    node: str
+    order: BrakeOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +220,7 @@ class Plan:
     NodePowers that a person releases, to be deleted once a fresh read finds no Node (R33). `take_back`: NodePowers whose release
     is void, its annotation to be removed once a fresh read finds the Node. `replaced`: NodePowers of machines that run under
     another name, to be deleted once fresh reads find the same. `confirm`: claims to be read afresh.
+    `brakes`: what agents that listen themselves are told at once, beside the writes.
     `resign`: a higher term was seen, the process must stop at once (R2). `wake_s`: call again by then at the latest."""
 
     create: tuple[str, ...] = ()
@@ -220,6 +230,7 @@ class Plan:
     take_back: tuple[NodePower, ...] = ()
     replaced: tuple[Replaced, ...] = ()
     confirm: tuple[Claim, ...] = ()
+    brakes: tuple[NodeBrake, ...] = ()
     budgets: Mapping[str, BudgetReport] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     resign: str | None = None

@@ -189,9 +189,9 @@ class Heard:
         if book is not None and spec is not None:
             book.see_meter(spec, reading, now_s)
 
-    def on_agent_power(self, node: str, power_w: float, sampled_s: float, *, gpus: int | None = None) -> None:
-        """Sum of the agent's own readings of a node, from Prometheus: the fallback meter, and proof that the agent lives.
-        `gpus`: of how many GPUs it is, None: of all."""
+    def on_agent_power(self, node: str, power_w: float, sampled_s: float, *, gpus: int | None = None, own: bool = False) -> None:
+        """Sum of the agent's own readings of a node, from Prometheus or (`own`) from itself: the fallback meter, and proof that
+        the agent lives. `gpus`: of how many GPUs it is, None: of all."""
         account = self.roster.nodes.get(node)
         if account is None:
             return
@@ -199,12 +199,13 @@ class Heard:
         if problem:
             account.sample_problem = problem
         else:
-            account.see_sample(power_w, sampled_s, gpus=gpus)
+            account.see_sample(power_w, sampled_s, gpus=gpus, own=own)
 
     def on_agent_doubt(self, node: str, problem: str) -> None:
-        """What Prometheus has of a node's agent cannot be used, and `problem` says why: no sample (I5)."""
+        """What Prometheus has of a node's agent cannot be used, and `problem` says why: no sample (I5). While the agent speaks
+        for itself nobody asks."""
         account = self.roster.nodes.get(node)
-        if account is not None:
+        if account is not None and not account.sample_own:
             account.sample_problem = problem
 
     def on_outcome(self, write: SpecWrite, outcome: Outcome, now_s: float) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from splitwatt_core.budget import observing, raises, realms, releasing
 from splitwatt_core.budget.books import judge_all
+from splitwatt_core.budget.braking import brakes_of
 from splitwatt_core.budget.claims import Placement
 from splitwatt_core.budget.facts import (
     BudgetReport,
@@ -138,6 +139,7 @@ class Keeper(Heard):
             steerable=moment.fleet.steerable,
             may_raise=may_raise,
         )
+        brakes = brakes_of(moment, caps, last_grant=self._term * GRANTS_PER_TERM + self._round)
         writes = self._writes(moment, caps, clocks)
         self._room = floor_room(moment, allowance_w=allowance_w)
         reports, fresh_notes = report(
@@ -160,6 +162,7 @@ class Keeper(Heard):
             take_back=void,
             replaced=replaced,
             confirm=self.roster.to_confirm(now_s),
+            brakes=brakes,
             budgets=self._contract.noted(reports, tree=moment.tree, placements=moment.placements),
             notes=(*notes, *self._drain_notes(), *fresh_notes, *map(void_release, void), *map(machine_renamed, replaced)),
             resign=self._resign,

@@ -128,7 +128,9 @@ def _line(wish: Wish, held: frozenset[Grant], *, number: int, safe_cap_w: int | 
     says = (wish.cap_w, safe_w)
     # Whoever acknowledges what nobody knows of, after a restore of the store, has its word again with a number above that.
     outrun = row is not None and row.grant < account.unknown_ack < number
-    if row is not None and row in held and not moved and not outrun and says == (row.cap_w, row.safe_cap_w):
+    # Nobody but a later grant lifts a brake, so whoever is in charge says the same caps again (R30).
+    braked = row is not None and row.grant <= account.braked < number
+    if row is not None and row in held and not (moved or outrun or braked) and says == (row.cap_w, row.safe_cap_w):
         # A lock counts in no sum. As a new grant it would carry today's charge along, and owe an acknowledgement.
         return replace(row, phase=wish.phase, max_clock_mhz=clock, power_class=wish.power_class)
     return Grant(

@@ -18,6 +18,8 @@ from typing import Any, Final, TypeVar
 
 from splitwatt_core.conditions import Condition, condition_from_wire, condition_to_wire
 from splitwatt_core.names import ANNOTATION_RELEASE, GROUP_VERSION
+from splitwatt_core.protocol.brake import Brake, brake_to_wire, brake_told
+from splitwatt_core.protocol.endpoint import StreamEndpoint, endpoint_from_wire, endpoint_to_wire
 from splitwatt_core.protocol.would import WouldBe, would_from_wire, would_to_wire
 
 GRANTS_PER_TERM: Final = 10**9
@@ -146,6 +148,7 @@ class GpuStatus:
     `management_w` is None when it could not be read (a lost GPU); the ledger then keeps what it last knew. `workload`: the pod
     that holds it; `workloads`: all of them, the same one first, where several share it. `use`: what draw and processes show,
     Unknown from an agent that does not tell. `floor_w`: what it draws whatever its cap; 0: its caps hold.
+    `brake`: what holds it below its grant (R30), once that is durable.
     """
 
     uuid: str
@@ -161,6 +164,7 @@ class GpuStatus:
     workloads: tuple[Workload, ...] = ()
     use: Use = Use.UNKNOWN
     floor_w: int = 0
+    brake: Brake | None = None
 
     @property
     def owners(self) -> tuple[Workload, ...]:
@@ -171,7 +175,7 @@ class GpuStatus:
 @dataclass(frozen=True, slots=True)
 class Status:
     """The agent's word. Void unless `observed_uid` is the uid of the object it stands in. `unresolved`: devices that kubelet
-    gave to pods and that the agent cannot trace to a GPU, each with its pod, in words."""
+    gave to pods and that the agent cannot trace to a GPU, each with its pod, in words. `stream`: where it listens itself."""
 
     observed_uid: str = ""
     observed_term: int = 0
@@ -179,6 +183,7 @@ class Status:
     gpus: tuple[GpuStatus, ...] = ()
     conditions: tuple[Condition, ...] = ()
     unresolved: tuple[str, ...] = ()
+    stream: StreamEndpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +343,7 @@ def _gpu_status_from(raw: Mapping[str, Any], where: str) -> GpuStatus:
         ),
         use=_choice(raw, "use", Use, where, Use.UNKNOWN, told=True),
         floor_w=_get(raw, "floorWatts", int, where, 0),
+        brake=brake_told(raw.get("brake")),
     )
 
 
@@ -350,6 +356,7 @@ def status_from_wire(raw: Mapping[str, Any]) -> Status:
         gpus=tuple(_gpu_status_from(row, f"status.gpus[{i}]") for i, row in enumerate(_gpu_rows(raw, "status"))),
         conditions=tuple(condition_from_wire(row) for row in _list(raw, "conditions", dict, "status")),
         unresolved=tuple(_list(raw, "unresolvedDevices", str, "status")),
+        stream=endpoint_from_wire(raw.get("stream")),
     )
 
 
@@ -388,6 +395,7 @@ def status_to_wire(status: Status) -> dict[str, Any]:
             row["workloads"] = [pod(workload) for workload in g.workloads[:MAX_OWNERS_PER_GPU]]
         if g.floor_w:
             row["floorWatts"] = g.floor_w
+        row |= {} if g.brake is None else {"brake": brake_to_wire(g.brake)}
         return row
 
     unresolved = [text[:MAX_UNRESOLVED_CHARS] for text in status.unresolved[:MAX_UNRESOLVED]]
@@ -397,6 +405,7 @@ def status_to_wire(status: Status) -> dict[str, Any]:
         "bootID": status.boot_id,
         **_summary(status.gpus),
         **({"unresolvedDevices": unresolved} if unresolved else {}),
+        **({} if status.stream is None else {"stream": endpoint_to_wire(status.stream)}),
         "gpus": [gpu(g) for g in status.gpus],
         "conditions": [condition_to_wire(c) for c in status.conditions],
     }

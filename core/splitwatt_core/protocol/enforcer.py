@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from splitwatt_core.protocol.brake import Brake, BrakeOrder, BrakesInForce, arrived, lower
 from splitwatt_core.protocol.contest import Contest, ContestWatch
 from splitwatt_core.protocol.contract import NO_GRANT, GpuStatus, Grant, Health, NodePower
 from splitwatt_core.protocol.milliwatts import MW_PER_W, watts_up
@@ -77,6 +78,8 @@ class Actions:
     persist: Record | None = None
     set_caps: tuple[SetCap, ...] = ()
     clocks: tuple[LockClock, ...] = ()
+    braking: bool = False
+    """A brake is among them: make the calls before the record is durable (R28)."""
 
 
 class ObjectVerdict(StrEnum):
@@ -152,6 +155,7 @@ class Enforcer:
         self._version = 0
         self._observed_term = 0
         self._unknown: tuple[str, ...] = ()
+        self._brakes = BrakesInForce(record.brakes)
 
     # ------------------------------------------------------------------------------------------------ what it is told
 
@@ -209,12 +213,39 @@ class Enforcer:
                 self._high[uuid] = high.followed_by(row, uid=self._uid)
                 gpu.newer_cap_w = max(gpu.newer_cap_w, row.cap_w)
                 self._dirty = True
+                self._brakes.lift(uuid, by=row.grant)
             gpu.target = row
         return ObjectVerdict.ACCEPTED
+
+    def brake(self, order: BrakeOrder) -> tuple[str, ...]:
+        """Take in a brake (R25-R28): tick at once. Answers with the GPUs that it holds from now on, or held already; the others
+        were granted something since it was decided, or are not known here."""
+        held = []
+        for uuid, gpu in self._gpus.items():
+            high = self._high.get(uuid)
+            if not order.names(uuid) or (high is not None and high.grant > order.grant):
+                continue
+            safe_w = None if high is None else min(high.safe_cap_w, high.cap_w)
+            came = arrived(order, safe_w=safe_w, min_w=watts_up(gpu.identity.min_mw))
+            self._dirty |= self._brakes.take(uuid, came)
+            held.append(uuid)
+        return tuple(held)
 
     def persisted(self) -> None:
         """The record of the last `Actions.persist` is durable."""
         self._dirty = False
+        self._brakes.durable()
+
+    def obeys(self, uuid: str) -> bool:
+        """Whether a brake of this GPU is durable, and both limits were read back at or below it. True where none holds it."""
+        gpu = self._gpus[uuid]
+        limits = (gpu.readback.management_mw, gpu.readback.enforced_mw)
+        return self._brakes.obeyed(uuid, limits, min_mw=gpu.identity.min_mw)
+
+    @property
+    def brakes(self) -> Mapping[str, Brake]:
+        """Those in force that are durable, by GPU."""
+        return self._brakes.told
 
     def setter_started(self, uuid: str, now_s: float) -> None:
         """Call before the NVML setter is entered."""
@@ -266,12 +297,25 @@ class Enforcer:
                 if gpu.called[0] > gpu.acked:
                     gpu.explained_mw = max(gpu.explained_mw, cap_mw)
                 set_caps.append(SetCap(uuid, cap_mw))
-            if gpu.target is not None and not self._held and self._may_clock(gpu, gpu.target.max_clock_mhz):
-                if gpu.clock_mhz != NOTHING_TOLD or _tells_of_clocks(gpu.target, gpu.recorded):
-                    clocks.append(LockClock(uuid, gpu.target.max_clock_mhz))
-                gpu.clock_mhz = gpu.target.max_clock_mhz
-        persist = Record(self._term, dict(self._high)) if self._dirty else None
-        return Actions(persist=persist, set_caps=tuple(set_caps), clocks=tuple(clocks))
+            clocks += self._clocks(uuid, gpu)
+        persist = Record(self._term, dict(self._high), dict(self._brakes.now)) if self._dirty else None
+        return Actions(persist=persist, set_caps=tuple(set_caps), clocks=tuple(clocks), braking=self._brakes.ticked())
+
+    def _clocks(self, uuid: str, gpu: _Gpu) -> tuple[LockClock, ...]:
+        """The call that is due, if one is. Without a grant that counts only a brake asks for any."""
+        braked_mhz = self._brakes.max_clock_mhz(uuid)
+        granted = gpu.target if not self._held else None
+        if granted is None:
+            told_mhz = None if gpu.clock_mhz == NOTHING_TOLD else gpu.clock_mhz
+            wanted_mhz = lower(told_mhz, braked_mhz)
+            asks = braked_mhz is not None
+        else:
+            wanted_mhz = lower(granted.max_clock_mhz, braked_mhz)
+            asks = braked_mhz is not None or gpu.clock_mhz != NOTHING_TOLD or _tells_of_clocks(granted, gpu.recorded)
+        if (granted is None and not asks) or not self._may_clock(gpu, wanted_mhz):
+            return ()
+        gpu.clock_mhz = wanted_mhz
+        return (LockClock(uuid, wanted_mhz),) if asks else ()
 
     def _may_clock(self, gpu: _Gpu, wanted_mhz: int | None) -> bool:
         """Whether the lock changes now. One that lets clocks rise waits for the record, as a raise of the cap does (R12)."""
@@ -288,13 +332,17 @@ class Enforcer:
             return None
         recorded = self._high.get(uuid)
         cap_w = gpu.target.cap_w if gpu.target is not None else (recorded.cap_w if recorded else None)
+        braked_w = self._brakes.cap_w(uuid)
+        cap_w = lower(cap_w, braked_w)
         if cap_w is None:
             return None
         if guard_w is not None:
             cap_w = min(cap_w, guard_w)
         cap_mw = min(max(cap_w * MW_PER_W, gpu.identity.min_mw), gpu.identity.max_mw)
         if cap_mw == now_mw:
-            return None
+            # While braked a grant is acknowledged as ever (R29), and a call of ours is what may be acknowledged.
+            owed = braked_w is not None and gpu.target is not None and not self._held and gpu.set_ok != gpu.target.grant
+            return cap_mw if owed else None
         if cap_mw > now_mw and (gpu.target is None or self._held or self._dirty or self._only_lower):
             return None  # only a present, accepted and persisted grant may raise
         return cap_mw
@@ -354,6 +402,7 @@ class Enforcer:
                 default_w=watts_up(gpu.identity.default_mw),
                 model=gpu.identity.model,
                 health=self.health(uuid),
+                brake=self._brakes.told.get(uuid),
             )
             for uuid, gpu in self._gpus.items()
         )

@@ -82,6 +82,8 @@ class GpuAccount:
     """What is told of it and cannot be true, as the end of a sentence; "" when nothing is."""
     unknown_ack: int = NO_GRANT
     """The number that it acknowledges and that nobody is known to have granted."""
+    braked: int = NO_GRANT
+    """The number of the brake that holds it, as its agent says: only a grant above it lifts that (R30)."""
     listed_in: tuple[str, str] = ("", "")
     """Boot and object uid of the last inventory that had it."""
 
@@ -180,6 +182,7 @@ class GpuAccount:
                 self.default_w = self.max_w = min(max(row.min_w, row.default_w, row.max_w), MAX_GPU_WATTS)
                 self.min_w = 0
         self.model = row.model or self.model
+        self.braked = row.brake.grant if valid and row.brake is not None else NO_GRANT
         self.health = row.health
         self.floor_w = min(max(row.floor_w, 0), max(self.default_w, self.max_w)) if valid else self.floor_w
         if row.management_w is not None:

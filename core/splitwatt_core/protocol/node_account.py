@@ -52,6 +52,8 @@ class NodeAccount:
     """The time of that sample as it was told, which may lie ahead of our clock."""
     sample_problem: str = ""
     """Why what Prometheus has of it cannot be used, "" while it can."""
+    sample_own: bool = False
+    """The agent told the sample itself."""
     agent_silent_s: float = AGENT_METRICS_SILENT_S
     """A sample older than this shows no life."""
     status_s: float = float("-inf")
@@ -202,13 +204,14 @@ class NodeAccount:
         """The most that its GPUs can draw, in GPU watts; 0 while none is known."""
         return sum(max(gpu.max_w, gpu.default_w, gpu.charge_w) for gpu in self.gpus.values())
 
-    def see_sample(self, power_w: float, sampled_s: float, *, gpus: int | None = None) -> None:
-        """Its agent's own readings. The same sample told again is no younger, however far its clock is ahead."""
+    def see_sample(self, power_w: float, sampled_s: float, *, gpus: int | None = None, own: bool = False) -> None:
+        """Its agent's own readings, `own` where it told them itself. The same sample told again is no younger, however far its
+        clock is ahead."""
         if sampled_s != self.sample_told_s:
             if sampled_s < self.sample_s:
                 return
             self.sample_s = self.sample_told_s = sampled_s
-        self.sample_w, self.sample_gpus, self.sample_problem = power_w, gpus, ""
+        self.sample_w, self.sample_gpus, self.sample_problem, self.sample_own = power_w, gpus, "", own
 
     @property
     def sampled_w(self) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from splitwatt_core.protocol.brake import Brake
 from splitwatt_core.protocol.contract import MAX_GPU_WATTS, MAX_GRANT, MAX_TERM, NO_GRANT, Grant
 from splitwatt_core.protocol.milliwatts import MW_PER_W
 
@@ -60,10 +61,12 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is durable before it is applied (R12): the highest term, and by GPU what was taken in."""
+    """What is durable before it is applied (R12): the highest term, and by GPU what was taken in. `brakes`: those in force,
+    durable before they are acknowledged (R28)."""
 
     term: int = 0
     grants: Mapping[str, Taken] = field(default_factory=dict)
+    brakes: Mapping[str, Brake] = field(default_factory=dict)
 
 
 def checked(record: Record) -> Record:
@@ -77,4 +80,7 @@ def checked(record: Record) -> Record:
             raise ValueError(f"grant {taken.grant} of {uuid}, with {taken.acked_grant} acknowledged, is none")
         if not all(0 <= cap_w <= MAX_GPU_WATTS for cap_w in caps):
             raise ValueError(f"caps of {max(caps, key=abs)} W, of {uuid}, are none")
+    for uuid, brake in record.brakes.items():
+        if not NO_GRANT < brake.grant <= MAX_GRANT or not 0 <= (brake.cap_w or 0) <= MAX_GPU_WATTS:
+            raise ValueError(f"a brake of {brake.cap_w} W under grant {brake.grant}, of {uuid}, is none")
     return record

@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from splitwatt_client.errors import ApiError, Rejected
+from splitwatt_core.budget.facts import NodeBrake
 from splitwatt_core.budget.keeper import MIN_GAP_S, STEP_S, Keeper, Note, Plan
 from splitwatt_core.names import GROUP_VERSION
 from splitwatt_shell.waiting import woken
@@ -52,6 +53,10 @@ class SupersededError(RuntimeError):
     """A higher term was seen: this process must stop at once."""
 
 
+def grants_say_it(brakes: Iterable[NodeBrake]) -> None:
+    """Where agents' own connections are not used: the grants of the same step go the same way down."""
+
+
 class BudgetLoop:
     """`run` and `measure` side by side until cancelled; `run` raises SupersededError. `held` says whether the Lease is surely
     ours at a monotonic time, `complete` returns once the store holds what the API server holds, `reigning` is told when this
@@ -73,6 +78,7 @@ class BudgetLoop:
         held: Callable[[float], bool],
         complete: Callable[[], Awaitable[None]],
         reigning: Callable[[bool], None],
+        brake: Callable[[Iterable[NodeBrake]], None] = grants_say_it,
     ) -> None:
         self._store = store
         self._view = view
@@ -87,6 +93,7 @@ class BudgetLoop:
         self._decisions = decisions
         self._readings = Readings()
         self._held = held
+        self._brake = brake
         self._complete = complete
         self._reigning = reigning
         self._listing = False
@@ -167,6 +174,7 @@ class BudgetLoop:
     def _perform(self, plan: Plan) -> None:
         if plan.resign is not None:
             raise SupersededError(plan.resign)
+        self._brake(plan.brakes)
         self._performer.start(plan)
 
     def _tell(self, plan: Plan, now_s: float) -> None:

@@ -28,6 +28,7 @@ from splitwatt_core.clusters import ClusterName, ClusterSpec, LabelOwners, clust
 from splitwatt_core.gpus.profiles import Offered, Profile, in_force
 from splitwatt_core.policies.shipped import POLICIES
 from splitwatt_core.protocol.contract import NodePower, node_power_from_wire
+from splitwatt_core.protocol.endpoint import StreamEndpoint
 from splitwatt_core.rendering.objects import object_name
 from splitwatt_core.rendering.role_scale import SCALED_ROLE, ScaleFact, replicas_in_force
 
@@ -147,6 +148,15 @@ class View:
         self._owners: LabelOwners | None = None
         self._in_force: tuple[Profile, ...] | None = None
         store.follow(self._take)
+
+    def endpoint(self, node: str) -> StreamEndpoint | None:
+        """Where the node's agent listens itself, as its NodePower's status says."""
+        seen = self.node_powers.get(node)
+        return None if seen is None or seen.fact is None else seen.fact.status.stream
+
+    def listening(self) -> frozenset[str]:
+        """Nodes whose agents listen themselves."""
+        return frozenset(key.name for key, fact in self.node_powers.facts.items() if fact.status.stream is not None)
 
     def _take(self, kind: Kind, key: Key, obj: JsonObject | None) -> None:
         shelf = self._shelves.get(kind)

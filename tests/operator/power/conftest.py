@@ -32,6 +32,7 @@ from support.exporter import Exporter
 from support.waiting import PATIENCE_S, eventually
 
 API = "/apis/splitwatt.io/v1alpha1"
+STREAM_ACCOUNT = "splitwatt-operator"
 
 
 class Meter(Exporter):
@@ -86,6 +87,8 @@ class Datacenter:
     directory: Path
     agent_kubeconfig: Callable[[str], Path] | None = None
     """Gives an agent its own credentials, by node; otherwise it uses the administrator's."""
+    streams: bool = False
+    """Agents listen themselves, and operators listen to them."""
     twins: dict[str, NodeTwin] = field(default_factory=dict)
     _nodes: list[str] = field(default_factory=list)
     _agents: dict[str, str] = field(default_factory=dict)
@@ -120,6 +123,7 @@ class Datacenter:
                 *("--kubeconfig", str(kubeconfig or self.plane.kubeconfig)),
                 *("--decision-log", str(decision_log)),
                 *arguments,
+                *(("--stream-account", STREAM_ACCOUNT) if self.streams else ()),
             ],
             env=env,
         )
@@ -156,12 +160,14 @@ class Datacenter:
     def _start_agent(self, node: str, folder: Path, state: Path) -> None:
         self._agents[node] = address = f"127.0.0.1:{free_port()}"
         kubeconfig = self.plane.kubeconfig if self.agent_kubeconfig is None else self.agent_kubeconfig(node)
+        user = f"system:serviceaccount:{self.namespace}:{STREAM_ACCOUNT}"
         agent = self.group.start(
             f"agent-{node}",
             [
                 *(sys.executable, "-m", "splitwatt_agent", "--node-name", node, "--listen", address),
                 *("--state-dir", str(folder / "state"), "--boot-id-file", str(folder / "boot_id")),
                 *("--pod-resources", "", "--kubeconfig", str(kubeconfig)),
+                *(("--stream", "127.0.0.1:0", "--stream-user", user) if self.streams else ()),
             ],
             env=environment(state),
         )

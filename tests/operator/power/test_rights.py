@@ -25,7 +25,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 @pytest.fixture(scope="module")
 def crds(control_plane: ControlPlane) -> ControlPlane:
-    install_chart(control_plane, CHART)
+    install_chart(control_plane, CHART, values={"agent": {"stream": {"enabled": True, "port": 9403}}})
     return control_plane
 
 
@@ -36,6 +36,7 @@ def namespace(crds: ControlPlane) -> str:
 
 def test_the_charts_rights_are_enough(datacenter: Any, make_namespace: Any) -> None:
     plane = datacenter.plane
+    datacenter.streams = True
     datacenter.agent_kubeconfig = lambda node: plane.token_kubeconfig(NAMESPACE, "splitwatt-agent", node)
     with datacenter.metered():
         datacenter.add_gpu_nodes("n1", "n2")
@@ -43,6 +44,7 @@ def test_the_charts_rights_are_enough(datacenter: Any, make_namespace: Any) -> N
         budget = datacenter.budget("leaf", limitWatts=9000, meter={"selector": selector})
         operator = datacenter.active_operator(kubeconfig=plane.token_kubeconfig(NAMESPACE, "splitwatt-operator"))
         datacenter.await_condition(budget, "Ready", "True")
+        datacenter.eventually("it is let in by both agents", lambda: operator.metric("splitwatt_agent_streams") == 2)
         serving = make_namespace()
         pool = {"replicas": 1, "gpusPerReplica": 2}
         cluster = {
