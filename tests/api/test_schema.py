@@ -47,7 +47,18 @@ def test_every_node_is_structural_bounded_and_described(kind: Any) -> None:
 
 
 def test_watts_and_times_carry_their_unit() -> None:
-    units = ("Watts", "Seconds", "Milliseconds", "Megahertz", "Percent", "Gibibytes", "Permille", "WattsPerNode", "WattsTotal")
+    units = (
+        "Watts",
+        "Seconds",
+        "Milliseconds",
+        "Megahertz",
+        "Percent",
+        "Gibibytes",
+        "Tokens",
+        "Permille",
+        "WattsPerNode",
+        "WattsTotal",
+    )
     counts = {
         "replicas", "wantedReplicas", "gpusPerReplica", "nodesPerReplica", "readyReplicas", "admittedReplicas", "port",
         "sideChannelPort", "metricsPort", "nodes", "gpus", "observedGeneration", "term", "observedTerm", "grant", "ackedGrant",
