@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -109,7 +109,7 @@ def alert_problem(alert: Alert, found: Sequence[Window], events: Mapping[Event, 
 
 
 def name_problems(
-    expressions: Iterable[str], docs: Mapping[str, str], live: Iterable[str], excused: Sequence[str]
+    expressions: Iterable[str], docs: Mapping[str, str], live: Iterable[str], excused: Collection[str]
 ) -> Sequence[str]:
     """Names that are asked for or written about and that no process exports, and names that are exported for nobody. `docs`: text
     by page; `live`: all names that Prometheus scraped from ours; `excused`: shown nowhere, for a reason, which may be that a site
