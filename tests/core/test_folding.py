@@ -51,7 +51,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[str, Question], list[Series]]:
         rows = draw(st.sampled_from(ways)) | {"rack": (draw(OPS), draw(some))}
         aged = draw(st.sampled_from(["watts", "raw_watts"]))
         questions[f"q{k}"] = Question(written("watts", rows), written(aged, rows), draw(st.sampled_from(["sum", "max"])))
-    series = [
+    series: list[Series] = [
         {"__name__": draw(st.sampled_from(["watts", "raw_watts"])), "n": str(n)}
         | draw(st.dictionaries(st.sampled_from(LABELS), some, max_size=3))
         for n in range(draw(st.integers(0, 20)))
