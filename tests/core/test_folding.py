@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitwatt_core.budget.meters.folding import Family, Question, families
+from splitwatt_core.budget.meters.folding import Family, MeterQuestion, families
 from support.sizes import EXAMPLES
 
 LABELS = ("rack", "feed", "row")
@@ -43,14 +43,14 @@ def selects(selector: str, series: Series) -> bool:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[dict[str, Question], list[Series]]:
+def worlds(draw: st.DrawFn) -> tuple[dict[str, MeterQuestion], list[Series]]:
     some = st.sampled_from(draw(st.lists(VALUES, min_size=2, max_size=4, unique=True)))  # so that they often meet
     ways = draw(st.lists(st.dictionaries(st.sampled_from(LABELS), st.tuples(OPS, some), max_size=2), min_size=1, max_size=2))
     questions = {}
     for k in range(draw(st.integers(1, 12))):
         rows = draw(st.sampled_from(ways)) | {"rack": (draw(OPS), draw(some))}
         aged = draw(st.sampled_from(["watts", "raw_watts"]))
-        questions[f"q{k}"] = Question(written("watts", rows), written(aged, rows), draw(st.sampled_from(["sum", "max"])))
+        questions[f"q{k}"] = MeterQuestion(written("watts", rows), written(aged, rows), draw(st.sampled_from(["sum", "max"])))
     series: list[Series] = [
         {"__name__": draw(st.sampled_from(["watts", "raw_watts"])), "n": str(n)}
         | draw(st.dictionaries(st.sampled_from(LABELS), some, max_size=3))
@@ -73,7 +73,7 @@ def answered(family: Family, series: list[Series]) -> dict[str, tuple[set[str], 
 
 @settings(max_examples=4 * EXAMPLES)
 @given(worlds())
-def test_each_gets_what_its_own_selector_gives(world: tuple[dict[str, Question], list[Series]]) -> None:
+def test_each_gets_what_its_own_selector_gives(world: tuple[dict[str, MeterQuestion], list[Series]]) -> None:
     questions, series = world
     seen: set[str] = set()
     for family in families(questions):
@@ -86,11 +86,11 @@ def test_each_gets_what_its_own_selector_gives(world: tuple[dict[str, Question],
             assert ages == {one["n"] for one in series if selects(question.age_selector, one)}
 
 
-def question(selector: str, *, age: str = "", aggregation: str = "sum") -> Question:
-    return Question(selector, age or selector, aggregation)
+def question(selector: str, *, age: str = "", aggregation: str = "sum") -> MeterQuestion:
+    return MeterQuestion(selector, age or selector, aggregation)
 
 
-def folded(*questions: Question) -> list[set[str]]:
+def folded(*questions: MeterQuestion) -> list[set[str]]:
     return [set(family.members.values()) for family in families({str(k): q for k, q in enumerate(questions)})]
 
 

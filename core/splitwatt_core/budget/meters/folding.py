@@ -27,7 +27,7 @@ _NAME_LABEL: Final = "__name__"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MeterQuestion:
     """What is asked of one meter: plain selectors, all matchers in them, and PromQL's aggregation."""
 
     selector: str
@@ -130,7 +130,7 @@ def escaped(value: str) -> str:
     return _SPECIAL.sub(lambda found: "\\\\" + found[0], value)
 
 
-def families(questions: Mapping[str, Question]) -> list[Family]:
+def families(questions: Mapping[str, MeterQuestion]) -> list[Family]:
     """The families of these, by their keys; who is of none is in none. Each meter goes where most others are."""
     kinds: dict[_Kind, dict[str, str]] = defaultdict(dict)
     ways: dict[str, list[tuple[_Kind, str]]] = defaultdict(list)
