@@ -56,7 +56,7 @@ class Feeds:
         """Something may have changed: claims begin, and what was acknowledged since ends them."""
         for name, node in world.nodes.items():
             owed = self.owed.setdefault(name, {})
-            now = claims(world, node)
+            now, named = claims(world, node), claims(world, node, gone=True)
             seen = world.store.objects.get(name)
             budgets = set(seen.spec.budgets) if seen is not None and seen.spec is not None else set()
             for way in owed:
@@ -65,7 +65,13 @@ class Feeds:
                     self.named[name, way] = world.store.deaths[name]
             for way, since in list(owed.items()):
                 if now and not any(claimed_away(way, new) for new in now):
-                    owed[way] = None  # it stands there, or came back to where a parent is missing
+                    # It stands there, or came back to where no parent is named. A parent that is deleted meanwhile takes no
+                    # claim back that was made while it was there: its leaf names it still.
+                    if since is None or not any(claimed_away(way, new) for new in named):
+                        owed[way] = None
+                    elif self._quit(world, node, way, since, now):
+                        del owed[way]
+                        self._forget(name, way)
                 elif since is None:
                     if now:
                         self.moment += 1
@@ -146,9 +152,10 @@ class Feeds:
         return all(self.decided.get(acked.get(uuid, 0), -1) > since for uuid in node.gpus)
 
 
-def claims(world: World, node: Node) -> list[Way]:
-    """The ways that its label names now, each up to the root or to a parent that is missing."""
+def claims(world: World, node: Node, *, gone: bool = False) -> list[Way]:
+    """The ways that its label names now, each up to the root or to a parent that is missing; `gone`: with that one's name, where
+    a budget names it."""
     label = world.label(node)
     if label is None:
         return []
-    return [tuple(world.declared(name)) for name, line in world.lines.items() if line.selects(name, label)]
+    return [tuple(world.declared(name, gone=gone)) for name, line in world.lines.items() if line.selects(name, label)]

@@ -133,12 +133,14 @@ class World(Clock):
             yield up
             up = self.lines[up].parent or self.lines[up].left_out
 
-    def declared(self, name: str) -> Iterator[str]:
-        """The budgets that it names above itself, as far as they are there."""
+    def declared(self, name: str, *, gone: bool = False) -> Iterator[str]:
+        """The budgets that it names above itself, as far as they are there; `gone`: and then the one that is not."""
         up: str | None = name
         while up is not None and self.lines[up].exists:
             yield up
             up = self.lines[up].parent
+        if gone and up is not None:
+            yield up
 
     def _sum(self, name: str, gpu_w: dict[str, float]) -> float:
         """Watts at a meter when GPUs draw `gpu_w`, by node, and all else what was declared. Nodes count where they stand."""
