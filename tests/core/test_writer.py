@@ -161,6 +161,15 @@ def test_a_move_grants_every_gpu_anew_and_remembers_since_when() -> None:
     assert moves == {"a": 99, "old": 50}
 
 
+def test_a_move_waits_for_the_first_spec_that_grants_anew() -> None:
+    """While nothing can be granted the line that stands keeps its number, and no later acknowledgement would end the move."""
+    moves = {"a": NO_GRANT}
+    waits = composed(Wish(account(), 0, 0, Phase.DECODE), placement(OLD, "b", "a"), moves=moves)
+    assert waits.gpus == (ROW,) and moves == {"a": NO_GRANT}
+    spec = composed(Wish(account(), 300, 0, Phase.DECODE), placement(OLD, "b", "a"), moves=moves)
+    assert spec.gpus[0].grant == 99 and moves == {"a": 99}
+
+
 def test_a_leaf_that_the_node_has_left_is_dropped() -> None:
     spec = composed(Wish(account(), 300, 0, Phase.DECODE), placement(OLD, "b", "a"), moves={"a": DROPPED})
     assert spec.budgets == ("b",) and spec.leaving == () and spec.gpus == (ROW,)

@@ -51,7 +51,8 @@ def stamp(p: Placement, *, term: int, root: BudgetSpec) -> Spec:
 
 
 def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, root: BudgetSpec, moves: dict[str, int]) -> Spec:
-    """The spec that says all wishes. `number` is this round's grant number. Marks in `moves` which grant follows a move."""
+    """The spec that says all wishes. `number` is this round's grant number. Marks in `moves` which grant follows a move, once
+    every line has one."""
     assert p.node.object is not None
     old = p.node.object.spec
     held = frozenset(old.gpus) if old is not None else frozenset()
@@ -73,7 +74,10 @@ def compose(p: Placement, wishes: Iterable[Wish], *, term: int, number: int, roo
         # What a sick GPU may draw is charged already, and its rack's neighbours pay for it: the guard need not cut again.
         allowed_w = max(wish.cap_w, wish.account.floor_w)
         limit_w += allowed_w if wish.account.health is Health.OK else max(allowed_w, wish.account.charge_w)
-    moves.update(dict.fromkeys(begun, number))
+    if all(
+        grant.grant == number for grant in grants
+    ):  # where nothing can be granted yet a line keeps its number, and proves nothing
+        moves.update(dict.fromkeys(begun, number))
     return Spec(
         term=term,
         for_uid=p.node.object.uid,
