@@ -159,7 +159,7 @@ def test_a_cap_that_rose_is_named_with_its_watts(monkeypatch: pytest.MonkeyPatch
 
 def test_the_matrix_has_a_row_for_each_scenario() -> None:
     folder = Path(site.__file__).resolve().parents[1]
-    files = some([*sorted(folder.glob("test_*.py")), folder / "groups.py", folder / "soak.py"])
+    files = some([*sorted(folder.glob("test_*.py")), *(folder / f"{name}.py" for name in ("groups", "streams", "soak"))])
     names = [name for file in files for name in re.findall(r"^def test_(\w+)\(", file.read_text(), re.MULTILINE)]
     table = (folder / "VERSION-MATRIX.md").read_text().partition("| scenario |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (.+?) \|", table.partition("|---|---|---|")[2], re.MULTILINE)
