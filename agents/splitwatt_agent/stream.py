@@ -98,7 +98,7 @@ class StreamServer:
     async def _brake(self, request: web.BaseRequest) -> web.Response:
         try:
             order = order_from_wire(json.loads(await request.content.read(MAX_ORDER_BYTES)))
-        except (ContractError, ValueError) as error:
+        except (ContractError, ValueError, RecursionError) as error:
             return _refused(400, str(error))
         heard = self._control.hear_brake(order)
         log.warning("braked by the operator: to %s, under grant %d", order.to.value, order.grant)

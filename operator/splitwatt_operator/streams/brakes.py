@@ -7,6 +7,7 @@ that is slow or dead keeps nobody else waiting.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -53,6 +54,13 @@ class Braker:
         await end_all(set(self._tasks))
 
     async def _send(self, node: str, order: BrakeOrder) -> None:
+        try:
+            await self._say(node, order)
+        finally:
+            if self._newest.get(node) is order:
+                del self._newest[node]  # a later step may ask for the same
+
+    async def _say(self, node: str, order: BrakeOrder) -> None:
         about = {"node": node, "grant": order.grant}
         why = ""
         for _ in range(TRIES):
@@ -62,16 +70,14 @@ class Braker:
                 return
             try:
                 async with self._peers.ask("POST", node, BRAKE_PATH, body=order_to_wire(order), within_s=SEND_S) as response:
-                    held = (await response.json()).get("held")
-            except PeerError as failure:
+                    answer = json.loads(await response.read())
+                    held = answer["held"]
+            except (PeerError, ValueError, TypeError, KeyError, RecursionError) as failure:  # no answer, or none of ours
                 why = str(failure)
                 await asyncio.sleep(AGAIN_S)
                 continue
             self._metrics.count_brake("Held" if held else "Over")
-            log.warning("braked", extra={**about, "gpus": len(held or ())})
-            break
-        else:
-            self._metrics.count_brake("GivenUp")
-            log.error("not braked over its own connection, its grants say the same: %s", why, extra=about)
-        if self._newest.get(node) is order:
-            del self._newest[node]
+            log.warning("braked", extra={**about, "held": bool(held)})
+            return
+        self._metrics.count_brake("GivenUp")
+        log.error("not braked over its own connection, its grants say the same: %s", why, extra=about)

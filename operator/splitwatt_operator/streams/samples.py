@@ -31,7 +31,6 @@ SILENT_S: Final = 5.0 / CALM_HZ
 """A stream that says nothing for this long is closed and begun anew."""
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
-MAX_LINE_BYTES: Final = 64 * 1024
 
 Heard = Callable[[str, NodeDraw, float], None]
 """Node, what it draws, and when that was read, by our own wall clock."""
@@ -96,12 +95,12 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[NodeDr
         except TimeoutError as error:
             raise PeerError(f"silent for {SILENT_S:.0f} s") from error
         except ValueError as error:  # aiohttp's word for a line without an end
-            raise PeerError(f"a line of more than {MAX_LINE_BYTES} bytes") from error
+            raise PeerError("a line that does not end") from error
         if not line:
             return
         received_s = time.time()
         try:
             raw = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError("a line is no JSON") from error
         yield drawn_from_wire(raw), received_s
